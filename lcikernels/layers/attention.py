@@ -1,0 +1,61 @@
+"""Causal softmax attention, as GPT-NeoX computes it, through transformers' attention functions."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lcikernels.layers.rotary import rotate
+
+
+class Attention(nn.Module):
+    """o_proj(softmax(q k^T / sqrt(K) + mask) v), rotary positions on the first dims of q and k.
+
+    x [B, T, hidden_size]; rotary is what `rotary_angles` returns; mask is what transformers'
+    `create_causal_mask` returns; past_key_values, where given, grows by T keys and values.
+    """
+
+    is_causal = True                                           # read by transformers' SDPA function
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int):
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        self.head_dim = config.head_dim
+        inner, bias = config.num_attention_heads * config.head_dim, config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, inner, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, inner, bias=bias)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = rotate(q, *rotary).transpose(1, 2), rotate(k, *rotary).transpose(1, 2), v.transpose(1, 2)
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        o, _ = attend(self, q, k, v, mask, scaling=self.head_dim**-0.5, dropout=0.0)
+        return self.o_proj(o.flatten(2))
+
+
+def eager_attention(
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """attn_implementation="eager": q, k, v [B, H, T, K], additive mask.  Returns o [B, T, H, K] and the weights."""
+    scores = q @ k.mT * scaling
+    if mask is not None:
+        scores = scores + mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    return (weights @ v).transpose(1, 2), weights

@@ -1,0 +1,71 @@
+"""Multi-scale retention (Sun et al. 2023, section 2.2), with rotary positions in the place of xPos."""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
+
+from lcikernels.layers.rotary import rotate
+from lcikernels.layers.state import decodes
+from lcikernels.ops import gated_rms_norm, retention, retention_step
+
+
+def retnet_log_decay(H: int, device: torch.device | None = None) -> Tensor:
+    """log(1 - 2^(-5-h)) for h = 0 .. H-1, float32 [H].  Sun et al. 2023, section 3.1."""
+    return torch.log1p(-torch.exp2(-5.0 - torch.arange(H, dtype=torch.float32, device=device)))
+
+
+class Retention(nn.Module):
+    """o_proj(rms_norm_per_head(retention(q, k, v)) * silu(g_proj(x))), q and k rotated.
+
+    x [B, T, hidden_size]; rotary is what `rotary_angles` returns; keep [B, T], where given, is False at tokens
+    that leave no trace in the state (padding); past_key_values, where given, is advanced by T tokens.
+    Every head keeps its own fixed decay; the norm has no weight.
+    """
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int):
+        super().__init__()
+        self.layer_idx, self.eps = layer_idx, config.layer_norm_eps
+        self.num_heads = config.retention_num_heads
+        size, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(size, size, bias=bias)
+        self.k_proj = nn.Linear(size, size, bias=bias)
+        self.v_proj = nn.Linear(size, size, bias=bias)
+        self.g_proj = nn.Linear(size, size, bias=bias)
+        self.o_proj = nn.Linear(size, size, bias=bias)
+        self.register_buffer("log_decay", retnet_log_decay(self.num_heads), persistent=False)
+
+    def _apply(self, fn, recurse: bool = True):
+        # The buffer follows devices, not dtypes: in bfloat16 the decays from head 4 on would round to 0.
+        super()._apply(fn, recurse)
+        self.log_decay = retnet_log_decay(self.num_heads, self.log_decay.device)
+        return self
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        keep: Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        projections = (self.q_proj, self.k_proj, self.v_proj, self.g_proj)
+        q, k, v, g = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in projections)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        o = self.retain(q, k, v, keep, past_key_values)
+        return self.o_proj(gated_rms_norm(o, g, eps=self.eps).flatten(2))
+
+    def retain(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, cache: Cache | None) -> Tensor:
+        """`retention` from the cache's state on, which is advanced.  q, k, v, o [B, T, H, K]."""
+        log_decay = self.log_decay.to(torch.promote_types(q.dtype, torch.float32))
+        if keep is not None:
+            k = k * keep[..., None, None]
+            log_decay = log_decay * keep[..., None]            # [B, T, H]: a padding neither adds nor fades
+        if cache is None:
+            return retention(q, k, v, log_decay)
+        state = cache.get_recurrent_state(self.layer_idx)
+        if decodes(q, keep, state):
+            o = retention_step(q[:, 0], k[:, 0], v[:, 0], log_decay, state=state)[:, None]
+        else:
+            o, state = retention(q, k, v, log_decay, initial_state=state, return_final_state=True)
+        cache.update_recurrent_state(state, self.layer_idx, tokens=q.shape[1])
+        return o

@@ -1,0 +1,79 @@
+"""What a recurrent mixer remembers between calls: a layer of `transformers`' cache that does not grow."""
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, Cache, CacheLayerMixin, LinearAttentionLayer
+
+
+class RecurrentLayer(LinearAttentionLayer, CacheLayerMixin):
+    """The states of one recurrent mixer after `length` tokens: one recurrent state, and one of its convolution.
+
+    Unlike the LinearAttentionLayer it extends, it counts tokens, so that a model without any attention still has
+    positions; it keeps the W-1 inputs that a convolution of width W needs; and a new state replaces the old one.
+    `DynamicCache(config=config)` builds one for every "recurrent" in `config.layer_types`.
+    """
+
+    _layer_type = "recurrent"
+    is_compileable = False                                     # `length` is a Python int: every step would recompile
+
+    def __init__(self, max_cache_len: int = -1):
+        CacheLayerMixin.__init__(self)
+        LinearAttentionLayer.__init__(self)
+        self.length = 0
+
+    def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, tokens: int = 0) -> Tensor:
+        """Keep the state that `tokens` more tokens led to."""
+        self.device, self.dtype = recurrent_states.device, recurrent_states.dtype
+        self.recurrent_states[state_idx] = recurrent_states
+        self.is_recurrent_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
+        self.length += tokens
+        return recurrent_states
+
+    def update_conv_state(self, conv_states: Tensor, state_idx: int = 0) -> Tensor:
+        self.conv_states[state_idx] = conv_states
+        self.is_conv_states_initialized[state_idx] = True
+        return conv_states
+
+    def update(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        raise TypeError("RecurrentLayer.update: a recurrent layer holds states, it cannot hold keys and values")
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def reset(self) -> None:
+        super().reset()
+        self.length = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise ValueError("RecurrentLayer.crop: a recurrent state cannot forget its last tokens; copy the cache before them")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.length:
+            rows = torch.arange(len(self.recurrent_states[0]), device=self.device)
+            self.reorder_cache(rows.repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.reorder_cache(indices)
+
+
+def decodes(x: Tensor, keep: Tensor | None, state: Tensor | None) -> bool:
+    """Whether x [B, T, ...] is one real token on a state that may change in place: no gradient will flow through it."""
+    return x.shape[1] == 1 and state is not None and keep is None and not torch.is_grad_enabled()
+
+
+# A recurrent state has one size for all lengths, so the same layer also serves a StaticCache.
+STATIC_LAYER_TYPE_MAPPING[RecurrentLayer._layer_type] = RecurrentLayer
+
+
+def check_cache(cache: Cache, layer_types: list[str]) -> None:
+    """ValueError unless `cache` holds a RecurrentLayer exactly where `layer_types` says "recurrent"."""
+    got = [isinstance(layer, RecurrentLayer) for layer in cache.layers]
+    want = [layer_type == "recurrent" for layer_type in layer_types]
+    if any(want) and got != want:
+        raise ValueError(
+            f"past_key_values must be DynamicCache(config=model.config), with a RecurrentLayer in layers "
+            f"{[i for i, recurrent in enumerate(want) if recurrent]}, got {cache}"
+        )

@@ -1,0 +1,12 @@
+"""The causal LM of this package, known to transformers' Auto classes once this is imported."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from lcikernels.models.config import LCIConfig
+from lcikernels.models.lm import LCIForCausalLM, LCIModel
+
+AutoConfig.register(LCIConfig.model_type, LCIConfig)
+AutoModel.register(LCIConfig, LCIModel)
+AutoModelForCausalLM.register(LCIConfig, LCIForCausalLM)
+
+__all__ = ["LCIConfig", "LCIForCausalLM", "LCIModel"]

@@ -1,0 +1,123 @@
+"""The configuration of the one causal LM: a stack of blocks whose mixers are spelled by `pattern`."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+CACHES = {"A": "full_attention", "R": "recurrent", "M": "recurrent"}      # the cache layer each mixer needs
+
+
+@strict
+class LCIConfig(PreTrainedConfig):
+    """A causal LM in GPT-NeoX's frame (LayerNorm with bias, MLP of two matrices, rotary positions).
+
+    `pattern` has one letter a layer: "A" softmax attention, "R" retention, "M" Mamba-1; None is retention in
+    every layer. `use_parallel_residual` adds mixer and MLP of the same input, otherwise the MLP follows the mixer.
+
+    Attention has `num_attention_heads` heads of `head_dim` (None: hidden_size / num_attention_heads); retention
+    has `retention_num_heads` heads (None: num_attention_heads) that share hidden_size. `rope_parameters` holds
+    rope_theta (10000) and partial_rotary_factor (1.0), the share of each head's dims that rotates, in both.
+    Mamba has expand * hidden_size channels of `state_size` states; "auto" resolves `time_step_rank` to
+    ceil(hidden_size / 16).
+
+    Raises ValueError where a letter, a length or a size does not fit.
+    """
+
+    model_type = "lci"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 50304
+    hidden_size: int = 512
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 8
+    head_dim: int | None = None
+    intermediate_size: int = 2048
+    hidden_act: str = "gelu"
+    max_position_embeddings: int = 2048
+    layer_norm_eps: float = 1e-5
+    rope_parameters: dict | None = None
+    attention_bias: bool = True
+    use_parallel_residual: bool = True
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 0
+    pad_token_id: int | None = None
+    pattern: str | None = None
+    retention_num_heads: int | None = None
+    state_size: int = 16
+    conv_kernel: int = 4
+    expand: int = 2
+    time_step_rank: int | str = "auto"
+
+    def __post_init__(self, **kwargs):
+        if self.pattern is None:
+            self.pattern = "R" * self.num_hidden_layers
+        check_pattern(self.pattern, self.num_hidden_layers)
+        if self.retention_num_heads is None:
+            self.retention_num_heads = self.num_attention_heads
+        if self.head_dim is None:
+            check_heads(self, "A", "num_attention_heads")
+            self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
+        check_heads(self, "R", "retention_num_heads")
+        if self.time_step_rank == "auto":
+            self.time_step_rank = -(-self.hidden_size // 16)
+        super().__post_init__(**kwargs)
+        check_rotary(self)
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The cache layer of every block, in the names `transformers.DynamicCache(config=...)` looks up."""
+        return [CACHES[letter] for letter in self.pattern]
+
+    @property
+    def rotary_dims(self) -> dict[str, int]:
+        """How many dims of a head rotate, for each mixer in `pattern` that has heads."""
+        share = self.rope_parameters.get("partial_rotary_factor", 1.0)
+        return {letter: int(size * share) for letter, size in self.head_sizes.items()}
+
+    @property
+    def head_sizes(self) -> dict[str, int]:
+        """The dims of a head, for each mixer in `pattern` that has heads."""
+        sizes = {}
+        if "A" in self.pattern:
+            sizes["A"] = self.head_dim
+        if "R" in self.pattern:
+            sizes["R"] = self.hidden_size // self.retention_num_heads
+        return sizes
+
+    def validate_layer_type(self):
+        """`check_pattern` is stricter; the inherited check knows no layer type but transformers' own."""
+
+
+def check_pattern(pattern: str, num_layers: int) -> None:
+    """ValueError unless `pattern` is `num_layers` letters out of A, R and M."""
+    unknown = sorted(set(pattern) - set(CACHES))
+    if unknown or len(pattern) != num_layers:
+        raise ValueError(
+            f"LCIConfig: pattern must be num_hidden_layers={num_layers} letters out of A (attention), "
+            f"R (retention) and M (Mamba), got {pattern!r} with {len(pattern)} letters"
+            + (f", unknown: {', '.join(unknown)}" if unknown else "")
+        )
+
+
+def check_heads(config: LCIConfig, letter: str, name: str) -> None:
+    """ValueError where the mixer `letter` is in the pattern and its heads do not share hidden_size evenly."""
+    count = getattr(config, name)
+    if letter in config.pattern and (count < 1 or config.hidden_size % count):
+        raise ValueError(f"LCIConfig: {name} must divide hidden_size={config.hidden_size}, got {count}")
+
+
+def check_rotary(config: LCIConfig) -> None:
+    """ValueError where the rotary positions are of another kind, or their pairs do not fit a head."""
+    rope_type = config.rope_parameters["rope_type"]
+    if rope_type != "default":
+        raise ValueError(f"LCIConfig: rope_parameters['rope_type'] must be 'default', got {rope_type!r}")
+    for letter, dims in config.rotary_dims.items():
+        size = config.head_sizes[letter]
+        if not 0 <= dims + dims % 2 <= size:
+            share = config.rope_parameters["partial_rotary_factor"]
+            raise ValueError(
+                f"LCIConfig: partial_rotary_factor must rotate pairs within a head of {size} dims, "
+                f"got {share}, which is {dims} dims of mixer {letter}"
+            )

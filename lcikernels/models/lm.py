@@ -1,0 +1,205 @@
+"""One causal LM: GPT-NeoX's block with the mixer that the config's pattern names in each layer."""
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache, StaticCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from lcikernels.layers import MLP, Attention, Mamba, Retention
+from lcikernels.layers.retention import retnet_log_decay
+from lcikernels.layers.rotary import rotary_angles
+from lcikernels.layers.state import check_cache
+from lcikernels.models.config import LCIConfig
+
+MIXERS = {"A": Attention, "R": Retention, "M": Mamba}
+
+
+class LCIBlock(GradientCheckpointingLayer):
+    """x + mixer(mixer_norm(x)) + mlp(mlp_norm(x)), or, sequentially, y + mlp(mlp_norm(y)), y = x + mixer(mixer_norm(x))."""
+
+    def __init__(self, config: LCIConfig, layer_idx: int):
+        super().__init__()
+        self.parallel = config.use_parallel_residual
+        self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mixer = MIXERS[config.pattern[layer_idx]](config, layer_idx)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        mixed = self.mixer(self.mixer_norm(x), rotary, mask, past_key_values)
+        if self.parallel:
+            return self.mlp(self.mlp_norm(x)) + mixed + x
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class LCIPreTrainedModel(PreTrainedModel):
+    config: LCIConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LCIBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _can_record_outputs = {"hidden_states": LCIBlock}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)                          # Linear, Embedding: initializer_range; LayerNorm: 1, 0
+        if isinstance(module, Retention):
+            init.copy_(module.log_decay, retnet_log_decay(module.num_heads))
+        elif isinstance(module, Mamba):
+            module.init_weights()
+
+
+class LCIModel(LCIPreTrainedModel):
+    """Embedding, blocks, final norm."""
+
+    def __init__(self, config: LCIConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(LCIBlock(config, i) for i in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """input_ids [B, T] or inputs_embeds [B, T, hidden_size]; attention_mask [B, past + T], 0 at padding.
+
+        Padding, wherever it stands, reaches neither another token nor a cached state. Without position_ids the
+        tokens count on from the cache. Raises ValueError where an argument does not fit the pattern.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("LCIModel: exactly one of input_ids and inputs_embeds must be given")
+        recurrent = set(self.config.pattern) != {"A"}
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if past_key_values is not None:
+            check_cache(past_key_values, self.config.layer_types)
+        elif use_cache:
+            past_key_values = DynamicCache(config=self.config)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if position_ids is None:
+            position_ids = (torch.arange(x.shape[1], device=x.device) + past)[None]
+        elif past_key_values is None and attention_mask is None and recurrent:
+            refuse_packing(position_ids)
+
+        masks: dict[str, Tensor | None] = {}
+        if isinstance(attention_mask, dict):                   # generate() with a static cache of attention layers
+            masks["A"] = attention_mask["full_attention"]
+        elif "A" in self.config.pattern:
+            masks["A"] = create_causal_mask(
+                config=self.config,
+                inputs_embeds=x,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                # transformers drops the mask of a lone token, but a StaticCache has empty places after it.
+                allow_is_causal_skip=not isinstance(past_key_values, StaticCache),
+            )
+        if recurrent:
+            masks["R"] = masks["M"] = kept_tokens(attention_mask, x.shape[0], past, x.shape[1])
+        theta = self.config.rope_parameters["rope_theta"]
+        rotary = {
+            letter: rotary_angles(position_ids, dims, theta, x.dtype)
+            for letter, dims in self.config.rotary_dims.items()
+        }
+        for letter, layer in zip(self.config.pattern, self.layers):
+            x = layer(x, rotary.get(letter), masks[letter], past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+
+
+class LCIForCausalLM(LCIPreTrainedModel, GenerationMixin):
+    """LCIModel and a head over the vocabulary, without bias; tied to the embedding where the config says so."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: LCIConfig):
+        super().__init__(config)
+        self.model = LCIModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._is_stateful = set(config.pattern) != {"A"}       # assisted generation must rewind: recurrences cannot
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """As LCIModel; logits [B, T, vocab_size], or of the last `logits_to_keep` tokens where that is not 0.
+
+        labels [B, T], -100 where there is none: loss is the mean cross entropy of logits[:, t] and labels[:, t+1].
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
+        )
+
+
+def kept_tokens(attention_mask: Tensor | None, B: int, past: int, T: int) -> Tensor | None:
+    """The last T columns of attention_mask as bool [B, T]; None where they are all kept.
+
+    Reading that from a GPU waits for it, so a compiled graph always carries the mask.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.shape != (B, past + T):
+        raise ValueError(
+            f"LCIModel: attention_mask must be [B, past + T] = [{B}, {past + T}] for recurrent layers, "
+            f"got shape {tuple(attention_mask.shape)}"
+        )
+    keep = attention_mask[:, -T:].bool()
+    return keep if torch.compiler.is_compiling() or not keep.all() else None
+
+
+def refuse_packing(position_ids: Tensor) -> None:
+    """ValueError where positions restart inside a row: a recurrent state would run on into the next sequence."""
+    if not torch.compiler.is_compiling() and not (position_ids.diff(dim=-1) == 1).all():
+        raise ValueError(
+            "LCIModel: position_ids must rise by 1 along a row, got rows of packed sequences, which recurrent "
+            "layers cannot tell apart; give each sequence its own row and an attention_mask"
+        )
