@@ -1,0 +1,17 @@
+"""Checkpoint families: a two-column table each."""
+
+from transformers import PreTrainedConfig
+
+from growth.adapters.gpt_neox import GPT_NEOX
+from growth.adapters.lci import LCI
+from growth.adapters.table import Adapter
+from growth.errors import refuse
+
+ADAPTERS = {adapter.model_type: adapter for adapter in (GPT_NEOX, LCI)}
+
+
+def adapter_of(config: PreTrainedConfig, where: str) -> Adapter:
+    if config.model_type not in ADAPTERS:
+        raise refuse(where, f"a checkpoint of one of: {', '.join(ADAPTERS)}", config.model_type,
+                     "no adapter knows its tensors yet")
+    return ADAPTERS[config.model_type]

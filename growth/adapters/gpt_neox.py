@@ -1,0 +1,58 @@
+"""GPT-NeoX (Pythia): parallel or sequential residual, LayerNorm, partial rotary, queries, keys and values fused per head."""
+
+from transformers import PreTrainedConfig
+
+from growth.adapters.table import Adapter, Entry, one
+from growth.spaces import Architecture, Space, Weight
+
+QKV = tuple(Weight(f"layers.{{}}.mixer.{part}.weight", (f"{space}.{{}}", "normed"))
+            for part, space in (("q", "query"), ("k", "key"), ("v", "value")))
+QKV_BIAS = tuple(Weight(f"layers.{{}}.mixer.{part}.bias", (f"{space}.{{}}",))
+                 for part, space in (("q", "query"), ("k", "key"), ("v", "value")))
+
+MODEL = {
+    "gpt_neox.embed_in.weight": one("embed.weight", "residual", "vocab", layout="v d -> d v"),
+    "gpt_neox.final_layer_norm.weight": one("norm.weight", "final_gain"),
+    "gpt_neox.final_layer_norm.bias": one("norm.bias", "final"),
+    "embed_out.weight": one("head.weight", "vocab", "final"),
+}
+BLOCK = {
+    "gpt_neox.layers.{}.input_layernorm.weight": one("layers.{}.mixer_norm.weight", "gain"),
+    "gpt_neox.layers.{}.input_layernorm.bias": one("layers.{}.mixer_norm.bias", "normed"),
+    "gpt_neox.layers.{}.attention.query_key_value.weight": Entry(QKV, "(h part d) e -> part (h d) e"),
+    "gpt_neox.layers.{}.attention.query_key_value.bias": Entry(QKV_BIAS, "(h part d) -> part (h d)"),
+    "gpt_neox.layers.{}.attention.dense.weight": one("layers.{}.mixer.o.weight", "residual", "value.{}"),
+    "gpt_neox.layers.{}.attention.dense.bias": one("layers.{}.mixer.o.bias", "residual"),
+    "gpt_neox.layers.{}.post_attention_layernorm.weight": one("layers.{}.mlp_norm.weight", "gain"),
+    "gpt_neox.layers.{}.post_attention_layernorm.bias": one("layers.{}.mlp_norm.bias", "normed"),
+    "gpt_neox.layers.{}.mlp.dense_h_to_4h.weight": one("layers.{}.mlp.up.weight", "ffn.{}", "normed"),
+    "gpt_neox.layers.{}.mlp.dense_h_to_4h.bias": one("layers.{}.mlp.up.bias", "ffn.{}"),
+    "gpt_neox.layers.{}.mlp.dense_4h_to_h.weight": one("layers.{}.mlp.down.weight", "residual", "ffn.{}"),
+    "gpt_neox.layers.{}.mlp.dense_4h_to_h.bias": one("layers.{}.mlp.down.bias", "residual"),
+}
+
+
+def model(config: PreTrainedConfig) -> dict[str, Entry]:
+    return {name: entry for name, entry in MODEL.items()
+            if not (config.tie_word_embeddings and name == "embed_out.weight")}
+
+
+def block(config: PreTrainedConfig, layer: int) -> dict[str, Entry]:
+    return {name: entry for name, entry in BLOCK.items()
+            if config.attention_bias or not (".attention." in name and name.endswith(".bias"))}
+
+
+def describe(config: PreTrainedConfig, adapter: Adapter) -> Architecture:
+    D, H = config.hidden_size, config.num_attention_heads
+    spaces = {name: Space(D) for name in ("residual", "gain", "normed", "final_gain", "final")}
+    spaces |= {f"{name}.{{}}": Space(H, D // H) for name in ("query", "key", "value")}
+    spaces |= {"ffn.{}": Space(config.intermediate_size), "vocab": Space(config.vocab_size)}
+    return Architecture(adapter.weights(config), spaces, config.num_hidden_layers, config.layer_norm_eps,
+                        config.initializer_range, bool(config.tie_word_embeddings))
+
+
+GPT_NEOX = Adapter(
+    "gpt_neox", model, block, describe,
+    renamed={"lm_head.weight": "embed_out.weight"},
+    ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
+)

@@ -1,0 +1,94 @@
+"""The only loop over parameters: new[i] = write . (sum_j depth[i, j] old[j]) . read^T"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from growth.adapters.table import Adapter
+from growth.maps import Maps
+from growth.plan import Plan, Row, Source
+from growth.spaces import Architecture, Weight
+
+Read = Callable[[str, int | None], Tensor]
+
+
+def reader(source: Source) -> Read:
+    """(weight, layer) -> the weight, in its own axis order; float32 at least, for W / 3 has no 16-bit form."""
+    heads = source.config.num_attention_heads
+
+    @lru_cache(maxsize=1)      # the parts of a fused projection follow each other
+    def parts(name: str, entry) -> tuple[Tensor, ...]:
+        x = source.checkpoint.read(name)
+        return entry.from_disk(x.to(torch.promote_types(x.dtype, torch.float32)), heads)
+
+    def read(weight: str, layer: int | None) -> Tensor:
+        name, entry, part = source.place[weight, layer]
+        return parts(source.on_disk[name], entry)[part]
+
+    return read
+
+
+def expand(weight: Weight, layer: int | None, old: Read, maps: Maps) -> Tensor:
+    """One wide weight of one target layer, without noise. Differentiable in dense maps."""
+    if layer is None:
+        x = old(weight.name, None)
+    else:
+        row = maps.depth[weight.name][layer]
+        used = range(len(row)) if row.requires_grad else row.nonzero().flatten().tolist()
+        layers = [(float(row[j]) if not row.requires_grad else row[j]) * old(weight.name, j) for j in used]
+        x = sum(layers) if layers else torch.zeros_like(old(weight.name, 0))
+    x = _map(maps, weight, layer, 0).write(x)
+    return _map(maps, weight, layer, 1).read(x) if x.ndim == 2 else x
+
+
+def _map(maps: Maps, weight: Weight, layer: int | None, axis: int):
+    return maps.spaces[weight.spaces[axis].format(layer)]
+
+
+def noise(weight: Weight, layer: int | None, shape: tuple[int, ...], maps: Maps, std: float, seed: int) -> Tensor | float:
+    """What parts the copies: a fresh matrix, less all that its readers would see of it. 0 where nothing was copied."""
+    if len(shape) < 2 or not (reading := _map(maps, weight, layer, 1)).noise:
+        return 0.0
+    fresh = torch.randn(shape, generator=torch.Generator().manual_seed(named_seed(seed, weight.name.format(layer))))
+    return reading.unseen(fresh * (std * reading.noise))
+
+
+def grown(source: Source, adapter: Adapter, config: PreTrainedConfig, maps: Maps, old: Architecture,
+          seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the grown model, as it is written to disk."""
+    read = reader(source)
+    for name, (entry, layer) in adapter.table(config).items():
+        parts = []
+        for weight in entry.weights:
+            x = expand(weight, layer, read, maps)
+            parts.append(x + noise(weight, layer, tuple(x.shape), maps, old.init_std, seed))
+        stored = source.dtype(entry.weights[0].name, None if layer is None else 0)
+        yield name, entry.to_disk(parts, config.num_attention_heads).to(stored)
+
+
+def plan_growth(source: Source, adapter: Adapter, config: PreTrainedConfig, maps: Maps, new: Architecture) -> Plan:
+    """Where every grown tensor comes from."""
+    rows = []
+    for name, (entry, layer) in adapter.table(config).items():
+        used = [(weight, j) for weight in entry.weights for j in _layers(maps, weight, layer)]
+        sources = tuple(dict.fromkeys(source.where(weight.name, j) for weight, j in used))
+        same = all(_map(maps, weight, layer, axis).same for weight in entry.weights for axis in range(len(weight.spaces)))
+        rows.append(Row(name, entry.disk_shape(new.spaces, config.num_attention_heads),
+                        "copied" if same and len(sources) == 1 else "expanded", sources,
+                        "" if sources else "zero: this layer adds nothing at first"))
+    used_names = {source for row in rows for source in row.sources}
+    return Plan(tuple(rows), {name: "no layer of the target takes it" for name in source.on_disk.values()
+                              if name not in used_names})
+
+
+def _layers(maps: Maps, weight: Weight, layer: int | None) -> list[int | None]:
+    return [None] if layer is None else maps.depth[weight.name][layer].nonzero().flatten().tolist()
+
+
+def named_seed(seed: int, name: str) -> int:
+    """A seed per tensor, so that one tensor's values depend on nothing but its name."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1

@@ -1,0 +1,138 @@
+"""LiGO: learn how to grow.  Wang et al., ICLR 2023 (arXiv 2303.00980).
+
+    new[i] = B (sum_j w[i, j] W[j]) A^T          B = write, A = read, w = depth; the paper's eq. 3-6, depth mixed first
+
+Each space has its own B, the residual stream one for the whole model, queries, keys, values and neurons one per target
+layer; each weight has its own depth coefficients. The maps are trained for a few steps on the large model's own loss, the
+source's weights stay as they are.
+
+    published   ties A = B of the producer; B = [I; C], rows of C random with sum 1; depth: stacking plus noise, rows with
+                sum 1. Preserves nothing: with A = B, readers see each channel more than once.
+    lossless    A and B apart, starting from LEMON's maps, so that step 0 is the source; after it the maps go where the loss
+                leads. Readers get a random part that B never writes, or copies would stay equal for ever.
+"""
+
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, Trainer, TrainingArguments
+
+from growth.adapters.table import Adapter
+from growth.depth import rearranged, stacked
+from growth.engine import expand, named_seed, reader
+from growth.maps import Map, Maps, Widen, keep, per_layer
+from growth.operators.lemon import lemon
+from growth.plan import Source
+from growth.spaces import Architecture
+from growth.training.data import Windows, load_text, tokens
+from growth.training.flops import count_flops
+
+STARTS = ("lossless", "published")
+SHARED = ("residual", "gain", "normed", "final_gain", "final")     # B_emb in the published ties
+DEPTH_NOISE = 0.03
+UNSEEN = 0.1      # the random part of a reader, relative to the weight that it is drawn from
+
+
+def ligo(old: Architecture, new: Architecture, *, start: str = "lossless", seed: int = 0) -> Maps:
+    """The maps that learning starts from; see `learned`."""
+    generator = torch.Generator().manual_seed(named_seed(seed, "ligo"))
+    return _lossless(old, new, generator) if start == "lossless" else _published(old, new, generator)
+
+
+def _lossless(old: Architecture, new: Architecture, generator: torch.Generator) -> Maps:
+    maps = lemon(old, new, noise=0.0)
+    spaces: dict[str, Map] = {}
+    for name, space in maps.spaces.items():
+        dense = space.dense()
+        T, S = dense.read_matrix.shape
+        unseen = space.unseen(torch.randn(S, T, dtype=torch.float64, generator=generator) * UNSEEN / math.sqrt(S)).T
+        spaces[name] = space if name == "vocab" else replace(dense, read_matrix=dense.read_matrix + unseen)
+    return replace(maps, spaces=spaces)
+
+
+def _published(old: Architecture, new: Architecture, generator: torch.Generator) -> Maps:
+    def tied(S: int, T: int) -> Widen:
+        added = torch.rand(T - S, S, dtype=torch.float64, generator=generator)
+        B = torch.cat([torch.eye(S, dtype=torch.float64), added / added.sum(1, keepdim=True)])
+        return Widen(B, B)
+
+    stream = tied(old.spaces["residual"].size, new.spaces["residual"].size)
+    spaces: dict[str, Map] = {"vocab": keep(old.spaces["vocab"])} | dict.fromkeys(SHARED, stream)
+    spaces |= per_layer(old, new, lambda a, b: tied(a.size, b.size))
+    depth = {}
+    for weight in filter(lambda weight: weight.layered, old.weights):
+        rows = rearranged(stacked(old.layers, new.layers), old.layers)
+        rows += torch.rand(rows.shape, dtype=torch.float64, generator=generator) * DEPTH_NOISE
+        depth[weight.name] = rows / rows.sum(1, keepdim=True)
+    return Maps(spaces, depth)
+
+
+class Expansion(nn.Module):
+    """The large model as a function of the maps: its parameters are B, A and w, its weights are made in every forward."""
+
+    def __init__(self, maps: Maps, source: Source, adapter: Adapter, config: PreTrainedConfig):
+        super().__init__()
+        self.maps_ = maps
+        read = reader(source)
+        self.old = {key: read(*key) for key in source.place}
+        self.table = adapter.table(config)
+        in_memory = {disk: name for name, disk in adapter.renamed.items()}
+        self.memory_name = {name: in_memory.get(name, name) for name in self.table}
+        self.heads = config.num_attention_heads
+        with init_empty_weights(include_buffers=False):
+            large = AutoModelForCausalLM.from_config(config)
+        self.large = [large.train()]      # in a list: its weights are none of this module's parameters
+        tensors = {id(x): x for x in self._tensors(maps)}
+        self.index = {key: i for i, key in enumerate(tensors)}
+        self.tensors = nn.ParameterList(nn.Parameter(x.float()) for x in tensors.values())
+
+    def _tensors(self, maps: Maps) -> Iterator[Tensor]:
+        for space in maps.spaces.values():
+            if isinstance(space, Widen):
+                yield from (space.write_matrix, space.read_matrix)
+        yield from maps.depth.values()
+
+    def maps(self) -> Maps:
+        """The maps as they are now, differentiable; tensors that were tied are tied."""
+        def now(x: Tensor) -> Tensor:
+            return self.tensors[self.index[id(x)]]
+
+        spaces = {name: Widen(now(space.write_matrix), now(space.read_matrix)) if isinstance(space, Widen) else space
+                  for name, space in self.maps_.spaces.items()}
+        return replace(self.maps_, spaces=spaces, depth={name: now(x) for name, x in self.maps_.depth.items()})
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None):
+        maps = self.maps()
+        weights = {self.memory_name[name]: entry.to_disk(
+            [expand(weight, layer, lambda *key: self.old[key], maps) for weight in entry.weights], self.heads)
+            for name, (entry, layer) in self.table.items()}
+        return functional_call(self.large[0], weights, kwargs={"input_ids": input_ids, "labels": labels})
+
+
+def learned(maps: Maps, source: Source, adapter: Adapter, config: PreTrainedConfig, *, data: str | Path, steps: int,
+            seed: int, batch_size: int = 16, sequence_length: int = 512, learning_rate: float = 2e-3) -> tuple[Maps, int]:
+    """The maps after `steps` steps of AdamW on the large model's loss, and the floating-point operations that took.
+
+    Warm-up over the first tenth (the published recipe warms up for 10000 steps and stops after 100), gradients clipped at 1.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source.checkpoint.path)
+    windows = Windows(tokens(load_text(data), tokenizer), min(sequence_length, config.max_position_embeddings))
+    module = Expansion(maps, source, adapter, config)
+    batch = {name: x.expand(batch_size, -1) for name, x in windows[0].items()}
+    flops = count_flops(module, batch) * steps
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            scratch, max_steps=steps, per_device_train_batch_size=batch_size, learning_rate=learning_rate,
+            warmup_steps=steps // 10, lr_scheduler_type="cosine", weight_decay=0.0, max_grad_norm=1.0, seed=seed,
+            save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=not sys.stderr.isatty())
+        Trainer(model=module, args=arguments, train_dataset=windows).train()
+    with torch.no_grad():
+        return module.cpu().maps(), flops

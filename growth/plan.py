@@ -1,0 +1,72 @@
+"""Every source and target tensor accounted for, before anything is computed."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import torch
+
+from growth.adapters.table import Adapter, Entry
+from growth.errors import refuse
+from growth.files import Checkpoint
+
+Origin = Literal["copied", "expanded", "initialised"]
+
+
+class Source:
+    """A checkpoint seen through its adapter: weights by their own names, whatever the layout on disk."""
+
+    def __init__(self, checkpoint: Checkpoint, adapter: Adapter):
+        self.checkpoint, self.adapter, self.config = checkpoint, adapter, checkpoint.config
+        table = adapter.table(self.config)
+        self.on_disk = adapter.match(checkpoint.names, self.config, str(checkpoint.path))
+        self.place = {(weight.name, layer): (name, entry, part)
+                      for name, (entry, layer) in table.items() for part, weight in enumerate(entry.weights)}
+        if adapter.describe is not None:
+            self._refuse_other_shapes(table)
+
+    def _refuse_other_shapes(self, table: dict[str, tuple[Entry, int | None]]) -> None:
+        spaces = self.adapter.describe(self.config, self.adapter).spaces
+        for name, (entry, _) in table.items():
+            expected, got = entry.disk_shape(spaces, self.config.num_attention_heads), self.checkpoint.shape(self.on_disk[name])
+            if got != expected:
+                raise refuse(f"{self.checkpoint.path}: {self.on_disk[name]}", f"shape {expected}, as config.json has it", got,
+                             "check that config.json belongs to these weights")
+
+    def where(self, weight: str, layer: int | None) -> str:
+        """The tensor on disk that holds this weight."""
+        return self.on_disk[self.place[weight, layer][0]]
+
+    def dtype(self, weight: str, layer: int | None) -> torch.dtype:
+        return self.checkpoint.dtype(self.where(weight, layer))
+
+    def __contains__(self, key: tuple[str, int | None]) -> bool:
+        return key in self.place
+
+
+@dataclass(frozen=True)
+class Row:
+    """One target tensor on disk and where it comes from; `freeze` asks training to hold it still at first."""
+
+    name: str
+    shape: tuple[int, ...]
+    origin: Origin
+    sources: tuple[str, ...] = ()
+    note: str = ""
+    freeze: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """rows: every tensor of the target. dropped: every tensor of the source that no row uses, and why."""
+
+    rows: tuple[Row, ...]
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    def json(self) -> dict:
+        return {"tensors": [asdict(row) for row in self.rows], "dropped": self.dropped}
+
+    def origins(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for row in self.rows:
+            counts[row.origin] = counts.get(row.origin, 0) + 1
+        return counts

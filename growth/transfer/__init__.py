@@ -1,0 +1,5 @@
+"""Transfer a trained transformer to another architecture: what the two share is copied, the rest starts fresh."""
+
+from growth.transfer.xatl import transfer
+
+__all__ = ["transfer"]
