@@ -11,13 +11,21 @@ from rich.table import Table
 from growth.errors import Refusal, refuse
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-    help="Make a larger transformer out of a trained one (grow), or one that is cheap to run (transfer), and train it on.")
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Make a larger transformer out of a trained one (grow), or one that is cheap to run "
+    "(transfer), and train it on.",
+)
 out = Console()
 
-Src = Annotated[Path, typer.Argument(metavar="SRC", help="Folder of the trained checkpoint.", show_default=False)]
+Src = Annotated[
+    Path, typer.Argument(metavar="SRC", help="Folder of the trained checkpoint.", show_default=False)
+]
 Dst = Annotated[Path, typer.Argument(metavar="DST", help="New folder for the result.", show_default=False)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print where every tensor would come from; write nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print where every tensor would come from; write nothing.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
@@ -30,36 +38,70 @@ def inspect(src: Src) -> None:
 
 
 @app.command()
-def grow(src: Src, dst: Dst,
-         method: Annotated[str, typer.Option(help="stack | interpolate | net2net | lemon | ligo")] = "lemon",
-         hidden_size: Annotated[int | None, typer.Option(help="Width of the target; default: the source's.")] = None,
-         num_layers: Annotated[int | None, typer.Option(help="Layers of the target; default: the source's.")] = None,
-         num_heads: Annotated[int | None, typer.Option(help="Default: hidden size / head size.")] = None,
-         ffn_size: Annotated[int | None, typer.Option(help="Default: in proportion to the hidden size.")] = None,
-         data: Annotated[Path | None, typer.Option(help="ligo: a text file or a folder of them to learn from.")] = None,
-         steps: Annotated[int, typer.Option(help="ligo: learning steps.")] = 100,
-         start: Annotated[str, typer.Option(help="ligo: lossless | published")] = "lossless",
-         seed: Seed = 0, dry_run: DryRun = False) -> None:
+def grow(
+    src: Src,
+    dst: Dst,
+    method: Annotated[str, typer.Option(help="stack | interpolate | net2net | lemon | ligo")] = "lemon",
+    hidden_size: Annotated[
+        int | None, typer.Option(help="Width of the target; default: the source's.")
+    ] = None,
+    num_layers: Annotated[
+        int | None, typer.Option(help="Layers of the target; default: the source's.")
+    ] = None,
+    num_heads: Annotated[int | None, typer.Option(help="Default: hidden size / head size.")] = None,
+    ffn_size: Annotated[int | None, typer.Option(help="Default: in proportion to the hidden size.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="ligo: a text file or a folder of them to learn from.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="ligo: learning steps.")] = 100,
+    start: Annotated[str, typer.Option(help="ligo: lossless | published")] = "lossless",
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+) -> None:
     """Grow a checkpoint into a larger one."""
     from growth import grow
 
-    report = grow(src, dst, method=method, hidden_size=hidden_size, num_layers=num_layers, num_heads=num_heads,
-                  ffn_size=ffn_size, data=data, steps=steps, start=start, seed=seed, dry_run=dry_run)
+    report = grow(
+        src,
+        dst,
+        method=method,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        ffn_size=ffn_size,
+        data=data,
+        steps=steps,
+        start=start,
+        seed=seed,
+        dry_run=dry_run,
+    )
     _print(report, dry_run)
 
 
 @app.command()
-def transfer(src: Src, dst: Dst,
-             mixers: Annotated[str, typer.Option(help="retention | mamba | attention")] = "retention",
-             pattern: Annotated[str | None, typer.Option(help="A letter per layer: A, R or M, such as RRRA.")] = None,
-             keep_attention: Annotated[str, typer.Option(help="Layers that stay attention, such as 1,11.")] = "",
-             copy: Annotated[str, typer.Option(help="norms | mlp | output | all")] = "output",
-             seed: Seed = 0, dry_run: DryRun = False) -> None:
+def transfer(
+    src: Src,
+    dst: Dst,
+    mixers: Annotated[str, typer.Option(help="retention | mamba | attention")] = "retention",
+    pattern: Annotated[str | None, typer.Option(help="A letter per layer: A, R or M, such as RRRA.")] = None,
+    keep_attention: Annotated[str, typer.Option(help="Layers that stay attention, such as 1,11.")] = "",
+    copy: Annotated[str, typer.Option(help="norms | mlp | output | all")] = "output",
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+) -> None:
     """Transfer a checkpoint to retention or Mamba layers (XATL)."""
     from growth import transfer
 
-    report = transfer(src, dst, mixers=mixers, pattern=pattern, keep_attention=_layers(keep_attention), copy=copy,
-                      seed=seed, dry_run=dry_run)
+    report = transfer(
+        src,
+        dst,
+        mixers=mixers,
+        pattern=pattern,
+        keep_attention=_layers(keep_attention),
+        copy=copy,
+        seed=seed,
+        dry_run=dry_run,
+    )
     _print(report, dry_run)
 
 
@@ -75,9 +117,12 @@ def check(src: Src, dst: Dst) -> None:
 
 
 @app.command()
-def demo(quick: Annotated[bool, typer.Option("--quick", help="A smaller run, about a minute.")] = False,
-         folder: Annotated[Path, typer.Option("--out", help="New folder for the checkpoints and the report.")] = Path(
-             "growth-demo")) -> None:
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller run, about a minute.")] = False,
+    folder: Annotated[
+        Path, typer.Option("--out", help="New folder for the checkpoints and the report.")
+    ] = Path("growth-demo"),
+) -> None:
     """The main job, end to end, on the text of Python's standard library."""
     from growth.demo import run
 
@@ -88,14 +133,18 @@ def _layers(text: str) -> list[int]:
     try:
         return [int(layer) for layer in text.split(",") if layer.strip()]
     except ValueError as error:
-        raise refuse("keep-attention", "layer numbers such as 1,11", repr(text), "separate them by commas") from error
+        raise refuse(
+            "keep-attention", "layer numbers such as 1,11", repr(text), "separate them by commas"
+        ) from error
 
 
 def _print(report, dry_run: bool) -> None:
     if dry_run:
         table = Table("target", "shape", "origin", "from")
         for row in report.plan.rows:
-            table.add_row(row.name, "x".join(map(str, row.shape)), row.origin, ", ".join(row.sources) or row.note)
+            table.add_row(
+                row.name, "x".join(map(str, row.shape)), row.origin, ", ".join(row.sources) or row.note
+            )
         out.print(table)
         for name, why in report.plan.dropped.items():
             out.print(f"dropped {name}: {why}", highlight=False)

@@ -14,10 +14,11 @@ LIMIT = {"grow": 1e-4, "transfer": 1e-5}
 
 @dataclass(frozen=True)
 class Agreement:
-    """max |logit difference| in float32 and in the stored dtype, the largest logit, and what growth.json promised.
+    """max |logit difference| in float32 and in the stored dtype, the largest logit, and what growth.json
+    promised.
 
-    limit: the largest difference that keeps the promise, 1e-4 for grown models and 1e-5 for transferred ones, times the
-    largest logit where that exceeds 1; None where equality was not promised.
+    limit: the largest difference that keeps the promise, 1e-4 for grown models and 1e-5 for transferred ones,
+    times the largest logit where that exceeds 1; None where equality was not promised.
     """
 
     float32: float
@@ -32,8 +33,10 @@ class Agreement:
         return self.limit is None or self.float32 <= self.limit
 
     def __str__(self) -> str:
-        measured = (f"max |logit difference|: {self.float32:.2e} in float32, {self.stored:.2e} in {self.stored_dtype} "
-                    f"(largest logit {self.largest:.2f})")
+        measured = (
+            f"max |logit difference|: {self.float32:.2e} in float32, {self.stored:.2e} in "
+            f"{self.stored_dtype} (largest logit {self.largest:.2f})"
+        )
         if self.limit is None:
             return f"{measured}; no equality was promised"
         return f"{measured}; promised at most {self.limit:.1e}: {'kept' if self.kept else 'BROKEN'}"
@@ -43,13 +46,18 @@ class Agreement:
 def check(src: str | Path, dst: str | Path, *, batch: int = 2, length: int = 128, seed: int = 0) -> Agreement:
     """Compare the logits of two causal models on `batch` x `length` random tokens.
 
-    src, dst: checkpoint folders; the promise is the one in dst's growth.json. Raises Refusal where one cannot be read or
-    their vocabularies differ.
+    src, dst: checkpoint folders; the promise is the one in dst's growth.json. Raises Refusal where one cannot
+    be read or their vocabularies differ.
     """
     old, new = Checkpoint(src), Checkpoint(dst)
     V = old.config.vocab_size
     if new.config.vocab_size != V:
-        raise refuse(str(dst), f"the source's vocabulary of {V}", new.config.vocab_size, "compare models of one tokenizer")
+        raise refuse(
+            str(dst),
+            f"the source's vocabulary of {V}",
+            new.config.vocab_size,
+            "compare models of one tokenizer",
+        )
     T = min(length, old.config.max_position_embeddings, new.config.max_position_embeddings)
     ids = torch.randint(V, (batch, T), generator=torch.Generator().manual_seed(seed))
     stored = new.config.dtype or torch.float32
@@ -60,7 +68,9 @@ def check(src: str | Path, dst: str | Path, *, batch: int = 2, length: int = 128
     largest = truth.abs().max().item()
     record = new.record()
     limit = LIMIT[record["verb"]] * max(1.0, largest) if record.get("lossless") else None
-    return Agreement(difference[torch.float32], difference[stored], str(stored).removeprefix("torch."), largest, limit)
+    return Agreement(
+        difference[torch.float32], difference[stored], str(stored).removeprefix("torch."), largest, limit
+    )
 
 
 def load(path: str | Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -26,8 +26,8 @@ def interpolated(old: int, new: int) -> list[int]:
 def with_identities(old: int, new: int) -> tuple[list[int], list[int]]:
     """Every old layer once, the added ones after it, the upper layers first to receive one.
 
-    Returns the layer that each new layer takes its inside from, and the same with -1 where the new layer must add
-    nothing to the stream. For new <= 2 old this is LEMON's order; beyond, layers receive several.
+    Returns the layer that each new layer takes its inside from, and the same with -1 where the new layer must
+    add nothing to the stream. For new <= 2 old this is LEMON's order; beyond, layers receive several.
     """
     each, more = divmod(new - old, old)
     inside, active = [], []

@@ -17,10 +17,10 @@ Read = Callable[[str, int | None], Tensor]
 
 
 def reader(source: Source) -> Read:
-    """(weight, layer) -> the weight, in its own axis order; float32 at least, for W / 3 has no 16-bit form."""
+    """(weight, layer) -> the weight, in its own axis order; in float32 at least, for W / 3 is no 16-bit number."""
     heads = source.config.num_attention_heads
 
-    @lru_cache(maxsize=1)      # the parts of a fused projection follow each other
+    @lru_cache(maxsize=1)  # the parts of a fused projection follow each other
     def parts(name: str, entry) -> tuple[Tensor, ...]:
         x = source.checkpoint.read(name)
         return entry.from_disk(x.to(torch.promote_types(x.dtype, torch.float32)), heads)
@@ -49,16 +49,21 @@ def _map(maps: Maps, weight: Weight, layer: int | None, axis: int):
     return maps.spaces[weight.spaces[axis].format(layer)]
 
 
-def noise(weight: Weight, layer: int | None, shape: tuple[int, ...], maps: Maps, std: float, seed: int) -> Tensor | float:
-    """What parts the copies: a fresh matrix, less all that its readers would see of it. 0 where nothing was copied."""
+def noise(
+    weight: Weight, layer: int | None, shape: tuple[int, ...], maps: Maps, std: float, seed: int
+) -> Tensor | float:
+    """What parts the copies: a fresh matrix, less all that can be seen of it; 0 where nothing was copied."""
     if len(shape) < 2 or not (reading := _map(maps, weight, layer, 1)).noise:
         return 0.0
-    fresh = torch.randn(shape, generator=torch.Generator().manual_seed(named_seed(seed, weight.name.format(layer))))
+    fresh = torch.randn(
+        shape, generator=torch.Generator().manual_seed(named_seed(seed, weight.name.format(layer)))
+    )
     return reading.unseen(fresh * (std * reading.noise))
 
 
-def grown(source: Source, adapter: Adapter, config: PreTrainedConfig, maps: Maps, old: Architecture,
-          seed: int) -> Iterator[tuple[str, Tensor]]:
+def grown(
+    source: Source, adapter: Adapter, config: PreTrainedConfig, maps: Maps, old: Architecture, seed: int
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the grown model, as it is written to disk."""
     read = reader(source)
     for name, (entry, layer) in adapter.table(config).items():
@@ -70,19 +75,37 @@ def grown(source: Source, adapter: Adapter, config: PreTrainedConfig, maps: Maps
         yield name, entry.to_disk(parts, config.num_attention_heads).to(stored)
 
 
-def plan_growth(source: Source, adapter: Adapter, config: PreTrainedConfig, maps: Maps, new: Architecture) -> Plan:
+def plan_growth(
+    source: Source, adapter: Adapter, config: PreTrainedConfig, maps: Maps, new: Architecture
+) -> Plan:
     """Where every grown tensor comes from."""
     rows = []
     for name, (entry, layer) in adapter.table(config).items():
         used = [(weight, j) for weight in entry.weights for j in _layers(maps, weight, layer)]
         sources = tuple(dict.fromkeys(source.where(weight.name, j) for weight, j in used))
-        same = all(_map(maps, weight, layer, axis).same for weight in entry.weights for axis in range(len(weight.spaces)))
-        rows.append(Row(name, entry.disk_shape(new.spaces, config.num_attention_heads),
-                        "copied" if same and len(sources) == 1 else "expanded", sources,
-                        "" if sources else "zero: this layer adds nothing at first"))
+        same = all(
+            _map(maps, weight, layer, axis).same
+            for weight in entry.weights
+            for axis in range(len(weight.spaces))
+        )
+        rows.append(
+            Row(
+                name,
+                entry.disk_shape(new.spaces, config.num_attention_heads),
+                "copied" if same and len(sources) == 1 else "expanded",
+                sources,
+                "" if sources else "zero: this layer adds nothing at first",
+            )
+        )
     used_names = {source for row in rows for source in row.sources}
-    return Plan(tuple(rows), {name: "no layer of the target takes it" for name in source.on_disk.values()
-                              if name not in used_names})
+    return Plan(
+        tuple(rows),
+        {
+            name: "no layer of the target takes it"
+            for name in source.on_disk.values()
+            if name not in used_names
+        },
+    )
 
 
 def _layers(maps: Maps, weight: Weight, layer: int | None) -> list[int | None]:

@@ -18,10 +18,17 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from growth.errors import refuse
 
-RECORD = "growth.json"      # how a checkpoint came to be
+RECORD = "growth.json"  # how a checkpoint came to be
 SHARD_BYTES = 5 * 10**9
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json", "spiece.model",
-             "chat_template*")
+TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+    "added_tokens.json",
+    "spiece.model",
+    "chat_template*",
+)
 
 
 class Checkpoint:
@@ -59,16 +66,22 @@ def _config(path: Path) -> PreTrainedConfig:
 
     if not (path / "config.json").is_file():
         got = "a folder without it" if path.is_dir() else "a file" if path.exists() else "nothing there"
-        raise refuse(str(path), "a checkpoint folder with config.json", got, "name a folder that save_pretrained wrote")
+        raise refuse(
+            str(path), "a checkpoint folder with config.json", got, "name a folder that save_pretrained wrote"
+        )
     try:
         return AutoConfig.from_pretrained(path)
     except (ValueError, KeyError, OSError) as error:
-        raise refuse(str(path / "config.json"), "a configuration that transformers knows",
-                     str(error).splitlines()[0], "check the file") from error
+        raise refuse(
+            str(path / "config.json"),
+            "a configuration that transformers knows",
+            str(error).splitlines()[0],
+            "check the file",
+        ) from error
 
 
 def _shards(path: Path) -> dict[str, Path]:
-    """Tensor name -> the file that holds it; every file is opened once, so a truncated one is found before any work."""
+    """Tensor name -> its file; each is opened once, so a truncated one is found before any work."""
     index = path / "model.safetensors.index.json"
     if index.exists():
         files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
@@ -77,27 +90,40 @@ def _shards(path: Path) -> dict[str, Path]:
     shards: dict[str, Path] = {}
     for file in files:
         if not file.is_file():
-            raise refuse(str(file), "a safetensors file", "none there",
-                         "download the checkpoint again, or save it with save_pretrained(safe_serialization=True)")
+            raise refuse(
+                str(file),
+                "a safetensors file",
+                "none there",
+                "download the checkpoint again, or save it with save_pretrained(safe_serialization=True)",
+            )
         try:
             with safe_open(file, "pt") as tensors:
                 shards |= dict.fromkeys(tensors.keys(), file)
         except SafetensorError as error:
-            raise refuse(str(file), "a whole safetensors file", f"{file.stat().st_size} bytes that end early or are damaged"
-                         f" ({error})", "copy or download it again") from error
+            raise refuse(
+                str(file),
+                "a whole safetensors file",
+                f"{file.stat().st_size} bytes that end early or are damaged ({error})",
+                "copy or download it again",
+            ) from error
     return shards
 
 
 def refuse_existing(dst: str | Path) -> None:
     """Nothing is overwritten, and long work does not begin where its result has no place."""
     if Path(dst).exists():
-        raise refuse(str(dst), "an output folder that does not exist yet", "one that does",
-                     "name another, or remove it first")
+        raise refuse(
+            str(dst),
+            "an output folder that does not exist yet",
+            "one that does",
+            "name another, or remove it first",
+        )
 
 
 @contextlib.contextmanager
 def staged(dst: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `dst` that becomes `dst` when the block ends well, and is removed when it does not.
+    """A temporary folder beside `dst` that becomes `dst` when the block ends well, and is removed when it
+    does not.
 
     Raises Refusal where `dst` exists.
     """
@@ -139,7 +165,9 @@ class Writer:
     def close(self) -> None:
         self._flush()
         N = len(self._shards)
-        files = [f"model-{i + 1:05d}-of-{N:05d}.safetensors" if N > 1 else "model.safetensors" for i in range(N)]
+        files = [
+            f"model-{i + 1:05d}-of-{N:05d}.safetensors" if N > 1 else "model.safetensors" for i in range(N)
+        ]
         for i, file in enumerate(files):
             os.rename(self.folder / f"{i}.part", self.folder / file)
         if N > 1:
@@ -148,14 +176,21 @@ class Writer:
             (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def write_checkpoint(dst: str | Path, config: PreTrainedConfig, tensors: Iterator[tuple[str, Tensor]], count: int,
-                     source: Path, record: dict) -> None:
-    """Configuration, `count` tensors, the source's tokenizer and generation settings, growth.json: all, or nothing."""
+def write_checkpoint(
+    dst: str | Path,
+    config: PreTrainedConfig,
+    tensors: Iterator[tuple[str, Tensor]],
+    count: int,
+    source: Path,
+    record: dict,
+) -> None:
+    """Configuration, `count` tensors, growth.json, the source's tokenizer: all of it, or nothing."""
     console = Console(stderr=True)
     with staged(dst) as folder:
         writer = Writer(folder)
-        for name, tensor in track(tensors, str(dst), count, console=console, transient=True,
-                                  disable=not console.is_terminal):
+        for name, tensor in track(
+            tensors, str(dst), count, console=console, transient=True, disable=not console.is_terminal
+        ):
             writer.add(name, tensor)
         writer.close()
         config.save_pretrained(folder)
@@ -163,4 +198,3 @@ def write_checkpoint(dst: str | Path, config: PreTrainedConfig, tensors: Iterato
             for file in source.glob(pattern):
                 shutil.copy2(file, folder)
         (folder / RECORD).write_text(json.dumps(record, indent=1))
-

@@ -13,18 +13,27 @@ from growth.adapters import adapter_of
 from growth.engine import grown, plan_growth
 from growth.errors import refuse
 from growth.files import Checkpoint, refuse_existing, write_checkpoint
-from growth.maps import Maps
 from growth.operators import OPERATORS
 from growth.operators.ligo import STARTS, learned
 from growth.plan import Source
 from growth.report import Report
-from growth.spaces import Architecture
 
 
-def grow(src: str | Path, dst: str | Path, *, method: str, hidden_size: int | None = None,
-         num_layers: int | None = None, num_heads: int | None = None, ffn_size: int | None = None,
-         data: str | Path | None = None, steps: int = 100, start: str = "lossless", seed: int = 0,
-         dry_run: bool = False) -> Report:
+def grow(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    method: str,
+    hidden_size: int | None = None,
+    num_layers: int | None = None,
+    num_heads: int | None = None,
+    ffn_size: int | None = None,
+    data: str | Path | None = None,
+    steps: int = 100,
+    start: str = "lossless",
+    seed: int = 0,
+    dry_run: bool = False,
+) -> Report:
     """Grow the checkpoint in folder `src` into a larger one in the new folder `dst`.
 
     method          stack | interpolate | net2net | lemon | ligo (see growth.operators)
@@ -32,11 +41,13 @@ def grow(src: str | Path, dst: str | Path, *, method: str, hidden_size: int | No
     num_heads       default: hidden_size / the head size, which never changes
     ffn_size        neurons of a feed-forward block; default: in proportion to hidden_size
     num_layers      default: the source's
-    data, steps, start    for ligo: the text its maps learn from, for how many steps, and from where ("lossless": LEMON's
+    data, steps, start    for ligo: the text its maps learn from, for how many steps, and from where
+                          ("lossless": LEMON's
                     maps, so that step 0 is the source; "published": a noisy stack with averaged units)
 
-    Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the source cannot be
-    read, the target is smaller or does not divide into heads, the method is unknown or `dst` exists.
+    Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the
+    source cannot be read, the target is smaller or does not divide into heads, the method is unknown or `dst`
+    exists.
     """
     if method not in OPERATORS:
         raise refuse("method", f"one of {', '.join(OPERATORS)}", method, "choose one of these")
@@ -46,8 +57,12 @@ def grow(src: str | Path, dst: str | Path, *, method: str, hidden_size: int | No
     checkpoint = Checkpoint(src)
     adapter = adapter_of(checkpoint.config, str(src))
     if adapter.describe is None:
-        raise refuse(str(src), "a checkpoint of a family that grows", checkpoint.config.model_type,
-                     "grow the model it was transferred from, then transfer the result")
+        raise refuse(
+            str(src),
+            "a checkpoint of a family that grows",
+            checkpoint.config.model_type,
+            "grow the model it was transferred from, then transfer the result",
+        )
     source = Source(checkpoint, adapter)
     config = resized(checkpoint.config, hidden_size, num_layers, num_heads, ffn_size)
     old, new = (adapter.describe(x, adapter) for x in (checkpoint.config, config))
@@ -60,7 +75,9 @@ def grow(src: str | Path, dst: str | Path, *, method: str, hidden_size: int | No
         maps = OPERATORS["ligo"](old, new, start=start, seed=seed)
         if not dry_run:
             if data is None:
-                raise refuse("data", "text that ligo's maps learn from", "none", "pass a file or a folder of text")
+                raise refuse(
+                    "data", "text that ligo's maps learn from", "none", "pass a file or a folder of text"
+                )
             maps, flops = learned(maps, source, adapter, config, data=data, steps=steps, seed=seed)
     else:
         maps = OPERATORS[method](old, new)
@@ -68,45 +85,91 @@ def grow(src: str | Path, dst: str | Path, *, method: str, hidden_size: int | No
     plan = plan_growth(source, adapter, config, maps, new)
     lossless = maps.lossless(old)
     if not dry_run:
-        record = {"growth": __version__, "verb": "grow", "method": method, "source": str(src), "lossless": lossless,
-                  "from": sizes(checkpoint.config), "to": sizes(config), **options, **plan.json()}
+        record = {
+            "growth": __version__,
+            "verb": "grow",
+            "method": method,
+            "source": str(src),
+            "lossless": lossless,
+            "from": sizes(checkpoint.config),
+            "to": sizes(config),
+            **options,
+            **plan.json(),
+        }
         with FlopCounterMode(display=False) as counter:
-            write_checkpoint(dst, config, grown(source, adapter, config, maps, old, seed), len(plan.rows),
-                             checkpoint.path, record)
+            write_checkpoint(
+                dst,
+                config,
+                grown(source, adapter, config, maps, old, seed),
+                len(plan.rows),
+                checkpoint.path,
+                record,
+            )
         flops += counter.get_total_flops()
     parameters = sum(math.prod(checkpoint.shape(name)) for name in source.on_disk.values())
-    return Report(Path(src), None if dry_run else Path(dst), method, lossless, time.perf_counter() - began, flops,
-                  (parameters, sum(math.prod(row.shape) for row in plan.rows)), plan)
+    return Report(
+        Path(src),
+        None if dry_run else Path(dst),
+        method,
+        lossless,
+        time.perf_counter() - began,
+        flops,
+        (parameters, sum(math.prod(row.shape) for row in plan.rows)),
+        plan,
+    )
 
 
-def resized(config: PreTrainedConfig, hidden_size: int | None, num_layers: int | None, num_heads: int | None,
-            ffn_size: int | None) -> PreTrainedConfig:
-    """The configuration of the target. The head size stays: rotary frequencies and the softmax scale belong to it."""
+def resized(
+    config: PreTrainedConfig,
+    hidden_size: int | None,
+    num_layers: int | None,
+    num_heads: int | None,
+    ffn_size: int | None,
+) -> PreTrainedConfig:
+    """The target's configuration. The head size stays: rotary frequencies and the softmax scale depend on it."""
     head = config.hidden_size // config.num_attention_heads
     if hidden_size is None:
         hidden_size = num_heads * head if num_heads else config.hidden_size
-    for name, got, least in (("hidden-size", hidden_size, config.hidden_size),
-                             ("num-layers", num_layers, config.num_hidden_layers),
-                             ("num-heads", num_heads, config.num_attention_heads),
-                             ("ffn-size", ffn_size, config.intermediate_size)):
+    for name, got, least in (
+        ("hidden-size", hidden_size, config.hidden_size),
+        ("num-layers", num_layers, config.num_hidden_layers),
+        ("num-heads", num_heads, config.num_attention_heads),
+        ("ffn-size", ffn_size, config.intermediate_size),
+    ):
         if got is not None and got < least:
             raise refuse(name, f"at least the source's {least}", got, "growth never shrinks a model")
     if hidden_size % head:
-        raise refuse("hidden-size", f"a multiple of the head size {head}", hidden_size,
-                     f"choose {hidden_size // head * head} or {(hidden_size // head + 1) * head}")
+        raise refuse(
+            "hidden-size",
+            f"a multiple of the head size {head}",
+            hidden_size,
+            f"choose {hidden_size // head * head} or {(hidden_size // head + 1) * head}",
+        )
     if num_heads not in (None, hidden_size // head):
-        raise refuse("num-heads", f"{hidden_size // head}, which is hidden-size {hidden_size} / head size {head}",
-                     num_heads, "leave it out, or choose hidden-size to fit")
+        raise refuse(
+            "num-heads",
+            f"{hidden_size // head}, which is hidden-size {hidden_size} / head size {head}",
+            num_heads,
+            "leave it out, or choose hidden-size to fit",
+        )
     target = copy.deepcopy(config)
     target.hidden_size, target.num_attention_heads = hidden_size, hidden_size // head
     target.num_hidden_layers = num_layers or config.num_hidden_layers
     target.intermediate_size = ffn_size or config.intermediate_size * hidden_size // config.hidden_size
     if sizes(target) == sizes(config):
-        raise refuse("target", "something larger than the source", "the same sizes",
-                     "pass --hidden-size, --num-layers or --ffn-size")
+        raise refuse(
+            "target",
+            "something larger than the source",
+            "the same sizes",
+            "pass --hidden-size, --num-layers or --ffn-size",
+        )
     return target
 
 
 def sizes(config: PreTrainedConfig) -> dict[str, int]:
-    return {"hidden_size": config.hidden_size, "num_layers": config.num_hidden_layers,
-            "num_heads": config.num_attention_heads, "ffn_size": config.intermediate_size}
+    return {
+        "hidden_size": config.hidden_size,
+        "num_layers": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "ffn_size": config.intermediate_size,
+    }

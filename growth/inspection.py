@@ -30,6 +30,8 @@ def inspect(src: str | Path, out: Console) -> None:
     if adapter.describe is None:
         out.print("can be trained on; it does not grow: grow its source, then transfer the result")
     else:
-        out.print(f"grow: hidden size {config.hidden_size} to any multiple of the head size {head} above it, layers "
-                  f"{config.num_hidden_layers} to any number above, ffn size {config.intermediate_size} to any above")
+        out.print(
+            f"grow: hidden size {config.hidden_size} to any multiple of the head size {head} above it, "
+            f"layers {config.num_hidden_layers} to any number above, ffn size {config.intermediate_size} to any above"
+        )
         out.print("transfer: to retention, Mamba or a pattern of both with attention")

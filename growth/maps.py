@@ -2,9 +2,9 @@
 
     new = write . (sum_j depth[i, j] old[j]) . read^T
 
-A pair is lossless iff read^T write = I: the readers of the wide space see exactly the narrow one. `Copies` only
-duplicates units and is applied by indexing, so a checkpoint of any size streams through; `Widen` is a pair of dense
-matrices, for maps that are learned.
+A pair is lossless iff read^T write = I: the readers of the wide space see exactly the narrow one. `Copies`
+only duplicates units and is applied by indexing, so a checkpoint of any size streams through; `Widen` is a
+pair of dense matrices, for maps that are learned.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Map(Protocol):
         """[..., S] -> [..., T]: the reader's columns."""
 
     def unseen(self, r: Tensor) -> Tensor:
-        """[..., T] -> [..., T]: the part of r that no reader of this space can see, r - r . write . read^T."""
+        """[..., T] -> [..., T]: the part of r that readers cannot see, r - r . write . read^T."""
 
     @property
     def noise(self) -> float:
@@ -70,11 +70,12 @@ class Widen:
 
 @dataclass(frozen=True)
 class Copies:
-    """Unit t of the wide space is a copy of unit index[t]; index -1 marks a unit of its own, which no reader sees.
+    """Unit t of the wide space is a copy of unit index[t]; index -1 marks a unit of its own, which no reader
+    sees.
 
-    index [T units]; readers take `share[t]` of what they took from the original; a unit of its own is written as zero
-    or as the mean of all units (`rest`), and all that is written is multiplied by `scale`, one number or one per unit.
-    width: entries per unit.
+    index [T units]; readers take `share[t]` of what they took from the original; a unit of its own is written
+    as zero or as the mean of all units (`rest`), and all that is written is multiplied by `scale`, one number
+    or one per unit. width: entries per unit.
     """
 
     index: Tensor
@@ -108,7 +109,7 @@ class Copies:
     def unseen(self, r: Tensor) -> Tensor:
         entries, copied = self._entries(r.device)
         S = self.sources * self.width
-        seen = r.new_zeros(*r.shape[:-1], S).index_add_(-1, entries, r * copied)             # r . write
+        seen = r.new_zeros(*r.shape[:-1], S).index_add_(-1, entries, r * copied)  # r . write
         count = torch.bincount(entries[copied], minlength=S).to(r)
         return torch.where(copied, r - (seen / count)[..., entries], r)
 
@@ -123,11 +124,13 @@ class Copies:
 
 def keep(space: Space) -> Copies:
     """The space does not grow."""
-    return Copies(torch.arange(space.units), torch.ones(space.units, dtype=torch.float64), space.units, space.width)
+    return Copies(
+        torch.arange(space.units), torch.ones(space.units, dtype=torch.float64), space.units, space.width
+    )
 
 
 def copies(old: Space, new: Space, *, noise: float = 0.0) -> Copies:
-    """Copy units round-robin (0 1 2 0 1 ...); readers share a unit's weight equally among its copies. Lossless."""
+    """Copy units round-robin (0 1 2 0 1 ...); readers divide by the number of copies. Lossless."""
     if old == new:
         return keep(old)
     index = torch.arange(new.units) % old.units
@@ -137,19 +140,24 @@ def copies(old: Space, new: Space, *, noise: float = 0.0) -> Copies:
 
 def per_layer(old: Architecture, new: Architecture, grown: Callable[[Space, Space], Map]) -> dict[str, Map]:
     """One map for every layer's own spaces, keyed by the layer's index in the target."""
-    return {name.format(i): grown(space, new.spaces[name])
-            for name, space in old.spaces.items() if "{}" in name for i in range(new.layers)}
+    return {
+        name.format(i): grown(space, new.spaces[name])
+        for name, space in old.spaces.items()
+        if "{}" in name
+        for i in range(new.layers)
+    }
 
 
 HEADS = ("query", "key", "value")
-COPIED_ONLY = (*HEADS, "ffn")     # softmax and GELU commute with copies of a unit, not with sums of units
+COPIED_ONLY = (*HEADS, "ffn")  # softmax and GELU commute with copies of a unit, not with sums of units
 
 
 @dataclass(frozen=True)
 class Maps:
     """What an operator returns: a map per space and a depth matrix [L_new, L_old] per layered weight.
 
-    Spaces of one layer are keyed by the layer's index in the target ("ffn.3"). `norm_eps` multiplies the norms' eps.
+    Spaces of one layer are keyed by the layer's index in the target ("ffn.3"). `norm_eps` multiplies the
+    norms' eps.
     """
 
     spaces: dict[str, Map]
@@ -157,11 +165,11 @@ class Maps:
     norm_eps: float = 1.0
 
     def lossless(self, old: Architecture) -> bool:
-        """Does the grown model compute the same function, in exact arithmetic? Computed from the maps alone."""
+        """Does the grown model compute the same function in exact arithmetic? From the maps alone."""
         return self._depth_is_lossless(old) and self._width_is_lossless(old)
 
     def _depth_is_lossless(self, old: Architecture) -> bool:
-        """Every old layer acts once and in order; the layers between them add nothing to the residual stream."""
+        """Every old layer acts once and in order; the layers between them add nothing to the stream."""
         kept = None
         for weight in filter(lambda weight: weight.layered, old.weights):
             depth = self.depth[weight.name]
@@ -173,8 +181,11 @@ class Maps:
             kept = active
         identity = torch.eye(old.layers, dtype=torch.float64)
         layered = (weight for weight in old.weights if weight.layered)
-        return kept is not None and int(kept.sum()) == old.layers and all(
-            torch.equal(self.depth[weight.name][kept].double(), identity) for weight in layered)
+        return (
+            kept is not None
+            and int(kept.sum()) == old.layers
+            and all(torch.equal(self.depth[weight.name][kept].double(), identity) for weight in layered)
+        )
 
     def _width_is_lossless(self, old: Architecture) -> bool:
         """One random vector per space settles each identity, with probability one and in O(T)."""
@@ -189,25 +200,29 @@ class Maps:
                 probes[key] = torch.randn(2, size, dtype=torch.float64, generator=generator)
             unit, reader = probes[key]
             wide = written[name] = space.write(unit)
-            if kind in ("residual", "gain", "final_gain"):           # read by the norms alone, which are checked below
+            if kind in ("residual", "gain", "final_gain"):  # read by the norms alone, which are checked below
                 continue
             if kind in COPIED_ONLY and not torch.isin(wide, unit).all():
                 return False
-            seen = self.spaces["residual"].write(reader) if kind == "final" and old.tied else space.read(reader)
+            seen = (
+                self.spaces["residual"].write(reader) if kind == "final" and old.tied else space.read(reader)
+            )
             if not torch.allclose(seen @ wide, reader @ unit, rtol=1e-9, atol=1e-9):
                 return False
             if kind in HEADS and not torch.equal(wide, written.get(f"query.{layer}", wide)):
                 return False
-        return self._norm_is_lossless(old, "gain", "normed") and self._norm_is_lossless(old, "final_gain", "final")
+        return self._norm_is_lossless(old, "gain", "normed") and self._norm_is_lossless(
+            old, "final_gain", "final"
+        )
 
     def _norm_is_lossless(self, old: Architecture, gain: str, normed: str) -> bool:
-        """A random stream, gain and bias: does the wide norm give the wide form of what the narrow one gives?"""
+        """A random stream, gain and bias: is the wide norm the wide form of the narrow one?"""
         D = old.spaces["residual"].size
         x, g, b = torch.randn(3, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         wide = self.spaces["residual"].write(x)
         eps = old.norm_eps
         want = self.spaces[normed].write(F.layer_norm(x, (D,), g, b, eps))
-        got = F.layer_norm(wide, wide.shape, self.spaces[gain].write(g), self.spaces[normed].write(b),
-                           eps * self.norm_eps)
+        got = F.layer_norm(
+            wide, wide.shape, self.spaces[gain].write(g), self.spaces[normed].write(b), eps * self.norm_eps
+        )
         return torch.allclose(got, want, rtol=1e-9, atol=1e-9)
-

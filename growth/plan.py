@@ -19,18 +19,28 @@ class Source:
         self.checkpoint, self.adapter, self.config = checkpoint, adapter, checkpoint.config
         table = adapter.table(self.config)
         self.on_disk = adapter.match(checkpoint.names, self.config, str(checkpoint.path))
-        self.place = {(weight.name, layer): (name, entry, part)
-                      for name, (entry, layer) in table.items() for part, weight in enumerate(entry.weights)}
+        self.place = {
+            (weight.name, layer): (name, entry, part)
+            for name, (entry, layer) in table.items()
+            for part, weight in enumerate(entry.weights)
+        }
         if adapter.describe is not None:
             self._refuse_other_shapes(table)
 
     def _refuse_other_shapes(self, table: dict[str, tuple[Entry, int | None]]) -> None:
         spaces = self.adapter.describe(self.config, self.adapter).spaces
         for name, (entry, _) in table.items():
-            expected, got = entry.disk_shape(spaces, self.config.num_attention_heads), self.checkpoint.shape(self.on_disk[name])
+            expected, got = (
+                entry.disk_shape(spaces, self.config.num_attention_heads),
+                self.checkpoint.shape(self.on_disk[name]),
+            )
             if got != expected:
-                raise refuse(f"{self.checkpoint.path}: {self.on_disk[name]}", f"shape {expected}, as config.json has it", got,
-                             "check that config.json belongs to these weights")
+                raise refuse(
+                    f"{self.checkpoint.path}: {self.on_disk[name]}",
+                    f"shape {expected}, as config.json has it",
+                    got,
+                    "check that config.json belongs to these weights",
+                )
 
     def where(self, weight: str, layer: int | None) -> str:
         """The tensor on disk that holds this weight."""

@@ -10,9 +10,9 @@ from growth.plan import Plan
 class Report:
     """The result of growing or transferring a checkpoint.
 
-    lossless: does the new model promise the source's logits. seconds, flops: what making it took; flops counts the
-    multiplications and additions of matrix products (2 per pair), training steps of a learned operator included.
-    target is None for a dry run. parameters: of the source and of the target.
+    lossless: does the new model promise the source's logits. seconds, flops: what making it took; flops
+    counts the multiplications and additions of matrix products (2 per pair), training steps of a learned
+    operator included. target is None for a dry run. parameters: of the source and of the target.
     """
 
     source: Path
@@ -28,5 +28,7 @@ class Report:
         origins = ", ".join(f"{count} {origin}" for origin, count in self.plan.origins().items())
         promise = "the same logits as the source" if self.lossless else "other logits than the source"
         where = self.target or "nothing (dry run)"
-        return (f"{self.source} -> {where} by {self.method}: {self.parameters[0]:,} -> {self.parameters[1]:,} parameters; "
-                f"tensors: {origins}; {len(self.plan.dropped)} dropped; {promise}; {self.seconds:.1f} s")
+        return (
+            f"{self.source} -> {where} by {self.method}: {self.parameters[0]:,} -> {self.parameters[1]:,} "
+            f"parameters; tensors: {origins}; {len(self.plan.dropped)} dropped; {promise}; {self.seconds:.1f} s"
+        )

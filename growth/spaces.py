@@ -1,8 +1,9 @@
 """A model as growth sees it: weights, each living between named spaces.
 
-A space is a set of interchangeable units: the channels of the residual stream, the heads of one layer's attention, the
-neurons of one feed-forward block. Axis 0 of a weight is written (its module produces that space), axis 1 is read (its
-module consumes it); a vector has only axis 0. A name that holds `{}` exists once per layer.
+A space is a set of interchangeable units: the channels of the residual stream, the heads of one layer's
+attention, the neurons of one feed-forward block. Axis 0 of a weight is written (its module produces that
+space), axis 1 is read (its module consumes it); a vector has only axis 0. A name that holds `{}` exists once
+per layer.
 
     residual   the stream that every block adds to          gain      the gains of the norms
     normed     what a norm hands to its readers             final     what the last norm hands to the head
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Weight:
-    """One matrix [written, read] or vector [written]; `spaces` names its axes, "" where no operator may grow it."""
+    """One matrix [written, read] or vector [written]; `spaces` names its axes, () where no operator grows it."""
 
     name: str
     spaces: tuple[str, ...] = ()
@@ -37,9 +38,11 @@ class Space(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that an operator may look at: the weights, the size of each space, the depth, and how a fresh model starts.
+    """All that an operator may look at: the weights, the size of each space, the depth, and how a fresh model
+    starts.
 
-    `tied` says that the head is the embedding; `init_std` is the standard deviation of a freshly initialised matrix.
+    `tied` says that the head is the embedding; `init_std` is the standard deviation of a freshly initialised
+    matrix.
     """
 
     weights: tuple[Weight, ...]

@@ -12,6 +12,10 @@ ADAPTERS = {adapter.model_type: adapter for adapter in (GPT_NEOX, LCI)}
 
 def adapter_of(config: PreTrainedConfig, where: str) -> Adapter:
     if config.model_type not in ADAPTERS:
-        raise refuse(where, f"a checkpoint of one of: {', '.join(ADAPTERS)}", config.model_type,
-                     "no adapter knows its tensors yet")
+        raise refuse(
+            where,
+            f"a checkpoint of one of: {', '.join(ADAPTERS)}",
+            config.model_type,
+            "no adapter knows its tensors yet",
+        )
     return ADAPTERS[config.model_type]

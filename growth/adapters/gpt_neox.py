@@ -1,14 +1,18 @@
-"""GPT-NeoX (Pythia): parallel or sequential residual, LayerNorm, partial rotary, queries, keys and values fused per head."""
+"""GPT-NeoX (Pythia): LayerNorm, partial rotary, parallel or sequential residual; q, k and v fused per head."""
 
 from transformers import PreTrainedConfig
 
 from growth.adapters.table import Adapter, Entry, one
 from growth.spaces import Architecture, Space, Weight
 
-QKV = tuple(Weight(f"layers.{{}}.mixer.{part}.weight", (f"{space}.{{}}", "normed"))
-            for part, space in (("q", "query"), ("k", "key"), ("v", "value")))
-QKV_BIAS = tuple(Weight(f"layers.{{}}.mixer.{part}.bias", (f"{space}.{{}}",))
-                 for part, space in (("q", "query"), ("k", "key"), ("v", "value")))
+QKV = tuple(
+    Weight(f"layers.{{}}.mixer.{part}.weight", (f"{space}.{{}}", "normed"))
+    for part, space in (("q", "query"), ("k", "key"), ("v", "value"))
+)
+QKV_BIAS = tuple(
+    Weight(f"layers.{{}}.mixer.{part}.bias", (f"{space}.{{}}",))
+    for part, space in (("q", "query"), ("k", "key"), ("v", "value"))
+)
 
 MODEL = {
     "gpt_neox.embed_in.weight": one("embed.weight", "residual", "vocab", layout="v d -> d v"),
@@ -33,13 +37,19 @@ BLOCK = {
 
 
 def model(config: PreTrainedConfig) -> dict[str, Entry]:
-    return {name: entry for name, entry in MODEL.items()
-            if not (config.tie_word_embeddings and name == "embed_out.weight")}
+    return {
+        name: entry
+        for name, entry in MODEL.items()
+        if not (config.tie_word_embeddings and name == "embed_out.weight")
+    }
 
 
 def block(config: PreTrainedConfig, layer: int) -> dict[str, Entry]:
-    return {name: entry for name, entry in BLOCK.items()
-            if config.attention_bias or not (".attention." in name and name.endswith(".bias"))}
+    return {
+        name: entry
+        for name, entry in BLOCK.items()
+        if config.attention_bias or not (".attention." in name and name.endswith(".bias"))
+    }
 
 
 def describe(config: PreTrainedConfig, adapter: Adapter) -> Architecture:
@@ -47,12 +57,21 @@ def describe(config: PreTrainedConfig, adapter: Adapter) -> Architecture:
     spaces = {name: Space(D) for name in ("residual", "gain", "normed", "final_gain", "final")}
     spaces |= {f"{name}.{{}}": Space(H, D // H) for name in ("query", "key", "value")}
     spaces |= {"ffn.{}": Space(config.intermediate_size), "vocab": Space(config.vocab_size)}
-    return Architecture(adapter.weights(config), spaces, config.num_hidden_layers, config.layer_norm_eps,
-                        config.initializer_range, bool(config.tie_word_embeddings))
+    return Architecture(
+        adapter.weights(config),
+        spaces,
+        config.num_hidden_layers,
+        config.layer_norm_eps,
+        config.initializer_range,
+        bool(config.tie_word_embeddings),
+    )
 
 
 GPT_NEOX = Adapter(
-    "gpt_neox", model, block, describe,
+    "gpt_neox",
+    model,
+    block,
+    describe,
     renamed={"lm_head.weight": "embed_out.weight"},
     ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
 )

@@ -1,4 +1,4 @@
-"""lcikernels' own models: a mixer per layer (A attention, R retention, M Mamba); what they share has one name for all."""
+"""lcikernels' own models: a mixer per layer (A attention, R retention, M Mamba) in a block shared by all."""
 
 from transformers import PreTrainedConfig
 
@@ -12,18 +12,34 @@ MODEL = {
 }
 BLOCK = {
     f"model.layers.{{}}.{disk}.{kind}": one(f"layers.{{}}.{name}.{kind}")
-    for disk, name in {"mixer_norm": "mixer_norm", "mlp_norm": "mlp_norm", "mlp.up_proj": "mlp.up",
-                       "mlp.down_proj": "mlp.down"}.items()
+    for disk, name in {
+        "mixer_norm": "mixer_norm",
+        "mlp_norm": "mlp_norm",
+        "mlp.up_proj": "mlp.up",
+        "mlp.down_proj": "mlp.down",
+    }.items()
     for kind in ("weight", "bias")
 }
 PROJECTIONS = {"A": "qkvo", "R": "qkvgo"}
-MAMBA = ("in_proj.weight", "conv1d.weight", "conv1d.bias", "x_proj.weight", "dt_proj.weight", "dt_proj.bias", "A_log",
-         "D", "out_proj.weight")
+MAMBA = (
+    "in_proj.weight",
+    "conv1d.weight",
+    "conv1d.bias",
+    "x_proj.weight",
+    "dt_proj.weight",
+    "dt_proj.bias",
+    "A_log",
+    "D",
+    "out_proj.weight",
+)
 
 
 def model(config: PreTrainedConfig) -> dict[str, Entry]:
-    return {name: entry for name, entry in MODEL.items()
-            if not (config.tie_word_embeddings and name == "lm_head.weight")}
+    return {
+        name: entry
+        for name, entry in MODEL.items()
+        if not (config.tie_word_embeddings and name == "lm_head.weight")
+    }
 
 
 def block(config: PreTrainedConfig, layer: int) -> dict[str, Entry]:
@@ -34,8 +50,11 @@ def mixer(letter: str, bias: bool) -> dict[str, Entry]:
     """The tensors of one mixer. Mamba's have no counterpart elsewhere and keep their published names."""
     if letter == "M":
         return {f"model.layers.{{}}.mixer.{name}": one(f"layers.{{}}.mamba.{name}") for name in MAMBA}
-    return {f"model.layers.{{}}.mixer.{part}_proj.{kind}": one(f"layers.{{}}.mixer.{part}.{kind}")
-            for part in PROJECTIONS[letter] for kind in ("weight", "bias")[:1 + bias]}
+    return {
+        f"model.layers.{{}}.mixer.{part}_proj.{kind}": one(f"layers.{{}}.mixer.{part}.{kind}")
+        for part in PROJECTIONS[letter]
+        for kind in ("weight", "bias")[: 1 + bias]
+    }
 
 
 LCI = Adapter("lci", model, block)

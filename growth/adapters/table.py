@@ -1,7 +1,7 @@
 """What an adapter is: two columns, names on disk and the weights they hold, read both ways.
 
-A tensor on disk may hold several weights (a fused projection) or one with its axes in another order; its layout is an
-einops pattern from the disk to the weights, whose reverse writes it back.
+A tensor on disk may hold several weights (a fused projection) or one with its axes in another order; its
+layout is an einops pattern from the disk to the weights, whose reverse writes it back.
 """
 
 import re
@@ -19,7 +19,8 @@ from growth.spaces import Architecture, Space, Weight
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor on disk: its weights, and the layout from the disk to them ("" where there is one weight, as it is).
+    """One tensor on disk: its weights, and the layout from the disk to them ("" where there is one weight, as
+    it is).
 
     A layout that holds several weights puts them on a first axis `part`; `h` is the number of heads.
     """
@@ -43,7 +44,10 @@ class Entry:
 
     def disk_shape(self, spaces: Mapping[str, Space], heads: int) -> tuple[int, ...]:
         """The shape on disk where the spaces have these sizes."""
-        parts = [torch.empty([spaces[space].size for space in weight.spaces], device="meta") for weight in self.weights]
+        parts = [
+            torch.empty([spaces[space].size for space in weight.spaces], device="meta")
+            for weight in self.weights
+        ]
         return tuple(self.to_disk(parts, heads).shape)
 
     def _lengths(self, heads: int) -> dict[str, int]:
@@ -56,10 +60,11 @@ def one(name: str, *spaces: str, layout: str = "") -> Entry:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A family of checkpoints. `model` and `block(config, layer)` map names on disk to entries, "{}" is the layer.
+    """A family of checkpoints. `model` and `block(config, layer)` map names on disk to entries, "{}" is the
+    layer.
 
-    renamed: names that other versions write -> the table's; ignored: patterns of buffers that carry no weight;
-    describe: the architecture that operators see, None where the family is only a target of transfer.
+    renamed: names that other versions write -> the table's; ignored: patterns of buffers that carry no
+    weight; describe: the architecture that operators see, None where the family is only a target of transfer.
     """
 
     model_type: str
@@ -71,7 +76,9 @@ class Adapter:
 
     def table(self, config: PreTrainedConfig) -> dict[str, tuple[Entry, int | None]]:
         """Every tensor of a model: name on disk -> its entry and its layer."""
-        rows: dict[str, tuple[Entry, int | None]] = {name: (entry, None) for name, entry in self.model(config).items()}
+        rows: dict[str, tuple[Entry, int | None]] = {
+            name: (entry, None) for name, entry in self.model(config).items()
+        }
         for layer in range(config.num_hidden_layers):
             rows |= {name.format(layer): (entry, layer) for name, entry in self.block(config, layer).items()}
         return rows
@@ -82,15 +89,21 @@ class Adapter:
         return tuple(weight for entry in entries for weight in entry.weights)
 
     def match(self, names: Iterable[str], config: PreTrainedConfig, where: str) -> dict[str, str]:
-        """Name in the table -> name on disk, for all of them, or a refusal that lists what is unknown and what is missing."""
+        """Name in the table -> name on disk, or a refusal that lists what is unknown and what is missing."""
         table = self.table(config)
-        found = {self.renamed.get(name, name): name for name in names
-                 if not any(re.fullmatch(pattern, name) for pattern in self.ignored)}
+        found = {
+            self.renamed.get(name, name): name
+            for name in names
+            if not any(re.fullmatch(pattern, name) for pattern in self.ignored)
+        }
         unknown, missing = sorted(set(found) - set(table)), sorted(set(table) - set(found))
         if unknown or missing:
-            raise refuse(where, f"the {len(table)} tensors of a {self.model_type} checkpoint",
-                         f"unknown: {listed(unknown)}, missing: {listed(missing)}",
-                         "check that config.json belongs to these weights")
+            raise refuse(
+                where,
+                f"the {len(table)} tensors of a {self.model_type} checkpoint",
+                f"unknown: {listed(unknown)}, missing: {listed(missing)}",
+                "check that config.json belongs to these weights",
+            )
         return found
 
 

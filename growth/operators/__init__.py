@@ -9,5 +9,9 @@ from growth.operators.net2net import net2net
 from growth.operators.stacking import interpolate, stack
 
 OPERATORS: dict[str, Callable[..., Maps]] = {
-    "stack": stack, "interpolate": interpolate, "net2net": net2net, "lemon": lemon, "ligo": ligo,
+    "stack": stack,
+    "interpolate": interpolate,
+    "net2net": net2net,
+    "lemon": lemon,
+    "ligo": ligo,
 }

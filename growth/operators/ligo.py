@@ -1,15 +1,18 @@
 """LiGO: learn how to grow.  Wang et al., ICLR 2023 (arXiv 2303.00980).
 
-    new[i] = B (sum_j w[i, j] W[j]) A^T          B = write, A = read, w = depth; the paper's eq. 3-6, depth mixed first
+    new[i] = B (sum_j w[i, j] W[j]) A^T          B = write, A = read, w = depth; the paper's eq. 3-6, depth
+    mixed first
 
-Each space has its own B, the residual stream one for the whole model, queries, keys, values and neurons one per target
-layer; each weight has its own depth coefficients. The maps are trained for a few steps on the large model's own loss, the
-source's weights stay as they are.
+Each space has its own B, the residual stream one for the whole model, queries, keys, values and neurons one
+per target layer; each weight has its own depth coefficients. The maps are trained for a few steps on the
+large model's own loss, the source's weights stay as they are.
 
-    published   ties A = B of the producer; B = [I; C], rows of C random with sum 1; depth: stacking plus noise, rows with
-                sum 1. Preserves nothing: with A = B, readers see each channel more than once.
-    lossless    A and B apart, starting from LEMON's maps, so that step 0 is the source; after it the maps go where the loss
-                leads. Readers get a random part that B never writes, or copies would stay equal for ever.
+    published   ties A = B of the producer; B = [I; C], rows of C random with sum 1; depth: stacking plus
+                noise, rows with sum 1. Preserves nothing: with A = B, readers see each channel more than
+                once.
+    lossless    A and B apart, starting from LEMON's maps, so that step 0 is the source; after it the maps go
+                where the loss leads. Readers get a random part that B never writes, or copies would stay
+                equal for ever.
 """
 
 import math
@@ -36,9 +39,9 @@ from growth.training.data import Windows, load_text, tokens
 from growth.training.flops import count_flops
 
 STARTS = ("lossless", "published")
-SHARED = ("residual", "gain", "normed", "final_gain", "final")     # B_emb in the published ties
+SHARED = ("residual", "gain", "normed", "final_gain", "final")  # B_emb in the published ties
 DEPTH_NOISE = 0.03
-UNSEEN = 0.1      # the random part of a reader, relative to the weight that it is drawn from
+UNSEEN = 0.1  # the random part of a reader, relative to the weight that it is drawn from
 
 
 def ligo(old: Architecture, new: Architecture, *, start: str = "lossless", seed: int = 0) -> Maps:
@@ -53,7 +56,9 @@ def _lossless(old: Architecture, new: Architecture, generator: torch.Generator) 
     for name, space in maps.spaces.items():
         dense = space.dense()
         T, S = dense.read_matrix.shape
-        unseen = space.unseen(torch.randn(S, T, dtype=torch.float64, generator=generator) * UNSEEN / math.sqrt(S)).T
+        unseen = space.unseen(
+            torch.randn(S, T, dtype=torch.float64, generator=generator) * UNSEEN / math.sqrt(S)
+        ).T
         spaces[name] = space if name == "vocab" else replace(dense, read_matrix=dense.read_matrix + unseen)
     return replace(maps, spaces=spaces)
 
@@ -76,7 +81,7 @@ def _published(old: Architecture, new: Architecture, generator: torch.Generator)
 
 
 class Expansion(nn.Module):
-    """The large model as a function of the maps: its parameters are B, A and w, its weights are made in every forward."""
+    """The large model as a function of B, A and w: these are its parameters, weights are made in every forward."""
 
     def __init__(self, maps: Maps, source: Source, adapter: Adapter, config: PreTrainedConfig):
         super().__init__()
@@ -89,7 +94,7 @@ class Expansion(nn.Module):
         self.heads = config.num_attention_heads
         with init_empty_weights(include_buffers=False):
             large = AutoModelForCausalLM.from_config(config)
-        self.large = [large.train()]      # in a list: its weights are none of this module's parameters
+        self.large = [large.train()]  # in a list: its weights are none of this module's parameters
         tensors = {id(x): x for x in self._tensors(maps)}
         self.index = {key: i for i, key in enumerate(tensors)}
         self.tensors = nn.ParameterList(nn.Parameter(x.float()) for x in tensors.values())
@@ -102,37 +107,74 @@ class Expansion(nn.Module):
 
     def maps(self) -> Maps:
         """The maps as they are now, differentiable; tensors that were tied are tied."""
+
         def now(x: Tensor) -> Tensor:
             return self.tensors[self.index[id(x)]]
 
-        spaces = {name: Widen(now(space.write_matrix), now(space.read_matrix)) if isinstance(space, Widen) else space
-                  for name, space in self.maps_.spaces.items()}
-        return replace(self.maps_, spaces=spaces, depth={name: now(x) for name, x in self.maps_.depth.items()})
+        spaces = {
+            name: Widen(now(space.write_matrix), now(space.read_matrix))
+            if isinstance(space, Widen)
+            else space
+            for name, space in self.maps_.spaces.items()
+        }
+        return replace(
+            self.maps_, spaces=spaces, depth={name: now(x) for name, x in self.maps_.depth.items()}
+        )
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None):
         maps = self.maps()
-        weights = {self.memory_name[name]: entry.to_disk(
-            [expand(weight, layer, lambda *key: self.old[key], maps) for weight in entry.weights], self.heads)
-            for name, (entry, layer) in self.table.items()}
+        weights = {
+            self.memory_name[name]: entry.to_disk(
+                [expand(weight, layer, lambda *key: self.old[key], maps) for weight in entry.weights],
+                self.heads,
+            )
+            for name, (entry, layer) in self.table.items()
+        }
         return functional_call(self.large[0], weights, kwargs={"input_ids": input_ids, "labels": labels})
 
 
-def learned(maps: Maps, source: Source, adapter: Adapter, config: PreTrainedConfig, *, data: str | Path, steps: int,
-            seed: int, batch_size: int = 16, sequence_length: int = 512, learning_rate: float = 2e-3) -> tuple[Maps, int]:
-    """The maps after `steps` steps of AdamW on the large model's loss, and the floating-point operations that took.
+def learned(
+    maps: Maps,
+    source: Source,
+    adapter: Adapter,
+    config: PreTrainedConfig,
+    *,
+    data: str | Path,
+    steps: int,
+    seed: int,
+    batch_size: int = 16,
+    sequence_length: int = 512,
+    learning_rate: float = 2e-3,
+) -> tuple[Maps, int]:
+    """The maps after `steps` steps of AdamW on the large model's loss, and the floating-point operations that
+    took.
 
-    Warm-up over the first tenth (the published recipe warms up for 10000 steps and stops after 100), gradients clipped at 1.
+    Warm-up over the first tenth (the published recipe warms up for 10000 steps and stops after 100),
+    gradients clipped at 1.
     """
     tokenizer = AutoTokenizer.from_pretrained(source.checkpoint.path)
-    windows = Windows(tokens(load_text(data), tokenizer), min(sequence_length, config.max_position_embeddings))
+    windows = Windows(
+        tokens(load_text(data), tokenizer), min(sequence_length, config.max_position_embeddings)
+    )
     module = Expansion(maps, source, adapter, config)
     batch = {name: x.expand(batch_size, -1) for name, x in windows[0].items()}
     flops = count_flops(module, batch) * steps
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
-            scratch, max_steps=steps, per_device_train_batch_size=batch_size, learning_rate=learning_rate,
-            warmup_steps=steps // 10, lr_scheduler_type="cosine", weight_decay=0.0, max_grad_norm=1.0, seed=seed,
-            save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=not sys.stderr.isatty())
+            scratch,
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=learning_rate,
+            warmup_steps=steps // 10,
+            lr_scheduler_type="cosine",
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            seed=seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=not sys.stderr.isatty(),
+        )
         Trainer(model=module, args=arguments, train_dataset=windows).train()
     with torch.no_grad():
         return module.cpu().maps(), flops

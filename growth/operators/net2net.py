@@ -1,11 +1,11 @@
-"""Net2Net: copy units, share their readers' weights; add layers that do nothing.  Chen et al., ICLR 2016 (arXiv 1511.05641).
+"""Net2Net: copy units, share their readers' weights; add idle layers.  Chen et al., ICLR 2016 (1511.05641).
 
-    new unit t copies unit t mod S;  a reader takes 1 / (number of copies) of the original's weight from each copy
+    new unit t copies unit t mod S;  a reader takes 1 / (number of copies) of its weight from each copy
 
-The count includes the original (LiGO's eq. 2; its appendix forgets that). Preserves the function where the width grows by a
-whole factor. Otherwise some channels of the residual stream stand twice and others once, which shifts the norms' mean and
-variance: close, not equal (bert2BERT accepts this; LEMON does not). Added layers write zero to the residual stream, the
-residual network's form of Net2Net's identity layer.
+The count includes the original (LiGO's eq. 2; its appendix forgets that). Preserves the function where the
+width grows by a whole factor. Otherwise some channels of the residual stream stand twice and others once,
+which shifts the norms' mean and variance: close, not equal (bert2BERT accepts this; LEMON does not). Added
+layers write zero to the residual stream, the residual network's form of Net2Net's identity layer.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ from growth.spaces import Architecture
 
 
 def net2net(old: Architecture, new: Architecture, *, noise: float = 0.1) -> Maps:
-    """The maps from `old` to `new`. noise: the small difference between copies that lets them part, invisible at the start."""
+    """The maps from `old` to `new`. noise: how far copies differ, in units of a fresh matrix."""
     return Maps(widened(old, new, noise), identity_depth(old, new))
 
 
@@ -25,7 +25,11 @@ def widened(old: Architecture, new: Architecture, noise: float) -> dict[str, Map
     stream = copies(old.spaces["residual"], new.spaces["residual"], noise=noise)
     final = replace(stream, scale=stream.share) if old.tied else stream
     spaces: dict[str, Map] = {
-        "residual": stream, "gain": stream, "normed": stream, "final_gain": final, "final": final,
+        "residual": stream,
+        "gain": stream,
+        "normed": stream,
+        "final_gain": final,
+        "final": final,
         "vocab": keep(old.spaces["vocab"]),
     }
     return spaces | per_layer(old, new, lambda a, b: copies(a, b, noise=noise))

@@ -3,8 +3,8 @@
     stack        W_new[i] = W[i mod L]            Gong et al., ICML 2019
     interpolate  W_new[i] = W[floor(i L / L_new)]  Chang et al., ICLR 2018; Dong et al., ICML 2020
 
-Neither preserves the function. Where width grows too, it grows by Net2Net's copies (stack with them is bert2BERT's FPI,
-Chen et al., ACL 2022).
+Neither preserves the function. Where width grows too, it grows by Net2Net's copies (stack with them is
+bert2BERT's FPI, Chen et al., ACL 2022).
 """
 
 from growth.depth import interpolated, rearranged, stacked

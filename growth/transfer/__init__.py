@@ -1,4 +1,4 @@
-"""Transfer a trained transformer to another architecture: what the two share is copied, the rest starts fresh."""
+"""Move a trained transformer to another architecture: what they share is copied, the rest starts fresh."""
 
 from growth.transfer.xatl import transfer
 

@@ -6,8 +6,9 @@
     "output"    + the output projection of each mixer (the default; the paper's best)
     "all"       + queries, keys and values
 
-A layer that stays attention is always copied whole. Mamba has no output projection of the source's shape, so the source's
-is dropped there, and the plan says so. A model whose layers all stay attention computes the source's logits.
+A layer that stays attention is always copied whole. Mamba has no output projection of the source's shape, so
+the source's is dropped there, and the plan says so. A model whose layers all stay attention computes the
+source's logits.
 """
 
 import math
@@ -35,8 +36,17 @@ LETTERS = {"attention": "A", "retention": "R", "mamba": "M"}
 COPIED = {"norms": (), "mlp": ("mlp",), "output": ("mlp", "o"), "all": ("mlp", "o", "q", "k", "v")}
 
 
-def transfer(src: str | Path, dst: str | Path, *, mixers: str = "retention", pattern: str | None = None,
-             keep_attention: Sequence[int] = (), copy: str = "output", seed: int = 0, dry_run: bool = False) -> Report:
+def transfer(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    mixers: str = "retention",
+    pattern: str | None = None,
+    keep_attention: Sequence[int] = (),
+    copy: str = "output",
+    seed: int = 0,
+    dry_run: bool = False,
+) -> Report:
     """Transfer the checkpoint in folder `src` to an LCI model of the same size in the new folder `dst`.
 
     mixers          retention | mamba | attention, in every layer
@@ -44,8 +54,8 @@ def transfer(src: str | Path, dst: str | Path, *, mixers: str = "retention", pat
     pattern         instead of both: a letter per layer, A attention, R retention, M Mamba
     copy            norms | mlp | output | all (see above)
 
-    Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the source cannot be
-    read, a mixer, layer or letter does not exist, or `dst` does.
+    Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the
+    source cannot be read, a mixer, layer or letter does not exist, or `dst` does.
     """
     if mixers not in LETTERS:
         raise refuse("mixers", f"one of {', '.join(LETTERS)}", mixers, "choose one of these")
@@ -62,15 +72,36 @@ def transfer(src: str | Path, dst: str | Path, *, mixers: str = "retention", pat
     plan = plan_transfer(source, config, empty, copy)
     lossless = set(config.pattern) == {"A"}
     if not dry_run:
-        record = {"growth": __version__, "verb": "transfer", "method": "xatl", "source": str(src), "lossless": lossless,
-                  "pattern": config.pattern, "copy": copy, "seed": seed, **plan.json()}
-        write_checkpoint(dst, config, transferred(source, plan, empty, seed), len(plan.rows), checkpoint.path, record)
+        record = {
+            "growth": __version__,
+            "verb": "transfer",
+            "method": "xatl",
+            "source": str(src),
+            "lossless": lossless,
+            "pattern": config.pattern,
+            "copy": copy,
+            "seed": seed,
+            **plan.json(),
+        }
+        write_checkpoint(
+            dst, config, transferred(source, plan, empty, seed), len(plan.rows), checkpoint.path, record
+        )
     parameters = sum(math.prod(checkpoint.shape(name)) for name in source.on_disk.values())
-    return Report(Path(src), None if dry_run else Path(dst), f"xatl {config.pattern}", lossless,
-                  time.perf_counter() - began, 0, (parameters, sum(math.prod(row.shape) for row in plan.rows)), plan)
+    return Report(
+        Path(src),
+        None if dry_run else Path(dst),
+        f"xatl {config.pattern}",
+        lossless,
+        time.perf_counter() - began,
+        0,
+        (parameters, sum(math.prod(row.shape) for row in plan.rows)),
+        plan,
+    )
 
 
-def _pattern(config: PreTrainedConfig, mixers: str, pattern: str | None, keep_attention: Sequence[int]) -> str:
+def _pattern(
+    config: PreTrainedConfig, mixers: str, pattern: str | None, keep_attention: Sequence[int]
+) -> str:
     L = config.num_hidden_layers
     if pattern is None:
         beyond = [layer for layer in keep_attention if not 0 <= layer < L]
@@ -80,22 +111,37 @@ def _pattern(config: PreTrainedConfig, mixers: str, pattern: str | None, keep_at
     if keep_attention:
         raise refuse("pattern", "either a pattern or layers that keep attention", "both", "leave one out")
     if len(pattern) != L or set(pattern) - set(LETTERS.values()):
-        raise refuse("pattern", f"{L} letters out of {', '.join(LETTERS.values())}", repr(pattern),
-                     "give one letter per layer")
+        raise refuse(
+            "pattern",
+            f"{L} letters out of {', '.join(LETTERS.values())}",
+            repr(pattern),
+            "give one letter per layer",
+        )
     return pattern
 
 
 def lci_config(config: PreTrainedConfig, pattern: str) -> LCIConfig:
     """The LCI configuration that computes everything but the mixers exactly as a GPT-NeoX does."""
     return LCIConfig(
-        vocab_size=config.vocab_size, hidden_size=config.hidden_size, num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads, intermediate_size=config.intermediate_size,
-        hidden_act=config.hidden_act, max_position_embeddings=config.max_position_embeddings,
-        layer_norm_eps=config.layer_norm_eps, rope_parameters=config.rope_parameters,
-        attention_bias=config.attention_bias, use_parallel_residual=config.use_parallel_residual,
-        tie_word_embeddings=config.tie_word_embeddings, initializer_range=config.initializer_range,
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id,
-        dtype=config.dtype, pattern=pattern, architectures=["LCIForCausalLM"],
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        hidden_act=config.hidden_act,
+        max_position_embeddings=config.max_position_embeddings,
+        layer_norm_eps=config.layer_norm_eps,
+        rope_parameters=config.rope_parameters,
+        attention_bias=config.attention_bias,
+        use_parallel_residual=config.use_parallel_residual,
+        tie_word_embeddings=config.tie_word_embeddings,
+        initializer_range=config.initializer_range,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        dtype=config.dtype,
+        pattern=pattern,
+        architectures=["LCIForCausalLM"],
     )
 
 
@@ -107,14 +153,24 @@ def plan_transfer(source: Source, config: LCIConfig, empty: PreTrainedModel, cop
         weight = entry.weights[0].name
         letter = None if layer is None else config.pattern[layer]
         if (weight, layer) in source and _copied(weight, letter, copy):
-            rows.append(Row(name, shapes.pop(name), "copied", (source.where(weight, layer),),
-                            freeze=_settled(weight, letter, copy)))
+            rows.append(
+                Row(
+                    name,
+                    shapes.pop(name),
+                    "copied",
+                    (source.where(weight, layer),),
+                    freeze=_settled(weight, letter, copy),
+                )
+            )
         else:
             rows.append(Row(name, shapes.pop(name), "initialised", (), "fresh"))
     assert not shapes, f"the model has tensors that the table lacks: {sorted(shapes)}"
     taken = {name for row in rows for name in row.sources}
-    dropped = {source.where(weight, layer): _why(weight, config.pattern[layer])
-               for weight, layer in source.place if source.where(weight, layer) not in taken}
+    dropped = {
+        source.where(weight, layer): _why(weight, config.pattern[layer])
+        for weight, layer in source.place
+        if source.where(weight, layer) not in taken
+    }
     return Plan(tuple(rows), dropped)
 
 
@@ -127,10 +183,12 @@ def _copied(weight: str, letter: str | None, copy: str) -> bool:
 
 
 def _settled(weight: str, letter: str | None, copy: str) -> bool:
-    """Does XATL hold this copied tensor still at first? A norm in front of a fresh projection learns from the start."""
+    """Does XATL hold this copied tensor still at first? A norm before a fresh mixer or MLP learns at once."""
     if letter is None or "norm" not in weight:
         return True
-    return "mlp" in COPIED[copy] if "mlp" in weight else letter == "A" or (letter == "R" and "o" in COPIED[copy])
+    return (
+        "mlp" in COPIED[copy] if "mlp" in weight else letter == "A" or (letter == "R" and "o" in COPIED[copy])
+    )
 
 
 def _why(weight: str, letter: str) -> str:
@@ -139,7 +197,9 @@ def _why(weight: str, letter: str) -> str:
     return "starts fresh in this copy mode"
 
 
-def transferred(source: Source, plan: Plan, empty: PreTrainedModel, seed: int) -> Iterator[tuple[str, Tensor]]:
+def transferred(
+    source: Source, plan: Plan, empty: PreTrainedModel, seed: int
+) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the LCI model, as it is written to disk."""
     read, heads = reader(source), source.config.num_attention_heads
     table = LCI.table(empty.config)

@@ -1,0 +1,56 @@
+"""The demo's corpus: Python's own standard library, real text that every machine has; and its byte-level tokenizer."""
+
+import random
+import sysconfig
+import tokenize
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from growth.errors import Refusal
+
+# Tests are left out, and so are the two packages that are tables (character sets, the text of `help()`).
+LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
+
+
+def corpus(limit: int = 4_000_000, share: float = 0.1, seed: int = 0) -> tuple[list[str], list[str]]:
+    """The texts to train on and to validate on: .py files of the standard library, `limit` bytes of them.
+
+    Files are shuffled by `seed`, taken until `limit` is reached, and split by file: no file is in both lists;
+    `share` of the bytes are held out. Raises Refusal where the standard library has no sources.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    files = sorted(f for f in root.rglob("*.py") if LEFT_OUT.isdisjoint(f.relative_to(root).parts) and f.stat().st_size)
+    random.Random(seed).shuffle(files)
+    train, validation, size = [], [], 0
+    for file in files:
+        with tokenize.open(file) as lines:                             # honours the file's own coding line
+            text = lines.read()
+        size += len(text.encode())
+        (validation if size <= share * limit else train).append(text)
+        if size >= limit:
+            break
+    if not train or not validation:
+        raise Refusal(f"demo corpus {root}: expected the .py files of the standard library, got {len(files)}; use a Python that ships its sources")
+    return train, validation
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """256 tokens, one a byte: token i is byte i, decoding is exact. Byte 0, which no text holds, ends and pads."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_byte)
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+
+
+def _byte(symbol: str) -> int:
+    """The byte a symbol of the byte-level alphabet stands for.
+
+    Printable Latin-1 stands for itself; the other bytes, in order, are the code points from 256 on (GPT-2's table).
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    code = ord(symbol)
+    return code if code < 256 else others[code - 256]

@@ -1,0 +1,90 @@
+"""The validation loss of a run against the operations and the seconds spent on it."""
+
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from growth.training.freeze import UnfreezeOnPlateau
+from growth.training.progress import Progress
+
+EVAL_TOKENS = 8192      # a batch of the evaluation: logits of 256 tokens' vocabulary are 8 MB, of 50k 1.6 GB
+
+
+@dataclass(frozen=True)
+class Point:
+    """After `step` steps: floating-point operations and seconds of training so far, validation loss in nats a token."""
+
+    step: int
+    flops: int
+    seconds: float
+    loss: float
+
+
+class Curve(TrainerCallback, ExportableState):
+    """Measures the loss on `held_out` [N, T] before the first step, every `every` steps and after the last one.
+
+    step_flops, frozen_flops: what a step costs while `freezing` (if any) has let the frozen weights go, and before. The
+    clock stands still during measurements and saves. A resumed run goes on with the points and the clock it had.
+    """
+
+    def __init__(self, held_out: Tensor, every: int, step_flops: int, frozen_flops: int,
+                 freezing: UnfreezeOnPlateau | None, progress: Progress):
+        self.held_out, self.every = held_out, every
+        self.step_flops, self.frozen_flops, self.freezing = step_flops, frozen_flops, freezing
+        self.progress = progress
+        self.points: list[Point] = []
+        self._flops, self._seconds, self._since = 0, 0.0, None
+
+    def state(self) -> dict:
+        points = [asdict(point) for point in self.points]
+        return {"args": {}, "attributes": {"points": points, "flops": self._flops, "seconds": self._seconds}}
+
+    def on_train_begin(self, args, state, control, *, model, **kwargs):
+        if state.global_step:
+            saved = state.stateful_callbacks[type(self).__name__]["attributes"]
+            self.points = [Point(**point) for point in saved["points"]]
+            self._flops, self._seconds = saved["flops"], saved["seconds"]
+        else:
+            self._measure(model, 0)
+        self._since = time.perf_counter()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        frozen = self.freezing is not None and self.freezing.unfrozen_at is None
+        self._flops += self.frozen_flops if frozen else self.step_flops
+
+    def on_step_end(self, args, state, control, *, model, **kwargs):
+        step = state.global_step
+        self.progress.step(step)
+        due = step % self.every == 0 or step == state.max_steps
+        if due or control.should_save:
+            now = time.perf_counter()
+            self._seconds += now - self._since
+            if due:
+                self._measure(model, step)
+            self._since = time.perf_counter()
+
+    def on_save(self, args, state, control, **kwargs):
+        self._since = time.perf_counter()
+
+    def _measure(self, model: nn.Module, step: int) -> None:
+        loss = evaluate(model, self.held_out)
+        self.points.append(Point(step, self._flops, self._seconds, loss))
+        self.progress.loss(step, loss, self._seconds)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, windows: Tensor) -> float:
+    """The mean loss of a causal model over windows [N, T], nats a token; dropout off, the model's mode restored."""
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    N, T = windows.shape
+    total = 0.0
+    for part in windows.split(max(1, EVAL_TOKENS // T)):
+        part = part.to(device)
+        total += model(input_ids=part, labels=part).loss.item() * len(part)
+    model.train(training)
+    return total / N
