@@ -1,0 +1,24 @@
+"""Kernels for models whose inference cost is linear: retention, the selective scan, and what stands around them.
+
+Importing this touches no GPU and no Triton.
+"""
+
+from .ops import (
+    causal_conv1d,
+    causal_conv1d_step,
+    gated_rms_norm,
+    retention,
+    retention_step,
+    selective_scan,
+    selective_scan_step,
+)
+
+__all__ = [
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "gated_rms_norm",
+    "retention",
+    "retention_step",
+    "selective_scan",
+    "selective_scan_step",
+]

@@ -1,0 +1,54 @@
+"""The only place that decides who computes.
+
+Each op has a table of backends, best first. `choose` walks it; `load` imports the module that computes, on first use, so
+that importing the package touches neither Triton nor a GPU. To add a backend is to add a line to the op's table.
+"""
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Backend(NamedTuple):
+    """A module that computes one op, and why it cannot do so for tensors like `x` (dtype and device), or None."""
+
+    module: str
+    why_not: Callable[[Tensor], str | None]
+
+
+TABLES: dict[str, dict[str, Backend]] = {}
+
+
+def anywhere(x: Tensor) -> str | None:
+    """Plain torch runs on every device."""
+    return None
+
+
+def table(op: str, backends: dict[str, Backend]) -> None:
+    """Enter the backends of `op`, best first; the last one must run anywhere."""
+    TABLES[op] = backends
+
+
+def choose(op: str, wanted: str | None, x: Tensor) -> str:
+    """The name of the backend that computes `op` for `x`: the wanted one, or the best that can.
+
+    Raises RuntimeError where the wanted one cannot run or does not exist.
+    """
+    backends = TABLES[op]
+    if wanted is None:
+        return next(name for name, backend in backends.items() if backend.why_not(x) is None)
+    if wanted not in backends:
+        raise RuntimeError(f"{op}: there is no backend {wanted!r}; there are {', '.join(map(repr, backends))}")
+    if why := backends[wanted].why_not(x):
+        raise RuntimeError(f"{op}: backend {wanted!r} cannot run here: {why}")
+    return wanted
+
+
+@cache
+def load(op: str, name: str) -> ModuleType:
+    """The module behind a backend; it has the op's `forward` and `backward`, or `step`."""
+    return importlib.import_module(TABLES[op][name].module)

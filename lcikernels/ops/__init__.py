@@ -1,0 +1,16 @@
+"""The ops. Each folder: op.py (the contract), reference.py (the paper), and one module for each backend."""
+
+from .causal_conv1d import causal_conv1d, causal_conv1d_step
+from .gated_rms_norm import gated_rms_norm
+from .retention import retention, retention_step
+from .selective_scan import selective_scan, selective_scan_step
+
+__all__ = [
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "gated_rms_norm",
+    "retention",
+    "retention_step",
+    "selective_scan",
+    "selective_scan_step",
+]

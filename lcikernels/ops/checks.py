@@ -1,0 +1,102 @@
+"""The only place in Python that says no. Every refusal names the op, the argument, what was expected and what it got."""
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def refuse(op: str, argument: str, expected: str, got: object) -> NoReturn:
+    """Raise the one ValueError."""
+    raise ValueError(f"{op}: {argument} must be {expected}, got {got}")
+
+
+def inner(x: Tensor) -> torch.dtype:
+    """What the arithmetic runs in and states are kept in: float32, or float64 where `x` is float64."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def shape(op: str, argument: str, x: Tensor, axes: str, sizes: dict[str, int]) -> None:
+    """`x` must have the named axes: a size already in `sizes` must agree, a new one is entered there."""
+    names = axes.split()
+    layout = f"[{', '.join(names)}]"
+    if x.dim() != len(names):
+        refuse(op, argument, layout, f"{x.dim()} axes: shape {tuple(x.shape)}")
+    for axis, name in enumerate(names):
+        size = x.shape[axis]
+        if name in sizes and sizes[name] != size:
+            refuse(op, argument, f"{layout} with {name}={sizes[name]}", f"{size} on axis {axis} of shape {tuple(x.shape)}")
+        if size == 0 and name not in sizes:
+            refuse(op, argument, f"{layout} with {name} at least 1", f"0 on axis {axis} of shape {tuple(x.shape)}")
+        sizes[name] = size
+
+
+def activations(op: str, **tensors: Tensor | None) -> None:
+    """The named tensors must share one floating dtype and one device; the first one sets them."""
+    (name, first), *others = tensors.items()
+    if first.dtype not in ACTIVATIONS:
+        refuse(op, name, "float32, float64, bfloat16 or float16", first.dtype)
+    for other, x in others:
+        if x is not None and x.dtype != first.dtype:
+            refuse(op, other, f"{first.dtype} like {name}", x.dtype)
+    same_device(op, **tensors)
+
+
+def parameters(op: str, like: Tensor, **tensors: Tensor | None) -> None:
+    """The named tensors may be of any floating dtype, on the device of `like`."""
+    for name, x in tensors.items():
+        if x is not None and x.dtype not in ACTIVATIONS:
+            refuse(op, name, "float32, float64, bfloat16 or float16", x.dtype)
+    same_device(op, _=like, **tensors)
+
+
+def full_precision(op: str, like: Tensor, **tensors: Tensor | None) -> None:
+    """The named tensors must be float32 (float64 where `like` is), on the device of `like`."""
+    for name, x in tensors.items():
+        if x is not None and x.dtype != inner(like):
+            refuse(op, name, f"{inner(like)} where the activations are {like.dtype}", x.dtype)
+    same_device(op, _=like, **tensors)
+
+
+def same_device(op: str, **tensors: Tensor | None) -> None:
+    """The named tensors must be where the first one is."""
+    device = next(iter(tensors.values())).device
+    for name, x in tensors.items():
+        if x is not None and x.device != device:
+            refuse(op, name, f"on {device} like the other arguments", x.device)
+
+
+def one_of(op: str, argument: str, value: object, choices: tuple) -> None:
+    """`value` must be one of `choices`."""
+    if value not in choices:
+        refuse(op, argument, " or ".join(map(repr, choices)), repr(value))
+
+
+def divides(op: str, argument: str, part: int, whole: int, what: str) -> None:
+    """`part` things must be shared evenly by `whole`."""
+    if whole % part:
+        refuse(op, argument, f"such that its {what} divide {whole}", part)
+
+
+def packing(op: str, cu_seqlens: Tensor | None, like: Tensor) -> int | None:
+    """`cu_seqlens` must be int32 [N+1] with `like` [1, T, ...]; returns N. Its values wait for `boundaries`."""
+    if cu_seqlens is None:
+        return None
+    if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1:
+        refuse(op, "cu_seqlens", "int32 [N+1]", f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}")
+    if cu_seqlens.shape[0] < 2:
+        refuse(op, "cu_seqlens", "[N+1] with N at least 1", f"shape {tuple(cu_seqlens.shape)}")
+    if like.shape[0] != 1:
+        refuse(op, "cu_seqlens", "given only with B=1 (packed sequences share one row)", f"B={like.shape[0]}")
+    same_device(op, _=like, cu_seqlens=cu_seqlens)
+    return cu_seqlens.shape[0] - 1
+
+
+def boundaries(op: str, cu_seqlens: Tensor, T: int) -> list[int]:
+    """The values of `cu_seqlens`: 0 first, T last, never falling. Reads them, so it waits for the device."""
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != T or any(start > end for start, end in zip(bounds, bounds[1:])):
+        refuse(op, "cu_seqlens", f"0 first, T={T} last and never falling", bounds)
+    return bounds

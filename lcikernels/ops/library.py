@@ -1,0 +1,29 @@
+"""Entering an op in torch's dispatcher: schema, implementation, fake, autograd formula.
+
+`Library.define` and not `torch.library.custom_op`: 39 against 55 us a call without gradients, 64 against 102 with, and
+no 1.6 s import of the compiler on the first call.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+LIBRARY = torch.library.Library("lcikernels", "FRAGMENT")  # an op lives as long as the Library that defined it
+
+
+def define(schema: str, impl: Callable, fake: Callable) -> None:
+    """Register `lcikernels::<schema>` for every device; `fake` gives the outputs' shapes without computing them."""
+    name = schema.split("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, impl, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lcikernels::{name}", fake, lib=LIBRARY)
+
+
+def differentiate(name: str, backward: Callable, setup_context: Callable) -> None:
+    """Give `lcikernels::<name>` its autograd formula. Gradients of outputs that nobody used arrive as None."""
+
+    def setup(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        setup_context(ctx, inputs, output)
+
+    torch.library.register_autograd(f"lcikernels::{name}", backward, setup_context=setup, lib=LIBRARY)

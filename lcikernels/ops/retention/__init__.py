@@ -1,0 +1,6 @@
+"""Retention: RetNet's mixer, and with one decay per token Mamba-2's."""
+
+from .op import retention
+from .step import retention_step
+
+__all__ = ["retention", "retention_step"]

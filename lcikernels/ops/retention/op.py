@@ -1,0 +1,150 @@
+"""Retention: contract, dispatcher entry, autograd formula, backends."""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ... import backends
+from .. import checks
+from ..library import define, differentiate
+
+OP = "retention"
+
+backends.table(
+    OP,
+    {
+        "torch": backends.Backend("lcikernels.ops.retention.chunked", backends.anywhere),
+    },
+)
+
+
+def retention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    return_final_state: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Causal retention: linear attention whose memory fades.
+
+        S[t] = exp(log_decay[t]) * S[t-1] + k[t] ⊗ v[t]
+        o[t] = scale * q[t] · S[t]
+
+    q [B, T, Hq, K], k [B, T, Hk, K], v [B, T, Hv, V] share one dtype: float32, float64, bfloat16 or float16. With
+    H = max(Hq, Hk, Hv), each count divides H and head h reads head h // (H // Hx).
+    log_decay, float32, each <= 0 (not checked: it would wait for the device): [H], one rate per head (RetNet), or
+    [B, T, H], one per token (Mamba-2, simple GLA). scale: K ** -0.5 unless given.
+    initial_state [B, H, K, V] float32, zeros unless given.
+    cu_seqlens int32 [N+1], B = 1: sequence n is tokens cu_seqlens[n] to cu_seqlens[n+1]; states are [N, H, K, V].
+    Where q is float64, log_decay and the states are too.
+
+    Returns o [B, T, H, V] in v's dtype, with return_final_state also S[T] [B or N, H, K, V]. Gradients reach q, k, v,
+    log_decay and initial_state, from o and from S[T].
+    Raises ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run.
+    Sun et al. 2023 (RetNet), eq. 6; Dao and Gu 2024 (Mamba-2) for the rate per token.
+    """
+    sizes = check(q, k, v, log_decay, "B T H")
+    N = checks.packing(OP, cu_seqlens, q)
+    check_state(q, initial_state, "initial_state", "B H K V" if N is None else "N H K V", {**sizes, "N": N})
+    name = backends.choose(OP, backend, q)
+    scale = sizes["K"] ** -0.5 if scale is None else float(scale)
+    o, state = torch.ops.lcikernels.retention(q, k, v, log_decay, scale, initial_state, cu_seqlens, name)
+    return (o, state) if return_final_state else o
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, per_token: str, op: str = OP) -> dict[str, int]:
+    """The sizes, or a refusal; `per_token` names the axes of a log_decay that is not [H]."""
+    sizes: dict[str, int] = {}
+    lead = per_token.removesuffix(" H")
+    checks.shape(op, "q", q, f"{lead} Hq K", sizes)
+    checks.shape(op, "k", k, f"{lead} Hk K", sizes)
+    checks.shape(op, "v", v, f"{lead} Hv V", sizes)
+    sizes["H"] = max(sizes["Hq"], sizes["Hk"], sizes["Hv"])
+    for name, heads in (("q", "Hq"), ("k", "Hk"), ("v", "Hv")):
+        checks.divides(op, name, sizes[heads], sizes["H"], "heads")
+    checks.shape(op, "log_decay", log_decay, "H" if log_decay.dim() == 1 else per_token, sizes)
+    checks.activations(op, q=q, k=k, v=v)
+    checks.full_precision(op, q, log_decay=log_decay)
+    return sizes
+
+
+def check_state(q: Tensor, state: Tensor | None, name: str, axes: str, sizes: dict[str, int], op: str = OP) -> None:
+    """Refuse a state that does not fit."""
+    if state is not None:
+        checks.shape(op, name, state, axes, sizes)
+        checks.full_precision(op, q, **{name: state})
+
+
+def _forward(q, k, v, log_decay, scale, initial_state, cu_seqlens, backend):
+    return backends.load(OP, backend).forward(q, k, v, log_decay, scale, initial_state, cu_seqlens)
+
+
+def _forward_fake(q, k, v, log_decay, scale, initial_state, cu_seqlens, backend):
+    B, T, _, K = q.shape
+    H, V = max(q.shape[2], k.shape[2], v.shape[2]), v.shape[3]
+    N = B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    return v.new_empty(B, T, H, V), q.new_empty(N, H, K, V, dtype=checks.inner(q))
+
+
+def _backward(grad_o, grad_state, q, k, v, log_decay, scale, initial_state, cu_seqlens, need_log_decay, backend):
+    return backends.load(OP, backend).backward(
+        grad_o, grad_state, q, k, v, log_decay, scale, initial_state, cu_seqlens, need_log_decay
+    )
+
+
+def _backward_fake(grad_o, grad_state, q, k, v, log_decay, scale, initial_state, cu_seqlens, need_log_decay, backend):
+    state = _forward_fake(q, k, v, log_decay, scale, initial_state, cu_seqlens, backend)[1]
+    dlog_decay = log_decay.new_empty(log_decay.shape if need_log_decay else 1)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dlog_decay, state
+
+
+define(
+    "retention(Tensor q, Tensor k, Tensor v, Tensor log_decay, float scale, Tensor? initial_state, Tensor? cu_seqlens,"
+    " str backend) -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+define(
+    "retention_backward(Tensor grad_o, Tensor? grad_state, Tensor q, Tensor k, Tensor v, Tensor log_decay, float scale,"
+    " Tensor? initial_state, Tensor? cu_seqlens, bool need_log_decay, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup(ctx, inputs, output):
+    q, k, v, log_decay, ctx.scale, initial_state, cu_seqlens, ctx.backend = inputs
+    ctx.save_for_backward(q, k, v, log_decay, initial_state, cu_seqlens)
+    ctx.o_like = output[0].shape
+
+
+def _autograd(ctx, grad_o, grad_state):
+    q, k, v, log_decay, initial_state, cu_seqlens = ctx.saved_tensors
+    grad_o = v.new_zeros(ctx.o_like) if grad_o is None else grad_o
+    dq, dk, dv, dlog_decay, dstate = torch.ops.lcikernels.retention_backward(
+        grad_o, grad_state, q, k, v, log_decay, ctx.scale, initial_state, cu_seqlens, ctx.needs_input_grad[3], ctx.backend
+    )
+    dlog_decay = dlog_decay if ctx.needs_input_grad[3] else None
+    return dq, dk, dv, dlog_decay, None, None if initial_state is None else dstate, None, None
+
+
+differentiate(OP, _autograd, _setup)
+
+
+# Counted as the recurrence, whatever the backend does: the state takes k ⊗ v (K V multiply-adds a token and head) and
+# q reads it (K V). The backward recomputes the state and has two products for each of the two: 5 K V.
+@register_flop_formula(torch.ops.lcikernels.retention)
+def _flops(q, k, v, *args, **kwargs) -> int:
+    B, T, Hq, K = q
+    return 2 * B * T * max(Hq, k[2], v[2]) * 2 * K * v[3]
+
+
+@register_flop_formula(torch.ops.lcikernels.retention_backward)
+def _backward_flops(grad_o, grad_state, q, k, v, *args, **kwargs) -> int:
+    return _flops(q, k, v) * 5 // 2

@@ -1,0 +1,207 @@
+"""The selective scan in plain torch: step by step over chunks of tokens, so that no [B, T, D, N] ever exists.
+
+Time leads and channels are last. With the D channels in G groups of P, a chunk's states are [C, B, G, N, P]: a step is
+one `addcmul_` on a contiguous slab, and nothing else is done step by step. The forward pass writes the state that enters
+each chunk; the backward pass recomputes the others from it.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu, softplus
+
+from ..checks import boundaries, inner
+
+CHECKPOINT_EVERY = 16  # tokens
+
+
+def forward(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    every: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y [B, T, D], the final state [B or N, D, N], and the state that enters every `every`-th token (none where 0)."""
+    scan = Scan(x, dt, a, b, c, dt_bias, dt_softplus, initial_state, cu_seqlens)
+    checkpoints = a.new_empty(-(-scan.T // every) if every else 0, *scan.initial.shape[1:])
+    final = scan.initial.clone()
+    y = torch.empty_like(scan.x)
+    h = scan.initial[0]
+    for i, tokens in enumerate(scan.chunks(every or CHECKPOINT_EVERY)):
+        if every:
+            checkpoints[i] = h
+        _, states = scan.states(tokens, h, final)
+        torch.matmul(scan.c[tokens], states, out=y[tokens])
+        h = states[-1]
+    y = y if d is None else y.addcmul_(scan.per_channel(d), scan.x)
+    y = y if z is None else y.mul_(silu(scan.time_first(z)))
+    return batch_first(y, x.dtype), scan.unslab(final), checkpoints.view(-1, x.shape[0], *a.shape)
+
+
+def backward(
+    grad_y: Tensor,
+    grad_state: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    checkpoints: Tensor,
+    every: int,
+) -> tuple[Tensor, ...]:
+    """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty ones where the argument is missing."""
+    scan = Scan(x, dt, a, b, c, dt_bias, dt_softplus, initial_state, cu_seqlens)
+    checkpoints = checkpoints.view(-1, *scan.initial.shape[1:])
+    dy = scan.time_first(grad_y)
+    if z is not None:
+        gate, grad_gated = scan.time_first(z), dy
+        dy = dy * silu(gate)
+        y = torch.empty_like(scan.x)
+    da, dstep, dx = torch.zeros_like(scan.a), torch.empty_like(scan.x), torch.empty_like(scan.x)
+    db, dc = torch.empty_like(scan.b), torch.empty_like(scan.c)
+    dinitial = torch.zeros_like(scan.initial) if grad_state is None else scan.slab(grad_state).clone()
+    carried = torch.zeros_like(scan.initial[0])  # decay * dh of the token that follows the chunk
+    for tokens in reversed(scan.chunks(every)):
+        h = checkpoints[tokens.start // every]
+        decay, states = scan.states(tokens, h)
+        if z is not None:
+            torch.matmul(scan.c[tokens], states, out=y[tokens])
+        torch.matmul(states, dy[tokens].mT, out=dc[tokens].mT)
+        dstates = scan.c[tokens].mT * dy[tokens]
+        carried = scan.reverse(tokens, decay, dstates, carried, dinitial)
+        torch.matmul(dstates, scan.inputs[tokens].mT, out=db[tokens].mT)
+        torch.matmul(scan.b[tokens], dstates, out=dx[tokens])
+        dexponent = decay.mul_(dstates)
+        dexponent[1:] *= states[:-1]
+        dexponent[0] *= h
+        for t, n in scan.first.items():
+            if tokens.start <= t < tokens.stop:
+                torch.mul(dinitial[n], scan.initial[n], out=dexponent[t - tokens.start])
+        torch.sum(dexponent * scan.a, -2, keepdim=True, out=dstep[tokens])
+        da += dexponent.mul_(scan.step[tokens]).sum((0, 1))
+
+    dstep.addcmul_(dx, scan.x)
+    dx.mul_(scan.step)
+    empty = x.new_empty(0)
+    dd = dz = ddt_bias = empty
+    if d is not None:
+        dd = (dy * scan.x).sum((0, 1)).flatten().to(d.dtype)
+        dx.addcmul_(scan.per_channel(d), dy)
+    if z is not None:
+        y = y if d is None else y.addcmul_(scan.per_channel(d), scan.x)
+        s = gate.sigmoid()
+        dz = batch_first(grad_gated * y * s * (1 + gate * (1 - s)), z.dtype)
+    if dt_softplus:
+        dstep *= scan.time_first(dt).add(0 if dt_bias is None else scan.per_channel(dt_bias)).sigmoid_()
+    if dt_bias is not None:
+        ddt_bias = dstep.sum((0, 1)).flatten().to(dt_bias.dtype)
+    return (
+        batch_first(dx, x.dtype),
+        batch_first(dstep, dt.dtype),
+        da.mT.reshape(a.shape).contiguous(),
+        batch_first(db, b.dtype).view(b.shape),
+        batch_first(dc, c.dtype).view(c.shape),
+        dd,
+        dz,
+        ddt_bias,
+        scan.unslab(dinitial),
+    )
+
+
+class Scan:
+    """The inputs laid out for the scan, and its two time loops.
+
+    x, step [T, B, G, 1, P], inputs = step * x, b, c [T, B, G, 1, N], a [G, N, P]. `initial` has a slab [B, G, N, P] for
+    each sequence of a packed row, or one slab for a whole batch; `first` and `last` lead from a token to its slab.
+    """
+
+    def __init__(self, x, dt, a, b, c, dt_bias, dt_softplus, initial_state, cu_seqlens):
+        self.T, self.dtype = x.shape[1], inner(x)
+        self.G = b.shape[2] if b.dim() == 4 else 1
+        self.packed = cu_seqlens is not None
+        bounds = boundaries("selective_scan", cu_seqlens, self.T) if self.packed else [0, self.T]
+        spans = {n: span for n, span in enumerate(pairwise(bounds)) if span[0] < span[1]}
+        self.first = {start: n for n, (start, _) in spans.items()}
+        self.last = {end - 1: n for n, (_, end) in spans.items()}
+        self.a = a.unflatten(0, (self.G, -1)).mT.contiguous()
+        self.x = self.time_first(x)
+        step = self.time_first(dt)
+        step = step if dt_bias is None else step + self.per_channel(dt_bias)
+        self.step = softplus(step) if dt_softplus else step
+        self.inputs = self.step * self.x
+        self.b, self.c = self.time_first(b.flatten(2)), self.time_first(c.flatten(2))
+        states = len(bounds) - 1 if self.packed else x.shape[0]
+        self.initial = self.slab(a.new_zeros(states, *a.shape) if initial_state is None else initial_state)
+
+    def time_first(self, u: Tensor) -> Tensor:
+        """[B, T, G * X] -> [T, B, G, 1, X]."""
+        return u.to(self.dtype).transpose(0, 1).contiguous().unflatten(2, (self.G, 1, -1))
+
+    def per_channel(self, u: Tensor) -> Tensor:
+        """[D] -> [G, 1, P]."""
+        return u.to(self.dtype).unflatten(0, (self.G, 1, -1))
+
+    def slab(self, state: Tensor) -> Tensor:
+        """[B, D, N] -> [1, B, G, N, P]; of a packed row [N, D, N] -> [N, 1, G, N, P]."""
+        return state.unflatten(1, (self.G, -1)).mT.contiguous().unsqueeze(1 if self.packed else 0)
+
+    def unslab(self, state: Tensor) -> Tensor:
+        """The inverse of `slab`."""
+        return state.flatten(0, 1).mT.flatten(1, 2).contiguous()
+
+    def chunks(self, length: int) -> list[slice]:
+        """The tokens, `length` at a time."""
+        return [slice(start, min(start + length, self.T)) for start in range(0, self.T, length)]
+
+    def states(self, tokens: slice, h: Tensor, final: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Decays and states of the tokens, [C, B, G, N, P]; h enters; final states are written where asked."""
+        decay = (self.step[tokens] * self.a).exp_()
+        states = self.b[tokens].mT * self.inputs[tokens]
+        for t, decay_t, state in zip(range(tokens.start, tokens.stop), decay.unbind(0), states.unbind(0)):
+            if t in self.first:
+                h = self.initial[self.first[t]]
+            h = state.addcmul_(decay_t, h)
+            if final is not None and t in self.last:
+                final[self.last[t]] = h
+        return decay, states
+
+    def reverse(self, tokens: slice, decay: Tensor, dstates: Tensor, carried: Tensor, dinitial: Tensor) -> Tensor:
+        """Complete dstates from the last token to the first.
+
+        `dinitial` comes with the gradients of the final states and leaves with those of the initial ones. Returns what
+        the token before these receives.
+        """
+        following = None
+        for t in reversed(range(tokens.start, tokens.stop)):
+            i = t - tokens.start
+            dstate, decay_t = dstates[i], decay[i]
+            if t in self.last:
+                dstate += dinitial[self.last[t]]
+            elif following is None:
+                dstate += carried
+            else:
+                dstate.addcmul_(*following)
+            following = decay_t, dstate
+            if t in self.first:
+                torch.mul(*following, out=dinitial[self.first[t]])
+        return decay[0] * dstates[0]
+
+
+def batch_first(u: Tensor, dtype: torch.dtype) -> Tensor:
+    """[T, B, G, 1, X] -> [B, T, G * X]."""
+    return u.flatten(2).transpose(0, 1).to(dtype).contiguous()

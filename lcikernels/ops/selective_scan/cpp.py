@@ -1,0 +1,69 @@
+"""The selective scan by csrc/cpu/selective_scan.cpp: float32 on a CPU."""
+
+import torch
+from torch import Tensor
+
+CHECKPOINT_EVERY = 32  # tokens; SelectiveScan::CHUNK in csrc/cpu/selective_scan.h
+
+
+def forward(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    every: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y [B, T, D], the final state [B or S, D, N], and the state that enters every 32nd token (none where every is 0)."""
+    inputs = prepare(x, dt, a, b, c, d, z, dt_bias)
+    state, bounds = contiguous(initial_state), contiguous(cu_seqlens)
+    y, final, checkpoints = torch.ops.lcikernels_cpp.selective_scan_forward(
+        *inputs, dt_softplus, state, bounds, every > 0
+    )
+    return y, final, checkpoints.view(-1, x.shape[0], *a.shape)
+
+
+def backward(
+    grad_y: Tensor,
+    grad_state: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    checkpoints: Tensor,
+    every: int,
+) -> tuple[Tensor, ...]:
+    """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty ones where the argument is missing."""
+    inputs = prepare(x, dt, a, b, c, d, z, dt_bias)
+    state, bounds = contiguous(initial_state), contiguous(cu_seqlens)
+    checkpoints = checkpoints.view(-1, x.shape[0], a.shape[1], a.shape[0])
+    dx, ddt, da, db, dc, dd, dz, ddt_bias, dstate = torch.ops.lcikernels_cpp.selective_scan_backward(
+        grad_y.contiguous(), contiguous(grad_state), checkpoints, *inputs, dt_softplus, state, bounds
+    )
+    dd = dd if d is None else dd.to(d.dtype)
+    ddt_bias = ddt_bias if dt_bias is None else ddt_bias.to(dt_bias.dtype)
+    return dx, ddt, da, db.view(b.shape), dc.view(c.shape), dd, dz, ddt_bias, dstate
+
+
+def prepare(x, dt, a, b, c, d, z, dt_bias) -> list[Tensor | None]:
+    """The arguments as the library takes them: contiguous, b and c with their group axis, per-channel vectors float32."""
+    b, c = (u if u.dim() == 4 else u.unsqueeze(2) for u in (b, c))
+    d, dt_bias = (u if u is None else u.float() for u in (d, dt_bias))
+    return [contiguous(u) for u in (x, dt, a, b, c, d, z, dt_bias)]
+
+
+def contiguous(u: Tensor | None) -> Tensor | None:
+    return u if u is None else u.contiguous()

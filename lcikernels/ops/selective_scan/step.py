@@ -1,0 +1,93 @@
+"""One token of the selective scan: contract, dispatcher entry, backends."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu, softplus
+
+from ... import backends
+from .. import checks
+from ..library import define
+from .op import check
+
+OP = "selective_scan_step"
+
+backends.table(
+    OP,
+    {
+        "torch": backends.Backend("lcikernels.ops.selective_scan.step", backends.anywhere),
+    },
+)
+
+
+def selective_scan_step(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None = None,
+    *,
+    state: Tensor,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """One token of `selective_scan`; `state` is updated in place.
+
+        state <- exp(dt * a) * state + dt * x * b;   y = (c · state + d * x) * silu(z)
+
+    x, dt, z [B, D], a [D, N], b, c [B, N] or [B, G, N], d, dt_bias [D], state [B, D, N] float32; dtypes, groups and dt
+    as in `selective_scan`. Returns y [B, D] in x's dtype. For decoding: it has no gradient.
+    Raises ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run.
+    """
+    sizes: dict[str, int] = {}
+    checks.shape(OP, "x", x, "B D", sizes)
+    checks.shape(OP, "dt", dt, "B D", sizes)
+    check(OP, x, a, b, c, d, z, dt_bias, "B", sizes)
+    checks.activations(OP, x=x, dt=dt, b=b, c=c, z=z)
+    checks.shape(OP, "state", state, "B D N", sizes)
+    checks.full_precision(OP, x, state=state)
+    name = backends.choose(OP, backend, x)
+    return torch.ops.lcikernels.selective_scan_step(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state, name)
+
+
+def step(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    state: Tensor,
+) -> Tensor:
+    """The step in plain torch."""
+    dtype, D = state.dtype, x.shape[1]
+    x, dt = x.to(dtype), dt.to(dtype)
+    dt = dt if dt_bias is None else dt + dt_bias
+    dt = softplus(dt) if dt_softplus else dt
+    b, c = (u.to(dtype).repeat_interleave(D // u.shape[1], 1) if u.dim() == 3 else u.to(dtype)[:, None] for u in (b, c))
+    state.mul_((dt[..., None] * a).exp_()).addcmul_((dt * x)[..., None], b)
+    y = (state * c).sum(-1)
+    y = y if d is None else y.addcmul_(x, d.to(dtype))
+    return y if z is None else y.mul_(silu(z.to(dtype)))
+
+
+def _step(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state, backend):
+    torch.autograd.graph.increment_version(state)
+    return backends.load(OP, backend).step(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state).to(x.dtype)
+
+
+def _step_fake(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state, backend):
+    return x.new_empty(x.shape)
+
+
+define(
+    "selective_scan_step(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias,"
+    " bool dt_softplus, Tensor(a!) state, str backend) -> Tensor",
+    _step,
+    _step_fake,
+)
