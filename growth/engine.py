@@ -17,7 +17,7 @@ Read = Callable[[str, int | None], Tensor]
 
 
 def reader(source: Source) -> Read:
-    """(weight, layer) -> the weight, in its own axis order; in float32 at least, for W / 3 is no 16-bit number."""
+    """(weight, layer) -> the weight, in its own axis order; float32 at least, for W / 3 has no 16 bits."""
     heads = source.config.num_attention_heads
 
     @lru_cache(maxsize=1)  # the parts of a fused projection follow each other

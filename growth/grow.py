@@ -126,7 +126,7 @@ def resized(
     num_heads: int | None,
     ffn_size: int | None,
 ) -> PreTrainedConfig:
-    """The target's configuration. The head size stays: rotary frequencies and the softmax scale depend on it."""
+    """The target's configuration. The head size stays, for rotary frequencies and the softmax scale."""
     head = config.hidden_size // config.num_attention_heads
     if hidden_size is None:
         hidden_size = num_heads * head if num_heads else config.hidden_size

@@ -32,6 +32,7 @@ def inspect(src: str | Path, out: Console) -> None:
     else:
         out.print(
             f"grow: hidden size {config.hidden_size} to any multiple of the head size {head} above it, "
-            f"layers {config.num_hidden_layers} to any number above, ffn size {config.intermediate_size} to any above"
+            f"layers {config.num_hidden_layers} to any number above, ffn size {config.intermediate_size} "
+            "to any above"
         )
         out.print("transfer: to retention, Mamba or a pattern of both with attention")

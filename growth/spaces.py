@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Weight:
-    """One matrix [written, read] or vector [written]; `spaces` names its axes, () where no operator grows it."""
+    """One matrix [written, read] or vector [written]; `spaces` names its axes, () where nothing grows."""
 
     name: str
     spaces: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""GPT-NeoX (Pythia): LayerNorm, partial rotary, parallel or sequential residual; q, k and v fused per head."""
+"""GPT-NeoX (Pythia): LayerNorm, partial rotary, parallel or sequential residual; q, k, v fused per head."""
 
 from transformers import PreTrainedConfig
 

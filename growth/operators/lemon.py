@@ -1,4 +1,4 @@
-"""LEMON: lossless growth of pre-norm transformers to any width and depth.  Wang et al., ICLR 2024 (2310.07999).
+"""LEMON: lossless growth of pre-norm transformers to any size.  Wang et al., ICLR 2024 (2310.07999).
 
 With k = T // S whole copies and a remainder of T - k S channels, s = k S / T:
 

@@ -1,18 +1,15 @@
 """LiGO: learn how to grow.  Wang et al., ICLR 2023 (arXiv 2303.00980).
 
-    new[i] = B (sum_j w[i, j] W[j]) A^T          B = write, A = read, w = depth; the paper's eq. 3-6, depth
-    mixed first
+    new[i] = B (sum_j w[i, j] W[j]) A^T          B = write, A = read, w = depth, mixed first
 
 Each space has its own B, the residual stream one for the whole model, queries, keys, values and neurons one
 per target layer; each weight has its own depth coefficients. The maps are trained for a few steps on the
 large model's own loss, the source's weights stay as they are.
 
-    published   ties A = B of the producer; B = [I; C], rows of C random with sum 1; depth: stacking plus
-                noise, rows with sum 1. Preserves nothing: with A = B, readers see each channel more than
-                once.
-    lossless    A and B apart, starting from LEMON's maps, so that step 0 is the source; after it the maps go
-                where the loss leads. Readers get a random part that B never writes, or copies would stay
-                equal for ever.
+    published   A = B of the producer; B = [I; C], rows of C random with sum 1; depth: stacking plus noise,
+                rows with sum 1. Preserves nothing: with A = B, readers see each channel more than once.
+    lossless    A and B apart, starting from LEMON's maps, so that step 0 is the source; then they go where
+                the loss leads. Readers get a random part that B never writes, or copies would stay equal.
 """
 
 import math
@@ -81,7 +78,7 @@ def _published(old: Architecture, new: Architecture, generator: torch.Generator)
 
 
 class Expansion(nn.Module):
-    """The large model as a function of B, A and w: these are its parameters, weights are made in every forward."""
+    """The large model as a function of B, A and w: its parameters; the weights are made in every forward."""
 
     def __init__(self, maps: Maps, source: Source, adapter: Adapter, config: PreTrainedConfig):
         super().__init__()
