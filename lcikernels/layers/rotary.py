@@ -17,8 +17,8 @@ def rotary_angles(positions: Tensor, dims: int, theta: float, dtype: torch.dtype
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (x[i], x[i + P]), i < P, by their angle; dims from 2P on stay as they are.
 
-    x [B, T, H, K], cos and sin [B, T, 1, P] with 2P <= K.  Returns [B, T, H, K].
+    x [B, T, H, K], cos and sin [B, T, 1, P] with 2P <= K.  Returns [B, T, H, K] in x's dtype.
     """
     P = cos.shape[-1]
     a, b, rest = x[..., :P], x[..., P : 2 * P], x[..., 2 * P :]
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1).to(x.dtype)

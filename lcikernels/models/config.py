@@ -116,8 +116,7 @@ def check_rotary(config: LCIConfig) -> None:
     for letter, dims in config.rotary_dims.items():
         size = config.head_sizes[letter]
         if not 0 <= dims + dims % 2 <= size:
-            share = config.rope_parameters["partial_rotary_factor"]
             raise ValueError(
-                f"LCIConfig: partial_rotary_factor must rotate pairs within a head of {size} dims, "
-                f"got {share}, which is {dims} dims of mixer {letter}"
+                f"LCIConfig: partial_rotary_factor must rotate an even number of dims, at most the {size} of a head of "
+                f"mixer {letter}, got {dims} dims from {config.rope_parameters}"
             )

@@ -100,13 +100,13 @@ class LCIModel(LCIPreTrainedModel):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if past_key_values is not None:
             check_cache(past_key_values, self.config.layer_types)
-        elif use_cache:
-            past_key_values = DynamicCache(config=self.config)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if position_ids is None:
-            position_ids = (torch.arange(x.shape[1], device=x.device) + past)[None]
-        elif past_key_values is None and attention_mask is None and recurrent:
+        elif recurrent and position_ids is not None and attention_mask is None:
             refuse_packing(position_ids)
+        seen = past_key_values                                 # an empty cache would stop transformers looking for packing
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        past = 0 if seen is None else seen.get_seq_length()
+        positions = (torch.arange(x.shape[1], device=x.device) + past)[None] if position_ids is None else position_ids
 
         masks: dict[str, Tensor | None] = {}
         if isinstance(attention_mask, dict):                   # generate() with a static cache of attention layers
@@ -116,16 +116,16 @@ class LCIModel(LCIPreTrainedModel):
                 config=self.config,
                 inputs_embeds=x,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                past_key_values=seen,
                 position_ids=position_ids,
                 # transformers drops the mask of a lone token, but a StaticCache has empty places after it.
-                allow_is_causal_skip=not isinstance(past_key_values, StaticCache),
+                allow_is_causal_skip=not isinstance(seen, StaticCache),
             )
         if recurrent:
             masks["R"] = masks["M"] = kept_tokens(attention_mask, x.shape[0], past, x.shape[1])
         theta = self.config.rope_parameters["rope_theta"]
         rotary = {
-            letter: rotary_angles(position_ids, dims, theta, x.dtype)
+            letter: rotary_angles(positions, dims, theta, x.dtype)
             for letter, dims in self.config.rotary_dims.items()
         }
         for letter, layer in zip(self.config.pattern, self.layers):

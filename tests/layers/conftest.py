@@ -1,0 +1,18 @@
+from types import SimpleNamespace
+
+import pytest
+
+
+@pytest.fixture
+def sizes() -> SimpleNamespace:
+    """What the mixers read of a config."""
+    return SimpleNamespace(
+        hidden_size=24,
+        retention_num_heads=3,
+        attention_bias=True,
+        layer_norm_eps=1e-5,
+        expand=2,
+        state_size=5,
+        conv_kernel=4,
+        time_step_rank=3,
+    )

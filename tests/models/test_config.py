@@ -1,0 +1,40 @@
+import pytest
+
+from lcikernels.models import LCIConfig
+
+
+@pytest.mark.parametrize("pattern", ["", "RA", "RAMR", "RAX", "ram"])
+def test_a_pattern_of_another_length_or_letter_is_refused(tiny_config, pattern):
+    with pytest.raises(ValueError, match=r"num_hidden_layers=3 letters out of A .*, R .* and M .*got '" + pattern):
+        tiny_config(pattern, num_hidden_layers=3)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_attention_heads": 5}, "num_attention_heads must divide hidden_size=32, got 5"),
+        ({"num_attention_heads": 0}, "num_attention_heads must divide hidden_size=32, got 0"),
+        ({"retention_num_heads": 3}, "retention_num_heads must divide hidden_size=32, got 3"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type.* must be 'default', got 'linear'"),
+        ({"rope_parameters": {"partial_rotary_factor": 1.5}}, "at most the 8 of a head of mixer A, got 12 dims"),
+        ({"head_dim": 5, "rope_parameters": {}}, "at most the 5 of a head of mixer A, got 5 dims"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(tiny_config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config("RA", **changes)
+
+
+def test_defaults_are_resolved_and_survive_json(tmp_path, tiny_config):
+    config = tiny_config("RAM", hidden_size=40)
+    assert (config.head_dim, config.retention_num_heads, config.time_step_rank) == (10, 4, 3)
+    assert LCIConfig(num_hidden_layers=5).pattern == "RRRRR"
+    config.save_pretrained(tmp_path)
+    assert LCIConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert LCIConfig.from_pretrained(tmp_path).layer_types == ["recurrent", "full_attention", "recurrent"]
+
+
+def test_retention_may_have_its_own_number_of_heads(tiny):
+    model = tiny("RA", retention_num_heads=2)
+    assert model.model.layers[0].mixer.log_decay.shape == (2,)
+    assert model.config.rotary_dims == {"A": 4, "R": 8}

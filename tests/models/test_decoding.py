@@ -1,0 +1,167 @@
+"""Every way to compute a sequence gives the same logits: whole, in pieces, one by one, padded, generated."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+
+from lcikernels.layers import RecurrentLayer
+
+PATTERNS = ["A", "R", "M", "RAM", "MRA", "AMR"]
+TOLERANCE = {"rtol": 0, "atol": 1e-11}                         # float64, logits of 1 to 10
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def in_pieces(model, cache, ids: Tensor, sizes: list[int], mask: Tensor | None = None) -> Tensor:
+    """The logits of ids, fed to the cache in pieces of these sizes."""
+    out, end = [], 0
+    for piece in ids.split(sizes, dim=1):
+        end += piece.shape[1]
+        attention_mask = None if mask is None else mask[:, :end]
+        out.append(model(piece, attention_mask=attention_mask, past_key_values=cache, use_cache=True).logits)
+    return torch.cat(out, 1)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("sizes", [[1] * 17, [9, 1, 1, 6], [2, 15]], ids=["one by one", "prefill", "chunks"])
+def test_pieces_equal_the_whole_sequence(tiny, ids, pattern, sizes):
+    model = tiny(pattern)
+    whole = model(ids).logits
+    assert whole.abs().max() > 1
+    for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=20)):
+        torch.testing.assert_close(in_pieces(model, cache, ids, sizes), whole, **TOLERANCE)
+        assert cache.get_seq_length() == 17
+
+
+@pytest.mark.parametrize("pattern", ["R", "M", "RAM"])
+def test_pieces_have_gradients_through_the_cache(tiny, ids, pattern):
+    model = tiny(pattern)
+    first = model.model.layers[0].mixer
+    with torch.enable_grad():
+        gradients = []
+        for sizes in ([17], [9, 1, 7]):
+            logits = in_pieces(model, DynamicCache(config=model.config), ids, sizes)
+            gradients.append(torch.autograd.grad(logits[:, -1].square().sum(), list(first.parameters())))
+    for pieces, whole in zip(*gradients):
+        torch.testing.assert_close(pieces, whole, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_padding_anywhere_changes_nothing(tiny, ids, pattern):
+    """Left, in the middle, and right, in a prefill, in a later piece, and alone in a step."""
+    model = tiny(pattern)
+    mask = torch.ones(2, 17, dtype=torch.long)
+    mask[0, [0, 1, 2, 8, 9, 13, 16]] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    kept = mask[0].bool()
+    alone = model(ids[:1, kept]).logits
+    for sizes in ([17], [5, 8, 4], [1] * 17):
+        cache, out = DynamicCache(config=model.config), []
+        ends = torch.tensor(sizes).cumsum(0).tolist()
+        for size, end in zip(sizes, ends):
+            part = slice(end - size, end)
+            out.append(
+                model(
+                    ids[:, part],
+                    attention_mask=mask[:, :end],
+                    position_ids=positions[:, part],
+                    past_key_values=cache,
+                ).logits
+            )
+        out = torch.cat(out, 1)
+        torch.testing.assert_close(out[:1, kept], alone, **TOLERANCE)
+        torch.testing.assert_close(out[1:], model(ids[1:]).logits, **TOLERANCE)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_left_padded_batch_generates_what_each_row_does_alone(tiny, ids, pattern):
+    model = tiny(pattern)
+    mask = torch.ones_like(ids)
+    mask[0, :6] = 0
+    batch = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
+    for row, start in enumerate((6, 0)):
+        single = model.generate(ids[row : row + 1, start:], max_new_tokens=8, do_sample=False)
+        assert torch.equal(batch[row, start:], single[0])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_generation_is_the_same_with_every_kind_of_cache(tiny, ids, pattern):
+    model = tiny(pattern)
+    plain = {"max_new_tokens": 8, "do_sample": False}
+    want = model.generate(ids, **plain)
+    assert torch.equal(want, model.generate(ids, **plain, use_cache=False))
+    assert torch.equal(want, model.generate(ids, **plain, prefill_chunk_size=4))
+    assert torch.equal(want, model.generate(ids, **plain, cache_implementation="static"))
+    with torch.inference_mode():
+        assert torch.equal(want, model.generate(ids, **plain))
+    beams = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False}
+    assert torch.equal(model.generate(ids, **beams), model.generate(ids, **beams, use_cache=False))
+    sample = {"max_new_tokens": 8, "do_sample": True, "top_k": 20}
+    torch.manual_seed(3)
+    want = model.generate(ids, **sample, use_cache=False)
+    torch.manual_seed(3)
+    assert torch.equal(want, model.generate(ids, **sample))
+
+
+def test_generation_goes_on_from_a_kept_cache(tiny, ids):
+    model = tiny("RAM")
+    prompt = DynamicCache(config=model.config)
+    model(ids[:, :10], past_key_values=prompt)
+    for _ in range(2):                                         # a copy: generating changes the cache it is given
+        out = model.generate(ids, past_key_values=copy.deepcopy(prompt), max_new_tokens=8, do_sample=False)
+        assert torch.equal(out, model.generate(ids, max_new_tokens=8, do_sample=False))
+
+
+@pytest.mark.parametrize("pattern", ["R", "M", "RM", "RAM"])
+def test_the_cache_of_a_recurrent_layer_does_not_grow_over_200_tokens(tiny, ids, pattern):
+    model = tiny(pattern, torch.float32)
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :16], past_key_values=cache)
+    # Float32, 2 rows: retention 4 heads x 8 x 8; Mamba 64 channels x (16 states + 3 last inputs).
+    size = 4 * 2 * (pattern.count("R") * 4 * 8 * 8 + pattern.count("M") * 64 * (16 + 3))
+    assert recurrent_bytes(cache) == size
+    model.generate(ids, past_key_values=cache, max_new_tokens=200, do_sample=False)
+    assert cache.get_seq_length() == 16 + 200
+    assert recurrent_bytes(cache) == size
+
+
+def recurrent_bytes(cache: DynamicCache) -> int:
+    """Bytes of memory that the recurrent layers hold on to; a view counts as all that it keeps alive."""
+    layers = [layer for layer in cache.layers if isinstance(layer, RecurrentLayer)]
+    states = [x for layer in layers for x in (*layer.conv_states.values(), *layer.recurrent_states.values())]
+    return sum(x.untyped_storage().nbytes() for x in states if x is not None)
+
+
+def test_a_cache_that_does_not_fit_the_pattern_is_refused(tiny, ids):
+    model = tiny("RA")
+    for cache in (DynamicCache(), DynamicCache(config=tiny("AR").config)):
+        with pytest.raises(ValueError, match=r"DynamicCache\(config=model.config\).*RecurrentLayer in layers \[0\]"):
+            model(ids, past_key_values=cache)
+
+
+def test_a_mask_that_does_not_cover_the_past_is_refused(tiny, ids):
+    model = tiny("R")
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :9], past_key_values=cache)
+    with pytest.raises(ValueError, match=r"attention_mask must be \[B, past \+ T\] = \[2, 17\].*\(2, 8\)"):
+        model(ids[:, 9:], attention_mask=torch.ones(2, 8), past_key_values=cache)
+
+
+def test_packed_rows_are_refused_by_recurrent_layers(tiny, ids):
+    positions = torch.tensor([[*range(9), *range(8)]])
+    with pytest.raises(ValueError, match="packed sequences"):
+        tiny("AR")(ids[:1], position_ids=positions)
+    packed = tiny("A")(ids[:1], position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(packed[:, 9:], tiny("A")(ids[:1, 9:]).logits, **TOLERANCE)
+
+
+def test_assisted_generation_is_refused_where_a_state_cannot_rewind(tiny, ids):
+    with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
+        tiny("RA").generate(ids[:1], assistant_model=tiny("A"), max_new_tokens=4, do_sample=False)
