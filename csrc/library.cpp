@@ -1,0 +1,33 @@
+// Every op of the compiled library. Written against torch's stable ABI: one binary for every torch from 2.10 on and
+// every Python. The ops check what they are given and compute; contracts and gradients are in lcikernels/ops.
+// Each one's implementation registers itself in the file of its name.
+
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "cpu/dispatch.h"
+
+std::string instruction_set() {
+  return cpu::isa() == cpu::AVX512 ? "avx512" : cpu::isa() == cpu::AVX2 ? "avx2" : "base";
+}
+
+STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
+  m.def("instruction_set() -> str");
+
+  // checkpoints [T / 32, B, N, D], rounded up: the state that enters every 32nd token of a row; [0, ...] unless kept
+  m.def(
+      "selective_scan_forward(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias,"
+      " bool dt_softplus, Tensor? initial_state, Tensor? cu_seqlens, bool keep_checkpoints)"
+      " -> (Tensor y, Tensor final_state, Tensor checkpoints)");
+  // dd, dz and ddt_bias are [0] where d, z and dt_bias are None
+  m.def(
+      "selective_scan_backward(Tensor dy, Tensor? dfinal_state, Tensor checkpoints, Tensor x, Tensor dt, Tensor a,"
+      " Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? initial_state,"
+      " Tensor? cu_seqlens) -> (Tensor dx, Tensor ddt, Tensor da, Tensor db, Tensor dc, Tensor dd, Tensor dz,"
+      " Tensor ddt_bias, Tensor dinitial_state)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lcikernels_cpp, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&instruction_set));
+}
