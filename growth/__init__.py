@@ -1,9 +1,9 @@
 """growth: make a larger transformer out of a trained one, or one that is cheap to run.
 
-    grow(src, dst, method="lemon", hidden_size=768, num_layers=12)      a bigger model
-    transfer(src, dst, mixers="retention")                              a linear-cost one (XATL)
-    train(model, data, out, steps=1000)                                 finish either
-    check(src, dst)                                                     do the two agree?
+grow(src, dst, method="lemon", hidden_size=768, num_layers=12)      a bigger model
+transfer(src, dst, mixers="retention")                              a linear-cost one (XATL)
+train(model, data, out, steps=1000)                                 finish either
+check(src, dst)                                                     do the two agree?
 """
 
 __version__ = "0.1.0"

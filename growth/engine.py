@@ -50,14 +50,13 @@ def _map(maps: Maps, weight: Weight, layer: int | None, axis: int):
 
 
 def noise(
-    weight: Weight, layer: int | None, shape: tuple[int, ...], maps: Maps, std: float, seed: int
+    weight: Weight, layer: int | None, like: Tensor, maps: Maps, std: float, seed: int
 ) -> Tensor | float:
     """What parts the copies: a fresh matrix, less all that can be seen of it; 0 where nothing was copied."""
-    if len(shape) < 2 or not (reading := _map(maps, weight, layer, 1)).noise:
+    if like.ndim < 2 or not (reading := _map(maps, weight, layer, 1)).noise:
         return 0.0
-    fresh = torch.randn(
-        shape, generator=torch.Generator().manual_seed(named_seed(seed, weight.name.format(layer)))
-    )
+    generator = torch.Generator().manual_seed(named_seed(seed, weight.name.format(layer)))
+    fresh = torch.randn(like.shape, dtype=like.dtype, generator=generator)
     return reading.unseen(fresh * (std * reading.noise))
 
 
@@ -70,7 +69,7 @@ def grown(
         parts = []
         for weight in entry.weights:
             x = expand(weight, layer, read, maps)
-            parts.append(x + noise(weight, layer, tuple(x.shape), maps, old.init_std, seed))
+            parts.append(x + noise(weight, layer, x, maps, old.init_std, seed))
         stored = source.dtype(entry.weights[0].name, None if layer is None else 0)
         yield name, entry.to_disk(parts, config.num_attention_heads).to(stored)
 

@@ -14,9 +14,10 @@ from growth.engine import grown, plan_growth
 from growth.errors import refuse
 from growth.files import Checkpoint, refuse_existing, write_checkpoint
 from growth.operators import OPERATORS
-from growth.operators.ligo import STARTS, learned
+from growth.operators.ligo import STARTS, learned, ligo
 from growth.plan import Source
 from growth.report import Report
+from growth.training.data import Windows
 
 
 def grow(
@@ -28,7 +29,7 @@ def grow(
     num_layers: int | None = None,
     num_heads: int | None = None,
     ffn_size: int | None = None,
-    data: str | Path | None = None,
+    data: str | Path | Windows | None = None,
     steps: int = 100,
     start: str = "lossless",
     seed: int = 0,
@@ -71,17 +72,17 @@ def grow(
     if method == "ligo":
         if start not in STARTS:
             raise refuse("start", f"one of {', '.join(STARTS)}", start, "choose one of these")
-        options |= {"steps": steps, "start": start, "data": str(data)}
-        maps = OPERATORS["ligo"](old, new, start=start, seed=seed)
-        if not dry_run:
-            if data is None:
-                raise refuse(
-                    "data", "text that ligo's maps learn from", "none", "pass a file or a folder of text"
-                )
-            maps, flops = learned(maps, source, adapter, config, data=data, steps=steps, seed=seed)
+        if data is None and not dry_run:
+            raise refuse(
+                "data", "text that ligo's maps learn from", "none", "pass a file or a folder of text"
+            )
+        options |= {"steps": steps, "start": start}
+        maps = ligo(old, new, start=start, seed=seed)
     else:
         maps = OPERATORS[method](old, new)
     config.layer_norm_eps = checkpoint.config.layer_norm_eps * maps.norm_eps
+    if method == "ligo" and not dry_run:
+        maps, flops = learned(maps, source, adapter, config, data=data, steps=steps, seed=seed)
     plan = plan_growth(source, adapter, config, maps, new)
     lossless = maps.lossless(old)
     if not dry_run:

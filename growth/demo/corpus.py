@@ -1,4 +1,4 @@
-"""The demo's corpus: Python's own standard library, real text that every machine has; and its byte-level tokenizer."""
+"""The demo's corpus, Python's own standard library: real text that every machine has; and its tokenizer."""
 
 import random
 import sysconfig
@@ -8,9 +8,9 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from growth.errors import Refusal
+from growth.errors import refuse
 
-# Tests are left out, and so are the two packages that are tables (character sets, the text of `help()`).
+# Tests, and two packages that are tables: character sets, the text of `help()`.
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 
 
@@ -21,23 +21,32 @@ def corpus(limit: int = 4_000_000, share: float = 0.1, seed: int = 0) -> tuple[l
     `share` of the bytes are held out. Raises Refusal where the standard library has no sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    files = sorted(f for f in root.rglob("*.py") if LEFT_OUT.isdisjoint(f.relative_to(root).parts) and f.stat().st_size)
+    files = [
+        file
+        for file in sorted(root.rglob("*.py"))
+        if LEFT_OUT.isdisjoint(file.relative_to(root).parts) and file.stat().st_size
+    ]
     random.Random(seed).shuffle(files)
     train, validation, size = [], [], 0
     for file in files:
-        with tokenize.open(file) as lines:                             # honours the file's own coding line
+        with tokenize.open(file) as lines:  # honours the file's own coding line
             text = lines.read()
         size += len(text.encode())
         (validation if size <= share * limit else train).append(text)
         if size >= limit:
             break
     if not train or not validation:
-        raise Refusal(f"demo corpus {root}: expected the .py files of the standard library, got {len(files)}; use a Python that ships its sources")
+        raise refuse(
+            f"demo corpus {root}",
+            "the .py files of the standard library",
+            f"{len(files)} of them",
+            "use a Python that ships its sources",
+        )
     return train, validation
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """256 tokens, one a byte: token i is byte i, decoding is exact. Byte 0, which no text holds, ends and pads."""
+    """256 tokens, one a byte: token i is byte i, and decoding is exact."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), key=_byte)
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -48,7 +57,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def _byte(symbol: str) -> int:
     """The byte a symbol of the byte-level alphabet stands for.
 
-    Printable Latin-1 stands for itself; the other bytes, in order, are the code points from 256 on (GPT-2's table).
+    Printable Latin-1 stands for itself; the other bytes, in order, are the code points from 256 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

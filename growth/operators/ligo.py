@@ -13,7 +13,6 @@ large model's own loss, the source's weights stay as they are.
 """
 
 import math
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +22,14 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from growth.adapters.table import Adapter
 from growth.depth import rearranged, stacked
@@ -32,8 +38,9 @@ from growth.maps import Map, Maps, Widen, keep, per_layer
 from growth.operators.lemon import lemon
 from growth.plan import Source
 from growth.spaces import Architecture
-from growth.training.data import Windows, load_text, tokens
+from growth.training.data import Windows, windows_of
 from growth.training.flops import count_flops
+from growth.training.progress import RunProgress, ShowSteps, quiet
 
 STARTS = ("lossless", "published")
 SHARED = ("residual", "gain", "normed", "final_gain", "final")  # B_emb in the published ties
@@ -136,27 +143,23 @@ def learned(
     adapter: Adapter,
     config: PreTrainedConfig,
     *,
-    data: str | Path,
+    data: str | Path | Windows,
     steps: int,
     seed: int,
     batch_size: int = 16,
     sequence_length: int = 512,
     learning_rate: float = 2e-3,
 ) -> tuple[Maps, int]:
-    """The maps after `steps` steps of AdamW on the large model's loss, and the floating-point operations that
-    took.
+    """The maps after `steps` steps of AdamW on the large model's loss, and the operations that took.
 
-    Warm-up over the first tenth (the published recipe warms up for 10000 steps and stops after 100),
-    gradients clipped at 1.
+    Warm-up over the first tenth (the published recipe warms up for 10000 steps and stops after 100), then a
+    cosine; gradients clipped at 1.
     """
     tokenizer = AutoTokenizer.from_pretrained(source.checkpoint.path)
-    windows = Windows(
-        tokens(load_text(data), tokenizer), min(sequence_length, config.max_position_embeddings)
-    )
+    windows = windows_of(data, tokenizer, min(sequence_length, config.max_position_embeddings))
     module = Expansion(maps, source, adapter, config)
-    batch = {name: x.expand(batch_size, -1) for name, x in windows[0].items()}
-    flops = count_flops(module, batch) * steps
-    with tempfile.TemporaryDirectory() as scratch:
+    flops = count_flops(module, windows.batch(range(min(batch_size, len(windows))))) * steps
+    with quiet(), tempfile.TemporaryDirectory() as scratch, RunProgress("ligo", steps) as progress:
         arguments = TrainingArguments(
             scratch,
             max_steps=steps,
@@ -164,14 +167,17 @@ def learned(
             learning_rate=learning_rate,
             warmup_steps=steps // 10,
             lr_scheduler_type="cosine",
-            weight_decay=0.0,
-            max_grad_norm=1.0,
             seed=seed,
+            dataloader_pin_memory=torch.cuda.is_available(),
             save_strategy="no",
             logging_strategy="no",
-            report_to=[],
-            disable_tqdm=not sys.stderr.isatty(),
+            disable_tqdm=True,
+            report_to="none",
         )
-        Trainer(model=module, args=arguments, train_dataset=windows).train()
+        trainer = Trainer(
+            model=module, args=arguments, train_dataset=windows, callbacks=[ShowSteps(progress)]
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     with torch.no_grad():
         return module.cpu().maps(), flops

@@ -9,14 +9,14 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from growth.training.freeze import UnfreezeOnPlateau
-from growth.training.progress import Progress
+from growth.training.progress import RunProgress
 
-EVAL_TOKENS = 8192      # a batch of the evaluation: logits of 256 tokens' vocabulary are 8 MB, of 50k 1.6 GB
+EVAL_TOKENS = 8192  # a batch of evaluation: its float32 logits take 1.6 GB with a vocabulary of 50k
 
 
 @dataclass(frozen=True)
 class Point:
-    """After `step` steps: floating-point operations and seconds of training so far, validation loss in nats a token."""
+    """After `step` steps: floating-point operations and seconds of training so far, loss in nats a token."""
 
     step: int
     flops: int
@@ -25,14 +25,21 @@ class Point:
 
 
 class Curve(TrainerCallback, ExportableState):
-    """Measures the loss on `held_out` [N, T] before the first step, every `every` steps and after the last one.
+    """Measures the loss on `held_out` [N, T] before the first step, every `every` steps, after the last one.
 
-    step_flops, frozen_flops: what a step costs while `freezing` (if any) has let the frozen weights go, and before. The
-    clock stands still during measurements and saves. A resumed run goes on with the points and the clock it had.
+    step_flops: what a step costs; frozen_flops: while `freezing`, if any, keeps weights frozen. The clock
+    stands still during measurements and saves. A resumed run goes on with the points and the clock it had.
     """
 
-    def __init__(self, held_out: Tensor, every: int, step_flops: int, frozen_flops: int,
-                 freezing: UnfreezeOnPlateau | None, progress: Progress):
+    def __init__(
+        self,
+        held_out: Tensor,
+        every: int,
+        step_flops: int,
+        frozen_flops: int,
+        freezing: UnfreezeOnPlateau | None,
+        progress: RunProgress,
+    ):
         self.held_out, self.every = held_out, every
         self.step_flops, self.frozen_flops, self.freezing = step_flops, frozen_flops, freezing
         self.progress = progress
@@ -78,7 +85,7 @@ class Curve(TrainerCallback, ExportableState):
 
 @torch.no_grad()
 def evaluate(model: nn.Module, windows: Tensor) -> float:
-    """The mean loss of a causal model over windows [N, T], nats a token; dropout off, the model's mode restored."""
+    """The mean loss of a causal model over windows [N, T], nats a token, dropout off."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
     N, T = windows.shape

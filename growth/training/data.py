@@ -1,7 +1,7 @@
 """Text to windows of tokens.
 
-A text is a file; a corpus is the tokens of its texts, one after the other, each ended by the tokenizer's end-of-text
-token where it has one; a window is `length` neighbouring tokens of the corpus.
+A text is a file; a corpus is the tokens of its texts, one after the other, each ended by the tokenizer's
+end-of-text token where it has one; a window is `length` neighbouring tokens of the corpus.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,40 +12,40 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from growth.errors import Refusal
+from growth.errors import refuse
 
-# Encodings hold about 100 bytes a token until they are turned into a tensor: 1 MB of text at a time bounds them.
+# The tokenizer holds about 100 bytes a token: 1 MB of text at a time bounds it to about 100 MB.
 BATCH_BYTES = 1 << 20
 
 
 def load_text(paths: str | Path | Iterable[str | Path]) -> list[str]:
     """The texts of files, in the order given; of a folder, every file below it, in the order of their names.
 
-    Hidden files are left out of a folder, and so are its empty files. Raises Refusal where a file is missing, is not
-    UTF-8, where a file that was named is empty, and where a folder holds no text at all.
+    Hidden files are left out of a folder, and so are its empty files. Raises Refusal where a file is missing
+    or is not UTF-8, where a file that was named is empty, and where a folder holds no text at all.
     """
     texts = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
         path = Path(path)
         if not path.exists():
-            raise Refusal(f"data {path}: expected a file or a folder, got nothing there; check the path")
-        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file() and not _hidden(f, path))
+            raise refuse(f"data {path}", "a file or a folder", "nothing there", "check the path")
+        files = [path] if path.is_file() else _below(path)
         found = [text for text in map(_read, files) if text.strip()]
         if not found:
-            kind = "text file" if path.is_file() else f"folder ({len(files)} files)"
-            raise Refusal(f"data {path}: expected text, got an empty {kind}; name a file that holds text")
+            got = "an empty file" if path.is_file() else f"a folder without any ({len(files)} files)"
+            raise refuse(f"data {path}", "text", got, "name a file that holds text")
         texts += found
     if not texts:
-        raise Refusal("data: expected at least one file or folder, got none; name one")
+        raise refuse("data", "at least one file or folder", "none", "name one")
     return texts
 
 
 def tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """The corpus: int64 [N], the tokens of every text, each followed by the end-of-text token if there is one."""
+    """The corpus, int64 [N]: the tokens of every text, each ended by the end-of-text token if any."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     parts = []
     for batch in _batches(texts):
-        encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+        encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
         parts += [torch.tensor(ids + end) for ids in encoded["input_ids"]]
     return torch.cat(parts)
 
@@ -53,15 +53,15 @@ def tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
 class Windows(Dataset):
     """A corpus cut into windows of `length` tokens that do not overlap; what is left at the end is dropped.
 
-    Item i is {"input_ids": [length], "labels": [length]}, tokens i * length up to (i + 1) * length: causal models of
-    `transformers` shift the labels themselves, so a window holds length - 1 predictions. Raises Refusal where the
-    corpus is shorter than one window.
+    Item i is {"input_ids": [length], "labels": [length]}, both tokens i * length to (i + 1) * length: models
+    of `transformers` shift the labels themselves, so a window holds length - 1 predictions. Raises Refusal
+    where the corpus is shorter than one window.
     """
 
     def __init__(self, corpus: Tensor, length: int):
         count = len(corpus) // length
         if count < 1:
-            raise Refusal(f"data: expected at least {length} tokens, one window, got {len(corpus)}; give more text")
+            raise refuse("data", f"at least {length} tokens, one window", len(corpus), "give more text")
         self.windows = corpus[: count * length].view(count, length)
 
     def __len__(self) -> int:
@@ -76,26 +76,43 @@ class Windows(Dataset):
         return {"input_ids": windows, "labels": windows}
 
     def hold_out(self, count: int, seed: int = 0) -> tuple["Windows", Tensor]:
-        """The dataset without `count` of its windows, and those windows [count, length]; the same ones for the same seed."""
+        """The dataset without `count` windows, and those, [count, length]; the same for the same seed."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         rest = order[count:].sort().values
         return Windows(self.windows[rest].flatten(), self.windows.shape[1]), self.windows[order[:count]]
 
     def sample(self, count: int, seed: int = 0) -> Tensor:
-        """`count` windows (all, if there are fewer), [count, length], the same ones for the same seed."""
+        """`count` windows, or all where there are fewer, [count, length]; the same for the same seed."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.windows[order[:count]]
 
 
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
+Data = str | Path | Sequence[str | Path] | Windows
+
+
+def windows_of(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> Windows:
+    """Windows as they are, files and folders cut into them."""
+    return data if isinstance(data, Windows) else Windows(tokens(load_text(data), tokenizer), length)
+
+
+def _below(folder: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
 
 
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise Refusal(f"data {file}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at {error.start}; convert or leave it out") from error
+        raise refuse(
+            f"data {file}",
+            "UTF-8 text",
+            f"byte {error.object[error.start]:#04x} at {error.start}",
+            "convert the file, or leave it out",
+        ) from error
 
 
 def _batches(texts: Sequence[str]) -> Iterable[list[str]]:

@@ -10,11 +10,11 @@ Batch = dict[str, Tensor]
 
 
 def count_flops(model: nn.Module, batch: Batch, frozen: Collection[str] = ()) -> int:
-    """Floating-point operations of the matrix products of one forward and one backward of `model(**batch).loss`.
+    """Operations of the matrix products in one forward and one backward of `model(**batch).loss`.
 
-    A multiply-add is two operations. Elementwise work and the optimizer are not counted; attention counts as if it were
-    not causal, whichever kernel computes it. The gradients of parameters named `frozen` are not computed, nor counted.
-    Gradients are cleared; all else stays as it was.
+    A multiply-add is two operations. Elementwise work and the optimizer are not counted; attention counts as
+    if it were not causal, whichever kernel computes it. The gradients of parameters named `frozen` are
+    neither computed nor counted. Gradients are cleared; all else stays as it was.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     needed = {name: parameters[name].requires_grad for name in frozen}
@@ -28,12 +28,12 @@ def count_flops(model: nn.Module, batch: Batch, frozen: Collection[str] = ()) ->
     return counter.get_total_flops()
 
 
-def _attention(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:
+def _attention(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs):
     return sdpa_flop_count(query_shape, key_shape, value_shape)
 
 
-def _attention_backward(grad_out_shape, query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:
-    return sdpa_backward_flop_count(grad_out_shape, query_shape, key_shape, value_shape)
+def _attention_backward(grad_shape, query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs):
+    return sdpa_backward_flop_count(grad_shape, query_shape, key_shape, value_shape)
 
 
 # torch counts its GPU attention kernels but not the CPU one.

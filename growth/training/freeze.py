@@ -1,11 +1,12 @@
-"""Train the new weights first, the transferred ones when the loss stops improving.  XATL (Choi, 2024, arXiv 2404.02684).
+"""Train the new weights first, the transferred ones when the loss stops improving.  XATL, arXiv 2404.02684.
 
     L_k        mean training loss of window k of the steps
     improved   (L_{k-1} - L_k) / L_{k-1}
     unfreeze   once `improved < threshold` held for `patience` windows, in all, not in a row
 
-XATL's two settings: 1 % with patience 1, and 0.5 % with patience 2, over windows of 5000 steps. The transferred weights then
-enter the optimizer as groups of their own, whose rate rises from 0 to the current main rate in `warmup` steps.
+XATL's two settings: 1 % with patience 1, and 0.5 % with patience 2, over windows of 5000 steps. The
+transferred weights then are optimizer groups of their own, whose rate rises to the current main rate in
+`warmup` steps.
 """
 
 import json
@@ -39,14 +40,15 @@ class Plateau:
 
 
 class UnfreezeOnPlateau(TrainerCallback, ExportableState):
-    """Keeps the parameters named `frozen` as they are until the training loss is on its plateau, then trains them too.
+    """Keeps the parameters named `frozen` as they are until the loss is on its plateau, then trains them too.
 
-    A callback for any `transformers.Trainer`; a window is what the Trainer logs (`logging_steps` steps). Under DDP set
-    `ddp_find_unused_parameters=True`: frozen parameters get no gradient. An interrupted run resumes exactly: the state is
-    in trainer_state.json, and the optimizer keeps the Trainer's groups, parted only while it steps.
+    A callback for any `transformers.Trainer`; a window is what the Trainer logs (`logging_steps` steps).
+    Under DDP set `ddp_find_unused_parameters=True`: frozen parameters get no gradient. An interrupted run
+    resumes exactly: the state is in trainer_state.json, and the optimizer's groups are the Trainer's, parted
+    only while it steps.
 
-    `unfrozen_at` is the number of steps after which they train, None before that. Raises Refusal where a name is not a
-    parameter of the model, and where no other parameter is left to train.
+    `unfrozen_at` is the number of steps after which they train, None before that. Raises Refusal where a name
+    is not a parameter of the model, and where no other parameter is left to train.
     """
 
     def __init__(self, frozen: Sequence[str], threshold: float = 0.01, patience: int = 1, warmup: int = 0):
@@ -59,8 +61,12 @@ class UnfreezeOnPlateau(TrainerCallback, ExportableState):
     def state(self) -> dict:
         plateau = self.plateau
         return {
-            "args": {"frozen": self.frozen, "threshold": plateau.threshold, "patience": plateau.patience,
-                     "warmup": self.warmup},
+            "args": {
+                "frozen": self.frozen,
+                "threshold": plateau.threshold,
+                "patience": plateau.patience,
+                "warmup": self.warmup,
+            },
             "attributes": {"progress": [plateau.last, plateau.poor, self.unfrozen_at]},
         }
 
@@ -100,23 +106,31 @@ def transferred(folder: str | Path) -> list[str]:
     """The tensors of a checkpoint that its growth.json marks as copied from the source."""
     file = Path(folder) / RECORD
     if not file.exists():
-        raise refuse(f"freeze {folder}", f"a checkpoint with {RECORD}, which growth transfer writes", "one without",
-                     "train without --freeze")
+        raise refuse(
+            f"freeze {folder}",
+            f"a checkpoint with {RECORD}, which growth transfer writes",
+            "one without",
+            "train without --freeze",
+        )
     return [row["name"] for row in json.loads(file.read_text())["tensors"] if row["origin"] == "copied"]
 
 
 def _named(model: nn.Module, names: list[str]) -> list[nn.Parameter]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if unknown := [name for name in names if name not in parameters]:
-        raise refuse("freeze", "names of the model's parameters", ", ".join(unknown), f"it has {', '.join(parameters)}")
+        raise refuse(
+            "freeze", "names of the model's parameters", ", ".join(unknown), f"it has {', '.join(parameters)}"
+        )
     chosen = [parameters[name] for name in names]
     if {id(p) for p in parameters.values()} <= {id(p) for p in chosen}:
-        raise refuse("freeze", "at least one parameter left to train", f"all {len(parameters)} of them", "freeze fewer")
+        raise refuse(
+            "freeze", "at least one parameter left to train", f"all {len(parameters)} of them", "freeze fewer"
+        )
     return chosen
 
 
 def _parted(groups: list[dict], chosen: set[int], share: float) -> list[dict]:
     """The groups without the chosen parameters, then those in groups of their own at `share` of the rate."""
-    main = [{**g, "params": [p for p in g["params"] if id(p) not in chosen]} for g in groups]
-    own = [{**g, "params": [p for p in g["params"] if id(p) in chosen], "lr": g["lr"] * share} for g in groups]
+    main = [g | {"params": [p for p in g["params"] if id(p) not in chosen]} for g in groups]
+    own = [g | {"params": [p for p in g["params"] if id(p) in chosen], "lr": share * g["lr"]} for g in groups]
     return [g for g in main + own if g["params"]]

@@ -1,25 +1,28 @@
 """What a run shows while it works: a live line on a terminal, a line for every evaluation elsewhere."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+from transformers.utils import logging
 
 
-class Progress:
-    """`steps` of the run called `name`, on standard error. Use as a context manager."""
+class RunProgress:
+    """The `steps` of the run called `name`, on standard error; nothing where `silent`. A context manager."""
 
-    def __init__(self, name: str, steps: int):
-        self.name, self.steps = name, steps
-        self._bar = None
+    def __init__(self, name: str, steps: int, silent: bool = False):
+        self.name, self.steps, self.silent = name, steps, silent
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        live = sys.stderr.isatty() and not silent
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True) if live else None
 
-    def __enter__(self) -> "Progress":
-        if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+    def __enter__(self) -> "RunProgress":
+        if self._bar:
             self._bar.start()
-            self._task = self._bar.add_task(self.name, total=self.steps)
+            self._bar.add_task(self.name, total=self.steps)
         return self
 
     def __exit__(self, *exception) -> None:
@@ -28,11 +31,35 @@ class Progress:
 
     def step(self, step: int) -> None:
         if self._bar:
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._bar.task_ids[0], completed=step)
 
     def loss(self, step: int, loss: float, seconds: float) -> None:
         text = f"{self.name}: step {step} of {self.steps}, validation loss {loss:.3f}, {seconds:.0f} s"
         if self._bar:
-            self._bar.update(self._task, description=text)
-        else:
+            self._bar.update(self._bar.task_ids[0], description=text)
+        elif not self.silent:
             print(text, file=sys.stderr, flush=True)
+
+
+class ShowSteps(TrainerCallback):
+    """Shows the steps of a Trainer that measures nothing on its way."""
+
+    def __init__(self, progress: RunProgress):
+        self.progress = progress
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.progress.step(state.global_step)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No log lines and no bars of transformers inside; the caller's settings after."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: how large a part of the peak rate each step gets. Plain functions, fit for LambdaLR."""
+"""Learning-rate schedules: how large a part of the peak rate each step gets. Functions fit for LambdaLR."""
 
 import math
 from collections.abc import Callable
@@ -12,12 +12,13 @@ def cosine(steps: int, *, warmup: int, floor: float = 0.1) -> Schedule:
     """A linear rise to 1, then half a cosine down to `floor`, where it stays.
 
         step < warmup:   (step + 1) / warmup
-        else:            floor + (1 - floor) (1 + cos(pi x)) / 2,   x = (step - warmup) / (steps - warmup), at most 1
+        else:            floor + (1 - floor) (1 + cos(pi x)) / 2
+        x = min(1, (step - warmup) / (steps - warmup))
 
     Step counts from 0. Raises Refusal where 0 <= warmup < steps does not hold.
     """
     if not 0 <= warmup < steps:
-        raise refuse("warmup", f"at least 0 and fewer than the {steps} steps of the schedule", warmup, "choose a shorter one")
+        raise refuse("warmup", f"at least 0, and less than the {steps} steps", warmup, "choose a shorter one")
 
     def rate(step: int) -> float:
         if step < warmup:
@@ -31,8 +32,8 @@ def cosine(steps: int, *, warmup: int, floor: float = 0.1) -> Schedule:
 def lemon(steps: int, *, warmup: int, floor: float = 0.1, share: float = 0.6) -> Schedule:
     """The same peak, a faster fall: a cosine over `share` of the steps, then `floor`.
 
-    A grown model starts where a fresh one arrives late, so it needs the high rate for a shorter time; a lower peak ends
-    higher (Wang et al., ICLR 2024: 132k of 220k steps for BERT, 130 of 300 epochs for ViT).
+    A grown model starts where a fresh one arrives late, so it needs the high rate for a shorter time; a lower
+    peak ends higher (Wang et al., ICLR 2024: 132k of 220k steps for BERT, 130 of 300 epochs for ViT).
     """
     return cosine(max(warmup + 1, round(share * steps)), warmup=warmup, floor=floor)
 

@@ -1,14 +1,15 @@
-"""The verb `train`: a checkpoint and text in, a trained checkpoint out. The engine is `transformers.Trainer`."""
+"""The verb `train`: a checkpoint and text in, a trained one out. `transformers.Trainer` is the engine."""
 
 import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
@@ -20,29 +21,28 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.utils import logging
 
 from growth.errors import refuse
 from growth.files import Checkpoint, refuse_existing
 from growth.training.curve import Curve, Point
-from growth.training.data import Windows, load_text, tokens
+from growth.training.data import Data, Windows, windows_of
 from growth.training.flops import count_flops
 from growth.training.freeze import UnfreezeOnPlateau, transferred
-from growth.training.progress import Progress
+from growth.training.progress import RunProgress, quiet
 from growth.training.schedule import SCHEDULES, Schedule
 
-RECORD = "training.json"                # how a checkpoint was trained
-HELD_OUT = 256                          # windows; of 128 tokens, they compare two models to about 0.005 nats
+RECORD = "training.json"  # how a checkpoint was trained
+HELD_OUT = 256  # windows; of 128 tokens, they compare two models to about 0.005 nats
 
-Data = str | Path | Sequence[str | Path] | Windows
 
 
 @dataclass(frozen=True)
 class TrainReport:
     """The result of `train`. curve[0] is the model as it came, curve[-1] the model that was saved in `out`.
 
-    step_flops: operations of one step with every weight trained. unfrozen_at: the number of steps after which the
-    transferred weights trained too, None where they did from the start or never. settings: what was asked for.
+    step_flops: operations of one step with every weight trained. unfrozen_at: the number of steps after which
+    the transferred weights trained too, None where they did from the start or never. settings: what was asked
+    for.
     """
 
     out: Path
@@ -57,31 +57,53 @@ class TrainReport:
 
     def __str__(self) -> str:
         first, last = self.curve[0], self.curve[-1]
-        return (f"{self.out}: {last.step} steps, validation loss {first.loss:.3f} -> {last.loss:.3f}, "
-                f"{last.flops:.2e} FLOPs, {last.seconds:.1f} s")
+        return (
+            f"{self.out}: {last.step} steps, validation loss {first.loss:.3f} -> {last.loss:.3f}, "
+            f"{last.flops:.2e} FLOPs, {last.seconds:.1f} s"
+        )
 
 
-def train(model: str | Path, data: Data, out: str | Path, *, steps: int, batch_size: int = 16,
-          sequence_length: int | None = None, learning_rate: float = 3e-4, warmup: int | None = None,
-          schedule: str = "cosine", freeze: str | None = None, unfreeze: str | None = None, window: int | None = None,
-          threshold: float = 0.01, patience: int = 1, validation: Data | None = None, eval_every: int | None = None,
-          save_every: int | None = None, bf16: bool = False, seed: int = 0, resume: bool = False) -> TrainReport:
-    """Train the causal language model in folder `model` on text for `steps` steps; save it in the new folder `out`.
+def train(
+    model: str | Path,
+    data: Data,
+    out: str | Path,
+    *,
+    steps: int,
+    batch_size: int = 16,
+    sequence_length: int | None = None,
+    learning_rate: float = 3e-4,
+    warmup: int | None = None,
+    schedule: str = "cosine",
+    freeze: str | None = None,
+    unfreeze: str | None = None,
+    window: int | None = None,
+    threshold: float = 0.01,
+    patience: int = 1,
+    validation: Data | None = None,
+    eval_every: int | None = None,
+    save_every: int | None = None,
+    bf16: bool = False,
+    seed: int = 0,
+    resume: bool = False,
+) -> TrainReport:
+    """Train the causal language model in folder `model` on text for `steps` steps; save it in folder `out`.
 
-    data, validation   files or folders of UTF-8 text, or Windows. Without `validation`, a twentieth of the data's windows,
-                       at most 256, are held out and not trained on
-    batch_size         windows of sequence_length tokens a step, on each process; default length: the model's, at most 2048
+    data, validation   files or folders of UTF-8 text, or Windows. Without `validation`, a twentieth of the
+                       data's windows, at most 256, are held out and not trained on
+    batch_size         windows a step, on each process
+    sequence_length    tokens a window; default: what the model allows, at most 2048
     schedule           cosine | lemon (growth.training.schedule); warmup: default a twentieth of the steps
-    freeze             "transferred": what growth.json marks as copied stays as it is; with unfreeze "plateau", until the
-                       mean training loss of `window` steps (default: steps / 30) improves by less than `threshold` for
-                       `patience` windows (growth.training.freeze)
+    freeze             "transferred": what growth.json marks as copied stays as it is; with unfreeze
+                       "plateau", until the mean training loss of `window` steps (default: a thirtieth of
+                       them) improves by less than `threshold` in `patience` windows (training.freeze)
     eval_every         steps between measurements of the validation loss; default: an eighth of the steps
     save_every         steps between the checkpoints a run resumes from, 0 for none; default: eval_every
-    resume             go on where an interrupted run of the same settings stopped, from the folder `out`.unfinished
+    resume             go on where an interrupted run of the same settings stopped, from `out`.unfinished
 
-    AdamW (0.9, 0.95), weight decay 0.1 on matrices, gradient norm clipped at 1, float32 weights; `bf16` computes in
-    bfloat16. Started by torchrun it trains on every process. The tokenizer is the model's. Seconds and FLOPs are those of
-    training: evaluation, saving and loading are left out. Raises Refusal, with nothing written, where an argument does not fit.
+    AdamW (0.9, 0.95), weight decay 0.1 on matrices, gradient norm clipped at 1, float32 weights; `bf16`
+    computes in bfloat16. Started by torchrun it trains on every process. The tokenizer is the model's.
+    Seconds and FLOPs are those of training: evaluation, saving and loading are left out. Raises Refusal, with
+    nothing written, where an argument does not fit.
     """
     out = Path(out)
     refuse_existing(out)
@@ -92,8 +114,12 @@ def train(model: str | Path, data: Data, out: str | Path, *, steps: int, batch_s
     if schedule not in SCHEDULES:
         raise refuse("schedule", f"one of {', '.join(SCHEDULES)}", schedule, "choose one of these")
     if (freeze, unfreeze) not in ((None, None), ("transferred", None), ("transferred", "plateau")):
-        raise refuse("freeze, unfreeze", "nothing, or transferred with or without plateau", f"{freeze}, {unfreeze}",
-                     "pass --freeze transferred --unfreeze plateau")
+        raise refuse(
+            "freeze, unfreeze",
+            "nothing, or transferred with or without plateau",
+            f"{freeze}, {unfreeze}",
+            "pass --freeze transferred --unfreeze plateau",
+        )
     warmup = steps // 20 if warmup is None else warmup
     rate = SCHEDULES[schedule](steps, warmup=warmup)
     length = sequence_length or min(getattr(config, "max_position_embeddings", None) or 2048, 2048)
@@ -101,55 +127,100 @@ def train(model: str | Path, data: Data, out: str | Path, *, steps: int, batch_s
     eval_every = eval_every or math.ceil(steps / 8)
     save_every = eval_every if save_every is None else save_every
     frozen = transferred(model) if freeze else []
-    settings = {"model": str(model), "steps": steps, "batch_size": batch_size, "sequence_length": length,
-                "learning_rate": learning_rate, "warmup": warmup, "schedule": schedule, "freeze": freeze,
-                "unfreeze": unfreeze, "window": window, "threshold": threshold, "patience": patience,
-                "eval_every": eval_every, "bf16": bf16, "seed": seed}
+    settings = {
+        "model": str(model),
+        "steps": steps,
+        "batch_size": batch_size,
+        "sequence_length": length,
+        "learning_rate": learning_rate,
+        "warmup": warmup,
+        "schedule": schedule,
+        "freeze": freeze,
+        "unfreeze": unfreeze,
+        "window": window,
+        "threshold": threshold,
+        "patience": patience,
+        "eval_every": eval_every,
+        "bf16": bf16,
+        "seed": seed,
+    }
     tokenizer = AutoTokenizer.from_pretrained(model)
     windows, held_out = split(data, validation, tokenizer, length)
     if len(windows) < batch_size:
-        raise refuse("data", f"at least one batch, {batch_size} windows of {length} tokens", f"{len(windows)} windows",
-                     "give more text, or choose a smaller batch size or sequence length")
-    with _quiet(), _unfinished(out, settings, resume) as (run, last), Progress(out.name, steps) as progress:
+        raise refuse(
+            "data",
+            f"at least one batch, {batch_size} windows of {length} tokens",
+            f"{len(windows)} windows",
+            "give more text, or a smaller batch size or sequence length",
+        )
+    with quiet(), _unfinished(out, settings, resume) as (run, last), RunProgress(out.name, steps) as progress:
         network = _load(model)
-        freezing = UnfreezeOnPlateau(frozen, threshold if unfreeze else -math.inf, patience, warmup) if freeze else None
+        least = threshold if unfreeze else -math.inf  # no loss improves by less than that
+        freezing = UnfreezeOnPlateau(frozen, least, patience, warmup) if freeze else None
         args = TrainingArguments(
-            output_dir=str(run), max_steps=steps, per_device_train_batch_size=batch_size, learning_rate=learning_rate,
-            adam_beta1=0.9, adam_beta2=0.95, weight_decay=0.1, max_grad_norm=1.0, bf16=bf16, seed=seed, data_seed=seed,
-            dataloader_drop_last=True, dataloader_pin_memory=torch.cuda.is_available(), logging_steps=window,
-            save_strategy="steps" if save_every else "no", save_steps=save_every or steps, save_total_limit=2,
-            ddp_find_unused_parameters=freezing is not None, disable_tqdm=True, report_to="none", log_level="error")
-        engine = _Trainer(rate, model=network, args=args, train_dataset=windows,
-                          callbacks=[freezing] if freezing else None)
+            output_dir=str(run),
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            seed=seed,
+            data_seed=seed,
+            learning_rate=learning_rate,
+            adam_beta1=0.9,
+            adam_beta2=0.95,
+            weight_decay=0.1,
+            max_grad_norm=1.0,
+            bf16=bf16,
+            dataloader_drop_last=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            save_strategy="steps" if save_every else "no",
+            save_steps=save_every or steps,
+            save_total_limit=2,
+            ddp_find_unused_parameters=freezing is not None,
+            logging_steps=window,
+            disable_tqdm=True,
+            report_to="none",
+            log_level="error",
+        )
+        engine = _Trainer(
+            rate, model=network, args=args, train_dataset=windows, callbacks=[freezing] if freezing else None
+        )
         engine.remove_callback(PrinterCallback)
         batch = {key: value.to(args.device) for key, value in windows.batch(range(batch_size)).items()}
         step_flops = count_flops(network, batch)
         frozen_flops = count_flops(network, batch, frozen) if freezing else step_flops
-        curve = Curve(held_out, eval_every, step_flops * args.world_size, frozen_flops * args.world_size, freezing, progress)
+        N = args.world_size
+        curve = Curve(held_out, eval_every, N * step_flops, N * frozen_flops, freezing, progress)
         engine.add_callback(curve)
         engine.train(resume_from_checkpoint=last)
-        report = TrainReport(out, curve.points, sum(p.numel() for p in network.parameters()), step_flops,
-                             freezing.unfrozen_at if freezing else None, settings)
+        report = TrainReport(
+            out,
+            curve.points,
+            network.num_parameters(),
+            step_flops,
+            freezing.unfrozen_at if freezing else None,
+            settings,
+        )
         _save(engine, tokenizer, report, run / "model")
         if engine.is_world_process_zero():
             (run / "model").rename(out)
     return report
 
 
-def split(data: Data, validation: Data | None, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[Windows, Tensor]:
+def split(
+    data: Data, validation: Data | None, tokenizer: PreTrainedTokenizerBase, length: int
+) -> tuple[Windows, Tensor]:
     """The windows to train on and those to measure on, [N, length]; the same ones for the same data."""
-    windows = _windows(data, tokenizer, length)
+    windows = windows_of(data, tokenizer, length)
     if validation is not None:
-        return windows, _windows(validation, tokenizer, length).sample(HELD_OUT)
+        return windows, windows_of(validation, tokenizer, length).sample(HELD_OUT)
     return windows.hold_out(min(HELD_OUT, math.ceil(len(windows) / 20)))
 
 
-def _windows(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> Windows:
-    return data if isinstance(data, Windows) else Windows(tokens(load_text(data), tokenizer), length)
-
-
 class _Trainer(Trainer):
-    """The Trainer with a schedule of ours."""
+    """The Trainer with our schedule, and a resume that reads the model whole.
+
+    The Trainer's own looks for the names in memory, not strictly, so that what save_pretrained renames stays
+    untrained: GPT-NeoX's head. Sharded models (FSDP) have their own format and keep their own way.
+    """
 
     def __init__(self, rate: Schedule, *, model, args, train_dataset, callbacks):
         self.rate = rate
@@ -159,20 +230,32 @@ class _Trainer(Trainer):
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.rate)
         return self.lr_scheduler
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.model.load_state_dict(_load(resume_from_checkpoint).state_dict())
+
 
 def _load(folder: str | Path) -> PreTrainedModel:
-    network, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    network, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
-            raise refuse(str(folder), "a tensor for every weight, and no others", f"{kind} {sorted(map(str, info[kind]))}",
-                         "save the whole model with save_pretrained")
-    network.config.use_cache = False    # training needs no cache; most models would warn or build one
+            raise refuse(
+                str(folder),
+                "a tensor for every weight, and no others",
+                f"{kind} {sorted(map(str, info[kind]))}",
+                "save it with save_pretrained",
+            )
+    network.config.use_cache = False  # training needs no cache; most models would warn or build one
     return network
 
 
 def _save(engine: Trainer, tokenizer: PreTrainedTokenizerBase, report: TrainReport, folder: Path) -> None:
     engine.model.config.use_cache = True
-    engine.save_model(str(folder))      # gathers sharded weights, so every process calls it
+    engine.save_model(str(folder))  # gathers sharded weights, so every process calls it
     if engine.is_world_process_zero():
         (folder / "training_args.bin").unlink()
         tokenizer.save_pretrained(folder)
@@ -181,25 +264,30 @@ def _save(engine: Trainer, tokenizer: PreTrainedTokenizerBase, report: TrainRepo
 
 @contextlib.contextmanager
 def _unfinished(out: Path, settings: dict, resume: bool) -> Iterator[tuple[Path, str | None]]:
-    """The folder of the run and the checkpoint to go on from; it goes when the run ends, or ends without a checkpoint."""
+    """The run's folder and the checkpoint to go on from. Only an interrupted run with a checkpoint stays."""
     run = Path(f"{out}.unfinished")
     record = run / "settings.json"
-    if resume and not record.exists():
-        raise refuse(f"resume {out}", f"an interrupted run in {run}", "none", "leave --resume out to start one")
-    if run.exists() and not resume:
-        raise refuse(str(out), "no interrupted run of that name", str(run), "pass --resume to go on with it, or remove it")
-    if resume and (before := json.loads(record.read_text())) != settings:
-        changed = [key for key in settings if settings[key] != before.get(key)]
-        raise refuse("resume", ", ".join(f"{key} {before.get(key)}" for key in changed),
-                     ", ".join(f"{key} {settings[key]}" for key in changed), f"use the settings of {record}")
-    run.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(settings, indent=1))
+    processes = PartialState()
+    if processes.is_main_process:
+        if resume and not record.exists():
+            raise refuse(f"resume {out}", f"an interrupted run in {run}", "none", "leave --resume out")
+        if run.exists() and not resume:
+            raise refuse(str(out), "no interrupted run of that name", str(run), "pass --resume, or remove it")
+        if resume and (before := json.loads(record.read_text())) != settings:
+            changed = [key for key in settings if settings[key] != before.get(key)]
+            expected, got = (
+                ", ".join(f"{key} {of.get(key)}" for key in changed) for of in (before, settings)
+            )
+            raise refuse("resume", expected, got, f"use the settings of {record}")
+        run.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(settings, indent=1))
+    processes.wait_for_everyone()
     finished = False
     try:
         yield run, _last(run)
         finished = True
     finally:
-        if finished or not _last(run):
+        if processes.is_main_process and (finished or not _last(run)):
             shutil.rmtree(run, ignore_errors=True)
 
 
@@ -207,17 +295,3 @@ def _last(run: Path) -> str | None:
     """The newest whole checkpoint: the Trainer writes trainer_state.json last."""
     whole = [file.parent for file in run.glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No log lines and no bars of transformers inside; the caller's settings after."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

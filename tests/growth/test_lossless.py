@@ -1,0 +1,145 @@
+"""Is what the maps promise what the grown models compute?"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+import growth
+from growth.adapters.gpt_neox import GPT_NEOX
+from growth.files import Checkpoint
+from growth.grow import resized
+from growth.operators import OPERATORS
+from growth.operators.ligo import Expansion
+from growth.plan import Source
+from checkpoints import neox
+
+SIZES = {
+    "ratio that divides nothing": (168, 5),
+    "twice as wide": (192, 3),
+    "more than twice in both": (264, 8),
+    "depth alone": (96, 4),
+}
+
+
+def architectures(folder, hidden_size, num_layers):
+    config = Checkpoint(folder).config
+    target = resized(config, hidden_size, num_layers, None, None)
+    return GPT_NEOX.describe(config, GPT_NEOX), GPT_NEOX.describe(target, GPT_NEOX)
+
+
+def difference64(src, dst):
+    ids = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        a, b = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)(ids).logits for path in (src, dst))
+    return (a - b).abs().max().item()
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("method", ["stack", "interpolate", "net2net", "lemon"])
+def test_a_model_is_promised_lossless_exactly_when_its_logits_stay(source64, tmp_path, method, name):
+    hidden_size, num_layers = SIZES[name]
+    report = growth.grow(source64, tmp_path / "out", method=method, hidden_size=hidden_size, num_layers=num_layers)
+    error = difference64(source64, tmp_path / "out")
+    assert error < 1e-10 if report.lossless else error > 1e-3
+    assert report.lossless or method != "lemon"
+
+
+@pytest.mark.parametrize("kind", [{"tie_word_embeddings": True}, {"use_parallel_residual": False},
+                                  {"attention_bias": False}, {"layer_norm_eps": 0.1}], ids=str)
+@pytest.mark.parametrize("method, hidden_size", [("lemon", 168), ("net2net", 192)])
+def test_every_kind_of_gpt_neox_stays_the_same_function(tmp_path, kind, method, hidden_size):
+    src = neox(tmp_path / "src", torch.float64, **kind)
+    report = growth.grow(src, tmp_path / "out", method=method, hidden_size=hidden_size, num_layers=4)
+    assert report.lossless and difference64(src, tmp_path / "out") < 1e-10
+
+
+def test_lemon_keeps_the_logits_in_float32(source, tmp_path):
+    growth.grow(source, tmp_path / "out", method="lemon", hidden_size=168, num_layers=5)
+    agreement = growth.check(source, tmp_path / "out")
+    assert agreement.kept and agreement.float32 < 1e-4
+
+
+def test_maps_that_are_slightly_wrong_are_not_called_lossless(source):
+    old, new = architectures(source, 168, 5)
+    maps = OPERATORS["lemon"](old, new)
+    assert maps.lossless(old)
+    final, value = maps.spaces["final"], maps.spaces["value.0"]
+    other = replace(value, index=value.index.roll(1), share=value.share.roll(1))
+    down = "layers.{}.mlp.down.weight"
+    for wrong in (
+        replace(maps, norm_eps=1.0),
+        replace(maps, spaces=maps.spaces | {"final": replace(final, share=final.share * 1.001)}),
+        replace(maps, spaces=maps.spaces | {"gain": replace(maps.spaces["gain"], scale=1.0)}),
+        replace(maps, spaces=maps.spaces | {"residual": replace(maps.spaces["residual"], rest="zero")}),
+        replace(maps, spaces=maps.spaces | {"value.0": other}),
+        replace(maps, depth=maps.depth | {down: maps.depth[down].flip(0)}),
+    ):
+        assert not wrong.lossless(old)
+
+
+def test_what_is_given_to_readers_as_noise_is_unseen(source):
+    old, new = architectures(source, 168, 5)
+    maps = OPERATORS["lemon"](old, new)
+    for name in ("normed", "ffn.4", "value.2"):
+        space = maps.spaces[name]
+        T, S = space.dense().write_matrix.shape
+        r = torch.randn(7, T, dtype=torch.float64)
+        assert space.unseen(r).abs().max() > 0.1
+        assert (space.unseen(r) @ space.write(torch.randn(S, dtype=torch.float64))).abs().max() < 1e-12
+        assert torch.allclose(space.unseen(r), space.dense().unseen(r))
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_copies_part_ways_only_because_their_readers_differ(source, noise, monkeypatch, tmp_path):
+    monkeypatch.setitem(OPERATORS, "lemon", lambda old, new, f=OPERATORS["lemon"]: f(old, new, noise=noise))
+    growth.grow(source, tmp_path / "out", method="lemon", hidden_size=192)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for step in range(5):
+        ids = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(step))
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    rows = model.gpt_neox.embed_in.weight
+    apart = (rows[:, :96] - rows[:, 96:]).abs().max().item()
+    assert apart > 1e-4 if noise else apart < 1e-5
+
+
+@pytest.mark.parametrize("start", ["lossless", "published"])
+def test_ligo_starts_where_it_says(source, start):
+    old, new = architectures(source, 168, 5)
+    maps = OPERATORS["ligo"](old, new, start=start)
+    assert maps.lossless(old) == (start == "lossless")
+    checkpoint = Checkpoint(source)
+    config = resized(checkpoint.config, 168, 5, None, None)
+    config.layer_norm_eps *= maps.norm_eps
+    module = Expansion(maps, Source(checkpoint, GPT_NEOX), GPT_NEOX, config)
+    ids = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(1))
+    truth = AutoModelForCausalLM.from_pretrained(source)(ids).logits
+    error = (module(ids).logits - truth).abs().max().item()
+    assert error < 1e-4 if start == "lossless" else error > 0.1
+
+
+@pytest.mark.parametrize("start", ["lossless", "published"])
+def test_ligo_learns_every_map_and_lowers_the_loss(source, text, tmp_path, start):
+    report = growth.grow(source, tmp_path / "learned", method="ligo", start=start, hidden_size=120, num_layers=4,
+                         data=text, steps=12)
+    growth.grow(source, tmp_path / "start", method="ligo", start=start, hidden_size=120, num_layers=4, data=text, steps=1)
+    assert not report.lossless and report.flops > 0
+    ids = torch.tensor([list(text.read_bytes()[:32])])
+    loss = {name: AutoModelForCausalLM.from_pretrained(tmp_path / name)(ids, labels=ids).loss.item()
+            for name in ("start", "learned")}
+    assert loss["learned"] < loss["start"] - 0.2
+
+
+def test_every_map_of_ligo_gets_a_gradient(source):
+    old, new = architectures(source, 120, 4)
+    checkpoint = Checkpoint(source)
+    config = resized(checkpoint.config, 120, 4, None, None)
+    module = Expansion(OPERATORS["ligo"](old, new, start="published"), Source(checkpoint, GPT_NEOX), GPT_NEOX, config)
+    ids = torch.randint(256, (2, 32))
+    F.cross_entropy(module(ids).logits.flatten(0, 1), ids.flatten()).backward()
+    assert all(x.grad is not None and x.grad.abs().max() > 0 for x in module.tensors)
