@@ -1,4 +1,4 @@
-"""The parts of a block: mixers `Attention`, `Retention`, `Mamba`; `MLP`; and the cache layer `RecurrentLayer`."""
+"""The parts of a block: three mixers, the MLP, and the cache layer that keeps a mixer's state."""
 
 from lcikernels.layers.attention import Attention
 from lcikernels.layers.mamba import Mamba

@@ -10,23 +10,23 @@ from lcikernels.layers.rotary import rotate
 
 
 class Attention(nn.Module):
-    """o_proj(softmax(q k^T / sqrt(K) + mask) v), rotary positions on the first dims of q and k.
+    """o_proj(softmax(q k^T / sqrt(head_dim) + mask) v), with rotary positions on the first dims of q and k.
 
-    x [B, T, hidden_size]; rotary is what `rotary_angles` returns; mask is what transformers'
-    `create_causal_mask` returns; past_key_values, where given, grows by T keys and values.
+    x [B, T, hidden_size]; rotary from `rotary_angles`; mask from transformers' `create_causal_mask`;
+    past_key_values, where given, grows by T keys and values.
     """
 
-    is_causal = True                                           # read by transformers' SDPA function
+    is_causal = True  # transformers' SDPA function reads it where there is no mask
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int):
         super().__init__()
-        self.config, self.layer_idx = config, layer_idx
-        self.head_dim = config.head_dim
-        inner, bias = config.num_attention_heads * config.head_dim, config.attention_bias
-        self.q_proj = nn.Linear(config.hidden_size, inner, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, inner, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, inner, bias=bias)
-        self.o_proj = nn.Linear(inner, config.hidden_size, bias=bias)
+        self.config, self.layer_idx, self.head_dim = config, layer_idx, config.head_dim
+        size, bias = config.hidden_size, config.attention_bias
+        inner = config.num_attention_heads * config.head_dim
+        self.q_proj = nn.Linear(size, inner, bias=bias)
+        self.k_proj = nn.Linear(size, inner, bias=bias)
+        self.v_proj = nn.Linear(size, inner, bias=bias)
+        self.o_proj = nn.Linear(inner, size, bias=bias)
 
     def forward(
         self,
@@ -35,8 +35,9 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         past_key_values: Cache | None = None,
     ) -> Tensor:
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k, v = rotate(q, *rotary).transpose(1, 2), rotate(k, *rotary).transpose(1, 2), v.transpose(1, 2)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in projections)
+        q, k, v = (y.transpose(1, 2) for y in (rotate(q, *rotary), rotate(k, *rotary), v))
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
@@ -45,17 +46,11 @@ class Attention(nn.Module):
 
 
 def eager_attention(
-    module: nn.Module,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    dropout: float,
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """attn_implementation="eager": q, k, v [B, H, T, K], additive mask.  Returns o [B, T, H, K] and the weights."""
+    """For "eager": q, k, v [B, H, T, K], additive mask.  Returns o [B, T, H, K] and the weights."""
     scores = q @ k.mT * scaling
     if mask is not None:
         scores = scores + mask
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
     return (weights @ v).transpose(1, 2), weights

@@ -16,11 +16,11 @@ def retnet_log_decay(H: int, device: torch.device | None = None) -> Tensor:
 
 
 class Retention(nn.Module):
-    """o_proj(rms_norm_per_head(retention(q, k, v)) * silu(g_proj(x))), q and k rotated.
+    """o_proj(rms_norm_per_head(retention(q, k, v)) * silu(g_proj(x))), with q and k rotated.
 
-    x [B, T, hidden_size]; rotary is what `rotary_angles` returns; keep [B, T], where given, is False at tokens
-    that leave no trace in the state (padding); past_key_values, where given, is advanced by T tokens.
-    Every head keeps its own fixed decay; the norm has no weight.
+    x [B, T, hidden_size]; rotary from `rotary_angles`; keep [B, T], where given, is False at tokens that
+    leave no trace in the state (padding); past_key_values, where given, is advanced by T tokens. Each head
+    has its own fixed decay; the norm has no weight.
     """
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int):
@@ -36,7 +36,7 @@ class Retention(nn.Module):
         self.register_buffer("log_decay", retnet_log_decay(self.num_heads), persistent=False)
 
     def _apply(self, fn, recurse: bool = True):
-        # The buffer follows devices, not dtypes: in bfloat16 the decays from head 4 on would round to 0.
+        # The buffer follows devices, not dtypes: bfloat16 would put the rates off by up to 0.4 %.
         super()._apply(fn, recurse)
         self.log_decay = retnet_log_decay(self.num_heads, self.log_decay.device)
         return self
@@ -50,22 +50,20 @@ class Retention(nn.Module):
     ) -> Tensor:
         projections = (self.q_proj, self.k_proj, self.v_proj, self.g_proj)
         q, k, v, g = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in projections)
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
-        o = self.retain(q, k, v, keep, past_key_values)
+        o = self.retain(rotate(q, *rotary), rotate(k, *rotary), v, keep, past_key_values)
         return self.o_proj(gated_rms_norm(o, g, eps=self.eps).flatten(2))
 
     def retain(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, cache: Cache | None) -> Tensor:
-        """`retention` from the cache's state on, which is advanced.  q, k, v, o [B, T, H, K]."""
+        """`retention` from the cache's state on, which is advanced.  q, k, v and the result [B, T, H, K]."""
         log_decay = self.log_decay.to(torch.promote_types(q.dtype, torch.float32))
         if keep is not None:
             k = k * keep[..., None, None]
-            log_decay = log_decay * keep[..., None]            # [B, T, H]: a padding neither adds nor fades
-        if cache is None:
-            return retention(q, k, v, log_decay)
-        state = cache.get_recurrent_state(self.layer_idx)
+            log_decay = log_decay * keep[..., None]  # [B, T, H]: padding adds nothing and fades nothing
+        state = None if cache is None else cache.get_recurrent_state(self.layer_idx)
         if decodes(q, keep, state):
             o = retention_step(q[:, 0], k[:, 0], v[:, 0], log_decay, state=state)[:, None]
         else:
             o, state = retention(q, k, v, log_decay, initial_state=state, return_final_state=True)
-        cache.update_recurrent_state(state, self.layer_idx, tokens=q.shape[1])
+        if cache is not None:
+            cache.update_recurrent_state(state, self.layer_idx, tokens=q.shape[1])
         return o

@@ -4,17 +4,19 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, Cache, CacheLayerMixin, LinearAttentionLayer
 
+from lcikernels.ops.checks import refuse
+
 
 class RecurrentLayer(LinearAttentionLayer, CacheLayerMixin):
-    """The states of one recurrent mixer after `length` tokens: one recurrent state, and one of its convolution.
+    """The states of one recurrent mixer after `length` tokens: its recurrence's, and its convolution's.
 
-    Unlike the LinearAttentionLayer it extends, it counts tokens, so that a model without any attention still has
-    positions; it keeps the W-1 inputs that a convolution of width W needs; and a new state replaces the old one.
+    Unlike the LinearAttentionLayer it extends, it counts tokens, so that a model without attention has
+    positions; it keeps the W-1 inputs that a convolution of width W needs; a new state replaces the old one.
     `DynamicCache(config=config)` builds one for every "recurrent" in `config.layer_types`.
     """
 
     _layer_type = "recurrent"
-    is_compileable = False                                     # `length` is a Python int: every step would recompile
+    is_compileable = False  # `length` is a Python int: every step would compile anew
 
     def __init__(self, max_cache_len: int = -1):
         CacheLayerMixin.__init__(self)
@@ -30,12 +32,13 @@ class RecurrentLayer(LinearAttentionLayer, CacheLayerMixin):
         return recurrent_states
 
     def update_conv_state(self, conv_states: Tensor, state_idx: int = 0) -> Tensor:
+        """Keep the last inputs of the convolution."""
         self.conv_states[state_idx] = conv_states
         self.is_conv_states_initialized[state_idx] = True
         return conv_states
 
     def update(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        raise TypeError("RecurrentLayer.update: a recurrent layer holds states, it cannot hold keys and values")
+        refuse("Cache.update", "layer_idx", "that of an attention layer", "one of a RecurrentLayer")
 
     def get_seq_length(self) -> int:
         return self.length
@@ -48,7 +51,9 @@ class RecurrentLayer(LinearAttentionLayer, CacheLayerMixin):
         self.length = 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        raise ValueError("RecurrentLayer.crop: a recurrent state cannot forget its last tokens; copy the cache before them")
+        if tokens_to_remove:
+            expected = "0, for a recurrent state cannot forget its last tokens"
+            refuse("Cache.crop", "tokens_to_remove", expected, tokens_to_remove)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.length:
@@ -59,21 +64,19 @@ class RecurrentLayer(LinearAttentionLayer, CacheLayerMixin):
         self.reorder_cache(indices)
 
 
-def decodes(x: Tensor, keep: Tensor | None, state: Tensor | None) -> bool:
-    """Whether x [B, T, ...] is one real token on a state that may change in place: no gradient will flow through it."""
-    return x.shape[1] == 1 and state is not None and keep is None and not torch.is_grad_enabled()
-
-
-# A recurrent state has one size for all lengths, so the same layer also serves a StaticCache.
+# A recurrent state has one size for all lengths, so a StaticCache can use the same layer.
 STATIC_LAYER_TYPE_MAPPING[RecurrentLayer._layer_type] = RecurrentLayer
 
 
 def check_cache(cache: Cache, layer_types: list[str]) -> None:
     """ValueError unless `cache` holds a RecurrentLayer exactly where `layer_types` says "recurrent"."""
-    got = [isinstance(layer, RecurrentLayer) for layer in cache.layers]
     want = [layer_type == "recurrent" for layer_type in layer_types]
-    if any(want) and got != want:
-        raise ValueError(
-            f"past_key_values must be DynamicCache(config=model.config), with a RecurrentLayer in layers "
-            f"{[i for i, recurrent in enumerate(want) if recurrent]}, got {cache}"
-        )
+    if any(want) and want != [isinstance(layer, RecurrentLayer) for layer in cache.layers]:
+        at = [i for i, recurrent in enumerate(want) if recurrent]
+        expected = f"DynamicCache(config=model.config), with a RecurrentLayer in layers {at}"
+        refuse("LCIModel", "past_key_values", expected, cache)
+
+
+def decodes(x: Tensor, keep: Tensor | None, state: Tensor | None) -> bool:
+    """Whether x [B, T, ...] is one real token on a state that may change in place (no gradients)."""
+    return x.shape[1] == 1 and keep is None and state is not None and not torch.is_grad_enabled()

@@ -3,21 +3,22 @@
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-CACHES = {"A": "full_attention", "R": "recurrent", "M": "recurrent"}      # the cache layer each mixer needs
+from lcikernels.ops.checks import refuse
+
+CACHES = {"A": "full_attention", "R": "recurrent", "M": "recurrent"}  # the cache layer each mixer needs
 
 
 @strict
 class LCIConfig(PreTrainedConfig):
-    """A causal LM in GPT-NeoX's frame (LayerNorm with bias, MLP of two matrices, rotary positions).
+    """A causal LM in GPT-NeoX's frame: LayerNorm with bias, an MLP of two matrices, rotary positions.
 
     `pattern` has one letter a layer: "A" softmax attention, "R" retention, "M" Mamba-1; None is retention in
-    every layer. `use_parallel_residual` adds mixer and MLP of the same input, otherwise the MLP follows the mixer.
+    every layer. With `use_parallel_residual` mixer and MLP read the same input, else the mixer comes first.
 
-    Attention has `num_attention_heads` heads of `head_dim` (None: hidden_size / num_attention_heads); retention
-    has `retention_num_heads` heads (None: num_attention_heads) that share hidden_size. `rope_parameters` holds
-    rope_theta (10000) and partial_rotary_factor (1.0), the share of each head's dims that rotates, in both.
-    Mamba has expand * hidden_size channels of `state_size` states; "auto" resolves `time_step_rank` to
-    ceil(hidden_size / 16).
+    Attention: `num_attention_heads` heads of `head_dim` (None: hidden_size / num_attention_heads).
+    Retention: `retention_num_heads` heads (None: num_attention_heads) of hidden_size / retention_num_heads.
+    Both: `rope_parameters` holds rope_theta (10000) and partial_rotary_factor (1.0), the share of a head.
+    Mamba: expand * hidden_size channels of `state_size`; time_step_rank "auto" is ceil(hidden_size / 16).
 
     Raises ValueError where a letter, a length or a size does not fit.
     """
@@ -56,10 +57,10 @@ class LCIConfig(PreTrainedConfig):
         check_pattern(self.pattern, self.num_hidden_layers)
         if self.retention_num_heads is None:
             self.retention_num_heads = self.num_attention_heads
+        check_heads(self, "R", "retention_num_heads")
         if self.head_dim is None:
             check_heads(self, "A", "num_attention_heads")
             self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
-        check_heads(self, "R", "retention_num_heads")
         if self.time_step_rank == "auto":
             self.time_step_rank = -(-self.hidden_size // 16)
         super().__post_init__(**kwargs)
@@ -71,14 +72,8 @@ class LCIConfig(PreTrainedConfig):
         return [CACHES[letter] for letter in self.pattern]
 
     @property
-    def rotary_dims(self) -> dict[str, int]:
-        """How many dims of a head rotate, for each mixer in `pattern` that has heads."""
-        share = self.rope_parameters.get("partial_rotary_factor", 1.0)
-        return {letter: int(size * share) for letter, size in self.head_sizes.items()}
-
-    @property
     def head_sizes(self) -> dict[str, int]:
-        """The dims of a head, for each mixer in `pattern` that has heads."""
+        """The dims of a head of every mixer in `pattern` that has heads."""
         sizes = {}
         if "A" in self.pattern:
             sizes["A"] = self.head_dim
@@ -86,37 +81,39 @@ class LCIConfig(PreTrainedConfig):
             sizes["R"] = self.hidden_size // self.retention_num_heads
         return sizes
 
+    @property
+    def rotary_dims(self) -> dict[str, int]:
+        """How many of these dims rotate."""
+        share = self.rope_parameters.get("partial_rotary_factor", 1.0)
+        return {letter: int(size * share) for letter, size in self.head_sizes.items()}
+
     def validate_layer_type(self):
-        """`check_pattern` is stricter; the inherited check knows no layer type but transformers' own."""
+        """Nothing: `check_pattern` did, and the inherited check knows transformers' own layers only."""
 
 
 def check_pattern(pattern: str, num_layers: int) -> None:
     """ValueError unless `pattern` is `num_layers` letters out of A, R and M."""
-    unknown = sorted(set(pattern) - set(CACHES))
-    if unknown or len(pattern) != num_layers:
-        raise ValueError(
-            f"LCIConfig: pattern must be num_hidden_layers={num_layers} letters out of A (attention), "
-            f"R (retention) and M (Mamba), got {pattern!r} with {len(pattern)} letters"
-            + (f", unknown: {', '.join(unknown)}" if unknown else "")
-        )
+    if len(pattern) != num_layers or not set(pattern) <= set(CACHES):
+        letters = "letters out of A (attention), R (retention) and M (Mamba)"
+        got = f"{pattern!r} with {len(pattern)} letters"
+        refuse("LCIConfig", "pattern", f"num_hidden_layers={num_layers} {letters}", got)
 
 
 def check_heads(config: LCIConfig, letter: str, name: str) -> None:
     """ValueError where the mixer `letter` is in the pattern and its heads do not share hidden_size evenly."""
     count = getattr(config, name)
     if letter in config.pattern and (count < 1 or config.hidden_size % count):
-        raise ValueError(f"LCIConfig: {name} must divide hidden_size={config.hidden_size}, got {count}")
+        refuse("LCIConfig", name, f"a divisor of hidden_size={config.hidden_size}", count)
 
 
 def check_rotary(config: LCIConfig) -> None:
     """ValueError where the rotary positions are of another kind, or their pairs do not fit a head."""
     rope_type = config.rope_parameters["rope_type"]
     if rope_type != "default":
-        raise ValueError(f"LCIConfig: rope_parameters['rope_type'] must be 'default', got {rope_type!r}")
+        refuse("LCIConfig", "rope_parameters['rope_type']", "'default'", repr(rope_type))
     for letter, dims in config.rotary_dims.items():
         size = config.head_sizes[letter]
         if not 0 <= dims + dims % 2 <= size:
-            raise ValueError(
-                f"LCIConfig: partial_rotary_factor must rotate an even number of dims, at most the {size} of a head of "
-                f"mixer {letter}, got {dims} dims from {config.rope_parameters}"
-            )
+            expected = f"such that pairs of dims rotate within the {size} of a head of mixer {letter}"
+            got = f"{dims} dims from {config.rope_parameters}"
+            refuse("LCIConfig", "partial_rotary_factor", expected, got)

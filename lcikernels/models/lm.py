@@ -19,12 +19,16 @@ from lcikernels.layers.retention import retnet_log_decay
 from lcikernels.layers.rotary import rotary_angles
 from lcikernels.layers.state import check_cache
 from lcikernels.models.config import LCIConfig
+from lcikernels.ops.checks import refuse
 
 MIXERS = {"A": Attention, "R": Retention, "M": Mamba}
 
 
 class LCIBlock(GradientCheckpointingLayer):
-    """x + mixer(mixer_norm(x)) + mlp(mlp_norm(x)), or, sequentially, y + mlp(mlp_norm(y)), y = x + mixer(mixer_norm(x))."""
+    """Parallel: x + mixer(mixer_norm(x)) + mlp(mlp_norm(x)).
+
+    Sequential: y + mlp(mlp_norm(y)) with y = x + mixer(mixer_norm(x)).
+    """
 
     def __init__(self, config: LCIConfig, layer_idx: int):
         super().__init__()
@@ -44,11 +48,13 @@ class LCIBlock(GradientCheckpointingLayer):
         mixed = self.mixer(self.mixer_norm(x), rotary, mask, past_key_values)
         if self.parallel:
             return self.mlp(self.mlp_norm(x)) + mixed + x
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x))
+        x = mixed + x
+        return self.mlp(self.mlp_norm(x)) + x
 
 
 class LCIPreTrainedModel(PreTrainedModel):
+    """What LCIModel and LCIForCausalLM tell transformers about themselves."""
+
     config: LCIConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -59,7 +65,7 @@ class LCIPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)                          # Linear, Embedding: initializer_range; LayerNorm: 1, 0
+        super()._init_weights(module)  # matrices and embeddings by initializer_range, norms 1 and 0
         if isinstance(module, Retention):
             init.copy_(module.log_decay, retnet_log_decay(module.num_heads))
         elif isinstance(module, Mamba):
@@ -91,50 +97,53 @@ class LCIModel(LCIPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """input_ids [B, T] or inputs_embeds [B, T, hidden_size]; attention_mask [B, past + T], 0 at padding.
 
-        Padding, wherever it stands, reaches neither another token nor a cached state. Without position_ids the
+        Padding, wherever it stands, reaches neither another token nor a cached state. Without position_ids
         tokens count on from the cache. Raises ValueError where an argument does not fit the pattern.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("LCIModel: exactly one of input_ids and inputs_embeds must be given")
-        recurrent = set(self.config.pattern) != {"A"}
+            refuse("LCIModel", "input_ids", "given, or inputs_embeds, not both", "both or neither")
+        pattern = self.config.pattern
+        recurrent = set(pattern) != {"A"}
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if past_key_values is not None:
-            check_cache(past_key_values, self.config.layer_types)
+        B, T, _ = x.shape
+
+        given = past_key_values  # not a fresh one: transformers looks for packed rows where there is none
+        if given is not None:
+            check_cache(given, self.config.layer_types)
         elif recurrent and position_ids is not None and attention_mask is None:
             refuse_packing(position_ids)
-        seen = past_key_values                                 # an empty cache would stop transformers looking for packing
-        if use_cache and past_key_values is None:
+        if use_cache and given is None:
             past_key_values = DynamicCache(config=self.config)
-        past = 0 if seen is None else seen.get_seq_length()
-        positions = (torch.arange(x.shape[1], device=x.device) + past)[None] if position_ids is None else position_ids
+        past = 0 if given is None else given.get_seq_length()
+        positions = position_ids
+        if position_ids is None:
+            positions = torch.arange(T, device=x.device)[None] + past
 
         masks: dict[str, Tensor | None] = {}
-        if isinstance(attention_mask, dict):                   # generate() with a static cache of attention layers
+        if isinstance(attention_mask, dict):  # from generate() with a StaticCache, attention layers only
             masks["A"] = attention_mask["full_attention"]
-        elif "A" in self.config.pattern:
+        elif "A" in pattern:
             masks["A"] = create_causal_mask(
                 config=self.config,
                 inputs_embeds=x,
                 attention_mask=attention_mask,
-                past_key_values=seen,
+                past_key_values=given,
                 position_ids=position_ids,
-                # transformers drops the mask of a lone token, but a StaticCache has empty places after it.
-                allow_is_causal_skip=not isinstance(seen, StaticCache),
+                # transformers gives a lone token no mask, but a StaticCache has empty places after it.
+                allow_is_causal_skip=not isinstance(given, StaticCache),
             )
         if recurrent:
-            masks["R"] = masks["M"] = kept_tokens(attention_mask, x.shape[0], past, x.shape[1])
-        theta = self.config.rope_parameters["rope_theta"]
-        rotary = {
-            letter: rotary_angles(positions, dims, theta, x.dtype)
-            for letter, dims in self.config.rotary_dims.items()
-        }
-        for letter, layer in zip(self.config.pattern, self.layers):
+            masks["R"] = masks["M"] = kept_tokens(attention_mask, B, past, T)
+        theta, dims = self.config.rope_parameters["rope_theta"], self.config.rotary_dims
+        rotary = {letter: rotary_angles(positions, dims[letter], theta, x.dtype) for letter in dims}
+
+        for letter, layer in zip(pattern, self.layers):
             x = layer(x, rotary.get(letter), masks[letter], past_key_values=past_key_values)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
 
 
 class LCIForCausalLM(LCIPreTrainedModel, GenerationMixin):
-    """LCIModel and a head over the vocabulary, without bias; tied to the embedding where the config says so."""
+    """LCIModel and a head over the vocabulary, tied to the embedding where the config says so."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
@@ -142,7 +151,7 @@ class LCIForCausalLM(LCIPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = LCIModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._is_stateful = set(config.pattern) != {"A"}       # assisted generation must rewind: recurrences cannot
+        self._is_stateful = set(config.pattern) != {"A"}  # no assisted generation: it rewinds the cache
         self.post_init()
 
     @can_return_tuple
@@ -158,9 +167,9 @@ class LCIForCausalLM(LCIPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
-        """As LCIModel; logits [B, T, vocab_size], or of the last `logits_to_keep` tokens where that is not 0.
+        """As LCIModel, and logits [B, T, vocab_size], or the last `logits_to_keep` tokens' where not 0.
 
-        labels [B, T], -100 where there is none: loss is the mean cross entropy of logits[:, t] and labels[:, t+1].
+        labels [B, T], -100 where there is none: loss is the mean cross entropy of logits[t] and labels[t+1].
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -174,32 +183,31 @@ class LCIForCausalLM(LCIPreTrainedModel, GenerationMixin):
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
         )
 
 
 def kept_tokens(attention_mask: Tensor | None, B: int, past: int, T: int) -> Tensor | None:
-    """The last T columns of attention_mask as bool [B, T]; None where they are all kept.
+    """The last T columns of attention_mask as bool [B, T]; None where all are kept.
 
-    Reading that from a GPU waits for it, so a compiled graph always carries the mask.
+    Finding that out waits for the GPU, so a graph that is being compiled always carries the mask.
     """
     if attention_mask is None:
         return None
     if attention_mask.shape != (B, past + T):
-        raise ValueError(
-            f"LCIModel: attention_mask must be [B, past + T] = [{B}, {past + T}] for recurrent layers, "
-            f"got shape {tuple(attention_mask.shape)}"
-        )
+        expected = f"[B, past + T] = [{B}, {past + T}] for recurrent layers"
+        refuse("LCIModel", "attention_mask", expected, f"shape {tuple(attention_mask.shape)}")
     keep = attention_mask[:, -T:].bool()
     return keep if torch.compiler.is_compiling() or not keep.all() else None
 
 
 def refuse_packing(position_ids: Tensor) -> None:
-    """ValueError where positions restart inside a row: a recurrent state would run on into the next sequence."""
+    """ValueError where positions restart in a row: a recurrent state would run on into the next sequence."""
     if not torch.compiler.is_compiling() and not (position_ids.diff(dim=-1) == 1).all():
-        raise ValueError(
-            "LCIModel: position_ids must rise by 1 along a row, got rows of packed sequences, which recurrent "
-            "layers cannot tell apart; give each sequence its own row and an attention_mask"
-        )
+        expected = "rising by 1 along each row, for recurrent layers cannot tell packed sequences apart"
+        refuse("LCIModel", "position_ids", expected, "a row that restarts")

@@ -43,9 +43,8 @@ def test_a_masked_convolution_sees_the_kept_tokens_alone(W):
     y, state = masked_conv1d(x, weight, bias, keep, past)
     for row in range(1, B):
         tokens = x[row : row + 1, keep[row]]
-        want, end = causal_conv1d(
-            tokens, weight, bias, activation="silu", initial_state=past[row : row + 1], return_final_state=True
-        )
+        options = {"initial_state": past[row : row + 1], "return_final_state": True}
+        want, end = causal_conv1d(tokens, weight, bias, activation="silu", **options)
         torch.testing.assert_close(y[row : row + 1, keep[row]], want)
         torch.testing.assert_close(state[row : row + 1], end)
     torch.testing.assert_close(state[0], past[0])

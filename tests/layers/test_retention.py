@@ -13,7 +13,7 @@ def test_the_decays_are_those_of_retnet():
 
 
 def test_the_layer_is_the_papers_parallel_form(sizes):
-    """RetNet eq. 5, 7 and 8: (q k^T * D) v with q and k turned as complex numbers, then norm, gate and projection."""
+    """RetNet eq. 5, 7, 8: (q k^T * D) v, q and k turned as complex numbers; then norm, gate, projection."""
     torch.manual_seed(0)
     B, T, H, K, P = 2, 11, 3, 8, 2
     layer = Retention(sizes, 0).double()
@@ -22,9 +22,13 @@ def test_the_layer_is_the_papers_parallel_form(sizes):
     with torch.no_grad():
         got = layer(x, rotary_angles(positions, 2 * P, 100.0, torch.float64))
         q, k, v = (proj(x).view(B, T, H, K) for proj in (layer.q_proj, layer.k_proj, layer.v_proj))
-        turn = torch.polar(torch.ones(T, P).double(), torch.arange(T)[:, None].double() * 100.0 ** -(torch.arange(P) / P))
-        q, k = ([torch.complex(y[..., :P], y[..., P : 2 * P]) * turn[:, None], y[..., 2 * P :]] for y in (q, k))
-        scores = torch.einsum("bthp,bshp->bhts", q[0], k[0].conj()).real + torch.einsum("bthk,bshk->bhts", q[1], k[1])
+        angles = torch.arange(T).double()[:, None, None] * 100.0 ** -(torch.arange(P) / P)
+        turn = torch.polar(torch.ones_like(angles), angles)
+        (q, q_rest), (k, k_rest) = (
+            (torch.complex(y[..., :P], y[..., P : 2 * P]) * turn, y[..., 2 * P :]) for y in (q, k)
+        )
+        scores = torch.einsum("bthp,bshp->bhts", q, k.conj()).real
+        scores += torch.einsum("bthk,bshk->bhts", q_rest, k_rest)
         distance = torch.arange(T)[:, None] - torch.arange(T)
         gamma = 1 - 2.0 ** (-5 - torch.arange(H).double())
         decay = torch.where(distance >= 0, gamma[:, None, None] ** distance, 0.0)

@@ -39,5 +39,6 @@ def test_reset_forgets_states_and_length(layer):
 def test_a_state_cannot_rewind_nor_hold_keys(layer):
     with pytest.raises(ValueError, match="cannot forget its last tokens"):
         layer.crop(-1)
-    with pytest.raises(TypeError, match="cannot hold keys and values"):
+    layer.crop(0)
+    with pytest.raises(ValueError, match="layer_idx must be that of an attention layer"):
         layer.update(torch.zeros(1), torch.zeros(1))

@@ -29,7 +29,7 @@ def tiny_config() -> Callable[..., LCIConfig]:
 
 @pytest.fixture
 def tiny(tiny_config) -> Callable[..., LCIForCausalLM]:
-    """A model of `tiny_config`, always the same weights; float64, so that two ways to compute agree to 1e-11."""
+    """A model of `tiny_config`, always the same weights; in float64 two ways to compute agree to 1e-11."""
 
     def make(pattern: str, dtype: torch.dtype = torch.float64, **changes) -> LCIForCausalLM:
         torch.manual_seed(0)

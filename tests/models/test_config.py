@@ -5,19 +5,21 @@ from lcikernels.models import LCIConfig
 
 @pytest.mark.parametrize("pattern", ["", "RA", "RAMR", "RAX", "ram"])
 def test_a_pattern_of_another_length_or_letter_is_refused(tiny_config, pattern):
-    with pytest.raises(ValueError, match=r"num_hidden_layers=3 letters out of A .*, R .* and M .*got '" + pattern):
+    got = f"got '{pattern}' with {len(pattern)} letters"
+    message = f"pattern must be num_hidden_layers=3 letters out of A .* R .* M .* {got}"
+    with pytest.raises(ValueError, match=message):
         tiny_config(pattern, num_hidden_layers=3)
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_attention_heads": 5}, "num_attention_heads must divide hidden_size=32, got 5"),
-        ({"num_attention_heads": 0}, "num_attention_heads must divide hidden_size=32, got 0"),
-        ({"retention_num_heads": 3}, "retention_num_heads must divide hidden_size=32, got 3"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type.* must be 'default', got 'linear'"),
-        ({"rope_parameters": {"partial_rotary_factor": 1.5}}, "at most the 8 of a head of mixer A, got 12 dims"),
-        ({"head_dim": 5, "rope_parameters": {}}, "at most the 5 of a head of mixer A, got 5 dims"),
+        ({"num_attention_heads": 5, "retention_num_heads": 4}, "num_attention_heads must be a .*, got 5"),
+        ({"num_attention_heads": 0}, "num_heads must be a divisor of hidden_size=32, got 0"),
+        ({"retention_num_heads": 3}, "retention_num_heads must be a divisor of hidden_size=32, got 3"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "must be 'default', got 'linear'"),
+        ({"rope_parameters": {"partial_rotary_factor": 1.5}}, "the 8 of a head of mixer A, got 12 dims"),
+        ({"head_dim": 5, "rope_parameters": {}}, "the 5 of a head of mixer A, got 5 dims"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(tiny_config, changes, message):

@@ -19,14 +19,15 @@ MODULES = {
 def lci_weights(source: GPTNeoXForCausalLM) -> dict[str, Tensor]:
     """The source's tensors under the names of an all-attention LCI model."""
     heads = source.config.num_attention_heads
-    out = {"model.embed_tokens.weight": source.gpt_neox.embed_in.weight, "lm_head.weight": source.lm_head.weight}
+    out = {"lm_head.weight": source.lm_head.weight}
+    out["model.embed_tokens.weight"] = source.gpt_neox.embed_in.weight
     out |= {f"model.norm.{name}": x for name, x in source.gpt_neox.final_layer_norm.named_parameters()}
     for i, layer in enumerate(source.gpt_neox.layers):
         for old, new in MODULES.items():
             module = layer.get_submodule(old)
             out |= {f"model.layers.{i}.{new}.{name}": x for name, x in module.named_parameters()}
         for name, fused in layer.attention.query_key_value.named_parameters():
-            parts = fused.unflatten(0, (heads, 3, -1)).unbind(1)            # rows of a head: its q, its k, its v
+            parts = fused.unflatten(0, (heads, 3, -1)).unbind(1)  # a head's rows: its q, its k, its v
             for letter, part in zip("qkv", parts):
                 out[f"model.layers.{i}.mixer.{letter}_proj.{name}"] = part.flatten(0, 1)
     return out
@@ -48,7 +49,7 @@ def test_all_attention_has_the_logits_of_gpt_neox(parallel, share):
     torch.manual_seed(0)
     source = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, initializer_range=0.2)).eval()
     for name, x in source.named_parameters():
-        if x.dim() == 1:                                       # biases start at 0 and gains at 1: nothing would show
+        if x.dim() == 1:  # biases start at 0 and gains at 1: a lost one would not show
             torch.nn.init.normal_(x, mean=float("layer" in name and name.endswith("norm.weight")), std=0.2)
     model = LCIForCausalLM(LCIConfig(**sizes, pattern="AAA")).eval()
     model.load_state_dict(lci_weights(source), strict=True)

@@ -6,7 +6,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from lcikernels.layers.retention import retnet_log_decay
 from lcikernels.models import LCIConfig, LCIForCausalLM, LCIModel
 
-NORMS_AND_MLP = {f"{m}.{p}" for m in ("mixer_norm", "mlp_norm", "mlp.up_proj", "mlp.down_proj") for p in ("weight", "bias")}
+FRAME = ("mixer_norm", "mlp_norm", "mlp.up_proj", "mlp.down_proj")
+NORMS_AND_MLP = {f"{module}.{name}" for module in FRAME for name in ("weight", "bias")}
 MIXERS = {
     "A": {f"mixer.{m}_proj.{p}" for m in "qkvo" for p in ("weight", "bias")},
     "R": {f"mixer.{m}_proj.{p}" for m in "qkvgo" for p in ("weight", "bias")},
@@ -50,7 +51,7 @@ def test_missing_tensors_are_initialised_and_present_ones_kept(tmp_path, tiny):
     model.save_pretrained(tmp_path, state_dict=dict(kept))
     loaded, info = LCIForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == set(model.state_dict()) - set(kept)
-    assert all(torch.equal(x, model.state_dict()[name]) for name, x in loaded.state_dict().items() if name in kept)
+    assert all(torch.equal(loaded.state_dict()[name], x) for name, x in kept.items())
     mamba, retention = (layer.mixer for layer in loaded.model.layers)
     assert torch.equal(mamba.A_log, torch.arange(1.0, 17.0).log().expand(64, 16))
     assert torch.equal(retention.log_decay, retnet_log_decay(4))

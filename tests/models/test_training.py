@@ -27,7 +27,7 @@ def test_checkpointing_changes_no_gradient(tiny, ids, pattern):
             model.activation_checkpointing_enable()
         model(ids, labels=ids, use_cache=False).loss.backward()
         gradients.append({name: x.grad for name, x in model.named_parameters()})
-    assert runs == [False, True, True]                         # the second True is the recomputation
+    assert runs == [False, True, True]  # the second True is the recomputation
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
 
 
@@ -39,6 +39,8 @@ def test_the_loss_is_the_shifted_mean_cross_entropy(tiny, ids):
     want = cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     torch.testing.assert_close(out.loss, want.to(out.loss.dtype), rtol=1e-5, atol=0)
     assert torch.equal(model(ids, logits_to_keep=3).logits, out.logits[:, -3:])
+    hidden = model(ids, output_hidden_states=True).hidden_states
+    assert [x.shape for x in hidden] == [(2, 17, 32)] * 4
 
 
 def test_training_under_autocast_is_close_to_float32(tiny, ids):
@@ -82,5 +84,5 @@ def test_a_fresh_model_predicts_about_uniformly_and_mamba_starts_as_published(ti
     assert torch.equal(mamba.D, torch.ones(64))
     dt = torch.nn.functional.softplus(mamba.dt_proj.bias)
     assert 0.99e-3 < dt.min() < 3e-3 and 0.03 < dt.max() < 0.101
-    assert mamba.dt_proj.weight.abs().max() <= 2**-0.5         # rank 2
-    assert 0.3 < mamba.conv1d.weight.abs().max() <= 0.5        # width 4
+    assert mamba.dt_proj.weight.abs().max() <= 2**-0.5  # rank 2
+    assert 0.3 < mamba.conv1d.weight.abs().max() <= 0.5  # width 4
