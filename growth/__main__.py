@@ -106,6 +106,53 @@ def transfer(
 
 
 @app.command()
+def train(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Folder of the checkpoint.", show_default=False)
+    ],
+    data: Annotated[Path, typer.Option(help="A text file, or a folder of them.", show_default=False)],
+    folder: Annotated[Path, typer.Option("--out", help="New folder for the result.", show_default=False)],
+    steps: Annotated[int, typer.Option(help="Steps of training.", show_default=False)],
+    batch_size: Annotated[int, typer.Option(help="Windows a step, on each process.")] = 16,
+    sequence_length: Annotated[
+        int | None, typer.Option(help="Tokens a window; default: the model's.")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
+    warmup: Annotated[int | None, typer.Option(help="Steps of warm-up; default: a twentieth.")] = None,
+    schedule: Annotated[str, typer.Option(help="cosine | lemon (same peak, faster fall)")] = "cosine",
+    freeze: Annotated[str | None, typer.Option(help="transferred: hold what was copied still.")] = None,
+    unfreeze: Annotated[str | None, typer.Option(help="plateau: until the loss stops improving.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="Text to measure on; default: held out.")] = None,
+    eval_every: Annotated[int | None, typer.Option(help="Steps between measurements.")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Train a checkpoint on text; the folder it writes is a checkpoint again."""
+    from growth import train
+
+    report = train(
+        model,
+        data,
+        folder,
+        steps=steps,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        schedule=schedule,
+        freeze=freeze,
+        unfreeze=unfreeze,
+        validation=validation,
+        eval_every=eval_every,
+        bf16=bf16,
+        resume=resume,
+        seed=seed,
+    )
+    out.print(str(report), highlight=False, soft_wrap=True)
+
+
+@app.command()
 def check(src: Src, dst: Dst) -> None:
     """Compare two models' logits; exit code 1 when an equality that growth promised fails."""
     from growth import check
@@ -152,6 +199,7 @@ def _print(report, dry_run: bool) -> None:
 
 
 def main() -> None:
+    """Run the command line; a refusal is one line and exit code 2."""
     try:
         app()
     except Refusal as refusal:

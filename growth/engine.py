@@ -38,9 +38,10 @@ def expand(weight: Weight, layer: int | None, old: Read, maps: Maps) -> Tensor:
         x = old(weight.name, None)
     else:
         row = maps.depth[weight.name][layer]
-        used = range(len(row)) if row.requires_grad else row.nonzero().flatten().tolist()
-        layers = [(float(row[j]) if not row.requires_grad else row[j]) * old(weight.name, j) for j in used]
-        x = sum(layers) if layers else torch.zeros_like(old(weight.name, 0))
+        mix = enumerate(row) if row.requires_grad else ((j, w) for j, w in enumerate(row.tolist()) if w)
+        x = sum(w * old(weight.name, j) for j, w in mix)
+        if not torch.is_tensor(x):
+            x = torch.zeros_like(old(weight.name, 0))
     x = _map(maps, weight, layer, 0).write(x)
     return _map(maps, weight, layer, 1).read(x) if x.ndim == 2 else x
 

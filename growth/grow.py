@@ -5,7 +5,6 @@ import math
 import time
 from pathlib import Path
 
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
 from growth import __version__
@@ -97,16 +96,8 @@ def grow(
             **options,
             **plan.json(),
         }
-        with FlopCounterMode(display=False) as counter:
-            write_checkpoint(
-                dst,
-                config,
-                grown(source, adapter, config, maps, old, seed),
-                len(plan.rows),
-                checkpoint.path,
-                record,
-            )
-        flops += counter.get_total_flops()
+        tensors = grown(source, adapter, config, maps, old, seed)
+        write_checkpoint(dst, config, tensors, len(plan.rows), checkpoint.path, record)
     parameters = sum(math.prod(checkpoint.shape(name)) for name in source.on_disk.values())
     return Report(
         Path(src),

@@ -29,6 +29,7 @@ class Report:
         promise = "the same logits as the source" if self.lossless else "other logits than the source"
         where = self.target or "nothing (dry run)"
         return (
-            f"{self.source} -> {where} by {self.method}: {self.parameters[0]:,} -> "
-            f"{self.parameters[1]:,} parameters; tensors: {origins}; {len(self.plan.dropped)} dropped; {promise}; {self.seconds:.1f} s"
+            f"{self.source} -> {where} by {self.method}: {self.parameters[0]:,} -> {self.parameters[1]:,} "
+            f"parameters; tensors: {origins}; {len(self.plan.dropped)} dropped; {promise}; "
+            f"{self.seconds:.1f} s"
         )

@@ -8,7 +8,12 @@ from growth.demo.corpus import byte_tokenizer
 
 def neox(folder, dtype=torch.float32, **sizes):
     """A random GPT-NeoX of 3 layers x 96 (4 heads of 24), saved in `folder` with a byte tokenizer."""
-    sizes = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 160} | sizes
+    sizes = {
+        "hidden_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 160,
+    } | sizes
     torch.manual_seed(0)
     model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=256, max_position_embeddings=32, **sizes)).to(dtype)
     for parameter in model.parameters():

@@ -22,6 +22,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -98,6 +99,7 @@ class Expansion(nn.Module):
         self.heads = config.num_attention_heads
         with init_empty_weights(include_buffers=False):
             large = AutoModelForCausalLM.from_config(config)
+        large.tie_weights()
         self.large = [large.train()]  # in a list: its weights are none of this module's parameters
         tensors = {id(x): x for x in self._tensors(maps)}
         self.index = {key: i for i, key in enumerate(tensors)}
@@ -125,16 +127,24 @@ class Expansion(nn.Module):
             self.maps_, spaces=spaces, depth={name: now(x) for name, x in self.maps_.depth.items()}
         )
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None):
+    def weights(self) -> dict[str, Tensor]:
+        """The large model's weights as they are now, by their names in memory."""
         maps = self.maps()
-        weights = {
+
+        def old(name: str, layer: int | None) -> Tensor:
+            return self.old[name, layer]
+
+        return {
             self.memory_name[name]: entry.to_disk(
-                [expand(weight, layer, lambda *key: self.old[key], maps) for weight in entry.weights],
-                self.heads,
+                [expand(weight, layer, old, maps) for weight in entry.weights], self.heads
             )
             for name, (entry, layer) in self.table.items()
         }
-        return functional_call(self.large[0], weights, kwargs={"input_ids": input_ids, "labels": labels})
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None):
+        return functional_call(
+            self.large[0], self.weights(), kwargs={"input_ids": input_ids, "labels": labels}
+        )
 
 
 def learned(
@@ -179,5 +189,6 @@ def learned(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    with torch.no_grad():
-        return module.cpu().maps(), flops
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module.weights()
+        return module.cpu().maps(), flops + counter.get_total_flops()

@@ -69,6 +69,7 @@ def transfer(
     config = lci_config(checkpoint.config, _pattern(checkpoint.config, mixers, pattern, keep_attention))
     with init_empty_weights(include_buffers=False):
         empty = LCIForCausalLM(config)
+    empty.tie_weights()
     plan = plan_transfer(source, config, empty, copy)
     lossless = set(config.pattern) == {"A"}
     if not dry_run:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from checkpoints import neox
 from safetensors.torch import load_file, save_file
 from transformers import GPTNeoXConfig, GPTNeoXModel
 
@@ -11,7 +12,6 @@ from growth.errors import Refusal
 from growth.files import Checkpoint
 from growth.plan import Source
 from lcikernels.models import LCIConfig, LCIForCausalLM
-from checkpoints import neox
 
 
 def test_every_tensor_survives_being_read_and_written(source):
@@ -31,14 +31,23 @@ def test_queries_are_the_first_rows_of_each_head(source):
 
 def test_every_declared_space_is_used_and_every_used_one_declared(source):
     architecture = GPT_NEOX.describe(Checkpoint(source).config, GPT_NEOX)
-    assert {space for weight in architecture.weights for space in weight.spaces} | {"residual"} == set(architecture.spaces)
+    assert {space for weight in architecture.weights for space in weight.spaces} | {"residual"} == set(
+        architecture.spaces
+    )
 
 
 @pytest.mark.parametrize("pattern", ["AAA", "RRR", "MMM", "RAM"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_lci_table_names_exactly_the_model_s_tensors(pattern, tied):
-    config = LCIConfig(vocab_size=32, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8,
-                       pattern=pattern, tie_word_embeddings=tied)
+    config = LCIConfig(
+        vocab_size=32,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=8,
+        pattern=pattern,
+        tie_word_embeddings=tied,
+    )
     assert set(LCI.table(config)) == {name for name, _ in LCIForCausalLM(config).named_parameters()}
 
 
@@ -63,7 +72,9 @@ def test_a_refusal_lists_what_is_unknown_and_what_is_missing(tmp_path):
         tensors["gpt_neox.layers.9.mlp.new"] = tensors.pop("gpt_neox.embed_in.weight")
 
     folder = rewrite(neox(tmp_path / "wrong"), change)
-    with pytest.raises(Refusal, match=r"unknown: gpt_neox.layers.9.mlp.new, missing: gpt_neox.embed_in.weight"):
+    with pytest.raises(
+        Refusal, match=r"unknown: gpt_neox.layers.9.mlp.new, missing: gpt_neox.embed_in.weight"
+    ):
         Source(Checkpoint(folder), GPT_NEOX)
 
 
@@ -77,7 +88,9 @@ def test_a_tensor_of_another_shape_is_named(tmp_path):
 
 
 def test_a_model_without_its_head_is_refused(tmp_path):
-    config = GPTNeoXConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    config = GPTNeoXConfig(
+        vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
     GPTNeoXModel(config).save_pretrained(tmp_path)
     with pytest.raises(Refusal, match="missing"):
         Source(Checkpoint(tmp_path), GPT_NEOX)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from checkpoints import neox
 from transformers import AutoModelForCausalLM
 
 import growth
@@ -14,7 +15,6 @@ from growth.grow import resized
 from growth.operators import OPERATORS
 from growth.operators.ligo import Expansion
 from growth.plan import Source
-from checkpoints import neox
 
 SIZES = {
     "ratio that divides nothing": (168, 5),
@@ -33,7 +33,9 @@ def architectures(folder, hidden_size, num_layers):
 def difference64(src, dst):
     ids = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        a, b = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)(ids).logits for path in (src, dst))
+        a, b = (
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)(ids).logits for path in (src, dst)
+        )
     return (a - b).abs().max().item()
 
 
@@ -41,14 +43,24 @@ def difference64(src, dst):
 @pytest.mark.parametrize("method", ["stack", "interpolate", "net2net", "lemon"])
 def test_a_model_is_promised_lossless_exactly_when_its_logits_stay(source64, tmp_path, method, name):
     hidden_size, num_layers = SIZES[name]
-    report = growth.grow(source64, tmp_path / "out", method=method, hidden_size=hidden_size, num_layers=num_layers)
+    report = growth.grow(
+        source64, tmp_path / "out", method=method, hidden_size=hidden_size, num_layers=num_layers
+    )
     error = difference64(source64, tmp_path / "out")
     assert error < 1e-10 if report.lossless else error > 1e-3
     assert report.lossless or method != "lemon"
 
 
-@pytest.mark.parametrize("kind", [{"tie_word_embeddings": True}, {"use_parallel_residual": False},
-                                  {"attention_bias": False}, {"layer_norm_eps": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"tie_word_embeddings": True},
+        {"use_parallel_residual": False},
+        {"attention_bias": False},
+        {"layer_norm_eps": 0.1},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("method, hidden_size", [("lemon", 168), ("net2net", 192)])
 def test_every_kind_of_gpt_neox_stays_the_same_function(tmp_path, kind, method, hidden_size):
     src = neox(tmp_path / "src", torch.float64, **kind)
@@ -108,30 +120,51 @@ def test_copies_part_ways_only_because_their_readers_differ(source, noise, monke
     assert apart > 1e-4 if noise else apart < 1e-5
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("start", ["lossless", "published"])
-def test_ligo_starts_where_it_says(source, start):
-    old, new = architectures(source, 168, 5)
+def test_ligo_starts_where_it_says(tmp_path, start, tied):
+    src = neox(tmp_path / "src", tie_word_embeddings=tied)
+    old, new = architectures(src, 168, 5)
     maps = OPERATORS["ligo"](old, new, start=start)
     assert maps.lossless(old) == (start == "lossless")
-    checkpoint = Checkpoint(source)
+    checkpoint = Checkpoint(src)
     config = resized(checkpoint.config, 168, 5, None, None)
     config.layer_norm_eps *= maps.norm_eps
     module = Expansion(maps, Source(checkpoint, GPT_NEOX), GPT_NEOX, config)
     ids = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(1))
-    truth = AutoModelForCausalLM.from_pretrained(source)(ids).logits
+    truth = AutoModelForCausalLM.from_pretrained(src)(ids).logits
     error = (module(ids).logits - truth).abs().max().item()
     assert error < 1e-4 if start == "lossless" else error > 0.1
 
 
 @pytest.mark.parametrize("start", ["lossless", "published"])
 def test_ligo_learns_every_map_and_lowers_the_loss(source, text, tmp_path, start):
-    report = growth.grow(source, tmp_path / "learned", method="ligo", start=start, hidden_size=120, num_layers=4,
-                         data=text, steps=12)
-    growth.grow(source, tmp_path / "start", method="ligo", start=start, hidden_size=120, num_layers=4, data=text, steps=1)
+    report = growth.grow(
+        source,
+        tmp_path / "learned",
+        method="ligo",
+        start=start,
+        hidden_size=120,
+        num_layers=4,
+        data=text,
+        steps=12,
+    )
+    growth.grow(
+        source,
+        tmp_path / "start",
+        method="ligo",
+        start=start,
+        hidden_size=120,
+        num_layers=4,
+        data=text,
+        steps=1,
+    )
     assert not report.lossless and report.flops > 0
     ids = torch.tensor([list(text.read_bytes()[:32])])
-    loss = {name: AutoModelForCausalLM.from_pretrained(tmp_path / name)(ids, labels=ids).loss.item()
-            for name in ("start", "learned")}
+    loss = {
+        name: AutoModelForCausalLM.from_pretrained(tmp_path / name)(ids, labels=ids).loss.item()
+        for name in ("start", "learned")
+    }
     assert loss["learned"] < loss["start"] - 0.2
 
 
@@ -139,7 +172,9 @@ def test_every_map_of_ligo_gets_a_gradient(source):
     old, new = architectures(source, 120, 4)
     checkpoint = Checkpoint(source)
     config = resized(checkpoint.config, 120, 4, None, None)
-    module = Expansion(OPERATORS["ligo"](old, new, start="published"), Source(checkpoint, GPT_NEOX), GPT_NEOX, config)
+    module = Expansion(
+        OPERATORS["ligo"](old, new, start="published"), Source(checkpoint, GPT_NEOX), GPT_NEOX, config
+    )
     ids = torch.randint(256, (2, 32))
     F.cross_entropy(module(ids).logits.flatten(0, 1), ids.flatten()).backward()
     assert all(x.grad is not None and x.grad.abs().max() > 0 for x in module.tensors)

@@ -1,0 +1,150 @@
+"""The command line: what a person types, and the one line they get when it cannot be."""
+
+import sys
+
+import pytest
+from checkpoints import neox
+
+from growth.__main__ import main
+
+
+def run(monkeypatch, capsys, *words):
+    """(exit code, standard output, standard error) of `growth WORDS`."""
+    monkeypatch.setattr(sys, "argv", ["growth", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    captured = capsys.readouterr()
+    return stop.value.code or 0, captured.out, captured.err
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Checkpoints that cannot be read, by name."""
+    truncated = neox(tmp_path / "truncated") / "model.safetensors"
+    truncated.write_bytes(truncated.read_bytes()[:-1000])
+    header = neox(tmp_path / "header") / "model.safetensors"
+    header.write_bytes(b"not a checkpoint")
+    (neox(tmp_path / "weightless") / "model.safetensors").unlink()
+    (tmp_path / "text.txt").write_text("  \n")
+    return tmp_path
+
+
+REFUSALS = {
+    "a folder that is not there": (("grow", "{}/nothing", "{}/out", "--num-layers", 4), "nothing there"),
+    "no weights": (("grow", "{}/weightless", "{}/out", "--num-layers", 4), "expected a safetensors file"),
+    "truncated weights": (("grow", "{}/truncated", "{}/out", "--num-layers", 4), "end early or are damaged"),
+    "damaged weights": (("transfer", "{}/header", "{}/out"), "end early or are damaged"),
+    "narrower": (
+        ("grow", "{src}", "{}/out", "--hidden-size", 72),
+        "hidden-size: expected at least the source's 96, got 72",
+    ),
+    "shallower": (
+        ("grow", "{src}", "{}/out", "--num-layers", 2),
+        "num-layers: expected at least the source's 3, got 2",
+    ),
+    "half a head": (
+        ("grow", "{src}", "{}/out", "--hidden-size", 100),
+        "multiple of the head size 24, got 100; choose 96 or 120",
+    ),
+    "heads that do not fit": (
+        ("grow", "{src}", "{}/out", "--hidden-size", 120, "--num-heads", 6),
+        "num-heads: expected 5",
+    ),
+    "no growth": (("grow", "{src}", "{}/out"), "expected something larger than the source"),
+    "unknown operator": (
+        ("grow", "{src}", "{}/out", "--method", "magic", "--num-layers", 4),
+        "method: expected one of stack",
+    ),
+    "an output that exists": (
+        ("grow", "{src}", "{}", "--num-layers", 4),
+        "expected an output folder that does not exist",
+    ),
+    "ligo without text": (
+        ("grow", "{src}", "{}/out", "--method", "ligo", "--num-layers", 4),
+        "pass a file or a folder of text",
+    ),
+    "ligo with empty text": (
+        ("grow", "{src}", "{}/out", "--method", "ligo", "--num-layers", 4, "--data", "{}/text.txt"),
+        "text.txt",
+    ),
+    "unknown start": (
+        ("grow", "{src}", "{}/out", "--method", "ligo", "--num-layers", 4, "--start", "now"),
+        "start: expected one of",
+    ),
+    "training on empty text": (
+        ("train", "{src}", "--data", "{}/text.txt", "--out", "{}/out", "--steps", 2),
+        "text.txt",
+    ),
+    "unknown mixer": (("transfer", "{src}", "{}/out", "--mixers", "rnn"), "mixers: expected one of"),
+    "a pattern too short": (
+        ("transfer", "{src}", "{}/out", "--pattern", "RR"),
+        "pattern: expected 3 letters",
+    ),
+    "an unknown letter": (
+        ("transfer", "{src}", "{}/out", "--pattern", "RRX"),
+        "pattern: expected 3 letters out of A, R, M",
+    ),
+    "a layer that is not there": (
+        ("transfer", "{src}", "{}/out", "--keep-attention", "1,3"),
+        "expected layers from 0 to 2, got 3",
+    ),
+    "layers that are no numbers": (
+        ("transfer", "{src}", "{}/out", "--keep-attention", "one"),
+        "separate them by commas",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_bad_call_is_one_line_exit_code_2_and_nothing_written(source, broken, monkeypatch, capsys, name):
+    words, message = REFUSALS[name]
+    before = sorted(broken.rglob("*"))
+    capsys.readouterr()
+    code, out, err = run(monkeypatch, capsys, *(str(word).format(broken, src=source) for word in words))
+    assert code == 2 and out == ""
+    assert len(err.strip().splitlines()) == 1 and message in err, err
+    assert "; " in err, "the remedy"
+    assert sorted(broken.rglob("*")) == before
+
+
+def test_grow_then_check(source, tmp_path, monkeypatch, capsys):
+    code, out, _ = run(
+        monkeypatch, capsys, "grow", source, tmp_path / "out", "--hidden-size", 168, "--num-layers", 5
+    )
+    assert code == 0 and "by lemon" in out and "the same logits as the source" in out
+    code, out, _ = run(monkeypatch, capsys, "check", source, tmp_path / "out")
+    assert code == 0 and "kept" in out
+
+
+def test_a_broken_promise_is_exit_code_1(source, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, capsys, "grow", source, tmp_path / "out", "--hidden-size", 168)
+    config = tmp_path / "out" / "config.json"
+    config.write_text(
+        config.read_text()
+        .replace('"rotary_pct": 0.25', '"rotary_pct": 0.5')
+        .replace('"partial_rotary_factor": 0.25', '"partial_rotary_factor": 0.5')
+    )
+    code, out, _ = run(monkeypatch, capsys, "check", source, tmp_path / "out")
+    assert code == 1 and "BROKEN" in out
+
+
+def test_a_dry_run_prints_every_tensor_and_writes_nothing(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    for words in (
+        ("grow", source, tmp_path / "out", "--num-layers", 4),
+        ("transfer", source, tmp_path / "out"),
+    ):
+        code, out, _ = run(monkeypatch, capsys, *words, "--dry-run")
+        assert code == 0 and "layers.2.mlp" in out and "dry run" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect_names_spaces_and_tensors(source, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = run(monkeypatch, capsys, "inspect", source)
+    assert (
+        code == 0
+        and "ffn.{}" in out
+        and "gpt_neox.layers.2.attention.dense.bias" in out
+        and "head size 24" in out
+    )
