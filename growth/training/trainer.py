@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
@@ -31,9 +30,9 @@ from growth.training.freeze import UnfreezeOnPlateau, transferred
 from growth.training.progress import RunProgress, quiet
 from growth.training.schedule import SCHEDULES, Schedule
 
+UNFINISHED = ".unfinished"  # the folder of a run is that of its result and this
 RECORD = "training.json"  # how a checkpoint was trained
 HELD_OUT = 256  # windows; of 128 tokens, they compare two models to about 0.005 nats
-
 
 
 @dataclass(frozen=True)
@@ -153,33 +152,38 @@ def train(
             f"{len(windows)} windows",
             "give more text, or a smaller batch size or sequence length",
         )
-    with quiet(), _unfinished(out, settings, resume) as (run, last), RunProgress(out.name, steps) as progress:
+    args = TrainingArguments(
+        output_dir=str(out) + UNFINISHED,
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        seed=seed,
+        data_seed=seed,
+        learning_rate=learning_rate,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        weight_decay=0.1,
+        max_grad_norm=1.0,
+        bf16=bf16,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        use_cpu=not torch.accelerator.is_available(),
+        save_strategy="steps" if save_every else "no",
+        save_steps=save_every or steps,
+        save_total_limit=2,
+        ddp_find_unused_parameters=freeze is not None,
+        logging_steps=window,
+        disable_tqdm=True,
+        report_to="none",
+        log_level="error",
+    )
+    with (
+        quiet(),
+        _unfinished(args, settings, resume) as last,
+        RunProgress(out.name, steps, silent=args.process_index > 0) as progress,
+    ):
         network = _load(model)
         least = threshold if unfreeze else -math.inf  # no loss improves by less than that
         freezing = UnfreezeOnPlateau(frozen, least, patience, warmup) if freeze else None
-        args = TrainingArguments(
-            output_dir=str(run),
-            max_steps=steps,
-            per_device_train_batch_size=batch_size,
-            seed=seed,
-            data_seed=seed,
-            learning_rate=learning_rate,
-            adam_beta1=0.9,
-            adam_beta2=0.95,
-            weight_decay=0.1,
-            max_grad_norm=1.0,
-            bf16=bf16,
-            dataloader_drop_last=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            save_strategy="steps" if save_every else "no",
-            save_steps=save_every or steps,
-            save_total_limit=2,
-            ddp_find_unused_parameters=freezing is not None,
-            logging_steps=window,
-            disable_tqdm=True,
-            report_to="none",
-            log_level="error",
-        )
         engine = _Trainer(
             rate, model=network, args=args, train_dataset=windows, callbacks=[freezing] if freezing else None
         )
@@ -199,9 +203,7 @@ def train(
             freezing.unfrozen_at if freezing else None,
             settings,
         )
-        _save(engine, tokenizer, report, run / "model")
-        if engine.is_world_process_zero():
-            (run / "model").rename(out)
+        _save(engine, tokenizer, report)
     return report
 
 
@@ -253,26 +255,27 @@ def _load(folder: str | Path) -> PreTrainedModel:
     return network
 
 
-def _save(engine: Trainer, tokenizer: PreTrainedTokenizerBase, report: TrainReport, folder: Path) -> None:
+def _save(engine: Trainer, tokenizer: PreTrainedTokenizerBase, report: TrainReport) -> None:
+    folder = Path(engine.args.output_dir) / "model"
     engine.model.config.use_cache = True
     engine.save_model(str(folder))  # gathers sharded weights, so every process calls it
     if engine.is_world_process_zero():
         (folder / "training_args.bin").unlink()
         tokenizer.save_pretrained(folder)
         (folder / RECORD).write_text(json.dumps(report.json(), indent=1))
+        folder.rename(report.out)
 
 
 @contextlib.contextmanager
-def _unfinished(out: Path, settings: dict, resume: bool) -> Iterator[tuple[Path, str | None]]:
-    """The run's folder and the checkpoint to go on from. Only an interrupted run with a checkpoint stays."""
-    run = Path(f"{out}.unfinished")
+def _unfinished(args: TrainingArguments, settings: dict, resume: bool) -> Iterator[str | None]:
+    """Keeps the run's folder; gives the checkpoint to go on from. Only an interrupted run with one stays."""
+    run = Path(args.output_dir)
     record = run / "settings.json"
-    processes = PartialState()
-    if processes.is_main_process:
+    if args.process_index == 0:
         if resume and not record.exists():
-            raise refuse(f"resume {out}", f"an interrupted run in {run}", "none", "leave --resume out")
+            raise refuse("resume", f"an interrupted run in {run}", "none", "leave --resume out")
         if run.exists() and not resume:
-            raise refuse(str(out), "no interrupted run of that name", str(run), "pass --resume, or remove it")
+            raise refuse(str(run), "no interrupted run", "one", "pass --resume, or remove it")
         if resume and (before := json.loads(record.read_text())) != settings:
             changed = [key for key in settings if settings[key] != before.get(key)]
             expected, got = (
@@ -281,13 +284,14 @@ def _unfinished(out: Path, settings: dict, resume: bool) -> Iterator[tuple[Path,
             raise refuse("resume", expected, got, f"use the settings of {record}")
         run.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(settings, indent=1))
-    processes.wait_for_everyone()
+    if args.world_size > 1:
+        torch.distributed.barrier()
     finished = False
     try:
-        yield run, _last(run)
+        yield _last(run)
         finished = True
     finally:
-        if processes.is_main_process and (finished or not _last(run)):
+        if args.process_index == 0 and (finished or not _last(run)):
             shutil.rmtree(run, ignore_errors=True)
 
 
