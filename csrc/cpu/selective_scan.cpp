@@ -76,8 +76,28 @@ void write_states(float* state, const SelectiveScan& p, const Task& task, const 
       scatter(state + task.channel(v) * p.N + n, p.N, load(rows), task.lanes(v));
 }
 
+// A sum over n for each token of a chunk, in runs of RUN states: 256 states lose 16 + 16 roundings, not 256.
+constexpr int64_t RUN = 16;
+
+struct SumOverStates {
+  float run[CHUNK * LANES], before[CHUNK * LANES];
+
+  INLINE_MEMBER void start(int64_t t, Vec value) {
+    store(run + t * LANES, value);
+    store(before + t * LANES, Vec{});
+  }
+  INLINE_MEMBER Vec total(int64_t t) const { return load(before + t * LANES) + load(run + t * LANES); }
+  INLINE_MEMBER void next_run(int64_t steps) {
+    for (int64_t t = 0; t < steps; t++) {
+      store(before + t * LANES, total(t));
+      store(run + t * LANES, Vec{});
+    }
+  }
+};
+
 struct ForwardTile {
-  float delta[CHUNK * LANES], u[CHUNK * LANES], y[CHUNK * LANES];
+  float delta[CHUNK * LANES], u[CHUNK * LANES];
+  SumOverStates y;
 };
 
 // States n .. n + NB of LANES channels through one chunk.
@@ -89,12 +109,12 @@ INLINE void advance(ForwardTile& tile, int64_t steps, const float* a, float* h, 
   for (int j = 0; j < NB; j++) A[j] = times_log2e(load(a + j * LANES)), H[j] = load(h + j * LANES);
   for (int64_t t = 0; t < steps; t++, b += stride, c += stride) {
     const Vec delta = load(tile.delta + t * LANES), u = load(tile.u + t * LANES);
-    Vec y = load(tile.y + t * LANES);
+    Vec y = load(tile.y.run + t * LANES);
     for (int j = 0; j < NB; j++) {
       H[j] = exp_of_product(delta, A[j]) * H[j] + u * b[j];
       y += H[j] * c[j];
     }
-    store(tile.y + t * LANES, y);
+    store(tile.y.run + t * LANES, y);
   }
   for (int j = 0; j < NB; j++) store(h + j * LANES, H[j]);
 }
@@ -119,15 +139,18 @@ void forward(const SelectiveScan& p, const Task& task, float* scratch) {
         const Vec x = load(p.x + at, lanes), delta = step_size(p, at, bias, lanes);
         store(tile.delta + t * LANES, delta);
         store(tile.u + t * LANES, delta * x);
-        store(tile.y + t * LANES, p.d ? skip * x : Vec{});
+        tile.y.start(t, p.d ? skip * x : Vec{});
       }
-      int64_t n = 0;
-      for (; n + 8 <= N; n += 8) advance<8>(tile, chunk.steps, av + n * LANES, hv + n * LANES, b + n, c + n, GN);
-      for (; n + 2 <= N; n += 2) advance<2>(tile, chunk.steps, av + n * LANES, hv + n * LANES, b + n, c + n, GN);
-      for (; n < N; n++) advance<1>(tile, chunk.steps, av + n * LANES, hv + n * LANES, b + n, c + n, GN);
+      for (int64_t n = 0; n < N;) {
+        if (n && n % RUN == 0) tile.y.next_run(chunk.steps);
+        const int64_t row = n * LANES, left = N - n;
+        if (left >= 8) advance<8>(tile, chunk.steps, av + row, hv + row, b + n, c + n, GN), n += 8;
+        else if (left >= 2) advance<2>(tile, chunk.steps, av + row, hv + row, b + n, c + n, GN), n += 2;
+        else advance<1>(tile, chunk.steps, av + row, hv + row, b + n, c + n, GN), n += 1;
+      }
       for (int64_t t = 0; t < chunk.steps; t++) {
         const int64_t at = (chunk.token + t) * p.D + channel;
-        Vec y = load(tile.y + t * LANES);
+        Vec y = tile.y.total(t);
         if (p.z) y *= silu(load(p.z + at, lanes));
         store(p.y + at, y, lanes);
       }
@@ -138,8 +161,8 @@ void forward(const SelectiveScan& p, const Task& task, float* scratch) {
 
 // dy is the gradient before the gate; through_b = sum_n dh b, through_a = sum_n dh exp(delta a) h[t-1] a.
 struct BackwardTile {
-  float delta[CHUNK * LANES], u[CHUNK * LANES], dy[CHUNK * LANES], y[CHUNK * LANES];
-  float through_b[CHUNK * LANES], through_a[CHUNK * LANES];
+  float delta[CHUNK * LANES], u[CHUNK * LANES], dy[CHUNK * LANES];
+  SumOverStates y, through_b, through_a;
 };
 
 // Rows [vector, n] of LANES channels: a, the state that enters the chunk, dh behind it, and what da has summed.
@@ -174,14 +197,14 @@ INLINE void retreat(BackwardTile& tile, int64_t steps, const Rows& rows, int64_t
       store(h + ((t + 1) * NB + j) * LANES, H[j]);
     }
     if (GATED) {
-      Vec y = load(tile.y + t * LANES);
+      Vec y = load(tile.y.run + t * LANES);
       for (int j = 0; j < NB; j++) y += H[j] * c[t * stride + j];
-      store(tile.y + t * LANES, y);
+      store(tile.y.run + t * LANES, y);
     }
   }
   for (int64_t t = steps - 1; t >= 0; t--) {
     const Vec delta = load(tile.delta + t * LANES), u = load(tile.u + t * LANES), dy = load(tile.dy + t * LANES);
-    Vec through_b = load(tile.through_b + t * LANES), through_a = load(tile.through_a + t * LANES);
+    Vec through_b = load(tile.through_b.run + t * LANES), through_a = load(tile.through_a.run + t * LANES);
     for (int j = 0; j < NB; j++) {
       const int64_t i = (t * NB + j) * LANES;
       DH[j] += dy * c[t * stride + j];
@@ -193,8 +216,8 @@ INLINE void retreat(BackwardTile& tile, int64_t steps, const Rows& rows, int64_t
       through_a += decayed * A[j];
       DA[j] += decayed * delta;
     }
-    store(tile.through_b + t * LANES, through_b);
-    store(tile.through_a + t * LANES, through_a);
+    store(tile.through_b.run + t * LANES, through_b);
+    store(tile.through_a.run + t * LANES, through_a);
   }
   for (int j = 0; j < NB; j++) {
     store(rows.dh + at + j * LANES, DH[j]);
@@ -209,8 +232,14 @@ void retreat_all(const SelectiveScan& p, const Task& task, const Chunk& chunk, i
   alignas(64) Sums<NB> sums;
   memset(&sums, 0, sizeof sums);
   const int64_t GN = p.G * p.N, at = chunk.token * GN + task.g * p.N + n;
-  for (int64_t v = 0; v < task.vectors(); v++)
+  for (int64_t v = 0; v < task.vectors(); v++) {
+    if (n && n % RUN == 0) {
+      tiles[v].y.next_run(chunk.steps);
+      tiles[v].through_b.next_run(chunk.steps);
+      tiles[v].through_a.next_run(chunk.steps);
+    }
     retreat<NB, GATED>(tiles[v], chunk.steps, rows, (v * p.N + n) * LANES, p.b + at, p.c + at, GN, sums);
+  }
   const int64_t layer = task.layer * p.B * p.T * GN + at;
   for (int64_t t = 0; t < chunk.steps; t++)
     for (int j = 0; j < NB; j++) {
@@ -223,8 +252,6 @@ void retreat_all(const SelectiveScan& p, const Task& task, const Chunk& chunk, i
 template <bool GATED>
 void enter(const SelectiveScan& p, const Chunk& chunk, int64_t channel, int64_t lanes, BackwardTile& tile) {
   const Vec bias = optional(p.dt_bias, channel, lanes), skip = optional(p.d, channel, lanes);
-  memset(tile.through_b, 0, sizeof tile.through_b);
-  memset(tile.through_a, 0, sizeof tile.through_a);
   for (int64_t t = 0; t < chunk.steps; t++) {
     const int64_t at = (chunk.token + t) * p.D + channel;
     const Vec x = load(p.x + at, lanes), delta = step_size(p, at, bias, lanes);
@@ -233,7 +260,9 @@ void enter(const SelectiveScan& p, const Chunk& chunk, int64_t channel, int64_t 
     store(tile.delta + t * LANES, delta);
     store(tile.u + t * LANES, delta * x);
     store(tile.dy + t * LANES, dy);
-    store(tile.y + t * LANES, p.d ? skip * x : Vec{});
+    tile.y.start(t, p.d ? skip * x : Vec{});
+    tile.through_b.start(t, Vec{});
+    tile.through_a.start(t, Vec{});
   }
 }
 
@@ -246,13 +275,13 @@ void leave(const SelectiveScan& p, const Chunk& chunk, int64_t channel, int64_t 
   for (int64_t t = 0; t < chunk.steps; t++) {
     const int64_t at = (chunk.token + t) * p.D + channel;
     const Vec x = load(p.x + at, lanes), dy = load(tile.dy + t * LANES), delta = load(tile.delta + t * LANES);
-    const Vec through_b = load(tile.through_b + t * LANES), through_a = load(tile.through_a + t * LANES);
+    const Vec through_b = tile.through_b.total(t), through_a = tile.through_a.total(t);
     Vec dx = delta * through_b, ddt = x * through_b + through_a;
     if (p.d) dx += skip * dy;
     if (p.dt_softplus) ddt *= sigmoid(load(p.dt + at, lanes) + bias);
     if (GATED) {
       const Vec z = load(p.z + at, lanes), s = sigmoid(z), slope = s * (z * (1.0f - s) + 1.0f);
-      store(p.dz + at, load(p.dy + at, lanes) * load(tile.y + t * LANES) * slope, lanes);
+      store(p.dz + at, load(p.dy + at, lanes) * tile.y.total(t) * slope, lanes);
     }
     store(p.dx + at, dx, lanes);
     store(p.ddt + at, ddt, lanes);
