@@ -18,6 +18,7 @@ class Backend(NamedTuple):
 
     module: str
     why_not: Callable[[Tensor], str | None]
+    checkpoint_every: int = 0  # tokens between the states that the forward pass leaves to the backward pass, if any
 
 
 TABLES: dict[str, dict[str, Backend]] = {}

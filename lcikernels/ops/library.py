@@ -27,3 +27,12 @@ def differentiate(name: str, backward: Callable, setup_context: Callable) -> Non
         setup_context(ctx, inputs, output)
 
     torch.library.register_autograd(f"lcikernels::{name}", backward, setup_context=setup, lib=LIBRARY)
+
+
+def refuse_gradients(name: str) -> None:
+    """Make differentiating `lcikernels::<name>` an error; without a formula PyTorch would record its inner steps."""
+
+    def backward(ctx, *grads):
+        raise RuntimeError(f"{name}: it has no gradient of its own; second derivatives are not supported")
+
+    torch.library.register_autograd(f"lcikernels::{name}", backward, lib=LIBRARY)

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ... import backends
 from .. import checks
-from ..library import define, differentiate
+from ..library import define, differentiate, refuse_gradients
 
 OP = "causal_conv1d"
 
@@ -119,6 +119,7 @@ def _autograd(ctx, grad_y, grad_state):
 
 
 differentiate(OP, _autograd, _setup)
+refuse_gradients("causal_conv1d_backward")
 
 
 # W multiply-adds a token and channel; the backward pass has two products, for x and for weight.

@@ -55,6 +55,7 @@ def step(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None,
     return silu(y) if activation == "silu" else y
 
 
+@torch.no_grad()
 def _step(x, weight, bias, activation, state, backend):
     torch.autograd.graph.increment_version(state)
     return backends.load(OP, backend).step(x, weight, bias, activation, state).to(x.dtype)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ... import backends
 from .. import checks
-from ..library import define, differentiate
+from ..library import define, differentiate, refuse_gradients
 
 OP = "gated_rms_norm"
 
@@ -79,8 +79,10 @@ def _setup(ctx, inputs, output):
 
 def _autograd(ctx, grad_y):
     x, gate, weight = ctx.saved_tensors
+    grad_y = torch.zeros_like(x) if grad_y is None else grad_y
     dx, dgate, dweight = torch.ops.lcikernels.gated_rms_norm_backward(grad_y, x, gate, weight, ctx.eps, ctx.backend)
     return dx, None if gate is None else dgate, None if weight is None else dweight, None, None
 
 
 differentiate(OP, _autograd, _setup)
+refuse_gradients("gated_rms_norm_backward")

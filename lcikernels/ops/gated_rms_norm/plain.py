@@ -28,7 +28,7 @@ def backward(
         dgate = torch.ops.aten.silu_backward(weighted.mul(dy), g).to(gate.dtype)
         dy.mul_(silu(g))
     if weight is not None:
-        dweight = (dy * n).flatten(0, -2).sum(0).to(weight.dtype)
+        dweight = (dy * n).reshape(-1, n.shape[-1]).sum(0).to(weight.dtype)
         dy.mul_(weight)
     dx = dy.sub_(n * (dy * n).mean(-1, keepdim=True)).mul_(scale)
     return dx.to(x.dtype), dgate, dweight

@@ -20,8 +20,11 @@ from ..packing import pack, unpack
 
 
 def chunk_size(T: int) -> int:
-    """At most 64 tokens, and chunks of equal length: 100 tokens are two chunks of 50."""
-    return -(-T // -(-T // 64))
+    """At most 32 tokens, in chunks of equal length: 50 tokens are two chunks of 25.
+
+    64 is 15 % faster for wide heads, but its float32 gradients of k and v are twice as wrong as step by step.
+    """
+    return -(-T // -(-T // 32))
 
 
 def forward(
@@ -130,9 +133,9 @@ def chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, scale: float) -> 
         chunk(k, H, C, dtype),
         chunk(v, H, C, dtype),
         (A - A.mT).to(dtype).masked_fill_(later, -torch.inf).exp_(),
-        A.to(dtype).exp(),
-        (A[..., -1:, :] - A).to(dtype).exp(),
-        A[..., -1:, :].to(dtype).exp(),
+        A.exp().to(dtype),
+        (A[..., -1:, :] - A).exp().to(dtype),
+        A[..., -1:, :].exp().to(dtype),
     )
 
 

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ... import backends
 from .. import checks
-from ..library import define, differentiate
+from ..library import define, differentiate, refuse_gradients
 
 OP = "retention"
 
@@ -135,6 +135,7 @@ def _autograd(ctx, grad_o, grad_state):
 
 
 differentiate(OP, _autograd, _setup)
+refuse_gradients("retention_backward")
 
 
 # Counted as the recurrence, whatever the backend does: the state takes k ⊗ v (K V multiply-adds a token and head) and

@@ -35,7 +35,7 @@ def retention(
     S = q.new_zeros(B, H, K, v.shape[-1]) if initial_state is None else initial_state
     out = []
     for q_t, k_t, v_t, log_decay_t in zip(q.unbind(1), k.unbind(1), v.unbind(1), log_decay.unbind(1)):
-        S = log_decay_t.exp()[:, :, None, None] * S + k_t[..., :, None] * v_t[..., None, :]  # [B, H, K, V]
+        S = log_decay_t.exp()[:, :, None, None] * S + k_t[..., :, None] @ v_t[..., None, :]  # [B, H, K, V]
         out.append(scale * torch.einsum("bhk,bhkv->bhv", q_t, S))
     o = torch.stack(out, 1) if out else v
     return (o, S) if return_final_state else o

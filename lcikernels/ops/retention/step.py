@@ -51,6 +51,7 @@ def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scal
     return (q[..., None, :] @ state).squeeze(-2).mul_(scale)
 
 
+@torch.no_grad()
 def _step(q, k, v, log_decay, state, scale, backend):
     torch.autograd.graph.increment_version(state)
     return backends.load(OP, backend).step(q, k, v, log_decay, state, scale).to(v.dtype)

@@ -20,7 +20,7 @@ def forward(
     cu_seqlens: Tensor | None,
     every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [B, T, D], the final state [B or S, D, N], and the state that enters every 32nd token (none where every is 0)."""
+    """y [B, T, D], the final state [B or S, D, N], and the state that enters every 32nd token (0: none)."""
     inputs = prepare(x, dt, a, b, c, d, z, dt_bias)
     state, bounds = contiguous(initial_state), contiguous(cu_seqlens)
     y, final, checkpoints = torch.ops.lcikernels_cpp.selective_scan_forward(
@@ -46,7 +46,7 @@ def backward(
     checkpoints: Tensor,
     every: int,
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty ones where the argument is missing."""
+    """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty where one is missing."""
     inputs = prepare(x, dt, a, b, c, d, z, dt_bias)
     state, bounds = contiguous(initial_state), contiguous(cu_seqlens)
     checkpoints = checkpoints.view(-1, x.shape[0], a.shape[1], a.shape[0])
@@ -59,7 +59,7 @@ def backward(
 
 
 def prepare(x, dt, a, b, c, d, z, dt_bias) -> list[Tensor | None]:
-    """The arguments as the library takes them: contiguous, b and c with their group axis, per-channel vectors float32."""
+    """What the library takes: contiguous tensors, b and c with a group axis, d and dt_bias in float32."""
     b, c = (u if u.dim() == 4 else u.unsqueeze(2) for u in (b, c))
     d, dt_bias = (u if u is None else u.float() for u in (d, dt_bias))
     return [contiguous(u) for u in (x, dt, a, b, c, d, z, dt_bias)]

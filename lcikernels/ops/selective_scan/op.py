@@ -4,16 +4,20 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ... import backends
+from ... import backends, extension
 from .. import checks
-from ..library import define, differentiate
+from ..library import define, differentiate, refuse_gradients
+from . import chunked, cpp
 
 OP = "selective_scan"
 
 backends.table(
     OP,
     {
-        "torch": backends.Backend("lcikernels.ops.selective_scan.chunked", backends.anywhere),
+        "cpp": backends.Backend("lcikernels.ops.selective_scan.cpp", extension.on_cpu, cpp.CHECKPOINT_EVERY),
+        "torch": backends.Backend(
+            "lcikernels.ops.selective_scan.chunked", backends.anywhere, chunked.CHECKPOINT_EVERY
+        ),
     },
 )
 
@@ -64,7 +68,7 @@ def selective_scan(
     name = backends.choose(OP, backend, x)
     floats = (x, dt, a, b, c, d, z, dt_bias, initial_state)
     train = torch.is_grad_enabled() and any(u is not None and u.requires_grad for u in floats)
-    every = backends.load(OP, name).CHECKPOINT_EVERY if train else 0
+    every = backends.TABLES[OP][name].checkpoint_every if train else 0
     y, state, _ = torch.ops.lcikernels.selective_scan(
         x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens, every, name
     )
@@ -148,6 +152,7 @@ def _autograd(ctx, grad_y, grad_state, _):
 
 
 differentiate(OP, _autograd, _setup)
+refuse_gradients("selective_scan_backward")
 
 
 # Multiply-adds of the recurrence per token, channel and state, whatever the backend does: decay * h, dt x * b and c · h

@@ -76,6 +76,7 @@ def step(
     return y if z is None else y.mul_(silu(z.to(dtype)))
 
 
+@torch.no_grad()
 def _step(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state, backend):
     torch.autograd.graph.increment_version(state)
     return backends.load(OP, backend).step(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state).to(x.dtype)

@@ -1,0 +1,123 @@
+"""What torch.library, torch.compile and FlopCounterMode ask of every op."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import lcikernels
+from lcikernels.ops import (
+    causal_conv1d,
+    causal_conv1d_step,
+    gated_rms_norm,
+    retention,
+    retention_step,
+    selective_scan,
+    selective_scan_step,
+)
+
+OPS = torch.ops.lcikernels
+
+
+def leaf(*shape):
+    return torch.randn(*shape, requires_grad=True)
+
+
+def rate(*shape):
+    return (-torch.rand(*shape)).requires_grad_()
+
+
+def packed(*bounds):
+    return torch.tensor(bounds, dtype=torch.int32)
+
+
+def raw_calls():
+    """Arguments of the ops underneath the public functions, all differentiable inputs among them."""
+    q, k, v = leaf(2, 5, 2, 4), leaf(2, 5, 1, 4), leaf(2, 5, 2, 3)
+    yield "retention", OPS.retention, (q, k, v, rate(2), 0.5, None, None, "torch")
+    yield "retention, states", OPS.retention, (q, k, v, rate(2, 5, 2), 0.5, leaf(2, 2, 4, 3), None, "torch")
+    one = (leaf(1, 5, 2, 4), leaf(1, 5, 2, 4), leaf(1, 5, 2, 3))
+    yield "retention, packed", OPS.retention, (*one, rate(2), 0.5, leaf(2, 2, 4, 3), packed(0, 2, 5), "torch")
+
+    x, dt, a, b, c = leaf(2, 5, 4), leaf(2, 5, 4), rate(4, 3), leaf(2, 5, 3), leaf(2, 5, 3)
+    bare = (x, dt, a, b, c, None, None, None, True, None, None, 16, "torch")
+    yield "selective_scan", OPS.selective_scan, bare
+    full = (x, dt, a, b, c, leaf(4), leaf(2, 5, 4), leaf(4), True, leaf(2, 4, 3), None, 16, "torch")
+    yield "selective_scan, everything", OPS.selective_scan, full
+    row = (leaf(1, 5, 4), leaf(1, 5, 4), a, leaf(1, 5, 2, 3), leaf(1, 5, 2, 3))
+    row = (*row, None, None, None, True, leaf(2, 4, 3), packed(0, 2, 5), 16, "torch")
+    yield "selective_scan, packed", OPS.selective_scan, row
+
+    weight = leaf(4, 3)
+    yield "causal_conv1d", OPS.causal_conv1d, (x, weight, None, None, None, None, "torch")
+    everything = (x, weight, leaf(4), "silu", leaf(2, 4, 2), None, "torch")
+    yield "causal_conv1d, everything", OPS.causal_conv1d, everything
+    yield "gated_rms_norm", OPS.gated_rms_norm, (x, leaf(2, 5, 4), leaf(4), 1e-5, "torch")
+    yield "gated_rms_norm, bare", OPS.gated_rms_norm, (x, None, None, 1e-5, "torch")
+
+    token = torch.randn(2, 2, 4), torch.randn(2, 1, 4), torch.randn(2, 2, 3), -torch.rand(2)
+    yield "retention_step", OPS.retention_step, (*token, torch.randn(2, 2, 4, 3), 0.5, "torch")
+    token = torch.randn(2, 4), torch.randn(2, 4), -torch.rand(4, 3), torch.randn(2, 3), torch.randn(2, 3)
+    token = (*token, None, None, None, True, torch.randn(2, 4, 3), "torch")
+    yield "selective_scan_step", OPS.selective_scan_step, token
+    token = (torch.randn(2, 4), torch.randn(4, 3), None, "silu", torch.randn(2, 4, 2), "torch")
+    yield "causal_conv1d_step", OPS.causal_conv1d_step, token
+
+
+@pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in raw_calls()])
+def test_opcheck(op, arguments):
+    torch.library.opcheck(op, arguments)
+
+
+def test_the_ops_compile_into_one_graph_with_gradients():
+    def block(x, dt, a, b, c, z, weight, log_decay):
+        x = causal_conv1d(x, weight, activation="silu")
+        y, h = selective_scan(x, dt, a, b, c, dt_softplus=True, return_final_state=True)
+        heads = y.unflatten(-1, (2, 4))
+        o = retention(heads, heads, heads, log_decay).flatten(2)
+        return gated_rms_norm(o, z).sum() + h.sum()
+
+    inputs = (leaf(2, 6, 8), leaf(2, 6, 8), rate(8, 3), leaf(2, 6, 3), leaf(2, 6, 3), leaf(2, 6, 8), leaf(8, 4), rate(2))
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(block(*inputs), inputs)
+    for got, want in zip(torch.autograd.grad(compiled(*inputs), inputs), expected):
+        torch.testing.assert_close(got, want)
+
+
+def test_the_steps_compile_into_one_graph_and_update_the_state():
+    def steps(q, log_decay, x, a, b, weight, states):
+        o = retention_step(q, q, q, log_decay, state=states[0])
+        y = selective_scan_step(x, x.abs(), a, b, b, state=states[1])
+        return o, y, causal_conv1d_step(x, weight, state=states[2])
+
+    torch.compiler.reset()
+    inputs = (torch.randn(2, 2, 4), -torch.rand(2), torch.randn(2, 8), -torch.rand(8, 3), torch.randn(2, 3), torch.randn(8, 4))
+    states = torch.randn(2, 2, 4, 4), torch.randn(2, 8, 3), torch.randn(2, 8, 3)
+    twins = tuple(state.clone() for state in states)
+    expected = steps(*inputs, twins)
+    got = torch.compile(steps, fullgraph=True, backend="aot_eager")(*inputs, states)
+    torch.testing.assert_close((got, states), (expected, twins))
+
+
+def test_the_flop_counter_sees_forward_and_backward():
+    B, T, H, K, V, D, N, W = 2, 5, 3, 4, 6, 8, 2, 4
+    with FlopCounterMode(display=False) as counter:
+        retention(leaf(B, T, 1, K), leaf(B, T, H, K), leaf(B, T, H, V), rate(H)).sum().backward()
+    assert counter.get_total_flops() == 2 * B * T * H * K * V * (2 + 5)
+    with FlopCounterMode(display=False) as counter:
+        scan = selective_scan(leaf(B, T, D), leaf(B, T, D), rate(D, N), leaf(B, T, N), leaf(B, T, N), backend="torch")
+        scan.sum().backward()
+    assert counter.get_total_flops() == 2 * B * T * D * N * (3 + 10)
+    with FlopCounterMode(display=False) as counter:
+        causal_conv1d(leaf(B, T, D), leaf(D, W)).sum().backward()
+    assert counter.get_total_flops() == 2 * B * T * D * W * (1 + 2)
+
+
+def test_second_derivatives_are_refused_not_wrong():
+    x = leaf(2, 3)
+    (grad,) = torch.autograd.grad(gated_rms_norm(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="gated_rms_norm_backward: it has no gradient"):
+        grad.sum().backward()
+
+
+def test_every_public_name_is_there():
+    assert all(callable(getattr(lcikernels, name)) for name in lcikernels.__all__)

@@ -1,0 +1,132 @@
+"""Every refusal is one complete sentence: op, argument, what was expected, what came."""
+
+import pytest
+import torch
+
+from lcikernels import causal_conv1d, gated_rms_norm, retention, retention_step, selective_scan
+from lcikernels.backends import TABLES, Backend
+
+
+def q(*shape, **options):
+    return torch.zeros(*shape or (2, 5, 4, 8), **options)
+
+
+def cu(*bounds, dtype=torch.int32):
+    return torch.tensor(bounds, dtype=dtype)
+
+
+DECAY = torch.zeros(4)
+REFUSALS = {
+    "a wrong length": (
+        lambda: retention(q(), q(), q(2, 4, 4, 8), DECAY),
+        "retention: v must be [B, T, Hv, V] with T=5, got 4 on axis 1 of shape (2, 4, 4, 8)",
+    ),
+    "a missing axis": (
+        lambda: retention(q(2, 5, 8), q(), q(), DECAY),
+        "retention: q must be [B, T, Hq, K], got 3 axes: shape (2, 5, 8)",
+    ),
+    "no tokens": (
+        lambda: retention(q(2, 0, 4, 8), q(2, 0, 4, 8), q(2, 0, 4, 8), DECAY),
+        "retention: q must be [B, T, Hq, K] with T at least 1, got 0 on axis 1 of shape (2, 0, 4, 8)",
+    ),
+    "heads that cannot be shared": (
+        lambda: retention(q(), q(2, 5, 3, 8), q(), DECAY),
+        "retention: k must be such that its heads divide 4, got 3",
+    ),
+    "a decay for other heads": (
+        lambda: retention(q(), q(), q(), torch.zeros(3)),
+        "retention: log_decay must be [H] with H=4, got 3 on axis 0 of shape (3,)",
+    ),
+    "two dtypes": (
+        lambda: retention(q(), q().bfloat16(), q(), DECAY),
+        "retention: k must be torch.float32 like q, got torch.bfloat16",
+    ),
+    "integers": (
+        lambda: retention(q().int(), q(), q(), DECAY),
+        "retention: q must be float32, float64, bfloat16 or float16, got torch.int32",
+    ),
+    "a 16-bit decay": (
+        lambda: retention(q(), q(), q(), DECAY.half()),
+        "retention: log_decay must be torch.float32 where the activations are torch.float32, got torch.float16",
+    ),
+    "another device": (
+        lambda: retention(q(), q(), q(device="meta"), DECAY),
+        "retention: v must be on cpu like the other arguments, got meta",
+    ),
+    "a state of the wrong batch": (
+        lambda: retention(q(), q(), q(), DECAY, initial_state=q(3, 4, 8, 8)),
+        "retention: initial_state must be [B, H, K, V] with B=2, got 3 on axis 0 of shape (3, 4, 8, 8)",
+    ),
+    "packing more than one row": (
+        lambda: retention(q(), q(), q(), DECAY, cu_seqlens=cu(0, 5)),
+        "retention: cu_seqlens must be given only with B=1 (packed sequences share one row), got B=2",
+    ),
+    "64-bit cu_seqlens": (
+        lambda: causal_conv1d(q(1, 5, 8), q(8, 4), cu_seqlens=cu(0, 5, dtype=torch.int64)),
+        "causal_conv1d: cu_seqlens must be int32 [N+1], got torch.int64 of shape (2,)",
+    ),
+    "no sequences": (
+        lambda: causal_conv1d(q(1, 5, 8), q(8, 4), cu_seqlens=cu(0)),
+        "causal_conv1d: cu_seqlens must be [N+1] with N at least 1, got shape (1,)",
+    ),
+    "a packed state for other sequences": (
+        lambda: causal_conv1d(q(1, 5, 8), q(8, 4), cu_seqlens=cu(0, 5), initial_state=q(2, 8, 3)),
+        "causal_conv1d: initial_state must be [N, D, W-1] with N=1, got 2 on axis 0 of shape (2, 8, 3)",
+    ),
+    "an unknown activation": (
+        lambda: causal_conv1d(q(1, 5, 8), q(8, 4), activation="relu"),
+        "causal_conv1d: activation must be None or 'silu', got 'relu'",
+    ),
+    "groups that do not divide": (
+        lambda: selective_scan(q(1, 5, 8), q(1, 5, 8), q(8, 2), q(1, 5, 3, 2), q(1, 5, 3, 2)),
+        "selective_scan: b must be such that its groups divide 8, got 3",
+    ),
+    "b with groups and c without": (
+        lambda: selective_scan(q(1, 5, 8), q(1, 5, 8), q(8, 2), q(1, 5, 1, 2), q(1, 5, 2)),
+        "selective_scan: c must be shaped like b (1, 5, 1, 2), got (1, 5, 2)",
+    ),
+    "a gate of another shape": (
+        lambda: gated_rms_norm(q(3, 8), q(3, 7)),
+        "gated_rms_norm: gate must be [axis0, D] with D=8, got 7 on axis 1 of shape (3, 7)",
+    ),
+    "a step with a state of another width": (
+        lambda: retention_step(q(2, 4, 8), q(2, 4, 8), q(2, 4, 6), DECAY, state=q(2, 4, 8, 8)),
+        "retention_step: state must be [B, H, K, V] with V=6, got 8 on axis 3 of shape (2, 4, 8, 8)",
+    ),
+}
+
+
+@pytest.mark.parametrize("call, sentence", REFUSALS.values(), ids=REFUSALS)
+def test_refusal(call, sentence):
+    with pytest.raises(ValueError) as refused:
+        call()
+    assert str(refused.value) == sentence
+
+
+@pytest.mark.parametrize("bounds", [(1, 5), (0, 4), (0, 4, 2, 5)], ids=["late start", "early end", "falling"])
+def test_cu_seqlens_that_do_not_cover_the_row_are_refused(bounds):
+    calls = {
+        "retention": lambda: retention(q(1, 5, 4, 8), q(1, 5, 4, 8), q(1, 5, 4, 8), DECAY, cu_seqlens=cu(*bounds)),
+        "causal_conv1d": lambda: causal_conv1d(q(1, 5, 8), q(8, 4), cu_seqlens=cu(*bounds)),
+        "selective_scan": lambda: selective_scan(
+            q(1, 5, 8), q(1, 5, 8), q(8, 2), q(1, 5, 2), q(1, 5, 2), cu_seqlens=cu(*bounds), backend="torch"
+        ),
+    }
+    for op, call in calls.items():
+        with pytest.raises(ValueError) as refused:
+            call()
+        assert str(refused.value) == f"{op}: cu_seqlens must be 0 first, T=5 last and never falling, got {list(bounds)}"
+
+
+def test_a_backend_that_cannot_run_says_why_and_is_never_chosen_silently(monkeypatch):
+    out_of_reach = Backend("lcikernels.ops.nowhere", lambda x: f"it needs a GPU, x is on {x.device}")
+    monkeypatch.setitem(TABLES, "gated_rms_norm", {"triton": out_of_reach, **TABLES["gated_rms_norm"]})
+    with pytest.raises(RuntimeError) as refused:
+        gated_rms_norm(q(3, 8), backend="triton")
+    assert str(refused.value) == "gated_rms_norm: backend 'triton' cannot run here: it needs a GPU, x is on cpu"
+    assert gated_rms_norm(q(3, 8)).shape == (3, 8)
+
+
+def test_a_backend_that_does_not_exist_is_refused_with_the_list():
+    with pytest.raises(RuntimeError, match="retention: there is no backend 'tritn'; there are .*'torch'"):
+        retention(q(), q(), q(), DECAY, backend="tritn")

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from shapes import PACKED, RETENTION
+from tolerance import assert_agrees
+
+from lcikernels import retention, retention_step
+from lcikernels.ops.retention.reference import retention as reference
+
+
+def inputs(B, T, Hq, Hk, Hv, K, V, *, per_token=False, N=None, dtype=torch.float32):
+    H = max(Hq, Hk, Hv)
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    return {
+        "q": torch.randn(B, T, Hq, K, dtype=dtype, requires_grad=True),
+        "k": torch.randn(B, T, Hk, K, dtype=dtype, requires_grad=True),
+        "v": torch.randn(B, T, Hv, V, dtype=dtype, requires_grad=True),
+        "log_decay": (-0.2 * torch.rand((B, T, H) if per_token else H, dtype=exact)).requires_grad_(),
+        "initial_state": torch.randn(N or B, H, K, V, dtype=exact, requires_grad=True),
+        "return_final_state": True,
+    }
+
+
+@pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
+@pytest.mark.parametrize("shape", RETENTION.values(), ids=RETENTION)
+def test_outputs_and_all_gradients_are_as_exact_as_the_reference(shape, per_token, poisoned):
+    assert_agrees(retention, reference, **inputs(*shape, per_token=per_token))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_inputs_are_computed_in_float32(dtype):
+    assert_agrees(retention, reference, **inputs(*RETENTION["many chunks, padded"], per_token=True, dtype=dtype))
+
+
+@pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
+@pytest.mark.parametrize("bounds", PACKED.values(), ids=PACKED)
+def test_packed_sequences_do_not_see_each_other(bounds, per_token, poisoned):
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
+    packed = inputs(1, bounds[-1], 2, 1, 2, 4, 6, per_token=per_token, N=len(bounds) - 1)
+    assert_agrees(retention, reference, **packed, cu_seqlens=cu_seqlens)
+
+
+def test_a_decay_of_exp_minus_20_a_token_neither_overflows_nor_disturbs_its_neighbours():
+    strong = inputs(2, 130, 2, 2, 2, 8, 8, per_token=True)
+    with torch.no_grad():
+        strong["log_decay"].mul_(0.01)
+        strong["log_decay"][:, ::7] = -20.0
+    assert_agrees(retention, reference, **strong)
+    strong["log_decay"] = torch.full((2,), -20.0, requires_grad=True)
+    assert_agrees(retention, reference, **strong)
+
+
+def test_no_decay_at_all_is_linear_attention():
+    plain = inputs(*RETENTION["one token past a chunk"]) | {"log_decay": torch.zeros(1, requires_grad=True)}
+    assert_agrees(retention, reference, **plain)
+
+
+def test_scale_is_the_callers_to_choose():
+    assert_agrees(retention, reference, **inputs(*RETENTION["odd everything"]), scale=0.37)
+
+
+def test_without_states_and_with_a_fixed_decay_only_q_k_v_get_gradients():
+    fixed = inputs(*RETENTION["one token past a chunk"]) | {"return_final_state": False, "initial_state": None}
+    fixed["log_decay"] = fixed["log_decay"].detach()
+    assert_agrees(retention, reference, **fixed)
+
+
+def test_views_of_a_fused_projection_are_as_good_as_contiguous_tensors():
+    fused = torch.randn(2, 70, 2, 24)
+    q, k, v = fused.split(8, -1)
+    log_decay = -torch.rand(2)
+    contiguous = retention(q.contiguous(), k.contiguous(), v.contiguous(), log_decay)
+    assert torch.equal(retention(q, k, v, log_decay), contiguous)
+
+
+def test_two_halves_with_the_state_carried_over_equal_the_whole():
+    whole = inputs(2, 90, 2, 2, 2, 8, 8, per_token=True)
+
+    def in_halves(q, k, v, log_decay, initial_state, return_final_state):
+        cut = [(x[:, :40], x[:, 40:]) for x in (q, k, v, log_decay)]
+        first, state = retention(*(x[0] for x in cut), initial_state=initial_state, return_final_state=True)
+        second, state = retention(*(x[1] for x in cut), initial_state=state, return_final_state=True)
+        return torch.cat([first, second], 1), state
+
+    assert_agrees(in_halves, reference, **whole)
+
+
+@pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
+def test_decoding_step_by_step_equals_the_whole_sequence(per_token):
+    whole = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in inputs(2, 9, 4, 1, 2, 8, 4).items()}
+    if per_token:
+        whole["log_decay"] = -torch.rand(2, 9, 4)
+
+    def by_steps(q, k, v, log_decay, initial_state, return_final_state):
+        state = initial_state.clone()
+        rates = log_decay.expand(2, 9, 4).unbind(1) if per_token else [log_decay] * 9
+        tokens = zip(q.unbind(1), k.unbind(1), v.unbind(1), rates)
+        return torch.stack([retention_step(*token, state=state) for token in tokens], 1), state
+
+    assert_agrees(by_steps, reference, **whole)
+
+
+def test_gradcheck():
+    whole = inputs(1, 35, 2, 1, 2, 2, 2, per_token=True, dtype=torch.float64)
+    leaves = {name: x for name, x in whole.items() if isinstance(x, torch.Tensor)}
+
+    def run(*values):
+        return retention(**dict(zip(leaves, values)), return_final_state=True)
+
+    assert torch.autograd.gradcheck(run, tuple(leaves.values()), fast_mode=True)
