@@ -80,6 +80,16 @@ def test_padding_anywhere_changes_nothing(tiny, ids, pattern):
         torch.testing.assert_close(out[1:], model(ids[1:]).logits, **TOLERANCE)
 
 
+def test_eager_attention_equals_the_fused_one(tiny, ids):
+    model = tiny("RA")
+    mask = torch.ones_like(ids)
+    mask[0, :6] = 0
+    fused = model(ids, attention_mask=mask).logits
+    model.set_attn_implementation("eager")
+    eager = model(ids, attention_mask=mask).logits
+    torch.testing.assert_close(eager[mask.bool()], fused[mask.bool()], **TOLERANCE)
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_left_padded_batch_generates_what_each_row_does_alone(tiny, ids, pattern):
     model = tiny(pattern)
@@ -159,7 +169,7 @@ def test_packed_rows_are_refused_by_recurrent_layers(tiny, ids):
     positions = torch.tensor([[*range(9), *range(8)]])
     with pytest.raises(ValueError, match="cannot tell packed sequences apart"):
         tiny("AR")(ids[:1], position_ids=positions)
-    packed = tiny("A")(ids[:1], position_ids=positions, use_cache=False).logits
+    packed = tiny("A")(ids[:1], position_ids=positions).logits
     torch.testing.assert_close(packed[:, 9:], tiny("A")(ids[:1, 9:]).logits, **TOLERANCE)
 
 
