@@ -1,4 +1,5 @@
-"""Kernels for models whose inference cost is linear: retention, the selective scan, and what stands around them.
+"""Kernels for models whose inference cost is linear: retention, the selective scan, and what stands around
+them.
 
 Importing this touches no GPU and no Triton.
 """

@@ -1,7 +1,8 @@
 """The only place that decides who computes.
 
-Each op has a table of backends, best first. `choose` walks it; `load` imports the module that computes, on first use, so
-that importing the package touches neither Triton nor a GPU. To add a backend is to add a line to the op's table.
+Each op has a table of backends, best first. `choose` walks it; `load` imports the module that computes, on
+first use, so that importing the package touches neither Triton nor a GPU. To add a backend is to add a line
+to the op's table.
 """
 
 import importlib
@@ -14,11 +15,13 @@ from torch import Tensor
 
 
 class Backend(NamedTuple):
-    """A module that computes one op, and why it cannot do so for tensors like `x` (dtype and device), or None."""
+    """A module that computes one op, and why it cannot for tensors like `x` (dtype and device), or None."""
 
     module: str
     why_not: Callable[[Tensor], str | None]
-    checkpoint_every: int = 0  # tokens between the states that the forward pass leaves to the backward pass, if any
+    checkpoint_every: int = (
+        0  # tokens between the states that the forward pass leaves to the backward pass, if any
+    )
 
 
 TABLES: dict[str, dict[str, Backend]] = {}
@@ -43,10 +46,22 @@ def choose(op: str, wanted: str | None, x: Tensor) -> str:
     if wanted is None:
         return next(name for name, backend in backends.items() if backend.why_not(x) is None)
     if wanted not in backends:
-        raise RuntimeError(f"{op}: there is no backend {wanted!r}; there are {', '.join(map(repr, backends))}")
+        raise RuntimeError(
+            f"{op}: there is no backend {wanted!r}; there are {', '.join(map(repr, backends))}"
+        )
     if why := backends[wanted].why_not(x):
         raise RuntimeError(f"{op}: backend {wanted!r} cannot run here: {why}")
     return wanted
+
+
+def hand_over(op: str, part: str) -> Callable:
+    """A function whose last argument names a backend of `op`; the others go to that backend's `part`."""
+
+    def run(*arguments):
+        *inputs, name = arguments
+        return getattr(load(op, name), part)(*inputs)
+
+    return run
 
 
 @cache

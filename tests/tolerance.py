@@ -1,7 +1,7 @@
 """The one tolerance: at most twice as wrong as PyTorch computed in float32 and rounded to the dtype.
 
-An error is the largest one in the tensor, in ulps of its largest element, averaged over a few draws: among few numbers
-one draw says little, and PyTorch's error may be zero by luck.
+An error is the largest one in the tensor, in ulps of its largest element, averaged over a few draws: among
+few numbers one draw says little, and PyTorch's error may be zero by luck.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,9 @@ def assert_agrees(op: Callable, reference: Callable, **inputs: object) -> None:
         )
         assert got.keys() == truth.keys()
         for what, x in got.items():
-            assert x.shape == truth[what].shape, f"{what}: {tuple(x.shape)}, expected {tuple(truth[what].shape)}"
+            assert x.shape == truth[what].shape, (
+                f"{what}: {tuple(x.shape)}, expected {tuple(truth[what].shape)}"
+            )
             ulp = torch.finfo(x.dtype).eps * truth[what].abs().max().item()
             rounded = max_error(plain[what].to(x.dtype), truth[what])
             ulp = ulp or torch.finfo(x.dtype).tiny
@@ -38,8 +40,10 @@ def assert_agrees(op: Callable, reference: Callable, **inputs: object) -> None:
         assert error <= budget, f"{what}: {error:.2f} ulps, budget {budget:.2f} ({x.dtype}, {tuple(x.shape)})"
 
 
-def outputs_and_grads(op: Callable, inputs: dict, cast: Callable[[Tensor], Tensor], draw: int) -> dict[str, Tensor]:
-    """Run `op` forward, and backward from random cotangents, on the draw's inputs, the same whatever the dtype."""
+def outputs_and_grads(
+    op: Callable, inputs: dict, cast: Callable[[Tensor], Tensor], draw: int
+) -> dict[str, Tensor]:
+    """Run `op` on the draw's inputs, and backward from random cotangents, the same whatever the dtype."""
     generator = torch.Generator().manual_seed(draw)
     drawn = {name: drawn_leaf(x, generator, cast) for name, x in inputs.items()}
     out = op(**drawn)
@@ -54,7 +58,7 @@ def outputs_and_grads(op: Callable, inputs: dict, cast: Callable[[Tensor], Tenso
 
 
 def drawn_leaf(x: object, generator: torch.Generator, cast: Callable[[Tensor], Tensor]) -> object:
-    """A floating tensor times noise between 0.5 and 1.5, so that signs and zeros stay; anything else as it is."""
+    """A floating tensor times noise from 0.5 to 1.5, so that signs and zeros stay; anything else as it is."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         return x
     noise = 0.5 + torch.rand(x.shape, generator=generator).to(x.dtype)

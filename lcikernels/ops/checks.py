@@ -1,4 +1,4 @@
-"""The only place in Python that says no. Every refusal names the op, the argument, what was expected and what it got."""
+"""The only place in Python that says no: which op, which argument, what was expected, what came."""
 
 from typing import NoReturn
 
@@ -27,9 +27,19 @@ def shape(op: str, argument: str, x: Tensor, axes: str, sizes: dict[str, int]) -
     for axis, name in enumerate(names):
         size = x.shape[axis]
         if name in sizes and sizes[name] != size:
-            refuse(op, argument, f"{layout} with {name}={sizes[name]}", f"{size} on axis {axis} of shape {tuple(x.shape)}")
+            refuse(
+                op,
+                argument,
+                f"{layout} with {name}={sizes[name]}",
+                f"{size} on axis {axis} of shape {tuple(x.shape)}",
+            )
         if size == 0 and name not in sizes:
-            refuse(op, argument, f"{layout} with {name} at least 1", f"0 on axis {axis} of shape {tuple(x.shape)}")
+            refuse(
+                op,
+                argument,
+                f"{layout} with {name} at least 1",
+                f"0 on axis {axis} of shape {tuple(x.shape)}",
+            )
         sizes[name] = size
 
 
@@ -56,7 +66,7 @@ def full_precision(op: str, like: Tensor, **tensors: Tensor | None) -> None:
     """The named tensors must be float32 (float64 where `like` is), on the device of `like`."""
     for name, x in tensors.items():
         if x is not None and x.dtype != inner(like):
-            refuse(op, name, f"{inner(like)} where the activations are {like.dtype}", x.dtype)
+            refuse(op, name, f"{inner(like)} for {like.dtype} activations", x.dtype)
     same_device(op, _=like, **tensors)
 
 
@@ -81,7 +91,7 @@ def divides(op: str, argument: str, part: int, whole: int, what: str) -> None:
 
 
 def packing(op: str, cu_seqlens: Tensor | None, like: Tensor) -> int | None:
-    """`cu_seqlens` must be int32 [N+1] with `like` [1, T, ...]; returns N. Its values wait for `boundaries`."""
+    """`cu_seqlens` must be int32 [N+1] with `like` [1, T, ...]; returns N. `boundaries` checks the values."""
     if cu_seqlens is None:
         return None
     if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1:

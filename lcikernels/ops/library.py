@@ -1,18 +1,20 @@
 """Entering an op in torch's dispatcher: schema, implementation, fake, autograd formula.
 
-`Library.define` and not `torch.library.custom_op`: 39 against 55 us a call without gradients, 64 against 102 with, and
-no 1.6 s import of the compiler on the first call.
+`Library.define` and not `torch.library.custom_op`: 39 against 55 us a call without gradients, 64 against 102
+with, and no 1.6 s import of the compiler on the first call.
 """
 
 from collections.abc import Callable
 
 import torch
 
-LIBRARY = torch.library.Library("lcikernels", "FRAGMENT")  # an op lives as long as the Library that defined it
+LIBRARY = torch.library.Library(
+    "lcikernels", "FRAGMENT"
+)  # an op lives as long as the Library that defined it
 
 
 def define(schema: str, impl: Callable, fake: Callable) -> None:
-    """Register `lcikernels::<schema>` for every device; `fake` gives the outputs' shapes without computing them."""
+    """Register `lcikernels::<schema>` for every device; `fake` gives the shapes without computing."""
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, impl, "CompositeExplicitAutograd")
@@ -20,7 +22,7 @@ def define(schema: str, impl: Callable, fake: Callable) -> None:
 
 
 def differentiate(name: str, backward: Callable, setup_context: Callable) -> None:
-    """Give `lcikernels::<name>` its autograd formula. Gradients of outputs that nobody used arrive as None."""
+    """Give `lcikernels::<name>` its formula. Gradients of outputs that nobody used arrive as None."""
 
     def setup(ctx, inputs, output):
         ctx.set_materialize_grads(False)
@@ -30,7 +32,7 @@ def differentiate(name: str, backward: Callable, setup_context: Callable) -> Non
 
 
 def refuse_gradients(name: str) -> None:
-    """Make differentiating `lcikernels::<name>` an error; without a formula PyTorch would record its inner steps."""
+    """Make differentiating `lcikernels::<name>` an error; without it PyTorch would record the inner steps."""
 
     def backward(ctx, *grads):
         raise RuntimeError(f"{name}: it has no gradient of its own; second derivatives are not supported")

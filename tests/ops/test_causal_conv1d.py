@@ -58,7 +58,9 @@ def test_decoding_step_by_step_equals_the_whole_sequence():
     def by_steps(x, weight, bias, initial_state, return_final_state, activation):
         state = initial_state.clone()
         options = dict(state=state, activation=activation)
-        return torch.stack([causal_conv1d_step(x_t, weight, bias, **options) for x_t in x.unbind(1)], 1), state
+        return torch.stack(
+            [causal_conv1d_step(x_t, weight, bias, **options) for x_t in x.unbind(1)], 1
+        ), state
 
     assert_agrees(by_steps, reference, **whole, activation="silu")
 

@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import lcikernels
+from lcikernels.backends import TABLES
 from lcikernels.ops import (
     causal_conv1d,
     causal_conv1d_step,
@@ -41,8 +42,10 @@ def raw_calls():
     x, dt, a, b, c = leaf(2, 5, 4), leaf(2, 5, 4), rate(4, 3), leaf(2, 5, 3), leaf(2, 5, 3)
     bare = (x, dt, a, b, c, None, None, None, True, None, None, 16, "torch")
     yield "selective_scan", OPS.selective_scan, bare
-    full = (x, dt, a, b, c, leaf(4), leaf(2, 5, 4), leaf(4), True, leaf(2, 4, 3), None, 16, "torch")
-    yield "selective_scan, everything", OPS.selective_scan, full
+    for name, backend in TABLES["selective_scan"].items():
+        if backend.why_not(x) is None:
+            full = (x, dt, a, b, c, leaf(4), leaf(2, 5, 4), leaf(4), True, leaf(2, 4, 3), None)
+            yield f"selective_scan by {name}", OPS.selective_scan, (*full, backend.checkpoint_every, name)
     row = (leaf(1, 5, 4), leaf(1, 5, 4), a, leaf(1, 5, 2, 3), leaf(1, 5, 2, 3))
     row = (*row, None, None, None, True, leaf(2, 4, 3), packed(0, 2, 5), 16, "torch")
     yield "selective_scan, packed", OPS.selective_scan, row
@@ -76,7 +79,16 @@ def test_the_ops_compile_into_one_graph_with_gradients():
         o = retention(heads, heads, heads, log_decay).flatten(2)
         return gated_rms_norm(o, z).sum() + h.sum()
 
-    inputs = (leaf(2, 6, 8), leaf(2, 6, 8), rate(8, 3), leaf(2, 6, 3), leaf(2, 6, 3), leaf(2, 6, 8), leaf(8, 4), rate(2))
+    inputs = (
+        leaf(2, 6, 8),
+        leaf(2, 6, 8),
+        rate(8, 3),
+        leaf(2, 6, 3),
+        leaf(2, 6, 3),
+        leaf(2, 6, 8),
+        leaf(8, 4),
+        rate(2),
+    )
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     expected = torch.autograd.grad(block(*inputs), inputs)
     for got, want in zip(torch.autograd.grad(compiled(*inputs), inputs), expected):
@@ -90,7 +102,14 @@ def test_the_steps_compile_into_one_graph_and_update_the_state():
         return o, y, causal_conv1d_step(x, weight, state=states[2])
 
     torch.compiler.reset()
-    inputs = (torch.randn(2, 2, 4), -torch.rand(2), torch.randn(2, 8), -torch.rand(8, 3), torch.randn(2, 3), torch.randn(8, 4))
+    inputs = (
+        torch.randn(2, 2, 4),
+        -torch.rand(2),
+        torch.randn(2, 8),
+        -torch.rand(8, 3),
+        torch.randn(2, 3),
+        torch.randn(8, 4),
+    )
     states = torch.randn(2, 2, 4, 4), torch.randn(2, 8, 3), torch.randn(2, 8, 3)
     twins = tuple(state.clone() for state in states)
     expected = steps(*inputs, twins)
@@ -104,7 +123,9 @@ def test_the_flop_counter_sees_forward_and_backward():
         retention(leaf(B, T, 1, K), leaf(B, T, H, K), leaf(B, T, H, V), rate(H)).sum().backward()
     assert counter.get_total_flops() == 2 * B * T * H * K * V * (2 + 5)
     with FlopCounterMode(display=False) as counter:
-        scan = selective_scan(leaf(B, T, D), leaf(B, T, D), rate(D, N), leaf(B, T, N), leaf(B, T, N), backend="torch")
+        scan = selective_scan(
+            leaf(B, T, D), leaf(B, T, D), rate(D, N), leaf(B, T, N), leaf(B, T, N), backend="torch"
+        )
         scan.sum().backward()
     assert counter.get_total_flops() == 2 * B * T * D * N * (3 + 10)
     with FlopCounterMode(display=False) as counter:

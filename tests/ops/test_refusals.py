@@ -47,7 +47,7 @@ REFUSALS = {
     ),
     "a 16-bit decay": (
         lambda: retention(q(), q(), q(), DECAY.half()),
-        "retention: log_decay must be torch.float32 where the activations are torch.float32, got torch.float16",
+        "retention: log_decay must be torch.float32 for torch.float32 activations, got torch.float16",
     ),
     "another device": (
         lambda: retention(q(), q(), q(device="meta"), DECAY),
@@ -106,7 +106,9 @@ def test_refusal(call, sentence):
 @pytest.mark.parametrize("bounds", [(1, 5), (0, 4), (0, 4, 2, 5)], ids=["late start", "early end", "falling"])
 def test_cu_seqlens_that_do_not_cover_the_row_are_refused(bounds):
     calls = {
-        "retention": lambda: retention(q(1, 5, 4, 8), q(1, 5, 4, 8), q(1, 5, 4, 8), DECAY, cu_seqlens=cu(*bounds)),
+        "retention": lambda: retention(
+            q(1, 5, 4, 8), q(1, 5, 4, 8), q(1, 5, 4, 8), DECAY, cu_seqlens=cu(*bounds)
+        ),
         "causal_conv1d": lambda: causal_conv1d(q(1, 5, 8), q(8, 4), cu_seqlens=cu(*bounds)),
         "selective_scan": lambda: selective_scan(
             q(1, 5, 8), q(1, 5, 8), q(8, 2), q(1, 5, 2), q(1, 5, 2), cu_seqlens=cu(*bounds), backend="torch"
@@ -115,7 +117,10 @@ def test_cu_seqlens_that_do_not_cover_the_row_are_refused(bounds):
     for op, call in calls.items():
         with pytest.raises(ValueError) as refused:
             call()
-        assert str(refused.value) == f"{op}: cu_seqlens must be 0 first, T=5 last and never falling, got {list(bounds)}"
+        assert (
+            str(refused.value)
+            == f"{op}: cu_seqlens must be 0 first, T=5 last and never falling, got {list(bounds)}"
+        )
 
 
 def test_a_backend_that_cannot_run_says_why_and_is_never_chosen_silently(monkeypatch):
@@ -123,7 +128,9 @@ def test_a_backend_that_cannot_run_says_why_and_is_never_chosen_silently(monkeyp
     monkeypatch.setitem(TABLES, "gated_rms_norm", {"triton": out_of_reach, **TABLES["gated_rms_norm"]})
     with pytest.raises(RuntimeError) as refused:
         gated_rms_norm(q(3, 8), backend="triton")
-    assert str(refused.value) == "gated_rms_norm: backend 'triton' cannot run here: it needs a GPU, x is on cpu"
+    assert (
+        str(refused.value) == "gated_rms_norm: backend 'triton' cannot run here: it needs a GPU, x is on cpu"
+    )
     assert gated_rms_norm(q(3, 8)).shape == (3, 8)
 
 

@@ -28,7 +28,9 @@ def test_outputs_and_all_gradients_are_as_exact_as_the_reference(shape, per_toke
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_inputs_are_computed_in_float32(dtype):
-    assert_agrees(retention, reference, **inputs(*RETENTION["many chunks, padded"], per_token=True, dtype=dtype))
+    assert_agrees(
+        retention, reference, **inputs(*RETENTION["many chunks, padded"], per_token=True, dtype=dtype)
+    )
 
 
 @pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
@@ -59,7 +61,10 @@ def test_scale_is_the_callers_to_choose():
 
 
 def test_without_states_and_with_a_fixed_decay_only_q_k_v_get_gradients():
-    fixed = inputs(*RETENTION["one token past a chunk"]) | {"return_final_state": False, "initial_state": None}
+    fixed = inputs(*RETENTION["one token past a chunk"]) | {
+        "return_final_state": False,
+        "initial_state": None,
+    }
     fixed["log_decay"] = fixed["log_decay"].detach()
     assert_agrees(retention, reference, **fixed)
 
@@ -86,7 +91,9 @@ def test_two_halves_with_the_state_carried_over_equal_the_whole():
 
 @pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
 def test_decoding_step_by_step_equals_the_whole_sequence(per_token):
-    whole = {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in inputs(2, 9, 4, 1, 2, 8, 4).items()}
+    whole = {
+        k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in inputs(2, 9, 4, 1, 2, 8, 4).items()
+    }
     if per_token:
         whole["log_decay"] = -torch.rand(2, 9, 4)
 

@@ -4,6 +4,7 @@ from shapes import PACKED, SELECTIVE_SCAN
 from tolerance import assert_agrees
 
 from lcikernels import selective_scan, selective_scan_step
+from lcikernels.backends import TABLES
 from lcikernels.ops.selective_scan.reference import selective_scan as reference
 
 
@@ -32,9 +33,11 @@ def inputs(B, T, D, N, G=None, *, S=None, dtype=torch.float32):
     }
 
 
-@pytest.fixture(params=["torch"])
+@pytest.fixture(params=TABLES["selective_scan"])
 def scan(request):
-    """The op on one backend."""
+    """The op on each backend."""
+    if why := TABLES["selective_scan"][request.param].why_not(torch.empty(1)):
+        pytest.skip(why)
 
     def on_backend(**arguments):
         return selective_scan(**arguments, backend=request.param)
@@ -91,7 +94,9 @@ def test_two_halves_with_the_state_carried_over_equal_the_whole(scan):
 
 @pytest.mark.parametrize("G", [None, 2])
 def test_decoding_step_by_step_equals_the_whole_sequence(G):
-    whole = {name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in inputs(2, 9, 4, 3, G).items()}
+    whole = {
+        name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in inputs(2, 9, 4, 3, G).items()
+    }
 
     def by_steps(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, return_final_state):
         state = initial_state.clone()

@@ -33,14 +33,14 @@ def causal_conv1d(
 
         y[t] = activation(bias + sum_{w<W} weight[:, w] * x[t - (W-1) + w])
 
-    x [B, T, D] float32, float64, bfloat16 or float16; weight [D, W], bias [D] of any floating dtype; activation None or
-    "silu". initial_state [B, D, W-1] float32 (float64 where x is): the tokens before the first, the latest last; zeros
-    unless given. cu_seqlens int32 [N+1], B = 1: sequence n is tokens cu_seqlens[n] to cu_seqlens[n+1]; states are
-    [N, D, W-1].
+    x [B, T, D] float32, float64, bfloat16 or float16; weight [D, W], bias [D] of any floating dtype;
+    activation None or "silu". initial_state [B, D, W-1] float32 (float64 where x is): the tokens before the
+    first, the latest last; zeros unless given. cu_seqlens int32 [N+1], B = 1: sequence n is tokens
+    cu_seqlens[n] to cu_seqlens[n+1]; states are [N, D, W-1].
 
-    Returns y [B, T, D] in x's dtype, with return_final_state also the last W-1 tokens [B or N, D, W-1]. Gradients reach
-    every floating argument, from y and from the final state.
-    Raises ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run.
+    Returns y [B, T, D] in x's dtype, with return_final_state also the last W-1 tokens [B or N, D, W-1].
+    Gradients reach every floating argument, from y and from the final state. Raises ValueError where a shape,
+    dtype or device does not fit, RuntimeError where `backend` cannot run.
     """
     sizes: dict[str, int] = {}
     checks.shape(OP, "x", x, "B T D", sizes)
@@ -52,11 +52,15 @@ def causal_conv1d(
         checks.shape(OP, "initial_state", initial_state, axes, {**sizes, "N": S})
         checks.full_precision(OP, x, initial_state=initial_state)
     name = backends.choose(OP, backend, x)
-    y, state = torch.ops.lcikernels.causal_conv1d(x, weight, bias, activation, initial_state, cu_seqlens, name)
+    y, state = torch.ops.lcikernels.causal_conv1d(
+        x, weight, bias, activation, initial_state, cu_seqlens, name
+    )
     return (y, state) if return_final_state else y
 
 
-def check(op, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, sizes: dict[str, int]) -> None:
+def check(
+    op, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, sizes: dict[str, int]
+) -> None:
     """Refuse what does not fit x [..., D]; enters W and W-1 in `sizes`."""
     checks.shape(op, "weight", weight, "D W", sizes)
     if bias is not None:
@@ -64,10 +68,6 @@ def check(op, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | 
     checks.parameters(op, x, weight=weight, bias=bias)
     checks.one_of(op, "activation", activation, (None, "silu"))
     sizes["W-1"] = sizes["W"] - 1
-
-
-def _forward(x, weight, bias, activation, initial_state, cu_seqlens, backend):
-    return backends.load(OP, backend).forward(x, weight, bias, activation, initial_state, cu_seqlens)
 
 
 def _state_fake(x, weight, cu_seqlens):
@@ -79,26 +79,22 @@ def _forward_fake(x, weight, bias, activation, initial_state, cu_seqlens, backen
     return x.new_empty(x.shape), _state_fake(x, weight, cu_seqlens)
 
 
-def _backward(grad_y, grad_state, x, weight, bias, activation, initial_state, cu_seqlens, backend):
-    compute = backends.load(OP, backend).backward
-    return compute(grad_y, grad_state, x, weight, bias, activation, initial_state, cu_seqlens)
-
-
 def _backward_fake(grad_y, grad_state, x, weight, bias, activation, initial_state, cu_seqlens, backend):
     dbias = x.new_empty(0, dtype=checks.inner(x)) if bias is None else bias.new_empty(bias.shape)
     return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias, _state_fake(x, weight, cu_seqlens)
 
 
 define(
-    "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, str? activation, Tensor? initial_state, Tensor? cu_seqlens,"
-    " str backend) -> (Tensor, Tensor)",
-    _forward,
+    "causal_conv1d(Tensor x, Tensor weight, Tensor? bias, str? activation, Tensor? initial_state,"
+    " Tensor? cu_seqlens, str backend) -> (Tensor, Tensor)",
+    backends.hand_over(OP, "forward"),
     _forward_fake,
 )
 define(
-    "causal_conv1d_backward(Tensor grad_y, Tensor? grad_state, Tensor x, Tensor weight, Tensor? bias, str? activation,"
-    " Tensor? initial_state, Tensor? cu_seqlens, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    _backward,
+    "causal_conv1d_backward(Tensor grad_y, Tensor? grad_state, Tensor x, Tensor weight, Tensor? bias,"
+    " str? activation, Tensor? initial_state, Tensor? cu_seqlens, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    backends.hand_over(OP, "backward"),
     _backward_fake,
 )
 

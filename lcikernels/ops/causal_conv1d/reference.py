@@ -27,7 +27,7 @@ def causal_conv1d(
         y, states = torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts])
         return (y, states) if return_final_state else y
 
-    (B, T, D), W = x.shape, weight.shape[1]
+    (B, _, D), W = x.shape, weight.shape[1]
     window = x.new_zeros(B, D, W - 1) if initial_state is None else initial_state
     out = []
     for x_t in x.unbind(1):

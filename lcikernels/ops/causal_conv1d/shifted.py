@@ -63,7 +63,12 @@ def backward(
     dweight = torch.stack([(dy * past[:, i : i + T]).sum((0, 1)) for i in range(W)], 1)
     dbias = dy.new_empty(0) if bias is None else dy.sum((0, 1)).to(bias.dtype)
     dx = dpast[:, W - 1 :].to(x.dtype, copy=True, memory_format=torch.contiguous_format)
-    return dx, dweight.to(weight.dtype), dbias, dpast[:, : W - 1].mT.clone(memory_format=torch.contiguous_format)
+    return (
+        dx,
+        dweight.to(weight.dtype),
+        dbias,
+        dpast[:, : W - 1].mT.clone(memory_format=torch.contiguous_format),
+    )
 
 
 def sequences(cu_seqlens: Tensor, T: int, initial_state: Tensor | None) -> list[tuple[slice, Tensor | None]]:

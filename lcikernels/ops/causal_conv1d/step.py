@@ -66,7 +66,8 @@ def _step_fake(x, weight, bias, activation, state, backend):
 
 
 define(
-    "causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, str? activation, Tensor(a!) state, str backend) -> Tensor",
+    "causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, str? activation, Tensor(a!) state,"
+    " str backend) -> Tensor",
     _step,
     _step_fake,
 )

@@ -29,9 +29,10 @@ def gated_rms_norm(
 
         y = x / sqrt(mean(x²) + eps) * weight * silu(gate)
 
-    x [..., D] and gate of the same shape share one dtype: float32, float64, bfloat16 or float16; weight [D] of any
-    floating dtype; a missing gate or weight is left out of the product. Returns y like x. Gradients reach x, gate, weight.
-    Raises ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run.
+    x [..., D] and gate of the same shape share one dtype: float32, float64, bfloat16 or float16; weight [D]
+    of any floating dtype; a missing gate or weight is left out of the product. Returns y like x. Gradients
+    reach x, gate, weight. Raises ValueError where a shape, dtype or device does not fit, RuntimeError where
+    `backend` cannot run.
     """
     sizes = {}
     axes = " ".join([*(f"axis{i}" for i in range(x.dim() - 1)), "D"])
@@ -45,16 +46,8 @@ def gated_rms_norm(
     return torch.ops.lcikernels.gated_rms_norm(x, gate, weight, eps, backends.choose(OP, backend, x))
 
 
-def _forward(x, gate, weight, eps, backend):
-    return backends.load(OP, backend).forward(x, gate, weight, eps)
-
-
 def _forward_fake(x, gate, weight, eps, backend):
     return x.new_empty(x.shape)
-
-
-def _backward(grad_y, x, gate, weight, eps, backend):
-    return backends.load(OP, backend).backward(grad_y, x, gate, weight, eps)
 
 
 def _backward_fake(grad_y, x, gate, weight, eps, backend):
@@ -62,12 +55,14 @@ def _backward_fake(grad_y, x, gate, weight, eps, backend):
 
 
 define(
-    "gated_rms_norm(Tensor x, Tensor? gate, Tensor? weight, float eps, str backend) -> Tensor", _forward, _forward_fake
+    "gated_rms_norm(Tensor x, Tensor? gate, Tensor? weight, float eps, str backend) -> Tensor",
+    backends.hand_over(OP, "forward"),
+    _forward_fake,
 )
 define(
     "gated_rms_norm_backward(Tensor grad_y, Tensor x, Tensor? gate, Tensor? weight, float eps, str backend)"
     " -> (Tensor, Tensor, Tensor)",
-    _backward,
+    backends.hand_over(OP, "backward"),
     _backward_fake,
 )
 
@@ -80,7 +75,9 @@ def _setup(ctx, inputs, output):
 def _autograd(ctx, grad_y):
     x, gate, weight = ctx.saved_tensors
     grad_y = torch.zeros_like(x) if grad_y is None else grad_y
-    dx, dgate, dweight = torch.ops.lcikernels.gated_rms_norm_backward(grad_y, x, gate, weight, ctx.eps, ctx.backend)
+    dx, dgate, dweight = torch.ops.lcikernels.gated_rms_norm_backward(
+        grad_y, x, gate, weight, ctx.eps, ctx.backend
+    )
     return dx, None if gate is None else dgate, None if weight is None else dweight, None, None
 
 

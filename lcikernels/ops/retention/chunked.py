@@ -1,12 +1,13 @@
 """Retention in plain torch, chunk by chunk; it saves nothing and recomputes the states in the backward pass.
 
-Inside a chunk retention is a masked matrix product; a state per chunk carries the past. With A the running sum of
-log_decay inside the chunk and S the state that enters it:
+Inside a chunk retention is a masked matrix product; a state per chunk carries the past. With A the running
+sum of log_decay inside the chunk and S the state that enters it:
 
     P = (q k^T) * exp(A[t] - A[s]) for s <= t        o = P v + exp(A) q . S
     S' = exp(A[end]) S + (exp(A[end] - A) k)^T v
 
-Every exponent is <= 0. Tensors lead with the chunk, [NC, B, H, C, *], so that one chunk's states are contiguous.
+Every exponent is <= 0. Tensors lead with the chunk, [NC, B, H, C, *], so that one chunk's states are
+contiguous.
 """
 
 from typing import NamedTuple
@@ -67,7 +68,9 @@ def backward(
         bounds = boundaries("retention", cu_seqlens, q.shape[1])
         per_token = log_decay.expand(1, q.shape[1], log_decay.shape[-1])
         grad_o, *padded = (unpack(x, bounds) for x in (grad_o, q, k, v, per_token))
-        *grads, grad_initial = backward(grad_o, grad_state, *padded, scale, initial_state, None, need_log_decay)
+        *grads, grad_initial = backward(
+            grad_o, grad_state, *padded, scale, initial_state, None, need_log_decay
+        )
         dq, dk, dv = (pack(x, bounds) for x in grads[:3])
         dlog_decay = pack(grads[3], bounds) if need_log_decay else grads[3]
         if need_log_decay and log_decay.dim() == 1:
@@ -87,7 +90,8 @@ def backward(
     dk = (c.v @ dstates[1:].mT).mul_(c.until_end)
     dlog_decay = q.new_zeros(1, dtype=c.q.dtype)
     if need_log_decay:
-        # The decay of token r weighs every pair s < r <= t: sums of its pairs only, never a difference of larger sums.
+        # The decay of token r weighs every pair s < r <= t: sums of its pairs only, never a difference of
+        # larger sums.
         pairs = (scores * dscores).tril_(-1)
         d = pad(pairs.cumsum(-1).tril_(-1).sum(-2)[..., :-1], (1, 0))
         d += (c.q * dq).sum(-1).flip(-1).cumsum(-1).flip(-1)  # state -> tokens t >= r
@@ -121,11 +125,12 @@ class Chunks(NamedTuple):
 
 
 def chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, scale: float) -> Chunks:
-    """Cut the inputs; shared heads are repeated. Decays of one rate per head are kept once for the whole batch."""
+    """Cut the inputs and repeat shared heads. One rate per head: one set of decays for the whole batch."""
     T, H, dtype = q.shape[1], max(q.shape[2], k.shape[2], v.shape[2]), inner(q)
     C = chunk_size(T)
     rates = log_decay.expand(1, T, H) if log_decay.dim() == 1 else log_decay
-    # float64: where a token in the chunk decays by exp(-100), float32 sums leave an error of 1e-5 in its neighbours.
+    # float64: where a token in the chunk decays by exp(-100), float32 sums leave an error of 1e-5 in its
+    # neighbours.
     A = chunk(rates[..., None], H, C, torch.float64).cumsum(-2)
     later = torch.ones(C, C, dtype=torch.bool, device=q.device).triu_(1)
     return Chunks(

@@ -35,18 +35,17 @@ def retention(
         S[t] = exp(log_decay[t]) * S[t-1] + k[t] ⊗ v[t]
         o[t] = scale * q[t] · S[t]
 
-    q [B, T, Hq, K], k [B, T, Hk, K], v [B, T, Hv, V] share one dtype: float32, float64, bfloat16 or float16. With
-    H = max(Hq, Hk, Hv), each count divides H and head h reads head h // (H // Hx).
-    log_decay, float32, each <= 0 (not checked: it would wait for the device): [H], one rate per head (RetNet), or
-    [B, T, H], one per token (Mamba-2, simple GLA). scale: K ** -0.5 unless given.
-    initial_state [B, H, K, V] float32, zeros unless given.
-    cu_seqlens int32 [N+1], B = 1: sequence n is tokens cu_seqlens[n] to cu_seqlens[n+1]; states are [N, H, K, V].
-    Where q is float64, log_decay and the states are too.
+    q [B, T, Hq, K], k [B, T, Hk, K], v [B, T, Hv, V] share one dtype: float32, float64, bfloat16 or float16.
+    With H = max(Hq, Hk, Hv), each count divides H and head h reads head h // (H // Hx). log_decay, float32,
+    each <= 0 (not checked: it would wait for the device): [H], one rate per head (RetNet), or [B, T, H], one
+    per token (Mamba-2, simple GLA). scale: K ** -0.5 unless given. initial_state [B, H, K, V] float32, zeros
+    unless given. cu_seqlens int32 [N+1], B = 1: sequence n is tokens cu_seqlens[n] to cu_seqlens[n+1]; states
+    are [N, H, K, V]. Where q is float64, log_decay and the states are too.
 
-    Returns o [B, T, H, V] in v's dtype, with return_final_state also S[T] [B or N, H, K, V]. Gradients reach q, k, v,
-    log_decay and initial_state, from o and from S[T].
-    Raises ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run.
-    Sun et al. 2023 (RetNet), eq. 6; Dao and Gu 2024 (Mamba-2) for the rate per token.
+    Returns o [B, T, H, V] in v's dtype, with return_final_state also S[T] [B or N, H, K, V]. Gradients reach
+    q, k, v, log_decay and initial_state, from o and from S[T]. Raises ValueError where a shape, dtype or
+    device does not fit, RuntimeError where `backend` cannot run. Sun et al. 2023 (RetNet), eq. 6; Dao and Gu
+    2024 (Mamba-2) for the rate per token.
     """
     sizes = check(q, k, v, log_decay, "B T H")
     N = checks.packing(OP, cu_seqlens, q)
@@ -73,15 +72,13 @@ def check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, per_token: str, op
     return sizes
 
 
-def check_state(q: Tensor, state: Tensor | None, name: str, axes: str, sizes: dict[str, int], op: str = OP) -> None:
+def check_state(
+    q: Tensor, state: Tensor | None, name: str, axes: str, sizes: dict[str, int], op: str = OP
+) -> None:
     """Refuse a state that does not fit."""
     if state is not None:
         checks.shape(op, name, state, axes, sizes)
         checks.full_precision(op, q, **{name: state})
-
-
-def _forward(q, k, v, log_decay, scale, initial_state, cu_seqlens, backend):
-    return backends.load(OP, backend).forward(q, k, v, log_decay, scale, initial_state, cu_seqlens)
 
 
 def _forward_fake(q, k, v, log_decay, scale, initial_state, cu_seqlens, backend):
@@ -91,29 +88,23 @@ def _forward_fake(q, k, v, log_decay, scale, initial_state, cu_seqlens, backend)
     return v.new_empty(B, T, H, V), q.new_empty(N, H, K, V, dtype=checks.inner(q))
 
 
-def _backward(grad_o, grad_state, q, k, v, log_decay, scale, initial_state, cu_seqlens, need_log_decay, backend):
-    return backends.load(OP, backend).backward(
-        grad_o, grad_state, q, k, v, log_decay, scale, initial_state, cu_seqlens, need_log_decay
-    )
-
-
-def _backward_fake(grad_o, grad_state, q, k, v, log_decay, scale, initial_state, cu_seqlens, need_log_decay, backend):
-    state = _forward_fake(q, k, v, log_decay, scale, initial_state, cu_seqlens, backend)[1]
+def _backward_fake(grad_o, grad_state, q, k, v, log_decay, scale, state, cu_seqlens, need_log_decay, backend):
+    state = _forward_fake(q, k, v, log_decay, scale, state, cu_seqlens, backend)[1]
     dlog_decay = log_decay.new_empty(log_decay.shape if need_log_decay else 1)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dlog_decay, state
 
 
 define(
-    "retention(Tensor q, Tensor k, Tensor v, Tensor log_decay, float scale, Tensor? initial_state, Tensor? cu_seqlens,"
-    " str backend) -> (Tensor, Tensor)",
-    _forward,
+    "retention(Tensor q, Tensor k, Tensor v, Tensor log_decay, float scale, Tensor? initial_state,"
+    " Tensor? cu_seqlens, str backend) -> (Tensor, Tensor)",
+    backends.hand_over(OP, "forward"),
     _forward_fake,
 )
 define(
-    "retention_backward(Tensor grad_o, Tensor? grad_state, Tensor q, Tensor k, Tensor v, Tensor log_decay, float scale,"
-    " Tensor? initial_state, Tensor? cu_seqlens, bool need_log_decay, str backend)"
+    "retention_backward(Tensor grad_o, Tensor? grad_state, Tensor q, Tensor k, Tensor v, Tensor log_decay,"
+    " float scale, Tensor? initial_state, Tensor? cu_seqlens, bool need_log_decay, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward,
+    backends.hand_over(OP, "backward"),
     _backward_fake,
 )
 
@@ -128,7 +119,17 @@ def _autograd(ctx, grad_o, grad_state):
     q, k, v, log_decay, initial_state, cu_seqlens = ctx.saved_tensors
     grad_o = v.new_zeros(ctx.o_like) if grad_o is None else grad_o
     dq, dk, dv, dlog_decay, dstate = torch.ops.lcikernels.retention_backward(
-        grad_o, grad_state, q, k, v, log_decay, ctx.scale, initial_state, cu_seqlens, ctx.needs_input_grad[3], ctx.backend
+        grad_o,
+        grad_state,
+        q,
+        k,
+        v,
+        log_decay,
+        ctx.scale,
+        initial_state,
+        cu_seqlens,
+        ctx.needs_input_grad[3],
+        ctx.backend,
     )
     dlog_decay = dlog_decay if ctx.needs_input_grad[3] else None
     return dq, dk, dv, dlog_decay, None, None if initial_state is None else dstate, None, None
@@ -138,8 +139,9 @@ differentiate(OP, _autograd, _setup)
 refuse_gradients("retention_backward")
 
 
-# Counted as the recurrence, whatever the backend does: the state takes k ⊗ v (K V multiply-adds a token and head) and
-# q reads it (K V). The backward recomputes the state and has two products for each of the two: 5 K V.
+# Counted as the recurrence, whatever the backend does: the state takes k ⊗ v (K V multiply-adds a token and
+# head) and q reads it (K V). The backward recomputes the state and has two products for each of the two: 5 K
+# V.
 @register_flop_formula(torch.ops.lcikernels.retention)
 def _flops(q, k, v, *args, **kwargs) -> int:
     B, T, Hq, K = q

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from ... import backends
-from .. import checks
 from ..library import define
 from .op import check, check_state
 
@@ -32,9 +31,10 @@ def retention_step(
 
         state <- exp(log_decay) * state + k ⊗ v;   o = scale * q · state
 
-    q [B, Hq, K], k [B, Hk, K], v [B, Hv, V], log_decay [H] or [B, H], state [B, H, K, V] float32; dtypes, shared heads
-    and scale as in `retention`. Returns o [B, H, V] in v's dtype. For decoding: it has no gradient.
-    Raises ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run.
+    q [B, Hq, K], k [B, Hk, K], v [B, Hv, V], log_decay [H] or [B, H], state [B, H, K, V] float32; dtypes,
+    shared heads and scale as in `retention`. Returns o [B, H, V] in v's dtype. For decoding: it has no
+    gradient. Raises ValueError where a shape, dtype or device does not fit, RuntimeError where `backend`
+    cannot run.
     """
     sizes = check(q, k, v, log_decay, "B H", OP)
     check_state(q, state, "state", "B H K V", sizes, OP)
@@ -62,7 +62,8 @@ def _step_fake(q, k, v, log_decay, state, scale, backend):
 
 
 define(
-    "retention_step(Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor(a!) state, float scale, str backend) -> Tensor",
+    "retention_step(Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor(a!) state, float scale,"
+    " str backend) -> Tensor",
     _step,
     _step_fake,
 )

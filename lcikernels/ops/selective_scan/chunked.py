@@ -1,8 +1,8 @@
 """The selective scan in plain torch: step by step over chunks of tokens, so that no [B, T, D, N] ever exists.
 
-Time leads and channels are last. With the D channels in G groups of P, a chunk's states are [C, B, G, N, P]: a step is
-one `addcmul_` on a contiguous slab, and nothing else is done step by step. The forward pass writes the state that enters
-each chunk; the backward pass recomputes the others from it.
+Time leads and channels are last. With the D channels in G groups of P, a chunk's states are [C, B, G, N, P]:
+a step is one `addcmul_` on a contiguous slab, and nothing else is done step by step. The forward pass writes
+the state that enters each chunk; the backward pass recomputes the others from it.
 """
 
 from itertools import pairwise
@@ -30,7 +30,7 @@ def forward(
     cu_seqlens: Tensor | None,
     every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [B, T, D], the final state [B or N, D, N], and the state that enters every `every`-th token (none where 0)."""
+    """y [B, T, D], the final state [B or S, D, N], the state that enters every `every`-th token (0: none)."""
     scan = Scan(x, dt, a, b, c, dt_bias, dt_softplus, initial_state, cu_seqlens, every or CHECKPOINT_EVERY)
     checkpoints = a.new_empty(-(-scan.T // every) if every else 0, *scan.initial.shape[1:])
     final = scan.initial.clone()
@@ -64,7 +64,7 @@ def backward(
     checkpoints: Tensor,
     every: int,
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty ones where the argument is missing."""
+    """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty for a missing argument."""
     scan = Scan(x, dt, a, b, c, dt_bias, dt_softplus, initial_state, cu_seqlens, every)
     checkpoints = checkpoints.view(-1, *scan.initial.shape[1:])
     dy = scan.time_first(grad_y)
@@ -81,7 +81,9 @@ def backward(
         decay, states = scan.states(tokens, h)
         if z is not None:
             torch.matmul(scan.c[tokens], states, out=y[tokens])
-        torch.matmul(dy[tokens], states.mT, out=dc[tokens])  # a row times a matrix: 9 times as fast as by a column
+        torch.matmul(
+            dy[tokens], states.mT, out=dc[tokens]
+        )  # a row times a matrix: 9 times as fast as by a column
         dstates = torch.mul(scan.c[tokens].mT, dy[tokens], out=dstates_buffer[: states.shape[0]])
         carried = scan.reverse(tokens, decay, dstates, carried, dinitial)
         torch.matmul(scan.inputs[tokens], dstates.mT, out=db[tokens])
@@ -125,9 +127,10 @@ def backward(
 class Scan:
     """The inputs laid out for the scan, and its two time loops.
 
-    x, step [T, B, G, 1, P], inputs = step * x, b, c [T, B, G, 1, N], a [G, N, P]. `initial` has a slab [B, G, N, P] for
-    each sequence of a packed row, or one slab for a whole batch; `first` and `last` lead from a token to its slab.
-    The two buffers [C, B, G, N, P] serve every chunk: fresh memory for each costs more than the arithmetic.
+    x, step [T, B, G, 1, P], inputs = step * x, b, c [T, B, G, 1, N], a [G, N, P]. `initial` has a slab [B, G,
+    N, P] for each sequence of a packed row, or one slab for a whole batch; `first` and `last` lead from a
+    token to its slab. The two buffers [C, B, G, N, P] serve every chunk: fresh memory for each costs more
+    than the arithmetic.
     """
 
     def __init__(self, x, dt, a, b, c, dt_bias, dt_softplus, initial_state, cu_seqlens, length):
@@ -167,7 +170,7 @@ class Scan:
         return state.flatten(0, 1).mT.flatten(1, 2).contiguous()
 
     def states(self, tokens: slice, h: Tensor, final: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Decays and states of the tokens, [C, B, G, N, P]; h enters; final states are written where asked."""
+        """Decays and states of the tokens, [C, B, G, N, P]; h enters; final states go where asked."""
         decay, states = self.buffers[:, : tokens.stop - tokens.start]
         torch.mul(self.step[tokens], self.a, out=decay).exp_()
         torch.mul(self.b[tokens].mT, self.inputs[tokens], out=states)
@@ -179,11 +182,13 @@ class Scan:
                 final[self.last[t]] = h
         return decay, states
 
-    def reverse(self, tokens: slice, decay: Tensor, dstates: Tensor, carried: Tensor, dinitial: Tensor) -> Tensor:
+    def reverse(
+        self, tokens: slice, decay: Tensor, dstates: Tensor, carried: Tensor, dinitial: Tensor
+    ) -> Tensor:
         """Complete dstates from the last token to the first.
 
-        `dinitial` comes with the gradients of the final states and leaves with those of the initial ones. Returns what
-        the token before these receives.
+        `dinitial` comes with the gradients of the final states and leaves with those of the initial ones.
+        Returns what the token before these receives.
         """
         following = None
         for t in reversed(range(tokens.start, tokens.stop)):

@@ -44,17 +44,15 @@ def selective_scan(
         h[t] = exp(dt[t] * a) * h[t-1] + dt[t] * x[t] * b[t]
         y[t] = (c[t] · h[t] + d * x[t]) * silu(z[t])
 
-    x, dt, z [B, T, D] and b, c [B, T, N] or [B, T, G, N] share one dtype: float32, float64, bfloat16 or float16. G
-    divides D and channel i reads group i // (D // G).
-    a [D, N] float32, negative where the state shall fade; d, dt_bias [D] of any floating dtype.
-    initial_state [B, D, N] float32, zeros unless given.
-    cu_seqlens int32 [S+1], B = 1: sequence s is tokens cu_seqlens[s] to cu_seqlens[s+1]; states are [S, D, N].
-    Where x is float64, a and the states are too.
+    x, dt, z [B, T, D] and b, c [B, T, N] or [B, T, G, N] share one dtype: float32, float64, bfloat16 or
+    float16. G divides D and channel i reads group i // (D // G). a [D, N] float32, negative where the state
+    shall fade; d, dt_bias [D] of any floating dtype. initial_state [B, D, N] float32, zeros unless given.
+    cu_seqlens int32 [S+1], B = 1: sequence s is tokens cu_seqlens[s] to cu_seqlens[s+1]; states are [S, D,
+    N]. Where x is float64, a and the states are too.
 
-    Returns y [B, T, D] in x's dtype, with return_final_state also h[T] [B or S, D, N]. Gradients reach every floating
-    argument, from y and from h[T].
-    Raises ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run.
-    Gu and Dao 2023 (Mamba), algorithm 2.
+    Returns y [B, T, D] in x's dtype, with return_final_state also h[T] [B or S, D, N]. Gradients reach every
+    floating argument, from y and from h[T]. Raises ValueError where a shape, dtype or device does not fit,
+    RuntimeError where `backend` cannot run. Gu and Dao 2023 (Mamba), algorithm 2.
     """
     sizes: dict[str, int] = {}
     checks.shape(OP, "x", x, "B T D", sizes)
@@ -91,46 +89,37 @@ def check(op, x, a, b, c, d, z, dt_bias, lead: str, sizes: dict[str, int]) -> No
     checks.parameters(op, x, d=d, dt_bias=dt_bias)
 
 
-def _forward(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens, every, backend):
-    compute = backends.load(OP, backend).forward
-    return compute(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens, every)
-
-
 def _forward_fake(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens, every, backend):
     (B, T, _), S = x.shape, x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return x.new_empty(x.shape), a.new_empty(S, *a.shape), a.new_empty(-(-T // every) if every else 0, B, *a.shape)
+    return (
+        x.new_empty(x.shape),
+        a.new_empty(S, *a.shape),
+        a.new_empty(-(-T // every) if every else 0, B, *a.shape),
+    )
 
 
-def _backward(
-    grad_y, grad_state, x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens, checkpoints, every, backend
-):
-    compute = backends.load(OP, backend).backward
-    optional = (d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
-    return compute(grad_y, grad_state, x, dt, a, b, c, *optional, checkpoints, every)
-
-
-def _backward_fake(
-    grad_y, grad_state, x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens, checkpoints, every, backend
-):
+def _backward_fake(grad_y, grad_state, x, dt, a, b, c, d, z, dt_bias, softplus, state, cu_seqlens, *others):
     S = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     inputs = (x, dt, a, b, c, d, z, dt_bias)
     return *(x.new_empty(0) if u is None else u.new_empty(u.shape) for u in inputs), a.new_empty(S, *a.shape)
 
 
-# checkpoints [ceil(T / every), B, D, N]: the state that enters every `every`-th token, for the backward pass. How the
-# elements of one checkpoint are ordered is the backend's own business. every = 0: none, where nothing is differentiated.
+# checkpoints [ceil(T / every), B, D, N]: the state that enters every `every`-th token, for the backward pass.
+# How the elements of one checkpoint are ordered is the backend's own business. every = 0: none, where nothing
+# is differentiated.
 define(
     "selective_scan(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias,"
-    " bool dt_softplus, Tensor? initial_state, Tensor? cu_seqlens, int every, str backend) -> (Tensor, Tensor, Tensor)",
-    _forward,
+    " bool dt_softplus, Tensor? initial_state, Tensor? cu_seqlens, int every, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    backends.hand_over(OP, "forward"),
     _forward_fake,
 )
 define(
-    "selective_scan_backward(Tensor grad_y, Tensor? grad_state, Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c,"
-    " Tensor? d, Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? initial_state, Tensor? cu_seqlens,"
-    " Tensor checkpoints, int every, str backend)"
+    "selective_scan_backward(Tensor grad_y, Tensor? grad_state, Tensor x, Tensor dt, Tensor a, Tensor b,"
+    " Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? initial_state,"
+    " Tensor? cu_seqlens, Tensor checkpoints, int every, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward,
+    backends.hand_over(OP, "backward"),
     _backward_fake,
 )
 
@@ -145,7 +134,15 @@ def _autograd(ctx, grad_y, grad_state, _):
     *inputs, initial_state, cu_seqlens, checkpoints = ctx.saved_tensors
     grad_y = torch.zeros_like(inputs[0]) if grad_y is None else grad_y
     *grads, dstate = torch.ops.lcikernels.selective_scan_backward(
-        grad_y, grad_state, *inputs, ctx.dt_softplus, initial_state, cu_seqlens, checkpoints, ctx.every, ctx.backend
+        grad_y,
+        grad_state,
+        *inputs,
+        ctx.dt_softplus,
+        initial_state,
+        cu_seqlens,
+        checkpoints,
+        ctx.every,
+        ctx.backend,
     )
     grads = [None if u is None else grad for u, grad in zip(inputs, grads)]
     return *grads, None, None if initial_state is None else dstate, None, None, None
@@ -155,8 +152,9 @@ differentiate(OP, _autograd, _setup)
 refuse_gradients("selective_scan_backward")
 
 
-# Multiply-adds of the recurrence per token, channel and state, whatever the backend does: decay * h, dt x * b and c · h
-# are 3. Backward: the state again (2), its gradient (2: decay * dh, dy * c), and the sums for a, b, c, x and dt (6).
+# Multiply-adds of the recurrence per token, channel and state, whatever the backend does: decay * h, dt x * b
+# and c · h are 3. Backward: the state again (2), its gradient (2: decay * dh, dy * c), and the sums for a, b,
+# c, x and dt (6).
 @register_flop_formula(torch.ops.lcikernels.selective_scan)
 def _flops(x, dt, a, *args, **kwargs) -> int:
     B, T, D = x

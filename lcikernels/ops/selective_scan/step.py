@@ -37,8 +37,8 @@ def selective_scan_step(
 
         state <- exp(dt * a) * state + dt * x * b;   y = (c · state + d * x) * silu(z)
 
-    x, dt, z [B, D], a [D, N], b, c [B, N] or [B, G, N], d, dt_bias [D], state [B, D, N] float32; dtypes, groups and dt
-    as in `selective_scan`. Returns y [B, D] in x's dtype. For decoding: it has no gradient.
+    x, dt, z [B, D], a [D, N], b, c [B, N] or [B, G, N], d, dt_bias [D], state [B, D, N] float32; dtypes,
+    groups and dt as in `selective_scan`. Returns y [B, D] in x's dtype. For decoding: it has no gradient.
     Raises ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run.
     """
     sizes: dict[str, int] = {}
@@ -69,7 +69,10 @@ def step(
     x, dt = x.to(dtype), dt.to(dtype)
     dt = dt if dt_bias is None else dt + dt_bias
     dt = softplus(dt) if dt_softplus else dt
-    b, c = (u.to(dtype).repeat_interleave(D // u.shape[1], 1) if u.dim() == 3 else u.to(dtype)[:, None] for u in (b, c))
+    b, c = (
+        u.to(dtype).repeat_interleave(D // u.shape[1], 1) if u.dim() == 3 else u.to(dtype)[:, None]
+        for u in (b, c)
+    )
     state.mul_((dt[..., None] * a).exp_()).addcmul_((dt * x)[..., None], b)
     y = (state * c).sum(-1)
     y = y if d is None else y.addcmul_(x, d.to(dtype))
@@ -87,8 +90,8 @@ def _step_fake(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state, backend):
 
 
 define(
-    "selective_scan_step(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias,"
-    " bool dt_softplus, Tensor(a!) state, str backend) -> Tensor",
+    "selective_scan_step(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z,"
+    " Tensor? dt_bias, bool dt_softplus, Tensor(a!) state, str backend) -> Tensor",
     _step,
     _step_fake,
 )
