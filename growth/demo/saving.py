@@ -1,0 +1,93 @@
+"""What an arm saves: the cost at which it has the loss that its baseline ends with.
+
+An arm's curve is a list of {"step", "flops", "seconds", "loss"}; its own cost, of growing or transferring,
+comes first:
+
+    cost = start + curve at the first crossing of the baseline's last loss, linear between measurements
+    saved = 1 - cost / (the baseline's whole cost)
+"""
+
+from rich.table import Table
+
+COSTS = ("flops", "seconds")
+
+
+def reach(curve: list[dict], loss: float) -> dict[str, float] | None:
+    """FLOPs and seconds at which the curve first is at `loss` or below; None where it never is."""
+    before = None
+    for point in curve:
+        if point["loss"] <= loss:
+            if before is None:
+                return {cost: point[cost] for cost in COSTS}
+            x = (before["loss"] - loss) / (before["loss"] - point["loss"])
+            return {cost: before[cost] + x * (point[cost] - before[cost]) for cost in COSTS}
+        before = point
+    return None
+
+
+def compare(arm: dict, baseline: dict) -> dict:
+    """reached: FLOPs and seconds, the start's included; saved: shares of the baseline's. None if never."""
+    last = baseline["curve"][-1]
+    reached = reach(arm["curve"], last["loss"])
+    if reached:
+        reached = {cost: reached[cost] + arm["start"][cost] for cost in COSTS}
+    saved = {cost: 1 - reached[cost] / last[cost] for cost in COSTS} if reached else None
+    return {"reached": reached, "saved": saved}
+
+
+def rows(report: dict) -> list[tuple[str, ...]]:
+    """The cells of the table: name, loss at step 0, last loss, FLOPs, saved, seconds, saved."""
+    out = []
+    for arm in report["arms"]:
+        first, last = arm["curve"][0], arm["curve"][-1]
+        cells = arm["name"], f"{first['loss']:.3f}", f"{last['loss']:.3f}"
+        if arm["baseline"] is None:
+            out.append((*cells, f"{last['flops']:.2e}", "", f"{last['seconds']:.1f}", ""))
+        elif arm["reached"]:
+            flops, seconds = (f"{arm['saved'][cost]:.0%}" for cost in COSTS)
+            out.append(
+                (*cells, f"{arm['reached']['flops']:.2e}", flops, f"{arm['reached']['seconds']:.1f}", seconds)
+            )
+        else:
+            out.append((*cells, "not reached", "", "not reached", ""))
+    return out
+
+
+COLUMNS = ("arm", "loss at step 0", "last loss", "FLOPs", "saved", "seconds", "saved")
+
+
+def table(report: dict) -> Table:
+    """The rows for a terminal; a line between groups."""
+    out = Table(
+        title="Cost until the validation loss that training from scratch ends with", title_justify="left"
+    )
+    for i, name in enumerate(COLUMNS):
+        out.add_column(name, justify="right" if i else "left")
+    arms = report["arms"]
+    ends = [after["baseline"] is None for after in arms[1:]] + [True]
+    for row, end in zip(rows(report), ends):
+        out.add_row(*row, end_section=end)
+    return out
+
+
+def remarks(report: dict) -> list[str]:
+    """What the table does not say: arms that never arrived, and whether the comparison is worth anything."""
+    arms = {arm["name"]: arm for arm in report["arms"]}
+    out = []
+    for arm in report["arms"]:
+        if arm["baseline"] and not arm["reached"]:
+            goal = arms[arm["baseline"]]["curve"][-1]["loss"]
+            out.append(
+                f"{arm['name']}: not reached: ended at {arm['curve'][-1]['loss']:.3f} against {goal:.3f}."
+            )
+    source = report["source"]["curve"][-1]["loss"]
+    above = [
+        name for name in arms if arms[name]["baseline"] is None and arms[name]["curve"][-1]["loss"] >= source
+    ]
+    if above:
+        out.append(f"Not a fair test: {', '.join(above)} did not get below the source's {source:.3f}.")
+    else:
+        out.append(
+            f"Every baseline ended below the source model's {source:.3f}: none was beaten by copying it."
+        )
+    return out
