@@ -6,14 +6,31 @@
 
 #include <string>
 
+#include "checks.h"
 #include "cpu/dispatch.h"
 
-std::string instruction_set() {
-  return cpu::isa() == cpu::AVX512 ? "avx512" : cpu::isa() == cpu::AVX2 ? "avx2" : "base";
+namespace {
+
+std::string instruction_set() { return cpu::NAMES[cpu::current()]; }
+
+void use_instruction_set(std::string name) {
+  std::string have;
+  for (int isa = 0; isa <= cpu::best(); isa++) {
+    if (name == cpu::NAMES[isa]) {
+      cpu::current() = static_cast<cpu::Isa>(isa);
+      return;
+    }
+    have += std::string(isa ? ", " : "one of ") + cpu::NAMES[isa];
+  }
+  checks::refuse("use_instruction_set", "name", have, name);
 }
 
+}  // namespace
+
 STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
+  // which build of the CPU kernels runs: "base", "avx2" or "avx512"; at first the best that the machine has
   m.def("instruction_set() -> str");
+  m.def("use_instruction_set(str name) -> ()");
 
   // checkpoints [T / 32, B, N, D], rounded up: the state that enters every 32nd token of a row; [0, ...] unless kept
   m.def(
@@ -30,4 +47,5 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(lcikernels_cpp, CompositeExplicitAutograd, m) {
   m.impl("instruction_set", TORCH_BOX(&instruction_set));
+  m.impl("use_instruction_set", TORCH_BOX(&use_instruction_set));
 }

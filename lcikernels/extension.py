@@ -1,22 +1,25 @@
-"""The compiled library: loaded once, on import; where that fails, the reason is kept and nothing else changes."""
+"""The compiled library: loaded once, on import. Where that fails, the reason is kept."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+LIBRARY = Path(__file__).with_name("_C.so")
 
-def _load(path: Path) -> str | None:
-    if not path.exists():
-        return "not compiled: install g++ and ninja, then pip install --no-build-isolation . (LCIKERNELS_BUILD=cpu says why not)"
+
+def load(library: Path) -> str | None:
+    """Enter the library's ops as `torch.ops.lcikernels_cpp`; returns why that is not possible, or None."""
+    if not library.exists():
+        return "not compiled: LCIKERNELS_BUILD=cpu pip install --no-build-isolation . says what is missing"
     try:
-        torch.ops.load_library(path)
+        torch.ops.load_library(library)
     except OSError as error:
-        return f"{path} does not load: {error}"
+        return f"{library} does not load: {error}"
     return None
 
 
-WHY_NOT = _load(Path(__file__).with_name("_C.so"))
+WHY_NOT = load(LIBRARY)
 
 
 def on_cpu(x: Tensor) -> str | None:

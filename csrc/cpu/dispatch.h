@@ -1,30 +1,34 @@
-// Which of the three builds of a CPU kernel this machine runs.
+// Which of the three builds of a CPU kernel runs.
 #pragma once
 
 namespace cpu {
 
 enum Isa { BASE, AVX2, AVX512 };
+constexpr const char* NAMES[] = {"base", "avx2", "avx512"};
 
-inline Isa isa() {
+// The best that this machine has. Elsewhere than on x86-64 only base is built.
+inline Isa best() {
 #if defined(__x86_64__)
-  static const Isa found = [] {
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
-      return AVX512;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? AVX2 : BASE;
-  }();
-  return found;
-#else
-  return BASE;
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl"))
+    return AVX512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
 #endif
+  return BASE;
+}
+
+inline Isa& current() {
+  static Isa isa = best();
+  return isa;
 }
 
 }  // namespace cpu
 
-// PICK(kernel): base::kernel, avx2::kernel or avx512::kernel. Elsewhere than on x86-64 only base is built.
+// PICK(kernel): base::kernel, avx2::kernel or avx512::kernel.
 #if defined(__x86_64__)
-#define PICK(kernel) (cpu::isa() == cpu::AVX512 ? avx512::kernel : cpu::isa() == cpu::AVX2 ? avx2::kernel : base::kernel)
+#define PICK(kernel) \
+  (cpu::current() == cpu::AVX512 ? avx512::kernel : cpu::current() == cpu::AVX2 ? avx2::kernel : base::kernel)
 #else
 #define PICK(kernel) base::kernel
 #endif

@@ -1,0 +1,97 @@
+"""The arrow goes one way: csrc -> lcikernels.ops -> lcikernels.layers -> lcikernels.models -> growth."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A module may import from its own floor and from those below.
+FLOORS = {
+    "lcikernels.extension": 0,
+    "lcikernels.backends": 1,
+    "lcikernels.ops": 2,
+    "lcikernels": 3,                             # the package's face: the names it offers are ops
+    "lcikernels.__main__": 3,
+    "lcikernels.layers": 4,
+    "lcikernels.models": 5,
+    "lcikernels.compat": 6,
+    "growth": 7,
+}
+FILES = sorted(path for package in ("lcikernels", "growth") for path in (ROOT / package).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path) for path in FILES}
+
+
+def floor(module: str) -> int:
+    package, *rest = module.split(".")
+    name = f"{package}.{rest[0]}" if package == "lcikernels" and rest else package
+    assert name in FLOORS, f"{name} has no floor: enter it in FLOORS"
+    return FLOORS[name]
+
+
+def imports(path: Path) -> list[str]:
+    """The modules of this repository that a file imports, wherever in the file the import stands."""
+    found, module = [], name_of(path)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join(filter(None, (*up, node.module)))
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            found += [name if name in MODULES else base for name in names]
+    return [name for name in found if name.split(".")[0] in ("lcikernels", "growth")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_import_goes_up(path):
+    here = floor(name_of(path))
+    up = [name for name in imports(path) if floor(name) > here]
+    assert not up, f"{name_of(path)} imports {up} from a floor above its own"
+
+
+def test_every_import_leads_to_a_module_of_the_repository():
+    """Else a misspelt or relative import would be judged by the wrong name."""
+    assert all(name in MODULES for path in FILES for name in imports(path))
+
+
+@pytest.mark.parametrize(
+    "line, module",
+    {
+        "from ..layers import mlp": "lcikernels.layers.mlp",
+        "from ..layers.mlp import gated": "lcikernels.layers.mlp",
+        "from lcikernels import models": "lcikernels.models",
+        "import growth.plan": "growth.plan",
+        "def f():\n    from growth import maps": "growth.maps",
+    }.items(),
+)
+def test_an_import_that_goes_up_would_be_seen(line, module, tmp_path, monkeypatch):
+    planted = tmp_path / "lcikernels/ops/planted.py"
+    planted.parent.mkdir(parents=True)
+    planted.write_text(line)
+    here, modules = sys.modules[__name__], {"lcikernels.layers.mlp", "lcikernels.models", "growth.maps"}
+    monkeypatch.setattr(here, "ROOT", tmp_path)
+    monkeypatch.setattr(here, "MODULES", modules)
+    assert imports(planted) == [module]
+    assert floor(module) > floor("lcikernels.ops.planted")
+
+
+def test_importing_lcikernels_touches_no_gpu_and_none_of_the_heavy_packages():
+    heavy = ("triton", "transformers", "growth", "matplotlib", "pandas")
+    code = (
+        "import sys, lcikernels, torch\n"
+        f"print([name for name in {heavy} if name in sys.modules], torch.cuda.is_initialized())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[] False\n"

@@ -1,0 +1,157 @@
+"""setup.py on a package of a few lines: what it builds, what it leaves out, and what it says."""
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNEL = """
+#if defined(__AVX512F__)
+extern "C" __attribute__((visibility("default"))) int avx512_kernel() { return 512; }
+#elif defined(__AVX2__) && defined(__FMA__)
+extern "C" __attribute__((visibility("default"))) int avx2_kernel() { return 256; }
+#else
+extern "C" __attribute__((visibility("default"))) int base_kernel() { return 128; }
+#endif
+"""
+CUDA_KERNEL = """
+__global__ void add_one(float* x) { x[threadIdx.x] += 1; }
+extern "C" __attribute__((visibility("default"))) int cuda_kernel(float* x) {
+  add_one<<<1, 32>>>(x);
+  return (int)cudaGetLastError();
+}
+"""
+LIBRARY = '#include <torch/csrc/stable/library.h>\nSTABLE_TORCH_LIBRARY(setup_test, m) {}\n'
+
+compiler = pytest.mark.skipif(
+    sys.platform != "linux" or not any(map(shutil.which, ("g++", "c++", "clang++"))),
+    reason="needs Linux and a C++ compiler",
+)
+
+
+@pytest.fixture
+def package(tmp_path):
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("csrc/cpu", "lcikernels", "growth"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("README.md", "lcikernels/__init__.py", "growth/__init__.py"):
+        (tmp_path / name).touch()
+    (tmp_path / "csrc/library.cpp").write_text(LIBRARY)
+    (tmp_path / "csrc/cpu/kernel.cpp").write_text(KERNEL)
+    return tmp_path
+
+
+def run(package, *command, **changes):
+    """setup.py's exit status and what it printed; an environment variable of None is removed."""
+    env = {name: x for name, x in {**os.environ, **changes}.items() if x is not None}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "setup.py", "--quiet", *command],
+        cwd=package, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def no_compiler(package):
+    """An environment in which no compiler can be found."""
+    (package / "bin").mkdir(exist_ok=True)
+    return {"PATH": str(package / "bin"), "CXX": None, "CUDA_HOME": str(package)}
+
+
+def pretend(package, source):
+    """An environment in which `import torch` runs `source`."""
+    (package / "pretend/torch").mkdir(parents=True)
+    (package / "pretend/torch/__init__.py").write_text(source)
+    return {"PYTHONPATH": str(package / "pretend")}
+
+
+def test_an_unknown_mode_is_refused(package):
+    said = "lcikernels: LCIKERNELS_BUILD must be auto, cuda, cpu or none, got 'gpu'\n"
+    assert run(package, "build", LCIKERNELS_BUILD="gpu") == (1, said)
+
+
+def test_none_makes_a_wheel_for_every_platform(package):
+    status, said = run(package, "bdist_wheel", LCIKERNELS_BUILD="none")
+    assert status == 0 and "left out the compiled kernels: LCIKERNELS_BUILD=none" in said
+    assert [wheel.name for wheel in package.glob("dist/*")] == ["lcikernels-0.1.0-py3-none-any.whl"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the reason is the platform")
+def test_without_a_compiler_auto_goes_on_and_cpu_stops(package):
+    env = no_compiler(package)
+    why = "no C++ compiler: install g++, or name one in CXX\n"
+    status, said = run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="auto", **env)
+    assert (status, said) == (0, f"lcikernels: left out the compiled kernels: {why}")
+    status, said = run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="cpu", **env)
+    assert (status, said) == (1, f"lcikernels: LCIKERNELS_BUILD=cpu cannot build the kernels: {why}")
+    assert not (package / "lcikernels/_C.so").exists()
+
+
+@compiler
+def test_cuda_without_nvcc_says_what_to_install(package):
+    env = no_compiler(package) | {"CXX": "g++"}
+    status, said = run(package, "build_ext", LCIKERNELS_BUILD="cuda", **env)
+    assert status == 1
+    assert said.endswith("no nvcc: install the CUDA toolkit and put it in PATH or CUDA_HOME\n")
+
+
+@compiler
+@pytest.mark.parametrize(
+    "source, said",
+    {
+        "raise ImportError": "needs torch's headers: pip install torch, then use --no-build-isolation",
+        "__version__ = '2.9.1'": "building needs torch 2.10 or newer, this is 2.9.1",
+    }.items(),
+    ids=["no torch", "an old torch"],
+)
+def test_torch_that_is_missing_or_too_old_is_one_line(package, source, said):
+    env = pretend(package, source)
+    assert run(package, "build_ext", LCIKERNELS_BUILD="cpu", **env) == (1, f"lcikernels: {said}\n")
+
+
+@compiler
+def test_what_does_not_compile_stops_the_build(package):
+    (package / "csrc/library.cpp").write_text("no C++")
+    status, said = run(package, "build_ext", LCIKERNELS_BUILD="cpu")
+    assert status == 1 and "the compiler failed (see above); LCIKERNELS_BUILD=none goes without" in said
+
+
+@compiler
+def test_one_library_holds_every_instruction_set_and_any_python_loads_it(package):
+    status, said = run(package, "bdist_wheel", LCIKERNELS_BUILD="cpu")
+    assert status == 0 and "lcikernels: built " in said, said
+    (wheel,) = package.glob("dist/*.whl")
+    assert wheel.name == f"lcikernels-0.1.0-py3-none-linux_{platform.machine()}.whl"
+    library = zipfile.ZipFile(wheel).extract("lcikernels/_C.so", package / "unpacked")
+    kernels = {"base_kernel": 128}
+    if platform.machine() == "x86_64":
+        kernels |= {"avx2_kernel": 256, "avx512_kernel": 512}
+    loaded = ctypes.CDLL(library)
+    assert {name: loaded[name]() for name in kernels} == kernels
+    torch.ops.load_library(library)
+
+
+@compiler
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+def test_cuda_kernels_are_built_without_a_gpu_for_the_architectures_asked_for(package):
+    (package / "csrc/cuda").mkdir()
+    (package / "csrc/cuda/kernel.cu").write_text(CUDA_KERNEL)
+    archs = {"LCIKERNELS_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "9.0+PTX;77.0"}
+    status, said = run(package, "build_ext", "--inplace", **archs)
+    assert status == 0 and "left out GPUs of compute capability 77.0" in said, said
+    assert ctypes.CDLL(package / "lcikernels/_C.so")["cuda_kernel"]
+    rules = next(package.glob("build/*/build.ninja")).read_text()
+    assert "-gencode arch=compute_90,code=[sm_90,compute_90]" in rules and "77" not in rules
+    status, said = run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="cpu")
+    assert status == 0
+    with pytest.raises(AttributeError, match="cuda_kernel"):
+        copy = shutil.copy(package / "lcikernels/_C.so", package / "cpu_only.so")
+        ctypes.CDLL(copy)["cuda_kernel"]
