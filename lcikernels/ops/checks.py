@@ -78,6 +78,14 @@ def same_device(op: str, **tensors: Tensor | None) -> None:
             refuse(op, name, f"on {device} like the other arguments", x.device)
 
 
+def no_gradient(op: str, **tensors: Tensor | None) -> None:
+    """Where autograd records, the named tensors must not ask for gradients: the op has none to give."""
+    if torch.is_grad_enabled():
+        for name, x in tensors.items():
+            if x is not None and x.requires_grad:
+                refuse(op, name, "without requires_grad (decode under torch.no_grad())", "requires_grad=True")
+
+
 def one_of(op: str, argument: str, value: object, choices: tuple) -> None:
     """`value` must be one of `choices`."""
     if value not in choices:

@@ -89,6 +89,12 @@ REFUSALS = {
         lambda: gated_rms_norm(q(3, 8), q(3, 7)),
         "gated_rms_norm: gate must be [axis0, D] with D=8, got 7 on axis 1 of shape (3, 7)",
     ),
+    "a step that should be differentiated": (
+        lambda: retention_step(
+            q(1, 2, 3, requires_grad=True), q(1, 2, 3), q(1, 2, 3), DECAY[:2], state=q(1, 2, 3, 3)
+        ),
+        "retention_step: q must be without requires_grad (decode under torch.no_grad()), got requires_grad=True",
+    ),
     "a step with a state of another width": (
         lambda: retention_step(q(2, 4, 8), q(2, 4, 8), q(2, 4, 6), DECAY, state=q(2, 4, 8, 8)),
         "retention_step: state must be [B, H, K, V] with V=6, got 8 on axis 3 of shape (2, 4, 8, 8)",

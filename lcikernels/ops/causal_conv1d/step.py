@@ -33,7 +33,7 @@ def causal_conv1d_step(
         y = activation(bias + weight · [state, x]);   state <- the last W-1 of [state, x]
 
     x [B, D], weight [D, W], bias [D], state [B, D, W-1] float32; dtypes and activation as in `causal_conv1d`.
-    Returns y [B, D] in x's dtype. For decoding: it has no gradient.
+    Returns y [B, D] in x's dtype. For decoding, under torch.no_grad(): it has no gradient.
     Raises ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run.
     """
     sizes: dict[str, int] = {}
@@ -42,6 +42,7 @@ def causal_conv1d_step(
     check(OP, x, weight, bias, activation, sizes)
     checks.shape(OP, "state", state, "B D W-1", sizes)
     checks.full_precision(OP, x, state=state)
+    checks.no_gradient(OP, x=x, weight=weight, bias=bias, state=state)
     name = backends.choose(OP, backend, x)
     return torch.ops.lcikernels.causal_conv1d_step(x, weight, bias, activation, state, name)
 
@@ -55,7 +56,6 @@ def step(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None,
     return silu(y) if activation == "silu" else y
 
 
-@torch.no_grad()
 def _step(x, weight, bias, activation, state, backend):
     torch.autograd.graph.increment_version(state)
     return backends.load(OP, backend).step(x, weight, bias, activation, state).to(x.dtype)

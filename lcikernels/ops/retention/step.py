@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ... import backends
+from .. import checks
 from ..library import define
 from .op import check, check_state
 
@@ -39,6 +40,7 @@ def retention_step(
     sizes = check(q, k, v, log_decay, "B H", OP)
     check_state(q, state, "state", "B H K V", sizes, OP)
     scale = sizes["K"] ** -0.5 if scale is None else float(scale)
+    checks.no_gradient(OP, q=q, k=k, v=v, log_decay=log_decay, state=state)
     name = backends.choose(OP, backend, q)
     return torch.ops.lcikernels.retention_step(q, k, v, log_decay, state, scale, name)
 
@@ -51,7 +53,6 @@ def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scal
     return (q[..., None, :] @ state).squeeze(-2).mul_(scale)
 
 
-@torch.no_grad()
 def _step(q, k, v, log_decay, state, scale, backend):
     torch.autograd.graph.increment_version(state)
     return backends.load(OP, backend).step(q, k, v, log_decay, state, scale).to(v.dtype)

@@ -38,7 +38,8 @@ def selective_scan_step(
         state <- exp(dt * a) * state + dt * x * b;   y = (c · state + d * x) * silu(z)
 
     x, dt, z [B, D], a [D, N], b, c [B, N] or [B, G, N], d, dt_bias [D], state [B, D, N] float32; dtypes,
-    groups and dt as in `selective_scan`. Returns y [B, D] in x's dtype. For decoding: it has no gradient.
+    groups and dt as in `selective_scan`. Returns y [B, D] in x's dtype.
+    For decoding, under torch.no_grad(): it has no gradient.
     Raises ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run.
     """
     sizes: dict[str, int] = {}
@@ -48,6 +49,7 @@ def selective_scan_step(
     checks.activations(OP, x=x, dt=dt, b=b, c=c, z=z)
     checks.shape(OP, "state", state, "B D N", sizes)
     checks.full_precision(OP, x, state=state)
+    checks.no_gradient(OP, x=x, dt=dt, a=a, b=b, c=c, d=d, z=z, dt_bias=dt_bias, state=state)
     name = backends.choose(OP, backend, x)
     return torch.ops.lcikernels.selective_scan_step(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state, name)
 
@@ -79,7 +81,6 @@ def step(
     return y if z is None else y.mul_(silu(z.to(dtype)))
 
 
-@torch.no_grad()
 def _step(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state, backend):
     torch.autograd.graph.increment_version(state)
     return backends.load(OP, backend).step(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state).to(x.dtype)
