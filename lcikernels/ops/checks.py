@@ -83,7 +83,7 @@ def no_gradient(op: str, **tensors: Tensor | None) -> None:
     if torch.is_grad_enabled():
         for name, x in tensors.items():
             if x is not None and x.requires_grad:
-                refuse(op, name, "without requires_grad (decode under torch.no_grad())", "requires_grad=True")
+                refuse(op, name, "without requires_grad (decode under no_grad)", "requires_grad=True")
 
 
 def one_of(op: str, argument: str, value: object, choices: tuple) -> None:

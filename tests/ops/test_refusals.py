@@ -93,7 +93,7 @@ REFUSALS = {
         lambda: retention_step(
             q(1, 2, 3, requires_grad=True), q(1, 2, 3), q(1, 2, 3), DECAY[:2], state=q(1, 2, 3, 3)
         ),
-        "retention_step: q must be without requires_grad (decode under torch.no_grad()), got requires_grad=True",
+        "retention_step: q must be without requires_grad (decode under no_grad), got requires_grad=True",
     ),
     "a step with a state of another width": (
         lambda: retention_step(q(2, 4, 8), q(2, 4, 8), q(2, 4, 6), DECAY, state=q(2, 4, 8, 8)),
