@@ -17,8 +17,8 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "enc
 def corpus(limit: int = 4_000_000, share: float = 0.1, seed: int = 0) -> tuple[list[str], list[str]]:
     """The texts to train on and to validate on: .py files of the standard library, `limit` bytes of them.
 
-    Files are shuffled by `seed`, taken until `limit` is reached, and split by file: no file is in both lists;
-    `share` of the bytes are held out. Raises Refusal where the standard library has no sources.
+    Files are shuffled by `seed` and taken until `limit` is reached, those to validate on first: at least
+    `share` of the bytes. No file is in both lists. Raises Refusal where the standard library has no sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
     files = [
@@ -31,8 +31,8 @@ def corpus(limit: int = 4_000_000, share: float = 0.1, seed: int = 0) -> tuple[l
     for file in files:
         with tokenize.open(file) as lines:  # honours the file's own coding line
             text = lines.read()
+        (validation if size < share * limit else train).append(text)
         size += len(text.encode())
-        (validation if size <= share * limit else train).append(text)
         if size >= limit:
             break
     if not train or not validation:

@@ -54,38 +54,66 @@ class Budget:
     warmup: int
 
 
+TRANSFERS = {
+    "retnet": {"mixers": "retention"},
+    "mamba": {"mixers": "mamba"},
+    "hybrid": {"mixers": "retention", "keep_attention": [1]},
+}
+
+
 @dataclass(frozen=True)
 class Job:
-    """Every number of the demo. Windows are `length` bytes; the loss is measured on `held_out` of them."""
+    """Every number of the demo. Windows are `length` bytes; the loss is measured on `held_out` of them.
 
-    source: Size = Size(3, 64, 4)
-    target: Size = Size(4, 96, 6)
-    training: Budget = Budget(500, 8e-3, 25)
-    growing: Budget = Budget(400, 6e-3, 40)
-    transferring: Budget = Budget(400, 6e-3, 40)
-    learning: int = 100  # steps of LiGO's maps
-    batch_size: int = 8
-    length: int = 128
-    held_out: int = 256
-    evaluations: int = 8
-    text: int = 4_000_000
-    words: int = 120
+    transferring: one budget for each of TRANSFERS; learning: steps of LiGO's maps; text: bytes; words: bytes
+    that each model writes.
+    """
+
+    source: Size
+    target: Size
+    training: Budget
+    growing: Budget
+    transferring: dict[str, Budget]
+    learning: int
+    batch_size: int
+    length: int
+    held_out: int
+    evaluations: int
+    text: int
+    words: int = 200
     seed: int = 0
 
 
-TRANSFERS = {
-    "retnet": {"mixers": "retention"},
-    "striped-mamba": {"mixers": "mamba"},
-    "hybrid": {"mixers": "retention", "keep_attention": [1]},
-}
-FULL = Job()
+FULL = Job(
+    source=Size(3, 64, 4),
+    target=Size(4, 96, 6),
+    training=Budget(400, 8e-3, 20),
+    growing=Budget(400, 5e-3, 40),
+    transferring={
+        "retnet": Budget(700, 1e-2, 40),
+        "mamba": Budget(250, 8e-3, 25),
+        "hybrid": Budget(450, 8e-3, 40),
+    },
+    learning=100,
+    batch_size=8,
+    length=128,
+    held_out=128,
+    evaluations=8,
+    text=4_000_000,
+)
 QUICK = Job(
     source=Size(2, 32, 2),
     target=Size(3, 48, 3),
-    training=Budget(100, 8e-3, 5),
+    training=Budget(60, 8e-3, 5),
     growing=Budget(80, 8e-3, 8),
-    transferring=Budget(80, 8e-3, 8),
+    transferring={
+        "retnet": Budget(100, 8e-3, 8),
+        "mamba": Budget(60, 8e-3, 8),
+        "hybrid": Budget(100, 8e-3, 8),
+    },
     learning=10,
+    batch_size=8,
+    length=128,
     held_out=64,
     evaluations=5,
     text=500_000,
@@ -130,7 +158,11 @@ class _Demo:
         self.job, self.out, self.console = job, out, console
         self.tokenizer = byte_tokenizer()
         train, validation = corpus(job.text)
-        self.files = len(train), len(validation)
+        self.text = {
+            "what": "Python's standard library",
+            "files": (len(train), len(validation)),
+            "bytes": tuple(sum(len(text.encode()) for text in texts) for texts in (train, validation)),
+        }
         (out / "text").mkdir()
         for name, texts in (("train", train), ("validation", validation)):
             (out / "text" / f"{name}.txt").write_text("".join(texts), encoding="utf-8")
@@ -147,22 +179,14 @@ class _Demo:
             arms.append(self.grown(method, arms[0]))
             self.say(arms[-1])
         for name, settings in TRANSFERS.items():
-            start = self.out / name / "start"
+            start, budget = self.out / name / "start", job.transferring[name]
             made = growth.transfer(self.trained("source"), start, seed=job.seed, **settings)
-            arms.append(
-                self.scratch(f"{name}-scratch", AutoConfig.from_pretrained(start), job.transferring)
-            )
-            arms.append(
-                self.arm(name, made, arms[-1], job.transferring, freeze="transferred", unfreeze="plateau")
-            )
+            arms.append(self.scratch(f"{name}-scratch", AutoConfig.from_pretrained(start), budget))
+            arms.append(self.arm(name, made, arms[-1], budget, freeze="transferred", unfreeze="plateau"))
             self.say(arms[-1])
         return {
             "job": asdict(job),
-            "corpus": {
-                "what": "Python's standard library",
-                "files": self.files,
-                "bytes": self.windows.windows.numel(),
-            },
+            "corpus": self.text,
             "machine": machine(),
             "source": source,
             "arms": arms,
@@ -249,7 +273,8 @@ class _Demo:
             model = AutoModelForCausalLM.from_pretrained(report.out)
         self.losses[name] = window_losses(model, self.held_out.windows)
         prompt = self.tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
-        text = model.generate(**prompt, max_new_tokens=self.job.words, do_sample=False)
+        torch.manual_seed(self.job.seed)
+        text = model.generate(**prompt, max_new_tokens=self.job.words, do_sample=True, temperature=0.7)
         return {
             "name": name,
             "baseline": baseline,

@@ -53,7 +53,7 @@ def rows(report: dict) -> list[tuple[str, ...]]:
     return out
 
 
-COLUMNS = ("arm", "loss at step 0", "last loss", "FLOPs", "saved", "seconds", "saved")
+COLUMNS = ("arm", "first loss", "last loss", "FLOPs", "saved", "seconds", "saved")
 
 
 def table(report: dict) -> Table:
@@ -62,7 +62,7 @@ def table(report: dict) -> Table:
         title="Cost until the validation loss that training from scratch ends with", title_justify="left"
     )
     for i, name in enumerate(COLUMNS):
-        out.add_column(name, justify="right" if i else "left")
+        out.add_column(name, justify="right" if i else "left", no_wrap=True)
     arms = report["arms"]
     ends = [after["baseline"] is None for after in arms[1:]] + [True]
     for row, end in zip(rows(report), ends):

@@ -162,7 +162,7 @@ def test_plateau_counts_poor_windows_in_all_not_in_a_row():
 
 
 class Spy(UnfreezeOnPlateau):
-    """Follows a frozen and a free weight, the rates the optimizer used, and scripts the loss of each window."""
+    """Follows a frozen and a free weight and the rates in use, and scripts the loss of each window."""
 
     def __init__(self, frozen, watched, losses, warmup):
         super().__init__(frozen, threshold=0.01, patience=1, warmup=warmup)
@@ -234,7 +234,7 @@ def test_freezing_everything_or_a_name_that_does_not_exist_is_refused(tmp_path):
 
 @pytest.mark.parametrize("attention, products", [("eager", 2 + 4), ("sdpa", 2 + 5)])
 def test_flops_of_a_step_equal_the_formula(attention, products):
-    """Forward 2, backward 4 operations a weight and token; the fused attention kernel recomputes one product."""
+    """Forward 2, backward 4 operations a weight and token; fused attention recomputes one product."""
     model, B, T, D, L, V = tiny(attention=attention), 3, 32, 16, 2, 256
     x = torch.randint(V, (B, T))
     weights = 12 * D * D * L + V * D
