@@ -19,7 +19,8 @@ struct Axis {
 };
 using Axes = std::vector<Axis>;
 
-[[noreturn]] inline void refuse(const char* op, const char* argument, const std::string& expected, const std::string& got) {
+[[noreturn]] inline void refuse(const char* op, const char* argument, const std::string& expected,
+                                const std::string& got) {
   throw std::runtime_error(std::string(op) + ": " + argument + " must be " + expected + ", got " + got);
 }
 

@@ -27,8 +27,8 @@ float* out(const Tensor& x) { return x.mutable_data_ptr<float>(); }
 const float* in(const Tensor& x) { return x.const_data_ptr<float>(); }
 const float* in(const Maybe& x) { return x ? in(*x) : nullptr; }
 
-// As wide as 16 tasks allow, from 256 channels down to 32: wide tasks sum dB and dC in fewer partials. Never a matter of
-// the number of threads, so that a sum has the same order on every machine.
+// As wide as 16 tasks allow, from 256 channels down to 32: wide tasks sum dB and dC in fewer partials. Never a matter
+// of the number of threads, so that a sum has the same order on every machine.
 int64_t split(int64_t S, int64_t G, int64_t width) {
   int64_t split = 256;
   while (split > 32 && S * G * ((width + split - 1) / split) < 16) split /= 2;
@@ -37,7 +37,8 @@ int64_t split(int64_t S, int64_t G, int64_t width) {
 
 // The arguments that both passes read, checked.
 SelectiveScan problem(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b, const Tensor& c,
-                      const Maybe& d, const Maybe& z, const Maybe& dt_bias, bool dt_softplus, const Maybe& initial_state, const Maybe& cu_seqlens) {
+                      const Maybe& d, const Maybe& z, const Maybe& dt_bias, bool dt_softplus,
+                      const Maybe& initial_state, const Maybe& cu_seqlens) {
   if (x.dim() != 3) checks::refuse(OP, "x", "[B, T, D]", "shape " + checks::tuple(x.sizes()));
   if (a.dim() != 2) checks::refuse(OP, "a", "[D, N]", "shape " + checks::tuple(a.sizes()));
   if (b.dim() != 4) checks::refuse(OP, "b", "[B, T, G, N]", "shape " + checks::tuple(b.sizes()));
@@ -53,7 +54,8 @@ SelectiveScan problem(const Tensor& x, const Tensor& dt, const Tensor& a, const 
   if (z) require(OP, "z", *z, stream);
   if (dt_bias) require(OP, "dt_bias", *dt_bias, {{"D", D}});
   if (cu_seqlens) {
-    if (B != 1) checks::refuse(OP, "cu_seqlens", "given only with B=1 (packed sequences share one row)", "B=" + std::to_string(B));
+    if (B != 1)
+      checks::refuse(OP, "cu_seqlens", "given only with B=1 (packed sequences share one row)", "B=" + std::to_string(B));
     checks::require_boundaries(OP, "cu_seqlens", *cu_seqlens, T);
   }
   SelectiveScan p{};
@@ -62,7 +64,8 @@ SelectiveScan problem(const Tensor& x, const Tensor& dt, const Tensor& a, const 
   if (initial_state) require(OP, "initial_state", *initial_state, {{"S", p.S}, {"D", D}, {"N", N}});
   p.split = split(p.S, G, D / G);
   p.dt_softplus = dt_softplus;
-  p.x = in(x), p.dt = in(dt), p.z = in(z), p.a = in(a), p.b = in(b), p.c = in(c), p.d = in(d), p.dt_bias = in(dt_bias);
+  p.x = in(x), p.dt = in(dt), p.z = in(z), p.a = in(a), p.b = in(b), p.c = in(c);
+  p.d = in(d), p.dt_bias = in(dt_bias);
   p.initial_state = in(initial_state);
   p.cu_seqlens = cu_seqlens ? cu_seqlens->const_data_ptr<int32_t>() : nullptr;
   return p;

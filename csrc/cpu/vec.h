@@ -20,7 +20,7 @@
 
 namespace ISA {
 
-// While one lives, results below 1.2e-38 are zero: a state that decays through the subnormals costs 150 cycles a step.
+// While one lives, results below 1.2e-38 are zero: a state that decays through subnormals costs 150 cycles a step.
 struct FlushSubnormals {
 #if defined(__SSE__)
   const unsigned before = _mm_getcsr();
@@ -105,7 +105,7 @@ INLINE Vec round(Vec x) {
 #endif
 }
 
-// 2^(n + f) for a whole n and f in [-1/2, 1/2]. 2^f is a polynomial of degree 6, at most 1 ulp (0.94 over 2 million f).
+// 2^(n + f) for a whole n and f in [-1/2, 1/2]. 2^f is a polynomial of degree 6: 0.94 ulp at most over 2 million f.
 // Zero below 2^-126 whatever f is, inf from n = 128 on; a NaN in f stays one.
 INLINE Vec exp2(Vec n, Vec f) {
   Vec p = f * 0.00015353362f + 0.00133988739f;
@@ -123,7 +123,7 @@ INLINE Vec exp2(Vec n, Vec f) {
 #endif
 }
 
-// A factor times log2(e), in two parts: what rounding the first one loses, times a large x, would be most of the error.
+// A factor times log2(e), in two parts: what rounding the first loses, times a large x, is most of the error.
 struct Log2e {
   Vec high, low;
 };
@@ -141,7 +141,7 @@ INLINE Vec exp_of_product(Vec x, Log2e a) {
 INLINE Vec exp_of_minus_abs(Vec x) { return exp_of_product(x < 0.0f ? x : -x, times_log2e(splat(1.0f))); }
 
 // log(1 + e^x) = max(x, 0) + log1p(u), without overflow and with relative accuracy for very negative x.
-// With s = u / (2 + u): log1p(u) = 2 atanh(s) = u - s (u - s^2 P(s^2)), where a rounding of s counts for a third at most.
+// With s = u / (2 + u): log1p(u) = 2 atanh(s) = u - s (u - s^2 P(s^2)); a rounding of s counts for a third at most.
 INLINE Vec softplus(Vec x) {
   const Vec u = exp_of_minus_abs(x), s = u / (u + 2.0f), w = s * s;
   Vec p = w * 0.242895573f + 0.214307413f;
