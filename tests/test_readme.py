@@ -20,7 +20,8 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_tree_in_the_readme_names_every_source_file():
     tree = README.partition("## The tree")[2].partition("\n## ")[0]
-    tracked = subprocess.run(["git", "ls-files", "*.py", "*.cpp", "*.h"], cwd=ROOT, capture_output=True, text=True)
+    command = ["git", "ls-files", "*.py", "*.cpp", "*.h"]
+    tracked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     files = [Path(line) for line in tracked.stdout.splitlines() if not line.startswith("tests/")]
     assert files or not (ROOT / ".git").exists()
     missing = [str(file) for file in files if file.name not in tree and file.name != "__init__.py"]

@@ -103,7 +103,7 @@ class UnfreezeOnPlateau(TrainerCallback, ExportableState):
 
 
 def transferred(folder: str | Path) -> list[str]:
-    """The tensors of a checkpoint that its growth.json marks as copied from the source."""
+    """The tensors of a checkpoint that its growth.json asks to hold still at first."""
     file = Path(folder) / RECORD
     if not file.exists():
         raise refuse(
@@ -112,7 +112,7 @@ def transferred(folder: str | Path) -> list[str]:
             "one without",
             "train without --freeze",
         )
-    return [row["name"] for row in json.loads(file.read_text())["tensors"] if row["origin"] == "copied"]
+    return [row["name"] for row in json.loads(file.read_text())["tensors"] if row["freeze"]]
 
 
 def _named(model: nn.Module, names: list[str]) -> list[nn.Parameter]:

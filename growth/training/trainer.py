@@ -179,7 +179,7 @@ def train(
     with (
         quiet(),
         _unfinished(args, settings, resume) as last,
-        RunProgress(out.name, steps, silent=args.process_index > 0) as progress,
+        RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
     ):
         network = _load(model)
         least = threshold if unfreeze else -math.inf  # no loss improves by less than that

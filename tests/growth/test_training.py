@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
     model.save_pretrained(root / "model")
     byte_tokenizer().save_pretrained(root / "model")
     rows = [
-        {"name": n, "origin": "copied" if "mlp" in n else "initialised"} for n, _ in model.named_parameters()
+        {"name": n, "freeze": "mlp" in n} for n, _ in model.named_parameters()
     ]
     (root / "model" / "growth.json").write_text(json.dumps({"tensors": rows}))
     (root / "text.txt").write_text(TEXT)
