@@ -26,7 +26,7 @@ def charts(arms: list[dict], source: float) -> str:
     left.set(ylabel="validation loss, nats a byte", ylim=(low - 0.02, low + 4 * (max(ends) - low + 0.1)))
     left.legend(frameon=False)
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):      # text stays text
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return text.getvalue()[text.getvalue().index("<svg") :]
 

@@ -80,19 +80,19 @@ class Job:
     held_out: int
     evaluations: int
     text: int
-    words: int = 200
+    words: int
     seed: int = 0
 
 
 FULL = Job(
-    source=Size(3, 64, 4),
-    target=Size(4, 96, 6),
-    training=Budget(400, 8e-3, 20),
+    source=Size(3, 64, 2),
+    target=Size(4, 96, 3),
+    training=Budget(350, 8e-3, 17),
     growing=Budget(400, 5e-3, 40),
     transferring={
-        "retnet": Budget(700, 1e-2, 40),
+        "retnet": Budget(500, 1e-2, 40),
         "mamba": Budget(250, 8e-3, 25),
-        "hybrid": Budget(450, 8e-3, 40),
+        "hybrid": Budget(350, 8e-3, 35),
     },
     learning=100,
     batch_size=8,
@@ -100,6 +100,7 @@ FULL = Job(
     held_out=128,
     evaluations=8,
     text=4_000_000,
+    words=120,
 )
 QUICK = Job(
     source=Size(2, 32, 2),
@@ -117,6 +118,7 @@ QUICK = Job(
     held_out=64,
     evaluations=5,
     text=500_000,
+    words=20,
 )
 
 
@@ -179,7 +181,7 @@ class _Demo:
             arms.append(self.grown(method, arms[0]))
             self.say(arms[-1])
         for name, settings in TRANSFERS.items():
-            start, budget = self.out / name / "start", job.transferring[name]
+            start, budget = self.out / "start" / name, job.transferring[name]
             made = growth.transfer(self.trained("source"), start, seed=job.seed, **settings)
             arms.append(self.scratch(f"{name}-scratch", AutoConfig.from_pretrained(start), budget))
             arms.append(self.arm(name, made, arms[-1], budget, freeze="transferred", unfreeze="plateau"))
@@ -215,12 +217,12 @@ class _Demo:
         )
 
     def trained(self, name: str) -> Path:
-        return self.out / name / "trained"
+        return self.out / "trained" / name
 
     def scratch(self, name: str, config: PreTrainedConfig, budget: Budget) -> dict:
         """A baseline: a fresh model of that configuration, trained."""
         torch.manual_seed(self.job.seed)
-        start = self.out / name / "start"
+        start = self.out / "start" / name
         with quiet():
             AutoModelForCausalLM.from_config(config).save_pretrained(start)
         self.tokenizer.save_pretrained(start)
@@ -234,7 +236,7 @@ class _Demo:
         )
         made = growth.grow(
             self.trained("source"),
-            self.out / method / "start",
+            self.out / "start" / method,
             method=method,
             hidden_size=size.hidden,
             num_layers=size.layers,
@@ -253,7 +255,7 @@ class _Demo:
     def train(self, name: str, budget: Budget, **settings) -> TrainReport:
         job = self.job
         return growth.train(
-            self.out / name / "start",
+            self.out / "start" / name,
             self.windows,
             self.trained(name),
             steps=budget.steps,

@@ -6,16 +6,15 @@ from growth.demo.charts import charts
 from growth.demo.saving import COLUMNS, remarks, rows
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color:
-#222;
-       background: #fff }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem;
+       color: #222; background: #fff }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 p, li { max-width: 75ch }
 svg { max-width: 100%; height: auto }
 table { border-collapse: collapse } td, th { padding: .25rem .8rem; text-align: right }
 td:first-child, th:first-child { text-align: left } tr.baseline td { border-top: 1px solid #999; color: #555 }
-pre { background: #f4f4f4; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0
-1rem }
+pre { background: #f4f4f4; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere;
+      margin: .2rem 0 1rem }
 """
 
 

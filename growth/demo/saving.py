@@ -36,7 +36,7 @@ def compare(arm: dict, baseline: dict) -> dict:
 
 
 def rows(report: dict) -> list[tuple[str, ...]]:
-    """The cells of the table: name, loss at step 0, last loss, FLOPs, saved, seconds, saved."""
+    """The cells of the table: name, loss at the start and the end, FLOPs, saved, seconds, saved."""
     out = []
     for arm in report["arms"]:
         first, last = arm["curve"][0], arm["curve"][-1]
@@ -49,17 +49,18 @@ def rows(report: dict) -> list[tuple[str, ...]]:
                 (*cells, f"{arm['reached']['flops']:.2e}", flops, f"{arm['reached']['seconds']:.1f}", seconds)
             )
         else:
-            out.append((*cells, "not reached", "", "not reached", ""))
+            out.append((*cells, "not reached", "", "-", ""))
     return out
 
 
-COLUMNS = ("arm", "first loss", "last loss", "FLOPs", "saved", "seconds", "saved")
+COLUMNS = ("arm", "at start", "at end", "FLOPs", "saved", "seconds", "saved")
 
 
 def table(report: dict) -> Table:
     """The rows for a terminal; a line between groups."""
     out = Table(
-        title="Cost until the validation loss that training from scratch ends with", title_justify="left"
+        title="Validation loss, and the cost until the loss that training from scratch ends with",
+        title_justify="left",
     )
     for i, name in enumerate(COLUMNS):
         out.add_column(name, justify="right" if i else "left", no_wrap=True)
