@@ -47,11 +47,15 @@ class Size:
 
 @dataclass(frozen=True)
 class Budget:
-    """What some arms and their baseline get: steps, peak learning rate, steps of warm-up for the arms."""
+    """What arms and their baseline get: steps, peak learning rate; the arms' warm-up and the share of decay.
+
+    A baseline warms up over a twentieth of the steps and decays over all of them.
+    """
 
     steps: int
     rate: float
     warmup: int
+    decay: float
 
 
 TRANSFERS = {
@@ -87,14 +91,14 @@ class Job:
 FULL = Job(
     source=Size(3, 64, 2),
     target=Size(4, 96, 3),
-    training=Budget(350, 8e-3, 17),
-    growing=Budget(400, 5e-3, 40),
+    training=Budget(350, 8e-3, 0, 1.0),
+    growing=Budget(400, 5e-3, 40, 0.43),
     transferring={
-        "retnet": Budget(500, 1e-2, 40),
-        "mamba": Budget(250, 8e-3, 25),
-        "hybrid": Budget(350, 8e-3, 35),
+        "retnet": Budget(440, 1e-2, 40, 0.8),
+        "mamba": Budget(160, 1.2e-2, 40, 0.8),
+        "hybrid": Budget(400, 1e-2, 40, 0.6),
     },
-    learning=100,
+    learning=25,
     batch_size=8,
     length=128,
     held_out=128,
@@ -105,14 +109,14 @@ FULL = Job(
 QUICK = Job(
     source=Size(2, 32, 2),
     target=Size(3, 48, 3),
-    training=Budget(60, 8e-3, 5),
-    growing=Budget(80, 8e-3, 8),
+    training=Budget(60, 8e-3, 0, 1.0),
+    growing=Budget(80, 8e-3, 8, 0.6),
     transferring={
-        "retnet": Budget(100, 8e-3, 8),
-        "mamba": Budget(60, 8e-3, 8),
-        "hybrid": Budget(100, 8e-3, 8),
+        "retnet": Budget(100, 1e-2, 10, 0.8),
+        "mamba": Budget(60, 1.2e-2, 10, 0.8),
+        "hybrid": Budget(100, 1e-2, 10, 0.6),
     },
-    learning=10,
+    learning=5,
     batch_size=8,
     length=128,
     held_out=64,
@@ -246,7 +250,9 @@ class _Demo:
         return self.arm(method, made, baseline, self.job.growing)
 
     def arm(self, name: str, made: Report, baseline: dict, budget: Budget, **freezing) -> dict:
-        report = self.train(name, budget, schedule="lemon", warmup=budget.warmup, **freezing)
+        report = self.train(
+            name, budget, schedule="lemon", warmup=budget.warmup, decay=budget.decay, **freezing
+        )
         start = {"flops": made.flops, "seconds": made.seconds}
         arm = self.record(name, report, baseline["name"], start) | {"lossless": made.lossless}
         apart = self.losses[name] - self.losses[baseline["name"]]

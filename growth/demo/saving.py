@@ -59,7 +59,7 @@ COLUMNS = ("arm", "at start", "at end", "FLOPs", "saved", "seconds", "saved")
 def table(report: dict) -> Table:
     """The rows for a terminal; a line between groups."""
     out = Table(
-        title="Validation loss, and the cost until the loss that training from scratch ends with",
+        title="Validation loss, and the cost until it is that of training from scratch",
         title_justify="left",
     )
     for i, name in enumerate(COLUMNS):

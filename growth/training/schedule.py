@@ -30,12 +30,12 @@ def cosine(steps: int, *, warmup: int, floor: float = 0.1) -> Schedule:
 
 
 def lemon(steps: int, *, warmup: int, floor: float = 0.1, share: float = 0.6) -> Schedule:
-    """The same peak, a faster fall: a cosine over `share` of the steps, then `floor`.
+    """The same peak, a faster fall: a cosine that ends after `share` of the steps, then `floor`.
 
     A grown model starts where a fresh one arrives late, so it needs the high rate for a shorter time; a lower
     peak ends higher (Wang et al., ICLR 2024: 132k of 220k steps for BERT, 130 of 300 epochs for ViT).
+    Raises Refusal where 0 <= warmup < share * steps and share <= 1 do not hold.
     """
-    return cosine(max(warmup + 1, round(share * steps)), warmup=warmup, floor=floor)
-
-
-SCHEDULES = {"cosine": cosine, "lemon": lemon}
+    if not 0 < share <= 1:
+        raise refuse("decay", "a share of the steps, above 0 and at most 1", share, "choose one in between")
+    return cosine(round(share * steps), warmup=warmup, floor=floor)

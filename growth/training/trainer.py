@@ -28,7 +28,7 @@ from growth.training.data import Data, Windows, windows_of
 from growth.training.flops import count_flops
 from growth.training.freeze import UnfreezeOnPlateau, transferred
 from growth.training.progress import RunProgress, quiet
-from growth.training.schedule import SCHEDULES, Schedule
+from growth.training.schedule import Schedule, cosine, lemon
 
 UNFINISHED = ".unfinished"  # the folder of a run is that of its result and this
 RECORD = "training.json"  # how a checkpoint was trained
@@ -73,6 +73,7 @@ def train(
     learning_rate: float = 3e-4,
     warmup: int | None = None,
     schedule: str = "cosine",
+    decay: float = 0.6,
     freeze: str | None = None,
     unfreeze: str | None = None,
     window: int | None = None,
@@ -91,7 +92,8 @@ def train(
                        data's windows, at most 256, are held out and not trained on
     batch_size         windows a step, on each process
     sequence_length    tokens a window; default: what the model allows, at most 2048
-    schedule           cosine | lemon (growth.training.schedule); warmup: default a twentieth of the steps
+    schedule           cosine | lemon, which falls over the share `decay` of the steps (training.schedule)
+    warmup             steps in which the rate rises; default: a twentieth of them
     freeze             "transferred": what growth.json marks as copied stays as it is; with unfreeze
                        "plateau", until the mean training loss of `window` steps (default: a thirtieth of
                        them) improves by less than `threshold` in `patience` windows (training.freeze)
@@ -110,8 +112,8 @@ def train(
     for name, got in (("steps", steps), ("batch size", batch_size)):
         if got < 1:
             raise refuse(name, "at least 1", got, "choose a larger number")
-    if schedule not in SCHEDULES:
-        raise refuse("schedule", f"one of {', '.join(SCHEDULES)}", schedule, "choose one of these")
+    if schedule not in ("cosine", "lemon"):
+        raise refuse("schedule", "cosine or lemon", schedule, "choose one of these")
     if (freeze, unfreeze) not in ((None, None), ("transferred", None), ("transferred", "plateau")):
         raise refuse(
             "freeze, unfreeze",
@@ -120,7 +122,7 @@ def train(
             "pass --freeze transferred --unfreeze plateau",
         )
     warmup = steps // 20 if warmup is None else warmup
-    rate = SCHEDULES[schedule](steps, warmup=warmup)
+    rate = cosine(steps, warmup=warmup) if schedule == "cosine" else lemon(steps, warmup=warmup, share=decay)
     length = sequence_length or min(getattr(config, "max_position_embeddings", None) or 2048, 2048)
     window = window or max(1, steps // 30)
     eval_every = eval_every or math.ceil(steps / 8)
@@ -134,6 +136,7 @@ def train(
         "learning_rate": learning_rate,
         "warmup": warmup,
         "schedule": schedule,
+        "decay": decay,
         "freeze": freeze,
         "unfreeze": unfreeze,
         "window": window,

@@ -49,9 +49,7 @@ def folder(tmp_path_factory):
     model = tiny()
     model.save_pretrained(root / "model")
     byte_tokenizer().save_pretrained(root / "model")
-    rows = [
-        {"name": n, "freeze": "mlp" in n} for n, _ in model.named_parameters()
-    ]
+    rows = [{"name": n, "freeze": "mlp" in n} for n, _ in model.named_parameters()]
     (root / "model" / "growth.json").write_text(json.dumps({"tensors": rows}))
     (root / "text.txt").write_text(TEXT)
     return root
@@ -354,9 +352,10 @@ def test_bad_calls_are_refused_with_nothing_written(folder, tmp_path):
         "absent: expected a file or a folder": (model, tmp_path / "absent", out, {}),
         "data: expected at least one batch": (model, text, out, {"batch_size": 4000}),
         "steps: expected at least 1, got 0": (model, text, out, {"steps": 0}),
-        "schedule: expected one of cosine, lemon, got step": (model, text, out, {"schedule": "step"}),
+        "schedule: expected cosine or lemon, got step": (model, text, out, {"schedule": "step"}),
         "freeze, unfreeze: expected": (model, text, out, {"unfreeze": "plateau"}),
         "warmup: expected at least 0": (model, text, out, {"warmup": 8}),
+        "decay: expected a share": (model, text, out, {"schedule": "lemon", "decay": 1.5}),
         "resume: expected an interrupted run": (model, text, out, {"resume": True}),
     }.items():
         *paths, settings = arguments
@@ -371,4 +370,6 @@ def test_a_line_is_printed_for_every_evaluation_and_nothing_else(folder, tmp_pat
     out, err = capfd.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert [line.split(",")[0] for line in lines] == [f"spoken: step {n} of 8" for n in (0, 4, 8)]
+    assert [line.split(",")[0] for line in lines] == [
+        f"{tmp_path / 'spoken'}: step {n} of 8" for n in (0, 4, 8)
+    ]
