@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 from growth.errors import refuse
-from growth.files import Checkpoint, refuse_existing
+from growth.files import TOKENIZER, Checkpoint, refuse_existing
 from growth.training.curve import Curve, Point
 from growth.training.data import Data, Windows, windows_of
 from growth.training.flops import count_flops
@@ -109,9 +110,14 @@ def train(
     out = Path(out)
     refuse_existing(out)
     config = Checkpoint(model).config
-    for name, got in (("steps", steps), ("batch size", batch_size)):
-        if got < 1:
-            raise refuse(name, "at least 1", got, "choose a larger number")
+    length = sequence_length or min(getattr(config, "max_position_embeddings", None) or 2048, 2048)
+    for name, got, least in (
+        ("steps", steps, 1),
+        ("batch size", batch_size, 1),
+        ("sequence length", length, 2),
+    ):
+        if got < least:
+            raise refuse(name, f"at least {least}", got, "choose a larger number")
     if schedule not in ("cosine", "lemon"):
         raise refuse("schedule", "cosine or lemon", schedule, "choose one of these")
     if (freeze, unfreeze) not in ((None, None), ("transferred", None), ("transferred", "plateau")):
@@ -123,13 +129,27 @@ def train(
         )
     warmup = steps // 20 if warmup is None else warmup
     rate = cosine(steps, warmup=warmup) if schedule == "cosine" else lemon(steps, warmup=warmup, share=decay)
-    length = sequence_length or min(getattr(config, "max_position_embeddings", None) or 2048, 2048)
     window = window or max(1, steps // 30)
     eval_every = eval_every or math.ceil(steps / 8)
     save_every = eval_every if save_every is None else save_every
     frozen = transferred(model) if freeze else []
+    tokenizer = _tokenizer(model)
+    windows, held_out = split(data, validation, tokenizer, length)
+    length = windows.windows.shape[1]  # Windows come with a length of their own
+    if len(windows) < batch_size:
+        raise refuse(
+            "data",
+            f"at least one batch, {batch_size} windows of {length} tokens",
+            f"{len(windows)} windows",
+            "give more text, or a smaller batch size or sequence length",
+        )
+    if (most := windows.windows.max().item()) >= config.vocab_size:
+        raise refuse(
+            "data", f"tokens below the model's {config.vocab_size}", most, "use the model's tokenizer"
+        )
     settings = {
         "model": str(model),
+        "data": f"{len(windows)} windows, {zlib.crc32(windows.windows.numpy()):08x}",
         "steps": steps,
         "batch_size": batch_size,
         "sequence_length": length,
@@ -146,15 +166,6 @@ def train(
         "bf16": bf16,
         "seed": seed,
     }
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    windows, held_out = split(data, validation, tokenizer, length)
-    if len(windows) < batch_size:
-        raise refuse(
-            "data",
-            f"at least one batch, {batch_size} windows of {length} tokens",
-            f"{len(windows)} windows",
-            "give more text, or a smaller batch size or sequence length",
-        )
     args = TrainingArguments(
         output_dir=str(out) + UNFINISHED,
         max_steps=steps,
@@ -240,6 +251,15 @@ class _Trainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.model.load_state_dict(_load(resume_from_checkpoint).state_dict())
+
+
+def _tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The folder's own: without its files transformers would make an empty one of the model's kind."""
+    if not any(any(Path(folder).glob(pattern)) for pattern in TOKENIZER):
+        raise refuse(
+            str(folder), "a tokenizer beside the model", "none", "save it there with save_pretrained"
+        )
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def _load(folder: str | Path) -> PreTrainedModel:

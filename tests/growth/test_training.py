@@ -25,6 +25,9 @@ from growth.training.trainer import train
 TEXT = "".join(chr(97 + i * i % 23) + ("\n" if i % 31 == 30 else "") for i in range(6000))
 
 
+DEFAULTS = {"steps": 8, "batch_size": 4, "learning_rate": 1e-2, "eval_every": 4}
+
+
 def tiny(seed: int = 0, attention: str = "sdpa") -> GPTNeoXForCausalLM:
     torch.manual_seed(seed)
     return GPTNeoXForCausalLM(
@@ -60,8 +63,7 @@ def weights(path) -> dict[str, torch.Tensor]:
 
 
 def run(folder, out, **settings):
-    settings = {"steps": 8, "batch_size": 4, "learning_rate": 1e-2, "eval_every": 4} | settings
-    return train(folder / "model", folder / "text.txt", folder / out, **settings)
+    return train(folder / "model", folder / "text.txt", folder / out, **DEFAULTS | settings)
 
 
 # ---- data
@@ -313,6 +315,9 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(folder, tmp_path, monkeypa
         run(folder, tmp_path / "cut", **settings)
     with pytest.raises(Refusal, match="resume: expected seed 0, got seed 1"):
         run(folder, tmp_path / "cut", **settings, seed=1, resume=True)
+    (folder / "other.txt").write_text(TEXT[::-1])
+    with pytest.raises(Refusal, match="resume: expected data 1.. windows, .*, got data 1.. windows"):
+        train(folder / "model", folder / "other.txt", tmp_path / "cut", **DEFAULTS | settings, resume=True)
     resumed = run(folder, tmp_path / "cut", **settings, resume=True)
     assert resumed.unfrozen_at == whole.unfrozen_at == (4 if freezing else None)
     assert [(p.step, p.flops, p.loss) for p in resumed.curve] == [
@@ -345,6 +350,9 @@ def test_bad_calls_are_refused_with_nothing_written(folder, tmp_path):
     (tmp_path / "short.txt").write_text("only a few words")
     (tmp_path / "bare").mkdir()
     model, text, out = folder / "model", folder / "text.txt", tmp_path / "out"
+    strange = Windows(torch.full((640,), 300), 16)
+    untold = folder / "untold"
+    tiny().save_pretrained(untold)
     for said, arguments in {
         "exists: expected an output folder that does not exist": (model, text, tmp_path / "exists", {}),
         "bare: expected a checkpoint folder with config.json": (tmp_path / "bare", text, out, {}),
@@ -352,6 +360,9 @@ def test_bad_calls_are_refused_with_nothing_written(folder, tmp_path):
         "absent: expected a file or a folder": (model, tmp_path / "absent", out, {}),
         "data: expected at least one batch": (model, text, out, {"batch_size": 4000}),
         "steps: expected at least 1, got 0": (model, text, out, {"steps": 0}),
+        "sequence length: expected at least 2": (model, text, out, {"sequence_length": 1}),
+        "data: expected tokens below the model's 256, got 300": (model, strange, out, {}),
+        "untold: expected a tokenizer beside the model": (untold, text, out, {}),
         "schedule: expected cosine or lemon, got step": (model, text, out, {"schedule": "step"}),
         "freeze, unfreeze: expected": (model, text, out, {"unfreeze": "plateau"}),
         "warmup: expected at least 0": (model, text, out, {"warmup": 8}),
