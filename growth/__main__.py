@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from growth.errors import Refusal, refuse
 
@@ -34,7 +33,8 @@ def inspect(src: Src) -> None:
     """Spaces, sizes and tensors of a checkpoint, and what can be grown."""
     from growth.inspection import inspect
 
-    inspect(src, out)
+    for line in inspect(src):
+        say(line)
 
 
 @app.command()
@@ -149,7 +149,7 @@ def train(
         resume=resume,
         seed=seed,
     )
-    out.print(str(report), highlight=False, soft_wrap=True)
+    say(str(report))
 
 
 @app.command()
@@ -158,7 +158,7 @@ def check(src: Src, dst: Dst) -> None:
     from growth import check
 
     agreement = check(src, dst)
-    out.print(str(agreement), highlight=False, soft_wrap=True)
+    say(str(agreement))
     if not agreement.kept:
         raise typer.Exit(1)
 
@@ -187,15 +187,18 @@ def _layers(text: str) -> list[int]:
 
 def _print(report, dry_run: bool) -> None:
     if dry_run:
-        table = Table("target", "shape", "origin", "from")
+        wide = max(len(row.name) for row in report.plan.rows)
         for row in report.plan.rows:
-            table.add_row(
-                row.name, "x".join(map(str, row.shape)), row.origin, ", ".join(row.sources) or row.note
-            )
-        out.print(table)
+            sources = ", ".join(row.sources) or row.note
+            say(f"{row.name:{wide}}  {'x'.join(map(str, row.shape)):12} {row.origin:11} {sources}")
         for name, why in report.plan.dropped.items():
-            out.print(f"dropped {name}: {why}", highlight=False)
-    out.print(str(report), highlight=False, soft_wrap=True)
+            say(f"dropped {name}: {why}")
+    say(str(report))
+
+
+def say(line: str) -> None:
+    """A line as it is: names may hold brackets, and what reads a pipe wants no breaks."""
+    out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
@@ -58,7 +59,7 @@ class Checkpoint:
     def record(self) -> dict:
         """What growth wrote about this checkpoint, {} where it came from elsewhere."""
         path = self.path / RECORD
-        return json.loads(path.read_text()) if path.exists() else {}
+        return _json(path, "verb") if path.exists() else {}
 
 
 def _config(path: Path) -> PreTrainedConfig:
@@ -71,7 +72,7 @@ def _config(path: Path) -> PreTrainedConfig:
         )
     try:
         return AutoConfig.from_pretrained(path)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, OSError, StrictDataclassError) as error:
         raise refuse(
             str(path / "config.json"),
             "a configuration that transformers knows",
@@ -82,11 +83,9 @@ def _config(path: Path) -> PreTrainedConfig:
 
 def _shards(path: Path) -> dict[str, Path]:
     """Tensor name -> its file; each is opened once, so a truncated one is found before any work."""
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
-    else:
-        files = [path / "model.safetensors"]
+    index, files = path / "model.safetensors.index.json", [path / "model.safetensors"]
+    if index.exists() and not files[0].exists():  # where both are, transformers reads the one file
+        files = sorted({path / str(name) for name in _json(index, "weight_map")["weight_map"].values()})
     shards: dict[str, Path] = {}
     for file in files:
         if not file.is_file():
@@ -111,13 +110,30 @@ def _shards(path: Path) -> dict[str, Path]:
 
 def refuse_existing(dst: str | Path) -> None:
     """Nothing is overwritten, and long work does not begin where its result has no place."""
-    if Path(dst).exists():
+    dst = Path(dst)
+    above = next(folder for folder in dst.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise refuse(
+            str(dst), "a folder to write it in", f"{above}, where nothing can be written", "name another"
+        )
+    if dst.exists() or dst.is_symlink():
         raise refuse(
             str(dst),
             "an output folder that does not exist yet",
             "one that does",
             "name another, or remove it first",
         )
+
+
+def _json(path: Path, key: str) -> dict:
+    """The object in a file of JSON, which must have this key."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise refuse(str(path), "JSON", str(error), "copy or download it again") from error
+    if not isinstance(found, dict) or key not in found:
+        raise refuse(str(path), f"an object with {key!r}", "one without", "copy or download it again")
+    return found
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 import copy
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
 from growth import __version__
-from growth.adapters import adapter_of
+from growth.adapters import source_adapter
 from growth.engine import grown, plan_growth
 from growth.errors import refuse
 from growth.files import Checkpoint, refuse_existing, write_checkpoint
@@ -41,9 +43,9 @@ def grow(
     num_heads       default: hidden_size / the head size, which never changes
     ffn_size        neurons of a feed-forward block; default: in proportion to hidden_size
     num_layers      default: the source's
-    data, steps, start    for ligo: the text its maps learn from, for how many steps, and from where
-                          ("lossless": LEMON's
-                    maps, so that step 0 is the source; "published": a noisy stack with averaged units)
+    data, steps     for ligo: the text that its maps learn from (a file, a folder, Windows), and how long
+    start           for ligo: "lossless", LEMON's maps, so that step 0 computes what the source does, or
+                    "published", a noisy stack of averaged units
 
     Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the
     source cannot be read, the target is smaller or does not divide into heads, the method is unknown or `dst`
@@ -55,14 +57,7 @@ def grow(
         refuse_existing(dst)
     began = time.perf_counter()
     checkpoint = Checkpoint(src)
-    adapter = adapter_of(checkpoint.config, str(src))
-    if adapter.describe is None:
-        raise refuse(
-            str(src),
-            "a checkpoint of a family that grows",
-            checkpoint.config.model_type,
-            "grow the model it was transferred from, then transfer the result",
-        )
+    adapter = source_adapter(checkpoint.config, str(src))
     source = Source(checkpoint, adapter)
     config = resized(checkpoint.config, hidden_size, num_layers, num_heads, ffn_size)
     old, new = (adapter.describe(x, adapter) for x in (checkpoint.config, config))
@@ -71,6 +66,8 @@ def grow(
     if method == "ligo":
         if start not in STARTS:
             raise refuse("start", f"one of {', '.join(STARTS)}", start, "choose one of these")
+        if steps < 1:
+            raise refuse("steps", "at least 1", steps, "the published number is 100")
         if data is None and not dry_run:
             raise refuse(
                 "data", "text that ligo's maps learn from", "none", "pass a file or a folder of text"
@@ -83,7 +80,7 @@ def grow(
     if method == "ligo" and not dry_run:
         maps, flops = learned(maps, source, adapter, config, data=data, steps=steps, seed=seed)
     plan = plan_growth(source, adapter, config, maps, new)
-    lossless = maps.lossless(old)
+    lossless = method != "ligo" and maps.lossless(old)  # learning leaves the lossless start
     if not dry_run:
         record = {
             "growth": __version__,
@@ -97,12 +94,15 @@ def grow(
             **plan.json(),
         }
         tensors = grown(source, adapter, config, maps, old, seed)
-        write_checkpoint(dst, config, tensors, len(plan.rows), checkpoint.path, record)
+        # Copying counts no operations; dense maps do, and the counter slows small tensors down fivefold.
+        with FlopCounterMode(display=False) if method == "ligo" else nullcontext() as counter:
+            write_checkpoint(dst, config, tensors, len(plan.rows), checkpoint.path, record)
+        flops += counter.get_total_flops() if counter else 0
     parameters = sum(math.prod(checkpoint.shape(name)) for name in source.on_disk.values())
     return Report(
         Path(src),
         None if dry_run else Path(dst),
-        method,
+        f"ligo from its {start} start" if method == "ligo" else method,
         lossless,
         time.perf_counter() - began,
         flops,

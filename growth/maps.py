@@ -95,7 +95,7 @@ class Copies:
     def write(self, x: Tensor) -> Tensor:
         entries, copied = self._entries(x.device)
         out = x[entries]
-        if not copied.all():
+        if (self.index < 0).any():
             out[~copied] = x.mean(0) if self.rest == "mean" else 0
         if isinstance(self.scale, Tensor):
             return out * self.scale.to(x).repeat_interleave(self.width).view(-1, *[1] * (x.ndim - 1))

@@ -10,6 +10,20 @@ from growth.errors import refuse
 ADAPTERS = {adapter.model_type: adapter for adapter in (GPT_NEOX, LCI)}
 
 
+def source_adapter(config: PreTrainedConfig, where: str) -> Adapter:
+    """The adapter of a checkpoint that can be grown and transferred."""
+    adapter = adapter_of(config, where)
+    if adapter.describe is None:
+        families = ", ".join(name for name, family in ADAPTERS.items() if family.describe)
+        raise refuse(
+            where,
+            f"a checkpoint to start from: {families}",
+            config.model_type,
+            "grow the model that it was transferred from, then transfer the result",
+        )
+    return adapter
+
+
 def adapter_of(config: PreTrainedConfig, where: str) -> Adapter:
     if config.model_type not in ADAPTERS:
         raise refuse(

@@ -60,11 +60,11 @@ def one(name: str, *spaces: str, layout: str = "") -> Entry:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A family of checkpoints. `model` and `block(config, layer)` map names on disk to entries, "{}" is the
-    layer.
+    """A family of checkpoints; `model` and `block(config, layer)` map names on disk to entries.
 
-    renamed: names that other versions write -> the table's; ignored: patterns of buffers that carry no
-    weight; describe: the architecture that operators see, None where the family is only a target of transfer.
+    describe: the architecture that operators see, None where the family is only a target of transfer;
+    renamed: names that other versions write -> the table's; ignored: patterns of buffers without weights;
+    head: what a tied model's file may hold beside its embedding, and transformers does not read.
     """
 
     model_type: str
@@ -73,6 +73,7 @@ class Adapter:
     describe: Callable[[PreTrainedConfig, "Adapter"], Architecture] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    head: str = ""
 
     def table(self, config: PreTrainedConfig) -> dict[str, tuple[Entry, int | None]]:
         """Every tensor of a model: name on disk -> its entry and its layer."""
@@ -96,6 +97,8 @@ class Adapter:
             for name in names
             if not any(re.fullmatch(pattern, name) for pattern in self.ignored)
         }
+        if config.tie_word_embeddings:
+            found.pop(self.head, None)
         unknown, missing = sorted(set(found) - set(table)), sorted(set(table) - set(found))
         if unknown or missing:
             raise refuse(

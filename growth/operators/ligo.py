@@ -22,10 +22,8 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PrinterCallback,
     Trainer,
@@ -35,6 +33,7 @@ from transformers import (
 from growth.adapters.table import Adapter
 from growth.depth import rearranged, stacked
 from growth.engine import expand, named_seed, reader
+from growth.loading import load_tokenizer
 from growth.maps import Map, Maps, Widen, keep, per_layer
 from growth.operators.lemon import lemon
 from growth.plan import Source
@@ -105,6 +104,15 @@ class Expansion(nn.Module):
         self.index = {key: i for i, key in enumerate(tensors)}
         self.tensors = nn.ParameterList(nn.Parameter(x.float()) for x in tensors.values())
 
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        self.old = {key: fn(x) for key, x in self.old.items()}
+        for module in self.large[
+            0
+        ].modules():  # its parameters are replaced in every forward, its buffers not
+            module._buffers.update({name: fn(x) for name, x in module._buffers.items() if x is not None})
+        return self
+
     def _tensors(self, maps: Maps) -> Iterator[Tensor]:
         for space in maps.spaces.values():
             if isinstance(space, Widen):
@@ -165,10 +173,11 @@ def learned(
     Warm-up over the first tenth (the published recipe warms up for 10000 steps and stops after 100), then a
     cosine; gradients clipped at 1.
     """
-    tokenizer = AutoTokenizer.from_pretrained(source.checkpoint.path)
-    windows = windows_of(data, tokenizer, min(sequence_length, config.max_position_embeddings))
+    if not isinstance(data, Windows):
+        length = min(sequence_length, config.max_position_embeddings)
+        data = windows_of(data, load_tokenizer(source.checkpoint.path), length)
     module = Expansion(maps, source, adapter, config)
-    flops = count_flops(module, windows.batch(range(min(batch_size, len(windows))))) * steps
+    flops = count_flops(module, data.batch(range(min(batch_size, len(data))))) * steps
     with quiet(), tempfile.TemporaryDirectory() as scratch, RunProgress("ligo", steps) as progress:
         arguments = TrainingArguments(
             scratch,
@@ -184,11 +193,7 @@ def learned(
             disable_tqdm=True,
             report_to="none",
         )
-        trainer = Trainer(
-            model=module, args=arguments, train_dataset=windows, callbacks=[ShowSteps(progress)]
-        )
+        trainer = Trainer(model=module, args=arguments, train_dataset=data, callbacks=[ShowSteps(progress)])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module.weights()
-        return module.cpu().maps(), flops + counter.get_total_flops()
+    return module.cpu().requires_grad_(False).maps(), flops

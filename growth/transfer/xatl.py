@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from growth import __version__
-from growth.adapters import adapter_of
+from growth.adapters import source_adapter
 from growth.adapters.lci import LCI
 from growth.engine import named_seed, reader
 from growth.errors import refuse
@@ -34,6 +34,9 @@ from lcikernels.models import LCIConfig, LCIForCausalLM
 
 LETTERS = {"attention": "A", "retention": "R", "mamba": "M"}
 COPIED = {"norms": (), "mlp": ("mlp",), "output": ("mlp", "o"), "all": ("mlp", "o", "q", "k", "v")}
+SHARED_SETTINGS = """vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act
+    max_position_embeddings layer_norm_eps rope_parameters attention_bias use_parallel_residual
+    tie_word_embeddings initializer_range bos_token_id eos_token_id pad_token_id""".split()
 
 
 def transfer(
@@ -65,8 +68,11 @@ def transfer(
         refuse_existing(dst)
     began = time.perf_counter()
     checkpoint = Checkpoint(src)
-    source = Source(checkpoint, adapter_of(checkpoint.config, str(src)))
-    config = lci_config(checkpoint.config, _pattern(checkpoint.config, mixers, pattern, keep_attention))
+    source = Source(checkpoint, source_adapter(checkpoint.config, str(src)))
+    stored = checkpoint.config.dtype or source.dtype("embed.weight", None)
+    config = lci_config(
+        checkpoint.config, _pattern(checkpoint.config, mixers, pattern, keep_attention), stored
+    )
     with init_empty_weights(include_buffers=False):
         empty = LCIForCausalLM(config)
     empty.tie_weights()
@@ -121,29 +127,19 @@ def _pattern(
     return pattern
 
 
-def lci_config(config: PreTrainedConfig, pattern: str) -> LCIConfig:
+def lci_config(config: PreTrainedConfig, pattern: str, dtype: torch.dtype) -> LCIConfig:
     """The LCI configuration that computes everything but the mixers exactly as a GPT-NeoX does."""
-    return LCIConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        hidden_act=config.hidden_act,
-        max_position_embeddings=config.max_position_embeddings,
-        layer_norm_eps=config.layer_norm_eps,
-        rope_parameters=config.rope_parameters,
-        attention_bias=config.attention_bias,
-        use_parallel_residual=config.use_parallel_residual,
-        tie_word_embeddings=config.tie_word_embeddings,
-        initializer_range=config.initializer_range,
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        pad_token_id=config.pad_token_id,
-        dtype=config.dtype,
-        pattern=pattern,
-        architectures=["LCIForCausalLM"],
-    )
+    try:
+        return LCIConfig(
+            pattern=pattern,
+            dtype=dtype,
+            architectures=["LCIForCausalLM"],
+            **{name: getattr(config, name) for name in SHARED_SETTINGS},
+        )
+    except ValueError as error:
+        raise refuse(
+            config.model_type, "settings that an LCI model has too", error, "see config.json"
+        ) from error
 
 
 def plan_transfer(source: Source, config: LCIConfig, empty: PreTrainedModel, copy: str) -> Plan:

@@ -5,6 +5,7 @@ import sys
 import pytest
 from checkpoints import neox
 
+import growth
 from growth.__main__ import main
 
 
@@ -17,14 +18,26 @@ def run(monkeypatch, capsys, *words):
     return stop.value.code or 0, captured.out, captured.err
 
 
-@pytest.fixture
-def broken(tmp_path):
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
     """Checkpoints that cannot be read, by name."""
+    tmp_path = tmp_path_factory.mktemp("broken")
     truncated = neox(tmp_path / "truncated") / "model.safetensors"
     truncated.write_bytes(truncated.read_bytes()[:-1000])
     header = neox(tmp_path / "header") / "model.safetensors"
     header.write_bytes(b"not a checkpoint")
     (neox(tmp_path / "weightless") / "model.safetensors").unlink()
+    no_heads = neox(tmp_path / "no_heads") / "config.json"
+    no_heads.write_text(no_heads.read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 0'))
+    odd = neox(tmp_path / "odd") / "config.json"
+    odd.write_text(odd.read_text().replace('"hidden_size": 96', '"hidden_size": "wide"'))
+    index = neox(tmp_path / "index") / "model.safetensors"
+    index.rename(index.with_name("model-00001-of-00001.safetensors"))
+    index.with_name("model.safetensors.index.json").write_text("{")
+    (neox(tmp_path / "record") / "growth.json").write_text("[]")
+    for tokenizer in neox(tmp_path / "wordless").glob("tokenizer*"):
+        tokenizer.unlink()
+    growth.transfer(tmp_path / "wordless", tmp_path / "retnet")
     (tmp_path / "text.txt").write_text("  \n")
     return tmp_path
 
@@ -88,6 +101,33 @@ REFUSALS = {
         ("transfer", "{src}", "{}/out", "--keep-attention", "1,3"),
         "expected layers from 0 to 2, got 3",
     ),
+    "no attention heads": (("transfer", "{}/no_heads", "{}/out"), "num_attention_heads that divide"),
+    "a width that is a word": (
+        ("grow", "{}/odd", "{}/out", "--num-layers", 4),
+        "config.json: expected a configuration",
+    ),
+    "a broken index": (("transfer", "{}/index", "{}/out"), "model.safetensors.index.json: expected JSON"),
+    "a broken record": (("check", "{src}", "{}/record"), "growth.json: expected an object with 'verb'"),
+    "a model that does not grow": (
+        ("grow", "{}/retnet", "{}/out", "--num-layers", 4),
+        "a checkpoint to start from",
+    ),
+    "a model that was transferred": (
+        ("transfer", "{}/retnet", "{}/out"),
+        "a checkpoint to start from: gpt_neox",
+    ),
+    "ligo without a tokenizer": (
+        ("grow", "{}/wordless", "{}/out", "--method", "ligo", "--num-layers", 4, "--data", "{}/text.txt"),
+        "expected a tokenizer beside",
+    ),
+    "ligo without steps": (
+        ("grow", "{src}", "{}/out", "--method", "ligo", "--num-layers", 4, "--steps", 0),
+        "steps: expected at least 1",
+    ),
+    "an output below a file": (
+        ("grow", "{src}", "{}/text.txt/out", "--num-layers", 4),
+        "where nothing can be written",
+    ),
     "layers that are no numbers": (
         ("transfer", "{src}", "{}/out", "--keep-attention", "one"),
         "separate them by commas",
@@ -129,18 +169,22 @@ def test_a_broken_promise_is_exit_code_1(source, tmp_path, monkeypatch, capsys):
 
 
 def test_a_dry_run_prints_every_tensor_and_writes_nothing(source, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "200")
     for words in (
         ("grow", source, tmp_path / "out", "--num-layers", 4),
         ("transfer", source, tmp_path / "out"),
     ):
         code, out, _ = run(monkeypatch, capsys, *words, "--dry-run")
-        assert code == 0 and "layers.2.mlp" in out and "dry run" in out
+        assert code == 0 and "dry run" in out
+        assert "layers.2.mlp" in out and all(len(line.split()) > 3 for line in out.splitlines())
     assert not list(tmp_path.iterdir())
 
 
+def test_brackets_in_a_name_are_printed_as_they_are(source, tmp_path, monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "grow", source, tmp_path / "[/a]", "--num-layers", 4)
+    assert code == 0 and "[/a]" in out
+
+
 def test_inspect_names_spaces_and_tensors(source, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = run(monkeypatch, capsys, "inspect", source)
     assert (
         code == 0

@@ -44,13 +44,14 @@ def test_the_result_carries_tokenizer_and_history(source, tmp_path):
     assert names == set(Checkpoint(tmp_path / "out").names)
 
 
-def test_a_16_bit_checkpoint_stays_16_bit(tmp_path):
-    src = neox(tmp_path / "src", torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_16_bit_checkpoint_stays_16_bit_and_keeps_its_promise_but_for_rounding(tmp_path, dtype):
+    src = neox(tmp_path / "src", dtype)
     growth.grow(src, tmp_path / "out", method="lemon", hidden_size=168)
     grown = Checkpoint(tmp_path / "out")
-    assert {grown.dtype(name) for name in grown.names} == {torch.bfloat16}
+    assert {grown.dtype(name) for name in grown.names} == {dtype}
     agreement = growth.check(src, tmp_path / "out")
-    assert agreement.stored_dtype == "bfloat16" and agreement.stored > agreement.float32 > 0
+    assert agreement.kept and agreement.stored > agreement.float32 > 0
 
 
 def test_the_same_call_writes_the_same_bytes(source, tmp_path):
@@ -58,6 +59,15 @@ def test_the_same_call_writes_the_same_bytes(source, tmp_path):
         growth.grow(source, tmp_path / name, method="lemon", hidden_size=168, num_layers=4)
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "b"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_tied_head_that_a_file_holds_all_the_same_is_left_alone(tmp_path):
+    src = neox(tmp_path / "src", tie_word_embeddings=True)
+    tensors = load_file(src / "model.safetensors")
+    tensors["embed_out.weight"] = tensors["gpt_neox.embed_in.weight"].clone()
+    save_file(tensors, src / "model.safetensors", {"format": "pt"})
+    assert growth.grow(src, tmp_path / "out", method="lemon", hidden_size=120).lossless
+    assert growth.check(src, tmp_path / "out").kept
 
 
 def test_a_broken_promise_is_found(source, tmp_path):

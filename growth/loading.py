@@ -1,0 +1,48 @@
+"""A checkpoint in memory: its model, with every tensor of it, and its own tokenizer."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from growth.errors import refuse
+from growth.files import TOKENIZER
+
+
+def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The causal model in `folder`. Raises Refusal where a tensor is missing, unknown or of another shape."""
+    with quiet():
+        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            names = f"{kind} {sorted(map(str, info[kind]))}"
+            raise refuse(
+                str(folder), "a tensor for every weight, and no others", names, "save it with save_pretrained"
+            )
+    return model
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The folder's own: without its files transformers would make an empty one of the model's kind."""
+    if not any(any(Path(folder).glob(pattern)) for pattern in TOKENIZER):
+        raise refuse(
+            str(folder), "a tokenizer beside the model", "none", "save it there with save_pretrained"
+        )
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No log lines and no bars of transformers inside; the caller's settings after."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
