@@ -3,7 +3,6 @@
 from transformers import PreTrainedConfig
 
 from growth.adapters.table import Adapter, Entry, one
-from growth.errors import refuse
 from growth.spaces import Architecture, Space, Weight
 
 QKV = tuple(
@@ -55,10 +54,6 @@ def block(config: PreTrainedConfig, layer: int) -> dict[str, Entry]:
 
 def describe(config: PreTrainedConfig, adapter: Adapter) -> Architecture:
     D, H = config.hidden_size, config.num_attention_heads
-    if H < 1 or D % H:
-        raise refuse(
-            "config.json", "num_attention_heads that divide hidden_size", f"{H} and {D}", "check the file"
-        )
     spaces = {name: Space(D) for name in ("residual", "gain", "normed", "final_gain", "final")}
     spaces |= {f"{name}.{{}}": Space(H, D // H) for name in ("query", "key", "value")}
     spaces |= {"ffn.{}": Space(config.intermediate_size), "vocab": Space(config.vocab_size)}

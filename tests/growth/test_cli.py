@@ -101,7 +101,7 @@ REFUSALS = {
         ("transfer", "{src}", "{}/out", "--keep-attention", "1,3"),
         "expected layers from 0 to 2, got 3",
     ),
-    "no attention heads": (("transfer", "{}/no_heads", "{}/out"), "num_attention_heads that divide"),
+    "no attention heads": (("transfer", "{}/no_heads", "{}/out"), "no_heads/config.json: expected a configuration"),
     "a width that is a word": (
         ("grow", "{}/odd", "{}/out", "--num-layers", 4),
         "config.json: expected a configuration",
