@@ -28,11 +28,11 @@ from growth.demo.corpus import byte_tokenizer, corpus
 from growth.demo.page import page
 from growth.demo.saving import COSTS, compare, remarks, table
 from growth.files import refuse_existing
+from growth.loading import quiet
 from growth.operators import OPERATORS
 from growth.report import Report
 from growth.training.curve import window_losses
 from growth.training.data import Windows, tokens
-from growth.training.progress import quiet
 from growth.training.trainer import TrainReport
 
 PROMPT = "def "

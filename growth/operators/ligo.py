@@ -33,14 +33,14 @@ from transformers import (
 from growth.adapters.table import Adapter
 from growth.depth import rearranged, stacked
 from growth.engine import expand, named_seed, reader
-from growth.loading import load_tokenizer
+from growth.loading import load_tokenizer, quiet
 from growth.maps import Map, Maps, Widen, keep, per_layer
 from growth.operators.lemon import lemon
 from growth.plan import Source
 from growth.spaces import Architecture
 from growth.training.data import Windows, windows_of
 from growth.training.flops import count_flops
-from growth.training.progress import RunProgress, ShowSteps, quiet
+from growth.training.progress import RunProgress, ShowSteps
 
 STARTS = ("lossless", "published")
 SHARED = ("residual", "gain", "normed", "final_gain", "final")  # B_emb in the published ties
@@ -193,6 +193,7 @@ def learned(
             disable_tqdm=True,
             report_to="none",
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # as growth.train does, and for the same reason
         trainer = Trainer(model=module, args=arguments, train_dataset=data, callbacks=[ShowSteps(progress)])
         trainer.remove_callback(PrinterCallback)
         trainer.train()

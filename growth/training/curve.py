@@ -69,8 +69,9 @@ class Curve(TrainerCallback, ExportableState):
         self.progress.step(step)
         due = step % self.every == 0 or step == state.max_steps
         if due or control.should_save:
-            now = time.perf_counter()
-            self._seconds += now - self._since
+            if torch.accelerator.is_available():
+                torch.accelerator.synchronize()  # steps that are only queued have not been paid for
+            self._seconds += time.perf_counter() - self._since
             if due:
                 self._measure(model, step)
             self._since = time.perf_counter()

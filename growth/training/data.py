@@ -4,7 +4,7 @@ A text is a file; a corpus is the tokens of its texts, one after the other, each
 end-of-text token where it has one; a window is `length` neighbouring tokens of the corpus.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from growth.errors import refuse
 
-# The tokenizer holds about 100 bytes a token: 1 MB of text at a time bounds it to about 100 MB.
-BATCH_BYTES = 1 << 20
+# The tokenizer holds about 100 bytes a token: a million characters at a time bound it to about 100 MB.
+BATCH_CHARS = 1 << 20
 
 
 def load_text(paths: str | Path | Iterable[str | Path]) -> list[str]:
@@ -45,8 +45,10 @@ def tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     parts = []
     for batch in _batches(texts):
-        encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        parts += [torch.tensor(ids + end) for ids in encoded["input_ids"]]
+        pieces = [piece for piece, _ in batch]
+        encoded = tokenizer(pieces, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        for (_, last), ids in zip(batch, encoded["input_ids"]):
+            parts.append(torch.tensor(ids + end if last else ids))
     return torch.cat(parts)
 
 
@@ -115,13 +117,26 @@ def _read(file: Path) -> str:
         ) from error
 
 
-def _batches(texts: Sequence[str]) -> Iterable[list[str]]:
+def _batches(texts: Sequence[str]) -> Iterator[list[tuple[str, bool]]]:
+    """Pieces of the texts, about BATCH_CHARS a batch, and whether a piece is its text's last."""
     batch, size = [], 0
     for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
+        pieces = list(_pieces(text))
+        for i, piece in enumerate(pieces):
+            batch.append((piece, i == len(pieces) - 1))
+            size += len(piece)
+            if size >= BATCH_CHARS:
+                yield batch
+                batch, size = [], 0
     if batch:
         yield batch
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces of at most BATCH_CHARS, cut behind a line where there is one."""
+    start = 0
+    while len(text) - start > BATCH_CHARS:
+        end = text.rfind("\n", start, start + BATCH_CHARS) + 1 or start + BATCH_CHARS
+        yield text[start:end]
+        start = end
+    yield text[start:]

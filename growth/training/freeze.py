@@ -9,7 +9,6 @@ transferred weights then are optimizer groups of their own, whose rate rises to 
 `warmup` steps.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from growth.errors import refuse
-from growth.files import RECORD
+from growth.files import RECORD, Checkpoint
 
 
 @dataclass
@@ -74,7 +73,7 @@ class UnfreezeOnPlateau(TrainerCallback, ExportableState):
         if state.global_step:
             saved = state.stateful_callbacks[type(self).__name__]["attributes"]
             self.plateau.last, self.plateau.poor, self.unfrozen_at = saved["progress"]
-        self._parameters = _named(model, self.frozen)
+        self._parameters = named_parameters(model, self.frozen)
         self._train(self.unfrozen_at is not None)
 
     def on_log(self, args, state, control, *, logs, **kwargs):
@@ -104,18 +103,16 @@ class UnfreezeOnPlateau(TrainerCallback, ExportableState):
 
 def transferred(folder: str | Path) -> list[str]:
     """The tensors of a checkpoint that its growth.json asks to hold still at first."""
-    file = Path(folder) / RECORD
-    if not file.exists():
-        raise refuse(
-            f"freeze {folder}",
-            f"a checkpoint with {RECORD}, which growth transfer writes",
-            "one without",
-            "train without --freeze",
-        )
-    return [row["name"] for row in json.loads(file.read_text())["tensors"] if row["freeze"]]
+    rows = Checkpoint(folder).record().get("tensors", [])
+    names = [row["name"] for row in rows if row["freeze"]]
+    if not names:
+        expected = f"a checkpoint that growth transfer wrote, with its {RECORD}"
+        raise refuse(f"freeze {folder}", expected, "none to hold still", "train without --freeze")
+    return names
 
 
-def _named(model: nn.Module, names: list[str]) -> list[nn.Parameter]:
+def named_parameters(model: nn.Module, names: list[str]) -> list[nn.Parameter]:
+    """The parameters of those names, or a refusal where one is unknown or no other is left to train."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if unknown := [name for name in names if name not in parameters]:
         raise refuse(

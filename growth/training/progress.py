@@ -1,13 +1,10 @@
 """What a run shows while it works: a live line on a terminal, a line for every evaluation elsewhere."""
 
-import contextlib
 import sys
-from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
-from transformers.utils import logging
 
 
 class RunProgress:
@@ -49,17 +46,3 @@ class ShowSteps(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.progress.step(state.global_step)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No log lines and no bars of transformers inside; the caller's settings after."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,9 +14,6 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -23,15 +21,18 @@ from transformers import (
 )
 
 from growth.errors import refuse
-from growth.files import TOKENIZER, Checkpoint, refuse_existing
+from growth.files import RECORD as GROWTH_RECORD
+from growth.files import Checkpoint, refuse_existing
+from growth.loading import load_model, load_tokenizer, quiet
 from growth.training.curve import Curve, Point
 from growth.training.data import Data, Windows, windows_of
 from growth.training.flops import count_flops
-from growth.training.freeze import UnfreezeOnPlateau, transferred
-from growth.training.progress import RunProgress, quiet
+from growth.training.freeze import UnfreezeOnPlateau, named_parameters, transferred
+from growth.training.progress import RunProgress
 from growth.training.schedule import Schedule, cosine, lemon
 
 UNFINISHED = ".unfinished"  # the folder of a run is that of its result and this
+WHOLE = "checkpoint-*/trainer_state.json"
 RECORD = "training.json"  # how a checkpoint was trained
 HELD_OUT = 256  # windows; of 128 tokens, they compare two models to about 0.005 nats
 
@@ -110,14 +111,20 @@ def train(
     out = Path(out)
     refuse_existing(out)
     config = Checkpoint(model).config
-    length = sequence_length or min(getattr(config, "max_position_embeddings", None) or 2048, 2048)
+    if (length := sequence_length) is None:
+        length = min(getattr(config, "max_position_embeddings", None) or 2048, 2048)
+    if eval_every is None:
+        eval_every = math.ceil(steps / 8)
     for name, got, least in (
         ("steps", steps, 1),
         ("batch size", batch_size, 1),
         ("sequence length", length, 2),
+        ("eval every", eval_every, 1),
     ):
         if got < least:
             raise refuse(name, f"at least {least}", got, "choose a larger number")
+    if not learning_rate > 0:
+        raise refuse("learning rate", "above 0", learning_rate, "3e-4 is a common one")
     if schedule not in ("cosine", "lemon"):
         raise refuse("schedule", "cosine or lemon", schedule, "choose one of these")
     if (freeze, unfreeze) not in ((None, None), ("transferred", None), ("transferred", "plateau")):
@@ -130,10 +137,9 @@ def train(
     warmup = steps // 20 if warmup is None else warmup
     rate = cosine(steps, warmup=warmup) if schedule == "cosine" else lemon(steps, warmup=warmup, share=decay)
     window = window or max(1, steps // 30)
-    eval_every = eval_every or math.ceil(steps / 8)
     save_every = eval_every if save_every is None else save_every
     frozen = transferred(model) if freeze else []
-    tokenizer = _tokenizer(model)
+    tokenizer = load_tokenizer(model)
     windows, held_out = split(data, validation, tokenizer, length)
     length = windows.windows.shape[1]  # Windows come with a length of their own
     if len(windows) < batch_size:
@@ -143,7 +149,7 @@ def train(
             f"{len(windows)} windows",
             "give more text, or a smaller batch size or sequence length",
         )
-    if (most := windows.windows.max().item()) >= config.vocab_size:
+    if (most := max(windows.windows.max(), held_out.max()).item()) >= config.vocab_size:
         raise refuse(
             "data", f"tokens below the model's {config.vocab_size}", most, "use the model's tokenizer"
         )
@@ -190,12 +196,15 @@ def train(
         report_to="none",
         log_level="error",
     )
+    args._n_gpu = min(args.n_gpu, 1)  # the Trainer would give each GPU a batch of its own; torchrun does that
     with (
         quiet(),
         _unfinished(args, settings, resume) as last,
         RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
     ):
-        network = _load(model)
+        network = load_model(model)
+        network.config.use_cache = False  # training needs no cache; most models would warn or build one
+        named_parameters(network, frozen)
         least = threshold if unfreeze else -math.inf  # no loss improves by less than that
         freezing = UnfreezeOnPlateau(frozen, least, patience, warmup) if freeze else None
         engine = _Trainer(
@@ -250,32 +259,7 @@ class _Trainer(Trainer):
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            self.model.load_state_dict(_load(resume_from_checkpoint).state_dict())
-
-
-def _tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The folder's own: without its files transformers would make an empty one of the model's kind."""
-    if not any(any(Path(folder).glob(pattern)) for pattern in TOKENIZER):
-        raise refuse(
-            str(folder), "a tokenizer beside the model", "none", "save it there with save_pretrained"
-        )
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def _load(folder: str | Path) -> PreTrainedModel:
-    network, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[kind]:
-            raise refuse(
-                str(folder),
-                "a tensor for every weight, and no others",
-                f"{kind} {sorted(map(str, info[kind]))}",
-                "save it with save_pretrained",
-            )
-    network.config.use_cache = False  # training needs no cache; most models would warn or build one
-    return network
+            self.model.load_state_dict(load_model(resume_from_checkpoint).state_dict())
 
 
 def _save(engine: Trainer, tokenizer: PreTrainedTokenizerBase, report: TrainReport) -> None:
@@ -285,6 +269,9 @@ def _save(engine: Trainer, tokenizer: PreTrainedTokenizerBase, report: TrainRepo
     if engine.is_world_process_zero():
         (folder / "training_args.bin").unlink()
         tokenizer.save_pretrained(folder)
+        if record := Checkpoint(report.settings["model"]).record():
+            # How it came to be, without the promise of the source's logits: training has broken that.
+            (folder / GROWTH_RECORD).write_text(json.dumps(record | {"lossless": False}, indent=1))
         (folder / RECORD).write_text(json.dumps(report.json(), indent=1))
         folder.rename(report.out)
 
@@ -311,14 +298,22 @@ def _unfinished(args: TrainingArguments, settings: dict, resume: bool) -> Iterat
         torch.distributed.barrier()
     finished = False
     try:
-        yield _last(run)
+        yield _last(run, args.max_steps)
         finished = True
     finally:
-        if args.process_index == 0 and (finished or not _last(run)):
-            shutil.rmtree(run, ignore_errors=True)
+        if args.process_index == 0:
+            last = None if finished else _last(run, args.max_steps)
+            if last:
+                print(f"{run}: pass --resume to go on from {Path(last).name}", file=sys.stderr)
+            else:
+                shutil.rmtree(run, ignore_errors=True)
 
 
-def _last(run: Path) -> str | None:
-    """The newest whole checkpoint: the Trainer writes trainer_state.json last."""
-    whole = [file.parent for file in run.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
+def _last(run: Path, steps: int) -> str | None:
+    """The newest whole checkpoint before the last step: from there on, the Trainer would add a step.
+
+    It is whole where trainer_state.json is, which the Trainer writes last.
+    """
+    whole = {int(file.parent.name.split("-")[1]): file.parent for file in run.glob(WHOLE)}
+    at = max((step for step in whole if step < steps), default=None)
+    return None if at is None else str(whole[at])

@@ -38,10 +38,13 @@ def broken(tmp_path_factory):
     for tokenizer in neox(tmp_path / "wordless").glob("tokenizer*"):
         tokenizer.unlink()
     growth.transfer(tmp_path / "wordless", tmp_path / "retnet")
+    growth.transfer(neox(tmp_path / "whole"), tmp_path / "attention", mixers="attention")
+    (tmp_path / "words.txt").write_text("one two three four five six seven " * 100)
     (tmp_path / "text.txt").write_text("  \n")
     return tmp_path
 
 
+TRAIN = ("--data", "{}/words.txt", "--out", "{}/out", "--steps", 2)
 REFUSALS = {
     "a folder that is not there": (("grow", "{}/nothing", "{}/out", "--num-layers", 4), "nothing there"),
     "no weights": (("grow", "{}/weightless", "{}/out", "--num-layers", 4), "expected a safetensors file"),
@@ -101,10 +104,45 @@ REFUSALS = {
         ("transfer", "{src}", "{}/out", "--keep-attention", "1,3"),
         "expected layers from 0 to 2, got 3",
     ),
-    "no attention heads": (("transfer", "{}/no_heads", "{}/out"), "no_heads/config.json: expected a configuration"),
+    "no attention heads": (("transfer", "{}/no_heads", "{}/out"), "no_heads/config.json: expected"),
     "a width that is a word": (
         ("grow", "{}/odd", "{}/out", "--num-layers", 4),
         "config.json: expected a configuration",
+    ),
+    "nothing to hold still": (
+        (
+            "train",
+            "{src}",
+            "--data",
+            "{}/words.txt",
+            "--out",
+            "{}/out",
+            "--steps",
+            2,
+            "--freeze",
+            "transferred",
+        ),
+        "expected a checkpoint that growth transfer wrote",
+    ),
+    "nothing left to train": (
+        (
+            "train",
+            "{}/attention",
+            "--data",
+            "{}/words.txt",
+            "--out",
+            "{}/out",
+            "--steps",
+            2,
+            "--batch-size",
+            2,
+        )
+        + ("--freeze", "transferred"),
+        "expected at least one parameter left to train",
+    ),
+    "a rate below zero": (
+        ("train", "{src}", *TRAIN, "--learning-rate", -1),
+        "learning rate: expected above 0",
     ),
     "a broken index": (("transfer", "{}/index", "{}/out"), "model.safetensors.index.json: expected JSON"),
     "a broken record": (("check", "{src}", "{}/record"), "growth.json: expected an object with 'verb'"),

@@ -15,6 +15,7 @@ from transformers import (
 
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
+from growth.training import data, trainer
 from growth.training.curve import evaluate
 from growth.training.data import Windows, load_text, tokens
 from growth.training.flops import count_flops
@@ -53,7 +54,7 @@ def folder(tmp_path_factory):
     model.save_pretrained(root / "model")
     byte_tokenizer().save_pretrained(root / "model")
     rows = [{"name": n, "freeze": "mlp" in n} for n, _ in model.named_parameters()]
-    (root / "model" / "growth.json").write_text(json.dumps({"tensors": rows}))
+    (root / "model" / "growth.json").write_text(json.dumps({"verb": "transfer", "tensors": rows}))
     (root / "text.txt").write_text(TEXT)
     return root
 
@@ -326,6 +327,32 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(folder, tmp_path, monkeypa
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "whole"]
+
+
+def test_a_run_that_could_not_save_its_result_resumes_without_a_step_too_many(folder, tmp_path, monkeypatch):
+    settings = {"steps": 12, "save_every": 3}
+    run(folder, tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(trainer, "_save", lambda *arguments: (_ for _ in ()).throw(PowerCut))
+        run(folder, tmp_path / "cut", **settings)
+    run(folder, tmp_path / "cut", **settings, resume=True)
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_long_text_is_cut_at_line_ends_and_nothing_is_lost(monkeypatch):
+    monkeypatch.setattr(data, "BATCH_CHARS", 10)
+    texts = ["one\ntwo\nthree four five six\n\n" * 3, "x", "y" * 35]
+    pieces = [piece for batch in data._batches(texts) for piece in batch]
+    assert all(len(piece) <= 10 for piece, _ in pieces)
+    assert "".join(piece + "|" * last for piece, last in pieces) == "|".join(texts) + "|"
+    assert [piece for piece, _ in pieces][:2] == ["one\ntwo\n", "three four"]
+
+
+def test_a_trained_checkpoint_keeps_its_history_and_promises_nothing(folder, tmp_path):
+    run(folder, tmp_path / "trained")
+    record = json.loads((tmp_path / "trained" / "growth.json").read_text())
+    assert record["tensors"] and not record["lossless"]
 
 
 def test_an_interruption_before_the_first_checkpoint_leaves_nothing(folder, tmp_path, monkeypatch):
