@@ -65,6 +65,7 @@ def scripted() -> dict:
             "target": {"layers": 2, "hidden": 4, "heads": 2},
             "held_out": 8,
             "length": 16,
+            "learning": 25,
         },
         "corpus": {"what": "some text", "files": (5, 2), "bytes": (100, 20)},
         "machine": machine(),
