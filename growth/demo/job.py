@@ -86,7 +86,7 @@ class Job:
     text: int
     words: int
     seed: int = 0
-    # A second thread gains a quarter at these sizes; on a busy machine waiting for it costs ten times as much.
+    # A second thread gains a quarter at these sizes; on a busy machine, waiting for it costs ten times that.
     threads: int = 1
 
 
