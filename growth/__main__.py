@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import growth
+from growth import inspection
 from growth.errors import Refusal, refuse
 
 app = typer.Typer(
@@ -31,9 +33,7 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 @app.command()
 def inspect(src: Src) -> None:
     """Spaces, sizes and tensors of a checkpoint, and what can be grown."""
-    from growth.inspection import inspect
-
-    for line in inspect(src):
+    for line in inspection.inspect(src):
         say(line)
 
 
@@ -59,9 +59,7 @@ def grow(
     dry_run: DryRun = False,
 ) -> None:
     """Grow a checkpoint into a larger one."""
-    from growth import grow
-
-    report = grow(
+    report = growth.grow(
         src,
         dst,
         method=method,
@@ -90,9 +88,7 @@ def transfer(
     dry_run: DryRun = False,
 ) -> None:
     """Transfer a checkpoint to retention or Mamba layers (XATL)."""
-    from growth import transfer
-
-    report = transfer(
+    report = growth.transfer(
         src,
         dst,
         mixers=mixers,
@@ -130,9 +126,7 @@ def train(
     seed: Seed = 0,
 ) -> None:
     """Train a checkpoint on text; the folder it writes is a checkpoint again."""
-    from growth import train
-
-    report = train(
+    report = growth.train(
         model,
         data,
         folder,
@@ -157,9 +151,7 @@ def train(
 @app.command()
 def check(src: Src, dst: Dst) -> None:
     """Compare two models' logits; exit code 1 when an equality that growth promised fails."""
-    from growth import check
-
-    agreement = check(src, dst)
+    agreement = growth.check(src, dst)
     say(str(agreement))
     if not agreement.kept:
         raise typer.Exit(1)
@@ -173,7 +165,7 @@ def demo(
     ] = Path("growth-demo"),
 ) -> None:
     """The main job, end to end, on the text of Python's standard library."""
-    from growth.demo import run
+    from growth.demo import run  # and matplotlib, a second that no other verb needs
 
     run(folder, quick=quick)
 
