@@ -39,6 +39,9 @@ compiler = pytest.mark.skipif(
 
 @pytest.fixture
 def package(tmp_path):
+    """In a folder whose name ninja and a shell would read otherwise."""
+    tmp_path = tmp_path / "a $b 'c"
+    tmp_path.mkdir()
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("csrc/cpu", "lcikernels", "growth"):
@@ -80,18 +83,24 @@ def test_an_unknown_mode_is_refused(package):
 
 def test_none_makes_a_wheel_for_every_platform(package):
     status, said = run(package, "bdist_wheel", LCIKERNELS_BUILD="none")
-    assert status == 0 and "left out the compiled kernels: LCIKERNELS_BUILD=none" in said
+    assert status == 0 and "lcikernels: no compiled kernels: LCIKERNELS_BUILD=none" in said
     assert [wheel.name for wheel in package.glob("dist/*")] == ["lcikernels-0.1.0-py3-none-any.whl"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the reason is the platform")
 def test_without_a_compiler_auto_goes_on_and_cpu_stops(package):
     env = no_compiler(package)
-    why = "no C++ compiler: install g++, or name one in CXX\n"
-    status, said = run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="auto", **env)
-    assert (status, said) == (0, f"lcikernels: left out the compiled kernels: {why}")
-    status, said = run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="cpu", **env)
-    assert (status, said) == (1, f"lcikernels: LCIKERNELS_BUILD=cpu cannot build the kernels: {why}")
+    why = "lcikernels: no compiled kernels: no C++ compiler: install g++, or name one in CXX\n"
+    assert run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="auto", **env) == (0, why)
+    assert run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="cpu", **env) == (1, why)
+    assert not (package / "lcikernels/_C.so").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the library is built on Linux only")
+@pytest.mark.parametrize("mode", ["none", "auto"])
+def test_where_nothing_is_built_no_older_library_stays(package, mode):
+    (package / "lcikernels/_C.so").touch()
+    assert run(package, "build_ext", "--inplace", LCIKERNELS_BUILD=mode, **no_compiler(package))[0] == 0
     assert not (package / "lcikernels/_C.so").exists()
 
 
@@ -101,6 +110,23 @@ def test_cuda_without_nvcc_says_what_to_install(package):
     status, said = run(package, "build_ext", LCIKERNELS_BUILD="cuda", **env)
     assert status == 1
     assert said.endswith("no nvcc: install the CUDA toolkit and put it in PATH or CUDA_HOME\n")
+    (package / "bin/nvcc").touch(0o755)
+    status, said = run(package, "build_ext", LCIKERNELS_BUILD="cuda", **env)
+    assert (status, said) == (1, "lcikernels: no compiled kernels: this version has no CUDA kernels yet\n")
+
+
+@compiler
+def test_gpus_that_nvcc_does_not_know_are_an_error(package):
+    (package / "csrc/cuda").mkdir()
+    (package / "csrc/cuda/kernel.cu").write_text(CUDA_KERNEL)
+    env = no_compiler(package) | {"CXX": "g++"}
+    (package / "bin/nvcc").write_text("#!/bin/sh\necho compute_90\n")
+    (package / "bin/nvcc").chmod(0o755)
+    env |= pretend(package, "__version__ = '2.10.0'")
+    (package / "bin/ninja").touch(0o755)
+    status, said = run(package, "build_ext", LCIKERNELS_BUILD="cuda", TORCH_CUDA_ARCH_LIST="77.0", **env)
+    assert status == 1 and "left out GPUs of compute capability 77.0" in said
+    assert said.endswith(f"lcikernels: {package}/bin/nvcc knows no GPU in TORCH_CUDA_ARCH_LIST\n")
 
 
 @compiler
@@ -118,10 +144,14 @@ def test_torch_that_is_missing_or_too_old_is_one_line(package, source, said):
 
 
 @compiler
-def test_what_does_not_compile_stops_the_build(package):
+def test_what_does_not_compile_stops_cpu_and_is_left_out_by_auto(package):
     (package / "csrc/library.cpp").write_text("no C++")
-    status, said = run(package, "build_ext", LCIKERNELS_BUILD="cpu")
-    assert status == 1 and "the compiler failed (see above); LCIKERNELS_BUILD=none goes without" in said
+    (package / "csrc/cpu/kernel.cpp").unlink()
+    for mode, want in ("cpu", 1), ("auto", 0):
+        (package / "lcikernels/_C.so").touch()
+        status, said = run(package, "build_ext", "--inplace", LCIKERNELS_BUILD=mode)
+        assert status == want and "no compiled kernels: the compiler failed (see above)" in said
+        assert not (package / "lcikernels/_C.so").exists()
 
 
 @compiler
@@ -148,7 +178,7 @@ def test_cuda_kernels_are_built_without_a_gpu_for_the_architectures_asked_for(pa
     status, said = run(package, "build_ext", "--inplace", **archs)
     assert status == 0 and "left out GPUs of compute capability 77.0" in said, said
     assert ctypes.CDLL(package / "lcikernels/_C.so")["cuda_kernel"]
-    rules = next(package.glob("build/*/build.ninja")).read_text()
+    rules = (package / "build/build.ninja").read_text()
     assert "-gencode arch=compute_90,code=[sm_90,compute_90]" in rules and "77" not in rules
     status, said = run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="cpu")
     assert status == 0
