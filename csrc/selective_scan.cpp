@@ -119,9 +119,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     const std::vector<int64_t> layers = {0};
     return partials.size(0) == 1 ? torch::stable::select(partials, 0, 0) : torch::stable::sum(partials, layers);
   };
-  const Tensor none = empty(x, {0});
-  return {dx, ddt, total(da), total(db), total(dc), d ? total(dd) : none, dz,
-          dt_bias ? total(ddt_bias) : none, dinitial_state};
+  // Each missing one is a tensor of its own: an op's outputs must not share memory.
+  return {dx, ddt, total(da), total(db), total(dc), d ? total(dd) : empty(x, {0}), dz,
+          dt_bias ? total(ddt_bias) : empty(x, {0}), dinitial_state};
 }
 
 }  // namespace

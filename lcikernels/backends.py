@@ -19,9 +19,6 @@ class Backend(NamedTuple):
 
     module: str
     why_not: Callable[[Tensor], str | None]
-    checkpoint_every: int = (
-        0  # tokens between the states that the forward pass leaves to the backward pass, if any
-    )
 
 
 TABLES: dict[str, dict[str, Backend]] = {}
@@ -32,19 +29,28 @@ def anywhere(x: Tensor) -> str | None:
     return None
 
 
+def with_float64(x: Tensor) -> str | None:
+    """Plain torch that needs float64 runs on every device but Apple's."""
+    return f"it sums in float64, which {x.device} does not have" if x.device.type == "mps" else None
+
+
 def table(op: str, backends: dict[str, Backend]) -> None:
-    """Enter the backends of `op`, best first; the last one must run anywhere."""
+    """Enter the backends of `op`, best first."""
     TABLES[op] = backends
 
 
 def choose(op: str, wanted: str | None, x: Tensor) -> str:
     """The name of the backend that computes `op` for `x`: the wanted one, or the best that can.
 
-    Raises RuntimeError where the wanted one cannot run or does not exist.
+    Raises RuntimeError where the wanted one cannot run or does not exist, or where none can run.
     """
     backends = TABLES[op]
     if wanted is None:
-        return next(name for name, backend in backends.items() if backend.why_not(x) is None)
+        for name, backend in backends.items():
+            if backend.why_not(x) is None:
+                return name
+        reasons = "; ".join(f"{name!r}: {backend.why_not(x)}" for name, backend in backends.items())
+        raise RuntimeError(f"{op}: no backend can run here: {reasons}")
     if wanted not in backends:
         raise RuntimeError(
             f"{op}: there is no backend {wanted!r}; there are {', '.join(map(repr, backends))}"

@@ -8,17 +8,32 @@ from collections.abc import Callable
 
 import torch
 
-LIBRARY = torch.library.Library(
-    "lcikernels", "FRAGMENT"
-)  # an op lives as long as the Library that defined it
+# An op lives as long as the Library that defined it.
+LIBRARY = torch.library.Library("lcikernels", "FRAGMENT")
 
 
 def define(schema: str, impl: Callable, fake: Callable) -> None:
-    """Register `lcikernels::<schema>` for every device; `fake` gives the shapes without computing."""
+    """Register `lcikernels::<schema>` for every device; `fake` gives the shapes without computing.
+
+    The first argument of every op is a tensor.
+    """
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, impl, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, without_autocast(impl), "CompositeExplicitAutograd")
     torch.library.register_fake(f"lcikernels::{name}", fake, lib=LIBRARY)
+
+
+def without_autocast(impl: Callable) -> Callable:
+    """`impl` in the dtypes it chose: autocast would turn the matrix products inside it to bfloat16."""
+
+    def run(x, *arguments):
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):  # 1 us; entering the context is 10
+            return impl(x, *arguments)
+        with torch.autocast(device, enabled=False):
+            return impl(x, *arguments)
+
+    return run
 
 
 def differentiate(name: str, backward: Callable, setup_context: Callable) -> None:

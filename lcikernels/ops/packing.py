@@ -1,20 +1,16 @@
-"""Packed sequences as a padded batch and back: [1, T, ...] with cu_seqlens <-> [N, longest, ...]."""
+"""Packed sequences one by one: where each is in the row, and its state."""
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
-
-def unpack(x: Tensor, bounds: list[int]) -> Tensor:
-    """[1, T, ...] -> [N, longest, ...], zeros after each sequence's end."""
-    longest = max(end - start for start, end in pairwise(bounds))
-    out = x.new_zeros(len(bounds) - 1, max(longest, 1), *x.shape[2:])
-    for row, (start, end) in zip(out, pairwise(bounds)):
-        row[: end - start] = x[0, start:end]
-    return out
+from .checks import boundaries
 
 
-def pack(x: Tensor, bounds: list[int]) -> Tensor:
-    """[N, longest, ...] -> [1, T, ...]; what stood after each sequence's end is dropped."""
-    return torch.cat([row[: end - start] for row, (start, end) in zip(x, pairwise(bounds))])[None]
+def sequences(
+    op: str, cu_seqlens: Tensor, T: int, states: Tensor | None
+) -> list[tuple[slice, Tensor | None]]:
+    """The tokens of each sequence in a row of T, and its one of `states` [N, ...], as [1, ...]."""
+    bounds = boundaries(op, cu_seqlens, T)
+    each = [None] * (len(bounds) - 1) if states is None else states.split(1)
+    return [(slice(start, end), state) for (start, end), state in zip(pairwise(bounds), each)]

@@ -15,6 +15,7 @@ from lcikernels.ops import (
     selective_scan,
     selective_scan_step,
 )
+from lcikernels.ops.selective_scan.op import CHECKPOINT_EVERY
 
 OPS = torch.ops.lcikernels
 
@@ -45,7 +46,7 @@ def raw_calls():
     for name, backend in TABLES["selective_scan"].items():
         if backend.why_not(x) is None:
             full = (x, dt, a, b, c, leaf(4), leaf(2, 5, 4), leaf(4), True, leaf(2, 4, 3), None)
-            yield f"selective_scan by {name}", OPS.selective_scan, (*full, backend.checkpoint_every, name)
+            yield f"selective_scan by {name}", OPS.selective_scan, (*full, CHECKPOINT_EVERY[name], name)
     row = (leaf(1, 5, 4), leaf(1, 5, 4), a, leaf(1, 5, 2, 3), leaf(1, 5, 2, 3))
     row = (*row, None, None, None, True, leaf(2, 4, 3), packed(0, 2, 5), 16, "torch")
     yield "selective_scan, packed", OPS.selective_scan, row
@@ -69,6 +70,75 @@ def raw_calls():
 @pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in raw_calls()])
 def test_opcheck(op, arguments):
     torch.library.opcheck(op, arguments)
+
+
+def backward_calls():
+    """Arguments of the backward ops: gradients with strides of their own; every optional input missing."""
+    R = torch.randn
+    grad, wide = R(2, 8, 5).mT, (R(2, 5, 8), R(2, 5, 8), -torch.rand(8, 3), R(2, 5, 3), R(2, 5, 3))
+    q, k, v = R(2, 5, 2, 4), R(2, 5, 1, 4), R(2, 5, 2, 3)
+    states = R(2, 2, 3, 4).mT, R(2, 2, 4, 3)
+    grad_o = R(2, 2, 5, 3).transpose(1, 2)
+    arguments = grad_o, states[0], q, k, v, -torch.rand(2, 5, 2), 0.5, states[1], None, True, "torch"
+    yield "retention", OPS.retention_backward, arguments
+    bare = grad_o, None, q, k, v, -torch.rand(2), 0.5, None, None, False, "torch"
+    yield "retention, bare", OPS.retention_backward, bare
+    for name, backend in TABLES["selective_scan"].items():
+        if backend.why_not(grad) is None:
+            every = CHECKPOINT_EVERY[name]
+            full = R(8), R(2, 8, 5).mT, R(8), True, R(2, 8, 3), None, R(1, 2, 8, 3), every, name
+            full = OPS.selective_scan_backward, (grad, R(2, 3, 8).mT, *wide, *full)
+            yield f"selective_scan by {name}", *full
+            bare = None, None, None, False, None, None, R(1, 2, 8, 3), every, name
+            yield f"selective_scan by {name}, bare", OPS.selective_scan_backward, (grad, None, *wide, *bare)
+    everything = R(2, 5, 8), R(8, 3), R(8), "silu", R(2, 8, 2), None, "torch"
+    yield "causal_conv1d", OPS.causal_conv1d_backward, (grad, R(2, 2, 8).mT, *everything)
+    bare = grad, None, R(2, 5, 8), R(8, 3), None, None, None, None, "torch"
+    yield "causal_conv1d, bare", OPS.causal_conv1d_backward, bare
+    everything = grad, R(2, 5, 8), R(2, 8, 5).mT, R(8), 1e-5, "torch"
+    yield "gated_rms_norm", OPS.gated_rms_norm_backward, everything
+    yield "gated_rms_norm, bare", OPS.gated_rms_norm_backward, (grad, R(2, 5, 8), None, None, 1e-5, "torch")
+
+
+@pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in backward_calls()])
+def test_opcheck_of_the_backward_ops(op, arguments):
+    torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in raw_calls()])
+def test_opcheck_of_16_bit_activations(op, arguments):
+    """States, rates and parameters stay as they are."""
+    activations = {"q", "k", "v", "x", "dt", "b", "c", "z", "gate"}
+    names = [argument.name for argument in op.default._schema.arguments]
+    halved = [
+        x.detach().bfloat16().requires_grad_(x.requires_grad) if name in activations and x is not None else x
+        for name, x in zip(names, arguments)
+    ]
+    halved = [*halved[:-1], "torch"]
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(op, tuple(halved), test_utils=tests)
+
+
+@pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in raw_calls()])
+def test_autocast_changes_no_bit(op, arguments):
+    """Neither forward nor backward: the ops choose their own dtypes."""
+
+    def run():
+        copies = [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in arguments]
+        for copy, x in zip(copies, arguments):
+            if isinstance(x, torch.Tensor) and x.requires_grad:
+                copy.requires_grad_()
+        out = op(*copies)
+        out = [x for x in (out if isinstance(out, tuple) else (out,)) if x.requires_grad or x.numel()]
+        leaves = [x for x in copies if isinstance(x, torch.Tensor) and x.requires_grad]
+        loss = sum(x.square().sum() for x in out[:2])
+        return [*out, *copies, *(torch.autograd.grad(loss, leaves) if leaves else ())]
+
+    want = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = run()
+    for x, y in zip(got, want):
+        assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
 
 
 def test_the_ops_compile_into_one_graph_with_gradients():

@@ -51,6 +51,24 @@ def test_a_decay_of_exp_minus_20_a_token_neither_overflows_nor_disturbs_its_neig
     assert_agrees(retention, reference, **strong)
 
 
+@pytest.mark.parametrize("rate", [-torch.inf, torch.finfo(torch.float32).min / 2], ids=["-inf", "-1.7e38"])
+def test_forgetting_everything_disturbs_no_other_token(rate):
+    forgetting = inputs(2, 70, 2, 2, 2, 8, 8, per_token=True)
+    with torch.no_grad():
+        forgetting["log_decay"][:, 20] = forgetting["log_decay"][:, 69, 1] = rate
+    assert_agrees(retention, reference, **forgetting)
+
+
+def test_many_short_sequences_cost_what_their_tokens_cost():
+    """Padded to the longest they would take 64 times the memory of q."""
+    bounds = [*range(0, 128, 2), 2048]
+    q, cu_seqlens = torch.randn(1, 2048, 1, 4), torch.tensor(bounds, dtype=torch.int32)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        retention(q, q, q, torch.zeros(1), cu_seqlens=cu_seqlens)
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest <= 32 * q.nbytes
+
+
 def test_no_decay_at_all_is_linear_attention():
     plain = inputs(*RETENTION["one token past a chunk"]) | {"log_decay": torch.zeros(1, requires_grad=True)}
     assert_agrees(retention, reference, **plain)

@@ -1,12 +1,11 @@
 """The causal convolution in plain torch: W shifted copies of the tokens, each times its weight."""
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from ..checks import boundaries, inner
+from ..checks import inner
+from ..packing import sequences
 
 
 def forward(
@@ -22,7 +21,7 @@ def forward(
     if cu_seqlens is not None:
         parts = [
             forward(x[:, cut], weight, bias, activation, state, None)
-            for cut, state in sequences(cu_seqlens, T, initial_state)
+            for cut, state in sequences("causal_conv1d", cu_seqlens, T, initial_state)
         ]
         return torch.cat([y for y, _ in parts], 1), torch.cat([state for _, state in parts])
     past = extended(x, weight, initial_state)
@@ -45,7 +44,7 @@ def backward(
     T, W = x.shape[1], weight.shape[1]
     if cu_seqlens is not None:
         parts = []
-        for n, (cut, state) in enumerate(sequences(cu_seqlens, T, initial_state)):
+        for n, (cut, state) in enumerate(sequences("causal_conv1d", cu_seqlens, T, initial_state)):
             grad_n = None if grad_state is None else grad_state[n : n + 1]
             parts.append(backward(grad_y[:, cut], grad_n, x[:, cut], weight, bias, activation, state, None))
         dx, dweight, dbias, dstate = zip(*parts)
@@ -69,13 +68,6 @@ def backward(
         dbias,
         dpast[:, : W - 1].mT.clone(memory_format=torch.contiguous_format),
     )
-
-
-def sequences(cu_seqlens: Tensor, T: int, initial_state: Tensor | None) -> list[tuple[slice, Tensor | None]]:
-    """Where each packed sequence is, and its initial state."""
-    bounds = boundaries("causal_conv1d", cu_seqlens, T)
-    states = [None] * (len(bounds) - 1) if initial_state is None else initial_state.split(1)
-    return [(slice(start, end), state) for (start, end), state in zip(pairwise(bounds), states)]
 
 
 def extended(x: Tensor, weight: Tensor, initial_state: Tensor | None) -> Tensor:

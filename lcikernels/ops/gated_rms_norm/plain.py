@@ -20,8 +20,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, gate and weight; empty ones where the argument is missing."""
     n, scale = normalise(x, eps)
-    dy = grad_y.to(n.dtype, copy=True)
-    dgate = dweight = x.new_empty(0)
+    dy = grad_y.to(n.dtype, copy=True, memory_format=torch.contiguous_format)
+    dgate, dweight = x.new_empty(0), x.new_empty(0)  # two, for an op's outputs must not share memory
     if gate is not None:
         g = gate.to(n.dtype)
         weighted = n if weight is None else n * weight

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..checks import boundaries, inner
-from ..packing import pack, unpack
+from ..checks import inner
+from ..packing import sequences
 
 
 def chunk_size(T: int) -> int:
@@ -25,7 +25,7 @@ def chunk_size(T: int) -> int:
 
     64 is 15 % faster for wide heads, but its float32 gradients of k and v are twice as wrong as step by step.
     """
-    return -(-T // -(-T // 32))
+    return -(-T // max(1, -(-T // 32))) or 1
 
 
 def forward(
@@ -39,11 +39,11 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """o [B, T, H, V] in v's dtype and the final state [B or N, H, K, V]."""
     if cu_seqlens is not None:
-        bounds = boundaries("retention", cu_seqlens, q.shape[1])
-        log_decay = log_decay.expand(1, q.shape[1], log_decay.shape[-1])
-        padded = (unpack(x, bounds) for x in (q, k, v, log_decay))
-        o, state = forward(*padded, scale, initial_state, None)
-        return pack(o, bounds), state
+        parts = [
+            forward(*cut_out(cut, q, k, v, log_decay), scale, state, None)
+            for cut, state in sequences("retention", cu_seqlens, q.shape[1], initial_state)
+        ]
+        return torch.cat([o for o, _ in parts], 1), torch.cat([state for _, state in parts])
     c = chunks(q, k, v, log_decay, scale)
     states = carry(c, initial_state)
     o = (c.q @ states[:-1]).mul_(c.since_start)
@@ -65,17 +65,15 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, log_decay (zeros [1] where it is not needed) and the initial state."""
     if cu_seqlens is not None:
-        bounds = boundaries("retention", cu_seqlens, q.shape[1])
-        per_token = log_decay.expand(1, q.shape[1], log_decay.shape[-1])
-        grad_o, *padded = (unpack(x, bounds) for x in (grad_o, q, k, v, per_token))
-        *grads, grad_initial = backward(
-            grad_o, grad_state, *padded, scale, initial_state, None, need_log_decay
-        )
-        dq, dk, dv = (pack(x, bounds) for x in grads[:3])
-        dlog_decay = pack(grads[3], bounds) if need_log_decay else grads[3]
-        if need_log_decay and log_decay.dim() == 1:
-            dlog_decay = dlog_decay.sum((0, 1))
-        return dq, dk, dv, dlog_decay, grad_initial
+        parts = []
+        for n, (cut, state) in enumerate(sequences("retention", cu_seqlens, q.shape[1], initial_state)):
+            inputs = cut_out(cut, q, k, v, log_decay)
+            grad_n = None if grad_state is None else grad_state[n : n + 1]
+            parts.append(backward(grad_o[:, cut], grad_n, *inputs, scale, state, None, need_log_decay))
+        *dqkv, dlog_decay, dstate = zip(*parts)
+        per_token = need_log_decay and log_decay.dim() == 3
+        dlog_decay = torch.cat(dlog_decay, 1) if per_token else torch.stack(dlog_decay).sum(0)
+        return *(torch.cat(x, 1) for x in dqkv), dlog_decay, torch.cat(dstate)
 
     T, Hq, Hk, Hv = q.shape[1], q.shape[2], k.shape[2], v.shape[2]
     c = chunks(q, k, v, log_decay, scale)
@@ -112,6 +110,12 @@ def backward(
     )
 
 
+def cut_out(tokens: slice, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, ...]:
+    """The inputs of these tokens alone."""
+    rates = log_decay if log_decay.dim() == 1 else log_decay[:, tokens]
+    return q[:, tokens], k[:, tokens], v[:, tokens], rates
+
+
 class Chunks(NamedTuple):
     """The inputs cut into chunks, and the four decays that a chunk needs."""
 
@@ -128,6 +132,8 @@ def chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, scale: float) -> 
     """Cut the inputs and repeat shared heads. One rate per head: one set of decays for the whole batch."""
     T, H, dtype = q.shape[1], max(q.shape[2], k.shape[2], v.shape[2]), inner(q)
     C = chunk_size(T)
+    # exp(-1e3) is 0, in float64 too. Rates below would swallow their neighbours' in the sums; -inf gives NaN.
+    log_decay = log_decay.clamp(min=-1e3)
     rates = log_decay.expand(1, T, H) if log_decay.dim() == 1 else log_decay
     # float64: where a token in the chunk decays by exp(-100), float32 sums leave an error of 1e-5 in its
     # neighbours.

@@ -13,7 +13,7 @@ OP = "retention"
 backends.table(
     OP,
     {
-        "torch": backends.Backend("lcikernels.ops.retention.chunked", backends.anywhere),
+        "torch": backends.Backend("lcikernels.ops.retention.chunked", backends.with_float64),
     },
 )
 
@@ -37,10 +37,11 @@ def retention(
 
     q [B, T, Hq, K], k [B, T, Hk, K], v [B, T, Hv, V] share one dtype: float32, float64, bfloat16 or float16.
     With H = max(Hq, Hk, Hv), each count divides H and head h reads head h // (H // Hx). log_decay, float32,
-    each <= 0 (not checked: it would wait for the device): [H], one rate per head (RetNet), or [B, T, H], one
-    per token (Mamba-2, simple GLA). scale: K ** -0.5 unless given. initial_state [B, H, K, V] float32, zeros
-    unless given. cu_seqlens int32 [N+1], B = 1: sequence n is tokens cu_seqlens[n] to cu_seqlens[n+1]; states
-    are [N, H, K, V]. Where q is float64, log_decay and the states are too.
+    each <= 0 (not checked: it would wait for the device), -inf where all is forgotten: [H], one rate per head
+    (RetNet), or [B, T, H], one per token (Mamba-2, simple GLA). scale: K ** -0.5 unless given. initial_state
+    [B, H, K, V] float32, zeros unless given. cu_seqlens int32 [N+1], B = 1: sequence n is tokens
+    cu_seqlens[n] to cu_seqlens[n+1]; states are [N, H, K, V]. Where q is float64, log_decay and the states
+    are too.
 
     Returns o [B, T, H, V] in v's dtype, with return_final_state also S[T] [B or N, H, K, V]. Gradients reach
     q, k, v, log_decay and initial_state, from o and from S[T]. Raises ValueError where a shape, dtype or
@@ -140,8 +141,8 @@ refuse_gradients("retention_backward")
 
 
 # Counted as the recurrence, whatever the backend does: the state takes k ⊗ v (K V multiply-adds a token and
-# head) and q reads it (K V). The backward recomputes the state and has two products for each of the two: 5 K
-# V.
+# head) and q reads it (K V). The backward recomputes the state and has two products for each of the two:
+# 5 K V.
 @register_flop_formula(torch.ops.lcikernels.retention)
 def _flops(q, k, v, *args, **kwargs) -> int:
     B, T, Hq, K = q

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-CHECKPOINT_EVERY = 32  # tokens; SelectiveScan::CHUNK in csrc/cpu/selective_scan.h
-
 
 def forward(
     x: Tensor,
