@@ -78,5 +78,10 @@ def check_cache(cache: Cache, layer_types: list[str]) -> None:
 
 
 def decodes(x: Tensor, keep: Tensor | None, state: Tensor | None) -> bool:
-    """Whether x [B, T, ...] is one real token on a state that may change in place (no gradients)."""
-    return x.shape[1] == 1 and keep is None and state is not None and not torch.is_grad_enabled()
+    """Whether x [B, T, ...] is one real token on a state that may change in place.
+
+    It may not where gradients are recorded, nor outside torch.inference_mode() if it was made inside.
+    """
+    if x.shape[1] > 1 or keep is not None or state is None or torch.is_grad_enabled():
+        return False
+    return torch.is_inference_mode_enabled() or not state.is_inference()

@@ -110,8 +110,6 @@ class LCIModel(LCIPreTrainedModel):
         given = past_key_values  # not a fresh one: transformers looks for packed rows where there is none
         if given is not None:
             check_cache(given, self.config.layer_types)
-        elif recurrent and position_ids is not None and attention_mask is None:
-            refuse_packing(position_ids)
         if use_cache and given is None:
             past_key_values = DynamicCache(config=self.config)
         past = 0 if given is None else given.get_seq_length()
@@ -133,7 +131,9 @@ class LCIModel(LCIPreTrainedModel):
                 allow_is_causal_skip=not isinstance(given, StaticCache),
             )
         if recurrent:
-            masks["R"] = masks["M"] = kept_tokens(attention_mask, B, past, T)
+            masks["R"] = masks["M"] = keep = kept_tokens(attention_mask, B, past, T)
+            if position_ids is not None:
+                refuse_packing(position_ids, keep)
         theta, dims = self.config.rope_parameters["rope_theta"], self.config.rotary_dims
         rotary = {letter: rotary_angles(positions, dims[letter], theta, x.dtype) for letter in dims}
 
@@ -206,8 +206,16 @@ def kept_tokens(attention_mask: Tensor | None, B: int, past: int, T: int) -> Ten
     return keep if torch.compiler.is_compiling() or not keep.all() else None
 
 
-def refuse_packing(position_ids: Tensor) -> None:
-    """ValueError where positions restart in a row: a recurrent state would run on into the next sequence."""
-    if not torch.compiler.is_compiling() and not (position_ids.diff(dim=-1) == 1).all():
+def refuse_packing(position_ids: Tensor, keep: Tensor | None) -> None:
+    """ValueError where positions restart in a row: a recurrent state would run on into the next sequence.
+
+    Two neighbours are compared where both are kept; padding may have any position.
+    """
+    if torch.compiler.is_compiling() or position_ids.shape[-1] == 1:
+        return
+    follows = position_ids.diff(dim=-1) == 1
+    if keep is not None:
+        follows = follows | ~(keep[:, 1:] & keep[:, :-1])
+    if not follows.all():
         expected = "rising by 1 along each row, for recurrent layers cannot tell packed sequences apart"
         refuse("LCIModel", "position_ids", expected, "a row that restarts")

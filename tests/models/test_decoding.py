@@ -120,6 +120,18 @@ def test_generation_is_the_same_with_every_kind_of_cache(tiny, ids, pattern):
     assert torch.equal(want, model.generate(ids, **sample))
 
 
+@pytest.mark.parametrize("pattern", ["R", "M"])
+def test_a_cache_made_in_inference_mode_can_be_used_outside(tiny, ids, pattern):
+    model = tiny(pattern)
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        in_pieces(model, cache, ids[:, :9], [8, 1])
+    out = in_pieces(model, cache, ids[:, 9:11], [1, 1])
+    with torch.inference_mode():
+        out = torch.cat([out, in_pieces(model, cache, ids[:, 11:], [1, 5])], 1)
+    torch.testing.assert_close(out, model(ids).logits[:, 9:], **TOLERANCE)
+
+
 def test_generation_goes_on_from_a_kept_cache(tiny, ids):
     model = tiny("RAM")
     prompt = DynamicCache(config=model.config)
@@ -167,8 +179,13 @@ def test_a_mask_that_does_not_cover_the_past_is_refused(tiny, ids):
 
 def test_packed_rows_are_refused_by_recurrent_layers(tiny, ids):
     positions = torch.tensor([[*range(9), *range(8)]])
-    with pytest.raises(ValueError, match="cannot tell packed sequences apart"):
-        tiny("AR")(ids[:1], position_ids=positions)
+    model = tiny("AR")
+    ones = {"attention_mask": torch.ones(1, 17)}
+    padded = {"attention_mask": (torch.arange(17) > 1)[None]}
+    cached = {"past_key_values": DynamicCache(config=model.config)}
+    for options in ({}, ones, padded, cached):
+        with pytest.raises(ValueError, match="cannot tell packed sequences apart"):
+            model(ids[:1], position_ids=positions, **options)
     packed = tiny("A")(ids[:1], position_ids=positions).logits
     torch.testing.assert_close(packed[:, 9:], tiny("A")(ids[:1, 9:]).logits, **TOLERANCE)
 
