@@ -88,14 +88,8 @@ def _summary(report: dict) -> str:
 def _counting(report: dict) -> list[str]:
     trained, measured = report["corpus"]["files"]
     noise = max(arm["noise"] for arm in report["arms"] if arm["baseline"])
-    text = COUNTING.format(
-        trained=trained,
-        measured=measured,
-        noise=noise,
-        seconds=report["seconds"],
-        **report["job"],
-        **report["machine"],
-    )
+    facts = {"trained": trained, "measured": measured, "noise": noise, "seconds": report["seconds"]}
+    text = COUNTING.format(**report["job"] | report["machine"] | facts)
     return [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from io import StringIO
 
@@ -60,13 +61,7 @@ def scripted() -> dict:
     fast["start"] = {"flops": 50, "seconds": 0.5}
     arms = [scratch, fast | compare(fast, scratch), other, slow | compare(slow, other)]
     return {
-        "job": {
-            "source": {"layers": 1, "hidden": 2, "heads": 1},
-            "target": {"layers": 2, "hidden": 4, "heads": 2},
-            "held_out": 8,
-            "length": 16,
-            "learning": 25,
-        },
+        "job": asdict(TOY),
         "corpus": {"what": "some text", "files": (5, 2), "bytes": (100, 20)},
         "machine": machine(),
         "seconds": 12.0,
