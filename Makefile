@@ -5,6 +5,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 INSTALL := $(PIP) install --no-compile   # what is never imported is never compiled: 40 s less
 READY := .venv/ready
+RECENT = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	{ echo 'Python 3.10 or newer is needed; name one: make PYTHON=python3.12'; exit 1; }
 
 .PHONY: demo test lint setup clean
 
@@ -21,10 +23,11 @@ setup: $(READY)
 
 $(READY): pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 	@echo 'Setting up .venv: PyTorch and the rest, then the C++ kernels. This is done once, in 1 to 3 minutes.'
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) --version >/dev/null 2>&1 || { $(RECENT) && $(PYTHON) -m venv --clear .venv; }
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(INSTALL) torch==2.13.0
 	@$(INSTALL) 'setuptools>=77' ninja
 	@$(INSTALL) --no-build-isolation -e '.[growth,test]'
+	@$(BIN)/python -m lcikernels
 	@touch $@
 
 clean:
