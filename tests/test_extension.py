@@ -16,7 +16,7 @@ compiled = pytest.mark.skipif(extension.WHY_NOT is not None, reason=str(extensio
 
 # B, T, D, N, G. A vector is 16, 8 or 4 channels, a chunk 32 tokens, a block 8, 2 or 1 states, a run 16.
 SHAPES = {
-    "one number": (8, 1, 1, 1, 1),
+    "one number": (64, 1, 1, 1, 1),
     "a vector and a bit": (2, 33, 17, 16, 1),
     "groups that end inside a vector": (2, 40, 21, 5, 3),
     "blocks of 8, 2 and 1 states": (2, 64, 35, 11, 1),

@@ -1,11 +1,14 @@
 """What torch.library, torch.compile and FlopCounterMode ask of every op."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import lcikernels
-from lcikernels.backends import TABLES
+import lcikernels.__main__
+from lcikernels.backends import TABLES, choose
 from lcikernels.ops import (
     causal_conv1d,
     causal_conv1d_step,
@@ -18,6 +21,7 @@ from lcikernels.ops import (
 from lcikernels.ops.selective_scan.op import CHECKPOINT_EVERY
 
 OPS = torch.ops.lcikernels
+TOKENS = torch.export.Dim("T", min=2, max=512)
 
 
 def leaf(*shape):
@@ -163,6 +167,49 @@ def test_the_ops_compile_into_one_graph_with_gradients():
     expected = torch.autograd.grad(block(*inputs), inputs)
     for got, want in zip(torch.autograd.grad(compiled(*inputs), inputs), expected):
         torch.testing.assert_close(got, want)
+
+
+def exported():
+    """A call of each public op, one that exports it with any number of tokens."""
+    def R(*shape):
+        return torch.randn(*shape)
+
+    heads, rows, a = R(2, 9, 2, 4), R(2, 9, 8), -torch.rand(8, 3)
+    rates = -torch.rand(2)
+    yield "retention", lambda x, rates: retention(x, x, x, rates), (heads, rates), ({1: TOKENS}, None)
+    scan = (rows, rows.abs(), a, R(2, 9, 3)), ({1: TOKENS}, {1: TOKENS}, None, {1: TOKENS})
+    yield "selective_scan", lambda x, dt, a, b: selective_scan(x, dt, a, b, b), *scan
+    yield "causal_conv1d", lambda x, weight: causal_conv1d(x, weight), (rows, R(8, 3)), ({1: TOKENS}, None)
+    yield "gated_rms_norm", lambda x: gated_rms_norm(x, x), (rows,), ({1: TOKENS},)
+
+
+@pytest.mark.parametrize("call, arguments, shapes", [pytest.param(*x[1:], id=x[0]) for x in exported()])
+def test_the_ops_export_with_any_number_of_tokens(call, arguments, shapes):
+    class Model(torch.nn.Module):
+        def forward(self, *arguments):
+            return call(*arguments)
+
+    program = torch.export.export(Model(), arguments, dynamic_shapes=(shapes,)).module()
+    assert torch.equal(program(*arguments), call(*arguments))
+    shorter = [x if shape is None else x[:, :5] for x, shape in zip(arguments, shapes)]
+    assert torch.equal(program(*shorter), call(*shorter))
+
+
+def test_python_m_lcikernels_names_every_backend_and_whether_it_runs(capsys):
+    lcikernels.__main__.main()
+    version, *lines = capsys.readouterr().out.splitlines()
+    assert version == f"torch {torch.__version__}"
+    rows = [re.split(r" {2,}", line, maxsplit=3) for line in lines]
+    want = [(op, name) for op, backends in TABLES.items() for name in backends]
+    assert [(op, name) for op, device, name, _ in rows if device == "cpu"] == want
+    assert all(said == "runs" for _, device, name, said in rows if (device, name) == ("cpu", "torch"))
+
+
+def test_where_no_backend_can_run_every_reason_is_given():
+    apple = SimpleNamespace(device=torch.device("mps"), dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="retention: no backend can run here: 'torch': it sums in float64"):
+        choose("retention", None, apple)
+    assert choose("gated_rms_norm", None, apple) == "torch"
 
 
 def test_the_steps_compile_into_one_graph_and_update_the_state():

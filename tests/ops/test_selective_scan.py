@@ -69,7 +69,7 @@ def test_16_bit_inputs_are_computed_in_float32(dtype):
 
 @pytest.mark.parametrize("bounds", PACKED.values(), ids=PACKED)
 def test_packed_sequences_do_not_see_each_other(scan, bounds, poisoned):
-    packed = inputs(1, bounds[-1], 5, 3, S=len(bounds) - 1)
+    packed = inputs(1, bounds[-1], 40, 3, S=len(bounds) - 1)
     assert_agrees(scan, reference, **packed, cu_seqlens=torch.tensor(bounds, dtype=torch.int32))
 
 
