@@ -1,4 +1,7 @@
-"""The parts of a block: three mixers, the MLP, and the cache layer that keeps a mixer's state."""
+"""The parts of a block: three mixers, the MLP, and the cache layer that keeps a mixer's state.
+
+They need transformers: pip install lcikernels[growth].
+"""
 
 from lcikernels.layers.attention import Attention
 from lcikernels.layers.mamba import Mamba

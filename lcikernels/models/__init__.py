@@ -1,4 +1,7 @@
-"""The causal LM of this package, known to transformers' Auto classes once this is imported."""
+"""The causal LM of this package, known to transformers' Auto classes once this is imported.
+
+It needs transformers: pip install lcikernels[growth].
+"""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
