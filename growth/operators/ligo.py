@@ -58,12 +58,13 @@ def _lossless(old: Architecture, new: Architecture, generator: torch.Generator) 
     maps = lemon(old, new, noise=0.0)
     spaces: dict[str, Map] = {}
     for name, space in maps.spaces.items():
+        if name == "vocab":  # it does not grow, and as a matrix it would fill 20 GB at 50k tokens
+            spaces[name] = space
+            continue
         dense = space.dense()
         T, S = dense.read_matrix.shape
-        unseen = space.unseen(
-            torch.randn(S, T, dtype=torch.float64, generator=generator) * UNSEEN / math.sqrt(S)
-        ).T
-        spaces[name] = space if name == "vocab" else replace(dense, read_matrix=dense.read_matrix + unseen)
+        fresh = torch.randn(S, T, dtype=torch.float64, generator=generator) * UNSEEN / math.sqrt(S)
+        spaces[name] = replace(dense, read_matrix=dense.read_matrix + space.unseen(fresh).T)
     return replace(maps, spaces=spaces)
 
 
@@ -107,9 +108,8 @@ class Expansion(nn.Module):
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
         self.old = {key: fn(x) for key, x in self.old.items()}
-        for module in self.large[
-            0
-        ].modules():  # its parameters are replaced in every forward, its buffers not
+        # Of the large model, forward replaces the parameters; the buffers are used as they are.
+        for module in self.large[0].modules():
             module._buffers.update({name: fn(x) for name, x in module._buffers.items() if x is not None})
         return self
 

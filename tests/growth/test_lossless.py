@@ -12,9 +12,11 @@ import growth
 from growth.adapters.gpt_neox import GPT_NEOX
 from growth.files import Checkpoint
 from growth.grow import resized
+from growth.maps import Copies
 from growth.operators import OPERATORS
 from growth.operators.ligo import Expansion
 from growth.plan import Source
+from growth.spaces import Space
 
 SIZES = {
     "ratio that divides nothing": (168, 5),
@@ -118,6 +120,14 @@ def test_copies_part_ways_only_because_their_readers_differ(source, noise, monke
     rows = model.gpt_neox.embed_in.weight
     apart = (rows[:, :96] - rows[:, 96:]).abs().max().item()
     assert apart > 1e-4 if noise else apart < 1e-5
+
+
+@pytest.mark.parametrize("start", ["lossless", "published"])
+def test_ligo_makes_no_matrix_of_the_vocabulary(source, start):
+    old, new = (
+        replace(x, spaces=x.spaces | {"vocab": Space(10**6)}) for x in architectures(source, 120, 4)
+    )  # 8 TB, were it one
+    assert isinstance(OPERATORS["ligo"](old, new, start=start).spaces["vocab"], Copies)
 
 
 @pytest.mark.parametrize("tied", [False, True])
