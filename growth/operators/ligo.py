@@ -38,7 +38,7 @@ from growth.maps import Map, Maps, Widen, keep, per_layer
 from growth.operators.lemon import lemon
 from growth.plan import Source
 from growth.spaces import Architecture
-from growth.training.data import Windows, windows_of
+from growth.training.data import Windows, refuse_foreign, windows_of
 from growth.training.flops import count_flops
 from growth.training.progress import RunProgress, ShowSteps
 
@@ -176,6 +176,7 @@ def learned(
     if not isinstance(data, Windows):
         length = min(sequence_length, config.max_position_embeddings)
         data = windows_of(data, load_tokenizer(source.checkpoint.path), length)
+    refuse_foreign(data.windows, config.vocab_size)
     module = Expansion(maps, source, adapter, config)
     flops = count_flops(module, data.batch(range(min(batch_size, len(data))))) * steps
     with quiet(), tempfile.TemporaryDirectory() as scratch, RunProgress("ligo", steps) as progress:

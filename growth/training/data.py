@@ -97,6 +97,12 @@ def windows_of(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> W
     return data if isinstance(data, Windows) else Windows(tokens(load_text(data), tokenizer), length)
 
 
+def refuse_foreign(windows: Tensor, vocabulary: int) -> None:
+    """Raises Refusal where a token is none of the model's: the text was cut by another tokenizer."""
+    if (most := windows.max().item()) >= vocabulary:
+        raise refuse("data", f"tokens below the model's {vocabulary}", most, "use the model's tokenizer")
+
+
 def _below(folder: Path) -> list[Path]:
     return [
         file

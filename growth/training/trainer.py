@@ -25,7 +25,7 @@ from growth.files import RECORD as GROWTH_RECORD
 from growth.files import Checkpoint, refuse_existing
 from growth.loading import load_model, load_tokenizer, quiet
 from growth.training.curve import Curve, Point
-from growth.training.data import Data, Windows, windows_of
+from growth.training.data import Data, Windows, refuse_foreign, windows_of
 from growth.training.flops import count_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters, transferred
 from growth.training.progress import RunProgress
@@ -149,10 +149,8 @@ def train(
             f"{len(windows)} windows",
             "give more text, or a smaller batch size or sequence length",
         )
-    if (most := max(windows.windows.max(), held_out.max()).item()) >= config.vocab_size:
-        raise refuse(
-            "data", f"tokens below the model's {config.vocab_size}", most, "use the model's tokenizer"
-        )
+    refuse_foreign(windows.windows, config.vocab_size)
+    refuse_foreign(held_out, config.vocab_size)
     settings = {
         "model": str(model),
         "data": f"{len(windows)} windows, {zlib.crc32(windows.windows.numpy()):08x}",

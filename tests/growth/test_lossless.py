@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import growth
 from growth.adapters.gpt_neox import GPT_NEOX
+from growth.errors import Refusal
 from growth.files import Checkpoint
 from growth.grow import resized
 from growth.maps import Copies
@@ -17,6 +18,7 @@ from growth.operators import OPERATORS
 from growth.operators.ligo import Expansion
 from growth.plan import Source
 from growth.spaces import Space
+from growth.training.data import Windows
 
 SIZES = {
     "ratio that divides nothing": (168, 5),
@@ -120,6 +122,13 @@ def test_copies_part_ways_only_because_their_readers_differ(source, noise, monke
     rows = model.gpt_neox.embed_in.weight
     apart = (rows[:, :96] - rows[:, 96:]).abs().max().item()
     assert apart > 1e-4 if noise else apart < 1e-5
+
+
+def test_ligo_refuses_tokens_that_the_model_does_not_know(source, tmp_path):
+    foreign = Windows(torch.full((256,), 256), 32)
+    with pytest.raises(Refusal, match="tokens below the model's 256, got 256"):
+        growth.grow(source, tmp_path / "out", method="ligo", num_layers=4, data=foreign, steps=1)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("start", ["lossless", "published"])
