@@ -1,5 +1,6 @@
 """Every source and target tensor accounted for, before anything is computed."""
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -75,8 +76,5 @@ class Plan:
     def json(self) -> dict:
         return {"tensors": [asdict(row) for row in self.rows], "dropped": self.dropped}
 
-    def origins(self) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for row in self.rows:
-            counts[row.origin] = counts.get(row.origin, 0) + 1
-        return counts
+    def origins(self) -> Counter[Origin]:
+        return Counter(row.origin for row in self.rows)

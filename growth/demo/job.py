@@ -201,11 +201,6 @@ class _Demo:
             "machine": machine(),
             "source": source,
             "arms": arms,
-            "baselines_below_source": all(
-                arm["curve"][-1]["loss"] < source["curve"][-1]["loss"]
-                for arm in arms
-                if arm["baseline"] is None
-            ),
         }
 
     def neox(self, size: Size) -> GPTNeoXConfig:

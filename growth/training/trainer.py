@@ -96,7 +96,7 @@ def train(
     sequence_length    tokens a window; default: what the model allows, at most 2048
     schedule           cosine | lemon, which falls over the share `decay` of the steps (training.schedule)
     warmup             steps in which the rate rises; default: a twentieth of them
-    freeze             "transferred": what growth.json marks as copied stays as it is; with unfreeze
+    freeze             "transferred": what growth.json asks to hold still stays as it is; with unfreeze
                        "plateau", until the mean training loss of `window` steps (default: a thirtieth of
                        them) improves by less than `threshold` in `patience` windows (training.freeze)
     eval_every         steps between measurements of the validation loss; default: an eighth of the steps

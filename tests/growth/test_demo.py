@@ -67,7 +67,6 @@ def scripted() -> dict:
         "seconds": 12.0,
         "source": source,
         "arms": arms,
-        "baselines_below_source": True,
     }
 
 
