@@ -1,8 +1,8 @@
-"""Builds csrc into lcikernels/_C.so with ninja; everything else about the package is in pyproject.toml.
-LCIKERNELS_BUILD=auto (default: what this machine can; prints what it left out) | cuda | cpu | none.
-TORCH_CUDA_ARCH_LIST picks the GPUs, default "8.0;9.0;10.0+PTX" as far as nvcc knows them."""
+"""Builds csrc to lcikernels/_C.so. LCIKERNELS_BUILD=auto (all this machine can) | cuda | cpu | none: what is
+left out is printed. TORCH_CUDA_ARCH_LIST picks the GPUs: "8.0;9.0;10.0+PTX" as far as nvcc knows them."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,25 +10,24 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
-from setuptools.command.build_ext import build_ext
+from setuptools.command import bdist_wheel, build_ext
 
 MODE = os.environ.get("LCIKERNELS_BUILD", "auto")
-CXX = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++")), None)
+CXX = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++")), "")
 NVCC = shutil.which("nvcc") or shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc")
 LEAVE_OUT = print if MODE in ("auto", "none") else sys.exit  # kernels that were asked for are not left out
 CPP, CPU, CUDA = (sorted(Path("csrc").glob(x)) for x in ("*.cpp", "cpu/*.cpp", "cuda/*.cu"))
 ISAS = {"base": "", "avx2": "-mavx2 -mfma", "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"}
-RULES = """rule compile
-  command = $with -std=c++17 -O3 -MMD -MF $out.d -c $in -o $out
+RULES = """builddir = build
+rule compile
+  command = $with -std=c++17 -O3 -MD -MF $out.d -c $in -o $out  # by $tools
   depfile = $out.d
 rule link
-  command = $with -shared $in -o $out -Xlinker --no-as-needed -ltorch -ltorch_cpu
+  command = $with -shared $in -o $out -Xlinker --no-as-needed -ltorch -ltorch_cpu -Xlinker --as-needed
 """
 
 
 def gpus() -> str:
-    """nvcc's flags for TORCH_CUDA_ARCH_LIST."""
     known, flags = subprocess.check_output([NVCC, "--list-gpu-arch"], text=True).split(), ""
     for arch in os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX").replace(" ", ";").split(";"):
         sm, ptx, _ = arch.replace(".", "").partition("+PTX")
@@ -39,7 +38,7 @@ def gpus() -> str:
     return flags or sys.exit(f"lcikernels: {NVCC} knows no GPU in TORCH_CUDA_ARCH_LIST")
 
 
-class Build(build_ext):
+class Build(build_ext.build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"  # without a Python version: the library calls no Python
 
@@ -53,45 +52,46 @@ class Build(build_ext):
         if not (ninja := shutil.which("ninja") or shutil.which(Path(sys.executable).with_name("ninja"))):
             sys.exit("lcikernels: building needs ninja: pip install ninja")
         home, nvcc = (shlex.quote(f"{x}").replace("$", "$$") for x in (Path(torch.__file__).parent, NVCC))
-        cxx, linker = f"{CXX} -fPIC -fvisibility=hidden", CXX
-        stable = f"-DTORCH_TARGET_VERSION=0x020a000000000000 -isystem {home}/include"
-        jobs = {f"{x.stem}.o": (x, f"{cxx} {stable}") for x in CPP}
+        cxx, linker = f"{CXX} -fPIC -fvisibility=hidden -DTORCH_TARGET_VERSION=0x020a000000000000", CXX
+        jobs = {f"{x.stem}.o": (x, f"{cxx} -isystem {home}/include") for x in CPP}
         for isa in ISAS if os.uname().machine == "x86_64" else ["base"]:
             jobs |= {f"{x.stem}.{isa}.o": (x, f"{cxx} {ISAS[isa]}") for x in CPU}
         if CUDA and MODE != "cpu" and not NVCC:
             print("lcikernels: left out the CUDA kernels: no nvcc in PATH or CUDA_HOME")
         elif CUDA and MODE != "cpu":
-            flags, linker = f"-Xcompiler -fPIC,-fvisibility=hidden {gpus()}", nvcc  # links the CUDA runtime
-            jobs |= {f"{x.stem}.cu.o": (x, f"{nvcc} {flags}") for x in CUDA}
-        edges = "".join(f"build build/{o}: compile {x}\n  with = {y}\n" for o, (x, y) in jobs.items())
-        edges += f"build build/_C.so: link build/{' build/'.join(jobs)}\n  with = {linker} -L{home}/lib\n"
+            linker = f"{nvcc} -ccbin {CXX.split()[-1]} -Xcompiler -fPIC,-fvisibility=hidden {gpus()}"
+            jobs |= {f"{x.stem}.cu.o": (x, linker) for x in CUDA}
+        tools = subprocess.getoutput(f"echo $({CXX} --version|head -1) $({NVCC or ':'} --version|tail -1)")
+        plan = f"{RULES}tools = torch {torch.__version__}, {tools}\n"
+        plan += "".join(f"build build/{o}: compile {x}\n  with = {y}\n" for o, (x, y) in jobs.items())
+        plan += f"build build/_C.so: link build/{' build/'.join(jobs)}\n  with = {linker} -L{home}/lib\n"
         target = Path(self.get_ext_fullpath(ext.name))
-        Path("build").mkdir(exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Path("build/build.ninja").write_text(f"builddir = build\n{RULES}{edges}")
+        self.mkpath("build")
+        self.mkpath(f"{target.parent}")
+        Path("build/build.ninja").write_text(plan)
         target.unlink(missing_ok=True)
         if subprocess.run([ninja, "-f", "build/build.ninja"], check=False).returncode:
-            LEAVE_OUT("lcikernels: no compiled kernels: the compiler failed (see above)")
-        else:
-            print(f"lcikernels: built {shutil.copy('build/_C.so', target)} of {', '.join(jobs)}", flush=True)
+            return LEAVE_OUT("lcikernels: no compiled kernels: the compiler failed (see above)")
+        print(f"lcikernels: built {shutil.copy('build/_C.so', target)} of {', '.join(jobs)}", flush=True)
 
 
-class Wheel(bdist_wheel):
+class Wheel(bdist_wheel.bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
-        return ("py3", "none", super().get_tag()[2])
+        platform, library = super().get_tag()[2], Path(self.bdist_dir, "lcikernels/_C.so")
+        newer = rb"\0GLIBC_2\.(29|[3-9]\d)|\0GLIBCXX_3\.4\.(2[5-9]|[3-9]\d)|\0CXXABI_1\.3\.1[2-9]"
+        if library.exists() and not re.search(newer, library.read_bytes()):
+            platform = platform.replace("linux", "manylinux_2_28")  # what torch's own wheels are
+        return ("py3", "none", platform)
 
 
-if MODE not in ("auto", "cuda", "cpu", "none"):
-    sys.exit(f"lcikernels: LCIKERNELS_BUILD must be auto, cuda, cpu or none, got {MODE!r}")
-why = "this version has no CUDA kernels yet" if MODE == "cuda" and not CUDA else None
-if MODE == "cuda" and not NVCC:
-    why = "no nvcc: install the CUDA toolkit and put it in PATH or CUDA_HOME"
-if not CXX:
-    why = "no C++ compiler: install g++, or name one in CXX"
-if sys.platform != "linux":
-    why = f"they are built on Linux only, this is {sys.platform}"
-if MODE == "none":
-    why = "LCIKERNELS_BUILD=none"
+why = {  # the last that holds
+    MODE == "cuda" and not CUDA: "this version has no CUDA kernels yet",
+    MODE == "cuda" and not NVCC: "no nvcc: install the CUDA toolkit and put it in PATH or CUDA_HOME",
+    not shutil.which(CXX.partition(" ")[0]): "no C++ compiler: install g++, or name one in CXX",
+    sys.platform != "linux": f"they are built on Linux only, this is {sys.platform}",
+    MODE == "none": "LCIKERNELS_BUILD=none",
+    MODE not in ("auto", "cuda", "cpu", "none"): f"LCIKERNELS_BUILD must be auto|cuda|cpu|none, got {MODE!r}",
+}.get(True)
 if why:
     LEAVE_OUT(f"lcikernels: no compiled kernels: {why}")
 if {"build_ext", "editable_wheel"} & set(sys.argv):

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -12,14 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from lcikernels import extension
+
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL = """
+#include "kernel.h"
 #if defined(__AVX512F__)
-extern "C" __attribute__((visibility("default"))) int avx512_kernel() { return 512; }
+extern "C" __attribute__((visibility("default"))) int avx512_kernel() { return ANSWER + 512; }
 #elif defined(__AVX2__) && defined(__FMA__)
-extern "C" __attribute__((visibility("default"))) int avx2_kernel() { return 256; }
+extern "C" __attribute__((visibility("default"))) int avx2_kernel() { return ANSWER + 256; }
 #else
-extern "C" __attribute__((visibility("default"))) int base_kernel() { return 128; }
+extern "C" __attribute__((visibility("default"))) int base_kernel() { return ANSWER + 128; }
 #endif
 """
 CUDA_KERNEL = """
@@ -30,9 +34,10 @@ extern "C" __attribute__((visibility("default"))) int cuda_kernel(float* x) {
 }
 """
 LIBRARY = '#include <torch/csrc/stable/library.h>\nSTABLE_TORCH_LIBRARY(setup_test, m) {}\n'
+CXX = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
 
 compiler = pytest.mark.skipif(
-    sys.platform != "linux" or not any(map(shutil.which, ("g++", "c++", "clang++"))),
+    sys.platform != "linux" or not CXX,
     reason="needs Linux and a C++ compiler",
 )
 
@@ -50,6 +55,8 @@ def package(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "csrc/library.cpp").write_text(LIBRARY)
     (tmp_path / "csrc/cpu/kernel.cpp").write_text(KERNEL)
+    (tmp_path / "csrc/cpu/kernel.h").write_text("#define ANSWER 0\n")
+    shutil.copy(ROOT / "csrc/portable.cpp", tmp_path / "csrc")
     return tmp_path
 
 
@@ -77,8 +84,8 @@ def pretend(package, source):
 
 
 def test_an_unknown_mode_is_refused(package):
-    said = "lcikernels: LCIKERNELS_BUILD must be auto, cuda, cpu or none, got 'gpu'\n"
-    assert run(package, "build", LCIKERNELS_BUILD="gpu") == (1, said)
+    why = "lcikernels: no compiled kernels: LCIKERNELS_BUILD must be auto|cuda|cpu|none, got 'gpu'\n"
+    assert run(package, "build", LCIKERNELS_BUILD="gpu") == (1, why)
 
 
 def test_none_makes_a_wheel_for_every_platform(package):
@@ -91,8 +98,10 @@ def test_none_makes_a_wheel_for_every_platform(package):
 def test_without_a_compiler_auto_goes_on_and_cpu_stops(package):
     env = no_compiler(package)
     why = "lcikernels: no compiled kernels: no C++ compiler: install g++, or name one in CXX\n"
-    assert run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="auto", **env) == (0, why)
-    assert run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="cpu", **env) == (1, why)
+    for cxx in None, "g++-99 -pipe":
+        env |= {"CXX": cxx}
+        assert run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="auto", **env) == (0, why)
+        assert run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="cpu", **env) == (1, why)
     assert not (package / "lcikernels/_C.so").exists()
 
 
@@ -106,7 +115,7 @@ def test_where_nothing_is_built_no_older_library_stays(package, mode):
 
 @compiler
 def test_cuda_without_nvcc_says_what_to_install(package):
-    env = no_compiler(package) | {"CXX": "g++"}
+    env = no_compiler(package) | {"CXX": CXX}
     status, said = run(package, "build_ext", LCIKERNELS_BUILD="cuda", **env)
     assert status == 1
     assert said.endswith("no nvcc: install the CUDA toolkit and put it in PATH or CUDA_HOME\n")
@@ -119,7 +128,7 @@ def test_cuda_without_nvcc_says_what_to_install(package):
 def test_gpus_that_nvcc_does_not_know_are_an_error(package):
     (package / "csrc/cuda").mkdir()
     (package / "csrc/cuda/kernel.cu").write_text(CUDA_KERNEL)
-    env = no_compiler(package) | {"CXX": "g++"}
+    env = no_compiler(package) | {"CXX": CXX}
     (package / "bin/nvcc").write_text("#!/bin/sh\necho compute_90\n")
     (package / "bin/nvcc").chmod(0o755)
     env |= pretend(package, "__version__ = '2.10.0'")
@@ -150,7 +159,8 @@ def test_what_does_not_compile_stops_cpu_and_is_left_out_by_auto(package):
     for mode, want in ("cpu", 1), ("auto", 0):
         (package / "lcikernels/_C.so").touch()
         status, said = run(package, "build_ext", "--inplace", LCIKERNELS_BUILD=mode)
-        assert status == want and "no compiled kernels: the compiler failed (see above)" in said
+        assert status == want and "csrc/library.cpp:1:1: error" in said
+        assert said.endswith("lcikernels: no compiled kernels: the compiler failed (see above)\n")
         assert not (package / "lcikernels/_C.so").exists()
 
 
@@ -159,7 +169,7 @@ def test_one_library_holds_every_instruction_set_and_any_python_loads_it(package
     status, said = run(package, "bdist_wheel", LCIKERNELS_BUILD="cpu")
     assert status == 0 and "lcikernels: built " in said, said
     (wheel,) = package.glob("dist/*.whl")
-    assert wheel.name == f"lcikernels-0.1.0-py3-none-linux_{platform.machine()}.whl"
+    assert wheel.name == f"lcikernels-0.1.0-py3-none-manylinux_2_28_{platform.machine()}.whl"
     library = zipfile.ZipFile(wheel).extract("lcikernels/_C.so", package / "unpacked")
     kernels = {"base_kernel": 128}
     if platform.machine() == "x86_64":
@@ -185,3 +195,50 @@ def test_cuda_kernels_are_built_without_a_gpu_for_the_architectures_asked_for(pa
     with pytest.raises(AttributeError, match="cuda_kernel"):
         copy = shutil.copy(package / "lcikernels/_C.so", package / "cpu_only.so")
         ctypes.CDLL(copy)["cuda_kernel"]
+
+
+def compiled(package, **changes):
+    """The objects that one more build makes again."""
+    status, said = run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="cpu", **changes)
+    assert status == 0, said
+    return set(re.findall(r"-o build/(\S+)\.o ", said))
+
+
+@compiler
+def test_what_changed_is_compiled_again_and_nothing_else(package):
+    (package / "csrc/library.cpp").write_text("")
+    isas = ("base", "avx2", "avx512") if platform.machine() == "x86_64" else ("base",)
+    kernels = {f"kernel.{isa}" for isa in isas}
+    fake = package / "g++"
+    fake.write_text(f'#!/bin/sh\n[ "$1" != --version ] || exec cat "$0.version"\nexec {CXX} "$@"\n')
+    fake.chmod(0o755)
+    version = package / "g++.version"
+    version.write_text("g++ 12.2.0")
+    env = {"CXX": "./g++"}
+    assert compiled(package, **env) == {"library", "portable", *kernels}
+    assert compiled(package, **env) == set()
+    (package / "csrc/cpu/kernel.h").write_text("#define ANSWER 1000\n")
+    assert compiled(package, **env) == kernels
+    assert ctypes.CDLL(package / "lcikernels/_C.so")["base_kernel"]() == 1128
+    version.write_text("g++ 13.1.0")
+    assert compiled(package, **env) == {"library", "portable", *kernels}
+    assert compiled(package, CXX=CXX) == {"library", "portable", *kernels}
+
+
+@pytest.mark.skipif(not extension.LIBRARY.exists(), reason="not compiled")
+def test_the_library_loads_wherever_the_wheels_of_torch_do():
+    """They are manylinux_2_28: glibc 2.28, and GCC 8's libstdc++."""
+    asks = re.findall(rb"\0(GLIBC_2|GLIBCXX_3\.4|CXXABI_1\.3)\.(\d+)", extension.LIBRARY.read_bytes())
+    newest = {b"GLIBC_2": 28, b"GLIBCXX_3.4": 24, b"CXXABI_1.3": 11}
+    assert {name for name, _ in asks} == set(newest)
+    assert [(name, minor) for name, minor in asks if int(minor) > newest[name]] == []
+
+
+@pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-g++"), reason="needs a cross compiler for aarch64")
+@pytest.mark.parametrize("source", sorted(ROOT.glob("csrc/**/*.cpp")), ids=lambda source: source.name)
+def test_every_source_compiles_for_aarch64(source, tmp_path):
+    headers = Path(torch.__file__).parent / "include"
+    flags = "-std=c++17 -fPIC -Wall -DTORCH_TARGET_VERSION=0x020a000000000000 -isystem".split()
+    command = ["aarch64-linux-gnu-g++", *flags, headers, "-c", source, "-o", tmp_path / "object.o"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
