@@ -23,7 +23,7 @@ rule compile
   command = $with -std=c++17 -O3 -MD -MF $out.d -c $in -o $out  # by $tools
   depfile = $out.d
 rule link
-  command = $with -shared $in -o $out -Xlinker --no-as-needed -ltorch -ltorch_cpu -Xlinker --as-needed
+  command = $with -shared $in -o $out -Xlinker --no-as-needed -ltorch -ltorch_cpu
 """
 
 

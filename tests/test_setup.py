@@ -187,13 +187,17 @@ def test_cuda_kernels_are_built_without_a_gpu_for_the_architectures_asked_for(pa
     archs = {"LCIKERNELS_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "9.0+PTX;77.0"}
     status, said = run(package, "build_ext", "--inplace", **archs)
     assert status == 0 and "left out GPUs of compute capability 77.0" in said, said
-    assert ctypes.CDLL(package / "lcikernels/_C.so")["cuda_kernel"]
+    library = package / "lcikernels/_C.so"
+    assert ctypes.CDLL(library)["cuda_kernel"]
+    needed = subprocess.check_output(["readelf", "-d", library], text=True)
+    assert "[libtorch.so]" in needed, "through which a CUDA torch's current stream is found"
+    assert "[libtorch_cpu.so]" in needed and "cuda" not in needed
     rules = (package / "build/build.ninja").read_text()
     assert "-gencode arch=compute_90,code=[sm_90,compute_90]" in rules and "77" not in rules
     status, said = run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="cpu")
     assert status == 0
     with pytest.raises(AttributeError, match="cuda_kernel"):
-        copy = shutil.copy(package / "lcikernels/_C.so", package / "cpu_only.so")
+        copy = shutil.copy(library, package / "cpu_only.so")
         ctypes.CDLL(copy)["cuda_kernel"]
 
 
