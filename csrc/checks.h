@@ -39,21 +39,36 @@ inline std::string layout(const Axes& axes) {
   return text + "]";
 }
 
-// A contiguous CPU tensor of this dtype with exactly these axes, none of them empty.
-inline void require(const char* op, const char* argument, const Tensor& x, const Axes& axes,
-                    ScalarType dtype = ScalarType::Float) {
+// A CPU tensor of this dtype with exactly these axes, none of them empty, of any strides.
+inline void require_axes(const char* op, const char* argument, const Tensor& x, const Axes& axes,
+                         ScalarType dtype = ScalarType::Float) {
   if (!x.is_cpu()) refuse(op, argument, "on the CPU", "another device");
   if (x.scalar_type() != dtype) refuse(op, argument, toString(dtype), toString(x.scalar_type()));
   const auto shape = x.sizes();
   if (shape.size() != axes.size())
     refuse(op, argument, layout(axes), std::to_string(shape.size()) + " axes: shape " + tuple(shape));
   for (size_t i = 0; i < axes.size(); i++) {
-    const std::string got = std::to_string(shape[i]) + " on axis " + std::to_string(i) + " of shape " + tuple(shape);
-    if (shape[i] != axes[i].size)
-      refuse(op, argument, layout(axes) + " with " + axes[i].name + "=" + std::to_string(axes[i].size), got);
-    if (shape[i] == 0) refuse(op, argument, layout(axes) + " with " + axes[i].name + " at least 1", got);
+    if (shape[i] == axes[i].size && shape[i]) continue;
+    const bool empty = shape[i] == axes[i].size;
+    const std::string fits = empty ? " at least 1" : "=" + std::to_string(axes[i].size);
+    refuse(op, argument, layout(axes) + " with " + axes[i].name + fits,
+           std::to_string(shape[i]) + " on axis " + std::to_string(i) + " of shape " + tuple(shape));
   }
+}
+
+// The same, contiguous.
+inline void require(const char* op, const char* argument, const Tensor& x, const Axes& axes,
+                    ScalarType dtype = ScalarType::Float) {
+  require_axes(op, argument, x, axes, dtype);
   if (!x.is_contiguous()) refuse(op, argument, "contiguous", "strides " + tuple(x.strides()));
+}
+
+// The same with a contiguous last axis: rows, as a slice of a wider tensor has them.
+inline void require_rows(const char* op, const char* argument, const Tensor& x, const Axes& axes,
+                         ScalarType dtype = ScalarType::Float) {
+  require_axes(op, argument, x, axes, dtype);
+  const bool rows = x.stride(x.dim() - 1) == 1 || x.size(x.dim() - 1) == 1;
+  if (!rows) refuse(op, argument, "contiguous in its last axis", "strides " + tuple(x.strides()));
 }
 
 // int32 [N + 1]: 0 first, T last, never falling.
