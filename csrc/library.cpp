@@ -43,6 +43,22 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
       " Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? initial_state,"
       " Tensor? cu_seqlens) -> (Tensor dx, Tensor ddt, Tensor da, Tensor db, Tensor dc, Tensor dd, Tensor dz,"
       " Tensor ddt_bias, Tensor dinitial_state)");
+  // x, dt, z [B, D], b, c [B, G, N], state [B, D, N], which is advanced
+  m.def(
+      "selective_scan_step(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias,"
+      " bool dt_softplus, Tensor(a!) state) -> Tensor");
+
+  m.def(
+      "retention_forward(Tensor q, Tensor k, Tensor v, Tensor log_decay, float scale, Tensor? initial_state,"
+      " Tensor? cu_seqlens) -> (Tensor o, Tensor final_state)");
+  // dlog_decay is one number, any, unless needed
+  m.def(
+      "retention_backward(Tensor grad_o, Tensor? dfinal_state, Tensor q, Tensor k, Tensor v, Tensor log_decay,"
+      " float scale, Tensor? initial_state, Tensor? cu_seqlens, bool need_log_decay)"
+      " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dlog_decay, Tensor dinitial_state)");
+  // q [B, Hq, K], k [B, Hk, K], v [B, Hv, V], state [B, H, K, V], which is advanced
+  m.def(
+      "retention_step(Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor(a!) state, float scale) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lcikernels_cpp, CompositeExplicitAutograd, m) {

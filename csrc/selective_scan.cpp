@@ -1,127 +1,208 @@
 // Selective scan: checks, memory and threads around the kernels in cpu/selective_scan.cpp.
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <memory>
-#include <optional>
+#include <algorithm>
 #include <tuple>
-#include <vector>
 
 #include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/selective_scan.h"
+#include "op.h"
 
 namespace {
 
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
+using namespace op;
+using checks::Axes;
 using checks::require;
 
 constexpr const char* OP = "selective_scan";
+constexpr const char* STEP = "selective_scan_step";
 
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) { return torch::stable::new_empty(like, sizes); }
-
-float* out(const Tensor& x) { return x.mutable_data_ptr<float>(); }
-const float* in(const Tensor& x) { return x.const_data_ptr<float>(); }
-const float* in(const Maybe& x) { return x ? in(*x) : nullptr; }
-
-// As wide as 16 tasks allow, from 256 channels down to 32: wide tasks sum dB and dC in fewer partials. Never a matter
-// of the number of threads, so that a sum has the same order on every machine.
-int64_t split(int64_t S, int64_t G, int64_t width) {
+// Channels of a task: as many as leave each thread four tasks, from 256 (wide rows, few partial sums of dB and dC) down
+// to 32. One thread counts as two, so that both give the same bits.
+int64_t split(int64_t pieces, int64_t width) {
+  const int64_t enough = 4 * std::max<int64_t>(2, torch::stable::get_num_threads());
   int64_t split = 256;
-  while (split > 32 && S * G * ((width + split - 1) / split) < 16) split /= 2;
+  while (split > 32 && pieces * ((width + split - 1) / split) < enough) split /= 2;
   return split;
 }
 
-// The arguments that both passes read, checked.
-SelectiveScan problem(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b, const Tensor& c,
-                      const Maybe& d, const Maybe& z, const Maybe& dt_bias, bool dt_softplus,
-                      const Maybe& initial_state, const Maybe& cu_seqlens) {
-  if (x.dim() != 3) checks::refuse(OP, "x", "[B, T, D]", "shape " + checks::tuple(x.sizes()));
-  if (a.dim() != 2) checks::refuse(OP, "a", "[D, N]", "shape " + checks::tuple(a.sizes()));
-  if (b.dim() != 4) checks::refuse(OP, "b", "[B, T, G, N]", "shape " + checks::tuple(b.sizes()));
-  const int64_t B = x.size(0), T = x.size(1), D = x.size(2), G = b.size(2), N = a.size(1);
-  const checks::Axes stream = {{"B", B}, {"T", T}, {"D", D}}, projected = {{"B", B}, {"T", T}, {"G", G}, {"N", N}};
-  require(OP, "x", x, stream);
-  require(OP, "dt", dt, stream);
-  require(OP, "a", a, {{"D", D}, {"N", N}});
-  require(OP, "b", b, projected);
-  require(OP, "c", c, projected);
-  if (D % G) checks::refuse(OP, "b", "such that its groups divide D=" + std::to_string(D), std::to_string(G));
-  if (d) require(OP, "d", *d, {{"D", D}});
-  if (z) require(OP, "z", *z, stream);
-  if (dt_bias) require(OP, "dt_bias", *dt_bias, {{"D", D}});
-  if (cu_seqlens) {
-    if (B != 1)
-      checks::refuse(OP, "cu_seqlens", "given only with B=1 (packed sequences share one row)", "B=" + std::to_string(B));
-    checks::require_boundaries(OP, "cu_seqlens", *cu_seqlens, T);
-  }
-  SelectiveScan p{};
-  p.B = B, p.T = T, p.D = D, p.G = G, p.N = N;
-  p.S = cu_seqlens ? cu_seqlens->size(0) - 1 : B;
-  if (initial_state) require(OP, "initial_state", *initial_state, {{"S", p.S}, {"D", D}, {"N", N}});
-  p.split = split(p.S, G, D / G);
+// Where channels are few, parts of a sequence run at once: 8 tasks in all, of at least 256 tokens. Never a matter of the
+// threads, for the bits of y depend on it.
+int64_t segments(int64_t S, int64_t T, int64_t D) {
+  return std::clamp<int64_t>(8 / (S * ((D + 31) / 32)), 1, std::max<int64_t>(1, T / 256));
+}
+
+// The arguments that all passes read, checked; `tokens` are the axes before D, those of a step without T.
+template <typename E>
+SelectiveScan<E> problem(const char* op, Axes tokens, const Tensor& x, const Tensor& dt, const Tensor& a,
+                         const Tensor& b, const Tensor& c, const Maybe& d, const Maybe& z, const Maybe& dt_bias,
+                         bool dt_softplus) {
+  using R = Real<E>;
+  const int64_t lead = tokens.size(), D = x.size(lead), N = a.dim() == 2 ? a.size(1) : 1;
+  const auto with = [&](Axes more) {
+    more.insert(more.begin(), tokens.begin(), tokens.end());
+    return more;
+  };
+  SelectiveScan<E> p{};
+  p.B = tokens[0].size, p.T = lead == 2 ? tokens[1].size : 1, p.D = D, p.N = N;
+  p.G = b.dim() == lead + 2 ? b.size(lead) : 1;
+  const Axes stream = with({{"D", D}});
+  const Axes projected = b.dim() == lead + 2 ? with({{"G", p.G}, {"N", N}}) : with({{"N", N}});
+  require(op, "x", x, stream, TYPE<E>);
+  require(op, "dt", dt, stream, TYPE<E>);
+  require(op, "a", a, {{"D", D}, {"N", N}}, TYPE<R>);
+  require(op, "b", b, projected, TYPE<E>);
+  require(op, "c", c, projected, TYPE<E>);
+  if (D % p.G) checks::refuse(op, "b", "such that its groups divide D=" + std::to_string(D), std::to_string(p.G));
+  if (d) require(op, "d", *d, {{"D", D}}, TYPE<R>);
+  if (z) require(op, "z", *z, stream, TYPE<E>);
+  if (dt_bias) require(op, "dt_bias", *dt_bias, {{"D", D}}, TYPE<R>);
   p.dt_softplus = dt_softplus;
-  p.x = in(x), p.dt = in(dt), p.z = in(z), p.a = in(a), p.b = in(b), p.c = in(c);
-  p.d = in(d), p.dt_bias = in(dt_bias);
-  p.initial_state = in(initial_state);
-  p.cu_seqlens = cu_seqlens ? cu_seqlens->const_data_ptr<int32_t>() : nullptr;
+  p.x = in<E>(x), p.dt = in<E>(dt), p.z = in<E>(z), p.a = in<R>(a), p.b = in<E>(b), p.c = in<E>(c);
+  p.d = in<R>(d), p.dt_bias = in<R>(dt_bias);
   return p;
 }
 
-int64_t chunks(const SelectiveScan& p) { return (p.T + p.CHUNK - 1) / p.CHUNK; }
+// Whole sequences: how they are cut into tasks, too.
+template <typename E>
+SelectiveScan<E> sequences(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b, const Tensor& c,
+                           const Maybe& d, const Maybe& z, const Maybe& dt_bias, bool dt_softplus,
+                           const Maybe& initial_state, const Maybe& cu_seqlens) {
+  using R = Real<E>;
+  if (x.dim() != 3) checks::refuse(OP, "x", "[B, T, D]", "shape " + checks::tuple(x.sizes()));
+  const Axes tokens = {{"B", x.size(0)}, {"T", x.size(1)}};
+  SelectiveScan<E> p = problem<E>(OP, tokens, x, dt, a, b, c, d, z, dt_bias, dt_softplus);
+  if (cu_seqlens) {
+    if (p.B != 1)
+      checks::refuse(OP, "cu_seqlens", "given only with B=1 (packed sequences share one row)",
+                     "B=" + std::to_string(p.B));
+    checks::require_boundaries(OP, "cu_seqlens", *cu_seqlens, p.T);
+    p.cu_seqlens = in<int32_t>(cu_seqlens);
+  }
+  p.S = cu_seqlens ? cu_seqlens->size(0) - 1 : p.B;
+  if (initial_state) require(OP, "initial_state", *initial_state, {{"S", p.S}, {"D", p.D}, {"N", p.N}}, TYPE<R>);
+  p.initial_state = in<R>(initial_state);
+  p.segments = cu_seqlens ? 1 : segments(p.S, p.T, p.D);
+  p.length = (p.T / p.segments + p.CHUNK - 1) / p.CHUNK * p.CHUNK;
+  p.segments = cu_seqlens ? 1 : (p.T + p.length - 1) / p.length;
+  p.split = split(p.S * p.segments * p.G, p.D / p.G);
+  return p;
+}
 
-template <typename Kernel>
-void run(const SelectiveScan& p, Kernel kernel, int64_t scratch_floats) {
-  torch::stable::parallel_for(0, p.tasks(), 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> memory(new float[scratch_floats + 16]);
-    const auto address = reinterpret_cast<uintptr_t>(memory.get());
-    kernel(p, begin, end, reinterpret_cast<float*>((address + 63) / 64 * 64));
-  });
+template <typename E>
+int64_t chunks(const SelectiveScan<E>& p) {
+  return (p.T + p.CHUNK - 1) / p.CHUNK;
+}
+
+template <typename E, typename Kernel>
+void run(const SelectiveScan<E>& p, Kernel kernel) {
+  using R = Real<E>;
+  const int64_t bytes = PICK(selective_scan_scratch<E>)(p) * sizeof(R);
+  parallel(p.tasks(), p.B * p.T * p.D * p.N, bytes,
+           [&](int64_t task, void* scratch) { kernel(p, task, static_cast<R*>(scratch)); });
+}
+
+// States [S, segments, D, N] where the segments meet, in order: `edge` at the first, then left * state + added of each.
+// In reverse for gradients.
+template <typename R>
+Tensor chain(const Tensor& added, const Tensor& left, const Maybe& edge, bool reverse) {
+  const int64_t S = added.size(0), segments = added.size(1), DN = added.size(2) * added.size(3);
+  Tensor states = torch::stable::empty_like(added);
+  for (int64_t s = 0; s < S; s++)
+    for (int64_t k = 0; k < segments; k++) {
+      const int64_t here = s * segments + (reverse ? segments - 1 - k : k), before = here + (reverse ? 1 : -1);
+      for (int64_t i = 0; i < DN; i++)
+        out<R>(states)[here * DN + i] =
+            k ? in<R>(left)[before * DN + i] * out<R>(states)[before * DN + i] + in<R>(added)[before * DN + i]
+              : edge ? in<R>(*edge)[s * DN + i] : R(0);
+    }
+  return states;
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b,
                                            const Tensor& c, const Maybe& d, const Maybe& z, const Maybe& dt_bias,
                                            bool dt_softplus, const Maybe& initial_state, const Maybe& cu_seqlens,
                                            bool keep_checkpoints) {
-  SelectiveScan p = problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens);
-  Tensor y = torch::stable::empty_like(x), final_state = empty(x, {p.S, p.D, p.N});
-  Tensor checkpoints = empty(x, {keep_checkpoints ? chunks(p) : 0, p.B, p.N, p.D});
-  p.y = out(y), p.final_state = out(final_state);
-  if (keep_checkpoints) p.checkpoints = out(checkpoints);
-  run(p, PICK(selective_scan_forward), PICK(selective_scan_scratch)(p, false));
-  return {y, final_state, checkpoints};
+  return with_element(OP, "x", x, [&](auto element) {
+    using E = decltype(element);
+    using R = Real<E>;
+    auto p = sequences<E>(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens);
+    Maybe entering;
+    if (p.segments > 1) {
+      const Tensor added = empty<R>(x, {p.S, p.segments, p.D, p.N}), left = torch::stable::empty_like(added);
+      p.added = out<R>(added), p.left = out<R>(left);
+      run(p, PICK(selective_scan_crossing<E>));
+      entering = chain<R>(added, left, initial_state, false);
+      p.initial_state = in<R>(entering);
+    }
+    Tensor y = torch::stable::empty_like(x), final_state = empty<R>(x, {p.S, p.D, p.N});
+    Tensor checkpoints = empty<R>(x, {keep_checkpoints ? chunks(p) : 0, p.B, p.N, p.D});
+    p.y = out<E>(y), p.final_state = out<R>(final_state);
+    p.checkpoints = keep_checkpoints ? out<R>(checkpoints) : nullptr;
+    run(p, PICK(selective_scan_forward<E>));
+    return std::tuple(y, final_state, checkpoints);
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& dy, const Maybe& dfinal_state, const Tensor& checkpoints, const Tensor& x, const Tensor& dt,
     const Tensor& a, const Tensor& b, const Tensor& c, const Maybe& d, const Maybe& z, const Maybe& dt_bias,
     bool dt_softplus, const Maybe& initial_state, const Maybe& cu_seqlens) {
-  SelectiveScan p = problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens);
-  require(OP, "dy", dy, {{"B", p.B}, {"T", p.T}, {"D", p.D}});
-  if (dfinal_state) require(OP, "dfinal_state", *dfinal_state, {{"S", p.S}, {"D", p.D}, {"N", p.N}});
-  require(OP, "checkpoints", checkpoints, {{"chunks", chunks(p)}, {"B", p.B}, {"N", p.N}, {"D", p.D}});
-  p.dy = in(dy), p.dfinal_state = in(dfinal_state), p.checkpoints = out(checkpoints);
+  return with_element(OP, "x", x, [&](auto element) {
+    using E = decltype(element);
+    using R = Real<E>;
+    auto p = sequences<E>(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens);
+    require(OP, "dy", dy, {{"B", p.B}, {"T", p.T}, {"D", p.D}}, TYPE<E>);
+    if (dfinal_state) require(OP, "dfinal_state", *dfinal_state, {{"S", p.S}, {"D", p.D}, {"N", p.N}}, TYPE<R>);
+    require(OP, "checkpoints", checkpoints, {{"chunks", chunks(p)}, {"B", p.B}, {"N", p.N}, {"D", p.D}}, TYPE<R>);
+    p.dy = in<E>(dy), p.dfinal_state = in<R>(dfinal_state), p.checkpoints = const_cast<R*>(in<R>(checkpoints));
 
-  Tensor dx = torch::stable::empty_like(x), ddt = torch::stable::empty_like(x);
-  Tensor dz = z ? torch::stable::empty_like(x) : empty(x, {0});
-  const std::vector<int64_t> projected = {p.splits(), p.B, p.T, p.G, p.N};
-  Tensor db = empty(x, projected), dc = empty(x, projected), da = empty(x, {p.S, p.D, p.N});
-  Tensor dd = empty(x, {p.S, p.D}), ddt_bias = empty(x, {p.S, p.D}), dinitial_state = empty(x, {p.S, p.D, p.N});
-  p.dx = out(dx), p.ddt = out(ddt), p.db = out(db), p.dc = out(dc), p.da = out(da);
-  p.dd = out(dd), p.ddt_bias = out(ddt_bias), p.dinitial_state = out(dinitial_state);
-  if (z) p.dz = out(dz);
-  run(p, PICK(selective_scan_backward), PICK(selective_scan_scratch)(p, true));
+    const Shape states = {p.S, p.segments, p.D, p.N}, channels = {p.S * p.segments, p.D};
+    Tensor dinitial_state = empty<R>(x, states), da = empty<R>(x, states);
+    Maybe behind;
+    if (p.segments > 1) {
+      p.added = out<R>(dinitial_state), p.left = out<R>(da);
+      run(p, PICK(selective_scan_crossing_back<E>));
+      behind = chain<R>(dinitial_state, da, dfinal_state, true);
+      p.dfinal_state = in<R>(behind);
+    }
+    Tensor dx = torch::stable::empty_like(x), ddt = torch::stable::empty_like(x);
+    Tensor dz = z ? torch::stable::empty_like(x) : empty<E>(x, {0});
+    const Shape projected = {p.splits(), p.B, p.T, p.G, p.N};
+    Tensor db = empty<R>(x, projected), dc = empty<R>(x, projected);
+    Tensor dd = empty<R>(x, channels), ddt_bias = empty<R>(x, channels);
+    p.dx = out<E>(dx), p.ddt = out<E>(ddt), p.dz = z ? out<E>(dz) : nullptr;
+    p.db = out<R>(db), p.dc = out<R>(dc), p.da = out<R>(da);
+    p.dd = out<R>(dd), p.ddt_bias = out<R>(ddt_bias), p.dinitial_state = out<R>(dinitial_state);
+    run(p, PICK(selective_scan_backward<E>));
 
-  const auto total = [](const Tensor& partials) {
-    const std::vector<int64_t> layers = {0};
-    return partials.size(0) == 1 ? torch::stable::select(partials, 0, 0) : torch::stable::sum(partials, layers);
-  };
-  // Each missing one is a tensor of its own: an op's outputs must not share memory.
-  return {dx, ddt, total(da), total(db), total(dc), d ? total(dd) : empty(x, {0}), dz,
-          dt_bias ? total(ddt_bias) : empty(x, {0}), dinitial_state};
+    const Shape rows = {p.S * p.segments, p.D, p.N};
+    da = torch::stable::view(da, rows);
+    // Each missing one is a tensor of its own: an op's outputs must not share memory.
+    return std::tuple(dx, ddt, total(da), total(db), total(dc), d ? total(dd) : empty<R>(x, {0}), dz,
+                      dt_bias ? total(ddt_bias) : empty<R>(x, {0}),
+                      torch::stable::select(dinitial_state, 1, 0));
+  });
+}
+
+Tensor step(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b, const Tensor& c, const Maybe& d,
+            const Maybe& z, const Maybe& dt_bias, bool dt_softplus, const Tensor& state) {
+  return with_element(STEP, "x", x, [&](auto element) {
+    using E = decltype(element);
+    using R = Real<E>;
+    if (x.dim() != 2) checks::refuse(STEP, "x", "[B, D]", "shape " + checks::tuple(x.sizes()));
+    auto p = problem<E>(STEP, {{"B", x.size(0)}}, x, dt, a, b, c, d, z, dt_bias, dt_softplus);
+    require(STEP, "state", state, {{"B", p.B}, {"D", p.D}, {"N", p.N}}, TYPE<R>);
+    Tensor y = torch::stable::empty_like(x);
+    p.y = out<E>(y), p.final_state = out<R>(state);
+    const int64_t blocks = (p.D + p.STEP_CHANNELS - 1) / p.STEP_CHANNELS;
+    parallel(p.B * blocks, p.B * p.D * p.N / 4, 64 * 16 * sizeof(R), [&](int64_t task, void* scratch) {
+      PICK(selective_scan_step<E>)(p, task, static_cast<R*>(scratch));
+    });
+    return y;
+  });
 }
 
 }  // namespace
@@ -129,4 +210,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 STABLE_TORCH_LIBRARY_IMPL(lcikernels_cpp, CPU, m) {
   m.impl("selective_scan_forward", TORCH_BOX(&forward));
   m.impl("selective_scan_backward", TORCH_BOX(&backward));
+  m.impl("selective_scan_step", TORCH_BOX(&step));
 }

@@ -28,6 +28,6 @@ def on_cpu(x: Tensor) -> str | None:
         return WHY_NOT
     if x.device.type != "cpu":
         return f"it runs on a CPU, x is on {x.device}"
-    if x.dtype != torch.float32:
-        return f"it computes in float32 only, x is {x.dtype}"
+    if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        return f"it takes float32, float64 and bfloat16, x is {x.dtype}"
     return None

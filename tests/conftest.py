@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from lcikernels import extension
+
 
 @pytest.fixture(autouse=True)
 def same_start():
@@ -16,6 +18,20 @@ def poisoned():
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["base", "avx2", "avx512"])
+def instruction_set(request):
+    """Each build of the compiled kernels that this machine can run."""
+    if extension.WHY_NOT:
+        pytest.skip(extension.WHY_NOT)
+    best = torch.ops.lcikernels_cpp.instruction_set()
+    try:
+        torch.ops.lcikernels_cpp.use_instruction_set(request.param)
+    except RuntimeError as refusal:
+        pytest.skip(str(refusal))
+    yield request.param
+    torch.ops.lcikernels_cpp.use_instruction_set(best)
 
 
 torch.set_num_threads(min(2, torch.get_num_threads()))

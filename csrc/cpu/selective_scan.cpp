@@ -1,13 +1,12 @@
 // Selective scan on a CPU: one lane per channel, sequential in time, the states of a few n at a time in registers.
 //
-//   delta = softplus(dt + dt_bias)                       h[n] = exp(delta a[n]) h[n] + delta x b[n]
+//   delta = softplus(dt + dt_bias)                       h[n] = exp(delta a[n]) h[n] + u b[n],  u = delta x
 //   y     = (sum_n c[n] h[n] + d x) silu(z)
 //
-// A task owns one sequence and up to `split` channels of one group. It walks the sequence in chunks of 32 tokens:
-// what does not depend on n (delta, u = delta x, y) is laid out for the chunk in L1, then each block of states
-// crosses it. The backward walks the chunks in reverse; inside a chunk it recomputes exp(delta a) and h from the
-// state that enters. dB and dC are summed over a task's channels lane by lane, then across lanes: the same order in
-// every run.
+// A task owns one segment of a sequence and up to `split` channels of one group. It walks in chunks of 32 tokens: rows
+// of x, dt, ... enter a tile per vector of channels, what depends on n is done there, and rows leave. The backward
+// walks the chunks in reverse; inside a chunk it recomputes exp(delta a) and h from the state that enters. dB and dC
+// are summed over a task's channels lane by lane, then across lanes: the same order in every run.
 
 #include "vec.h"
 
@@ -16,29 +15,44 @@
 namespace ISA {
 namespace {
 
-constexpr int64_t CHUNK = SelectiveScan::CHUNK;
+constexpr int64_t CHUNK = SelectiveScan<float>::CHUNK, STEP_CHANNELS = SelectiveScan<float>::STEP_CHANNELS;
+constexpr double LOG2E = 1.4426950408889634;
 
-// The channels [d0, d1) of group g in the tokens [t0, t1) of a row: sequence s.
+// How many states and vectors of channels the registers hold: 32 of them with AVX-512, 16 otherwise.
+constexpr int FORWARD_STATES = BYTES == 64 ? 8 : 4, STATES = 2, VECTORS = BYTES == 64 ? 2 : 1;
+
+// The channels [d0, d1) of group g in the tokens [t0, t1) of a row: a segment of sequence s.
 struct Task {
-  int64_t s, g, layer, d0, d1, row, t0, t1;
+  int64_t s, segment, g, layer, d0, d1, row, t0, t1;
+  bool last;
 
-  Task(const SelectiveScan& p, int64_t index) {
+  template <typename E>
+  Task(const SelectiveScan<E>& p, int64_t index) {
     const int64_t width = p.D / p.G;
     layer = index % p.splits();
     g = index / p.splits() % p.G;
-    s = index / p.splits() / p.G;
+    segment = index / p.splits() / p.G % p.segments;
+    s = index / p.splits() / p.G / p.segments;
     d0 = g * width + layer * p.split;
     d1 = d0 + p.split < (g + 1) * width ? d0 + p.split : (g + 1) * width;
     row = p.cu_seqlens ? 0 : s;
-    t0 = p.cu_seqlens ? p.cu_seqlens[s] : 0;
-    t1 = p.cu_seqlens ? p.cu_seqlens[s + 1] : p.T;
+    last = segment + 1 == p.segments;
+    t0 = (p.cu_seqlens ? p.cu_seqlens[s] : 0) + segment * p.length;
+    t1 = !last ? t0 + p.length : p.cu_seqlens ? p.cu_seqlens[s + 1] : p.T;
   }
-  int64_t vectors() const { return (d1 - d0 + LANES - 1) / LANES; }
-  int64_t channel(int64_t v) const { return d0 + v * LANES; }
-  int64_t lanes(int64_t v) const { return d1 - channel(v) < LANES ? d1 - channel(v) : LANES; }
+  template <typename R>
+  int64_t vectors() const {
+    return (d1 - d0 + LANES<R> - 1) / LANES<R>;
+  }
+  template <typename R>
+  int64_t channel(int64_t v) const {
+    return d0 + v * LANES<R>;
+  }
+  template <typename R>
+  int64_t lanes(int64_t v) const {
+    return d1 - channel<R>(v) < LANES<R> ? d1 - channel<R>(v) : LANES<R>;
+  }
 };
-
-int64_t max_vectors(const SelectiveScan& p) { return (p.split + LANES - 1) / LANES; }
 
 // The tokens of chunk i that belong to the task. Chunks are counted along the row, so that ceil(T / CHUNK)
 // checkpoints are enough for any sequences: one that begins inside a chunk enters it with its initial state.
@@ -46,7 +60,8 @@ struct Chunk {
   int64_t begin, steps, token;   // token: of the B T in all
   bool has_checkpoint;
 
-  Chunk(const SelectiveScan& p, const Task& task, int64_t i) {
+  template <typename E>
+  Chunk(const SelectiveScan<E>& p, const Task& task, int64_t i) {
     begin = i * CHUNK < task.t0 ? task.t0 : i * CHUNK;
     steps = ((i + 1) * CHUNK < task.t1 ? (i + 1) * CHUNK : task.t1) - begin;
     token = task.row * p.T + begin;
@@ -54,298 +69,501 @@ struct Chunk {
   }
 };
 
-float* checkpoint(const SelectiveScan& p, const Task& task, int64_t i, int64_t n, int64_t channel) {
-  return p.checkpoints + ((i * p.B + task.row) * p.N + n) * p.D + channel;
+// Pieces of a task's scratch.
+template <typename R>
+struct Stack {
+  R* top;
+  R* take(int64_t count) {
+    R* piece = top;
+    top += (count + LANES<R> - 1) / LANES<R> * LANES<R>;
+    return piece;
+  }
+};
+
+template <typename R>
+Vec<R> optional(const R* p, int64_t at, int64_t lanes) {
+  return p ? load(p + at, lanes) : Vec<R>{};
 }
 
-INLINE Vec optional(const float* p, int64_t at, int64_t lanes) { return p ? load(p + at, lanes) : Vec{}; }
-
-INLINE Vec step_size(const SelectiveScan& p, int64_t at, Vec bias, int64_t lanes) {
-  const Vec raw = load(p.dt + at, lanes) + bias;
-  return p.dt_softplus ? softplus(raw) : raw;
+// rows [v, n] of LANES channels <- the task's channels of a state [D, N] (null: zeros), and back
+template <typename R>
+void read_states(const R* state, int64_t N, const Task& task, R* rows) {
+  memset(rows, 0, sizeof(R) * task.vectors<R>() * N * LANES<R>);
+  if (!state) return;
+  for (int64_t d = task.d0; d < task.d1; d++)
+    for (int64_t n = 0, i = d - task.d0; n < N; n++)
+      rows[(i / LANES<R> * N + n) * LANES<R> + i % LANES<R>] = state[d * N + n];
+}
+template <typename R>
+void write_states(R* state, int64_t N, const Task& task, const R* rows) {
+  for (int64_t d = task.d0; d < task.d1; d++)
+    for (int64_t n = 0, i = d - task.d0; n < N; n++)
+      state[d * N + n] = rows[(i / LANES<R> * N + n) * LANES<R> + i % LANES<R>];
 }
 
-// rows [v, n] of LANES channels <- the task's channels of state [D, N] (null: zeros), and back
-void read_states(const float* state, const SelectiveScan& p, const Task& task, float* rows) {
-  for (int64_t v = 0; v < task.vectors(); v++)
-    for (int64_t n = 0; n < p.N; n++, rows += LANES)
-      store(rows, state ? gather(state + task.channel(v) * p.N + n, p.N, task.lanes(v)) : Vec{});
+// a for exp2: in units of log(2)
+template <typename R>
+void read_rates(const R* a, int64_t N, const Task& task, R* rows) {
+  read_states(a, N, task, rows);
+  for (int64_t i = 0; i < task.vectors<R>() * N * LANES<R>; i++) rows[i] *= R(LOG2E);
 }
-void write_states(float* state, const SelectiveScan& p, const Task& task, const float* rows) {
-  for (int64_t v = 0; v < task.vectors(); v++)
-    for (int64_t n = 0; n < p.N; n++, rows += LANES)
-      scatter(state + task.channel(v) * p.N + n, p.N, load(rows), task.lanes(v));
+
+// The states that enter chunk i, from the checkpoints or to them.
+template <bool SAVE, typename E, typename R>
+void checkpoint(const SelectiveScan<E>& p, const Task& task, int64_t i, R* rows) {
+  for (int64_t v = 0; v < task.vectors<R>(); v++)
+    for (int64_t n = 0; n < p.N; n++, rows += LANES<R>) {
+      R* saved = p.checkpoints + ((i * p.B + task.row) * p.N + n) * p.D + task.channel<R>(v);
+      if (SAVE)
+        store(saved, load(rows), task.lanes<R>(v));
+      else
+        store(rows, load(saved, task.lanes<R>(v)));
+    }
+}
+
+// bc [t, 2, N] <- b and c of the chunk's tokens
+template <typename E, typename R>
+void pack(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, R* bc) {
+  for (int64_t t = 0; t < chunk.steps; t++, bc += 2 * p.N) {
+    const int64_t at = ((chunk.token + t) * p.G + task.g) * p.N;
+    for (int64_t n = 0; n < p.N; n++) bc[n] = real(p.b[at + n]), bc[p.N + n] = real(p.c[at + n]);
+  }
+}
+
+// The rows of the next chunk: too far apart for the hardware to see them coming.
+template <typename E>
+INLINE void expect(const SelectiveScan<E>& p, const E* x, int64_t at) {
+  if (x) __builtin_prefetch(x + at + CHUNK * p.D, 0, 2);
+}
+
+template <typename R>
+struct ForwardTile {
+  R delta[CHUNK * LANES<R>], u[CHUNK * LANES<R>], y[CHUNK * LANES<R>];
+};
+
+template <typename E, typename R>
+void enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, ForwardTile<R>* tiles, R* steps) {
+  for (int64_t t = 0; t < chunk.steps; t++)
+    for (int64_t v = 0; v < task.vectors<R>(); v++) {
+      const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v), at = (chunk.token + t) * p.D + channel;
+      expect(p, p.x, at), expect(p, p.dt, at), expect(p, p.z, at);
+      const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + optional(p.dt_bias, channel, lanes);
+      const Vec<R> delta = p.dt_softplus ? softplus(raw) : raw;
+      store(tiles[v].delta + t * LANES<R>, delta);
+      store(tiles[v].u + t * LANES<R>, delta * x);
+      store(tiles[v].y + t * LANES<R>, optional(p.d, channel, lanes) * x);
+      if (steps) store(steps + v * LANES<R>, load(steps + v * LANES<R>) + delta);
+    }
+}
+
+template <typename E, typename R>
+void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, const ForwardTile<R>* tiles) {
+  for (int64_t t = 0; t < chunk.steps; t++)
+    for (int64_t v = 0; v < task.vectors<R>(); v++) {
+      const int64_t lanes = task.lanes<R>(v), at = (chunk.token + t) * p.D + task.channel<R>(v);
+      Vec<R> y = load(tiles[v].y + t * LANES<R>);
+      if (p.z) y *= silu(load(p.z + at, lanes));
+      store(p.y + at, y, lanes);
+    }
+}
+
+// NB states of LANES channels through one chunk: a, h [NB, LANES], bc from its first state on.
+template <int NB, bool OUTPUT, typename R>
+INLINE void advance(ForwardTile<R>& tile, int64_t steps, const R* a, R* h, const R* bc, int64_t N) {
+  Vec<R> A[NB], H[NB];
+  for (int j = 0; j < NB; j++) A[j] = load(a + j * LANES<R>), H[j] = load(h + j * LANES<R>);
+  for (int64_t t = 0; t < steps; t++, bc += 2 * N) {
+    const Vec<R> delta = load(tile.delta + t * LANES<R>), u = load(tile.u + t * LANES<R>);
+    Vec<R> y{};
+    for (int j = 0; j < NB; j++) {
+      H[j] = exp2(delta * A[j]) * H[j] + u * bc[j];
+      if (OUTPUT) y += H[j] * bc[N + j];
+    }
+    if (OUTPUT) store(tile.y + t * LANES<R>, load(tile.y + t * LANES<R>) + y);
+  }
+  for (int j = 0; j < NB; j++) store(h + j * LANES<R>, H[j]);
+}
+
+// What is left of a state that crosses the segment: exp(a times the sum of delta).
+template <typename E, typename R>
+void write_left(const SelectiveScan<E>& p, const Task& task, R* a, const R* steps) {
+  for (int64_t v = 0; v < task.vectors<R>(); v++)
+    for (int64_t n = 0; n < p.N; n++) {
+      R* row = a + (v * p.N + n) * LANES<R>;
+      store(row, exp2(load(row) * load(steps + v * LANES<R>)));
+    }
+  write_states(p.left + (task.s * p.segments + task.segment) * p.D * p.N, p.N, task, a);
+}
+
+// With OUTPUT: y, the final state and the checkpoints. Without: what the segment adds to a state that crosses it.
+template <bool OUTPUT, typename E, typename R>
+void forward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
+  const int64_t N = p.N, V = task.vectors<R>(), NL = N * LANES<R>, state = (task.s * p.segments + task.segment) * p.D * N;
+  R *a = scratch.take(V * NL), *h = scratch.take(V * NL), *bc = scratch.take(CHUNK * 2 * N);
+  R* steps = OUTPUT ? nullptr : scratch.take(V * LANES<R>);
+  auto* tiles = reinterpret_cast<ForwardTile<R>*>(scratch.top);
+  read_rates(p.a, N, task, a);
+  read_states(OUTPUT && p.initial_state ? p.initial_state + state : nullptr, N, task, h);
+  if (!OUTPUT) memset(steps, 0, sizeof(R) * V * LANES<R>);
+  for (int64_t i = task.t0 / CHUNK; i * CHUNK < task.t1; i++) {
+    const Chunk chunk(p, task, i);
+    if (OUTPUT && p.checkpoints && chunk.has_checkpoint) checkpoint<true>(p, task, i, h);
+    pack(p, task, chunk, bc);
+    enter(p, task, chunk, tiles, steps);
+    for (int64_t v = 0; v < V; v++) {
+      int64_t n = 0;
+      const auto go = [&](auto states) {
+        constexpr int NB = decltype(states)::value;
+        for (; n + NB <= N; n += NB) {
+          const int64_t at = v * NL + n * LANES<R>;
+          advance<NB, OUTPUT>(tiles[v], chunk.steps, a + at, h + at, bc + n, N);
+        }
+      };
+      go(Count<FORWARD_STATES>{}), go(Count<2>{}), go(Count<1>{});
+    }
+    if (OUTPUT) leave(p, task, chunk, tiles);
+  }
+  if (OUTPUT) {
+    if (task.last) write_states(p.final_state + task.s * p.D * N, N, task, h);
+    return;
+  }
+  write_states(p.added + state, N, task, h);
+  write_left(p, task, a, steps);
 }
 
 // A sum over n for each token of a chunk, in runs of RUN states: 256 states lose 16 + 16 roundings, not 256.
 constexpr int64_t RUN = 16;
 
+template <typename R>
 struct SumOverStates {
-  float run[CHUNK * LANES], before[CHUNK * LANES];
+  R run[CHUNK * LANES<R>], before[CHUNK * LANES<R>];
 
-  INLINE_MEMBER void start(int64_t t, Vec value) {
-    store(run + t * LANES, value);
-    store(before + t * LANES, Vec{});
+  INLINE_MEMBER void start(int64_t t, Vec<R> value) {
+    store(run + t * LANES<R>, value);
+    store(before + t * LANES<R>, Vec<R>{});
   }
-  INLINE_MEMBER Vec total(int64_t t) const { return load(before + t * LANES) + load(run + t * LANES); }
+  INLINE_MEMBER Vec<R> total(int64_t t) const { return load(before + t * LANES<R>) + load(run + t * LANES<R>); }
   INLINE_MEMBER void next_run(int64_t steps) {
-    for (int64_t t = 0; t < steps; t++) {
-      store(before + t * LANES, total(t));
-      store(run + t * LANES, Vec{});
-    }
+    for (int64_t t = 0; t < steps; t++) start_again(t, total(t));
+  }
+  INLINE_MEMBER void start_again(int64_t t, Vec<R> value) {
+    store(before + t * LANES<R>, value);
+    store(run + t * LANES<R>, Vec<R>{});
   }
 };
-
-struct ForwardTile {
-  float delta[CHUNK * LANES], u[CHUNK * LANES];
-  SumOverStates y;
-};
-
-// States n .. n + NB of LANES channels through one chunk.
-template <int NB>
-INLINE void advance(ForwardTile& tile, int64_t steps, const float* a, float* h, const float* b, const float* c,
-                    int64_t stride) {
-  Log2e A[NB];
-  Vec H[NB];
-  for (int j = 0; j < NB; j++) A[j] = times_log2e(load(a + j * LANES)), H[j] = load(h + j * LANES);
-  for (int64_t t = 0; t < steps; t++, b += stride, c += stride) {
-    const Vec delta = load(tile.delta + t * LANES), u = load(tile.u + t * LANES);
-    Vec y = load(tile.y.run + t * LANES);
-    for (int j = 0; j < NB; j++) {
-      H[j] = exp_of_product(delta, A[j]) * H[j] + u * b[j];
-      y += H[j] * c[j];
-    }
-    store(tile.y.run + t * LANES, y);
-  }
-  for (int j = 0; j < NB; j++) store(h + j * LANES, H[j]);
-}
-
-void forward(const SelectiveScan& p, const Task& task, float* scratch) {
-  alignas(64) ForwardTile tile;
-  const int64_t N = p.N, GN = p.G * N;
-  float *h = scratch, *a = h + max_vectors(p) * N * LANES;
-  read_states(p.a, p, task, a);
-  read_states(p.initial_state ? p.initial_state + task.s * p.D * N : nullptr, p, task, h);
-  for (int64_t i = task.t0 / CHUNK; i * CHUNK < task.t1; i++) {
-    const Chunk chunk(p, task, i);
-    const float *b = p.b + chunk.token * GN + task.g * N, *c = p.c + chunk.token * GN + task.g * N;
-    for (int64_t v = 0; v < task.vectors(); v++) {
-      const int64_t channel = task.channel(v), lanes = task.lanes(v);
-      const Vec bias = optional(p.dt_bias, channel, lanes), skip = optional(p.d, channel, lanes);
-      float *hv = h + v * N * LANES, *av = a + v * N * LANES;
-      if (p.checkpoints && chunk.has_checkpoint)
-        for (int64_t n = 0; n < N; n++) store(checkpoint(p, task, i, n, channel), load(hv + n * LANES), lanes);
-      for (int64_t t = 0; t < chunk.steps; t++) {
-        const int64_t at = (chunk.token + t) * p.D + channel;
-        __builtin_prefetch(p.x + at + CHUNK * p.D);  // rows are too far apart for the hardware: 14 % at D = 1536
-        __builtin_prefetch(p.dt + at + CHUNK * p.D);
-        const Vec x = load(p.x + at, lanes), delta = step_size(p, at, bias, lanes);
-        store(tile.delta + t * LANES, delta);
-        store(tile.u + t * LANES, delta * x);
-        tile.y.start(t, p.d ? skip * x : Vec{});
-      }
-      for (int64_t n = 0; n < N;) {
-        if (n && n % RUN == 0) tile.y.next_run(chunk.steps);
-        const int64_t row = n * LANES, left = N - n;
-        if (left >= 8) advance<8>(tile, chunk.steps, av + row, hv + row, b + n, c + n, GN), n += 8;
-        else if (left >= 2) advance<2>(tile, chunk.steps, av + row, hv + row, b + n, c + n, GN), n += 2;
-        else advance<1>(tile, chunk.steps, av + row, hv + row, b + n, c + n, GN), n += 1;
-      }
-      for (int64_t t = 0; t < chunk.steps; t++) {
-        const int64_t at = (chunk.token + t) * p.D + channel;
-        Vec y = tile.y.total(t);
-        if (p.z) y *= silu(load(p.z + at, lanes));
-        store(p.y + at, y, lanes);
-      }
-    }
-  }
-  write_states(p.final_state + task.s * p.D * N, p, task, h);
-}
 
 // dy is the gradient before the gate; through_b = sum_n dh b, through_a = sum_n dh exp(delta a) h[t-1] a.
+template <typename R>
 struct BackwardTile {
-  float delta[CHUNK * LANES], u[CHUNK * LANES], dy[CHUNK * LANES];
-  SumOverStates y, through_b, through_a;
+  R delta[CHUNK * LANES<R>], u[CHUNK * LANES<R>], dy[CHUNK * LANES<R>];
+  R slope[CHUNK * LANES<R>];             // of softplus
+  R gate[CHUNK * LANES<R>];              // what dz is for y = 1
+  SumOverStates<R> y, through_b, through_a;
 };
 
-// Rows [vector, n] of LANES channels: a, the state that enters the chunk, dh behind it, and what da has summed.
-struct Rows {
-  float *a, *h, *dh, *da;
-};
-
-// What the channels of a task add to db and dc, lane by lane, for NB states.
-template <int NB>
-struct Sums {
-  float db[CHUNK * NB * LANES], dc[CHUNK * NB * LANES];
-};
-
-// NB states of LANES channels (rows from `at` on): forwards through the chunk, then backwards.
-template <int NB, bool GATED>
-INLINE void retreat(BackwardTile& tile, int64_t steps, const Rows& rows, int64_t at, const float* b, const float* c,
-                    int64_t stride, Sums<NB>& sums) {
-  alignas(64) float e[CHUNK * NB * LANES], h[(CHUNK + 1) * NB * LANES];
-  Log2e A2[NB];
-  Vec A[NB], H[NB], DH[NB], DA[NB];
-  for (int j = 0; j < NB; j++) {
-    A[j] = load(rows.a + at + j * LANES), A2[j] = times_log2e(A[j]), H[j] = load(rows.h + at + j * LANES);
-    DH[j] = load(rows.dh + at + j * LANES), DA[j] = Vec{};
-    store(h + j * LANES, H[j]);
-  }
-  for (int64_t t = 0; t < steps; t++) {
-    const Vec delta = load(tile.delta + t * LANES), u = load(tile.u + t * LANES);
-    for (int j = 0; j < NB; j++) {
-      const Vec E = exp_of_product(delta, A2[j]);
-      H[j] = E * H[j] + u * b[t * stride + j];
-      store(e + (t * NB + j) * LANES, E);
-      store(h + ((t + 1) * NB + j) * LANES, H[j]);
-    }
-    if (GATED) {
-      Vec y = load(tile.y.run + t * LANES);
-      for (int j = 0; j < NB; j++) y += H[j] * c[t * stride + j];
-      store(tile.y.run + t * LANES, y);
-    }
-  }
-  for (int64_t t = steps - 1; t >= 0; t--) {
-    const Vec delta = load(tile.delta + t * LANES), u = load(tile.u + t * LANES), dy = load(tile.dy + t * LANES);
-    Vec through_b = load(tile.through_b.run + t * LANES), through_a = load(tile.through_a.run + t * LANES);
-    for (int j = 0; j < NB; j++) {
-      const int64_t i = (t * NB + j) * LANES;
-      DH[j] += dy * c[t * stride + j];
-      store(sums.dc + i, load(sums.dc + i) + dy * load(h + i + NB * LANES));
-      store(sums.db + i, load(sums.db + i) + u * DH[j]);
-      through_b += DH[j] * b[t * stride + j];
-      DH[j] *= load(e + i);
-      const Vec decayed = DH[j] * load(h + i);
-      through_a += decayed * A[j];
-      DA[j] += decayed * delta;
-    }
-    store(tile.through_b.run + t * LANES, through_b);
-    store(tile.through_a.run + t * LANES, through_a);
-  }
-  for (int j = 0; j < NB; j++) {
-    store(rows.dh + at + j * LANES, DH[j]);
-    store(rows.da + at + j * LANES, load(rows.da + at + j * LANES) + DA[j]);
-  }
-}
-
-// States n .. n + NB of every channel of the task through one chunk; then db and dc across lanes.
-template <int NB, bool GATED>
-void retreat_all(const SelectiveScan& p, const Task& task, const Chunk& chunk, int64_t n, BackwardTile* tiles,
-                 const Rows& rows) {
-  alignas(64) Sums<NB> sums;
-  memset(&sums, 0, sizeof sums);
-  const int64_t GN = p.G * p.N, at = chunk.token * GN + task.g * p.N + n;
-  for (int64_t v = 0; v < task.vectors(); v++) {
-    if (n && n % RUN == 0) {
-      tiles[v].y.next_run(chunk.steps);
-      tiles[v].through_b.next_run(chunk.steps);
-      tiles[v].through_a.next_run(chunk.steps);
-    }
-    retreat<NB, GATED>(tiles[v], chunk.steps, rows, (v * p.N + n) * LANES, p.b + at, p.c + at, GN, sums);
-  }
-  const int64_t layer = task.layer * p.B * p.T * GN + at;
+// Into the tiles: what the chunk needs and does not depend on n.
+template <bool GATED, typename E, typename R>
+void enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, BackwardTile<R>* tiles) {
   for (int64_t t = 0; t < chunk.steps; t++)
+    for (int64_t v = 0; v < task.vectors<R>(); v++) {
+      BackwardTile<R>& tile = tiles[v];
+      const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v), at = (chunk.token + t) * p.D + channel;
+      const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + optional(p.dt_bias, channel, lanes);
+      Curve<Vec<R>> delta{raw, raw};
+      if (p.dt_softplus) delta = softplus_curve(raw);
+      Vec<R> dy = load(p.dy + at, lanes);
+      if (GATED) {
+        const Curve<Vec<R>> gate = silu_curve(load(p.z + at, lanes));
+        store(tile.gate + t * LANES<R>, dy * gate.slope);
+        dy *= gate.value;
+        tile.y.start(t, optional(p.d, channel, lanes) * x);
+      }
+      store(tile.delta + t * LANES<R>, delta.value);
+      store(tile.slope + t * LANES<R>, delta.slope);
+      store(tile.u + t * LANES<R>, delta.value * x);
+      store(tile.dy + t * LANES<R>, dy);
+      tile.through_b.start(t, Vec<R>{});
+      tile.through_a.start(t, Vec<R>{});
+    }
+}
+
+// Rows [v, n] of LANES channels: a, the same for exp2, the state that enters the chunk, dh behind it, what da has summed.
+template <typename R>
+struct Rows {
+  R *a, *rate, *h, *dh, *da;
+};
+
+// PB vectors of channels, NB states of each: forwards through the chunk, then backwards. `rows` and `bc` from the first
+// state on; sums [t, 2, N, LANES] take what they add to db and dc.
+template <int PB, int NB, bool GATED, typename R>
+INLINE void retreat(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, int64_t at, const R* bc, int64_t N,
+                    R* sums) {
+  constexpr int64_t L = LANES<R>;
+  alignas(64) R e[CHUNK][PB][NB][L], h[CHUNK + 1][PB][NB][L];
+  Vec<R> A[PB][NB], RATE[PB][NB], H[PB][NB], DH[PB][NB], DA[PB][NB];
+  for (int i = 0; i < PB; i++)
     for (int j = 0; j < NB; j++) {
-      p.db[layer + t * GN + j] = sum(load(sums.db + (t * NB + j) * LANES));
-      p.dc[layer + t * GN + j] = sum(load(sums.dc + (t * NB + j) * LANES));
+      const int64_t row = at + (i * N + j) * L;
+      A[i][j] = load(rows.a + row), RATE[i][j] = load(rows.rate + row), H[i][j] = load(rows.h + row);
+      DH[i][j] = load(rows.dh + row), DA[i][j] = Vec<R>{};
+      store(h[0][i][j], H[i][j]);
+    }
+  for (int64_t t = 0; t < steps; t++)
+    for (int i = 0; i < PB; i++) {
+      const Vec<R> delta = load(tiles[i].delta + t * L), u = load(tiles[i].u + t * L);
+      Vec<R> y{};
+      for (int j = 0; j < NB; j++) {
+        const Vec<R> E = exp2(delta * RATE[i][j]);
+        H[i][j] = E * H[i][j] + u * bc[t * 2 * N + j];
+        store(e[t][i][j], E);
+        store(h[t + 1][i][j], H[i][j]);
+        if (GATED) y += H[i][j] * bc[t * 2 * N + N + j];
+      }
+      if (GATED) store(tiles[i].y.run + t * L, load(tiles[i].y.run + t * L) + y);
+    }
+  for (int64_t t = steps - 1; t >= 0; t--) {
+    R* sum = sums + t * 2 * N * L;
+    Vec<R> delta[PB], u[PB], dy[PB], through_b[PB], through_a[PB];
+    for (int i = 0; i < PB; i++) {
+      delta[i] = load(tiles[i].delta + t * L), u[i] = load(tiles[i].u + t * L), dy[i] = load(tiles[i].dy + t * L);
+      through_b[i] = load(tiles[i].through_b.run + t * L), through_a[i] = load(tiles[i].through_a.run + t * L);
+    }
+    for (int j = 0; j < NB; j++) {
+      const Vec<R> b = splat(bc[t * 2 * N + j]), c = splat(bc[t * 2 * N + N + j]);
+      Vec<R> db = load(sum + j * L), dc = load(sum + (N + j) * L);
+      for (int i = 0; i < PB; i++) {
+        const Vec<R> before = load(h[t][i][j]);
+        DH[i][j] += dy[i] * c;
+        dc += dy[i] * H[i][j];
+        db += u[i] * DH[i][j];
+        through_b[i] += DH[i][j] * b;
+        DH[i][j] *= load(e[t][i][j]);
+        const Vec<R> decayed = DH[i][j] * before;
+        through_a[i] += decayed * A[i][j];
+        DA[i][j] += decayed * delta[i];
+        H[i][j] = before;
+      }
+      store(sum + j * L, db);
+      store(sum + (N + j) * L, dc);
+    }
+    for (int i = 0; i < PB; i++) {
+      store(tiles[i].through_b.run + t * L, through_b[i]);
+      store(tiles[i].through_a.run + t * L, through_a[i]);
+    }
+  }
+  for (int i = 0; i < PB; i++)
+    for (int j = 0; j < NB; j++) {
+      const int64_t row = at + (i * N + j) * L;
+      store(rows.dh + row, DH[i][j]);
+      store(rows.da + row, load(rows.da + row) + DA[i][j]);
     }
 }
 
-// Into the tile: what the chunk needs of LANES channels and does not depend on n.
-template <bool GATED>
-void enter(const SelectiveScan& p, const Chunk& chunk, int64_t channel, int64_t lanes, BackwardTile& tile) {
-  const Vec bias = optional(p.dt_bias, channel, lanes), skip = optional(p.d, channel, lanes);
-  for (int64_t t = 0; t < chunk.steps; t++) {
-    const int64_t at = (chunk.token + t) * p.D + channel;
-    const Vec x = load(p.x + at, lanes), delta = step_size(p, at, bias, lanes);
-    Vec dy = load(p.dy + at, lanes);
-    if (GATED) dy *= silu(load(p.z + at, lanes));
-    store(tile.delta + t * LANES, delta);
-    store(tile.u + t * LANES, delta * x);
-    store(tile.dy + t * LANES, dy);
-    tile.y.start(t, p.d ? skip * x : Vec{});
-    tile.through_b.start(t, Vec{});
-    tile.through_a.start(t, Vec{});
-  }
-}
-
-// Out of the tile: the gradients of x, dt and z; dd and ddt_bias add up.
-template <bool GATED>
-void leave(const SelectiveScan& p, const Chunk& chunk, int64_t channel, int64_t lanes, const BackwardTile& tile,
-           float* dd, float* ddt_bias) {
-  const Vec bias = optional(p.dt_bias, channel, lanes), skip = optional(p.d, channel, lanes);
-  ExactSum sum_d, sum_bias;
-  for (int64_t t = 0; t < chunk.steps; t++) {
-    const int64_t at = (chunk.token + t) * p.D + channel;
-    const Vec x = load(p.x + at, lanes), dy = load(tile.dy + t * LANES), delta = load(tile.delta + t * LANES);
-    const Vec through_b = tile.through_b.total(t), through_a = tile.through_a.total(t);
-    Vec dx = delta * through_b, ddt = x * through_b + through_a;
-    if (p.d) dx += skip * dy;
-    if (p.dt_softplus) ddt *= sigmoid(load(p.dt + at, lanes) + bias);
-    if (GATED) {
-      const Vec z = load(p.z + at, lanes), s = sigmoid(z), slope = s * (z * (1.0f - s) + 1.0f);
-      store(p.dz + at, load(p.dy + at, lanes) * tile.y.total(t) * slope, lanes);
+// PB vectors of channels through one chunk, all their states.
+template <int PB, bool GATED, typename R>
+void retreat_all(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, int64_t v, const R* bc, int64_t N,
+                 R* sums) {
+  int64_t n = 0;
+  const auto go = [&](auto states) {
+    constexpr int NB = decltype(states)::value;
+    for (; n + NB <= N; n += NB) {
+      for (int i = 0; i < PB && n && n % RUN == 0; i++) {
+        if (GATED) tiles[i].y.next_run(steps);
+        tiles[i].through_b.next_run(steps);
+        tiles[i].through_a.next_run(steps);
+      }
+      retreat<PB, NB, GATED>(tiles, steps, rows, (v * N + n) * LANES<R>, bc + n, N, sums + n * LANES<R>);
     }
-    store(p.dx + at, dx, lanes);
-    store(p.ddt + at, ddt, lanes);
-    sum_d.add(dy * x);
-    sum_bias.add(ddt);
-  }
-  store(dd, load(dd) + sum_d.total);
-  store(ddt_bias, load(ddt_bias) + sum_bias.total);
+  };
+  go(Count<STATES>{}), go(Count<1>{});
 }
 
-template <bool GATED>
-void backward(const SelectiveScan& p, const Task& task, float* scratch) {
-  const int64_t N = p.N, vectors = task.vectors(), size = max_vectors(p) * N * LANES, width = max_vectors(p) * LANES;
-  const Rows rows{scratch, scratch + size, scratch + 2 * size, scratch + 3 * size};
-  float *dd = scratch + 4 * size, *ddt_bias = dd + width;
-  BackwardTile* tiles = reinterpret_cast<BackwardTile*>(ddt_bias + width);
-  const int64_t state = task.s * p.D * N;
-  read_states(p.a, p, task, rows.a);
-  read_states(p.dfinal_state ? p.dfinal_state + state : nullptr, p, task, rows.dh);
-  memset(rows.da, 0, 4 * (size + 2 * width));
+// What a task's channels sum over tokens.
+template <typename R>
+struct Totals {
+  ExactSum<R> d, dt_bias;
+};
+
+// Out of the tiles: the gradients of x, dt and z, and what a chunk adds to those of d and dt_bias.
+template <bool GATED, typename E, typename R>
+void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, const BackwardTile<R>* tiles,
+           Totals<R>* totals) {
+  for (int64_t v = 0; v < task.vectors<R>(); v++) {
+    const BackwardTile<R>& tile = tiles[v];
+    const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v);
+    const Vec<R> skip = optional(p.d, channel, lanes);
+    ExactSum<R> sum_d, sum_bias;
+    for (int64_t t = 0; t < chunk.steps; t++) {
+      const int64_t at = (chunk.token + t) * p.D + channel;
+      const Vec<R> x = load(p.x + at, lanes), dy = load(tile.dy + t * LANES<R>);
+      const Vec<R> through_b = tile.through_b.total(t);
+      Vec<R> ddt = x * through_b + tile.through_a.total(t);
+      if (p.dt_softplus) ddt *= load(tile.slope + t * LANES<R>);
+      if (GATED) store(p.dz + at, load(tile.gate + t * LANES<R>) * tile.y.total(t), lanes);
+      store(p.dx + at, load(tile.delta + t * LANES<R>) * through_b + skip * dy, lanes);
+      store(p.ddt + at, ddt, lanes);
+      sum_d.add(dy * x);
+      sum_bias.add(ddt);
+    }
+    totals[v].d.add(sum_d.total);
+    totals[v].dt_bias.add(sum_bias.total);
+  }
+}
+
+template <bool GATED, typename E, typename R>
+void backward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
+  const int64_t N = p.N, V = task.vectors<R>(), NL = N * LANES<R>, piece = task.s * p.segments + task.segment;
+  const int64_t state = piece * p.D * N;
+  R* const states = scratch.take(5 * V * NL);
+  const Rows<R> rows{states, states + V * NL, states + 2 * V * NL, states + 3 * V * NL, states + 4 * V * NL};
+  R *bc = scratch.take(CHUNK * 2 * N), *sums = scratch.take(CHUNK * 2 * NL), *across = scratch.take(2 * N);
+  auto* totals = reinterpret_cast<Totals<R>*>(scratch.take(V * sizeof(Totals<R>) / sizeof(R)));
+  auto* tiles = reinterpret_cast<BackwardTile<R>*>(scratch.top);
+  read_states(p.a, N, task, rows.a);
+  read_rates(p.a, N, task, rows.rate);
+  read_states(p.dfinal_state ? p.dfinal_state + state : nullptr, N, task, rows.dh);
+  memset(rows.da, 0, sizeof(R) * V * NL);
+  for (int64_t v = 0; v < V; v++) totals[v] = {};
   for (int64_t i = (task.t1 - 1) / CHUNK; i >= task.t0 / CHUNK && task.t0 < task.t1; i--) {
     const Chunk chunk(p, task, i);
-    if (!chunk.has_checkpoint) read_states(p.initial_state ? p.initial_state + state : nullptr, p, task, rows.h);
-    for (int64_t v = 0; v < vectors; v++) {
-      const int64_t channel = task.channel(v), lanes = task.lanes(v);
-      if (chunk.has_checkpoint)
-        for (int64_t n = 0; n < N; n++)
-          store(rows.h + (v * N + n) * LANES, load(checkpoint(p, task, i, n, channel), lanes));
-      enter<GATED>(p, chunk, channel, lanes, tiles[v]);
+    if (chunk.has_checkpoint)
+      checkpoint<false>(p, task, i, rows.h);
+    else
+      read_states(p.initial_state ? p.initial_state + state : nullptr, N, task, rows.h);
+    pack(p, task, chunk, bc);
+    enter<GATED>(p, task, chunk, tiles);
+    memset(sums, 0, sizeof(R) * chunk.steps * 2 * NL);
+    int64_t v = 0;
+    for (; v + VECTORS <= V; v += VECTORS)
+      retreat_all<VECTORS, GATED>(tiles + v, chunk.steps, rows, v, bc, N, sums);
+    for (; v < V; v++) retreat_all<1, GATED>(tiles + v, chunk.steps, rows, v, bc, N, sums);
+    leave<GATED>(p, task, chunk, tiles, totals);
+    for (int64_t t = 0; t < chunk.steps; t++) {
+      sum_rows(sums + t * 2 * NL, 2 * N, across);
+      const int64_t at = ((task.layer * p.B * p.T + chunk.token + t) * p.G + task.g) * N;
+      memcpy(p.db + at, across, sizeof(R) * N);
+      memcpy(p.dc + at, across + N, sizeof(R) * N);
     }
-    int64_t n = 0;
-    for (; n + 2 <= N; n += 2) retreat_all<2, GATED>(p, task, chunk, n, tiles, rows);
-    for (; n < N; n++) retreat_all<1, GATED>(p, task, chunk, n, tiles, rows);
-    for (int64_t v = 0; v < vectors; v++)
-      leave<GATED>(p, chunk, task.channel(v), task.lanes(v), tiles[v], dd + v * LANES, ddt_bias + v * LANES);
   }
-  write_states(p.da + state, p, task, rows.da);
-  write_states(p.dinitial_state + state, p, task, rows.dh);
-  for (int64_t v = 0; v < vectors; v++) {
-    const int64_t at = task.s * p.D + task.channel(v);
-    store(p.dd + at, load(dd + v * LANES), task.lanes(v));
-    store(p.ddt_bias + at, load(ddt_bias + v * LANES), task.lanes(v));
+  write_states(p.da + state, N, task, rows.da);
+  write_states(p.dinitial_state + state, N, task, rows.dh);
+  for (int64_t v = 0; v < V; v++) {
+    const int64_t at = piece * p.D + task.channel<R>(v);
+    store(p.dd + at, totals[v].d.total, task.lanes<R>(v));
+    store(p.ddt_bias + at, totals[v].dt_bias.total, task.lanes<R>(v));
+  }
+}
+
+// What a segment adds to the gradient of a state that crosses it from behind.
+template <bool GATED, typename E, typename R>
+void crossing_back(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
+  constexpr int64_t L = LANES<R>;
+  const int64_t N = p.N, V = task.vectors<R>(), NL = N * L, state = (task.s * p.segments + task.segment) * p.D * N;
+  R *a = scratch.take(V * NL), *dh = scratch.take(V * NL), *bc = scratch.take(CHUNK * 2 * N);
+  R* steps = scratch.take(V * L);
+  auto* tiles = reinterpret_cast<BackwardTile<R>*>(scratch.top);
+  read_rates(p.a, N, task, a);
+  memset(dh, 0, sizeof(R) * V * NL);
+  memset(steps, 0, sizeof(R) * V * L);
+  for (int64_t i = (task.t1 - 1) / CHUNK; i >= task.t0 / CHUNK; i--) {
+    const Chunk chunk(p, task, i);
+    pack(p, task, chunk, bc);
+    enter<GATED>(p, task, chunk, tiles);
+    for (int64_t v = 0; v < V; v++) {
+      for (int64_t t = 0; t < chunk.steps; t++) store(steps + v * L, load(steps + v * L) + load(tiles[v].delta + t * L));
+      for (int64_t n = 0; n < N; n++) {
+        const int64_t at = (v * N + n) * L;
+        const Vec<R> A = load(a + at);
+        Vec<R> DH = load(dh + at);
+        for (int64_t t = chunk.steps - 1; t >= 0; t--)
+          DH = (DH + load(tiles[v].dy + t * L) * bc[t * 2 * N + N + n]) * exp2(load(tiles[v].delta + t * L) * A);
+        store(dh + at, DH);
+      }
+    }
+  }
+  write_states(p.added + state, N, task, dh);
+  write_left(p, task, a, steps);
+}
+
+// One token: lanes are states, so that the state is read and written as it lies in memory. In groups of LANES channels.
+template <typename E, typename R>
+void step(const SelectiveScan<E>& p, int64_t task, R* products) {
+  constexpr int64_t L = LANES<R>;
+  const int64_t N = p.N, blocks = (p.D + STEP_CHANNELS - 1) / STEP_CHANNELS, row = task / blocks;
+  const int64_t end = (task % blocks + 1) * STEP_CHANNELS < p.D ? (task % blocks + 1) * STEP_CHANNELS : p.D;
+  for (int64_t d0 = task % blocks * STEP_CHANNELS; d0 < end; d0 += L) {
+    const int64_t lanes = end - d0 < L ? end - d0 : L, at = row * p.D + d0;
+    const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + optional(p.dt_bias, d0, lanes);
+    alignas(64) R delta[L], u[L], y[L];
+    const Vec<R> step = p.dt_softplus ? softplus(raw) : raw;
+    store(delta, step);
+    store(u, step * x);
+    for (int64_t i = 0; i < lanes; i++) {
+      const int64_t d = d0 + i, group = (row * p.G + d / (p.D / p.G)) * N;
+      Vec<R> product{};
+      for (int64_t n = 0; n < N; n += L) {
+        const int64_t count = N - n < L ? N - n : L;
+        R* state = p.final_state + (row * p.D + d) * N + n;
+        const Vec<R> decay = exp2(load(p.a + d * N + n, count) * R(LOG2E) * delta[i]);
+        const Vec<R> h = decay * load(state, count) + load(p.b + group + n, count) * u[i];
+        store(state, h, count);
+        product += h * load(p.c + group + n, count);
+      }
+      store(products + i * L, product);
+    }
+    sum_rows(products, lanes, y);
+    Vec<R> out = load(y, lanes) + optional(p.d, d0, lanes) * x;
+    if (p.z) out *= silu(load(p.z + at, lanes));
+    store(p.y + at, out, lanes);
   }
 }
 
 }  // namespace
 
-int64_t selective_scan_scratch(const SelectiveScan& p, bool backward) {
-  const int64_t rows = max_vectors(p) * p.N * LANES;
-  return backward ? 4 * rows + max_vectors(p) * (2 * LANES + sizeof(BackwardTile) / 4) : 2 * rows;
+template <typename E>
+int64_t selective_scan_scratch(const SelectiveScan<E>& p) {
+  using R = Real<E>;
+  const int64_t V = (p.split + LANES<R> - 1) / LANES<R>, tile = sizeof(BackwardTile<R>) / sizeof(R);
+  return (5 * V + 2 * CHUNK) * p.N * LANES<R> + V * (tile + 4 * LANES<R>) + (CHUNK + 1) * 2 * p.N + 2 * LANES<R>;
 }
 
-void selective_scan_forward(const SelectiveScan& p, int64_t begin, int64_t end, float* scratch) {
+template <typename E>
+void selective_scan_forward(const SelectiveScan<E>& p, int64_t task, Real<E>* scratch) {
   const FlushSubnormals here;
-  for (int64_t i = begin; i < end; i++) forward(p, Task(p, i), scratch);
+  forward<true>(p, Task(p, task), Stack<Real<E>>{scratch});
+}
+template <typename E>
+void selective_scan_crossing(const SelectiveScan<E>& p, int64_t task, Real<E>* scratch) {
+  const FlushSubnormals here;
+  forward<false>(p, Task(p, task), Stack<Real<E>>{scratch});
+}
+template <typename E>
+void selective_scan_backward(const SelectiveScan<E>& p, int64_t task, Real<E>* scratch) {
+  const FlushSubnormals here;
+  const Stack<Real<E>> stack{scratch};
+  p.z ? backward<true>(p, Task(p, task), stack) : backward<false>(p, Task(p, task), stack);
+}
+template <typename E>
+void selective_scan_crossing_back(const SelectiveScan<E>& p, int64_t task, Real<E>* scratch) {
+  const FlushSubnormals here;
+  const Stack<Real<E>> stack{scratch};
+  p.z ? crossing_back<true>(p, Task(p, task), stack) : crossing_back<false>(p, Task(p, task), stack);
+}
+template <typename E>
+void selective_scan_step(const SelectiveScan<E>& p, int64_t task, Real<E>* scratch) {
+  const FlushSubnormals here;
+  step(p, task, scratch);
 }
 
-void selective_scan_backward(const SelectiveScan& p, int64_t begin, int64_t end, float* scratch) {
-  const FlushSubnormals here;
-  for (int64_t i = begin; i < end; i++)
-    p.z ? backward<true>(p, Task(p, i), scratch) : backward<false>(p, Task(p, i), scratch);
-}
+#define INSTANTIATE(E)                                                                    \
+  template int64_t selective_scan_scratch(const SelectiveScan<E>&);                       \
+  template void selective_scan_forward(const SelectiveScan<E>&, int64_t, Real<E>*);       \
+  template void selective_scan_backward(const SelectiveScan<E>&, int64_t, Real<E>*);      \
+  template void selective_scan_crossing(const SelectiveScan<E>&, int64_t, Real<E>*);      \
+  template void selective_scan_crossing_back(const SelectiveScan<E>&, int64_t, Real<E>*); \
+  template void selective_scan_step(const SelectiveScan<E>&, int64_t, Real<E>*);
+INSTANTIATE(float)
+INSTANTIATE(bf16)
+INSTANTIATE(double)
 
 }  // namespace ISA

@@ -1,10 +1,13 @@
-// One vector of floats, as wide as the instruction set this file is compiled for: 16, 8 or 4 lanes.
+// Vectors of float or double, as wide as the instruction set this file is compiled for: 64, 32 or 16 bytes.
 // Included by kernel files only, which include no torch and no STL header: an inline function of theirs that the
 // linker keeps in its AVX-512 form would end the process on a machine without AVX-512.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+
+#include "elements.h"
 
 #if defined(__SSE__)
 #include <immintrin.h>
@@ -30,135 +33,270 @@ struct FlushSubnormals {
 };
 
 #if defined(__AVX512F__)
-constexpr int64_t LANES = 16;
+constexpr int64_t BYTES = 64;
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr int64_t LANES = 8;
+constexpr int64_t BYTES = 32;
 #else
-constexpr int64_t LANES = 4;
+constexpr int64_t BYTES = 16;
 #endif
 
-typedef float Vec __attribute__((vector_size(4 * LANES), may_alias));
-typedef float AnyVec __attribute__((vector_size(4 * LANES), may_alias, aligned(4)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES), may_alias));
+typedef float Floats __attribute__((vector_size(BYTES)));
+typedef double Doubles __attribute__((vector_size(BYTES)));
+typedef int32_t Ints __attribute__((vector_size(BYTES)));
+typedef int64_t Longs __attribute__((vector_size(BYTES)));
+typedef uint32_t Words __attribute__((vector_size(BYTES)));
+typedef uint16_t HalfWords __attribute__((vector_size(BYTES / 2)));
+
+template <typename R>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef Floats Type;
+  typedef Ints Indices;
+};
+template <>
+struct VectorOf<double> {
+  typedef Doubles Type;
+  typedef Longs Indices;
+};
+template <typename R>
+using Vec = typename VectorOf<R>::Type;
+template <typename R>
+constexpr int64_t LANES = BYTES / sizeof(R);
+
+// A size as a type, for a lambda to take at compile time.
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
 
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define INLINE static INLINE_MEMBER
 
-INLINE Vec load(const float* p) { return *reinterpret_cast<const AnyVec*>(p); }
-INLINE void store(float* p, Vec v) { *reinterpret_cast<AnyVec*>(p) = v; }
-INLINE Vec splat(float value) { return value - Vec{}; }
+template <typename R>
+INLINE Vec<R> splat(R value) {
+  return value - Vec<R>{};
+}
+
+INLINE Floats widen(HalfWords bits) { return (Floats)(__builtin_convertvector(bits, Words) << 16); }
+// To nearest, ties to even; a NaN stays one.
+INLINE HalfWords narrow(Floats v) {
+  const Words bits = (Words)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return __builtin_convertvector(v == v ? rounded : Words{} + 0x7fc0, HalfWords);
+}
+
+INLINE Floats load(const float* p) {
+  Floats v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+INLINE Doubles load(const double* p) {
+  Doubles v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+INLINE Floats load(const bf16* p) {
+  HalfWords bits;
+  memcpy(&bits, p, sizeof bits);
+  return widen(bits);
+}
+INLINE void store(float* p, Floats v) { memcpy(p, &v, sizeof v); }
+INLINE void store(double* p, Doubles v) { memcpy(p, &v, sizeof v); }
+INLINE void store(bf16* p, Floats v) {
+  const HalfWords bits = narrow(v);
+  memcpy(p, &bits, sizeof bits);
+}
 
 // The first `count` lanes; the others read as zero and are not written.
-INLINE Vec load(const float* p, int64_t count) {
-  if (count == LANES) return load(p);
-  Vec v{};
-  memcpy(&v, p, 4 * count);
-  return v;
+template <typename E>
+INLINE Vec<Real<E>> load(const E* p, int64_t count) {
+  if (count == LANES<Real<E>>) return load(p);
+  E some[LANES<Real<E>>] = {};
+  memcpy(some, p, sizeof(E) * count);
+  return load(some);
 }
-INLINE void store(float* p, Vec v, int64_t count) {
-  if (count == LANES) return store(p, v);
-  memcpy(p, &v, 4 * count);
+template <typename E>
+INLINE void store(E* p, Vec<Real<E>> v, int64_t count) {
+  if (count == LANES<Real<E>>) return store(p, v);
+  E all[LANES<Real<E>>];
+  store(all, v);
+  memcpy(p, all, sizeof(E) * count);
 }
-INLINE Vec gather(const float* p, int64_t stride, int64_t count) {
-  Vec v{};
-  for (int64_t i = 0; i < count; i++) v[i] = p[i * stride];
-  return v;
+
+// One element as the arithmetic sees it, and back.
+INLINE float real(float x) { return x; }
+INLINE double real(double x) { return x; }
+INLINE float real(bf16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
 }
-INLINE void scatter(float* p, int64_t stride, Vec v, int64_t count) {
-  for (int64_t i = 0; i < count; i++) p[i * stride] = v[i];
+INLINE void put(float* p, float x) { *p = x; }
+INLINE void put(double* p, double x) { *p = x; }
+INLINE void put(bf16* p, float x) {
+  const HalfWords bits = narrow(splat(x));
+  p->bits = bits[0];
 }
-INLINE float sum(Vec v) {
-  for (int64_t half = LANES / 2; half; half /= 2)
+
+template <typename R>
+INLINE R sum(Vec<R> v) {
+  for (int64_t half = LANES<R> / 2; half; half /= 2)
     for (int64_t i = 0; i < half; i++) v[i] += v[i + half];
   return v[0];
 }
 
+// LANES / G rows of LANES numbers, each summed to G of them, in one vector: the halves of what is twice as long, added.
+template <int64_t G, typename R>
+INLINE Vec<R> fold(const R* rows) {
+  constexpr int64_t L = LANES<R>;
+  if constexpr (G == L) {
+    return load(rows);
+  } else {
+    const Vec<R> x = fold<2 * G>(rows), y = fold<2 * G>(rows + L / (2 * G) * L);
+    typename VectorOf<R>::Indices low{};
+    for (int64_t i = 0; i < L; i++) low[i] = i / G * 2 * G + i % G;
+    return __builtin_shuffle(x, y, low) + __builtin_shuffle(x, y, low + G);
+  }
+}
+
+// out[i] = the sum of row i of LANES numbers
+template <typename R>
+INLINE void sum_rows(const R* rows, int64_t count, R* out) {
+  int64_t i = 0;
+  for (; i + LANES<R> <= count; i += LANES<R>) store(out + i, fold<1>(rows + i * LANES<R>));
+  for (; i < count; i++) out[i] = sum<R>(load(rows + i * LANES<R>));
+}
+
 // A sum that carries what each addition rounds away.
+template <typename R>
 struct ExactSum {
-  Vec total{}, lost{};
-  INLINE_MEMBER void add(Vec v) {
-    const Vec corrected = v - lost, next = total + corrected;
+  Vec<R> total{}, lost{};
+  INLINE_MEMBER void add(Vec<R> v) {
+    const Vec<R> corrected = v - lost, next = total + corrected;
     lost = (next - total) - corrected;
     total = next;
   }
 };
 
 // x y + z with one rounding; two where there is no FMA. The compiler fuses too, but not a product that is used twice.
-INLINE Vec fma(Vec x, Vec y, Vec z) {
+INLINE Floats fma(Floats x, Floats y, Floats z) {
 #if defined(__AVX512F__)
-  return (Vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
+  return (Floats)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
 #elif defined(__AVX2__) && defined(__FMA__)
-  return (Vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+  return (Floats)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+#else
+  return x * y + z;
+#endif
+}
+INLINE Doubles fma(Doubles x, Doubles y, Doubles z) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_fmadd_pd((__m512d)x, (__m512d)y, (__m512d)z);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return (Doubles)_mm256_fmadd_pd((__m256d)x, (__m256d)y, (__m256d)z);
 #else
   return x * y + z;
 #endif
 }
 
+// float64 is for checking: one call of the C library per lane.
+#define LANE_BY_LANE(name, call)                                  \
+  INLINE Doubles name(Doubles x) {                                \
+    for (int64_t i = 0; i < LANES<double>; i++) x[i] = call(x[i]); \
+    return x;                                                     \
+  }
+LANE_BY_LANE(exp, ::exp)
+LANE_BY_LANE(exp2, ::exp2)
+LANE_BY_LANE(log1p, ::log1p)
+#undef LANE_BY_LANE
+
+// 2^t. |t - n| is at most 1/2 for the whole number n nearest to t, and 2^(t - n) is a polynomial of degree 6: 0.79 ulp at
+// most over 4 million t, 1 exactly at t = 0. Beyond 2^-126 and 2^128: zero and inf with AVX-512, the last number before
+// them elsewhere.
+INLINE Floats exp2_of_fraction(Floats f) {
+  Floats p = f * 0.00015291998f + 0.0013390981f;
+  p = p * f + 0.009618652f;
+  p = p * f + 0.055503596f;
+  p = p * f + 0.24022646f;
+  p = p * f + 0.6931472f;
+  return p * f + 1.0f;
+}
+#if defined(__AVX512F__)
+INLINE Floats nearest(Floats t) { return t - (Floats)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEAREST_INT | 8); }
+INLINE Floats times_exp2(Floats p, Floats n) { return (Floats)_mm512_scalef_ps((__m512)p, (__m512)n); }
+INLINE Floats exp2(Floats t) {
+  const Floats f = (Floats)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEAREST_INT | 8);
+  return times_exp2(exp2_of_fraction(f), t - f);
+}
+#else
 // Adding 1.5 * 2^23 leaves the nearest whole number in a float's low bits.
 constexpr float MAGIC = 12582912.0f;
-
-INLINE Vec round(Vec x) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-  return (x + MAGIC) - MAGIC;
+INLINE Floats nearest(Floats t) { return (t + MAGIC) - MAGIC; }
+// p 2^n for p in [0.7, 1.5] and n in [-126, 127]
+INLINE Floats times_exp2(Floats p, Floats n) { return (Floats)((Ints)p + ((Ints)(n + MAGIC) << 23)); }
+INLINE Floats exp2(Floats t) {
+  t = t < -126.0f ? splat(-126.0f) : t;                                    // a NaN is neither
+  t = t > 127.0f ? splat(127.0f) : t;
+  const Floats n = nearest(t);
+  return times_exp2(exp2_of_fraction(t - n), n);
+}
 #endif
+
+// e^x for x <= 0, about 1 ulp: log2(e) is taken in two parts, for what rounding it loses times x is most of the error.
+INLINE Floats exp(Floats x) {
+  const Floats clamped = x < -87.0f ? splat(-87.0f) : x;                   // e^-87 = 1.6e-38; a NaN stays
+  const Floats n = nearest(clamped * 1.44269502f);                         // 1.44269502 + 1.92596299e-8 = log2(e)
+  const Floats f = fma(clamped, splat(1.92596299e-8f), fma(clamped, splat(1.44269502f), -n));
+  return times_exp2(exp2_of_fraction(f), n);
 }
 
-// 2^(n + f) for a whole n and f in [-1/2, 1/2]. 2^f is a polynomial of degree 6: 0.94 ulp at most over 2 million f.
-// Zero below 2^-126 whatever f is, inf from n = 128 on; a NaN in f stays one.
-INLINE Vec exp2(Vec n, Vec f) {
-  Vec p = f * 0.00015353362f + 0.00133988739f;
-  p = p * f + 0.00961843692f;
-  p = p * f + 0.0555033237f;
-  p = p * f + 0.240226477f;
-  p = p * f + 0.693147182f;
-  p = p * f + 1.0f;
-#if defined(__AVX512F__)
-  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)n, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
-  return (Vec)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)n);
-#else
-  const Vec scaled = (Vec)((Ints)p + ((Ints)(n + MAGIC) << 23));
-  return n < -126.0f ? Vec{} : p != p ? p : n > 127.0f ? splat(__builtin_inff()) : scaled;
-#endif
+template <typename V>
+INLINE V exp_of_minus_abs(V x) {
+  return exp(x < 0 ? x : -x);
 }
 
-// A factor times log2(e), in two parts: what rounding the first loses, times a large x, is most of the error.
-struct Log2e {
-  Vec high, low;
-};
-INLINE Log2e times_log2e(Vec a) {
-  const Vec high = a * 1.44269502f;                                        // 1.44269502 + 1.92596299e-8 = log2(e)
-  return {high, fma(a, splat(1.44269502f), -high) + a * 1.92596299e-8f};
-}
-
-// e^(x a): with an FMA about 1 ulp for every x a, because the reduced argument comes from the exact product.
-INLINE Vec exp_of_product(Vec x, Log2e a) {
-  const Vec n = round(x * a.high);
-  return exp2(n, fma(x, a.low, fma(x, a.high, -n)));
-}
-
-INLINE Vec exp_of_minus_abs(Vec x) { return exp_of_product(x < 0.0f ? x : -x, times_log2e(splat(1.0f))); }
-
-// log(1 + e^x) = max(x, 0) + log1p(u), without overflow and with relative accuracy for very negative x.
-// With s = u / (2 + u): log1p(u) = 2 atanh(s) = u - s (u - s^2 P(s^2)); a rounding of s counts for a third at most.
-INLINE Vec softplus(Vec x) {
-  const Vec u = exp_of_minus_abs(x), s = u / (u + 2.0f), w = s * s;
-  Vec p = w * 0.242895573f + 0.214307413f;
+// log(1 + u) for u in [0, 1]. With s = u / (2 + u): 2 atanh(s) = u - s (u - s^2 P(s^2)); a rounding of s counts for a
+// third at most.
+INLINE Floats log1p(Floats u) {
+  const Floats s = u / (u + 2.0f), w = s * s;
+  Floats p = w * 0.242895573f + 0.214307413f;
   p = p * w + 0.286165953f;
   p = p * w + 0.39998889f;
   p = p * w + 0.666666746f;
-  return (x > 0.0f ? x : Vec{}) + (u - s * (u - p * w));
+  return u - s * (u - p * w);
 }
 
-INLINE Vec sigmoid(Vec x) {
-  const Vec u = exp_of_minus_abs(x);
-  return (x < 0.0f ? u : splat(1.0f)) / (u + 1.0f);
+// log(1 + e^x) = max(x, 0) + log1p(e^-|x|): no overflow, and relative accuracy for very negative x.
+template <typename V>
+INLINE V softplus(V x) {
+  return (x > 0 ? x : V{}) + log1p(exp_of_minus_abs(x));
 }
 
-INLINE Vec silu(Vec x) {
-  const Vec u = exp_of_minus_abs(x);
-  return (x < 0.0f ? x * u : x) / (u + 1.0f);
+template <typename V>
+INLINE V sigmoid(V x) {
+  const V u = exp_of_minus_abs(x);
+  return (x < 0 ? u : 1 + V{}) / (u + 1);
+}
+
+template <typename V>
+INLINE V silu(V x) {
+  return x * sigmoid(x);
+}
+
+// A function's value and slope at x, from one exp.
+template <typename V>
+struct Curve {
+  V value, slope;
+};
+template <typename V>
+INLINE Curve<V> softplus_curve(V x) {
+  const V u = exp_of_minus_abs(x);
+  return {(x > 0 ? x : V{}) + log1p(u), (x < 0 ? u : 1 + V{}) / (u + 1)};
+}
+template <typename V>
+INLINE Curve<V> silu_curve(V x) {
+  const V s = sigmoid(x);
+  return {x * s, s * (x * (1 - s) + 1)};
 }
 
 }  // namespace ISA

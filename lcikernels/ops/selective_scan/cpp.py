@@ -1,7 +1,9 @@
-"""The selective scan by csrc/cpu/selective_scan.cpp: float32 on a CPU."""
+"""The selective scan in C++ (csrc/cpu/selective_scan.cpp): a lane per channel, the states in vector registers."""
 
 import torch
 from torch import Tensor
+
+from ..checks import inner
 
 
 def forward(
@@ -53,13 +55,34 @@ def backward(
     )
     dd = dd if d is None else dd.to(d.dtype)
     ddt_bias = ddt_bias if dt_bias is None else ddt_bias.to(dt_bias.dtype)
-    return dx, ddt, da, db.view(b.shape), dc.view(c.shape), dd, dz, ddt_bias, dstate
+    db, dc = db.to(b.dtype).view(b.shape), dc.to(c.dtype).view(c.shape)
+    return dx, ddt, da, db, dc, dd, dz, ddt_bias, dstate.contiguous()
+
+
+def step(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    state: Tensor,
+) -> Tensor:
+    """y [B, D]; the state is advanced."""
+    inputs = prepare(x, dt, a, b, c, d, z, dt_bias)
+    dense = state.contiguous()
+    y = torch.ops.lcikernels_cpp.selective_scan_step(*inputs, dt_softplus, dense)
+    if dense is not state:
+        state.copy_(dense)
+    return y
 
 
 def prepare(x, dt, a, b, c, d, z, dt_bias) -> list[Tensor | None]:
-    """What the library takes: contiguous tensors, b and c with a group axis, d and dt_bias in float32."""
-    b, c = (u if u.dim() == 4 else u.unsqueeze(2) for u in (b, c))
-    d, dt_bias = (u if u is None else u.float() for u in (d, dt_bias))
+    """What the library takes: contiguous tensors, d and dt_bias in the dtype of the arithmetic."""
+    d, dt_bias = (u if u is None else u.to(inner(x)) for u in (d, dt_bias))
     return [contiguous(u) for u in (x, dt, a, b, c, d, z, dt_bias)]
 
 

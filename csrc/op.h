@@ -1,0 +1,91 @@
+// What every op needs between torch and its kernels: memory, element types, threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "checks.h"
+#include "cpu/elements.h"
+
+namespace op {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Maybe = std::optional<Tensor>;
+using Shape = std::vector<int64_t>;
+
+template <typename Element>
+constexpr ScalarType TYPE = ScalarType::Float;
+template <>
+constexpr ScalarType TYPE<double> = ScalarType::Double;
+template <>
+constexpr ScalarType TYPE<bf16> = ScalarType::BFloat16;
+
+template <typename Element>
+Element* out(const Tensor& x) {
+  return static_cast<Element*>(x.mutable_data_ptr());
+}
+template <typename Element>
+const Element* in(const Tensor& x) {
+  return static_cast<const Element*>(x.const_data_ptr());
+}
+template <typename Element>
+const Element* in(const Maybe& x) {
+  return x ? in<Element>(*x) : nullptr;
+}
+
+template <typename Element>
+Tensor empty(const Tensor& like, const Shape& sizes) {
+  return torch::stable::new_empty(like, sizes, TYPE<Element>);
+}
+
+// The sum over the first axis, in order.
+inline Tensor total(const Tensor& layers) {
+  const Shape first = {0};
+  return layers.size(0) == 1 ? torch::stable::select(layers, 0, 0) : torch::stable::sum(layers, first);
+}
+
+// f(Element{}) for the element type of the activations `x`.
+template <typename F>
+auto with_element(const char* name, const char* argument, const Tensor& x, F f) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return f(float{});
+    case ScalarType::Double: return f(double{});
+    case ScalarType::BFloat16: return f(bf16{});
+    default: checks::refuse(name, argument, "Float, Double or BFloat16", toString(x.scalar_type()));
+  }
+}
+
+// Memory of the calling thread, 64-byte aligned, kept for the next call: fresh pages cost 0.25 us a KiB.
+inline void* scratch(int64_t bytes) {
+  thread_local std::unique_ptr<char[]> memory;
+  thread_local int64_t size = 0;
+  if (bytes > size) {
+    memory.reset();
+    memory.reset(new char[bytes + 64]);
+    size = bytes;
+  }
+  return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.get()) + 63) / 64 * 64);
+}
+
+// kernel(task, scratch) for each task, on torch's threads; each takes the next task when it has done one, so that a
+// thread that the machine holds up does less. `work` is what all tasks do, in vector operations: below 20000, some 10 us,
+// waking another thread costs more than it does.
+template <typename Kernel>
+void parallel(int64_t tasks, int64_t work, int64_t scratch_bytes, Kernel kernel) {
+  std::atomic<int64_t> next{0};
+  const auto worker = [&](int64_t, int64_t) {
+    void* memory = scratch(scratch_bytes);
+    for (int64_t task; (task = next++) < tasks;) kernel(task, memory);
+  };
+  const int64_t threads = std::min<int64_t>({tasks, torch::stable::get_num_threads(), 1 + work / 20000});
+  if (threads < 2) return worker(0, 1);
+  torch::stable::parallel_for(0, threads, 1, worker);
+}
+
+}  // namespace op
