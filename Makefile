@@ -8,13 +8,20 @@ READY := .venv/ready
 RECENT = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	{ echo 'Python 3.10 or newer is needed; name one: make PYTHON=python3.12'; exit 1; }
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint bench setup clean
 
 demo: setup
 	$(BIN)/growth demo
 
 test: lint
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+bench: .venv/bench
+	$(BIN)/python -m pytest -q benchmarks/bench_cpu.py
+
+.venv/bench: $(READY)
+	@$(INSTALL) --no-build-isolation -e '.[bench]'
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,215 @@
+"""Every op on a CPU: against what people have today, and against the machine.
+
+    python -m pytest benchmarks/bench_cpu.py            10 minutes; prints the table and writes RESULTS.md
+    ... -m "not minutes"                                without the rivals that need minutes; prints only
+    ... -k "retention and forward"                      some; prints only
+
+An answer is checked before it is timed.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import pytest
+import torch
+from tolerance import max_error
+from torch import Tensor
+
+from benchmarks import language_model
+from benchmarks.measure import Race, attempt
+from benchmarks.shapes import CASES, FORWARD, TRAINING, Case, work
+from benchmarks.sides import OPS, Side
+from lcikernels import backends, extension
+
+PARAMETERS = {"a", "d", "dt_bias", "weight", "bias", "state"}  # float32 whatever the activations are
+SAME_FUNCTION = 1e-3  # of the largest element: a rival's rounding is its own affair
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # rivals have theirs
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=str(case), marks=[pytest.mark.minutes] * case.minutes) for case in CASES]
+)
+def test_op(case, limits, benchmark, record):
+    side, rival_side = (OPS[case.op].sides[name] for name in (case.ours, case.rival))
+    if why := why_not(case.op, side):
+        pytest.skip(why)
+    ours, rival = prepared(case, side), prepared(case, rival_side)
+    tries = [attempt(ours), attempt(rival)]
+    check(case, side, tries[0].answer)
+    check(case, rival_side, tries[1].answer)
+    if not case.minutes:  # the second time nothing is compiled any more
+        tries = [attempt(ours), attempt(rival)]
+    race = Race(ours, rival, tries[1].seconds if case.minutes else None)
+    seconds, rival_seconds = race.run(benchmark)
+    least = work(case.op, case.mode, side.dtype.itemsize, side.gated, **case.sizes)
+    record(
+        op=case.op,
+        shape=case.shape,
+        mode=case.mode,
+        ours=labelled(case, case.ours, side),
+        rival=labelled(case, case.rival, rival_side),
+        seconds=seconds,
+        seconds_memory_kept=race.with_memory_kept(),
+        rival_seconds=rival_seconds,
+        floor=limits.floor(*least),
+        mb=tries[0].mb,
+        rival_mb=tries[1].mb,
+        targets=case.targets,
+    )
+
+
+def why_not(op: str, side: Side) -> str | None:
+    """Why this side cannot run here, or None."""
+    if side.instructions and chosen(op, side) != "cpp":
+        return f"{op} has no compiled kernel here, so no instruction set to choose"
+    if side.backend == "cpp" and not hasattr(torch.ops.lcikernels_cpp, op):
+        return f"{op} is not in the compiled library: {extension.WHY_NOT or 'it has no such kernel'}"
+    return None
+
+
+def chosen(op: str, side: Side) -> str:
+    """The backend that computes."""
+    wanted = None if side.backend == "cpp" else side.backend
+    return side.backend or backends.choose(op, wanted, torch.empty(0, dtype=side.dtype))
+
+
+def labelled(case: Case, name: str, side: Side) -> str:
+    return f"{name} ({chosen(case.op, side)})" if side.ours and side.backend is None else name
+
+
+def prepared(case: Case, side: Side) -> Callable[[], dict[str, Tensor]]:
+    """A call of one side, whose inputs lie ready: the output, in training the gradients of all inputs too."""
+    inputs = {
+        name: exchanged(u, name in side.swapped).requires_grad_(case.mode == TRAINING)
+        for name, u in drawn(case, side).items()
+    }
+    swap = bool(side.swapped)
+
+    def forward() -> dict[str, Tensor]:
+        return {"output": exchange(side.run(**inputs), swap)}
+
+    def training() -> dict[str, Tensor]:
+        output = side.run(**inputs)
+        if output.shape not in cotangents:
+            cotangents[output.shape] = exchanged(cotangent(exchange(output, swap)), swap)
+        grads = torch.autograd.grad(output, list(inputs.values()), cotangents[output.shape])
+        grads = {name: exchange(grad, name in side.swapped) for name, grad in zip(inputs, grads)}
+        return {"output": exchange(output.detach(), swap)} | grads
+
+    cotangents: dict[torch.Size, Tensor] = {}
+    call = forward if case.mode == FORWARD else training
+    return call if side.instructions is None else with_instructions(side.instructions, call)
+
+
+def drawn(case: Case, side: Side) -> dict[str, Tensor]:
+    """The same for every side, up to rounding to its dtype."""
+    torch.manual_seed(0)
+    inputs = OPS[case.op].inputs(side.gated, **case.sizes)
+    return {name: u if name in PARAMETERS else u.to(side.dtype) for name, u in inputs.items()}
+
+
+def cotangent(like: Tensor) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(like.shape).to(like.dtype)
+
+
+def exchange(u: Tensor, swap: bool) -> Tensor:
+    return u.transpose(1, 2) if swap else u
+
+
+def exchanged(u: Tensor, swap: bool) -> Tensor:
+    """A copy, laid out so."""
+    return exchange(u, swap).clone(memory_format=torch.contiguous_format)
+
+
+def with_instructions(name: str, call: Callable) -> Callable:
+    """`call` by another build of the compiled kernels."""
+    library = torch.ops.lcikernels_cpp
+    best = library.instruction_set()
+
+    def run() -> object:
+        library.use_instruction_set(name)
+        try:
+            return call()
+        finally:
+            library.use_instruction_set(best)
+
+    return run
+
+
+def check(case: Case, side: Side, answer: dict[str, Tensor]) -> None:
+    """Ours by the rule of tests/tolerance.py; that a rival computes the same function at all."""
+    for name, (truth, plain) in truths(case, side.dtype, side.gated).items():
+        got, largest = answer[name], truth.abs().max().item()
+        budget = SAME_FUNCTION * largest
+        if side.ours:
+            budget = 2 * max(max_error(plain.to(got.dtype), truth), torch.finfo(got.dtype).eps * largest)
+        error = max_error(got, truth)
+        where = f"{got.dtype}, largest {largest:.2e}"
+        assert error <= budget, f"{name}: error {error:.2e}, budget {budget:.2e} ({where})"
+
+
+def truths(case: Case, dtype: torch.dtype, gated: bool) -> dict[str, tuple[Tensor, Tensor]]:
+    return _truths(case.op, tuple(case.sizes.items()), case.mode, dtype, gated)
+
+
+@lru_cache(maxsize=2)
+def _truths(op, sizes, mode, dtype, gated) -> dict[str, tuple[Tensor, Tensor]]:
+    """Every output and gradient by the op's reference, in float64 and in float32."""
+    case = Case(op, dict(sizes), mode, "")
+    answers = []
+    for precision in (torch.float64, torch.float32):
+        inputs = drawn(case, Side(None, dtype=dtype, gated=gated))
+        inputs = {name: u.to(precision).requires_grad_(mode == TRAINING) for name, u in inputs.items()}
+        output = OPS[op].reference(**inputs)
+        answer = {"output": output.detach()}
+        if mode == TRAINING:
+            grad_output = cotangent(output.to(dtype)).to(precision)
+            answer |= dict(zip(inputs, torch.autograd.grad(output, list(inputs.values()), grad_output)))
+        answers.append(answer)
+    truth, plain = answers
+    return {name: (truth[name], plain[name]) for name in truth}
+
+
+@pytest.mark.minutes
+def test_training_a_mamba_language_model(limits, benchmark, record, request):
+    """transformers' 24 layers are reckoned from its models of none and one, unless all are asked for."""
+    layers = 24
+    depth = layers if request.config.getoption("--all-layers") else 1
+    theirs, same, ours = language_model.theirs(depth), language_model.ours(depth), language_model.ours(layers)
+    language_model.copy_weights(theirs, same)
+    step, rival_step, same_step = map(language_model.step, (ours, theirs, same))
+    losses = []
+
+    def rival() -> None:
+        losses.append(rival_step())
+
+    tries = [attempt(step), attempt(rival)]
+    race = Race(step, rival, tries[1].seconds)
+    seconds, rival_seconds = race.run(benchmark)
+    for loss in losses:  # from the same weights, and after each step
+        assert abs(same_step() - loss) <= SAME_FUNCTION
+
+    rival_mb, name = tries[1].mb, "transformers"
+    if depth < layers:
+        bare_step = language_model.step(language_model.theirs(0))
+        bare_step()
+        bare = attempt(bare_step)
+        rival_seconds = bare.seconds + layers * (rival_seconds - bare.seconds)
+        rival_mb = bare.mb + layers * (rival_mb - bare.mb)
+        name = f"transformers, {layers} layers reckoned from 0 and 1"
+    record(
+        op="a Mamba language model",
+        shape=f"layers={layers} hidden={language_model.HIDDEN} T={language_model.TOKENS}",
+        mode="forward + backward + AdamW",
+        ours="ours",
+        rival=name,
+        seconds=seconds,
+        seconds_memory_kept=race.with_memory_kept(),
+        rival_seconds=rival_seconds,
+        floor=language_model.flops(ours) / limits.sgemm,
+        mb=tries[0].mb,
+        rival_mb=rival_mb,
+        targets={"ratio": 20},
+    )

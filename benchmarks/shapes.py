@@ -1,0 +1,140 @@
+"""What is measured: every case, the least work it can take, and the target it is held to."""
+
+from typing import NamedTuple
+
+FORWARD, TRAINING = "forward", "forward + backward"
+
+SCAN = {"B": 1, "T": 2048, "D": 1536, "N": 16}  # one layer of mamba-130m
+SHORT_SCAN = {**SCAN, "T": 512}
+RETENTION = {"B": 2, "T": 2048, "H": 4, "K": 128, "V": 256}
+RETENTION_STEP = {"B": 1, "H": 4, "K": 128, "V": 256}
+STEP = {"B": 1, "D": 1536, "N": 16}
+CONV = {"B": 1, "T": 2048, "D": 1536, "W": 4}
+HEAD_NORM = {"B": 2, "T": 2048, "H": 4, "D": 256}  # retention's output: each head is normed, no weight
+NORM = {"B": 1, "T": 2048, "D": 1536}
+
+
+class Case(NamedTuple):
+    """`ours` against `rival`, both sides of `op` in `sides.py`, at one shape.
+
+    The targets: rival's time over ours is `ratio` or more; ours takes at most `ms` and `mb`, and reaches
+    `percent` of the floor's speed. None: measured only. `minutes`: the rival is so slow that it runs twice.
+    """
+
+    op: str
+    sizes: dict[str, int]
+    mode: str
+    rival: str
+    ours: str = "ours"
+    ratio: float | None = None
+    ms: float | None = None
+    percent: float | None = None
+    mb: float | None = None
+    minutes: bool = False
+
+    @property
+    def targets(self) -> dict[str, float | None]:
+        return {"ratio": self.ratio, "ms": self.ms, "percent": self.percent, "mb": self.mb}
+
+    @property
+    def shape(self) -> str:
+        return " ".join(f"{name}={size}" for name, size in self.sizes.items())
+
+    def __str__(self) -> str:
+        return "-".join((self.op, self.mode, self.ours, "vs", self.rival, self.shape)).replace(" ", "_")
+
+
+def both(op: str, sizes: dict[str, int], rival: str, **options) -> list[Case]:
+    return [Case(op, sizes, mode, rival, **options) for mode in (FORWARD, TRAINING)]
+
+
+GATED, AVX2 = 1 / 1.4, 1 / 2.2  # softplus, bias and gate cost at most 1.4x; half the lanes at most 2.2x
+CASES = [
+    Case("selective_scan", SCAN, FORWARD, "transformers' loop", ratio=230, mb=13),
+    Case("selective_scan", SCAN, FORWARD, "compiled associative scan", ratio=100),
+    Case("selective_scan", SCAN, TRAINING, "compiled associative scan", ratio=90, ms=12, mb=70),
+    Case("selective_scan", SCAN, FORWARD, "mambapy"),
+    Case("selective_scan", SCAN, TRAINING, "mambapy", ratio=250),
+    *both("selective_scan", SCAN, "ours in torch"),
+    *both("selective_scan", SCAN, "ours", ours="ours, gated", ratio=GATED),
+    *both("selective_scan", SCAN, "ours", ours="ours, bfloat16", ratio=1),
+    *both("selective_scan", SCAN, "ours", ours="ours, AVX2", ratio=AVX2),
+    Case("selective_scan", SHORT_SCAN, FORWARD, "transformers' loop"),
+    Case("selective_scan", SHORT_SCAN, TRAINING, "transformers' loop", ratio=4500, minutes=True),
+    *both("selective_scan", SHORT_SCAN, "ours", ours="ours, gated", ratio=GATED),
+    Case("selective_scan_step", STEP, FORWARD, "transformers' step"),
+    Case("selective_scan_step", STEP, FORWARD, "ours", ours="ours, from C++", ms=0.015),
+    Case("retention", RETENTION, FORWARD, "chunks of 128", ratio=4, ms=6.5, percent=75),
+    Case("retention", RETENTION, TRAINING, "chunks of 128", ratio=4.1, ms=24, percent=65, mb=50),
+    *both("retention", RETENTION, "chunks of 512"),
+    *both("retention", RETENTION, "parallel"),
+    *both("retention", RETENTION, "ours in torch"),
+    *both("retention", RETENTION, "ours", ours="ours, bfloat16", ratio=1),
+    *both("retention", RETENTION, "ours", ours="ours, AVX2", ratio=AVX2),
+    Case("retention_step", RETENTION_STEP, FORWARD, "ours in torch"),
+    *both("causal_conv1d", CONV, "transformers' convolution"),
+    *both("causal_conv1d", CONV, "ours in torch"),
+    *both("causal_conv1d", CONV, "ours", ours="ours, bfloat16", ratio=1),
+    *both("causal_conv1d", CONV, "ours", ours="ours, AVX2", ratio=AVX2),
+    *both("gated_rms_norm", NORM, "plain torch"),
+    *both("gated_rms_norm", NORM, "ours", ours="ours, bfloat16", ratio=1),
+    *both("gated_rms_norm", NORM, "ours", ours="ours, AVX2", ratio=AVX2),
+    *both("gated_rms_norm", HEAD_NORM, "plain torch"),
+]
+
+
+class Work(NamedTuple):
+    """The least a computation must do: bytes in and out of memory, flops through the FMA units."""
+
+    bytes: float
+    flops: float = 0
+
+
+def work(op: str, mode: str, bytes_per_element: int, gated: bool, **sizes: int) -> Work:
+    """The forward pass's, and the backward pass's on top of it where gradients are asked for."""
+    forward, backward = WORK[op](bytes_per_element, gated, **sizes)
+    if mode == FORWARD:
+        return forward
+    return Work(forward.bytes + backward.bytes, forward.flops + backward.flops)
+
+
+def scan_work(element: int, gated: bool, B: int, T: int, D: int, N: int) -> tuple[Work, Work]:
+    """11 instructions of the FMA pipes, 2 flops each, per state and token forward and 19.25 backward."""
+    stream, projected, states = element * B * T * D, element * 2 * B * T * N, B * T * D * N
+    forward = Work((3 + gated) * stream + projected, 2 * 11 * states)
+    return forward, Work((5 + 2 * gated) * stream + 2 * projected, 2 * 19.25 * states)
+
+
+def retention_work(element: int, gated: bool, B: int, T: int, H: int, K: int, V: int) -> tuple[Work, Work]:
+    """In chunks of 32 with the masked half of each block counted out; the backward recomputes states."""
+    tokens, C = B * T * H, 32
+    forward = Work(element * tokens * 2 * (K + V), tokens * (C * (K + V) + 4 * K * V))
+    return forward, Work(element * tokens * 4 * (K + V), tokens * (C * (3 * K + 2 * V) + 10 * K * V))
+
+
+def conv_work(element: int, gated: bool, B: int, T: int, D: int, W: int) -> tuple[Work, Work]:
+    stream = element * B * T * D
+    return Work(2 * stream, 2 * W * B * T * D), Work(3 * stream, 4 * W * B * T * D)
+
+
+def norm_work(element: int, gated: bool, B: int, T: int, D: int, H: int = 1) -> tuple[Work, Work]:
+    stream = element * B * T * H * D
+    return Work(3 * stream), Work(5 * stream)
+
+
+def scan_step_work(element: int, gated: bool, B: int, D: int, N: int) -> tuple[Work]:
+    return Work(4 * 2 * B * D * N, 2 * 11 * B * D * N), Work(0)
+
+
+def retention_step_work(element: int, gated: bool, B: int, H: int, K: int, V: int) -> tuple[Work]:
+    return Work(4 * 2 * B * H * K * V, 4 * B * H * K * V), Work(0)
+
+
+WORK = {
+    "selective_scan": scan_work,
+    "selective_scan_step": scan_step_work,
+    "retention": retention_work,
+    "retention_step": retention_step_work,
+    "causal_conv1d": conv_work,
+    "gated_rms_norm": norm_work,
+}
