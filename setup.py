@@ -59,10 +59,10 @@ class Build(build_ext.build_ext):
         if CUDA and MODE != "cpu" and not NVCC:
             print("lcikernels: left out the CUDA kernels: no nvcc in PATH or CUDA_HOME")
         elif CUDA and MODE != "cpu":
-            linker = f"{nvcc} -ccbin {CXX.split()[-1]} -Xcompiler -fPIC,-fvisibility=hidden {gpus()}"
+            linker = f"{nvcc} -Xcompiler -fPIC,-fvisibility=hidden{gpus()}"  # with the CUDA runtime, static
             jobs |= {f"{x.stem}.cu.o": (x, linker) for x in CUDA}
         tools = subprocess.getoutput(f"echo $({CXX} --version|head -1) $({NVCC or ':'} --version|tail -1)")
-        plan = f"{RULES}tools = torch {torch.__version__}, {tools}\n"
+        plan = f"{RULES}tools = torch {torch.__version__}, {tools}\n"  # with others ninja compiles again
         plan += "".join(f"build build/{o}: compile {x}\n  with = {y}\n" for o, (x, y) in jobs.items())
         plan += f"build build/_C.so: link build/{' build/'.join(jobs)}\n  with = {linker} -L{home}/lib\n"
         target = Path(self.get_ext_fullpath(ext.name))
@@ -80,7 +80,7 @@ class Wheel(bdist_wheel.bdist_wheel):
         platform, library = super().get_tag()[2], Path(self.bdist_dir, "lcikernels/_C.so")
         newer = rb"\0GLIBC_2\.(29|[3-9]\d)|\0GLIBCXX_3\.4\.(2[5-9]|[3-9]\d)|\0CXXABI_1\.3\.1[2-9]"
         if library.exists() and not re.search(newer, library.read_bytes()):
-            platform = platform.replace("linux", "manylinux_2_28")  # what torch's own wheels are
+            platform = re.sub("^linux", "manylinux_2_28", platform)  # as torch's own wheels
         return ("py3", "none", platform)
 
 

@@ -24,10 +24,10 @@ char single_threaded HIDDEN("__libc_single_threaded") = false;
 #define OLDEST "GLIBC_2.17"
 #endif
 #if defined(__GLIBC__) && defined(OLDEST)
-#define FIRST(name)                                    \
+#define FIRST(name)                                      \
   __asm__(".symver first_" #name ", " #name "@" OLDEST); \
-  extern "C" double first_##name(double);              \
-  double old_##name(double) HIDDEN(#name);             \
+  extern "C" double first_##name(double);                \
+  double old_##name(double) HIDDEN(#name);               \
   double old_##name(double x) { return first_##name(x); }
 FIRST(exp)
 FIRST(exp2)
