@@ -78,11 +78,31 @@ INLINE Vec<R> splat(R value) {
   return value - Vec<R>{};
 }
 
-INLINE Floats widen(HalfWords bits) { return (Floats)(__builtin_convertvector(bits, Words) << 16); }
+// The compiler's own conversions take up to five instructions.
+INLINE Words words(HalfWords bits) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu16_epi32((__m256i)bits);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return (Words)_mm256_cvtepu16_epi32((__m128i)bits);
+#else
+  return __builtin_convertvector(bits, Words);
+#endif
+}
+INLINE HalfWords half_words(Words bits) {  // below 65536 each
+#if defined(__AVX512F__)
+  return (HalfWords)_mm512_cvtepi32_epi16((__m512i)bits);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return (HalfWords)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)bits), _mm256_extracti128_si256((__m256i)bits, 1));
+#else
+  return __builtin_convertvector(bits, HalfWords);
+#endif
+}
+
+INLINE Floats widen(HalfWords bits) { return (Floats)(words(bits) << 16); }
 // To nearest, ties to even; a NaN stays one.
 INLINE HalfWords narrow(Floats v) {
   const Words bits = (Words)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return __builtin_convertvector(v == v ? rounded : Words{} + 0x7fc0, HalfWords);
+  return half_words(v == v ? rounded : Words{} + 0x7fc0);
 }
 
 INLINE Floats load(const float* p) {
@@ -123,6 +143,21 @@ INLINE void store(E* p, Vec<Real<E>> v, int64_t count) {
   memcpy(p, all, sizeof(E) * count);
 }
 
+// LANES, as a type.
+template <typename R>
+struct Whole {
+  INLINE_MEMBER constexpr operator int64_t() const { return LANES<R>; }
+};
+
+// f(i, count) for each vector of `size` elements: whole ones, and then the rest in a function of its own, for a loop that
+// may call memcpy keeps no vector in a register.
+template <typename R, typename F>
+INLINE void for_each_vector(int64_t size, F f) {
+  int64_t i = 0;
+  for (; i + LANES<R> <= size; i += LANES<R>) f(i, Whole<R>{});
+  if (i < size) f(i, size - i);
+}
+
 // One element as the arithmetic sees it, and back.
 INLINE float real(float x) { return x; }
 INLINE double real(double x) { return x; }
@@ -141,9 +176,16 @@ INLINE void put(bf16* p, float x) {
 
 template <typename R>
 INLINE R sum(Vec<R> v) {
+#if defined(__AVX512F__)  // or the loop goes through memory
+  if constexpr (sizeof(R) == 4)
+    return _mm512_reduce_add_ps((__m512)v);
+  else
+    return _mm512_reduce_add_pd((__m512d)v);
+#else
   for (int64_t half = LANES<R> / 2; half; half /= 2)
     for (int64_t i = 0; i < half; i++) v[i] += v[i + half];
   return v[0];
+#endif
 }
 
 // LANES / G rows of LANES numbers, each summed to G of them, in one vector: the halves of what is twice as long, added.
@@ -242,9 +284,20 @@ INLINE Floats exp2(Floats t) {
 }
 #endif
 
-// e^x for x <= 0, about 1 ulp: log2(e) is taken in two parts, for what rounding it loses times x is most of the error.
+// The larger; a NaN stays one.
+INLINE Floats at_least(Floats x, float least) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_max_ps(_mm512_set1_ps(least), (__m512)x);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return (Floats)_mm256_max_ps(_mm256_set1_ps(least), (__m256)x);
+#else
+  return x < least ? splat(least) : x;
+#endif
+}
+
+// e^x for x <= 88, about 1 ulp: log2(e) is taken in two parts, for what rounding it loses times x is most of the error.
 INLINE Floats exp(Floats x) {
-  const Floats clamped = x < -87.0f ? splat(-87.0f) : x;                   // e^-87 = 1.6e-38; a NaN stays
+  const Floats clamped = at_least(x, -87.0f);                              // e^-87 = 1.6e-38; a NaN stays
   const Floats n = nearest(clamped * 1.44269502f);                         // 1.44269502 + 1.92596299e-8 = log2(e)
   const Floats f = fma(clamped, splat(1.92596299e-8f), fma(clamped, splat(1.44269502f), -n));
   return times_exp2(exp2_of_fraction(f), n);
@@ -271,6 +324,9 @@ template <typename V>
 INLINE V softplus(V x) {
   return (x > 0 ? x : V{}) + log1p(exp_of_minus_abs(x));
 }
+
+// One instruction for what a choice by sign takes five for.
+INLINE Floats sigmoid(Floats x) { return 1.0f / (exp(-at_least(x, -88.0f)) + 1.0f); }
 
 template <typename V>
 INLINE V sigmoid(V x) {
