@@ -36,13 +36,21 @@ def packed(*bounds):
     return torch.tensor(bounds, dtype=torch.int32)
 
 
+def able(op, x):
+    """The backends that can compute `op` for tensors like x."""
+    return [name for name, backend in TABLES[op].items() if backend.why_not(x) is None]
+
+
 def raw_calls():
     """Arguments of the ops underneath the public functions, all differentiable inputs among them."""
     q, k, v = leaf(2, 5, 2, 4), leaf(2, 5, 1, 4), leaf(2, 5, 2, 3)
-    yield "retention", OPS.retention, (q, k, v, rate(2), 0.5, None, None, "torch")
-    yield "retention, states", OPS.retention, (q, k, v, rate(2, 5, 2), 0.5, leaf(2, 2, 4, 3), None, "torch")
     one = (leaf(1, 5, 2, 4), leaf(1, 5, 2, 4), leaf(1, 5, 2, 3))
-    yield "retention, packed", OPS.retention, (*one, rate(2), 0.5, leaf(2, 2, 4, 3), packed(0, 2, 5), "torch")
+    for name in able("retention", q):
+        yield f"retention by {name}", OPS.retention, (q, k, v, rate(2), 0.5, None, None, name)
+        states = q, k, v, rate(2, 5, 2), 0.5, leaf(2, 2, 4, 3), None, name
+        yield f"retention by {name}, states", OPS.retention, states
+        row = *one, rate(2), 0.5, leaf(2, 2, 4, 3), packed(0, 2, 5), name
+        yield f"retention by {name}, packed", OPS.retention, row
 
     x, dt, a, b, c = leaf(2, 5, 4), leaf(2, 5, 4), rate(4, 3), leaf(2, 5, 3), leaf(2, 5, 3)
     bare = (x, dt, a, b, c, None, None, None, True, None, None, 16, "torch")
@@ -63,7 +71,9 @@ def raw_calls():
     yield "gated_rms_norm, bare", OPS.gated_rms_norm, (x, None, None, 1e-5, "torch")
 
     token = torch.randn(2, 2, 4), torch.randn(2, 1, 4), torch.randn(2, 2, 3), -torch.rand(2)
-    yield "retention_step", OPS.retention_step, (*token, torch.randn(2, 2, 4, 3), 0.5, "torch")
+    for name in able("retention_step", q):
+        state = torch.randn(2, 2, 4, 3)
+        yield f"retention_step by {name}", OPS.retention_step, (*token, state, 0.5, name)
     token = torch.randn(2, 4), torch.randn(2, 4), -torch.rand(4, 3), torch.randn(2, 3), torch.randn(2, 3)
     token = (*token, None, None, None, True, torch.randn(2, 4, 3), "torch")
     yield "selective_scan_step", OPS.selective_scan_step, token
@@ -83,10 +93,11 @@ def backward_calls():
     q, k, v = R(2, 5, 2, 4), R(2, 5, 1, 4), R(2, 5, 2, 3)
     states = R(2, 2, 3, 4).mT, R(2, 2, 4, 3)
     grad_o = R(2, 2, 5, 3).transpose(1, 2)
-    arguments = grad_o, states[0], q, k, v, -torch.rand(2, 5, 2), 0.5, states[1], None, True, "torch"
-    yield "retention", OPS.retention_backward, arguments
-    bare = grad_o, None, q, k, v, -torch.rand(2), 0.5, None, None, False, "torch"
-    yield "retention, bare", OPS.retention_backward, bare
+    for name in able("retention", q):
+        full = grad_o, states[0], q, k, v, -torch.rand(2, 5, 2), 0.5, states[1], None, True, name
+        yield f"retention by {name}", OPS.retention_backward, full
+        bare = grad_o, None, q, k, v, -torch.rand(2), 0.5, None, None, False, name
+        yield f"retention by {name}, bare", OPS.retention_backward, bare
     for name, backend in TABLES["selective_scan"].items():
         if backend.why_not(grad) is None:
             every = CHECKPOINT_EVERY[name]
@@ -207,7 +218,8 @@ def test_python_m_lcikernels_names_every_backend_and_whether_it_runs(capsys):
 
 def test_where_no_backend_can_run_every_reason_is_given():
     apple = SimpleNamespace(device=torch.device("mps"), dtype=torch.float32)
-    with pytest.raises(RuntimeError, match="retention: no backend can run here: 'torch': it sums in float64"):
+    why = "retention: no backend can run here: 'cpp': .*; 'torch': it sums in float64"
+    with pytest.raises(RuntimeError, match=why):
         choose("retention", None, apple)
     assert choose("gated_rms_norm", None, apple) == "torch"
 

@@ -4,6 +4,7 @@ from shapes import PACKED, RETENTION
 from tolerance import assert_agrees
 
 from lcikernels import retention, retention_step
+from lcikernels.backends import TABLES
 from lcikernels.ops.retention.reference import retention as reference
 
 
@@ -20,10 +21,34 @@ def inputs(B, T, Hq, Hk, Hv, K, V, *, per_token=False, N=None, dtype=torch.float
     }
 
 
+@pytest.fixture(params=TABLES["retention"])
+def retain(request):
+    """The op on each backend."""
+    if why := TABLES["retention"][request.param].why_not(torch.empty(1)):
+        pytest.skip(why)
+
+    def on_backend(*tokens, **arguments):
+        return retention(*tokens, **arguments, backend=request.param)
+
+    return on_backend
+
+
+@pytest.fixture(params=TABLES["retention_step"])
+def step(request):
+    """One token on each backend."""
+    if why := TABLES["retention_step"][request.param].why_not(torch.empty(1)):
+        pytest.skip(why)
+
+    def on_backend(*token, state):
+        return retention_step(*token, state=state, backend=request.param)
+
+    return on_backend
+
+
 @pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
 @pytest.mark.parametrize("shape", RETENTION.values(), ids=RETENTION)
-def test_outputs_and_all_gradients_are_as_exact_as_the_reference(shape, per_token, poisoned):
-    assert_agrees(retention, reference, **inputs(*shape, per_token=per_token))
+def test_outputs_and_all_gradients_are_as_exact_as_the_reference(retain, shape, per_token, poisoned):
+    assert_agrees(retain, reference, **inputs(*shape, per_token=per_token))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -35,80 +60,80 @@ def test_16_bit_inputs_are_computed_in_float32(dtype):
 
 @pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
 @pytest.mark.parametrize("bounds", PACKED.values(), ids=PACKED)
-def test_packed_sequences_do_not_see_each_other(bounds, per_token, poisoned):
+def test_packed_sequences_do_not_see_each_other(retain, bounds, per_token, poisoned):
     cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
     packed = inputs(1, bounds[-1], 2, 1, 2, 4, 6, per_token=per_token, N=len(bounds) - 1)
-    assert_agrees(retention, reference, **packed, cu_seqlens=cu_seqlens)
+    assert_agrees(retain, reference, **packed, cu_seqlens=cu_seqlens)
 
 
-def test_a_decay_of_exp_minus_20_a_token_neither_overflows_nor_disturbs_its_neighbours():
+def test_a_decay_of_exp_minus_20_a_token_neither_overflows_nor_disturbs_its_neighbours(retain):
     strong = inputs(2, 130, 2, 2, 2, 8, 8, per_token=True)
     with torch.no_grad():
         strong["log_decay"].mul_(0.01)
         strong["log_decay"][:, ::7] = -20.0
-    assert_agrees(retention, reference, **strong)
+    assert_agrees(retain, reference, **strong)
     strong["log_decay"] = torch.full((2,), -20.0, requires_grad=True)
-    assert_agrees(retention, reference, **strong)
+    assert_agrees(retain, reference, **strong)
 
 
 @pytest.mark.parametrize("rate", [-torch.inf, torch.finfo(torch.float32).min / 2], ids=["-inf", "-1.7e38"])
-def test_forgetting_everything_disturbs_no_other_token(rate):
+def test_forgetting_everything_disturbs_no_other_token(retain, rate):
     forgetting = inputs(2, 70, 2, 2, 2, 8, 8, per_token=True)
     with torch.no_grad():
         forgetting["log_decay"][:, 20] = forgetting["log_decay"][:, 69, 1] = rate
-    assert_agrees(retention, reference, **forgetting)
+    assert_agrees(retain, reference, **forgetting)
 
 
-def test_many_short_sequences_cost_what_their_tokens_cost():
+def test_many_short_sequences_cost_what_their_tokens_cost(retain):
     """Padded to the longest they would take 64 times the memory of q."""
     bounds = [*range(0, 128, 2), 2048]
     q, cu_seqlens = torch.randn(1, 2048, 1, 4), torch.tensor(bounds, dtype=torch.int32)
     with torch.profiler.profile(profile_memory=True) as profile:
-        retention(q, q, q, torch.zeros(1), cu_seqlens=cu_seqlens)
+        retain(q, q, q, torch.zeros(1), cu_seqlens=cu_seqlens)
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest <= 32 * q.nbytes
 
 
-def test_no_decay_at_all_is_linear_attention():
+def test_no_decay_at_all_is_linear_attention(retain):
     plain = inputs(*RETENTION["one token past a chunk"]) | {"log_decay": torch.zeros(1, requires_grad=True)}
-    assert_agrees(retention, reference, **plain)
+    assert_agrees(retain, reference, **plain)
 
 
-def test_scale_is_the_callers_to_choose():
-    assert_agrees(retention, reference, **inputs(*RETENTION["odd everything"]), scale=0.37)
+def test_scale_is_the_callers_to_choose(retain):
+    assert_agrees(retain, reference, **inputs(*RETENTION["odd everything"]), scale=0.37)
 
 
-def test_without_states_and_with_a_fixed_decay_only_q_k_v_get_gradients():
+def test_without_states_and_with_a_fixed_decay_only_q_k_v_get_gradients(retain):
     fixed = inputs(*RETENTION["one token past a chunk"]) | {
         "return_final_state": False,
         "initial_state": None,
     }
     fixed["log_decay"] = fixed["log_decay"].detach()
-    assert_agrees(retention, reference, **fixed)
+    assert_agrees(retain, reference, **fixed)
 
 
-def test_views_of_a_fused_projection_are_as_good_as_contiguous_tensors():
+def test_views_of_a_fused_projection_are_as_good_as_contiguous_tensors(retain):
     fused = torch.randn(2, 70, 2, 24)
     q, k, v = fused.split(8, -1)
     log_decay = -torch.rand(2)
-    contiguous = retention(q.contiguous(), k.contiguous(), v.contiguous(), log_decay)
-    assert torch.equal(retention(q, k, v, log_decay), contiguous)
+    contiguous = retain(q.contiguous(), k.contiguous(), v.contiguous(), log_decay)
+    assert torch.equal(retain(q, k, v, log_decay), contiguous)
 
 
-def test_two_halves_with_the_state_carried_over_equal_the_whole():
+def test_two_halves_with_the_state_carried_over_equal_the_whole(retain):
     whole = inputs(2, 90, 2, 2, 2, 8, 8, per_token=True)
 
     def in_halves(q, k, v, log_decay, initial_state, return_final_state):
         cut = [(x[:, :40], x[:, 40:]) for x in (q, k, v, log_decay)]
-        first, state = retention(*(x[0] for x in cut), initial_state=initial_state, return_final_state=True)
-        second, state = retention(*(x[1] for x in cut), initial_state=state, return_final_state=True)
+        first, state = retain(*(x[0] for x in cut), initial_state=initial_state, return_final_state=True)
+        second, state = retain(*(x[1] for x in cut), initial_state=state, return_final_state=True)
         return torch.cat([first, second], 1), state
 
     assert_agrees(in_halves, reference, **whole)
 
 
 @pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
-def test_decoding_step_by_step_equals_the_whole_sequence(per_token):
+def test_decoding_step_by_step_equals_the_whole_sequence(step, per_token):
     whole = {
         k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in inputs(2, 9, 4, 1, 2, 8, 4).items()
     }
@@ -119,16 +144,16 @@ def test_decoding_step_by_step_equals_the_whole_sequence(per_token):
         state = initial_state.clone()
         rates = log_decay.expand(2, 9, 4).unbind(1) if per_token else [log_decay] * 9
         tokens = zip(q.unbind(1), k.unbind(1), v.unbind(1), rates)
-        return torch.stack([retention_step(*token, state=state) for token in tokens], 1), state
+        return torch.stack([step(*token, state=state) for token in tokens], 1), state
 
     assert_agrees(by_steps, reference, **whole)
 
 
-def test_gradcheck():
+def test_gradcheck(retain):
     whole = inputs(1, 35, 2, 1, 2, 2, 2, per_token=True, dtype=torch.float64)
     leaves = {name: x for name, x in whole.items() if isinstance(x, torch.Tensor)}
 
     def run(*values):
-        return retention(**dict(zip(leaves, values)), return_final_state=True)
+        return retain(**dict(zip(leaves, values)), return_final_state=True)
 
     assert torch.autograd.gradcheck(run, tuple(leaves.values()), fast_mode=True)

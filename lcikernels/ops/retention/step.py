@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ... import backends
+from ... import backends, extension
 from .. import checks
 from ..library import define
 from .op import check, check_state
@@ -13,6 +13,7 @@ OP = "retention_step"
 backends.table(
     OP,
     {
+        "cpp": backends.Backend("lcikernels.ops.retention.cpp", extension.on_cpu),
         "torch": backends.Backend("lcikernels.ops.retention.step", backends.anywhere),
     },
 )
