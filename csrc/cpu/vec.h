@@ -325,13 +325,13 @@ INLINE V softplus(V x) {
   return (x > 0 ? x : V{}) + log1p(exp_of_minus_abs(x));
 }
 
-// One instruction for what a choice by sign takes five for.
-INLINE Floats sigmoid(Floats x) { return 1.0f / (exp(-at_least(x, -88.0f)) + 1.0f); }
+// e^-x, at most e^88, or e^700 in float64
+INLINE Floats exp_of_minus(Floats x) { return exp(-at_least(x, -88.0f)); }
+INLINE Doubles exp_of_minus(Doubles x) { return exp(x < -700 ? splat(700.0) : -x); }
 
 template <typename V>
 INLINE V sigmoid(V x) {
-  const V u = exp_of_minus_abs(x);
-  return (x < 0 ? u : 1 + V{}) / (u + 1);
+  return 1 / (exp_of_minus(x) + 1);
 }
 
 template <typename V>
@@ -351,8 +351,8 @@ INLINE Curve<V> softplus_curve(V x) {
 }
 template <typename V>
 INLINE Curve<V> silu_curve(V x) {
-  const V s = sigmoid(x);
-  return {x * s, s * (x * (1 - s) + 1)};
+  const V u = exp_of_minus(x), s = 1 / (u + 1);
+  return {x * s, s * (x * (u * s) + 1)};                                   // u s = 1 - s without cancelling
 }
 
 }  // namespace ISA
