@@ -19,10 +19,10 @@ using checks::require;
 constexpr const char* OP = "selective_scan";
 constexpr const char* STEP = "selective_scan_step";
 
-// Channels of a task: as many as leave each thread four tasks, from 256 (wide rows, few partial sums of dB and dC) down
+// Channels of a task: as many as leave each thread three tasks, from 256 (wide rows, few partial sums of dB and dC) down
 // to 32. One thread counts as two, so that both give the same bits.
 int64_t split(int64_t pieces, int64_t width) {
-  const int64_t enough = 4 * std::max<int64_t>(2, torch::stable::get_num_threads());
+  const int64_t enough = 3 * std::max<int64_t>(2, torch::stable::get_num_threads());
   int64_t split = 256;
   while (split > 32 && pieces * ((width + split - 1) / split) < enough) split /= 2;
   return split;

@@ -3,10 +3,10 @@
 //   delta = softplus(dt + dt_bias)                       h[n] = exp(delta a[n]) h[n] + u b[n],  u = delta x
 //   y     = (sum_n c[n] h[n] + d x) silu(z)
 //
-// A task owns one segment of a sequence and up to `split` channels of one group. It walks in chunks of 32 tokens: rows
-// of x, dt, ... enter a tile per vector of channels, what depends on n is done there, and rows leave. The backward
-// walks the chunks in reverse; inside a chunk it recomputes exp(delta a) and h from the state that enters. dB and dC
-// are summed over a task's channels lane by lane, then across lanes: the same order in every run.
+// A task owns one segment of a sequence and up to `split` channels of one group. It walks in chunks of 32 tokens, and in
+// a chunk vector by vector of channels: x, dt, ... enter a tile that stays in L1, each block of states crosses it, y
+// leaves. The backward walks the chunks in reverse; inside a chunk it recomputes exp(delta a) and h from the state that
+// enters. dB and dC are summed over a task's channels lane by lane, then across lanes: the same order in every run.
 
 #include "vec.h"
 
@@ -101,11 +101,39 @@ void write_states(R* state, int64_t N, const Task& task, const R* rows) {
       state[d * N + n] = rows[(i / LANES<R> * N + n) * LANES<R> + i % LANES<R>];
 }
 
-// a for exp2: in units of log(2)
 template <typename R>
-void read_rates(const R* a, int64_t N, const Task& task, R* rows) {
+R larger(R x, R y) {
+  return x > y ? x : y;
+}
+
+// a for exp2: in units of log(2). Returns the largest |rate|.
+template <typename R>
+R read_rates(const R* a, int64_t N, const Task& task, R* rows) {
+  R most = 0;
   read_states(a, N, task, rows);
-  for (int64_t i = 0; i < task.vectors<R>() * N * LANES<R>; i++) rows[i] *= R(LOG2E);
+  for (int64_t i = 0; i < task.vectors<R>() * N * LANES<R>; i++) {
+    rows[i] *= R(LOG2E);
+    most = larger(most, larger(rows[i], -rows[i]));
+  }
+  return most;
+}
+
+// exp2(delta rate); BOUNDED where the largest |delta rate| of the tile is known to be below REACH.
+template <bool BOUNDED, typename V>
+INLINE V decay(V delta, V rate) {
+  return BOUNDED ? exp2_of_product(delta, rate) : exp2(delta * rate);
+}
+// The largest |delta| of a chunk's tile.
+template <typename R>
+R reach(const R* delta, int64_t steps) {
+  Vec<R> most{};
+  for (int64_t t = 0; t < steps; t++) {
+    const Vec<R> x = load(delta + t * LANES<R>), size = x < 0 ? -x : x;
+    most = size > most ? size : most;
+  }
+  R largest = 0;
+  for (int64_t i = 0; i < LANES<R>; i++) largest = larger<R>(largest, most[i]);
+  return largest;
 }
 
 // The states that enter chunk i, from the checkpoints or to them.
@@ -130,53 +158,83 @@ void pack(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, R* bc
   }
 }
 
-// The rows of the next chunk: too far apart for the hardware to see them coming.
+// The rows of the next chunk, on their way to L2. They are too far apart for the hardware to see them coming, and fetched
+// all at once they would wait for each other: each step of the states fetches a line or two.
 template <typename E>
-INLINE void expect(const SelectiveScan<E>& p, const E* x, int64_t at) {
-  if (x) __builtin_prefetch(x + at + CHUNK * p.D, 0, 2);
-}
+struct Soon {
+  const E* tensors[7];
+  int64_t count = 0, stride, width, first, per_step;
+  int64_t tensor = 0, row = 0, at = 0;
+
+  // From `token` on, in so many steps.
+  Soon(const SelectiveScan<E>& p, const Task& task, int64_t token, int64_t steps, const E* const (&from)[7])
+      : stride(p.D), width(task.d1 - task.d0), first(token * p.D + task.d0) {
+    if (token < 0 || token + CHUNK > p.B * p.T) return;
+    for (const E* x : from)
+      if (x) tensors[count++] = x;
+    per_step = count * CHUNK * (width / LINE + 1) / steps + 1;
+  }
+  INLINE_MEMBER void fetch() {
+    if (tensor == count) return;
+    for (int64_t i = 0; i < per_step; i++) {
+      __builtin_prefetch(tensors[tensor] + first + row * stride + at, 0, 2);
+      if ((at += LINE) < width) continue;
+      at = 0;
+      if (++row < CHUNK) continue;
+      row = 0;
+      if (++tensor == count) return;
+    }
+  }
+  static constexpr int64_t LINE = 64 / sizeof(E);
+};
 
 template <typename R>
 struct ForwardTile {
   R delta[CHUNK * LANES<R>], u[CHUNK * LANES<R>], y[CHUNK * LANES<R>];
 };
 
+// Vector v of the task's channels. `total`, unless null, takes the sum of delta.
 template <typename E, typename R>
-void enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, ForwardTile<R>* tiles, R* steps) {
-  for (int64_t t = 0; t < chunk.steps; t++)
-    for (int64_t v = 0; v < task.vectors<R>(); v++) {
-      const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v), at = (chunk.token + t) * p.D + channel;
-      expect(p, p.x, at), expect(p, p.dt, at), expect(p, p.z, at);
-      const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + optional(p.dt_bias, channel, lanes);
-      const Vec<R> delta = p.dt_softplus ? softplus(raw) : raw;
-      store(tiles[v].delta + t * LANES<R>, delta);
-      store(tiles[v].u + t * LANES<R>, delta * x);
-      store(tiles[v].y + t * LANES<R>, optional(p.d, channel, lanes) * x);
-      if (steps) store(steps + v * LANES<R>, load(steps + v * LANES<R>) + delta);
-    }
+void enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, ForwardTile<R>& tile, R* total) {
+  const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v);
+  const Vec<R> bias = optional(p.dt_bias, channel, lanes), skip = optional(p.d, channel, lanes);
+  Vec<R> sum{};
+  for (int64_t t = 0; t < chunk.steps; t++) {
+    const int64_t at = (chunk.token + t) * p.D + channel;
+    const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + bias;
+    const Vec<R> delta = p.dt_softplus ? softplus(raw) : raw;
+    store(tile.delta + t * LANES<R>, delta);
+    store(tile.u + t * LANES<R>, delta * x);
+    store(tile.y + t * LANES<R>, skip * x);
+    sum += delta;
+  }
+  if (total) store(total, load(total) + sum);
 }
 
 template <typename E, typename R>
-void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, const ForwardTile<R>* tiles) {
-  for (int64_t t = 0; t < chunk.steps; t++)
-    for (int64_t v = 0; v < task.vectors<R>(); v++) {
-      const int64_t lanes = task.lanes<R>(v), at = (chunk.token + t) * p.D + task.channel<R>(v);
-      Vec<R> y = load(tiles[v].y + t * LANES<R>);
-      if (p.z) y *= silu(load(p.z + at, lanes));
-      store(p.y + at, y, lanes);
-    }
+void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, const ForwardTile<R>& tile) {
+  const int64_t lanes = task.lanes<R>(v);
+  for (int64_t t = 0; t < chunk.steps; t++) {
+    const int64_t at = (chunk.token + t) * p.D + task.channel<R>(v);
+    Vec<R> y = load(tile.y + t * LANES<R>);
+    if (p.z) y *= silu(load(p.z + at, lanes));
+    store(p.y + at, y, lanes);
+  }
 }
 
-// NB states of LANES channels through one chunk: a, h [NB, LANES], bc from its first state on.
-template <int NB, bool OUTPUT, typename R>
-INLINE void advance(ForwardTile<R>& tile, int64_t steps, const R* a, R* h, const R* bc, int64_t N) {
+// States n .. n + NB of LANES channels through one chunk: a, h [NB, LANES], bc [t, 2, N].
+template <int NB, bool OUTPUT, bool BOUNDED, typename E, typename R>
+INLINE void advance(ForwardTile<R>& tile, int64_t steps, const R* a, R* h, const R* bc, int64_t n, int64_t N,
+                    Soon<E>& soon) {
   Vec<R> A[NB], H[NB];
   for (int j = 0; j < NB; j++) A[j] = load(a + j * LANES<R>), H[j] = load(h + j * LANES<R>);
+  bc += n;
   for (int64_t t = 0; t < steps; t++, bc += 2 * N) {
+    soon.fetch();
     const Vec<R> delta = load(tile.delta + t * LANES<R>), u = load(tile.u + t * LANES<R>);
     Vec<R> y{};
     for (int j = 0; j < NB; j++) {
-      H[j] = exp2(delta * A[j]) * H[j] + u * bc[j];
+      H[j] = decay<BOUNDED>(delta, A[j]) * H[j] + u * bc[j];
       if (OUTPUT) y += H[j] * bc[N + j];
     }
     if (OUTPUT) store(tile.y + t * LANES<R>, load(tile.y + t * LANES<R>) + y);
@@ -200,28 +258,32 @@ template <bool OUTPUT, typename E, typename R>
 void forward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
   const int64_t N = p.N, V = task.vectors<R>(), NL = N * LANES<R>, state = (task.s * p.segments + task.segment) * p.D * N;
   R *a = scratch.take(V * NL), *h = scratch.take(V * NL), *bc = scratch.take(CHUNK * 2 * N);
-  R* steps = OUTPUT ? nullptr : scratch.take(V * LANES<R>);
-  auto* tiles = reinterpret_cast<ForwardTile<R>*>(scratch.top);
-  read_rates(p.a, N, task, a);
+  R* steps = scratch.take(V * LANES<R>);
+  auto& tile = *reinterpret_cast<ForwardTile<R>*>(scratch.top);
+  const R fastest = read_rates(p.a, N, task, a);
   read_states(OUTPUT && p.initial_state ? p.initial_state + state : nullptr, N, task, h);
-  if (!OUTPUT) memset(steps, 0, sizeof(R) * V * LANES<R>);
+  memset(steps, 0, sizeof(R) * V * LANES<R>);
   for (int64_t i = task.t0 / CHUNK; i * CHUNK < task.t1; i++) {
     const Chunk chunk(p, task, i);
     if (OUTPUT && p.checkpoints && chunk.has_checkpoint) checkpoint<true>(p, task, i, h);
     pack(p, task, chunk, bc);
-    enter(p, task, chunk, tiles, steps);
+    Soon<E> soon(p, task, chunk.token + CHUNK, V * chunk.steps * (N / FORWARD_STATES + 1),
+                 {p.x, p.dt, OUTPUT ? p.y : nullptr, OUTPUT ? p.z : nullptr});
     for (int64_t v = 0; v < V; v++) {
+      enter(p, task, chunk, v, tile, OUTPUT ? nullptr : steps + v * LANES<R>);
+      const bool bounded = reach(tile.delta, chunk.steps) * fastest < REACH;
       int64_t n = 0;
       const auto go = [&](auto states) {
         constexpr int NB = decltype(states)::value;
         for (; n + NB <= N; n += NB) {
           const int64_t at = v * NL + n * LANES<R>;
-          advance<NB, OUTPUT>(tiles[v], chunk.steps, a + at, h + at, bc + n, N);
+          bounded ? advance<NB, OUTPUT, true>(tile, chunk.steps, a + at, h + at, bc, n, N, soon)
+                  : advance<NB, OUTPUT, false>(tile, chunk.steps, a + at, h + at, bc, n, N, soon);
         }
       };
       go(Count<FORWARD_STATES>{}), go(Count<2>{}), go(Count<1>{});
+      if (OUTPUT) leave(p, task, chunk, v, tile);
     }
-    if (OUTPUT) leave(p, task, chunk, tiles);
   }
   if (OUTPUT) {
     if (task.last) write_states(p.final_state + task.s * p.D * N, N, task, h);
@@ -238,17 +300,14 @@ template <typename R>
 struct SumOverStates {
   R run[CHUNK * LANES<R>], before[CHUNK * LANES<R>];
 
-  INLINE_MEMBER void start(int64_t t, Vec<R> value) {
-    store(run + t * LANES<R>, value);
-    store(before + t * LANES<R>, Vec<R>{});
+  INLINE_MEMBER void start(int64_t t, Vec<R> value) { store(run + t * LANES<R>, value); }
+  INLINE_MEMBER void next_run(int64_t steps, bool first) {
+    for (int64_t i = 0; i < steps * LANES<R>; i++) before[i] = first ? run[i] : before[i] + run[i], run[i] = 0;
   }
-  INLINE_MEMBER Vec<R> total(int64_t t) const { return load(before + t * LANES<R>) + load(run + t * LANES<R>); }
-  INLINE_MEMBER void next_run(int64_t steps) {
-    for (int64_t t = 0; t < steps; t++) start_again(t, total(t));
-  }
-  INLINE_MEMBER void start_again(int64_t t, Vec<R> value) {
-    store(before + t * LANES<R>, value);
-    store(run + t * LANES<R>, Vec<R>{});
+  // of N states
+  INLINE_MEMBER Vec<R> total(int64_t t, int64_t N) const {
+    const Vec<R> last = load(run + t * LANES<R>);
+    return N > RUN ? load(before + t * LANES<R>) + last : last;
   }
 };
 
@@ -261,43 +320,46 @@ struct BackwardTile {
   SumOverStates<R> y, through_b, through_a;
 };
 
-// Into the tiles: what the chunk needs and does not depend on n.
+// Into the tile of vector v: what the chunk needs and does not depend on n.
 template <bool GATED, typename E, typename R>
-void enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, BackwardTile<R>* tiles) {
-  for (int64_t t = 0; t < chunk.steps; t++)
-    for (int64_t v = 0; v < task.vectors<R>(); v++) {
-      BackwardTile<R>& tile = tiles[v];
-      const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v), at = (chunk.token + t) * p.D + channel;
-      const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + optional(p.dt_bias, channel, lanes);
-      Curve<Vec<R>> delta{raw, raw};
-      if (p.dt_softplus) delta = softplus_curve(raw);
-      Vec<R> dy = load(p.dy + at, lanes);
-      if (GATED) {
-        const Curve<Vec<R>> gate = silu_curve(load(p.z + at, lanes));
-        store(tile.gate + t * LANES<R>, dy * gate.slope);
-        dy *= gate.value;
-        tile.y.start(t, optional(p.d, channel, lanes) * x);
-      }
-      store(tile.delta + t * LANES<R>, delta.value);
-      store(tile.slope + t * LANES<R>, delta.slope);
-      store(tile.u + t * LANES<R>, delta.value * x);
-      store(tile.dy + t * LANES<R>, dy);
-      tile.through_b.start(t, Vec<R>{});
-      tile.through_a.start(t, Vec<R>{});
+void enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, BackwardTile<R>& tile) {
+  const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v);
+  const Vec<R> bias = optional(p.dt_bias, channel, lanes), skip = optional(p.d, channel, lanes);
+  for (int64_t t = 0; t < chunk.steps; t++) {
+    const int64_t at = (chunk.token + t) * p.D + channel;
+    const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + bias;
+    Vec<R> dy = load(p.dy + at, lanes), delta = raw;
+    if (p.dt_softplus) {
+      const Curve<Vec<R>> curve = softplus_curve(raw);
+      delta = curve.value;
+      store(tile.slope + t * LANES<R>, curve.slope);
     }
+    if (GATED) {
+      const Curve<Vec<R>> gate = silu_curve(load(p.z + at, lanes));
+      store(tile.gate + t * LANES<R>, dy * gate.slope);
+      dy *= gate.value;
+      tile.y.start(t, skip * x);
+    }
+    store(tile.delta + t * LANES<R>, delta);
+    store(tile.u + t * LANES<R>, delta * x);
+    store(tile.dy + t * LANES<R>, dy);
+    tile.through_b.start(t, Vec<R>{});
+    tile.through_a.start(t, Vec<R>{});
+  }
 }
 
 // Rows [v, n] of LANES channels: a, the same for exp2, the state that enters the chunk, dh behind it, what da has summed.
 template <typename R>
 struct Rows {
   R *a, *rate, *h, *dh, *da;
+  R fastest;                             // the largest |rate|
 };
 
-// PB vectors of channels, NB states of each: forwards through the chunk, then backwards. `rows` and `bc` from the first
-// state on; sums [t, 2, N, LANES] take what they add to db and dc.
-template <int PB, int NB, bool GATED, typename R>
-INLINE void retreat(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, int64_t at, const R* bc, int64_t N,
-                    R* sums) {
+// PB vectors of channels, NB states of each: forwards through the chunk, then backwards. `at` is the first state's row;
+// bc [t, 2, N]; sums [t, 2, NB, LANES] take what they add to db and dc.
+template <int PB, int NB, bool GATED, bool BOUNDED, typename E, typename R>
+INLINE void retreat(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, int64_t at, const R* bc, int64_t n,
+                    int64_t N, R* sums, Soon<E>& soon) {
   constexpr int64_t L = LANES<R>;
   alignas(64) R e[CHUNK][PB][NB][L], h[CHUNK + 1][PB][NB][L];
   Vec<R> A[PB][NB], RATE[PB][NB], H[PB][NB], DH[PB][NB], DA[PB][NB];
@@ -308,21 +370,24 @@ INLINE void retreat(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, 
       DH[i][j] = load(rows.dh + row), DA[i][j] = Vec<R>{};
       store(h[0][i][j], H[i][j]);
     }
-  for (int64_t t = 0; t < steps; t++)
+  bc += n;
+  for (int64_t t = 0; t < steps; t++) {
+    soon.fetch();
     for (int i = 0; i < PB; i++) {
       const Vec<R> delta = load(tiles[i].delta + t * L), u = load(tiles[i].u + t * L);
       Vec<R> y{};
       for (int j = 0; j < NB; j++) {
-        const Vec<R> E = exp2(delta * RATE[i][j]);
-        H[i][j] = E * H[i][j] + u * bc[t * 2 * N + j];
-        store(e[t][i][j], E);
+        const Vec<R> left = decay<BOUNDED>(delta, RATE[i][j]);
+        H[i][j] = left * H[i][j] + u * bc[t * 2 * N + j];
+        store(e[t][i][j], left);
         store(h[t + 1][i][j], H[i][j]);
         if (GATED) y += H[i][j] * bc[t * 2 * N + N + j];
       }
       if (GATED) store(tiles[i].y.run + t * L, load(tiles[i].y.run + t * L) + y);
     }
+  }
   for (int64_t t = steps - 1; t >= 0; t--) {
-    R* sum = sums + t * 2 * N * L;
+    R* sum = sums + t * 2 * NB * L;
     Vec<R> delta[PB], u[PB], dy[PB], through_b[PB], through_a[PB];
     for (int i = 0; i < PB; i++) {
       delta[i] = load(tiles[i].delta + t * L), u[i] = load(tiles[i].u + t * L), dy[i] = load(tiles[i].dy + t * L);
@@ -330,7 +395,7 @@ INLINE void retreat(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, 
     }
     for (int j = 0; j < NB; j++) {
       const Vec<R> b = splat(bc[t * 2 * N + j]), c = splat(bc[t * 2 * N + N + j]);
-      Vec<R> db = load(sum + j * L), dc = load(sum + (N + j) * L);
+      Vec<R> db = load(sum + j * L), dc = load(sum + (NB + j) * L);
       for (int i = 0; i < PB; i++) {
         const Vec<R> before = load(h[t][i][j]);
         DH[i][j] += dy[i] * c;
@@ -344,7 +409,7 @@ INLINE void retreat(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, 
         H[i][j] = before;
       }
       store(sum + j * L, db);
-      store(sum + (N + j) * L, dc);
+      store(sum + (NB + j) * L, dc);
     }
     for (int i = 0; i < PB; i++) {
       store(tiles[i].through_b.run + t * L, through_b[i]);
@@ -359,55 +424,80 @@ INLINE void retreat(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, 
     }
 }
 
-// PB vectors of channels through one chunk, all their states.
-template <int PB, bool GATED, typename R>
-void retreat_all(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, int64_t v, const R* bc, int64_t N,
-                 R* sums) {
-  int64_t n = 0;
-  const auto go = [&](auto states) {
-    constexpr int NB = decltype(states)::value;
-    for (; n + NB <= N; n += NB) {
-      for (int i = 0; i < PB && n && n % RUN == 0; i++) {
-        if (GATED) tiles[i].y.next_run(steps);
-        tiles[i].through_b.next_run(steps);
-        tiles[i].through_a.next_run(steps);
-      }
-      retreat<PB, NB, GATED>(tiles, steps, rows, (v * N + n) * LANES<R>, bc + n, N, sums + n * LANES<R>);
-    }
-  };
-  go(Count<STATES>{}), go(Count<1>{});
-}
-
 // What a task's channels sum over tokens.
 template <typename R>
 struct Totals {
   ExactSum<R> d, dt_bias;
 };
 
-// Out of the tiles: the gradients of x, dt and z, and what a chunk adds to those of d and dt_bias.
+// Out of the tile of vector v: the gradients of x, dt and z, and what a chunk adds to those of d and dt_bias.
 template <bool GATED, typename E, typename R>
-void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, const BackwardTile<R>* tiles,
-           Totals<R>* totals) {
-  for (int64_t v = 0; v < task.vectors<R>(); v++) {
-    const BackwardTile<R>& tile = tiles[v];
-    const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v);
-    const Vec<R> skip = optional(p.d, channel, lanes);
-    ExactSum<R> sum_d, sum_bias;
-    for (int64_t t = 0; t < chunk.steps; t++) {
-      const int64_t at = (chunk.token + t) * p.D + channel;
-      const Vec<R> x = load(p.x + at, lanes), dy = load(tile.dy + t * LANES<R>);
-      const Vec<R> through_b = tile.through_b.total(t);
-      Vec<R> ddt = x * through_b + tile.through_a.total(t);
-      if (p.dt_softplus) ddt *= load(tile.slope + t * LANES<R>);
-      if (GATED) store(p.dz + at, load(tile.gate + t * LANES<R>) * tile.y.total(t), lanes);
-      store(p.dx + at, load(tile.delta + t * LANES<R>) * through_b + skip * dy, lanes);
-      store(p.ddt + at, ddt, lanes);
-      sum_d.add(dy * x);
-      sum_bias.add(ddt);
-    }
-    totals[v].d.add(sum_d.total);
-    totals[v].dt_bias.add(sum_bias.total);
+void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, const BackwardTile<R>& tile,
+           Totals<R>& totals) {
+  const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v);
+  const Vec<R> skip = optional(p.d, channel, lanes);
+  ExactSum<R> sum_d, sum_bias;
+  for (int64_t t = 0; t < chunk.steps; t++) {
+    const int64_t at = (chunk.token + t) * p.D + channel;
+    const Vec<R> x = load(p.x + at, lanes), dy = load(tile.dy + t * LANES<R>);
+    const Vec<R> through_b = tile.through_b.total(t, p.N);
+    Vec<R> ddt = x * through_b + tile.through_a.total(t, p.N);
+    if (p.dt_softplus) ddt *= load(tile.slope + t * LANES<R>);
+    if (GATED) store(p.dz + at, load(tile.gate + t * LANES<R>) * tile.y.total(t, p.N), lanes);
+    store(p.dx + at, load(tile.delta + t * LANES<R>) * through_b + skip * dy, lanes);
+    store(p.ddt + at, ddt, lanes);
+    sum_d.add(dy * x);
+    sum_bias.add(ddt);
   }
+  totals.d.add(sum_d.total);
+  totals.dt_bias.add(sum_bias.total);
+}
+
+// PB vectors of channels from v on through one chunk, all their states. Each block of states has its own sums: those of
+// all states at one stride would meet in few sets of the L1 cache.
+template <int PB, bool GATED, typename E, typename R>
+void retreat_all(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, BackwardTile<R>* tiles,
+                 const Rows<R>& rows, const R* bc, R* sums, Totals<R>* totals, Soon<E>& soon) {
+  bool bounded = true;
+  for (int i = 0; i < PB; i++) {
+    enter<GATED>(p, task, chunk, v + i, tiles[i]);
+    bounded = bounded && reach(tiles[i].delta, chunk.steps) * rows.fastest < REACH;
+  }
+  int64_t n = 0;
+  const auto go = [&](auto states) {
+    constexpr int NB = decltype(states)::value;
+    for (; n + NB <= p.N; n += NB) {
+      for (int i = 0; i < PB && n && n % RUN == 0; i++) {
+        if (GATED) tiles[i].y.next_run(chunk.steps, n == RUN);
+        tiles[i].through_b.next_run(chunk.steps, n == RUN);
+        tiles[i].through_a.next_run(chunk.steps, n == RUN);
+      }
+      const int64_t at = (v * p.N + n) * LANES<R>;
+      R* block = sums + n * 2 * CHUNK * LANES<R>;
+      bounded ? retreat<PB, NB, GATED, true>(tiles, chunk.steps, rows, at, bc, n, p.N, block, soon)
+              : retreat<PB, NB, GATED, false>(tiles, chunk.steps, rows, at, bc, n, p.N, block, soon);
+    }
+  };
+  go(Count<STATES>{}), go(Count<1>{});
+  for (int i = 0; i < PB; i++) leave<GATED>(p, task, chunk, v + i, tiles[i], totals[v + i]);
+}
+
+// db and dc of the chunk: the sums across lanes.
+template <typename E, typename R>
+void write_sums(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, const R* sums, R* across) {
+  int64_t n = 0;
+  const auto go = [&](auto states) {
+    constexpr int NB = decltype(states)::value;
+    for (; n + NB <= p.N; n += NB) {
+      sum_rows(sums + n * 2 * CHUNK * LANES<R>, chunk.steps * 2 * NB, across);
+      for (int64_t t = 0; t < chunk.steps; t++)
+        for (int j = 0; j < NB; j++) {
+          const int64_t at = ((task.layer * p.B * p.T + chunk.token + t) * p.G + task.g) * p.N + n + j;
+          p.db[at] = across[t * 2 * NB + j], p.dc[at] = across[t * 2 * NB + NB + j];
+        }
+    }
+  };
+  go(Count<STATES>{}), go(Count<1>{});
 }
 
 template <bool GATED, typename E, typename R>
@@ -415,12 +505,12 @@ void backward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
   const int64_t N = p.N, V = task.vectors<R>(), NL = N * LANES<R>, piece = task.s * p.segments + task.segment;
   const int64_t state = piece * p.D * N;
   R* const states = scratch.take(5 * V * NL);
-  const Rows<R> rows{states, states + V * NL, states + 2 * V * NL, states + 3 * V * NL, states + 4 * V * NL};
-  R *bc = scratch.take(CHUNK * 2 * N), *sums = scratch.take(CHUNK * 2 * NL), *across = scratch.take(2 * N);
+  Rows<R> rows{states, states + V * NL, states + 2 * V * NL, states + 3 * V * NL, states + 4 * V * NL};
+  R *bc = scratch.take(CHUNK * 2 * N), *sums = scratch.take(CHUNK * 2 * NL), *across = scratch.take(CHUNK * 2 * STATES);
   auto* totals = reinterpret_cast<Totals<R>*>(scratch.take(V * sizeof(Totals<R>) / sizeof(R)));
   auto* tiles = reinterpret_cast<BackwardTile<R>*>(scratch.top);
   read_states(p.a, N, task, rows.a);
-  read_rates(p.a, N, task, rows.rate);
+  rows.fastest = read_rates(p.a, N, task, rows.rate);
   read_states(p.dfinal_state ? p.dfinal_state + state : nullptr, N, task, rows.dh);
   memset(rows.da, 0, sizeof(R) * V * NL);
   for (int64_t v = 0; v < V; v++) totals[v] = {};
@@ -431,19 +521,14 @@ void backward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
     else
       read_states(p.initial_state ? p.initial_state + state : nullptr, N, task, rows.h);
     pack(p, task, chunk, bc);
-    enter<GATED>(p, task, chunk, tiles);
-    memset(sums, 0, sizeof(R) * chunk.steps * 2 * NL);
+    memset(sums, 0, sizeof(R) * 2 * CHUNK * NL);
+    Soon<E> soon(p, task, chunk.token - CHUNK, (V / VECTORS + 1) * chunk.steps * (N / STATES + 1),
+                 {p.x, p.dt, p.dy, p.z, p.dx, p.ddt, p.dz});
     int64_t v = 0;
     for (; v + VECTORS <= V; v += VECTORS)
-      retreat_all<VECTORS, GATED>(tiles + v, chunk.steps, rows, v, bc, N, sums);
-    for (; v < V; v++) retreat_all<1, GATED>(tiles + v, chunk.steps, rows, v, bc, N, sums);
-    leave<GATED>(p, task, chunk, tiles, totals);
-    for (int64_t t = 0; t < chunk.steps; t++) {
-      sum_rows(sums + t * 2 * NL, 2 * N, across);
-      const int64_t at = ((task.layer * p.B * p.T + chunk.token + t) * p.G + task.g) * N;
-      memcpy(p.db + at, across, sizeof(R) * N);
-      memcpy(p.dc + at, across + N, sizeof(R) * N);
-    }
+      retreat_all<VECTORS, GATED>(p, task, chunk, v, tiles, rows, bc, sums, totals, soon);
+    for (; v < V; v++) retreat_all<1, GATED>(p, task, chunk, v, tiles, rows, bc, sums, totals, soon);
+    write_sums(p, task, chunk, sums, across);
   }
   write_states(p.da + state, N, task, rows.da);
   write_states(p.dinitial_state + state, N, task, rows.dh);
@@ -461,22 +546,22 @@ void crossing_back(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch
   const int64_t N = p.N, V = task.vectors<R>(), NL = N * L, state = (task.s * p.segments + task.segment) * p.D * N;
   R *a = scratch.take(V * NL), *dh = scratch.take(V * NL), *bc = scratch.take(CHUNK * 2 * N);
   R* steps = scratch.take(V * L);
-  auto* tiles = reinterpret_cast<BackwardTile<R>*>(scratch.top);
+  auto& tile = *reinterpret_cast<BackwardTile<R>*>(scratch.top);
   read_rates(p.a, N, task, a);
   memset(dh, 0, sizeof(R) * V * NL);
   memset(steps, 0, sizeof(R) * V * L);
   for (int64_t i = (task.t1 - 1) / CHUNK; i >= task.t0 / CHUNK; i--) {
     const Chunk chunk(p, task, i);
     pack(p, task, chunk, bc);
-    enter<GATED>(p, task, chunk, tiles);
     for (int64_t v = 0; v < V; v++) {
-      for (int64_t t = 0; t < chunk.steps; t++) store(steps + v * L, load(steps + v * L) + load(tiles[v].delta + t * L));
+      enter<GATED>(p, task, chunk, v, tile);
+      for (int64_t t = 0; t < chunk.steps; t++) store(steps + v * L, load(steps + v * L) + load(tile.delta + t * L));
       for (int64_t n = 0; n < N; n++) {
         const int64_t at = (v * N + n) * L;
         const Vec<R> A = load(a + at);
         Vec<R> DH = load(dh + at);
         for (int64_t t = chunk.steps - 1; t >= 0; t--)
-          DH = (DH + load(tiles[v].dy + t * L) * bc[t * 2 * N + N + n]) * exp2(load(tiles[v].delta + t * L) * A);
+          DH = (DH + load(tile.dy + t * L) * bc[t * 2 * N + N + n]) * exp2(load(tile.delta + t * L) * A);
         store(dh + at, DH);
       }
     }
@@ -524,7 +609,7 @@ template <typename E>
 int64_t selective_scan_scratch(const SelectiveScan<E>& p) {
   using R = Real<E>;
   const int64_t V = (p.split + LANES<R> - 1) / LANES<R>, tile = sizeof(BackwardTile<R>) / sizeof(R);
-  return (5 * V + 2 * CHUNK) * p.N * LANES<R> + V * (tile + 4 * LANES<R>) + (CHUNK + 1) * 2 * p.N + 2 * LANES<R>;
+  return (5 * V + 2 * CHUNK) * p.N * LANES<R> + VECTORS * tile + V * 4 * LANES<R> + CHUNK * 2 * (p.N + STATES) + 8 * LANES<R>;
 }
 
 template <typename E>
