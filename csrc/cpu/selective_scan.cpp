@@ -163,7 +163,7 @@ void pack(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, R* bc
 template <typename E>
 struct Soon {
   const E* tensors[7];
-  int64_t count = 0, stride, width, first, per_step;
+  int64_t count = 0, stride, width, first, per_step = 0;
   int64_t tensor = 0, row = 0, at = 0;
 
   // From `token` on, in so many steps.
@@ -263,7 +263,7 @@ void forward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
   const R fastest = read_rates(p.a, N, task, a);
   read_states(OUTPUT && p.initial_state ? p.initial_state + state : nullptr, N, task, h);
   memset(steps, 0, sizeof(R) * V * LANES<R>);
-  for (int64_t i = task.t0 / CHUNK; i * CHUNK < task.t1; i++) {
+  for (int64_t i = task.t0 / CHUNK; i * CHUNK < task.t1 && task.t0 < task.t1; i++) {
     const Chunk chunk(p, task, i);
     if (OUTPUT && p.checkpoints && chunk.has_checkpoint) checkpoint<true>(p, task, i, h);
     pack(p, task, chunk, bc);
