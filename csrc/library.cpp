@@ -59,6 +59,24 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
   // q [B, Hq, K], k [B, Hk, K], v [B, Hv, V], state [B, H, K, V], which is advanced
   m.def(
       "retention_step(Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor(a!) state, float scale) -> Tensor");
+
+  // x with a contiguous last axis, weight and bias in what the kernel computes with; S is B, or N of cu_seqlens [N+1]
+  m.def(
+      "causal_conv1d_forward(Tensor x, Tensor weight, Tensor? bias, bool silu, Tensor? initial_state,"
+      " Tensor? cu_seqlens) -> (Tensor y, Tensor final_state)");
+  // dbias is [0] where bias is None
+  m.def(
+      "causal_conv1d_backward(Tensor dy, Tensor? dfinal_state, Tensor x, Tensor weight, Tensor? bias, bool silu,"
+      " Tensor? initial_state, Tensor? cu_seqlens) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dinitial_state)");
+  // x [B, D], state [B, D, W-1], which is advanced
+  m.def("causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, bool silu, Tensor(a!) state) -> Tensor");
+
+  // x and gate [rows, D] with a contiguous last axis
+  m.def("gated_rms_norm_forward(Tensor x, Tensor? gate, Tensor? weight, float eps) -> Tensor");
+  // dgate and dweight are [0] where gate and weight are None
+  m.def(
+      "gated_rms_norm_backward(Tensor dy, Tensor x, Tensor? gate, Tensor? weight, float eps)"
+      " -> (Tensor dx, Tensor dgate, Tensor dweight)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lcikernels_cpp, CompositeExplicitAutograd, m) {

@@ -30,6 +30,9 @@ CAUSAL_CONV1D = {
     "shorter than the filter": (2, 2, 3, 4),
     "Mamba's": (2, 20, 6, 4),
     "no memory": (1, 5, 3, 1),
+    "two taps": (2, 6, 5, 2),
+    "three taps, wider than a vector": (1, 7, 35, 3),
+    "many taps": (2, 12, 3, 9),
 }
 
 # cu_seqlens: where packed sequences begin and end

@@ -64,11 +64,16 @@ def raw_calls():
     yield "selective_scan, packed", OPS.selective_scan, row
 
     weight = leaf(4, 3)
-    yield "causal_conv1d", OPS.causal_conv1d, (x, weight, None, None, None, None, "torch")
-    everything = (x, weight, leaf(4), "silu", leaf(2, 4, 2), None, "torch")
-    yield "causal_conv1d, everything", OPS.causal_conv1d, everything
-    yield "gated_rms_norm", OPS.gated_rms_norm, (x, leaf(2, 5, 4), leaf(4), 1e-5, "torch")
-    yield "gated_rms_norm, bare", OPS.gated_rms_norm, (x, None, None, 1e-5, "torch")
+    for name in able("causal_conv1d", x):
+        bare = x, weight, None, None, None, None, name
+        yield f"causal_conv1d by {name}, bare", OPS.causal_conv1d, bare
+        full = x, weight, leaf(4), "silu", leaf(2, 4, 2), None, name
+        yield f"causal_conv1d by {name}", OPS.causal_conv1d, full
+        row = leaf(1, 5, 4), weight, leaf(4), "silu", leaf(2, 4, 2), packed(0, 2, 5), name
+        yield f"causal_conv1d by {name}, packed", OPS.causal_conv1d, row
+    for name in able("gated_rms_norm", x):
+        yield f"gated_rms_norm by {name}", OPS.gated_rms_norm, (x, leaf(2, 5, 4), leaf(4), 1e-5, name)
+        yield f"gated_rms_norm by {name}, bare", OPS.gated_rms_norm, (x, None, None, 1e-5, name)
 
     token = torch.randn(2, 2, 4), torch.randn(2, 1, 4), torch.randn(2, 2, 3), -torch.rand(2)
     for name in able("retention_step", q):
@@ -77,8 +82,9 @@ def raw_calls():
     token = torch.randn(2, 4), torch.randn(2, 4), -torch.rand(4, 3), torch.randn(2, 3), torch.randn(2, 3)
     token = (*token, None, None, None, True, torch.randn(2, 4, 3), "torch")
     yield "selective_scan_step", OPS.selective_scan_step, token
-    token = (torch.randn(2, 4), torch.randn(4, 3), None, "silu", torch.randn(2, 4, 2), "torch")
-    yield "causal_conv1d_step", OPS.causal_conv1d_step, token
+    for name in able("causal_conv1d_step", x):
+        token = torch.randn(2, 4), torch.randn(4, 3), None, "silu", torch.randn(2, 4, 2), name
+        yield f"causal_conv1d_step by {name}", OPS.causal_conv1d_step, token
 
 
 @pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in raw_calls()])
@@ -106,13 +112,16 @@ def backward_calls():
             yield f"selective_scan by {name}", *full
             bare = None, None, None, False, None, None, R(1, 2, 8, 3), every, name
             yield f"selective_scan by {name}, bare", OPS.selective_scan_backward, (grad, None, *wide, *bare)
-    everything = R(2, 5, 8), R(8, 3), R(8), "silu", R(2, 8, 2), None, "torch"
-    yield "causal_conv1d", OPS.causal_conv1d_backward, (grad, R(2, 2, 8).mT, *everything)
-    bare = grad, None, R(2, 5, 8), R(8, 3), None, None, None, None, "torch"
-    yield "causal_conv1d, bare", OPS.causal_conv1d_backward, bare
-    everything = grad, R(2, 5, 8), R(2, 8, 5).mT, R(8), 1e-5, "torch"
-    yield "gated_rms_norm", OPS.gated_rms_norm_backward, everything
-    yield "gated_rms_norm, bare", OPS.gated_rms_norm_backward, (grad, R(2, 5, 8), None, None, 1e-5, "torch")
+    for name in able("causal_conv1d", grad):
+        everything = R(2, 5, 8), R(8, 3), R(8), "silu", R(2, 8, 2), None, name
+        yield f"causal_conv1d by {name}", OPS.causal_conv1d_backward, (grad, R(2, 2, 8).mT, *everything)
+        bare = grad, None, R(2, 5, 8), R(8, 3), None, None, None, None, name
+        yield f"causal_conv1d by {name}, bare", OPS.causal_conv1d_backward, bare
+    for name in able("gated_rms_norm", grad):
+        everything = grad, R(2, 5, 8), R(2, 8, 5).mT, R(8), 1e-5, name
+        yield f"gated_rms_norm by {name}", OPS.gated_rms_norm_backward, everything
+        bare = grad, R(2, 5, 8), None, None, 1e-5, name
+        yield f"gated_rms_norm by {name}, bare", OPS.gated_rms_norm_backward, bare
 
 
 @pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in backward_calls()])
@@ -129,7 +138,6 @@ def test_opcheck_of_16_bit_activations(op, arguments):
         x.detach().bfloat16().requires_grad_(x.requires_grad) if name in activations and x is not None else x
         for name, x in zip(names, arguments)
     ]
-    halved = [*halved[:-1], "torch"]
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(op, tuple(halved), test_utils=tests)
 

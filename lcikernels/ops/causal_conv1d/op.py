@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ... import backends
+from ... import backends, extension
 from .. import checks
 from ..library import define, differentiate, refuse_gradients
 
@@ -13,6 +13,7 @@ OP = "causal_conv1d"
 backends.table(
     OP,
     {
+        "cpp": backends.Backend("lcikernels.ops.causal_conv1d.cpp", extension.on_cpu),
         "torch": backends.Backend("lcikernels.ops.causal_conv1d.shifted", backends.anywhere),
     },
 )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from ... import backends
+from ... import backends, extension
 from .. import checks
 from ..library import define
 from .op import check
@@ -14,6 +14,7 @@ OP = "causal_conv1d_step"
 backends.table(
     OP,
     {
+        "cpp": backends.Backend("lcikernels.ops.causal_conv1d.cpp", extension.on_cpu),
         "torch": backends.Backend("lcikernels.ops.causal_conv1d.step", backends.anywhere),
     },
 )

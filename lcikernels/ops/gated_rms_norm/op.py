@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ... import backends
+from ... import backends, extension
 from .. import checks
 from ..library import define, differentiate, refuse_gradients
 
@@ -12,6 +12,7 @@ OP = "gated_rms_norm"
 backends.table(
     OP,
     {
+        "cpp": backends.Backend("lcikernels.ops.gated_rms_norm.cpp", extension.on_cpu),
         "torch": backends.Backend("lcikernels.ops.gated_rms_norm.plain", backends.anywhere),
     },
 )

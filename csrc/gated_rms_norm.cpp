@@ -1,0 +1,77 @@
+// Gated RMS norm: checks, memory and threads around the kernels in cpu/gated_rms_norm.cpp.
+
+#include "cpu/gated_rms_norm.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "checks.h"
+#include "cpu/dispatch.h"
+#include "op.h"
+
+namespace {
+
+using namespace op;
+using checks::require;
+
+constexpr const char* OP = "gated_rms_norm";
+
+template <typename E>
+GatedRmsNorm<E> problem(const Tensor& x, const Maybe& gate, const Maybe& weight, double eps) {
+  if (x.dim() != 2) checks::refuse(OP, "x", "[rows, D]", "shape " + checks::tuple(x.sizes()));
+  GatedRmsNorm<E> p{};
+  p.rows = x.size(0), p.D = x.size(1), p.eps = eps;
+  const checks::Axes axes = {{"rows", p.rows}, {"D", p.D}};
+  checks::require_rows(OP, "x", x, axes, TYPE<E>);
+  if (gate) checks::require_rows(OP, "gate", *gate, axes, TYPE<E>);
+  if (weight) require(OP, "weight", *weight, {{"D", p.D}}, TYPE<Real<E>>);
+  p.x_row = x.stride(0), p.gate_row = gate ? gate->stride(0) : 0;
+  p.x = in<E>(x), p.gate = in<E>(gate), p.weight = in<Real<E>>(weight);
+  return p;
+}
+
+// Vector operations in all tasks of a pass that needs `each` for a vector of 16.
+template <typename E>
+int64_t work(const GatedRmsNorm<E>& p, int64_t each) {
+  return p.rows * p.width() / 16 * each;
+}
+
+Tensor forward(const Tensor& x, const Maybe& gate, const Maybe& weight, double eps) {
+  return with_element(OP, "x", x, [&](auto element) {
+    using E = decltype(element);
+    GatedRmsNorm<E> p = problem<E>(x, gate, weight, eps);
+    Tensor y = empty<E>(x, {p.rows, p.D});
+    p.y = out<E>(y);
+    const auto kernel = PICK(gated_rms_norm_forward<E>);
+    parallel(p.tasks(), work(p, gate ? 25 : 5), 0, [&](int64_t task, void*) { kernel(p, task, nullptr); });
+    return y;
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const Maybe& gate, const Maybe& weight,
+                                            double eps) {
+  return with_element(OP, "x", x, [&](auto element) {
+    using E = decltype(element);
+    using R = Real<E>;
+    GatedRmsNorm<E> p = problem<E>(x, gate, weight, eps);
+    require(OP, "dy", dy, {{"rows", p.rows}, {"D", p.D}}, TYPE<E>);
+    p.dy = in<E>(dy);
+    Tensor dx = empty<E>(x, {p.rows, p.D}), dgate = gate ? empty<E>(x, {p.rows, p.D}) : empty<E>(x, {0});
+    Tensor dweight = weight ? empty<R>(x, {p.tasks(), p.D}) : empty<R>(x, {0});
+    p.dx = out<E>(dx);
+    if (gate) p.dgate = out<E>(dgate);
+    if (weight) p.dweight = out<R>(dweight);
+    const auto kernel = PICK(gated_rms_norm_backward<E>);
+    parallel(p.tasks(), work(p, gate ? 40 : 15), p.scratch() * sizeof(R),
+             [&](int64_t task, void* scratch) { kernel(p, task, static_cast<R*>(scratch)); });
+    return std::make_tuple(dx, dgate, weight ? total(dweight) : dweight);
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lcikernels_cpp, CPU, m) {
+  m.impl("gated_rms_norm_forward", TORCH_BOX(&forward));
+  m.impl("gated_rms_norm_backward", TORCH_BOX(&backward));
+}

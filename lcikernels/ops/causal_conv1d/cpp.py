@@ -1,0 +1,65 @@
+"""The causal convolution in C++ (csrc/cpu/causal_conv1d.cpp): a lane per channel, the window in registers."""
+
+import torch
+from torch import Tensor
+
+from ..checks import boundaries, inner
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """y [B, T, D] and the final state [B or N, D, W-1]."""
+    inputs = prepare(x, weight, bias, activation, initial_state, cu_seqlens)
+    return torch.ops.lcikernels_cpp.causal_conv1d_forward(*inputs)
+
+
+def backward(
+    grad_y: Tensor,
+    grad_state: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias (empty where it is missing) and the initial state."""
+    inputs = prepare(x, weight, bias, activation, initial_state, cu_seqlens)
+    dx, dweight, dbias, dstate = torch.ops.lcikernels_cpp.causal_conv1d_backward(
+        grad_y.contiguous(), contiguous(grad_state), *inputs
+    )
+    return dx, dweight.to(weight.dtype), dbias if bias is None else dbias.to(bias.dtype), dstate
+
+
+def step(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, state: Tensor) -> Tensor:
+    """y [B, D]; `state` is updated in place."""
+    inputs, dense = filters(x, weight, bias), state.contiguous()
+    y = torch.ops.lcikernels_cpp.causal_conv1d_step(*inputs, activation == "silu", dense)
+    if dense is not state:
+        state.copy_(dense)
+    return y
+
+
+def prepare(x, weight, bias, activation, initial_state, cu_seqlens) -> tuple:
+    """What the library takes."""
+    if cu_seqlens is not None:
+        boundaries("causal_conv1d", cu_seqlens, x.shape[1])
+    states = contiguous(initial_state), contiguous(cu_seqlens)
+    return *filters(x, weight, bias), activation == "silu", *states
+
+
+def filters(x, weight, bias) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x with a contiguous last axis, as half of a projection has; the others in what is computed in."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    weight = weight.to(inner(x)).contiguous()
+    return x, weight, bias if bias is None else bias.to(weight.dtype).contiguous()
+
+
+def contiguous(u: Tensor | None) -> Tensor | None:
+    return u if u is None else u.contiguous()

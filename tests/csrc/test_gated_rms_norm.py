@@ -1,0 +1,138 @@
+"""The compiled norm on every instruction set: what the shapes of tests/ops do not reach."""
+
+import pytest
+import torch
+from tolerance import assert_agrees
+
+from lcikernels import extension, gated_rms_norm
+from lcikernels.ops.gated_rms_norm.reference import gated_rms_norm as reference
+
+# A task is 32 rows or 32768 elements.
+SHAPES = {
+    "one element": (1, 1),
+    "a row shorter than a vector": (5, 3),
+    "a vector and one": (9, 17),
+    "33 wide": (40, 33),
+    "several tasks": (1100, 64),
+    "heads": (2, 5, 3, 256),
+    "wide, several tasks": (33, 4096),
+    "wider than the first cache": (2, 20001),
+}
+
+
+def inputs(*shape, dtype=torch.float32, exact=None):
+    exact = exact or torch.promote_types(dtype, torch.float32)
+    return {
+        "x": torch.randn(*shape, dtype=dtype, requires_grad=True),
+        "gate": torch.randn(*shape, dtype=dtype, requires_grad=True),
+        "weight": torch.randn(shape[-1], dtype=exact, requires_grad=True),
+    }
+
+
+def compiled(**arguments):
+    return gated_rms_norm(**arguments, backend="cpp")
+
+
+def run(arguments):
+    """The output, and the gradients from a random cotangent."""
+    leaves = [x for x in arguments.values() if isinstance(x, torch.Tensor) and x.requires_grad]
+    y = compiled(**arguments)
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    return [y, *torch.autograd.grad(y, leaves, cotangent)]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_every_width_is_as_exact_as_the_reference(instruction_set, shape, poisoned):
+    assert_agrees(compiled, reference, **inputs(*shape))
+
+
+@pytest.mark.parametrize("missing", [("gate",), ("weight",), ("gate", "weight")], ids=str)
+def test_what_is_optional_can_be_left_out(instruction_set, missing, poisoned):
+    assert_agrees(compiled, reference, **inputs(40, 33) | dict.fromkeys(missing))
+
+
+@pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
+def test_bfloat16_is_computed_and_summed_in_float32(instruction_set, parameters, poisoned):
+    assert_agrees(compiled, reference, **inputs(600, 65, dtype=torch.bfloat16, exact=parameters))
+
+
+def test_sums_over_many_rows_stay_exact(instruction_set):
+    assert_agrees(compiled, reference, **inputs(20000, 8))
+
+
+def test_float64_is_exact_to_float64(instruction_set):
+    arguments = inputs(40, 35, dtype=torch.float64)
+    got, want = (
+        torch.autograd.grad(op(**arguments).square().sum(), list(arguments.values()))
+        for op in (compiled, reference)
+    )
+    for x, y in zip(got, want):
+        assert (x - y).abs().max() <= 1e-13 * y.abs().max()
+
+
+def test_rows_of_a_wider_tensor_need_no_copy(instruction_set):
+    """And have the same bits as a copy; so do rows that have to be copied."""
+    wide = torch.randn(3, 50, 2 * 37)
+    x, gate = (part.detach().requires_grad_() for part in wide.chunk(2, -1))
+    weight = torch.randn(37, requires_grad=True)
+    copies = {"x": x.detach().clone().requires_grad_(), "gate": gate.detach().clone().requires_grad_()}
+    want = run(copies | {"weight": weight})
+    assert all(torch.equal(a, b) for a, b in zip(run({"x": x, "gate": gate, "weight": weight}), want))
+    scattered = {name: u.detach().mT.contiguous().mT.requires_grad_() for name, u in copies.items()}
+    assert all(torch.equal(a, b) for a, b in zip(run(scattered | {"weight": weight}), want))
+
+
+def test_the_number_of_threads_changes_no_bit(instruction_set):
+    arguments = inputs(1500, 70)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            results.append(run(arguments))
+    finally:
+        torch.set_num_threads(threads)
+    for others in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], others))
+
+
+@pytest.mark.parametrize("where", ["x", "gate"])
+def test_a_nan_stays_in_its_row(instruction_set, where):
+    clean = inputs(50, 19)
+    dirty = {name: x.detach().clone() for name, x in clean.items()}
+    dirty[where][7, 18] = torch.nan
+    dirty = {name: x.requires_grad_() for name, x in dirty.items()}
+    got, want = run(dirty), run(clean)
+    others = torch.arange(50) != 7
+    assert got[0][7, 18].isnan()
+    for x, y in zip(got[:3], want[:3]):
+        assert torch.equal(x[others], y[others])
+
+
+MISFITS = {
+    "x must be [rows, D], got shape (33,)": {"x": torch.zeros(33)},
+    "x must be Float, Double or BFloat16, got Half": {"x": torch.zeros(5, 17).half()},
+    "x must be [rows, D] with rows at least 1, got 0 on axis 0 of shape (0, 17)": {"x": torch.zeros(0, 17)},
+    "x must be contiguous in its last axis, got strides (1, 5)": {"x": torch.zeros(17, 5).mT},
+    "gate must be [rows, D] with rows=5, got 4 on axis 0 of shape (4, 17)": {"gate": torch.zeros(4, 17)},
+    "gate must be Float, got Double": {"gate": torch.zeros(5, 17).double()},
+    "weight must be [D] with D=17, got 18 on axis 0 of shape (18,)": {"weight": torch.zeros(18)},
+    "weight must be Float, got BFloat16": {"weight": torch.zeros(17).bfloat16()},
+}
+
+
+@pytest.mark.skipif(extension.WHY_NOT is not None, reason=str(extension.WHY_NOT))
+@pytest.mark.parametrize("sentence", MISFITS)
+def test_the_library_refuses_what_does_not_fit(sentence):
+    arguments = dict(x=torch.zeros(5, 17), gate=None, weight=None, eps=1e-5)
+    torch.ops.lcikernels_cpp.gated_rms_norm_forward(**arguments)
+    with pytest.raises(RuntimeError) as refusal:
+        torch.ops.lcikernels_cpp.gated_rms_norm_forward(**arguments | MISFITS[sentence])
+    assert f"gated_rms_norm: {sentence}" in str(refusal.value)
+
+
+@pytest.mark.skipif(extension.WHY_NOT is not None, reason=str(extension.WHY_NOT))
+def test_the_library_refuses_gradients_of_another_shape():
+    dy, x = torch.zeros(4, 17), torch.zeros(5, 17)
+    with pytest.raises(RuntimeError, match=r"gated_rms_norm: dy must be .* with rows=5, got 4"):
+        torch.ops.lcikernels_cpp.gated_rms_norm_backward(dy, x, None, None, 1e-5)
