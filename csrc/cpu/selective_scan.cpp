@@ -123,18 +123,21 @@ template <bool BOUNDED, typename V>
 INLINE V decay(V delta, V rate) {
   return BOUNDED ? exp2_of_product(delta, rate) : exp2(delta * rate);
 }
-// The largest |delta| of a chunk's tile.
+// The largest |x| of what was added.
 template <typename R>
-R reach(const R* delta, int64_t steps) {
+struct Reach {
   Vec<R> most{};
-  for (int64_t t = 0; t < steps; t++) {
-    const Vec<R> x = load(delta + t * LANES<R>), size = x < 0 ? -x : x;
+
+  INLINE_MEMBER void add(Vec<R> x) {
+    const Vec<R> size = x < 0 ? -x : x;
     most = size > most ? size : most;
   }
-  R largest = 0;
-  for (int64_t i = 0; i < LANES<R>; i++) largest = larger<R>(largest, most[i]);
-  return largest;
-}
+  R largest() const {
+    R value = 0;
+    for (int64_t i = 0; i < LANES<R>; i++) value = larger<R>(value, most[i]);
+    return value;
+  }
+};
 
 // The states that enter chunk i, from the checkpoints or to them.
 template <bool SAVE, typename E, typename R>
@@ -193,22 +196,25 @@ struct ForwardTile {
   R delta[CHUNK * LANES<R>], u[CHUNK * LANES<R>], y[CHUNK * LANES<R>];
 };
 
-// Vector v of the task's channels. `total`, unless null, takes the sum of delta.
+// Vector v of the task's channels. `total`, unless null, takes the sum of delta. Returns the largest |delta|.
 template <typename E, typename R>
-void enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, ForwardTile<R>& tile, R* total) {
+R enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, ForwardTile<R>& tile, R* total) {
   const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v);
   const Vec<R> bias = optional(p.dt_bias, channel, lanes), skip = optional(p.d, channel, lanes);
   Vec<R> sum{};
+  Reach<R> reach;
   for (int64_t t = 0; t < chunk.steps; t++) {
     const int64_t at = (chunk.token + t) * p.D + channel;
     const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + bias;
     const Vec<R> delta = p.dt_softplus ? softplus(raw) : raw;
+    reach.add(delta);
     store(tile.delta + t * LANES<R>, delta);
     store(tile.u + t * LANES<R>, delta * x);
     store(tile.y + t * LANES<R>, skip * x);
     sum += delta;
   }
   if (total) store(total, load(total) + sum);
+  return reach.largest();
 }
 
 template <typename E, typename R>
@@ -270,8 +276,8 @@ void forward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
     Soon<E> soon(p, task, chunk.token + CHUNK, V * chunk.steps * (N / FORWARD_STATES + 1),
                  {p.x, p.dt, OUTPUT ? p.y : nullptr, OUTPUT ? p.z : nullptr});
     for (int64_t v = 0; v < V; v++) {
-      enter(p, task, chunk, v, tile, OUTPUT ? nullptr : steps + v * LANES<R>);
-      const bool bounded = reach(tile.delta, chunk.steps) * fastest < REACH;
+      const R longest = enter(p, task, chunk, v, tile, OUTPUT ? nullptr : steps + v * LANES<R>);
+      const bool bounded = longest * fastest < REACH;
       int64_t n = 0;
       const auto go = [&](auto states) {
         constexpr int NB = decltype(states)::value;
@@ -320,11 +326,12 @@ struct BackwardTile {
   SumOverStates<R> y, through_b, through_a;
 };
 
-// Into the tile of vector v: what the chunk needs and does not depend on n.
+// Into the tile of vector v: what the chunk needs and does not depend on n. Returns the largest |delta|.
 template <bool GATED, typename E, typename R>
-void enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, BackwardTile<R>& tile) {
+R enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, BackwardTile<R>& tile) {
   const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v);
   const Vec<R> bias = optional(p.dt_bias, channel, lanes), skip = optional(p.d, channel, lanes);
+  Reach<R> reach;
   for (int64_t t = 0; t < chunk.steps; t++) {
     const int64_t at = (chunk.token + t) * p.D + channel;
     const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + bias;
@@ -340,12 +347,14 @@ void enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int6
       dy *= gate.value;
       tile.y.start(t, skip * x);
     }
+    reach.add(delta);
     store(tile.delta + t * LANES<R>, delta);
     store(tile.u + t * LANES<R>, delta * x);
     store(tile.dy + t * LANES<R>, dy);
     tile.through_b.start(t, Vec<R>{});
     tile.through_a.start(t, Vec<R>{});
   }
+  return reach.largest();
 }
 
 // Rows [v, n] of LANES channels: a, the same for exp2, the state that enters the chunk, dh behind it, what da has summed.
@@ -460,8 +469,8 @@ void retreat_all(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk
                  const Rows<R>& rows, const R* bc, R* sums, Totals<R>* totals, Soon<E>& soon) {
   bool bounded = true;
   for (int i = 0; i < PB; i++) {
-    enter<GATED>(p, task, chunk, v + i, tiles[i]);
-    bounded = bounded && reach(tiles[i].delta, chunk.steps) * rows.fastest < REACH;
+    const R longest = enter<GATED>(p, task, chunk, v + i, tiles[i]);
+    bounded = bounded && longest * rows.fastest < REACH;
   }
   int64_t n = 0;
   const auto go = [&](auto states) {
