@@ -101,9 +101,10 @@ void write_states(R* state, int64_t N, const Task& task, const R* rows) {
       state[d * N + n] = rows[(i / LANES<R> * N + n) * LANES<R> + i % LANES<R>];
 }
 
+// y if it is larger: a NaN is not.
 template <typename R>
 R larger(R x, R y) {
-  return x > y ? x : y;
+  return y > x ? y : x;
 }
 
 // a for exp2: in units of log(2). Returns the largest |rate|.
