@@ -53,9 +53,9 @@ P problem(const char* op, const Axes& tokens, const Tensor& q, const Tensor& k, 
 }
 
 // How a problem is cut into tasks: the fewest from 8 on. First over heads: all that share one of q, k or v in one task,
-// or a part of them, down to an eighth, for each part has a layer of its gradient. Then over columns of V, at least 32: a
-// gradient of q and k for each part, and 3 % more work in the forward at K = 128, V = 256 (10 % more from 128 to 64
-// columns in the backward). Never a matter of the threads, for sums depend on it.
+// or a part of them, down to an eighth, for each part has a layer of its gradient. Then over columns of V, at least 32:
+// from 128 columns to 64 the backward has 10 % more work, and another layer of dq and dk. Never a matter of the threads,
+// for sums depend on it.
 template <typename E>
 void cut(Retention<E>& p) {
   const int64_t shared[] = {p.H / p.Hq, p.H / p.Hk, p.H / p.Hv}, most = *std::max_element(shared, shared + 3);
