@@ -353,6 +353,15 @@ INLINE V silu(V x) {
   return x * sigmoid(x);
 }
 
+// silu for a result of type E: what becomes a bfloat16 needs no more than 12 bits.
+template <typename E, typename V>
+INLINE V silu_to(V x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(E) == 2) return x * (Floats)_mm512_rcp14_ps((__m512)(exp2(x * -1.44269502f) + 1.0f));
+#endif
+  return silu(x);
+}
+
 // A function's value and slope at x, from one exp.
 template <typename V>
 struct Curve {
