@@ -8,10 +8,7 @@
 namespace ISA {
 namespace {
 
-#ifndef TT
-#define TT 16
-#endif
-constexpr int64_t TILE = TT;
+constexpr int64_t TILE = 8;
 
 template <typename R>
 INLINE Vec<R> gather(const R* p, int64_t stride, int64_t count) {
@@ -130,7 +127,7 @@ struct Block {
     for (int64_t steps = end - t; steps; steps--, next += x_token, y += D) {
       slide(x, load(next, count));
       const Vec<R> sum = convolve(x, taps, bias);
-      store(y, activate ? silu(sum) : sum, count);
+      store(y, activate ? silu_to<E>(sum) : sum, count);
     }
   }
 
@@ -294,7 +291,7 @@ void step(const CausalConv1d<E>& p, int64_t task, Real<E>* scratch) {
   E* y = p.y + b * p.D + first;
   for (int64_t c = 0; c < channels; c += LANES<R>) {
     const Vec<R> sum = load(scratch + c);
-    store(y + c, p.silu ? silu(sum) : sum, channels - c < LANES<R> ? channels - c : LANES<R>);
+    store(y + c, p.silu ? silu_to<E>(sum) : sum, channels - c < LANES<R> ? channels - c : LANES<R>);
   }
 }
 

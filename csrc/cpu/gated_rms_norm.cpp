@@ -42,7 +42,7 @@ void forward(const GatedRmsNorm<E>& p, int64_t row) {
   for_each_vector<R>(D, [&](int64_t i, auto count) {
     Vec<R> v = load(x + i, count) * scale;
     if (WEIGHTED) v *= load(weight + i, count);
-    if (GATED) v *= silu(load(gate + i, count));
+    if (GATED) v *= silu_to<E>(load(gate + i, count));
     store(y + i, v, count);
   });
 }
