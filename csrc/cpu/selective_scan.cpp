@@ -584,9 +584,14 @@ void crossing_back(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch
 template <typename E, typename R>
 void step(const SelectiveScan<E>& p, int64_t task, R* products) {
   constexpr int64_t L = LANES<R>;
-  const int64_t N = p.N, blocks = (p.D + STEP_CHANNELS - 1) / STEP_CHANNELS, row = task / blocks;
-  const int64_t end = (task % blocks + 1) * STEP_CHANNELS < p.D ? (task % blocks + 1) * STEP_CHANNELS : p.D;
-  for (int64_t d0 = task % blocks * STEP_CHANNELS; d0 < end; d0 += L) {
+  const int64_t N = p.N, width = p.D / p.G, blocks = (p.D + STEP_CHANNELS - 1) / STEP_CHANNELS, row = task / blocks;
+  const int64_t begin = task % blocks * STEP_CHANNELS, end = begin + STEP_CHANNELS < p.D ? begin + STEP_CHANNELS : p.D;
+  const int64_t group = begin / width;
+  int64_t next = (group + 1) * width;
+  const R* a = p.a + begin * N;
+  const E *b = p.b + (row * p.G + group) * N, *c = p.c + (row * p.G + group) * N;
+  R* state = p.final_state + (row * p.D + begin) * N;
+  for (int64_t d0 = begin; d0 < end; d0 += L) {
     const int64_t lanes = end - d0 < L ? end - d0 : L, at = row * p.D + d0;
     const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + optional(p.dt_bias, d0, lanes);
     alignas(64) R delta[L], u[L], y[L];
@@ -594,17 +599,16 @@ void step(const SelectiveScan<E>& p, int64_t task, R* products) {
     store(delta, step);
     store(u, step * x);
     for (int64_t i = 0; i < lanes; i++) {
-      const int64_t d = d0 + i, group = (row * p.G + d / (p.D / p.G)) * N;
+      if (d0 + i == next) b += N, c += N, next += width;
       Vec<R> product{};
-      for (int64_t n = 0; n < N; n += L) {
-        const int64_t count = N - n < L ? N - n : L;
-        R* state = p.final_state + (row * p.D + d) * N + n;
-        const Vec<R> decay = exp2(load(p.a + d * N + n, count) * R(LOG2E) * delta[i]);
-        const Vec<R> h = decay * load(state, count) + load(p.b + group + n, count) * u[i];
-        store(state, h, count);
-        product += h * load(p.c + group + n, count);
-      }
+      for_each_vector<R>(N, [&](int64_t n, auto count) {
+        const Vec<R> decay = exp2(load(a + n, count) * R(LOG2E) * delta[i]);
+        const Vec<R> h = decay * load(state + n, count) + load(b + n, count) * u[i];
+        store(state + n, h, count);
+        product += h * load(c + n, count);
+      });
       store(products + i * L, product);
+      a += N, state += N;
     }
     sum_rows(products, lanes, y);
     Vec<R> out = load(y, lanes) + optional(p.d, d0, lanes) * x;
