@@ -20,11 +20,11 @@ using Maybe = std::optional<Tensor>;
 using Shape = std::vector<int64_t>;
 
 template <typename Element>
-constexpr ScalarType TYPE = ScalarType::Float;
+inline constexpr ScalarType TYPE = ScalarType::Float;
 template <>
-constexpr ScalarType TYPE<double> = ScalarType::Double;
+inline constexpr ScalarType TYPE<double> = ScalarType::Double;
 template <>
-constexpr ScalarType TYPE<bf16> = ScalarType::BFloat16;
+inline constexpr ScalarType TYPE<bf16> = ScalarType::BFloat16;
 
 template <typename Element>
 Element* out(const Tensor& x) {

@@ -157,7 +157,7 @@ void multiply(Ahead& ahead, const Panels<R>& a, const R* b, R* c, int64_t rows, 
 // The transpose of LANES vectors: blocks off the diagonal change places, the largest first.
 template <typename R, int64_t SIZE = LANES<R> / 2>
 INLINE void transpose(Vec<R>* x) {
-  decltype(Vec<R>{} < Vec<R>{}) upper, lower;
+  typename VectorOf<R>::Indices upper, lower;
   for (int64_t i = 0; i < LANES<R>; i++) {
     upper[i] = i & SIZE ? LANES<R> + i - SIZE : i;
     lower[i] = i & SIZE ? LANES<R> + i : i + SIZE;
@@ -165,8 +165,8 @@ INLINE void transpose(Vec<R>* x) {
   for (int64_t i = 0; i < LANES<R>; i++)
     if (!(i & SIZE)) {
       const Vec<R> above = x[i], below = x[i + SIZE];
-      x[i] = __builtin_shuffle(above, below, upper);
-      x[i + SIZE] = __builtin_shuffle(above, below, lower);
+      x[i] = shuffle(above, below, upper);
+      x[i + SIZE] = shuffle(above, below, lower);
     }
   if constexpr (SIZE > 1) transpose<R, SIZE / 2>(x);
 }

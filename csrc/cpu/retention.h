@@ -37,8 +37,6 @@ struct Retention {
   R* dlog_decay;                           // [splits, B, T, H] where per_token, else [splits, N, H]; null: not wanted
   R* dinitial_state;                       // [N, H, K, V]
 
-  static constexpr int64_t CHUNK = 32;
-
   int64_t splits() const { return (V + columns - 1) / columns; }
   int64_t tasks() const { return N * (H / heads) * splits(); }
   // Tasks that have a part in the gradient of a tensor with Hx heads: those that share its heads, times `splits` where

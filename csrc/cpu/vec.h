@@ -24,7 +24,7 @@
 namespace ISA {
 
 // While one lives, results below 1.2e-38 are zero: a state that decays through subnormals costs 150 cycles a step.
-struct FlushSubnormals {
+struct [[maybe_unused]] FlushSubnormals {
 #if defined(__SSE__)
   const unsigned before = _mm_getcsr();
   FlushSubnormals() { _mm_setcsr(before | 0x8040); }
@@ -188,6 +188,19 @@ INLINE R sum(Vec<R> v) {
 #endif
 }
 
+// Lane i is lane at[i] of x, or from LANES on of y. `at` is known to the compiler.
+template <typename V, typename Indices>
+INLINE V shuffle(V x, V y, Indices at) {
+#if defined(__clang__)  // which finds the instruction by itself
+  constexpr int64_t lanes = sizeof(V) / sizeof(x[0]);
+  V picked;
+  for (int64_t i = 0; i < lanes; i++) picked[i] = at[i] < lanes ? x[at[i]] : y[at[i] - lanes];
+  return picked;
+#else
+  return __builtin_shuffle(x, y, at);
+#endif
+}
+
 // LANES / G rows of LANES numbers, each summed to G of them, in one vector: the halves of what is twice as long, added.
 template <int64_t G, typename R>
 INLINE Vec<R> fold(const R* rows) {
@@ -198,7 +211,7 @@ INLINE Vec<R> fold(const R* rows) {
     const Vec<R> x = fold<2 * G>(rows), y = fold<2 * G>(rows + L / (2 * G) * L);
     typename VectorOf<R>::Indices low{};
     for (int64_t i = 0; i < L; i++) low[i] = i / G * 2 * G + i % G;
-    return __builtin_shuffle(x, y, low) + __builtin_shuffle(x, y, low + G);
+    return shuffle(x, y, low) + shuffle(x, y, low + G);
   }
 }
 
