@@ -99,8 +99,8 @@ def work(op: str, mode: str, bytes_per_element: int, gated: bool, **sizes: int) 
 
 
 def scan_work(element: int, gated: bool, B: int, T: int, D: int, N: int) -> tuple[Work, Work]:
-    """Instructions of the FMA pipes, 2 flops each, for a state and token: exp2 takes 10, the forward pass 3 on
-    top; the backward takes 12 to have the states again and 8 for gradients."""
+    """Instructions of the FMA pipes, 2 flops each, for a state and token: exp2 takes 10, the forward pass 3
+    on top; the backward takes 12 to have the states again and 8 for gradients."""
     stream, projected, states = element * B * T * D, element * 2 * B * T * N, B * T * D * N
     forward = Work((3 + gated) * stream + projected, 2 * 13 * states)
     return forward, Work((5 + 2 * gated) * stream + 2 * projected, 2 * 20 * states)
