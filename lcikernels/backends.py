@@ -6,11 +6,14 @@ to the op's table.
 """
 
 import importlib
+import os
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -32,6 +35,22 @@ def anywhere(x: Tensor) -> str | None:
 def with_float64(x: Tensor) -> str | None:
     """Plain torch that needs float64 runs on every device but Apple's."""
     return f"it sums in float64, which {x.device} does not have" if x.device.type == "mps" else None
+
+
+def on_gpu(x: Tensor) -> str | None:
+    """Triton kernels run on a GPU, and under Triton's interpreter (TRITON_INTERPRET=1) on a CPU."""
+    if not has_triton():
+        return "Triton is not installed: pip install triton"
+    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"it runs on a GPU, x is on {x.device}"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it takes float32, bfloat16 and float16, x is {x.dtype}"
+    return None
+
+
+@cache
+def has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def table(op: str, backends: dict[str, Backend]) -> None:

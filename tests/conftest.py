@@ -1,9 +1,17 @@
-"""Every test starts from the same seed, on at most two threads, and memory that nobody wrote is NaN."""
+"""Every test starts from the same seed, on at most two threads, and memory that nobody wrote is NaN.
+
+Without a GPU, Triton's kernels run in its interpreter, which must be known before they are imported.
+"""
+
+import os
 
 import pytest
 import torch
 
 from lcikernels import extension
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)
