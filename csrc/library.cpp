@@ -67,7 +67,8 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
   // dbias is [0] where bias is None
   m.def(
       "causal_conv1d_backward(Tensor dy, Tensor? dfinal_state, Tensor x, Tensor weight, Tensor? bias, bool silu,"
-      " Tensor? initial_state, Tensor? cu_seqlens) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dinitial_state)");
+      " Tensor? initial_state, Tensor? cu_seqlens)"
+      " -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dinitial_state)");
   // x [B, D], state [B, D, W-1], which is advanced
   m.def("causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, bool silu, Tensor(a!) state) -> Tensor");
 

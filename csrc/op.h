@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <optional>
@@ -74,8 +75,8 @@ inline void* scratch(int64_t bytes) {
 }
 
 // kernel(task, scratch) for each task, on torch's threads; each takes the next task when it has done one, so that a
-// thread that the machine holds up does less. `work` is what all tasks do, in vector operations: below 20000, some 10 us,
-// waking another thread costs more than it does.
+// thread that the machine holds up does less. `work` is what all tasks do, in vector operations: below 20000, some
+// 10 us, waking another thread costs more than it does.
 template <typename Kernel>
 void parallel(int64_t tasks, int64_t work, int64_t scratch_bytes, Kernel kernel) {
   std::atomic<int64_t> next{0};

@@ -3,8 +3,8 @@
 //   delta = softplus(dt + dt_bias)                       h[n] = exp(delta a[n]) h[n] + u b[n],  u = delta x
 //   y     = (sum_n c[n] h[n] + d x) silu(z)
 //
-// A task owns one segment of a sequence and up to `split` channels of one group. It walks in chunks of 32 tokens, and in
-// a chunk vector by vector of channels: x, dt, ... enter a tile that stays in L1, each block of states crosses it, y
+// A task owns one segment of a sequence and up to `split` channels of one group. It walks in chunks of 32 tokens, and
+// in a chunk vector by vector of channels: x, dt, ... enter a tile that stays in L1, each block of states crosses it, y
 // leaves. The backward walks the chunks in reverse; inside a chunk it recomputes exp(delta a) and h from the state that
 // enters. dB and dC are summed over a task's channels lane by lane, then across lanes: the same order in every run.
 
@@ -119,12 +119,7 @@ R read_rates(const R* a, int64_t N, const Task& task, R* rows) {
   return most;
 }
 
-// exp2(delta rate); BOUNDED where the largest |delta rate| of the tile is known to be below REACH.
-template <bool BOUNDED, typename V>
-INLINE V decay(V delta, V rate) {
-  return BOUNDED ? exp2_of_product(delta, rate) : exp2(delta * rate);
-}
-// The largest |x| of what was added.
+// The largest |x| of what was added; a NaN is not.
 template <typename R>
 struct Reach {
   Vec<R> most{};
@@ -162,8 +157,8 @@ void pack(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, R* bc
   }
 }
 
-// The rows of the next chunk, on their way to L2. They are too far apart for the hardware to see them coming, and fetched
-// all at once they would wait for each other: each step of the states fetches a line or two.
+// The rows of the next chunk, on their way to L2. They are too far apart for the hardware to see them coming, and
+// fetched all at once they would wait for each other: each step of the states fetches a line or two.
 template <typename E>
 struct Soon {
   const E* tensors[7];
@@ -241,7 +236,7 @@ INLINE void advance(ForwardTile<R>& tile, int64_t steps, const R* a, R* h, const
     const Vec<R> delta = load(tile.delta + t * LANES<R>), u = load(tile.u + t * LANES<R>);
     Vec<R> y{};
     for (int j = 0; j < NB; j++) {
-      H[j] = decay<BOUNDED>(delta, A[j]) * H[j] + u * bc[j];
+      H[j] = exp2_of_product<BOUNDED>(delta, A[j]) * H[j] + u * bc[j];
       if (OUTPUT) y += H[j] * bc[N + j];
     }
     if (OUTPUT) store(tile.y + t * LANES<R>, load(tile.y + t * LANES<R>) + y);
@@ -263,7 +258,8 @@ void write_left(const SelectiveScan<E>& p, const Task& task, R* a, const R* step
 // With OUTPUT: y, the final state and the checkpoints. Without: what the segment adds to a state that crosses it.
 template <bool OUTPUT, typename E, typename R>
 void forward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
-  const int64_t N = p.N, V = task.vectors<R>(), NL = N * LANES<R>, state = (task.s * p.segments + task.segment) * p.D * N;
+  const int64_t N = p.N, V = task.vectors<R>(), NL = N * LANES<R>;
+  const int64_t state = (task.s * p.segments + task.segment) * p.D * N;
   R *a = scratch.take(V * NL), *h = scratch.take(V * NL), *bc = scratch.take(CHUNK * 2 * N);
   R* steps = scratch.take(V * LANES<R>);
   auto& tile = *reinterpret_cast<ForwardTile<R>*>(scratch.top);
@@ -358,7 +354,7 @@ R enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t
   return reach.largest();
 }
 
-// Rows [v, n] of LANES channels: a, the same for exp2, the state that enters the chunk, dh behind it, what da has summed.
+// Rows [v, n] of LANES channels: a, the same for exp2, the state that enters the chunk, dh behind it, the sum for da.
 template <typename R>
 struct Rows {
   R *a, *rate, *h, *dh, *da;
@@ -387,7 +383,7 @@ INLINE void retreat(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, 
       const Vec<R> delta = load(tiles[i].delta + t * L), u = load(tiles[i].u + t * L);
       Vec<R> y{};
       for (int j = 0; j < NB; j++) {
-        const Vec<R> left = decay<BOUNDED>(delta, RATE[i][j]);
+        const Vec<R> left = exp2_of_product<BOUNDED>(delta, RATE[i][j]);
         H[i][j] = left * H[i][j] + u * bc[t * 2 * N + j];
         store(e[t][i][j], left);
         store(h[t + 1][i][j], H[i][j]);
@@ -581,8 +577,8 @@ void crossing_back(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch
 }
 
 // One token: lanes are states, so that the state is read and written as it lies in memory. In groups of LANES channels.
-template <typename E, typename R>
-void step(const SelectiveScan<E>& p, int64_t task, R* products) {
+template <typename E, typename R = Real<E>>
+void step(const SelectiveScan<E>& p, int64_t task) {
   constexpr int64_t L = LANES<R>;
   const int64_t N = p.N, width = p.D / p.G, blocks = (p.D + STEP_CHANNELS - 1) / STEP_CHANNELS, row = task / blocks;
   const int64_t begin = task % blocks * STEP_CHANNELS, end = begin + STEP_CHANNELS < p.D ? begin + STEP_CHANNELS : p.D;
@@ -594,7 +590,7 @@ void step(const SelectiveScan<E>& p, int64_t task, R* products) {
   for (int64_t d0 = begin; d0 < end; d0 += L) {
     const int64_t lanes = end - d0 < L ? end - d0 : L, at = row * p.D + d0;
     const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + optional(p.dt_bias, d0, lanes);
-    alignas(64) R delta[L], u[L], y[L];
+    alignas(64) R delta[L], u[L], y[L], products[L * L];
     const Vec<R> step = p.dt_softplus ? softplus(raw) : raw;
     store(delta, step);
     store(u, step * x);
@@ -623,7 +619,8 @@ template <typename E>
 int64_t selective_scan_scratch(const SelectiveScan<E>& p) {
   using R = Real<E>;
   const int64_t V = (p.split + LANES<R> - 1) / LANES<R>, tile = sizeof(BackwardTile<R>) / sizeof(R);
-  return (5 * V + 2 * CHUNK) * p.N * LANES<R> + VECTORS * tile + V * 4 * LANES<R> + CHUNK * 2 * (p.N + STATES) + 8 * LANES<R>;
+  return (5 * V + 2 * CHUNK) * p.N * LANES<R> + VECTORS * tile + V * 4 * LANES<R> + CHUNK * 2 * (p.N + STATES) +
+         8 * LANES<R>;
 }
 
 template <typename E>
@@ -649,9 +646,9 @@ void selective_scan_crossing_back(const SelectiveScan<E>& p, int64_t task, Real<
   p.z ? crossing_back<true>(p, Task(p, task), stack) : crossing_back<false>(p, Task(p, task), stack);
 }
 template <typename E>
-void selective_scan_step(const SelectiveScan<E>& p, int64_t task, Real<E>* scratch) {
+void selective_scan_step(const SelectiveScan<E>& p, int64_t task, Real<E>*) {
   const FlushSubnormals here;
-  step(p, task, scratch);
+  step(p, task);
 }
 
 #define INSTANTIATE(E)                                                                    \

@@ -43,8 +43,8 @@ struct SelectiveScan {
   int64_t tasks() const { return S * segments * G * splits(); }
 };
 
-// Each does one of p.tasks(), the step one of B * ceil(D / STEP_CHANNELS), and owns `scratch`, which holds selective_scan_scratch()
-// numbers, 64-byte aligned.
+// Each does one of p.tasks() and owns `scratch`, which holds selective_scan_scratch() numbers, 64-byte aligned; the
+// step does one of B * ceil(D / STEP_CHANNELS) and needs none.
 #define DECLARE(isa)                                                                      \
   namespace isa {                                                                         \
   template <typename E>                                                                   \

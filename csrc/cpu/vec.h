@@ -149,8 +149,8 @@ struct Whole {
   INLINE_MEMBER constexpr operator int64_t() const { return LANES<R>; }
 };
 
-// f(i, count) for each vector of `size` elements: whole ones, and then the rest in a function of its own, for a loop that
-// may call memcpy keeps no vector in a register.
+// f(i, count) for each vector of `size` elements: whole ones, and then the rest in a function of its own, for a loop
+// that may call memcpy keeps no vector in a register.
 template <typename R, typename F>
 INLINE void for_each_vector(int64_t size, F f) {
   int64_t i = 0;
@@ -289,8 +289,8 @@ INLINE Floats exp2(Floats t) {
 }
 #else
 INLINE Floats nearest(Floats t) { return (t + MAGIC) - MAGIC; }
-// p 2^n for p in [0.7, 1.5] and n in [-126, 127]
-INLINE Floats times_exp2(Floats p, Floats n) { return (Floats)((Ints)p + ((Ints)(n + MAGIC) << 23)); }
+// p 2^n for n in [-126, 127]. A product, for adding to p's bits would make a number of some NaNs.
+INLINE Floats times_exp2(Floats p, Floats n) { return p * (Floats)((Ints)(n + (MAGIC + 127)) << 23); }
 INLINE Floats exp2(Floats t) {
   t = t < -126.0f ? splat(-126.0f) : t;                                    // a NaN is neither
   t = t > 127.0f ? splat(127.0f) : t;
@@ -299,17 +299,26 @@ INLINE Floats exp2(Floats t) {
 }
 #endif
 
-// 2^(x y) for |x y| < REACH, within 2 ulp where there is an FMA: what is reduced is the exact product.
+// 2^(x y), within 2 ulp where there is an FMA and |x y| < REACH: what is reduced is the exact product.
+// BOUNDED: it is below REACH in every lane. If not, a lane has the bits that it would have among others that are.
 constexpr float REACH = BYTES == 64 ? 1e6f : 126.0f;
+template <bool BOUNDED>
 INLINE Floats exp2_of_product(Floats x, Floats y) {
-  const Floats m = fma(x, y, splat(MAGIC)), n = m - MAGIC, p = exp2_of_fraction(fma(x, y, -n));
 #if defined(__AVX512F__)
-  return times_exp2(p, n);
+  const Floats m = fma(x, y, splat(MAGIC)), n = m - MAGIC;
+  const Floats power = times_exp2(exp2_of_fraction(fma(x, y, -n)), n);
 #else
-  return (Floats)((Ints)p + ((Ints)m << 23));
+  const Floats m = fma(x, y, splat(MAGIC + 127)), n = m - (MAGIC + 127);   // the low bits of m are 2^n's exponent
+  const Floats power = exp2_of_fraction(fma(x, y, -n)) * (Floats)((Ints)m << 23);
 #endif
+  if (BOUNDED) return power;
+  const Floats product = x * y;
+  return (product < 0 ? -product : product) < REACH ? power : exp2(product);
 }
-INLINE Doubles exp2_of_product(Doubles x, Doubles y) { return exp2(x * y); }
+template <bool BOUNDED>
+INLINE Doubles exp2_of_product(Doubles x, Doubles y) {
+  return exp2(x * y);
+}
 
 // The larger; a NaN stays one.
 INLINE Floats at_least(Floats x, float least) {

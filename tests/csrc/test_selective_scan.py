@@ -168,6 +168,43 @@ def test_nan_stays_in_its_sequence_and_its_channel(poison):
     assert torch.equal(state, state_dirty)
 
 
+FAR = {
+    "a long step": ("dt", 1e30),
+    "an endless step": ("dt", float("inf")),
+    "a sudden rate": ("a", -float("inf")),
+}
+
+
+@pytest.mark.parametrize("name, value", FAR.values(), ids=FAR)
+def test_a_channel_out_of_reach_of_exp_changes_no_bit_of_its_neighbours(name, value, instruction_set):
+    """Some of them are lanes of the same vector."""
+    clean = inputs(2, 40, 40, 5, 1)
+    far = dict(clean, **{name: clean[name].detach().clone().requires_grad_()})
+    channel, others = 4, torch.arange(40) != 4
+    with torch.no_grad():
+        far[name][(channel, 2) if name == "a" else (0, 10, channel)] = value
+    leaves = ["x", "dt", "a", "d", "z", "dt_bias", "initial_state"]
+    axes = dict(zip(["y", "state", *leaves], [2, 1, 2, 2, 0, 0, 2, 0, 1]))
+    results = []
+    for arguments in clean, far:
+        y, state = scan(**arguments)
+        grads = torch.autograd.grad(y.sum() + state.sum(), [arguments[leaf] for leaf in leaves])
+        results.append([y, state, *grads])
+    for (what, axis), x, x_far in zip(axes.items(), *results):
+        assert torch.equal(x.movedim(axis, 0)[others], x_far.movedim(axis, 0)[others]), what
+
+
+@pytest.mark.parametrize("name", ["x", "dt", "a", "dt_bias"])
+def test_every_kind_of_nan_stays_one(name, instruction_set):
+    """Bits that are all ones are a NaN, which adding to its exponent turns into a number."""
+    arguments = inputs(1, 40, 17, 3, 1)
+    with torch.no_grad():
+        arguments[name].view(-1)[0] = torch.tensor(-1, dtype=torch.int32).view(torch.float32)
+        y, state = scan(**arguments)
+    assert y[0, :, 0].isnan().all() and state[0, 0].isnan().any()
+    assert y[0, :, 1:].isfinite().all() and state[0, 1:].isfinite().all()
+
+
 @pytest.mark.parametrize("shape", [(2, 70, 300, 16, 1), (1, 1100, 6, 3, 2)], ids=["channels", "time"])
 def test_two_runs_and_one_thread_or_two_give_the_same_bits(shape):
     arguments = inputs(*shape)
@@ -181,6 +218,22 @@ def test_two_runs_and_one_thread_or_two_give_the_same_bits(shape):
         assert all(map(torch.equal, first, outputs_and_gradients(arguments)))
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_forward_pass_gives_the_same_bits_on_any_number_of_threads(instruction_set):
+    """Also where only some channels are within reach of exp: with more threads a task has fewer of them."""
+    arguments = inputs(1, 40, 300, 5, 1)
+    threads, results = torch.get_num_threads(), []
+    try:
+        with torch.no_grad():
+            arguments["a"][::100] *= 1e7
+            for count in 1, 3, 9:
+                torch.set_num_threads(count)
+                results.append(scan(**arguments))
+    finally:
+        torch.set_num_threads(threads)
+    for y, state in results:
+        assert torch.equal(y, results[0][0]) and torch.equal(state, results[0][1])
 
 
 def test_strided_inputs_give_the_same_bits():
@@ -261,6 +314,15 @@ def test_the_library_refuses_what_does_not_fit(sentence):
     with pytest.raises(RuntimeError) as refusal:
         library_call(**MISFITS[sentence])
     assert f"selective_scan: {sentence}" in str(refusal.value)
+
+
+@pytest.mark.parametrize("bounds", [[0, 102], [1, 101], [0, 50, 20, 101]])
+def test_boundaries_that_do_not_cover_the_row_are_refused_before_the_library_is_entered(bounds):
+    arguments = packed() | {"initial_state": None, "cu_seqlens": torch.tensor(bounds, dtype=torch.int32)}
+    with pytest.raises(ValueError) as refused:
+        scan(**arguments)
+    sentence = f"selective_scan: cu_seqlens must be 0 first, T=101 last and never falling, got {bounds}"
+    assert str(refused.value) == sentence
 
 
 @pytest.mark.parametrize("bounds", [[0, 34], [1, 33], [0, 20, 10, 33], [0, -5, 33], [33]])

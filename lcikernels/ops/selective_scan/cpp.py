@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import inner
+from ..checks import boundaries, inner
 
 
 def forward(
@@ -20,7 +20,9 @@ def forward(
     cu_seqlens: Tensor | None,
     every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [B, T, D], the final state [B or S, D, N], and the state that enters every 32nd token (0: none)."""
+    """y [B, T, D], the final state [B or S, D, N], the state that enters every 32nd token (every=0: none)."""
+    if cu_seqlens is not None:
+        boundaries("selective_scan", cu_seqlens, x.shape[1])
     inputs = prepare(x, dt, a, b, c, d, z, dt_bias)
     state, bounds = contiguous(initial_state), contiguous(cu_seqlens)
     y, final, checkpoints = torch.ops.lcikernels_cpp.selective_scan_forward(
