@@ -110,7 +110,7 @@ def retention_work(element: int, gated: bool, B: int, T: int, H: int, K: int, V:
     """In chunks of 32 with the masked half of each block counted out; the backward recomputes states."""
     tokens, C = B * T * H, 32
     forward = Work(element * tokens * 2 * (K + V), tokens * (C * (K + V) + 4 * K * V))
-    return forward, Work(element * tokens * 4 * (K + V), tokens * (C * (3 * K + 2 * V) + 10 * K * V))
+    return forward, Work(element * tokens * (4 * K + 3 * V), tokens * (C * (3 * K + 2 * V) + 10 * K * V))
 
 
 def conv_work(element: int, gated: bool, B: int, T: int, D: int, W: int) -> tuple[Work, Work]:
