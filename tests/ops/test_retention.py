@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from shapes import PACKED, RETENTION
@@ -52,10 +54,17 @@ def test_outputs_and_all_gradients_are_as_exact_as_the_reference(retain, shape, 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_inputs_are_computed_in_float32(dtype):
-    assert_agrees(
-        retention, reference, **inputs(*RETENTION["many chunks, padded"], per_token=True, dtype=dtype)
-    )
+@pytest.mark.parametrize("backend", TABLES["retention"])
+def test_16_bit_inputs_are_computed_in_float32(backend, dtype):
+    if why := TABLES["retention"][backend].why_not(torch.empty(1, dtype=dtype)):
+        pytest.skip(why)
+    whole = inputs(*RETENTION["many chunks, padded"], per_token=True, dtype=dtype)
+    assert_agrees(partial(retention, backend=backend), reference, **whole)
+
+
+@pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
+def test_long_chunks_of_wide_heads_are_as_exact_as_the_reference(retain, per_token, poisoned):
+    assert_agrees(retain, reference, **inputs(1, 150, 2, 1, 2, 72, 80, per_token=per_token))
 
 
 @pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
