@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, c
     require(OP, "dy", dy, {{"rows", p.rows}, {"D", p.D}}, TYPE<E>);
     p.dy = in<E>(dy);
     Tensor dx = empty<E>(x, {p.rows, p.D}), dgate = gate ? empty<E>(x, {p.rows, p.D}) : empty<E>(x, {0});
-    Tensor dweight = weight ? empty<R>(x, {p.tasks(), p.D}) : empty<R>(x, {0});
+    Tensor dweight = weight ? empty<R>(x, {p.tasks(), p.D}) : empty<E>(x, {0});
     p.dx = out<E>(dx);
     if (gate) p.dgate = out<E>(dgate);
     if (weight) p.dweight = out<R>(dweight);

@@ -54,7 +54,7 @@ void backward(const GatedRmsNorm<E>& p, int64_t row, Real<E>* ungated, Real<E>* 
   const int64_t D = p.D;
   const E *x = p.x + row * p.x_row, *gate = p.gate + row * p.gate_row, *dy = p.dy + row * D;
   const R* weight = p.weight;
-  E *dx = p.dx + row * D, *dgate = p.dgate + row * D;
+  E *dx = p.dx + row * D, *dgate = GATED ? p.dgate + row * D : nullptr;
   const auto sums = sum_row<R, 2>(D, [&](int64_t i, auto count, Vec<R>* sums) {
     const Vec<R> v = load(x + i, count);
     Vec<R> h = load(dy + i, count);

@@ -109,6 +109,14 @@ def test_a_nan_stays_in_its_row(instruction_set, where):
         assert torch.equal(x[others], y[others])
 
 
+@pytest.mark.skipif(extension.WHY_NOT is not None, reason=str(extension.WHY_NOT))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_empty_gradients_have_the_dtypes_that_a_graph_expects(dtype):
+    x = torch.randn(5, 17, dtype=dtype)
+    backward = torch.ops.lcikernels.gated_rms_norm_backward
+    torch.library.opcheck(backward, (x, x, None, None, 1e-5, "cpp"), test_utils=("test_faketensor",))
+
+
 MISFITS = {
     "x must be [rows, D], got shape (33,)": {"x": torch.zeros(33)},
     "x must be Float, Double or BFloat16, got Half": {"x": torch.zeros(5, 17).half()},
