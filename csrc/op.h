@@ -67,7 +67,6 @@ inline void* scratch(int64_t bytes) {
   thread_local std::unique_ptr<char[]> memory;
   thread_local int64_t size = 0;
   if (bytes > size) {
-    memory.reset();
     memory.reset(new char[bytes + 64]);
     size = bytes;
   }
