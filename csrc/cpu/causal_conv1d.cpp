@@ -283,7 +283,13 @@ void step(const CausalConv1d<E>& p, int64_t task, Real<E>* scratch) {
   for (int64_t c = 0; c < channels; c++) {
     const R now = real(x[c]);
     R sum = (p.bias ? p.bias[first + c] : 0) + weight[c * W + W - 1] * now;
-    for (int64_t w = 0; w < W - 1; w++) sum += weight[c * W + w] * state[c * (W - 1) + w];
+    if (TAPS) {
+      for (int64_t w = 0; w < W - 1; w++) sum += weight[c * W + w] * state[c * (W - 1) + w];
+    } else {  // as a sum of floats, 600 would be 11 ulps off
+      double total = sum;
+      for (int64_t w = 0; w < W - 1; w++) total += double(weight[c * W + w]) * state[c * (W - 1) + w];
+      sum = total;
+    }
     for (int64_t w = 0; w < W - 2; w++) state[c * (W - 1) + w] = state[c * (W - 1) + w + 1];
     if (W > 1) state[c * (W - 1) + W - 2] = now;
     scratch[c] = sum;

@@ -134,7 +134,7 @@ def test_a_nan_stays_in_its_sequence_and_channel(instruction_set, where):
             assert torch.equal(x[17, 1], y[17, 1])
 
 
-@pytest.mark.parametrize("W", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("W", [1, 2, 3, 4, 6, 600])
 def test_a_step_equals_the_sequence_of_one_token(instruction_set, W, poisoned):
     def step(x, weight, bias, activation, initial_state=None, return_final_state=False):
         state = x.new_zeros(2, 19, 0) if initial_state is None else initial_state.clone()
