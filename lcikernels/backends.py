@@ -25,6 +25,7 @@ class Backend(NamedTuple):
 
 
 TABLES: dict[str, dict[str, Backend]] = {}
+HAS_TRITON = find_spec("triton") is not None
 
 
 def anywhere(x: Tensor) -> str | None:
@@ -39,18 +40,13 @@ def with_float64(x: Tensor) -> str | None:
 
 def on_gpu(x: Tensor) -> str | None:
     """Triton kernels run on a GPU, and under Triton's interpreter (TRITON_INTERPRET=1) on a CPU."""
-    if not has_triton():
+    if not HAS_TRITON:
         return "Triton is not installed: pip install triton"
     if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"it runs on a GPU, x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 and float16, x is {x.dtype}"
     return None
-
-
-@cache
-def has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def table(op: str, backends: dict[str, Backend]) -> None:

@@ -12,7 +12,8 @@ compiled = pytest.mark.skipif(extension.WHY_NOT is not None, reason=str(extensio
 
 
 @compiled
-def test_cpp_is_preferred_on_a_cpu_and_says_why_it_cannot_run():
+def test_cpp_is_preferred_on_a_cpu_and_says_why_it_cannot_run(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     x, a, b = torch.zeros(1, 3, 4), torch.zeros(4, 2), torch.zeros(1, 3, 2)
     assert backends.choose("selective_scan", None, x) == "cpp"
     x, b = x.half(), b.half()

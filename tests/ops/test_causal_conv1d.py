@@ -25,8 +25,10 @@ def conv(request):
     if why := TABLES["causal_conv1d"][request.param].why_not(torch.empty(1)):
         pytest.skip(why)
 
-    def on_backend(**arguments):
-        return causal_conv1d(**arguments, backend=request.param)
+    def on_backend(x, **arguments):
+        if why := TABLES["causal_conv1d"][request.param].why_not(x):
+            pytest.skip(why)
+        return causal_conv1d(x, **arguments, backend=request.param)
 
     return on_backend
 

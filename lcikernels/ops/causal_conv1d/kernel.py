@@ -11,7 +11,7 @@ from torch import Tensor
 from triton import language as tl
 
 from ..checks import boundaries
-from ..curves import silu, silu_slope
+from ..curves import silu, silu_slope, within
 
 UNROLLED = (2, 3, 4)  # taps
 AHEAD = 8, 4  # tokens that a lane loads at once, forward and backward: 71 and 128 registers for 4 taps
@@ -66,12 +66,6 @@ def channels(i, D, BD: tl.constexpr):
     blocks = tl.cdiv(D, BD)
     o_d = i % blocks * BD + tl.arange(0, BD)
     return i // blocks, o_d, o_d < D
-
-
-@triton.jit
-def within(m, condition):
-    """m where the condition holds. As m & scalar it would become an integer in Triton's interpreter."""
-    return tl.where(condition, m, False)
 
 
 @triton.jit

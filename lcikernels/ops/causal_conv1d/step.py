@@ -15,6 +15,7 @@ backends.table(
     OP,
     {
         "cpp": backends.Backend("lcikernels.ops.causal_conv1d.cpp", extension.on_cpu),
+        "triton": backends.Backend("lcikernels.ops.causal_conv1d.kernel", backends.on_gpu),
         "torch": backends.Backend("lcikernels.ops.causal_conv1d.step", backends.anywhere),
     },
 )

@@ -14,13 +14,14 @@ backends.table(
     OP,
     {
         "cpp": backends.Backend("lcikernels.ops.selective_scan.cpp", extension.on_cpu),
+        "triton": backends.Backend("lcikernels.ops.selective_scan.kernel", backends.on_gpu),
         "torch": backends.Backend("lcikernels.ops.selective_scan.chunked", backends.anywhere),
     },
 )
 
 # Tokens between the states that the forward pass leaves to the backward pass. cpp: SelectiveScan::CHUNK in
-# csrc/cpu/selective_scan.h; torch: 8 to 32 are equally fast.
-CHECKPOINT_EVERY = {"cpp": 32, "torch": 16}
+# csrc/cpu/selective_scan.h; triton: CHUNK in kernel.py; torch: 8 to 32 are equally fast.
+CHECKPOINT_EVERY = {"cpp": 32, "triton": 64, "torch": 16}
 
 
 def selective_scan(

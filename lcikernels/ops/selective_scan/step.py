@@ -15,6 +15,7 @@ backends.table(
     OP,
     {
         "cpp": backends.Backend("lcikernels.ops.selective_scan.cpp", extension.on_cpu),
+        "triton": backends.Backend("lcikernels.ops.selective_scan.kernel", backends.on_gpu),
         "torch": backends.Backend("lcikernels.ops.selective_scan.step", backends.anywhere),
     },
 )
