@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction
 from lcikernels.ops.causal_conv1d import kernel as conv
 from lcikernels.ops.selective_scan import kernel as scan
 
-NVIDIA = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes of shared memory that a program may have
+NVIDIA = (80, 90, 100)
 AMD = GPUTarget("hip", "gfx942", 64)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}

@@ -19,7 +19,7 @@ def define(schema: str, impl: Callable, fake: Callable) -> None:
     """
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, without_autocast(impl), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, on_its_device(without_autocast(impl)), "CompositeExplicitAutograd")
     torch.library.register_fake(f"lcikernels::{name}", fake, lib=LIBRARY)
 
 
@@ -31,6 +31,18 @@ def without_autocast(impl: Callable) -> Callable:
         if not torch.is_autocast_enabled(device):  # 1 us; entering the context is 10
             return impl(x, *arguments)
         with torch.autocast(device, enabled=False):
+            return impl(x, *arguments)
+
+    return run
+
+
+def on_its_device(impl: Callable) -> Callable:
+    """`impl` where its first argument is: Triton launches on the current GPU, which may be another."""
+
+    def run(x, *arguments):
+        if not x.is_cuda:
+            return impl(x, *arguments)
+        with torch.cuda.device_of(x):
             return impl(x, *arguments)
 
     return run

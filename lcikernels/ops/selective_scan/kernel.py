@@ -1,8 +1,8 @@
 """The selective scan in Triton: sequential in time, a program's states in registers.
 
 A program owns BD channels of one group in one segment of a sequence. A tile of states is [BN, BD] and its
-loads run along BD: the states of a channel lie in one thread, and a sum over them asks no other. So tensors
-of states are [..., N, D] here, and a is [N, D].
+loads run along BD: in the forward pass the states of a channel lie in one thread, and a sum over them asks no
+other. So tensors of states are [..., N, D] here, and a is [N, D].
 
     i_  index of a tile     o_  offsets     m_  mask     p_  pointers
 
@@ -120,7 +120,7 @@ def forward_kernel(
                 if p_y is None:
                     total += delta
                 else:
-                    c = tl.load(p_bc + (b_at + j * 2 * G * N + N) + o_n, m_b)
+                    c = tl.load(p_bc + (b_at + j * 2 * G * N + N) + o_n, m_b, 0.0)
                     y = tl.sum(H * c[:, None], 0) + skip * x
                     if p_z is not None:
                         y *= silu(tl.load(p_z + (at + j * D) + o_d, m_t).to(tl.float32))
@@ -271,6 +271,7 @@ def backward_kernel(
                 tl.store(p_ddt + (at + j * D) + o_d, ddt.to(p_ddt.dtype.element_ty), m_t)
                 dskip, lost_skip = add(dskip, lost_skip, dy * x)
                 dbias, lost_bias = add(dbias, lost_bias, tl.where(m_t, ddt, 0.0))
+        tl.debug_barrier()  # ... and the next chunk writes where this one reads
     tl.store(p_da + piece * N * D + o_h, dA, m_h)
     tl.store(p_dstate + piece * N * D + o_h, dH, m_h)
     tl.store(p_dd + piece * D + o_d, dskip, m_d)
@@ -307,7 +308,7 @@ def step_kernel(
 def tiles(N: int) -> tuple[int, int, int]:
     """BN, BD and warps for N states: a channel a lane, 16 states a thread, 8 from N = 129 on."""
     BN, BD = triton.next_power_of_2(N), 32 if N <= 128 else 16
-    return BN, BD, max(1, BN // 16)
+    return BN, BD, min(max(1, BN // 16), 16)
 
 
 def segments(warps: int, T: int, x: Tensor) -> int:
@@ -320,9 +321,7 @@ class Problem:
     """The inputs as the kernels take them, and how they are cut."""
 
     def __init__(self, x, dt, a, b, c, d, z, dt_bias, softplus, initial_state, cu_seqlens):
-        if cu_seqlens is not None:
-            boundaries("selective_scan", cu_seqlens, x.shape[1])
-            cu_seqlens = cu_seqlens.contiguous()
+        cu_seqlens = contiguous(cu_seqlens)
         self.B, self.T, self.D = x.shape
         self.N, self.G = a.shape[1], b.shape[2] if b.dim() == 4 else 1
         self.S = self.B if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -412,15 +411,16 @@ def forward(
     every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y [B, T, D], the final state [B or S, D, N], the state that enters every 64th token (0: none)."""
-    with torch.cuda.device_of(x):
-        p = Problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
-        y, final, checkpoints = (
-            torch.empty_like(p.x),
-            p.states(p.S),
-            p.states(p.B, -(-p.T // CHUNK) if every else 0),
-        )
-        p.forward(p.entering()[0], y, final, checkpoints if every else None, None)
-        return y, final.mT.contiguous(), checkpoints.view(-1, p.B, p.D, p.N)
+    if cu_seqlens is not None:
+        boundaries("selective_scan", cu_seqlens, x.shape[1])  # once: it waits for the device
+    p = Problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
+    y, final, checkpoints = (
+        torch.empty_like(p.x),
+        p.states(p.S),
+        p.states(p.B, -(-p.T // CHUNK) if every else 0),
+    )
+    p.forward(p.entering()[0], y, final, checkpoints if every else None, None)
+    return y, final.mT.contiguous(), checkpoints.view(-1, p.B, p.D, p.N)
 
 
 def backward(
@@ -441,35 +441,34 @@ def backward(
     every: int,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty where one is missing."""
-    with torch.cuda.device_of(x):
-        p = Problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
-        grad_y, grad_final = (
-            grad_y.contiguous(),
-            grad_state if grad_state is None else grad_state.mT.contiguous(),
-        )
-        entering, total = p.entering()
-        dx, ddt, dz = (u if u is None else torch.empty_like(u) for u in (p.x, p.dt, p.z))
-        da, dstate = p.states(p.S, p.segments), p.states(p.S, p.segments)
-        dd, dbias = (da.new_empty(p.S, p.segments, p.D) for _ in range(2))
-        dbc = da.new_empty(p.B, p.T, p.G, p.blocks // p.G, 2 * p.N)
-        scratch = da.new_empty(p.programs[0], CHUNK // STEPS, p.BN, p.BD)
-        backward_kernel[p.programs](
-            p.x, p.dt, p.z, p.a, p.bc, p.d, p.bias, entering, p.cu_seqlens, checkpoints, grad_y,
-            p.leaving(grad_y, grad_final, total), dx, ddt, dz, da, dbc, dd, dbias, dstate, scratch,
-            *p.scan, CHUNK, STEPS, p.softplus, **p.options, **p.all_registers,
-        )  # fmt: skip
-        db, dc = (u.to(b.dtype, copy=True).reshape(b.shape) for u in dbc.sum(3).split(p.N, -1))
-        return (
-            dx,
-            ddt,
-            da.sum((0, 1)).mT.contiguous(),
-            db,
-            dc,
-            x.new_empty(0) if d is None else dd.sum((0, 1)).to(d.dtype),
-            x.new_empty(0) if z is None else dz,
-            x.new_empty(0) if dt_bias is None else dbias.sum((0, 1)).to(dt_bias.dtype),
-            dstate[:, 0].mT.contiguous(),
-        )
+    p = Problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
+    grad_y, grad_final = (
+        grad_y.contiguous(),
+        grad_state if grad_state is None else grad_state.mT.contiguous(),
+    )
+    entering, total = p.entering()
+    dx, ddt, dz = (u if u is None else torch.empty_like(u) for u in (p.x, p.dt, p.z))
+    da, dstate = p.states(p.S, p.segments), p.states(p.S, p.segments)
+    dd, dbias = (da.new_empty(p.S, p.segments, p.D) for _ in range(2))
+    dbc = da.new_empty(p.B, p.T, p.G, p.blocks // p.G, 2 * p.N)
+    scratch = da.new_empty(p.programs[0], CHUNK // STEPS, p.BN, p.BD)
+    backward_kernel[p.programs](
+        p.x, p.dt, p.z, p.a, p.bc, p.d, p.bias, entering, p.cu_seqlens, checkpoints, grad_y,
+        p.leaving(grad_y, grad_final, total), dx, ddt, dz, da, dbc, dd, dbias, dstate, scratch,
+        *p.scan, CHUNK, STEPS, p.softplus, **p.options, **p.all_registers,
+    )  # fmt: skip
+    db, dc = (u.to(b.dtype, copy=True).reshape(b.shape) for u in dbc.sum(3).split(p.N, -1))
+    return (
+        dx,
+        ddt,
+        da.sum((0, 1)).mT.contiguous(),
+        db,
+        dc,
+        x.new_empty(0) if d is None else dd.sum((0, 1)).to(d.dtype),
+        x.new_empty(0) if z is None else dz,
+        x.new_empty(0) if dt_bias is None else dbias.sum((0, 1)).to(dt_bias.dtype),
+        dstate[:, 0].mT.contiguous(),
+    )
 
 
 def step(
@@ -489,20 +488,19 @@ def step(
     BN, BD = triton.next_power_of_2(N), 32
     inputs = [contiguous(u) for u in (x, dt, z, a, b, c, d, dt_bias)]
     dense, y = state.contiguous(), torch.empty_like(inputs[0])
-    with torch.cuda.device_of(x):
-        step_kernel[(B * G * -(-D // G // BD),)](
-            *inputs,
-            dense,
-            y,
-            D,
-            G,
-            N,
-            BN,
-            BD,
-            dt_softplus,
-            num_warps=1 if BN <= 16 else 4,
-            enable_fp_fusion=True,
-        )
+    step_kernel[(B * G * -(-D // G // BD),)](
+        *inputs,
+        dense,
+        y,
+        D,
+        G,
+        N,
+        BN,
+        BD,
+        dt_softplus,
+        num_warps=1 if BN <= 16 else 4,
+        enable_fp_fusion=True,
+    )
     if dense is not state:
         state.copy_(dense)
     return y
