@@ -80,7 +80,7 @@ def launches(module: ModuleType, what: str, call) -> list[Launch]:
     return notes
 
 
-def compile(launch: Launch, target: GPUTarget):
+def compiled(launch: Launch, target: GPUTarget):
     """The kernel as this launch would compile it; tensors are taken to be aligned to 16 bytes."""
     signature, constants, attributes = {}, {}, {}
     for i, (parameter, value) in enumerate(zip(launch.kernel.params, launch.arguments.values())):
@@ -99,7 +99,7 @@ def compile(launch: Launch, target: GPUTarget):
 
 
 def resources(launch: Launch, sm: int) -> Resources:
-    program = compile(launch, GPUTarget("cuda", sm, 32))
+    program = compiled(launch, GPUTarget("cuda", sm, 32))
     with NamedTemporaryFile(suffix=".cubin") as file:
         file.write(program.asm["cubin"])
         file.flush()
@@ -189,7 +189,7 @@ def main(names: list[str]) -> None:
             r = resources(launch, sm)
             numbers = f"{sm:3} {r.registers:10} {r.stack:8} {r.shared:7}  {r.loops}"
             print(f"{r.what:42} {r.kernel:24} {numbers}", flush=True)
-        compile(launch, AMD)
+        compiled(launch, AMD)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,11 @@ def inner(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def contiguous(u: Tensor | None) -> Tensor | None:
+    """u as kernels read it."""
+    return u if u is None else u.contiguous()
+
+
 def shape(op: str, argument: str, x: Tensor, axes: str, sizes: dict[str, int]) -> None:
     """`x` must have the named axes: a size already in `sizes` must agree, a new one is entered there."""
     names = axes.split()

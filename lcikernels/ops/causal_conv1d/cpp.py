@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import boundaries, inner
+from ..checks import boundaries, contiguous, inner
 
 
 def forward(
@@ -59,7 +59,3 @@ def filters(x, weight, bias) -> tuple[Tensor, Tensor, Tensor | None]:
     x = x if x.stride(-1) == 1 else x.contiguous()
     weight = weight.to(inner(x)).contiguous()
     return x, weight, bias if bias is None else bias.to(weight.dtype).contiguous()
-
-
-def contiguous(u: Tensor | None) -> Tensor | None:
-    return u if u is None else u.contiguous()

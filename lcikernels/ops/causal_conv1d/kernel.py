@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from ..checks import boundaries
+from ..checks import boundaries, contiguous
 from ..curves import silu, silu_slope, within
 
 UNROLLED = (2, 3, 4)  # taps
@@ -415,7 +415,3 @@ def new_state(x, W: int, cu_seqlens) -> Tensor:
 def rows(x: Tensor) -> Tensor:
     """x with a contiguous last axis, as half of a projection has."""
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def contiguous(u: Tensor | None) -> Tensor | None:
-    return u if u is None else u.contiguous()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import boundaries
+from ..checks import boundaries, contiguous
 
 
 def forward(
@@ -18,8 +18,8 @@ def forward(
     """o [B, T, H, V] and the final state [B or N, H, K, V]."""
     if cu_seqlens is not None:
         boundaries("retention", cu_seqlens, q.shape[1])
-    inputs = contiguous(q, k, v, log_decay)
-    return torch.ops.lcikernels_cpp.retention_forward(*inputs, scale, *contiguous(initial_state, cu_seqlens))
+    inputs, states = map(contiguous, (q, k, v, log_decay)), map(contiguous, (initial_state, cu_seqlens))
+    return torch.ops.lcikernels_cpp.retention_forward(*inputs, scale, *states)
 
 
 def backward(
@@ -35,19 +35,15 @@ def backward(
     need_log_decay: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, log_decay ([1], any number, where it is not needed) and the initial state."""
-    inputs = contiguous(grad_o, grad_state, q, k, v, log_decay)
-    states = contiguous(initial_state, cu_seqlens)
+    inputs = map(contiguous, (grad_o, grad_state, q, k, v, log_decay))
+    states = map(contiguous, (initial_state, cu_seqlens))
     return torch.ops.lcikernels_cpp.retention_backward(*inputs, scale, *states, need_log_decay)
 
 
 def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float) -> Tensor:
     """o [B, H, V]; `state` is updated in place."""
     whole = state.contiguous()
-    o = torch.ops.lcikernels_cpp.retention_step(*contiguous(q, k, v, log_decay), whole, scale)
+    o = torch.ops.lcikernels_cpp.retention_step(*map(contiguous, (q, k, v, log_decay)), whole, scale)
     if whole is not state:
         state.copy_(whole)
     return o
-
-
-def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [x if x is None else x.contiguous() for x in tensors]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import boundaries, inner
+from ..checks import boundaries, contiguous, inner
 
 
 def forward(
@@ -86,7 +86,3 @@ def prepare(x, dt, a, b, c, d, z, dt_bias) -> list[Tensor | None]:
     """What the library takes: contiguous tensors, d and dt_bias in the dtype of the arithmetic."""
     d, dt_bias = (u if u is None else u.to(inner(x)) for u in (d, dt_bias))
     return [contiguous(u) for u in (x, dt, a, b, c, d, z, dt_bias)]
-
-
-def contiguous(u: Tensor | None) -> Tensor | None:
-    return u if u is None else u.contiguous()

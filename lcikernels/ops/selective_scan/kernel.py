@@ -21,7 +21,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from ..checks import boundaries
+from ..checks import boundaries, contiguous
 from ..curves import LN2, LOG2E, silu, silu_slope, softplus, softplus_slope, within
 
 CHUNK = 64  # 1 byte of checkpoints for each channel and token at N = 16
@@ -321,19 +321,13 @@ class Problem:
     """The inputs as the kernels take them, and how they are cut."""
 
     def __init__(self, x, dt, a, b, c, d, z, dt_bias, softplus, initial_state, cu_seqlens):
-        cu_seqlens = contiguous(cu_seqlens)
         self.B, self.T, self.D = x.shape
         self.N, self.G = a.shape[1], b.shape[2] if b.dim() == 4 else 1
         self.S = self.B if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        self.x, self.dt, self.z, self.cu_seqlens, self.softplus = (
-            *map(contiguous, (x, dt, z)),
-            cu_seqlens,
-            softplus,
-        )
+        self.x, self.dt, self.z, self.cu_seqlens = map(contiguous, (x, dt, z, cu_seqlens))
+        self.softplus = softplus
         self.a = a.mT.contiguous()
-        self.bc = torch.cat(
-            (b, c), -1
-        ).float()  # a thread reads every b and c: converting them would cost 2 of 12 slots
+        self.bc = torch.cat((b, c), -1).float()  # every thread reads them: to convert them took 2 of 12 slots
         self.d, self.bias = (u if u is None else u.float().contiguous() for u in (d, dt_bias))
         self.initial = initial_state if initial_state is None else initial_state.mT.contiguous()
         self.BN, self.BD, self.warps = tiles(self.N)
@@ -414,11 +408,8 @@ def forward(
     if cu_seqlens is not None:
         boundaries("selective_scan", cu_seqlens, x.shape[1])  # once: it waits for the device
     p = Problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
-    y, final, checkpoints = (
-        torch.empty_like(p.x),
-        p.states(p.S),
-        p.states(p.B, -(-p.T // CHUNK) if every else 0),
-    )
+    y, final = torch.empty_like(p.x), p.states(p.S)
+    checkpoints = p.states(p.B, -(-p.T // CHUNK) if every else 0)
     p.forward(p.entering()[0], y, final, checkpoints if every else None, None)
     return y, final.mT.contiguous(), checkpoints.view(-1, p.B, p.D, p.N)
 
@@ -442,10 +433,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty where one is missing."""
     p = Problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
-    grad_y, grad_final = (
-        grad_y.contiguous(),
-        grad_state if grad_state is None else grad_state.mT.contiguous(),
-    )
+    grad_y, grad_final = grad_y.contiguous(), grad_state if grad_state is None else grad_state.mT.contiguous()
     entering, total = p.entering()
     dx, ddt, dz = (u if u is None else torch.empty_like(u) for u in (p.x, p.dt, p.z))
     da, dstate = p.states(p.S, p.segments), p.states(p.S, p.segments)
@@ -489,22 +477,9 @@ def step(
     inputs = [contiguous(u) for u in (x, dt, z, a, b, c, d, dt_bias)]
     dense, y = state.contiguous(), torch.empty_like(inputs[0])
     step_kernel[(B * G * -(-D // G // BD),)](
-        *inputs,
-        dense,
-        y,
-        D,
-        G,
-        N,
-        BN,
-        BD,
-        dt_softplus,
-        num_warps=1 if BN <= 16 else 4,
-        enable_fp_fusion=True,
-    )
+        *inputs, dense, y, D, G, N, BN, BD, dt_softplus,
+        num_warps=1 if BN <= 16 else 4, enable_fp_fusion=True,
+    )  # fmt: skip
     if dense is not state:
         state.copy_(dense)
     return y
-
-
-def contiguous(u: Tensor | None) -> Tensor | None:
-    return u if u is None else u.contiguous()
