@@ -1,5 +1,6 @@
 import pytest
 import torch
+from devices import on_device, why_not
 from shapes import CAUSAL_CONV1D, PACKED
 from tolerance import assert_agrees
 
@@ -22,13 +23,13 @@ def inputs(B, T, D, W, *, N=None, dtype=torch.float32):
 @pytest.fixture(params=TABLES["causal_conv1d"])
 def conv(request):
     """The op on each backend."""
-    if why := TABLES["causal_conv1d"][request.param].why_not(torch.empty(1)):
+    if why := why_not("causal_conv1d", request.param):
         pytest.skip(why)
 
     def on_backend(x, **arguments):
-        if why := TABLES["causal_conv1d"][request.param].why_not(x):
+        if why := why_not("causal_conv1d", request.param, x.dtype):
             pytest.skip(why)
-        return causal_conv1d(x, **arguments, backend=request.param)
+        return on_device(causal_conv1d, request.param)(x, **arguments)
 
     return on_backend
 
@@ -69,16 +70,15 @@ def test_it_is_pytorchs_own_padded_convolution(conv):
 
 @pytest.mark.parametrize("backend", TABLES["causal_conv1d_step"])
 def test_decoding_step_by_step_equals_the_whole_sequence(backend):
-    if why := TABLES["causal_conv1d_step"][backend].why_not(torch.empty(1)):
+    if why := why_not("causal_conv1d_step", backend):
         pytest.skip(why)
+    step = on_device(causal_conv1d_step, backend)
     whole = {name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in inputs(2, 9, 3, 4).items()}
 
     def by_steps(x, weight, bias, initial_state, return_final_state, activation):
         state = initial_state.clone()
-        options = dict(state=state, activation=activation, backend=backend)
-        return torch.stack(
-            [causal_conv1d_step(x_t, weight, bias, **options) for x_t in x.unbind(1)], 1
-        ), state
+        options = dict(state=state, activation=activation)
+        return torch.stack([step(x_t, weight, bias, **options) for x_t in x.unbind(1)], 1), state
 
     assert_agrees(by_steps, reference, **whole, activation="silu")
 

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
+from devices import GPU, on_device, why_not
 from tolerance import assert_agrees
 
 from lcikernels import causal_conv1d, causal_conv1d_step
-from lcikernels.backends import TABLES
 from lcikernels.ops.causal_conv1d.reference import causal_conv1d as reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-if why := TABLES["causal_conv1d"]["triton"].why_not(torch.empty(1, device=DEVICE)):
+if why := why_not("causal_conv1d", "triton"):
     pytest.skip(why, allow_module_level=True)
+
+conv, conv_step = on_device(causal_conv1d, "triton"), on_device(causal_conv1d_step, "triton")
 
 # B, T, D, W: a tile is 16 tokens and 128 channels here
 SHAPES = {
@@ -34,13 +34,6 @@ def inputs(B, T, D, W, *, N=None, dtype=torch.float32, exact=torch.float32):
         arguments["initial_state"] = torch.randn(N or B, D, W - 1, requires_grad=True)
         arguments["return_final_state"] = True
     return arguments
-
-
-def conv(**arguments):
-    """On the device; results where the arguments are."""
-    there = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
-    out = causal_conv1d(**there, backend="triton")
-    return tuple(x.cpu() for x in out) if isinstance(out, tuple) else out.cpu()
 
 
 def run(arguments):
@@ -127,11 +120,8 @@ def test_a_nan_in_the_last_token_reaches_the_gradient_of_the_last_tap_alone(W):
 def test_a_step_equals_the_sequence_of_one_token(W, poisoned):
     def step(x, weight, bias, activation, initial_state=None, return_final_state=False):
         state = x.new_zeros(2, 5, 0) if initial_state is None else initial_state.clone()
-        tensors = [x[:, 0], weight, bias]
-        x, weight, bias = (u if u is None else u.to(DEVICE) for u in tensors)
-        state = state.to(DEVICE)
-        y = causal_conv1d_step(x, weight, bias, activation=activation, state=state, backend="triton")
-        return (y[:, None].cpu(), state.cpu()) if return_final_state else y[:, None].cpu()
+        y = conv_step(x[:, 0], weight, bias, activation=activation, state=state)[:, None]
+        return (y, state) if return_final_state else y
 
     whole = inputs(2, 1, 5, W)
     whole = {name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in whole.items()}
@@ -140,7 +130,7 @@ def test_a_step_equals_the_sequence_of_one_token(W, poisoned):
 
 
 def test_a_step_updates_the_state_it_was_given_whatever_its_strides():
-    wide, weight, dense = (torch.randn(*shape, device=DEVICE) for shape in ((3, 2 * 21), (21, 4), (3, 21, 3)))
+    wide, weight, dense = (torch.randn(*shape, device=GPU) for shape in ((3, 2 * 21), (21, 4), (3, 21, 3)))
     state = dense.mT.contiguous().mT
     assert not state.is_contiguous()
     x = wide[:, 21:]
@@ -153,8 +143,8 @@ def test_torch_compile_takes_it_whole():
     arguments = {name: x for name, x in inputs(1, 5, 3, 4).items() if name != "return_final_state"}
 
     def conv(x, weight, bias, activation, initial_state):
-        tensors = (u.to(DEVICE) for u in (x, weight, bias))
-        state = initial_state.to(DEVICE)
+        tensors = (u.to(GPU) for u in (x, weight, bias))
+        state = initial_state.to(GPU)
         return torch.ops.lcikernels.causal_conv1d(*tensors, activation, state, None, "triton")
 
     compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from devices import on_device, why_not
 from shapes import PACKED, SELECTIVE_SCAN
 from tolerance import assert_agrees
 
@@ -36,13 +37,9 @@ def inputs(B, T, D, N, G=None, *, S=None, dtype=torch.float32):
 @pytest.fixture(params=TABLES["selective_scan"])
 def scan(request):
     """The op on each backend."""
-    if why := TABLES["selective_scan"][request.param].why_not(torch.empty(1)):
+    if why := why_not("selective_scan", request.param):
         pytest.skip(why)
-
-    def on_backend(**arguments):
-        return selective_scan(**arguments, backend=request.param)
-
-    return on_backend
+    return on_device(selective_scan, request.param)
 
 
 @pytest.mark.parametrize("shape", SELECTIVE_SCAN.values(), ids=SELECTIVE_SCAN)
@@ -92,8 +89,12 @@ def test_two_halves_with_the_state_carried_over_equal_the_whole(scan):
     assert_agrees(in_halves, reference, **inputs(2, 40, 4, 3))
 
 
+@pytest.mark.parametrize("backend", TABLES["selective_scan_step"])
 @pytest.mark.parametrize("G", [None, 2])
-def test_decoding_step_by_step_equals_the_whole_sequence(G):
+def test_decoding_step_by_step_equals_the_whole_sequence(G, backend):
+    if why := why_not("selective_scan_step", backend):
+        pytest.skip(why)
+    step = on_device(selective_scan_step, backend)
     whole = {
         name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in inputs(2, 9, 4, 3, G).items()
     }
@@ -102,7 +103,7 @@ def test_decoding_step_by_step_equals_the_whole_sequence(G):
         state = initial_state.clone()
         options = dict(dt_bias=dt_bias, dt_softplus=dt_softplus, state=state)
         tokens = zip(*(u.unbind(1) for u in (x, dt, b, c, z)))
-        y = [selective_scan_step(x, dt, a, b, c, d, z=z, **options) for x, dt, b, c, z in tokens]
+        y = [step(x, dt, a, b, c, d, z=z, **options) for x, dt, b, c, z in tokens]
         return torch.stack(y, 1), state
 
     assert_agrees(by_steps, reference, **whole)
