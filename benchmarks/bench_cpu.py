@@ -12,17 +12,14 @@ from functools import lru_cache
 
 import pytest
 import torch
-from tolerance import max_error
 from torch import Tensor
 
 from benchmarks import language_model
+from benchmarks.answers import SAME_FUNCTION, agree, exchange, exchanged
 from benchmarks.measure import Race, attempt
 from benchmarks.shapes import CASES, FORWARD, TRAINING, Case, work
-from benchmarks.sides import OPS, Side
+from benchmarks.sides import OPS, PARAMETERS, Side
 from lcikernels import backends, extension
-
-PARAMETERS = {"a", "d", "dt_bias", "weight", "bias", "state"}  # float32 whatever the activations are
-SAME_FUNCTION = 1e-3  # of the largest element: a rival's rounding is its own affair
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # rivals have theirs
 
@@ -114,15 +111,6 @@ def cotangent(like: Tensor) -> Tensor:
     return torch.randn(like.shape).to(like.dtype)
 
 
-def exchange(u: Tensor, swap: bool) -> Tensor:
-    return u.transpose(1, 2) if swap else u
-
-
-def exchanged(u: Tensor, swap: bool) -> Tensor:
-    """A copy, laid out so."""
-    return exchange(u, swap).clone(memory_format=torch.contiguous_format)
-
-
 def with_instructions(name: str, call: Callable) -> Callable:
     """`call` by another build of the compiled kernels."""
     library = torch.ops.lcikernels_cpp
@@ -139,15 +127,8 @@ def with_instructions(name: str, call: Callable) -> Callable:
 
 
 def check(case: Case, side: Side, answer: dict[str, Tensor]) -> None:
-    """Ours by the rule of tests/tolerance.py; that a rival computes the same function at all."""
     for name, (truth, plain) in truths(case, side.dtype, side.gated).items():
-        got, largest = answer[name], truth.abs().max().item()
-        budget = SAME_FUNCTION * largest
-        if side.ours:
-            budget = 2 * max(max_error(plain.to(got.dtype), truth), torch.finfo(got.dtype).eps * largest)
-        error = max_error(got, truth)
-        where = f"{got.dtype}, largest {largest:.2e}"
-        assert error <= budget, f"{name}: error {error:.2e}, budget {budget:.2e} ({where})"
+        agree(name, answer[name], truth, plain, side.ours)
 
 
 def truths(case: Case, dtype: torch.dtype, gated: bool) -> dict[str, tuple[Tensor, Tensor]]:

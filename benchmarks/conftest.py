@@ -1,44 +1,76 @@
 """What a benchmark run measures about the machine, keeps and prints."""
 
 import re
+import warnings
 from importlib.metadata import version
+from pathlib import PosixPath
 from platform import machine
 
 import pytest
 import torch
 
-from benchmarks import report
-from benchmarks.limits import Limits, measure
+from benchmarks import gpu, limits, report
 from benchmarks.measure import allocate_as_after_a_while
 
-LIMITS, ROWS = pytest.StashKey[Limits](), pytest.StashKey[list[dict]]()
+LIMITS = pytest.StashKey[limits.Limits | gpu.Limits]()
+ROWS, TARGET = pytest.StashKey[list[dict]](), pytest.StashKey[PosixPath]()
+
+
+class Target(PosixPath):
+    """A path, as pytest-benchmark takes it from 5.3 on, that opens to be written, as before."""
+
+    def __enter__(self):
+        self.file = self.open("wb")
+        return self.file
+
+    def __exit__(self, *_):
+        self.file.close()
 
 
 def pytest_addoption(parser):
     parser.addoption("--all-layers", action="store_true", help="all of transformers' Mamba: minutes a step")
+    parser.addoption("--tests-failed", action="store_true", help="say so, and report no ratio")
+    parser.addoption("--commit", help="what is measured, where the checkout is not git's")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "minutes: a rival takes so long that it runs only twice")
+    warnings.filterwarnings("ignore", "Not saving anything")  # where all are skipped, or fail
     config.option.benchmark_quiet = True  # it knows only one side
-    config.stash[ROWS] = []
+    config.stash[ROWS], config.stash[TARGET] = [], None
     some = config.option.keyword or config.option.markexpr or any("::" in str(arg) for arg in config.args)
     if not (config.option.benchmark_json or some or config.option.collectonly):
         report.RESULTS.mkdir(exist_ok=True)
-        config.option.benchmark_json = report.RESULTS / f"{slug()}.json"
+        config.stash[TARGET] = config.option.benchmark_json = Target(report.RESULTS / f"{slug(config)}.json")
 
 
-def slug() -> str:
+def on_gpu(config) -> bool:
+    return torch.cuda.is_available() and any("bench_gpu" in str(arg) for arg in config.args)
+
+
+def slug(config) -> str:
     """Of this machine: its newest results take the place of the older ones."""
+    if on_gpu(config):
+        return dashed(torch.cuda.get_device_name())
     with open("/proc/cpuinfo") as file:
         model = next((line.partition(":")[2] for line in file if line.startswith("model name")), machine())
-    return f"{re.sub(r'[^a-z0-9]+', '-', model.lower()).strip('-')}-{torch.get_num_threads()}-threads"
+    return f"{dashed(model)}-{torch.get_num_threads()}-threads"
+
+
+def dashed(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+@pytest.fixture(scope="session", name="limits")
+def cpu_limits(request, tmp_path_factory) -> limits.Limits:
+    allocate_as_after_a_while()
+    request.config.stash[LIMITS] = limits.measure(tmp_path_factory.mktemp("limits"))
+    return request.config.stash[LIMITS]
 
 
 @pytest.fixture(scope="session")
-def limits(request, tmp_path_factory) -> Limits:
-    allocate_as_after_a_while()
-    request.config.stash[LIMITS] = measure(tmp_path_factory.mktemp("limits"))
+def chip(request) -> gpu.Limits:
+    request.config.stash[LIMITS] = gpu.measure()
     return request.config.stash[LIMITS]
 
 
@@ -57,20 +89,41 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     del machine_info["node"]
     machine_info["threads"] = torch.get_num_threads()
     machine_info["instruction_set"] = torch.backends.cpu.get_cpu_capability()
-    machine_info["versions"] = {name: version(name) for name in ("torch", "transformers", "mambapy")}
     machine_info["limits"] = config.stash[LIMITS]._asdict()
+    if on_gpu(config):
+        from benchmarks import gpu_sides
+
+        machine_info["gpu"], machine_info["versions"] = gpu.description(), gpu_sides.versions()
+    else:
+        machine_info["versions"] = {name: version(name) for name in ("torch", "transformers", "mambapy")}
 
 
-def pytest_benchmark_update_json(output_json):
+def pytest_benchmark_update_commit_info(config, commit_info):
+    if config.option.commit:
+        commit_info.update(id=config.option.commit, dirty=False)
+
+
+def pytest_benchmark_update_json(config, output_json):
     for one in output_json["benchmarks"]:
         del one["stats"]["data"], one["params"]
+        if on_gpu(config):
+            del one["stats"]  # of checking and measuring together
+    if failed := red(config):
+        output_json["red"] = failed
+
+
+def red(config) -> list[str]:
+    """What failed: here, and in the tests before."""
+    stats = config.pluginmanager.get_plugin("terminalreporter").stats
+    here = [x.nodeid.partition("::")[2] for key in ("failed", "error") for x in stats.get(key, [])]
+    return ["tests"] * config.option.tests_failed + here
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
-    rows = config.stash[ROWS]
+    rows, failed = config.stash[ROWS], red(config)
     if rows:
         terminalreporter.section("results")
-        terminalreporter.write_line(report.tables(rows))
-    if rows and not exitstatus and config.option.benchmark_json == report.RESULTS / f"{slug()}.json":
+        terminalreporter.write_line(report.tables(rows, failed))
+    if rows and config.stash[TARGET] and (on_gpu(config) or not exitstatus):
         report.write()
         terminalreporter.write_line(f"written: {report.PAGE}")

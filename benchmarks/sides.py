@@ -2,6 +2,7 @@
 
 transformers' and mambapy's own functions are called where they are functions; torchscale's two forms of
 retention are written here from the paper's equations, without its normalisation, which costs extra.
+Packages of rivals are imported where they are called, 1 us: bench_gpu.py runs without them.
 """
 
 from collections.abc import Callable
@@ -9,16 +10,16 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import torch
-from mambapy.mamba import MambaBlock
 from torch import Tensor
 from torch.nn.functional import rms_norm, silu
-from transformers.models.mamba import modeling_mamba
 
 import lcikernels
 from lcikernels.ops.causal_conv1d.reference import causal_conv1d as causal_conv1d_reference
 from lcikernels.ops.gated_rms_norm.reference import gated_rms_norm as gated_rms_norm_reference
 from lcikernels.ops.retention.reference import retention as retention_reference
 from lcikernels.ops.selective_scan.reference import selective_scan as selective_scan_reference
+
+PARAMETERS = {"a", "d", "dt_bias", "weight", "bias", "state"}  # float32 whatever the activations are
 
 
 class Side(NamedTuple):
@@ -65,16 +66,21 @@ def scan(x, dt, a, b, c, d, z=None, dt_bias=None, **options) -> Tensor:
     return lcikernels.selective_scan(x, dt, a, b, c, d, **options)
 
 
-def scan_reference(x, dt, a, b, c, d, z=None, dt_bias=None) -> Tensor:
-    return selective_scan_reference(x, dt, a, b, c, d, z=z, dt_bias=dt_bias, dt_softplus=z is not None)
+def scan_reference(x, dt, a, b, c, d, z=None, dt_bias=None, **options) -> Tensor:
+    options |= dict(z=z, dt_bias=dt_bias, dt_softplus=z is not None)
+    return selective_scan_reference(x, dt, a, b, c, d, **options)
 
 
 def transformers_scan(x, dt, a, b, c, d, **options) -> Tensor:
     """The scan of transformers' MambaMixer. x, dt [B, D, T]; b, c reach it as views of [B, T, N]."""
+    from transformers.models.mamba import modeling_mamba
+
     return modeling_mamba.mamba_selective_scan(x, dt, a, b.mT, c.mT, d, **options)
 
 
 def mambapy_scan(x, dt, a, b, c, d) -> Tensor:
+    from mambapy.mamba import MambaBlock
+
     return MambaBlock.selective_scan(None, x, dt, a, b, c, d)
 
 
@@ -96,10 +102,9 @@ def step_inputs(gated: bool, B: int, D: int, N: int) -> dict[str, Tensor]:
     return inputs | dict(state=torch.randn(B, D, N))
 
 
-def step(x, dt, a, b, c, d, z, dt_bias, state) -> Tensor:
-    return lcikernels.ops.selective_scan_step(
-        x, dt, a, b, c, d, state=state, z=z, dt_bias=dt_bias, dt_softplus=True
-    )
+def step(x, dt, a, b, c, d, z, dt_bias, state, **options) -> Tensor:
+    options |= dict(state=state, z=z, dt_bias=dt_bias, dt_softplus=True)
+    return lcikernels.ops.selective_scan_step(x, dt, a, b, c, d, **options)
 
 
 def library_step(x, dt, a, b, c, d, z, dt_bias, state) -> Tensor:
@@ -108,6 +113,8 @@ def library_step(x, dt, a, b, c, d, z, dt_bias, state) -> Tensor:
 
 
 def transformers_step(x, dt, a, b, c, d, z, dt_bias, state) -> Tensor:
+    from transformers.models.mamba import modeling_mamba
+
     return modeling_mamba.mamba_selective_state_update(
         state, x, dt, a, b, c, d, z=z, dt_bias=dt_bias, dt_softplus=True
     )
@@ -203,6 +210,8 @@ def conv_inputs(gated: bool, B: int, T: int, D: int, W: int) -> dict[str, Tensor
 
 
 def transformers_conv(x, weight, bias) -> Tensor:
+    from transformers.models.mamba import modeling_mamba
+
     return modeling_mamba.causal_conv1d_fn(x, weight, bias, activation="silu")
 
 

@@ -1,0 +1,255 @@
+"""Every op that has kernels for a GPU: against what people have today, and against the chip.
+
+    make gpu                                            builds and tests, then this
+    python -m pytest -rs benchmarks/bench_gpu.py        5 minutes; prints the tables and writes RESULTS.md
+    ... -k "conv and backward"                          some; prints only
+
+All in bfloat16, parameters and states in float32. `forward` keeps nothing for a backward pass; `backward` is
+torch.autograd.grad of a graph that is kept. A decoding step is timed as one of many in a CUDA graph, each
+with a state of its own. An answer is checked before it is timed: at a small size whole, at full size 64
+channels of the last sequence, by the op's reference in float64.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import gpu
+from benchmarks.answers import agree, exchange, exchanged
+from benchmarks.gpu_sides import OPS, Side, found
+from benchmarks.shapes import FORWARD, TRAINING
+from benchmarks.sides import PARAMETERS, scan
+
+BACKWARD, DECODING = "backward", "one token"
+TOKENS = {"x", "dt", "z"}  # [B, T, D]; b and c [B, T, N]
+SMALL = {"B": 2, "T": 1024, "D": 96}
+CHANNELS, LONG = 64, 4096  # from more tokens on, the torch backend in float64 stands for the reference
+COLD = 256e6  # bytes that a graph's steps go through: more than any L2 cache
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+    pytest.mark.filterwarnings("ignore"),  # rivals have theirs
+]
+
+
+class Case(NamedTuple):
+    """`ours` against `rival`, sides of `op` in gpu_sides.py. table, row: where cases share a table."""
+
+    op: str
+    sizes: dict[str, int]
+    mode: str
+    rival: str | None = None
+    targets: dict[str, float] = {}
+    ours: str = "ours"
+    table: str = ""
+    row: str = ""
+
+    @property
+    def shape(self) -> str:
+        return self.table or " ".join(f"{name}={size}" for name, size in self.sizes.items())
+
+    def __str__(self) -> str:
+        what = self.op, self.mode, self.ours, "vs", f"{self.rival}", self.shape, self.row
+        return "-".join(what).replace(" ", "_")
+
+
+SCAN = {"B": 8, "T": 4096, "D": 2048, "N": 16}
+CONV = {"B": 8, "T": 4096, "D": 2048, "W": 4}
+PACKED = {**SCAN, "B": 1, "T": 8 * 4096}
+AT_FLOOR = {"percent": 100 / 1.5}
+
+
+def sweep(table: str, **changing: dict[str, int]) -> list[Case]:
+    rows = {name: {**SCAN, **sizes} for name, sizes in changing.items()}
+    return [
+        Case("selective_scan", sizes, mode, table=table, row=name)
+        for mode in (FORWARD, BACKWARD)
+        for name, sizes in rows.items()
+    ]
+
+
+def steps(op: str, size: dict[str, int], rival: str) -> list[Case]:
+    return [
+        Case(op, {"B": B, "D": 4096, **size}, DECODING, name, AT_FLOOR if B == 64 else {})
+        for B in (64, 1)
+        for name in (rival, "ours in torch")
+    ]
+
+
+CASES = [
+    Case("selective_scan", SCAN, FORWARD, "mamba-ssm", {"ratio": 2}),
+    Case("selective_scan", SCAN, BACKWARD, "mamba-ssm", {"ratio": 2.5}),
+    Case("selective_scan", SCAN, TRAINING, "mamba-ssm"),
+    Case("selective_scan", SCAN, FORWARD, "ours in torch", {"first_ms": 0.50, "ms": 0.42}),
+    Case("selective_scan", SCAN, BACKWARD, "ours in torch", {"first_ms": 1.2, "ms": 0.95}),
+    Case("selective_scan", SCAN, TRAINING, "ours in torch", {"memory": 1.2}),
+    *sweep("T grows, B T = 32768 or B = 1, D=2048 N=16", **{
+        f"T={T}": {"B": max(1, 32768 // T), "T": T} for T in (512 << i for i in range(8))
+    }),
+    *sweep("B D grows, T=4096 N=16", **{
+        f"B D={BD}": {"B": max(1, BD // 2048), "D": min(BD, 2048)} for BD in (1024 << i for i in range(7))
+    }),
+    Case("selective_scan", PACKED, FORWARD, "ours, 8 rows", ours="ours, packed"),
+    Case("selective_scan", PACKED, BACKWARD, "ours, 8 rows", ours="ours, packed"),
+    *(
+        Case("causal_conv1d", CONV, mode, rival)
+        for rival in ("causal-conv1d", "ours in torch")
+        for mode in (FORWARD, BACKWARD, TRAINING)
+    ),
+    *steps("selective_scan_step", {"N": 16}, "mamba-ssm"),
+    *steps("causal_conv1d_step", {"W": 4}, "causal-conv1d"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_op(case, chip, benchmark, record):
+    if why := case.rival and why_not(OPS[case.op].sides[case.rival]):
+        pytest.skip(why)
+    record(**benchmark.pedantic(measured, (case, chip)))  # the times of a row are CUDA's
+
+
+def why_not(side: Side) -> str | None:
+    """Why a rival cannot run here, or None."""
+    module = side.needs and found(side.needs)
+    return module if isinstance(module, str) else None
+
+
+def measured(case: Case, limits: gpu.Limits) -> dict[str, object]:
+    """A row of the report."""
+    sides = [OPS[case.op].sides[name] for name in (case.ours, case.rival) if name]
+    for side in sides:
+        check(case.op, case.sizes, side)
+    inputs = drawn(case.op, case.sizes)
+    count = copies(inputs) if case.mode == DECODING else 1
+    ours, rival = [prepared(case, inputs, side, count) for side in sides] + [None] * (not case.rival)
+    seconds, rival_seconds = gpu.race(ours, rival)
+    read, x = gpu.size(inputs.values()), gpu.size([inputs["x"]])  # outputs are like x, gradients like inputs
+    elements, N = inputs["x"].numel(), case.sizes.get("N")
+    forward = read + x, elements * (N + 4 if N else 0)
+    backward = 2 * read + x, elements * (2 * N + 6 if N else 0)
+    passes = {FORWARD: [forward], BACKWARD: [backward], TRAINING: [forward, backward]}
+    if case.mode == DECODING:  # exps that T tokens share are one for each state here, and memory takes longer
+        passes[DECODING] = [(read + x + gpu.size([inputs["state"]]), 0)]
+    return dict(
+        op=case.op,
+        shape=case.shape,
+        mode=f"{case.row} {case.mode}".strip(),
+        ours=case.ours,
+        rival=case.rival,
+        seconds=seconds / count,
+        rival_seconds=rival_seconds and rival_seconds / count,
+        floor=sum(limits.floor(*one) for one in passes[case.mode]),
+        elements=elements,
+        memory=(gpu.peak(ours) + read + x) / (2 * (read + x)) if case.mode == TRAINING else None,
+        targets=case.targets,
+    )
+
+
+def drawn(op: str, sizes: dict[str, int]) -> dict[str, Tensor]:
+    """The same for every side."""
+    torch.manual_seed(0)
+    with torch.device(gpu.DEVICE):
+        inputs = OPS[op].inputs(**sizes)
+    return {name: u if name in PARAMETERS else u.bfloat16() for name, u in inputs.items()}
+
+
+def laid_out(side: Side, inputs: dict[str, Tensor], train: bool) -> dict[str, Tensor]:
+    """Copies, as the side likes them best."""
+    inputs = {name: exchanged(u, name in side.swapped) for name, u in inputs.items()}
+    if "state" in inputs:
+        inputs["state"] = inputs["state"].to(side.state)
+    return {name: u.requires_grad_(train) for name, u in inputs.items()}
+
+
+def cotangent(side: Side, x: Tensor) -> Tensor:
+    """For an output like x, in the side's layout."""
+    torch.manual_seed(1)
+    return exchanged(torch.randn_like(x), bool(side.swapped))
+
+
+def copies(inputs: dict[str, Tensor]) -> int:
+    """Steps in a graph."""
+    return int(min(max(16, COLD / gpu.size(inputs.values())), 64))
+
+
+def prepared(case: Case, drawn: dict[str, Tensor], side: Side, count: int) -> Callable[[], object]:
+    """A call to be timed, whose inputs lie ready; `count` steps where that is what is timed."""
+    if case.mode == DECODING:
+        return gpu.graph([partial(side.run, **laid_out(side, drawn, False)) for _ in range(count)])
+    inputs = laid_out(side, drawn, case.mode != FORWARD)
+    if case.mode == FORWARD:
+        return partial(side.run, **inputs)
+    grad, leaves = cotangent(side, drawn["x"]), list(inputs.values())
+    if case.mode == BACKWARD:
+        output = side.run(**inputs)
+        return lambda: torch.autograd.grad(output, leaves, grad, retain_graph=True)
+
+    def training() -> tuple:
+        output = side.run(**inputs)
+        return output, torch.autograd.grad(output, leaves, grad)
+
+    return training
+
+
+def check(op: str, sizes: dict[str, int], side: Side) -> None:
+    """Of a step the output; else the output and the gradients, small and whole, then in part."""
+    if "T" in sizes:
+        small = {axis: min(size, SMALL.get(axis, size)) for axis, size in sizes.items()}
+        _check(op, tuple(small.items()), side, True)
+    _check(op, tuple(sizes.items()), side, "T" not in sizes)
+
+
+@cache
+def _check(op: str, sizes: tuple[tuple[str, int], ...], side: Side, whole: bool) -> None:
+    inputs = drawn(op, dict(sizes))
+    got, grad = answer(side, inputs), cotangent(side._replace(swapped=()), inputs["x"])
+    bounds = side.bounds and torch.tensor(side.bounds(inputs["x"].shape[1]), dtype=torch.int32)
+    if not whole:
+        inputs, grad = {name: part(name, u) for name, u in inputs.items()}, part("x", grad)
+        got = {name: part("x", u) for name, u in got.items() if name in TOKENS | {"output"}}
+    truth, plain = (reference(op, inputs, grad, bounds, dtype) for dtype in (torch.float64, torch.float32))
+    for name, u in got.items():
+        agree(name, u.cpu(), truth[name], plain[name], side.ours)
+
+
+def part(name: str, u: Tensor) -> Tensor:
+    """The last sequence and some channels: no other changes their outputs, nor their tokens' gradients."""
+    if name in ("b", "c"):
+        return u[-1:]
+    chosen = torch.linspace(0, u.shape[2 if name in TOKENS else 0] - 1, CHANNELS, device=u.device).long()
+    return u[-1:, :, chosen] if name in TOKENS else u[chosen]
+
+
+def answer(side: Side, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The output and the gradients of all inputs, into memory that was NaN."""
+    train = "state" not in inputs
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        there = laid_out(side, inputs, train)
+        output = side.run(**there)
+        grads = ()
+        if train:
+            grads = torch.autograd.grad(output, list(there.values()), cotangent(side, inputs["x"]))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    answers = {"output": exchange(output.detach(), bool(side.swapped))}
+    return answers | {name: exchange(u, name in side.swapped) for name, u in zip(there, grads)}
+
+
+def reference(
+    op: str, inputs: dict[str, Tensor], grad: Tensor, bounds: Tensor | None, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    train = "state" not in inputs
+    inputs = {name: u.detach().to("cpu", dtype).requires_grad_(train) for name, u in inputs.items()}
+    run = OPS[op].reference
+    if op == "selective_scan" and inputs["x"].shape[1] > LONG:
+        run = partial(scan, backend="torch")
+    output = run(**inputs) if bounds is None else run(**inputs, cu_seqlens=bounds)
+    grads = ()
+    if train:
+        grads = torch.autograd.grad(output, list(inputs.values()), grad.to("cpu", dtype))
+    return {"output": output.detach()} | dict(zip(inputs, grads))

@@ -1,0 +1,92 @@
+"""What a GPU can do at best, how long a call takes on it, and how much memory."""
+
+import subprocess
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DEVICE = "cuda"
+MB_1024 = 2**30
+WARM_UP, SAMPLES, TURNS = 10, 40, 3  # ms of warming up and of measuring in one turn, and turns
+
+
+class Limits(NamedTuple):
+    """Per second.
+
+    copy: bytes read and written by a copy of 1 GiB. special: special functions (exp2 is one), 16 a clock and
+    multiprocessor; issue: instructions of a lane, 128 a clock and multiprocessor; at the highest clock.
+    """
+
+    copy: float
+    special: float
+    issue: float
+    clock: float
+    multiprocessors: int
+
+    def floor(self, bytes: float, special: float) -> float:
+        """Seconds that a computation takes at least."""
+        return max(bytes / self.copy, special / self.special)
+
+
+def measure() -> Limits:
+    source, target = (torch.ones(MB_1024, dtype=torch.uint8, device=DEVICE) for _ in range(2))
+    copy = 2 * MB_1024 / seconds(lambda: target.copy_(source))
+    said = subprocess.check_output(
+        ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"], text=True
+    )
+    clock, chips = 1e6 * float(said.split()[0]), torch.cuda.get_device_properties(0).multi_processor_count
+    return Limits(copy, 16 * clock * chips, 128 * clock * chips, clock, chips)
+
+
+def seconds(call: Callable) -> float:
+    """The median of calls between CUDA events, each from a cold L2 cache."""
+    from triton.testing import do_bench
+
+    return do_bench(call, warmup=WARM_UP, rep=SAMPLES, return_mode="median") / 1e3
+
+
+def race(ours: Callable, rival: Callable | None) -> tuple[float, float | None]:
+    """Seconds of ours and of the rival, measured in turns: what happens to the GPU happens to both."""
+    turns = [(seconds(ours), rival and seconds(rival)) for _ in range(TURNS)]
+    ours_seconds, rival_seconds = zip(*turns)
+    return median(ours_seconds), rival and median(rival_seconds)
+
+
+def graph(calls: list[Callable]) -> Callable:
+    """All calls in one launch: what is left of the time when Python's is gone."""
+    for call in calls[:3]:
+        call()  # compiles
+    torch.cuda.synchronize()
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        for call in calls:
+            call()
+    return recorded.replay
+
+
+def peak(call: Callable) -> int:
+    """The most bytes that were allocated during a call, less what was before."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def size(tensors: list[Tensor]) -> int:
+    """In bytes."""
+    return sum(u.numel() * u.element_size() for u in tensors)
+
+
+def description() -> dict[str, object]:
+    """Of the GPU, for the results."""
+    chip = torch.cuda.get_device_properties(0)
+    return {
+        "name": chip.name,
+        "memory": chip.total_memory,
+        "capability": f"{chip.major}.{chip.minor}",
+        "cuda": torch.version.cuda,
+    }

@@ -1,0 +1,251 @@
+"""The sides that are compared on a GPU: our ops in Triton, and what people have for the same today.
+
+mamba-ssm and causal-conv1d are taken as installed, or from their sources in .rivals/, which git ignores:
+
+    export MAMBA_SKIP_CUDA_BUILD=TRUE CAUSAL_CONV1D_SKIP_CUDA_BUILD=TRUE
+    pip download --no-deps --no-build-isolation --no-binary :all: -d .rivals mamba-ssm causal-conv1d
+    for x in .rivals/*.tar.gz; do tar xzf $x -C .rivals; done
+    python -m benchmarks.gpu_sides          compiles what a benchmark needs, and says what is there
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from importlib import import_module
+from importlib.metadata import distributions
+from itertools import accumulate, cycle
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.sides import (
+    Op,
+    conv_inputs,
+    scan,
+    scan_inputs,
+    scan_reference,
+    step,
+    step_inputs,
+    step_reference,
+)
+from lcikernels import causal_conv1d, causal_conv1d_step
+from lcikernels.ops.causal_conv1d.reference import causal_conv1d as causal_conv1d_reference
+
+RIVALS = Path(__file__).parents[1] / ".rivals"
+SOURCES = {  # for bfloat16 and real rates alone: 1 minute instead of 5
+    "selective_scan_cuda": (
+        "mamba_ssm-*/csrc/selective_scan",
+        ["selective_scan.cpp", "selective_scan_fwd_bf16.cu", "selective_scan_bwd_bf16_real.cu"],
+    ),
+    "causal_conv1d_cuda": (
+        "causal_conv1d-*/csrc",
+        ["causal_conv1d.cpp", "causal_conv1d_fwd.cu", "causal_conv1d_bwd.cu", "causal_conv1d_update.cu"],
+    ),
+}
+NVCC = ["-O3", "--use_fast_math", "--expt-relaxed-constexpr", "--expt-extended-lambda"]  # as they do
+NVCC += [f"-U__CUDA_NO_{x}__" for x in ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_CONVERSIONS")]
+NVCC += [f"-U__CUDA_NO_{x}__" for x in ("BFLOAT16_OPERATORS", "BFLOAT162_OPERATORS", "BFLOAT162_CONVERSIONS")]
+SCAN, UPDATE = "selective_scan_cuda", "mamba_ssm.ops.triton.selective_state_update"
+CONV = "causal_conv1d.causal_conv1d_interface"
+
+
+@cache
+def found(name: str) -> ModuleType | str:
+    """A rival's module as installed or from .rivals/, or why it is not there."""
+    try:
+        return import_module(name)
+    except ImportError as why:
+        not_installed = f"{name} is not installed ({why})"
+    try:
+        return compiled(name) if name in SOURCES else without_its_package(name)
+    except StopIteration:
+        return f"{not_installed}, and {RIVALS.name}/ has no sources of it"
+    except Exception as why:  # of a rival's build anything may come; the benchmark of the others goes on
+        return f"{not_installed}, and its sources fail: {why}".partition("\n")[0]
+
+
+def compiled(name: str) -> ModuleType:
+    """For the GPU that is here, by all cores."""
+    from torch.utils.cpp_extension import load
+
+    folder, files = SOURCES[name]
+    folder = next(RIVALS.glob(folder))
+    build = RIVALS / "build" / name
+    build.mkdir(parents=True, exist_ok=True)
+    os.environ["PATH"] += f":{Path(sys.executable).parent}"  # ninja
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_LAZY)  # kernels for other types are missing, and never called
+    try:
+        sys.modules[name] = load(
+            name,
+            [f"{folder / file}" for file in files],
+            extra_cflags=["-O3"],
+            extra_cuda_cflags=NVCC,
+            extra_ldflags=["-Wl,-z,lazy"],
+            extra_include_paths=[f"{folder}"],
+            build_directory=f"{build}",
+        )
+    finally:
+        sys.setdlopenflags(flags)
+    return sys.modules[name]
+
+
+def without_its_package(name: str) -> ModuleType:
+    """A module of plain Python; its package's __init__ would import far more."""
+    top = name.partition(".")[0]
+    package = ModuleType(top)
+    package.__path__ = [f"{next(RIVALS.glob(f'{top}-*/{top}'))}"]
+    if top == "causal_conv1d":
+        compiled("causal_conv1d_cuda")
+    sys.modules[top] = package
+    return import_module(name)
+
+
+def versions() -> dict[str, str]:
+    """What is installed of what is compared, and what lies in .rivals/."""
+    names = "torch", "triton", "mamba-ssm", "causal-conv1d"
+    installed = {x.metadata["Name"].lower().replace("_", "-"): x.version for x in distributions()}
+    lying = (x.name.split("-", 1) for x in RIVALS.glob("*-*/"))
+    there = {name.replace("_", "-"): version for name, version in lying} | installed
+    return {name: there[name] for name in names if name in there}
+
+
+class Side(NamedTuple):
+    """`run(**inputs)` is the output.
+
+    swapped: as in sides.py. ours: it is one of our ops. needs: the module of the rival that it calls.
+    bounds: of T tokens, where it takes one row for packed sequences. state: the dtype of a step's state.
+    """
+
+    run: Callable[..., Tensor]
+    swapped: tuple[str, ...] = ()
+    ours: bool = False
+    needs: str | None = None
+    bounds: Callable[[int], tuple[int, ...]] | None = None
+    state: torch.dtype = torch.float32
+
+
+class CudaScan(torch.autograd.Function):
+    """mamba-ssm's, all [B, D, T]; b, c [B, N, T]. Softplus, bias, skip and gate are fused."""
+
+    @staticmethod
+    def forward(ctx, x, dt, a, b, c, d, z, dt_bias):
+        inputs = x, dt, a, b[:, None], c[:, None], d, z, dt_bias
+        ungated, states, y = found(SCAN).fwd(*inputs, True)
+        ctx.save_for_backward(*inputs, states, ungated)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        *inputs, states, ungated = ctx.saved_tensors
+        dx, ddt, da, db, dc, dd, dbias, dz = found(SCAN).bwd(*inputs, dy, states, ungated, None, True, False)
+        return dx, ddt, da, db.squeeze(1), dc.squeeze(1), dd, dz, dbias
+
+
+def cuda_scan(x, dt, a, b, c, d, z, dt_bias) -> Tensor:
+    return CudaScan.apply(x, dt, a, b, c, d, z, dt_bias)
+
+
+@cache
+def bounds_of(T: int, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """Sequences of these lengths, again and again; the last is cut at T."""
+    ends = []
+    for end in accumulate(cycle(lengths)):
+        ends.append(min(end, T))
+        if end >= T:
+            return (0, *ends)
+
+
+def mixed(T: int) -> tuple[int, ...]:
+    return bounds_of(T, (700, 64, 2500, 1, 333, 1100, 90, 4096))
+
+
+def eighths(T: int) -> tuple[int, ...]:
+    return bounds_of(T, (T // 8,))
+
+
+@cache
+def on(device: torch.device, bounds: tuple[int, ...]) -> Tensor:
+    return torch.tensor(bounds, dtype=torch.int32, device=device)
+
+
+def packed(x, **inputs) -> Tensor:
+    return scan(x, **inputs, cu_seqlens=on(x.device, mixed(x.shape[1])), backend="triton")
+
+
+def in_rows(**inputs) -> Tensor:
+    """[1, T, ...] as 8 rows."""
+    rows = {name: u.unflatten(1, (8, -1))[0] if u.dim() == 3 else u for name, u in inputs.items()}
+    return scan(**rows, backend="triton").flatten(0, 1)[None]
+
+
+def state_update(x, dt, a, b, c, d, z, dt_bias, state) -> Tensor:
+    update = found(UPDATE).selective_state_update
+    return update(state, x, dt, a, b, c, d, z=z, dt_bias=dt_bias, dt_softplus=True)
+
+
+def cuda_conv(x, weight, bias) -> Tensor:
+    return found(CONV).causal_conv1d_fn(x, weight, bias, activation="silu")
+
+
+def cuda_conv_step(x, weight, bias, state) -> Tensor:
+    return found(CONV).causal_conv1d_update(x, state, weight, bias, "silu")
+
+
+def conv(**inputs) -> Tensor:
+    return causal_conv1d(**inputs, activation="silu")
+
+
+def conv_step(**inputs) -> Tensor:
+    return causal_conv1d_step(**inputs, activation="silu")
+
+
+def conv_step_inputs(B: int, D: int, W: int) -> dict[str, Tensor]:
+    inputs = conv_inputs(False, B, 1, D, W)
+    return inputs | dict(x=inputs["x"][:, 0], state=torch.randn(B, D, W - 1))
+
+
+def conv_step_reference(x, weight, bias, state) -> Tensor:
+    options = dict(activation="silu", initial_state=state)
+    return causal_conv1d_reference(x[:, None], weight, bias, **options)[:, 0]
+
+
+def ours(op: Callable) -> dict[str, Side]:
+    return {
+        "ours": Side(partial(op, backend="triton"), ours=True),
+        "ours in torch": Side(partial(op, backend="torch"), ours=True),
+    }
+
+
+SCANS = ours(scan) | {
+    "ours, packed": Side(packed, ours=True, bounds=mixed),
+    "ours, 8 rows": Side(in_rows, ours=True, bounds=eighths),
+    "mamba-ssm": Side(cuda_scan, ("x", "dt", "b", "c", "z"), needs=SCAN),
+}
+OPS = {
+    "selective_scan": Op(partial(scan_inputs, True), scan_reference, SCANS),
+    "selective_scan_step": Op(
+        partial(step_inputs, True),
+        step_reference,
+        ours(step) | {"mamba-ssm": Side(state_update, needs=UPDATE)},
+    ),
+    "causal_conv1d": Op(
+        partial(conv_inputs, False),
+        partial(causal_conv1d_reference, activation="silu"),
+        ours(conv) | {"causal-conv1d": Side(cuda_conv, ("x",), needs=CONV)},
+    ),
+    "causal_conv1d_step": Op(
+        conv_step_inputs,
+        conv_step_reference,
+        ours(conv_step) | {"causal-conv1d": Side(cuda_conv_step, needs=CONV, state=torch.bfloat16)},
+    ),
+}
+
+if __name__ == "__main__":
+    for rival in (SCAN, CONV, UPDATE):
+        module = found(rival)
+        print(f"{rival}: {module if isinstance(module, str) else 'there'}")
