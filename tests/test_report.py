@@ -31,10 +31,30 @@ RUN = {
     "datetime": "2026-11-21T15:00:00+00:00",
 }
 
+GPU_ROW = {
+    "op": "selective_scan",
+    "shape": "B=8 T=4096 D=2048 N=16",
+    "mode": "forward + backward",
+    "ours": "ours",
+    "rival": "a CUDA scan",
+    "seconds": 0.002,
+    "rival_seconds": 0.005,
+    "floor": 0.001,
+    "elements": 8 * 4096 * 2048,
+    "memory": 1.25,
+    "targets": {"first_ms": 2.5, "ms": 1.5, "ratio": 2.5, "memory": 1.2},
+}
+GPU_MACHINE = {
+    "cpu": {"brand_raw": "A processor"},
+    "gpu": {"name": "A chip"},
+    "versions": {"torch": "2.11.0"},
+    "limits": {"copy": 4300e9, "special": 4.18e12, "issue": 3.35e13, "clock": 1.98e9, "multiprocessors": 132},
+}
 
-def page(tmp_path, *rows: dict) -> str:
+
+def page(tmp_path, *rows: dict, **run: object) -> str:
     """The page made of one run's rows."""
-    run = RUN | {"benchmarks": [{"extra_info": row} for row in rows]}
+    run = RUN | run | {"benchmarks": [{"extra_info": row} for row in rows]}
     (tmp_path / "machine.json").write_text(json.dumps(run))
     report.write(tmp_path, tmp_path / "RESULTS.md")
     return (tmp_path / "RESULTS.md").read_text()
@@ -62,3 +82,45 @@ def test_each_op_and_shape_has_one_table(tmp_path):
         ("selective_scan", 2),
         ("retention", 1),
     ]
+
+
+def test_a_row_of_a_gpu_has_the_time_of_an_element_and_memory(tmp_path):
+    (row,) = (
+        line for line in page(tmp_path, GPU_ROW, machine_info=GPU_MACHINE).splitlines() if "| forw" in line
+    )
+    targets = "≥ 2.5x, ≤ 2.5 ms at first, **≤ 1.5 ms missed**, **≤ 1.2x memory missed**"
+    cells = ["forward + backward", "2", "a CUDA scan", "5", "2.5x", targets, "50 %", "29.8", "1.25"]
+    assert row == f"| {' | '.join(cells)} |"
+
+
+def test_a_row_without_a_rival_has_no_ratio(tmp_path):
+    alone = GPU_ROW | {
+        "mode": "T=512 forward",
+        "rival": None,
+        "rival_seconds": None,
+        "memory": None,
+        "targets": {},
+    }
+    (row,) = (
+        line for line in page(tmp_path, alone, machine_info=GPU_MACHINE).splitlines() if "| T=512" in line
+    )
+    assert row == "| T=512 forward | 2 |  |  |  |  | 50 % | 29.8 |  |"
+
+
+def test_gpus_come_after_processors_under_a_head_of_their_own(tmp_path):
+    (tmp_path / "a.json").write_text(
+        json.dumps(RUN | {"machine_info": GPU_MACHINE, "benchmarks": [{"extra_info": GPU_ROW}]})
+    )
+    text = page(tmp_path, ROW)
+    heads = [line for line in text.splitlines() if line.startswith(("# ", "## "))]
+    want = ["# What the ops take on a CPU", "## A processor, 2 threads, AVX512"]
+    assert heads == [*want, "# What the ops take on a GPU", "## A chip"]
+    assert "a copy's 4300 GB/s" in text and "4180 G special" in text and "132 multiprocessors" in text
+
+
+def test_a_red_run_reports_no_ratio(tmp_path):
+    for row, machine in ((ROW, MACHINE), (GPU_ROW, GPU_MACHINE)):
+        text = page(tmp_path, row, machine_info=machine, red=["tests", "test_op[a]"])
+        assert "**Red: tests, test_op[a] failed in this run. No ratio is reported.**" in text
+        (line,) = (line for line in text.splitlines() if line.startswith("| forward"))
+        assert "| red |" in line and "≥" not in line
