@@ -6,16 +6,18 @@
 
 All in bfloat16, parameters and states in float32. `forward` keeps nothing for a backward pass; `backward` is
 torch.autograd.grad of a graph that is kept. A decoding step is timed as one of many in a CUDA graph, each
-with a state of its own. An answer is checked before it is timed: at a small size whole, at full size 64
-channels of the last sequence, by the op's reference in float64.
+with a state of its own. An answer is checked before it is timed, by the op's reference in float64: at a small
+size all of it, at full size 64 channels of the last sequence.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import NamedTuple
 
 import pytest
 import torch
+from tolerance import assert_agrees
 from torch import Tensor
 
 from benchmarks import gpu
@@ -53,7 +55,7 @@ class Case(NamedTuple):
         return self.table or " ".join(f"{name}={size}" for name, size in self.sizes.items())
 
     def __str__(self) -> str:
-        what = self.op, self.mode, self.ours, "vs", f"{self.rival}", self.shape, self.row
+        what = self.op, self.mode, self.ours, "vs", f"{self.rival}", self.row or self.shape
         return "-".join(what).replace(" ", "_")
 
 
@@ -198,22 +200,45 @@ def prepared(case: Case, drawn: dict[str, Tensor], side: Side, count: int) -> Ca
 def check(op: str, sizes: dict[str, int], side: Side) -> None:
     """Of a step the output; else the output and the gradients, small and whole, then in part."""
     if "T" in sizes:
-        small = {axis: min(size, SMALL.get(axis, size)) for axis, size in sizes.items()}
-        _check(op, tuple(small.items()), side, True)
-    _check(op, tuple(sizes.items()), side, "T" not in sizes)
+        small = tuple((axis, min(size, SMALL.get(axis, size))) for axis, size in sizes.items())
+        check_ours(op, small, side) if side.ours else check_once(op, small, side, True)
+    check_once(op, tuple(sizes.items()), side, "T" not in sizes)
 
 
 @cache
-def _check(op: str, sizes: tuple[tuple[str, int], ...], side: Side, whole: bool) -> None:
+def check_ours(op: str, sizes: tuple[tuple[str, int], ...], side: Side) -> None:
+    def run(**inputs) -> Tensor:
+        with poisoned():
+            return side.run(**{name: u.to(gpu.DEVICE) for name, u in inputs.items()}).cpu()
+
+    inputs = {name: u.cpu().requires_grad_() for name, u in drawn(op, dict(sizes)).items()}
+    truth, bounds = OPS[op].reference, bounds_for(side, inputs)
+    assert_agrees(run, truth if bounds is None else partial(truth, cu_seqlens=bounds), **inputs)
+
+
+@cache
+def check_once(op: str, sizes: tuple[tuple[str, int], ...], side: Side, whole: bool) -> None:
     inputs = drawn(op, dict(sizes))
     got, grad = answer(side, inputs), cotangent(side._replace(swapped=()), inputs["x"])
-    bounds = side.bounds and torch.tensor(side.bounds(inputs["x"].shape[1]), dtype=torch.int32)
+    bounds = bounds_for(side, inputs)
     if not whole:
         inputs, grad = {name: part(name, u) for name, u in inputs.items()}, part("x", grad)
         got = {name: part("x", u) for name, u in got.items() if name in TOKENS | {"output"}}
     truth, plain = (reference(op, inputs, grad, bounds, dtype) for dtype in (torch.float64, torch.float32))
     for name, u in got.items():
         agree(name, u.cpu(), truth[name], plain[name], side.ours)
+
+
+def bounds_for(side: Side, inputs: dict[str, Tensor]) -> Tensor | None:
+    return side.bounds and torch.tensor(side.bounds(inputs["x"].shape[1]), dtype=torch.int32)
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """What a side leaves unwritten is NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def part(name: str, u: Tensor) -> Tensor:
@@ -225,17 +250,13 @@ def part(name: str, u: Tensor) -> Tensor:
 
 
 def answer(side: Side, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The output and the gradients of all inputs, into memory that was NaN."""
-    train = "state" not in inputs
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        there = laid_out(side, inputs, train)
+    """The output and the gradients of all inputs."""
+    train, grads = "state" not in inputs, ()
+    there = laid_out(side, inputs, train)
+    with poisoned():
         output = side.run(**there)
-        grads = ()
         if train:
             grads = torch.autograd.grad(output, list(there.values()), cotangent(side, inputs["x"]))
-    finally:
-        torch.use_deterministic_algorithms(False)
     answers = {"output": exchange(output.detach(), bool(side.swapped))}
     return answers | {name: exchange(u, name in side.swapped) for name, u in zip(there, grads)}
 
@@ -243,13 +264,12 @@ def answer(side: Side, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def reference(
     op: str, inputs: dict[str, Tensor], grad: Tensor, bounds: Tensor | None, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    train = "state" not in inputs
+    train, grads = "state" not in inputs, ()
     inputs = {name: u.detach().to("cpu", dtype).requires_grad_(train) for name, u in inputs.items()}
     run = OPS[op].reference
     if op == "selective_scan" and inputs["x"].shape[1] > LONG:
         run = partial(scan, backend="torch")
     output = run(**inputs) if bounds is None else run(**inputs, cu_seqlens=bounds)
-    grads = ()
     if train:
         grads = torch.autograd.grad(output, list(inputs.values()), grad.to("cpu", dtype))
     return {"output": output.detach()} | dict(zip(inputs, grads))

@@ -116,7 +116,7 @@ def red(config) -> list[str]:
     """What failed: here, and in the tests before."""
     stats = config.pluginmanager.get_plugin("terminalreporter").stats
     here = [x.nodeid.partition("::")[2] for key in ("failed", "error") for x in stats.get(key, [])]
-    return ["tests"] * config.option.tests_failed + here
+    return ["tests/ops"] * config.option.tests_failed + here
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
