@@ -8,7 +8,10 @@ READY := .venv/ready
 RECENT = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	{ echo 'Python 3.10 or newer is needed; name one: make PYTHON=python3.12'; exit 1; }
 
-.PHONY: demo test lint bench setup clean
+SEES = $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
+	{ echo 'torch of $(PYTHON) sees no GPU; name a Python whose torch does: make gpu PYTHON=python3.12'; exit 1; }
+
+.PHONY: demo test lint bench gpu setup clean
 
 demo: setup
 	$(BIN)/growth demo
@@ -18,6 +21,17 @@ test: lint
 
 bench: .venv/bench
 	$(BIN)/python -m pytest -q benchmarks/bench_cpu.py
+
+# Installs nothing. A rival in .rivals/ is compiled while the tests run; COMMIT is needed where git says nothing.
+gpu:
+	@$(SEES)
+	-$(PYTHON) setup.py -q build_ext --inplace
+	@mkdir -p build; $(PYTHON) -m benchmarks.gpu_sides >build/rivals.log 2>&1 & \
+	$(PYTHON) -m pytest -q $$($(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses=8) tests/ops; \
+	tests=$$?; wait; cat build/rivals.log; \
+	$(PYTHON) -m pytest -q -rs benchmarks/bench_gpu.py $(if $(COMMIT),--commit=$(COMMIT)) \
+		$$([ $$tests = 0 ] || echo --tests-failed); \
+	benchmarks=$$?; exit $$((tests || benchmarks))
 
 .venv/bench: $(READY)
 	@$(INSTALL) --no-build-isolation -e '.[bench]'
