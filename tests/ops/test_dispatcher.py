@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from devices import GPU, placed, why_not
 from torch.utils.flop_counter import FlopCounterMode
 
 import lcikernels.__main__
@@ -22,6 +23,7 @@ from lcikernels.ops.selective_scan.op import CHECKPOINT_EVERY
 
 OPS = torch.ops.lcikernels
 TOKENS = torch.export.Dim("T", min=2, max=512)
+DEVICES = sorted({"cpu", GPU})
 
 
 def leaf(*shape):
@@ -36,16 +38,23 @@ def packed(*bounds):
     return torch.tensor(bounds, dtype=torch.int32)
 
 
-def able(op, x):
-    """The backends that can compute `op` for tensors like x."""
-    return [name for name, backend in TABLES[op].items() if backend.why_not(x) is None]
+def able(op):
+    """The backends that can compute `op`, where they compute."""
+    return [name for name in TABLES[op] if why_not(op, name) is None]
+
+
+def there(arguments, device=None):
+    """On that device, or where the backend computes that the last one names; leaves stay leaves."""
+    for x in arguments:
+        y = placed(x, arguments[-1]) if device is None else x.to(device)
+        yield x if y is x else y.detach().requires_grad_(x.requires_grad)
 
 
 def raw_calls():
     """Arguments of the ops underneath the public functions, all differentiable inputs among them."""
     q, k, v = leaf(2, 5, 2, 4), leaf(2, 5, 1, 4), leaf(2, 5, 2, 3)
     one = (leaf(1, 5, 2, 4), leaf(1, 5, 2, 4), leaf(1, 5, 2, 3))
-    for name in able("retention", q):
+    for name in able("retention"):
         yield f"retention by {name}", OPS.retention, (q, k, v, rate(2), 0.5, None, None, name)
         states = q, k, v, rate(2, 5, 2), 0.5, leaf(2, 2, 4, 3), None, name
         yield f"retention by {name}, states", OPS.retention, states
@@ -55,41 +64,41 @@ def raw_calls():
     x, dt, a, b, c = leaf(2, 5, 4), leaf(2, 5, 4), rate(4, 3), leaf(2, 5, 3), leaf(2, 5, 3)
     bare = (x, dt, a, b, c, None, None, None, True, None, None, 16, "torch")
     yield "selective_scan", OPS.selective_scan, bare
-    for name, backend in TABLES["selective_scan"].items():
-        if backend.why_not(x) is None:
-            full = (x, dt, a, b, c, leaf(4), leaf(2, 5, 4), leaf(4), True, leaf(2, 4, 3), None)
-            yield f"selective_scan by {name}", OPS.selective_scan, (*full, CHECKPOINT_EVERY[name], name)
+    for name in able("selective_scan"):
+        full = (x, dt, a, b, c, leaf(4), leaf(2, 5, 4), leaf(4), True, leaf(2, 4, 3), None)
+        yield f"selective_scan by {name}", OPS.selective_scan, (*full, CHECKPOINT_EVERY[name], name)
     row = (leaf(1, 5, 4), leaf(1, 5, 4), a, leaf(1, 5, 2, 3), leaf(1, 5, 2, 3))
     row = (*row, None, None, None, True, leaf(2, 4, 3), packed(0, 2, 5), 16, "torch")
     yield "selective_scan, packed", OPS.selective_scan, row
 
     weight = leaf(4, 3)
-    for name in able("causal_conv1d", x):
+    for name in able("causal_conv1d"):
         bare = x, weight, None, None, None, None, name
         yield f"causal_conv1d by {name}, bare", OPS.causal_conv1d, bare
         full = x, weight, leaf(4), "silu", leaf(2, 4, 2), None, name
         yield f"causal_conv1d by {name}", OPS.causal_conv1d, full
         row = leaf(1, 5, 4), weight, leaf(4), "silu", leaf(2, 4, 2), packed(0, 2, 5), name
         yield f"causal_conv1d by {name}, packed", OPS.causal_conv1d, row
-    for name in able("gated_rms_norm", x):
+    for name in able("gated_rms_norm"):
         yield f"gated_rms_norm by {name}", OPS.gated_rms_norm, (x, leaf(2, 5, 4), leaf(4), 1e-5, name)
         yield f"gated_rms_norm by {name}, bare", OPS.gated_rms_norm, (x, None, None, 1e-5, name)
 
     token = torch.randn(2, 2, 4), torch.randn(2, 1, 4), torch.randn(2, 2, 3), -torch.rand(2)
-    for name in able("retention_step", q):
+    for name in able("retention_step"):
         state = torch.randn(2, 2, 4, 3)
         yield f"retention_step by {name}", OPS.retention_step, (*token, state, 0.5, name)
-    token = torch.randn(2, 4), torch.randn(2, 4), -torch.rand(4, 3), torch.randn(2, 3), torch.randn(2, 3)
-    token = (*token, None, None, None, True, torch.randn(2, 4, 3), "torch")
-    yield "selective_scan_step", OPS.selective_scan_step, token
-    for name in able("causal_conv1d_step", x):
+    for name in able("selective_scan_step"):
+        token = torch.randn(2, 4), torch.randn(2, 4), -torch.rand(4, 3), torch.randn(2, 3), torch.randn(2, 3)
+        token = (*token, None, None, None, True, torch.randn(2, 4, 3), name)
+        yield f"selective_scan_step by {name}", OPS.selective_scan_step, token
+    for name in able("causal_conv1d_step"):
         token = torch.randn(2, 4), torch.randn(4, 3), None, "silu", torch.randn(2, 4, 2), name
         yield f"causal_conv1d_step by {name}", OPS.causal_conv1d_step, token
 
 
 @pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in raw_calls()])
 def test_opcheck(op, arguments):
-    torch.library.opcheck(op, arguments)
+    torch.library.opcheck(op, tuple(there(arguments)))
 
 
 def backward_calls():
@@ -99,25 +108,24 @@ def backward_calls():
     q, k, v = R(2, 5, 2, 4), R(2, 5, 1, 4), R(2, 5, 2, 3)
     states = R(2, 2, 3, 4).mT, R(2, 2, 4, 3)
     grad_o = R(2, 2, 5, 3).transpose(1, 2)
-    for name in able("retention", q):
+    for name in able("retention"):
         full = grad_o, states[0], q, k, v, -torch.rand(2, 5, 2), 0.5, states[1], None, True, name
         yield f"retention by {name}", OPS.retention_backward, full
         bare = grad_o, None, q, k, v, -torch.rand(2), 0.5, None, None, False, name
         yield f"retention by {name}, bare", OPS.retention_backward, bare
-    for name, backend in TABLES["selective_scan"].items():
-        if backend.why_not(grad) is None:
-            every = CHECKPOINT_EVERY[name]
-            full = R(8), R(2, 8, 5).mT, R(8), True, R(2, 8, 3), None, R(1, 2, 8, 3), every, name
-            full = OPS.selective_scan_backward, (grad, R(2, 3, 8).mT, *wide, *full)
-            yield f"selective_scan by {name}", *full
-            bare = None, None, None, False, None, None, R(1, 2, 8, 3), every, name
-            yield f"selective_scan by {name}, bare", OPS.selective_scan_backward, (grad, None, *wide, *bare)
-    for name in able("causal_conv1d", grad):
+    for name in able("selective_scan"):
+        every = CHECKPOINT_EVERY[name]
+        full = R(8), R(2, 8, 5).mT, R(8), True, R(2, 8, 3), None, R(1, 2, 8, 3), every, name
+        full = OPS.selective_scan_backward, (grad, R(2, 3, 8).mT, *wide, *full)
+        yield f"selective_scan by {name}", *full
+        bare = None, None, None, False, None, None, R(1, 2, 8, 3), every, name
+        yield f"selective_scan by {name}, bare", OPS.selective_scan_backward, (grad, None, *wide, *bare)
+    for name in able("causal_conv1d"):
         everything = R(2, 5, 8), R(8, 3), R(8), "silu", R(2, 8, 2), None, name
         yield f"causal_conv1d by {name}", OPS.causal_conv1d_backward, (grad, R(2, 2, 8).mT, *everything)
         bare = grad, None, R(2, 5, 8), R(8, 3), None, None, None, None, name
         yield f"causal_conv1d by {name}, bare", OPS.causal_conv1d_backward, bare
-    for name in able("gated_rms_norm", grad):
+    for name in able("gated_rms_norm"):
         everything = grad, R(2, 5, 8), R(2, 8, 5).mT, R(8), 1e-5, name
         yield f"gated_rms_norm by {name}", OPS.gated_rms_norm_backward, everything
         bare = grad, R(2, 5, 8), None, None, 1e-5, name
@@ -126,7 +134,7 @@ def backward_calls():
 
 @pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in backward_calls()])
 def test_opcheck_of_the_backward_ops(op, arguments):
-    torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(op, tuple(there(arguments)), test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in raw_calls()])
@@ -139,12 +147,13 @@ def test_opcheck_of_16_bit_activations(op, arguments):
         for name, x in zip(names, arguments)
     ]
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(op, tuple(halved), test_utils=tests)
+    torch.library.opcheck(op, tuple(there(halved)), test_utils=tests)
 
 
 @pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in raw_calls()])
 def test_autocast_changes_no_bit(op, arguments):
     """Neither forward nor backward: the ops choose their own dtypes."""
+    arguments = list(there(arguments))
 
     def run():
         copies = [x.detach().clone() if isinstance(x, torch.Tensor) else x for x in arguments]
@@ -158,13 +167,14 @@ def test_autocast_changes_no_bit(op, arguments):
         return [*out, *copies, *(torch.autograd.grad(loss, leaves) if leaves else ())]
 
     want = run()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(arguments[0].device.type, torch.bfloat16):
         got = run()
     for x, y in zip(got, want):
         assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
 
 
-def test_the_ops_compile_into_one_graph_with_gradients():
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_ops_compile_into_one_graph_with_gradients(device):
     def block(x, dt, a, b, c, z, weight, log_decay):
         x = causal_conv1d(x, weight, activation="silu")
         y, h = selective_scan(x, dt, a, b, c, dt_softplus=True, return_final_state=True)
@@ -182,6 +192,7 @@ def test_the_ops_compile_into_one_graph_with_gradients():
         leaf(8, 4),
         rate(2),
     )
+    inputs = tuple(there(inputs, device))
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     expected = torch.autograd.grad(block(*inputs), inputs)
     for got, want in zip(torch.autograd.grad(compiled(*inputs), inputs), expected):
@@ -202,8 +213,11 @@ def exported():
     yield "gated_rms_norm", lambda x: gated_rms_norm(x, x), (rows,), ({1: TOKENS},)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("call, arguments, shapes", [pytest.param(*x[1:], id=x[0]) for x in exported()])
-def test_the_ops_export_with_any_number_of_tokens(call, arguments, shapes):
+def test_the_ops_export_with_any_number_of_tokens(call, arguments, shapes, device):
+    arguments = tuple(there(arguments, device))
+
     class Model(torch.nn.Module):
         def forward(self, *arguments):
             return call(*arguments)
@@ -232,7 +246,8 @@ def test_where_no_backend_can_run_every_reason_is_given():
     assert choose("gated_rms_norm", None, apple) == "torch"
 
 
-def test_the_steps_compile_into_one_graph_and_update_the_state():
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_steps_compile_into_one_graph_and_update_the_state(device):
     def steps(q, log_decay, x, a, b, weight, states):
         o = retention_step(q, q, q, log_decay, state=states[0])
         y = selective_scan_step(x, x.abs(), a, b, b, state=states[1])
@@ -248,6 +263,7 @@ def test_the_steps_compile_into_one_graph_and_update_the_state():
         torch.randn(8, 4),
     )
     states = torch.randn(2, 2, 4, 4), torch.randn(2, 8, 3), torch.randn(2, 8, 3)
+    inputs, states = tuple(there(inputs, device)), tuple(there(states, device))
     twins = tuple(state.clone() for state in states)
     expected = steps(*inputs, twins)
     got = torch.compile(steps, fullgraph=True, backend="aot_eager")(*inputs, states)
