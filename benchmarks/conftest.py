@@ -45,7 +45,7 @@ def pytest_configure(config):
 
 
 def on_gpu(config) -> bool:
-    return torch.cuda.is_available() and any("bench_gpu" in str(arg) for arg in config.args)
+    return any("bench_gpu" in str(arg) for arg in config.args) and torch.cuda.is_available()
 
 
 def slug(config) -> str:
@@ -87,9 +87,9 @@ def record(request, benchmark):
 
 def pytest_benchmark_update_machine_info(config, machine_info):
     del machine_info["node"]
+    machine_info["limits"] = config.stash[LIMITS]._asdict()
     machine_info["threads"] = torch.get_num_threads()
     machine_info["instruction_set"] = torch.backends.cpu.get_cpu_capability()
-    machine_info["limits"] = config.stash[LIMITS]._asdict()
     if on_gpu(config):
         from benchmarks import gpu_sides
 
