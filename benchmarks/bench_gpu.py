@@ -134,7 +134,7 @@ def measured(case: Case, limits: gpu.Limits) -> dict[str, object]:
     forward = read + x, elements * (N + 4 if N else 0)
     backward = 2 * read + x, elements * (2 * N + 6 if N else 0)
     passes = {FORWARD: [forward], BACKWARD: [backward], TRAINING: [forward, backward]}
-    if case.mode == DECODING:  # exps that T tokens share are one for each state here, and memory takes longer
+    if case.mode == DECODING:  # a state's 8 bytes take longer than its exp2
         passes[DECODING] = [(read + x + gpu.size([inputs["state"]]), 0)]
     return dict(
         op=case.op,

@@ -37,6 +37,7 @@ def a_clock_and_a_device(monkeypatch):
     monkeypatch.setattr(gpu, "graph", lambda calls: lambda: [call() for call in calls])
     monkeypatch.setattr(gpu, "peak", lambda call: 100)
     monkeypatch.setattr(bench_gpu, "CHANNELS", 2)
+    monkeypatch.setattr(bench_gpu, "copies", lambda inputs: 2)
 
 
 @pytest.fixture
