@@ -80,7 +80,12 @@ def graph(calls: list[Callable]) -> Callable:
     with torch.cuda.graph(recorded):
         for call in calls:
             call()
-    return recorded.replay
+
+    def replay() -> list[Callable]:
+        recorded.replay()
+        return calls  # they hold the memory that the graph reads and writes
+
+    return replay
 
 
 def peak(call: Callable) -> int:
