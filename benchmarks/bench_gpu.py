@@ -115,9 +115,9 @@ def test_op(case, chip, benchmark, record):
 
 
 def why_not(side: Side) -> str | None:
-    """Why a rival cannot run here, or None."""
+    """Why a rival cannot run here, in one line, or None."""
     module = side.needs and found(side.needs)
-    return module if isinstance(module, str) else None
+    return module.partition("\n")[0] if isinstance(module, str) else None
 
 
 def measured(case: Case, limits: gpu.Limits) -> dict[str, object]:

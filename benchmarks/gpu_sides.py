@@ -65,11 +65,11 @@ def found(name: str) -> ModuleType | str:
     except StopIteration:
         return f"{not_installed}, and {RIVALS.name}/ has no sources of it"
     except Exception as why:  # of a rival's build anything may come; the benchmark of the others goes on
-        return f"{not_installed}, and its sources fail: {why}".partition("\n")[0]
+        return f"{not_installed}, and its sources fail: {why}"
 
 
 def compiled(name: str) -> ModuleType:
-    """For the GPU that is here, by all cores."""
+    """By all cores, for the GPU that is here alone: each other one would take as long."""
     from torch.utils.cpp_extension import load
 
     folder, files = SOURCES[name]
@@ -77,6 +77,7 @@ def compiled(name: str) -> ModuleType:
     build = RIVALS / "build" / name
     build.mkdir(parents=True, exist_ok=True)
     os.environ["PATH"] += f":{Path(sys.executable).parent}"  # ninja
+    os.environ["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
     flags = sys.getdlopenflags()
     sys.setdlopenflags(os.RTLD_LAZY)  # kernels for other types are missing, and never called
     try:
@@ -109,7 +110,7 @@ def versions() -> dict[str, str]:
     """What is installed of what is compared, and what lies in .rivals/."""
     names = "torch", "triton", "mamba-ssm", "causal-conv1d"
     installed = {x.metadata["Name"].lower().replace("_", "-"): x.version for x in distributions()}
-    lying = (x.name.split("-", 1) for x in RIVALS.glob("*-*/"))
+    lying = (x.name.split("-", 1) for x in RIVALS.glob("*-*") if x.is_dir())
     there = {name.replace("_", "-"): version for name, version in lying} | installed
     return {name: there[name] for name in names if name in there}
 
