@@ -145,10 +145,10 @@ def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list
         scan.backward(x, final, *inputs, checkpoints, scan.CHUNK)
         scan.step(*token, full, final[:1])
 
-    scan.segments, cut = lambda *_: segments, scan.segments
+    scan.cut, cut = lambda *_: T // segments, scan.cut
     case = f"N={N} {str(dtype)[6:]}, {'all' if full else 'bare'}" + (", in segments" if segments > 1 else "")
     notes = launches(scan, f"selective_scan {case}", call)
-    scan.segments = cut
+    scan.cut = cut
     return notes
 
 

@@ -25,14 +25,14 @@ def log1p(u):
 @triton.jit
 def exp_minus(x):
     """e^-x, at most 2^126, so that what is divided by it or times it stays finite; a NaN stays one."""
-    t = -x * LOG2E
-    return tl.math.exp2(tl.where(t > 126.0, 126.0, t))
+    return tl.math.exp2(tl.minimum(-x * LOG2E, 126.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
 def softplus(x):
     """log(1 + e^x)."""
-    return tl.where(x > 0, x, 0.0) + log1p(exp_minus(tl.abs(x)))
+    most = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return most + log1p(tl.math.exp2(tl.abs(x) * -LOG2E))
 
 
 @triton.jit

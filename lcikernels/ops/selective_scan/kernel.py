@@ -1,47 +1,70 @@
 """The selective scan in Triton: sequential in time, a program's states in registers.
 
-A program owns BD channels of one group in one segment of a sequence. A tile of states is [BN, BD] and its
+The sequences, rows of a batch or packed in one, make one line of L tokens. A program owns BD channels of one
+group in one segment of the line, and walks the sequences that are in it. A tile of states is [BN, BD] and its
 loads run along BD: in the forward pass the states of a channel lie in one thread, and a sum over them asks no
 other. So tensors of states are [..., N, D] here, and a is [N, D].
 
     i_  index of a tile     o_  offsets     m_  mask     p_  pointers
 
-Time goes in chunks of CHUNK tokens, counted along a row; the forward pass leaves the states that enter them.
-The backward walks the chunks in reverse: once through a chunk for the states that enter every STEPS tokens
-of it, then STEPS tokens at a time, whose states and decays stay in registers. Sums over channels are written
-for each block of channels, and added in order by the caller.
+Time goes in chunks of CHUNK tokens of the line; the forward pass leaves the states that enter them. The
+backward walks the chunks in reverse: once through a chunk for the states that enter every STEPS tokens of
+it, then STEPS tokens at a time, whose states and decays stay in registers. Sums over channels are written
+for each block of channels, a slab of each segment at a time, and added in order by `collect_kernel`.
 
-Where sequences and channels are too few to fill a GPU, a sequence is cut into segments: one pass finds what
-each adds to a state that crosses it and what it leaves of that state, `chain_kernel` joins them, and all run
-at once.
+Segments are as many as fill the GPU. Where one ends inside a sequence, a pass before finds what each adds to
+a state that crosses it and what it leaves of that state, and `chain_kernel` joins them; then all run at once.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 from triton import language as tl
 
-from ..checks import boundaries, contiguous
+from ..checks import boundaries, contiguous, refuse
 from ..curves import LN2, LOG2E, silu, silu_slope, softplus, softplus_slope, within
 
 CHUNK = 64  # 1 byte of checkpoints for each channel and token at N = 16
-STEPS = 2  # unrolled: what 255 registers hold, backward
+SLABS = 4  # the partial sums of db and dc take as much, instead of 4 times as much
+AHEAD = 4  # tokens of the forward pass that are unrolled
+SHORT, LONG = 256, 4096  # tokens: less are not cut, and no more sequences put together
+MOST_STATES = 256  # 512 would take half of a warp for a channel
 
 # One compilation for all of them. And a D that is known to be a multiple of 4 would give a thread 4 channels
 # of a tile, and spread their states over others.
-SIZES = ("T", "D", "G", "segments", "SEGMENT")
+SIZES = ("S", "T", "L", "D", "G", "SEGMENT")
 
 
 @triton.jit
-def place(p_cu, i, blocks, segments, SEGMENT, T):
-    """Program i's block of channels, segment, sequence, row; its tokens begin to end, the sequence's last."""
-    i_d, i_k, i_s = i % blocks, i // blocks % segments, (i // blocks // segments).to(tl.int64)
+def start_of(p_cu, i_s, T):
+    """The first token of sequence i_s."""
     if p_cu is None:
-        row, first, last = i_s, 0, T
+        return i_s * T
     else:
-        row, first, last = i_s * 0, tl.load(p_cu + i_s), tl.load(p_cu + i_s + 1)
-    begin = first + i_k * SEGMENT
-    return i_d, i_k, i_s, row, begin, tl.minimum(begin + SEGMENT, last), last
+        return tl.load(p_cu + i_s)
+
+
+@triton.jit
+def ended(p_cu, S, T, t):
+    """How many sequences have ended before token t, empty ones there among them; none before token 0."""
+    if p_cu is None:
+        return t // T
+    else:
+        low, high = t * 0, t * 0 + S
+        while low < high:
+            middle = (low + high) // 2
+            over = tl.load(p_cu + middle + 1) <= t
+            low, high = tl.where(over, middle + 1, low), tl.where(over, high, middle)
+        return tl.where(t > 0, low, 0)
+
+
+@triton.jit
+def sequences(p_cu, S, T, begin, end):
+    """The first sequence in tokens begin to end, the one after the last, the one that end is inside of."""
+    on = ended(p_cu, S, T, end)
+    return ended(p_cu, S, T, begin), tl.where(start_of(p_cu, on, T) < end, on + 1, on), on
 
 
 @triton.jit
@@ -51,6 +74,29 @@ def channels(i_d, D, G, BD: tl.constexpr):
     blocks = tl.cdiv(P, BD)
     o_p = i_d % blocks * BD + tl.arange(0, BD)
     return i_d // blocks, i_d // blocks * P + o_p, o_p < P
+
+
+@triton.jit
+def wide(i):
+    """Before a token or an index is multiplied: B T D may be more than 2^31."""
+    return tl.cast(i, tl.int64)
+
+
+@triton.jit
+def token(p, t, D, o, m):
+    """Offsets o from token t of [L, D], in float32."""
+    return tl.load(p + wide(t) * D + o, m, 0.0).to(tl.float32)
+
+
+@triton.jit
+def put(p, t, D, o, value, m):
+    tl.store(p + wide(t) * D + o, value.to(p.dtype.element_ty), m)
+
+
+@triton.jit
+def tile_of(i, o_n, o_d, N: tl.constexpr, D):
+    """Offsets of tile i of [..., N, D]. As a sum with i * N * D the rest would fill registers for long."""
+    return (wide(i) * N + o_n)[:, None] * D + o_d[None, :]
 
 
 @triton.jit
@@ -70,9 +116,15 @@ def rates(p_a, o_h, m_h):
 
 
 @triton.jit
-def step_size(raw, m, SOFTPLUS: tl.constexpr):
-    """0 behind the end: it changes no state."""
-    return tl.where(m, softplus(raw) if SOFTPLUS else raw, 0.0)
+def step_size(p_dt, t, D, o, m, bias, SOFTPLUS: tl.constexpr):
+    raw = token(p_dt, t, D, o, m) + bias
+    return softplus(raw) if SOFTPLUS else raw
+
+
+@triton.jit
+def advance(H, A, delta, x, b):
+    """The next state."""
+    return tl.math.exp2(delta[None, :] * A) * H + (delta * x)[None, :] * b[:, None]
 
 
 @triton.jit
@@ -85,197 +137,248 @@ def add(total, lost, value):
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
-    p_x, p_dt, p_z, p_a, p_bc, p_d, p_bias, p_state, p_cu, p_y, p_final, p_checkpoints, p_total,
-    T, D, G, segments, SEGMENT,
+    p_x, p_dt, p_z, p_a, p_bc, p_d, p_bias, p_state, p_cu, p_entering, p_y, p_final, p_checkpoints, p_total,
+    S, T, L, D, G, SEGMENT,
     N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
-    CHUNK: tl.constexpr, STEPS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    CHUNK: tl.constexpr, AHEAD: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """Without p_y: what the segment adds to a state that crosses it (p_final), and the sum of its steps."""
+    """Without p_y: what the segment adds to the state that leaves it (p_final), and the sum of its steps."""
     blocks = G * tl.cdiv(D // G, BD)
-    i_d, i_k, i_s, row, begin, end, last = place(p_cu, tl.program_id(0), blocks, segments, SEGMENT, T)
-    g, o_d, m_d = channels(i_d, D, G, BD)
+    i_k = tl.cast(tl.program_id(0) // blocks, L.dtype)
+    g, o_d, m_d = channels(tl.program_id(0) % blocks, D, G, BD)
+    begin, end = i_k * SEGMENT, tl.minimum((i_k + 1) * SEGMENT, L)
     o_n = tl.arange(0, BN)
     m_n = o_n < N
-    o_h, m_h = o_n[:, None] * D + o_d[None, :], m_n[:, None] & m_d[None, :]
-    piece = i_s * segments + i_k
-    A = rates(p_a, o_h, m_h)
-    H = read(p_state, piece * N * D + o_h, m_h, [BN, BD])
+    m_h = m_n[:, None] & m_d[None, :]
+    A = rates(p_a, tile_of(0, o_n, o_d, N, D), m_h)
     bias, skip = read(p_bias, o_d, m_d, [BD]), read(p_d, o_d, m_d, [BD])
-    total = tl.zeros([BD], tl.float32)
-    for i_c in range(begin // CHUNK, tl.cdiv(end, CHUNK)):
-        start, stop = tl.maximum(begin, i_c * CHUNK), tl.minimum(end, (i_c + 1) * CHUNK)
-        if p_checkpoints is not None:
-            if start == i_c * CHUNK:
-                tl.store(p_checkpoints + (row * tl.cdiv(T, CHUNK) + i_c) * N * D + o_h, H, m_h)
-        for t in range(start, stop, STEPS):
-            at, b_at = (row * T + t) * D, ((row * T + t) * G + g) * 2 * N
-            for j in tl.static_range(STEPS):
-                m_t, m_b = within(m_d, t + j < stop), within(m_n, t + j < stop)
-                x = tl.load(p_x + (at + j * D) + o_d, m_t, 0.0).to(tl.float32)
-                delta = step_size(
-                    tl.load(p_dt + (at + j * D) + o_d, m_t).to(tl.float32) + bias, m_t, SOFTPLUS
-                )
-                b = tl.load(p_bc + (b_at + j * 2 * G * N) + o_n, m_b, 0.0)
-                H = tl.math.exp2(delta[None, :] * A) * H + (delta * x)[None, :] * b[:, None]
+    H, total = tl.zeros([BN, BD], tl.float32), tl.zeros([BD], tl.float32)
+    i_first, i_stop, i_on = sequences(p_cu, S, T, begin, end)
+    for i_s in range(i_on if p_y is None else i_first, i_stop):
+        starts, stops = start_of(p_cu, i_s, T), start_of(p_cu, i_s + 1, T)
+        H = read(p_state, tile_of(i_s, o_n, o_d, N, D), within(m_h, starts >= begin), [BN, BD])
+        H += read(p_entering, tile_of(i_k, o_n, o_d, N, D), within(m_h, starts < begin), [BN, BD])
+        first, last = tl.maximum(starts, begin), tl.minimum(stops, end)
+        for i_c in range(first // CHUNK, tl.cdiv(last, CHUNK)):
+            start, stop = tl.maximum(first, i_c * CHUNK), tl.minimum(last, (i_c + 1) * CHUNK)
+            if p_checkpoints is not None:
+                if start == i_c * CHUNK:
+                    tl.store(p_checkpoints + tile_of(i_c, o_n, o_d, N, D), H, m_h)
+            p_b = p_bc + (wide(start) * G + g) * 2 * N
+            for t in tl.range(0, tl.cast(stop - start, tl.int32), loop_unroll_factor=AHEAD):
+                o, o_b = t * D + o_d, t * G * 2 * N + o_n
+                x, delta = token(p_x, start, D, o, m_d), step_size(p_dt, start, D, o, m_d, bias, SOFTPLUS)
+                H = advance(H, A, delta, x, tl.load(p_b + o_b, m_n, 0.0))
                 if p_y is None:
                     total += delta
                 else:
-                    c = tl.load(p_bc + (b_at + j * 2 * G * N + N) + o_n, m_b, 0.0)
-                    y = tl.sum(H * c[:, None], 0) + skip * x
+                    y = tl.sum(H * tl.load(p_b + N + o_b, m_n, 0.0)[:, None], 0) + skip * x
                     if p_z is not None:
-                        y *= silu(tl.load(p_z + (at + j * D) + o_d, m_t).to(tl.float32))
-                    tl.store(p_y + (at + j * D) + o_d, y.to(p_y.dtype.element_ty), m_t)
+                        y *= silu(token(p_z, start, D, o, m_d))
+                    put(p_y, start, D, o, y, m_d)
+        if p_y is not None:
+            if stops <= end:
+                tl.store(p_final + tile_of(i_s, o_n, o_d, N, D), H, m_h)
     if p_y is None:
-        tl.store(p_final + piece * N * D + o_h, H, m_h)
-        tl.store(p_total + piece * D + o_d, total, m_d)
-    elif (end == last) & ((begin < last) | (i_k == 0)):
-        tl.store(p_final + i_s * N * D + o_h, H, m_h)
+        tl.store(p_final + tile_of(i_k, o_n, o_d, N, D), H, m_h)
+        crosses = start_of(p_cu, i_on, T) < begin
+        tl.store(p_total + wide(i_k) * D + o_d, tl.where(crosses, total, float("inf")), m_d)
 
 
 @triton.jit(do_not_specialize=("D", "segments"))
 def chain_kernel(
-    p_a, p_edge, p_added, p_total, p_states, D, segments,
+    p_a, p_added, p_total, p_states, D, segments,
     N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """The states where segments meet: the edge, then what each segment leaves of the last one and adds."""
-    blocks = tl.cdiv(D, BD)
-    i_d, i_s = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64)
-    o_d, o_n = i_d * BD + tl.arange(0, BD), tl.arange(0, BN)
+    """The states where segments meet: what each leaves of the last one, and what it adds.
+
+    An infinite p_total leaves nothing: no sequence goes through the segment from end to end.
+    """
+    o_d, o_n = tl.program_id(0) * BD + tl.arange(0, BD), tl.arange(0, BN)
     m_d = o_d < D
-    o_h, m_h = o_n[:, None] * D + o_d[None, :], (o_n < N)[:, None] & m_d[None, :]
-    A = rates(p_a, o_h, m_h)
-    H = read(p_edge, i_s * N * D + o_h, m_h, [BN, BD])
-    for k in range(segments):
-        piece = i_s * segments + (segments - 1 - k if REVERSE else k)
-        tl.store(p_states + piece * N * D + o_h, H, m_h)
-        total = tl.load(p_total + piece * D + o_d, m_d, 0.0)
-        H = tl.math.exp2(total[None, :] * A) * H + tl.load(p_added + piece * N * D + o_h, m_h, 0.0)
+    m_h = (o_n < N)[:, None] & m_d[None, :]
+    A = rates(p_a, tile_of(0, o_n, o_d, N, D), m_h)
+    H = tl.zeros([BN, BD], tl.float32)
+    for k in tl.range(segments, loop_unroll_factor=4):
+        i_k = segments - 1 - k if REVERSE else k
+        tl.store(p_states + tile_of(i_k, o_n, o_d, N, D), H, m_h)
+        total = tl.load(p_total + wide(i_k) * D + o_d, m_d, 0.0)[None, :]
+        H = tl.where((H == 0) | (total == float("inf")), 0.0, tl.math.exp2(total * A) * H)
+        H += tl.load(p_added + tile_of(i_k, o_n, o_d, N, D), m_h, 0.0)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def crossing_back_kernel(
-    p_dt, p_z, p_a, p_bc, p_bias, p_cu, p_dy, p_added,
-    T, D, G, segments, SEGMENT,
-    N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, STEPS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    p_dt, p_z, p_a, p_bc, p_bias, p_cu, p_dy, p_dfinal, p_added, p_total,
+    S, T, L, D, G, SEGMENT,
+    N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, AHEAD: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """What a segment adds to the gradient of a state that crosses it, last token first."""
+    """What the segment adds to the gradient of the state that enters it, and the sum of its steps."""
     blocks = G * tl.cdiv(D // G, BD)
-    i_d, i_k, i_s, row, begin, end, _ = place(p_cu, tl.program_id(0), blocks, segments, SEGMENT, T)
-    g, o_d, m_d = channels(i_d, D, G, BD)
+    i_k = tl.cast(tl.program_id(0) // blocks, L.dtype)
+    g, o_d, m_d = channels(tl.program_id(0) % blocks, D, G, BD)
+    begin, end = i_k * SEGMENT, tl.minimum((i_k + 1) * SEGMENT, L)
     o_n = tl.arange(0, BN)
     m_n = o_n < N
-    o_h, m_h = o_n[:, None] * D + o_d[None, :], m_n[:, None] & m_d[None, :]
-    A, bias = rates(p_a, o_h, m_h), read(p_bias, o_d, m_d, [BD])
-    dH = tl.zeros([BN, BD], tl.float32)
-    for back in range(0, end - begin, STEPS):
-        for j in tl.static_range(STEPS):
-            t = end - 1 - back - j
-            m_t, m_b = within(m_d, t >= begin), within(m_n, t >= begin)
-            at = (row * T + t) * D
-            delta = step_size(tl.load(p_dt + at + o_d, m_t, 0.0).to(tl.float32) + bias, m_t, SOFTPLUS)
-            dy = tl.load(p_dy + at + o_d, m_t, 0.0).to(tl.float32)
-            if p_z is not None:
-                dy *= silu(tl.load(p_z + at + o_d, m_t, 0.0).to(tl.float32))
-            c = tl.load(p_bc + ((row * T + t) * G + g) * 2 * N + N + o_n, m_b, 0.0)
-            dH = tl.math.exp2(delta[None, :] * A) * (dH + dy[None, :] * c[:, None])
-    tl.store(p_added + (i_s * segments + i_k) * N * D + o_h, dH, m_h)
+    m_h = m_n[:, None] & m_d[None, :]
+    A, bias = rates(p_a, tile_of(0, o_n, o_d, N, D), m_h), read(p_bias, o_d, m_d, [BD])
+    i_s = ended(p_cu, S, T, begin)
+    starts, stops = start_of(p_cu, i_s, T), start_of(p_cu, i_s + 1, T)
+    last = tl.where(starts < begin, tl.minimum(stops, end), begin)
+    dH = read(p_dfinal, tile_of(i_s, o_n, o_d, N, D), within(m_h, stops <= end), [BN, BD])
+    total = tl.zeros([BD], tl.float32)
+    for back in tl.range(0, last - begin, loop_unroll_factor=AHEAD):
+        t = last - 1 - back
+        delta = step_size(p_dt, t, D, o_d, m_d, bias, SOFTPLUS)
+        dy = token(p_dy, t, D, o_d, m_d)
+        if p_z is not None:
+            dy *= silu(token(p_z, t, D, o_d, m_d))
+        c = tl.load(p_bc + (wide(t) * G + g) * 2 * N + N + o_n, m_n, 0.0)
+        dH = tl.math.exp2(delta[None, :] * A) * (dH + dy[None, :] * c[:, None])
+        total += delta
+    tl.store(p_added + tile_of(i_k, o_n, o_d, N, D), dH, m_h)
+    crosses = start_of(p_cu, ended(p_cu, S, T, end), T) < begin
+    tl.store(p_total + wide(i_k) * D + o_d, tl.where(crosses, total, float("inf")), m_d)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit
+def window(i_k, slab, SEGMENT, SLAB, L, CHUNK: tl.constexpr):
+    """Where the slab of segment i_k begins, in whole chunks, and its tokens, begin to end."""
+    first, last = i_k * SEGMENT, tl.minimum((i_k + 1) * SEGMENT, L)
+    base = first // CHUNK * CHUNK + slab * SLAB
+    return base, tl.maximum(first, base), tl.minimum(last, base + SLAB)
+
+
+@triton.jit(do_not_specialize=(*SIZES, "SLAB", "slab"))
 def backward_kernel(
     p_x, p_dt, p_z, p_a, p_bc, p_d, p_bias, p_state, p_cu, p_checkpoints, p_dy, p_dfinal,
-    p_dx, p_ddt, p_dz, p_da, p_dbc, p_dd, p_dbias, p_dstate, p_scratch,
-    T, D, G, segments, SEGMENT,
+    p_edges, p_dx, p_ddt, p_dz, p_da, p_dbc, p_dd, p_dbias, p_dstate, p_scratch,
+    S, T, L, D, G, SEGMENT, SLAB, slab,
     N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     CHUNK: tl.constexpr, STEPS: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """p_dbc [rows, T, G, blocks of a group, 2 N]; p_scratch: CHUNK / STEPS tiles for each program."""
+    """One slab of every segment; slabs come last to first.
+
+    p_edges [slabs + 1, segments, N, D]: the gradients of the states between slabs; those of the last edge are
+    given where a sequence goes on behind it. p_da, p_dd, p_dbias [slabs, segments, ...]. p_dbc [segments, G,
+    blocks of a group, SLAB, 2 N]. p_scratch: CHUNK / STEPS tiles for each program.
+    """
     blocks = G * tl.cdiv(D // G, BD)
-    i_d, i_k, i_s, row, begin, end, _ = place(p_cu, tl.program_id(0), blocks, segments, SEGMENT, T)
+    i_d, i_k = tl.program_id(0) % blocks, tl.cast(tl.program_id(0) // blocks, L.dtype)
     g, o_d, m_d = channels(i_d, D, G, BD)
+    base, begin, end = window(i_k, slab, SEGMENT, SLAB, L, CHUNK)
     o_n = tl.arange(0, BN)
     m_n = o_n < N
-    o_h, m_h = o_n[:, None] * D + o_d[None, :], m_n[:, None] & m_d[None, :]
-    piece = i_s * segments + i_k
-    A = rates(p_a, o_h, m_h)
+    m_h = m_n[:, None] & m_d[None, :]
+    A = rates(p_a, tile_of(0, o_n, o_d, N, D), m_h)
     bias, skip = read(p_bias, o_d, m_d, [BD]), read(p_d, o_d, m_d, [BD])
-    dH = read(p_dfinal, piece * N * D + o_h, m_h, [BN, BD])
+    i_edge = slab * tl.cdiv(L, SEGMENT) + i_k
+    dH = tl.load(p_edges + tile_of(i_edge + tl.cdiv(L, SEGMENT), o_n, o_d, N, D), m_h, 0.0)
     dA, dskip, dbias = tl.zeros([BN, BD], tl.float32), tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
     lost_skip, lost_bias = tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
     p_tile = p_scratch + tl.program_id(0).to(tl.int64) * (CHUNK // STEPS) * BN * BD
     p_tile += tl.arange(0, BN)[:, None] * BD + tl.arange(0, BD)[None, :]
-    for back in range(tl.cdiv(end, CHUNK) - begin // CHUNK):
-        i_c = tl.cdiv(end, CHUNK) - 1 - back
-        start, stop = tl.maximum(begin, i_c * CHUNK), tl.minimum(end, (i_c + 1) * CHUNK)
-        if start == i_c * CHUNK:
-            H = tl.load(p_checkpoints + (row * tl.cdiv(T, CHUNK) + i_c) * N * D + o_h, m_h, 0.0)
+    p_dbc += (wide(i_k) * blocks + i_d) * SLAB * 2 * N
+    i_first, i_stop, _ = sequences(p_cu, S, T, begin, end)
+    i_s, stop, more = i_stop - 1, end, i_stop > i_first
+    while more:
+        starts = start_of(p_cu, i_s, T)
+        start = tl.maximum(tl.maximum(starts, begin), (stop - 1) // CHUNK * CHUNK)
+        if stop == start_of(p_cu, i_s + 1, T):
+            dH = read(p_dfinal, tile_of(i_s, o_n, o_d, N, D), m_h, [BN, BD])
+        kept = start % CHUNK == 0
+        if p_state is None:
+            m_kept = within(m_h, kept & (start < stop))
+            H = tl.load(p_checkpoints + tile_of(start // CHUNK, o_n, o_d, N, D), m_kept, 0.0)
         else:
-            H = read(p_state, piece * N * D + o_h, m_h, [BN, BD])
-        for t in range(start, stop, STEPS):
-            tl.store(p_tile + (t - start) // STEPS * (BN * BD), H)
-            at, b_at = (row * T + t) * D, ((row * T + t) * G + g) * 2 * N
+            p_h = tl.where(kept, p_checkpoints, p_state)
+            i_h = tl.where(kept, start // CHUNK, i_s)
+            H = tl.load(p_h + tile_of(i_h, o_n, o_d, N, D), within(m_h, start < stop), 0.0)
+        count = tl.cast(stop - start, tl.int32)
+        tiles = tl.cdiv(count, STEPS)
+        p_b, p_db = p_bc + (wide(start) * G + g) * 2 * N, p_dbc + (start - base) * 2 * N
+        for i in range(tiles - 1):
+            tl.store(p_tile + i * (BN * BD), H)
             for j in tl.static_range(STEPS):
-                m_t = within(m_d, t + j < stop)
-                x = tl.load(p_x + (at + j * D) + o_d, m_t, 0.0).to(tl.float32)
-                delta = step_size(
-                    tl.load(p_dt + (at + j * D) + o_d, m_t, 0.0).to(tl.float32) + bias, m_t, SOFTPLUS
-                )
-                b = tl.load(p_bc + (b_at + j * 2 * G * N) + o_n, within(m_n, t + j < stop), 0.0)
-                H = tl.math.exp2(delta[None, :] * A) * H + (delta * x)[None, :] * b[:, None]
+                t = i * STEPS + j
+                o, b = t * D + o_d, tl.load(p_b + t * G * 2 * N + o_n, m_n, 0.0)
+                delta = step_size(p_dt, start, D, o, m_d, bias, SOFTPLUS)
+                H = advance(H, A, delta, token(p_x, start, D, o, m_d), b)
+        tl.store(p_tile + tl.maximum(tiles - 1, 0) * (BN * BD), H)
         tl.debug_barrier()  # where the accesses are laid out differently, a thread reads what another wrote
-        tiles = tl.cdiv(stop - start, STEPS)
-        for i in range(tiles):
-            t = start + (tiles - 1 - i) * STEPS
-            at, b_at = (row * T + t) * D, ((row * T + t) * G + g) * 2 * N
-            dbc_at = (((row * T + t) * G + g) * (blocks // G) + i_d % (blocks // G)) * 2 * N
-            H = tl.load(p_tile + (tiles - 1 - i) * (BN * BD))
+        for back in range(tiles):
+            i = tiles - 1 - back
+            H = tl.load(p_tile + i * (BN * BD))
             xs, deltas, dys, before, decays = (), (), (), (), ()
             for j in tl.static_range(STEPS):
-                m_t, m_b = within(m_d, t + j < stop), within(m_n, t + j < stop)
-                x = tl.load(p_x + (at + j * D) + o_d, m_t, 0.0).to(tl.float32)
-                delta = step_size(
-                    tl.load(p_dt + (at + j * D) + o_d, m_t).to(tl.float32) + bias, m_t, SOFTPLUS
-                )
-                b = tl.load(p_bc + (b_at + j * 2 * G * N) + o_n, m_b, 0.0)
-                c = tl.load(p_bc + (b_at + j * 2 * G * N + N) + o_n, m_b, 0.0)
-                dy = tl.load(p_dy + (at + j * D) + o_d, m_t, 0.0).to(tl.float32)
+                t = i * STEPS + j
+                o, m_t = t * D + o_d, within(m_d, t < count)
+                o_b, m_b = t * G * 2 * N + o_n, within(m_n, t < count)
+                b, c = tl.load(p_b + o_b, m_b, 0.0), tl.load(p_b + N + o_b, m_b, 0.0)
+                x, dy = token(p_x, start, D, o, m_t), token(p_dy, start, D, o, m_t)
+                delta = step_size(p_dt, start, D, o, m_t, bias, SOFTPLUS)
+                delta = tl.where(m_t, delta, 0.0)  # behind the end no state changes
                 decay = tl.math.exp2(delta[None, :] * A)
                 xs, deltas, before, decays = xs + (x,), deltas + (delta,), before + (H,), decays + (decay,)
                 H = decay * H + (delta * x)[None, :] * b[:, None]
                 if p_z is not None:
-                    z = tl.load(p_z + (at + j * D) + o_d, m_t, 0.0).to(tl.float32)
+                    z = token(p_z, start, D, o, m_t)
                     dz = dy * silu_slope(z) * (tl.sum(H * c[:, None], 0) + skip * x)
-                    tl.store(p_dz + (at + j * D) + o_d, dz.to(p_dz.dtype.element_ty), m_t)
+                    put(p_dz, start, D, o, dz, m_t)
                     dy *= silu(z)
                 dys = dys + (dy,)
-                tl.store(p_dbc + (dbc_at + j * 2 * N * blocks + N) + o_n, tl.sum(dy[None, :] * H, 1), m_b)
+                tl.store(p_db + N + t * 2 * N + o_n, tl.sum(dy[None, :] * H, 1), m_b)
             for j in tl.static_range(STEPS - 1, -1, -1):
-                m_t, m_b = within(m_d, t + j < stop), within(m_n, t + j < stop)
+                t = i * STEPS + j
+                o, m_t = t * D + o_d, within(m_d, t < count)
+                o_b, m_b = t * G * 2 * N + o_n, within(m_n, t < count)
+                b, c = tl.load(p_b + o_b, m_b, 0.0), tl.load(p_b + N + o_b, m_b, 0.0)
                 x, delta, dy = xs[j], deltas[j], dys[j]
-                b = tl.load(p_bc + (b_at + j * 2 * G * N) + o_n, m_b, 0.0)
-                c = tl.load(p_bc + (b_at + j * 2 * G * N + N) + o_n, m_b, 0.0)
                 dH += dy[None, :] * c[:, None]
-                tl.store(
-                    p_dbc + (dbc_at + j * 2 * N * blocks) + o_n, tl.sum((delta * x)[None, :] * dH, 1), m_b
-                )
+                tl.store(p_db + t * 2 * N + o_n, tl.sum((delta * x)[None, :] * dH, 1), m_b)
                 through_b = tl.sum(dH * b[:, None], 0)
                 dH *= decays[j]
                 through_decay = dH * before[j]
                 dA += delta[None, :] * through_decay
                 ddt = x * through_b + tl.sum(through_decay * A, 0) * LN2
                 if SOFTPLUS:
-                    ddt *= softplus_slope(tl.load(p_dt + (at + j * D) + o_d, m_t).to(tl.float32) + bias)
-                tl.store(
-                    p_dx + (at + j * D) + o_d, (delta * through_b + skip * dy).to(p_dx.dtype.element_ty), m_t
-                )
-                tl.store(p_ddt + (at + j * D) + o_d, ddt.to(p_ddt.dtype.element_ty), m_t)
+                    ddt *= softplus_slope(token(p_dt, start, D, o, m_t) + bias)
+                put(p_dx, start, D, o, delta * through_b + skip * dy, m_t)
+                put(p_ddt, start, D, o, ddt, m_t)
                 dskip, lost_skip = add(dskip, lost_skip, dy * x)
                 dbias, lost_bias = add(dbias, lost_bias, tl.where(m_t, ddt, 0.0))
         tl.debug_barrier()  # ... and the next chunk writes where this one reads
-    tl.store(p_da + piece * N * D + o_h, dA, m_h)
-    tl.store(p_dstate + piece * N * D + o_h, dH, m_h)
-    tl.store(p_dd + piece * D + o_d, dskip, m_d)
-    tl.store(p_dbias + piece * D + o_d, dbias, m_d)
+        more = tl.where(start == starts, i_s > i_first, start > begin)
+        tl.store(p_dstate + tile_of(i_s, o_n, o_d, N, D), dH, within(m_h, start == starts))
+        i_s, stop = tl.where(start == starts, i_s - 1, i_s), start
+    tl.store(p_edges + tile_of(i_edge, o_n, o_d, N, D), dH, m_h)
+    tl.store(p_da + tile_of(i_edge, o_n, o_d, N, D), dA, m_h)
+    tl.store(p_dd + wide(i_edge) * D + o_d, dskip, m_d)
+    tl.store(p_dbias + wide(i_edge) * D + o_d, dbias, m_d)
+
+
+@triton.jit(do_not_specialize=("L", "G", "blocks", "SEGMENT", "SLAB", "slab"))
+def collect_kernel(
+    p_dbc, p_db, p_dc, L, G, blocks, SEGMENT, SLAB, slab,
+    N: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """db and dc [L, G, N] in a slab of every segment: the sums over the blocks of a group."""
+    tiles = tl.cdiv(SLAB, BT)
+    i_t, g = tl.program_id(0) % tiles, tl.program_id(0) // tiles % G
+    i_k = tl.cast(tl.program_id(0) // tiles // G, L.dtype)
+    base, begin, end = window(i_k, slab, SEGMENT, SLAB, L, CHUNK)
+    o_t, o_n = i_t * BT + tl.arange(0, BT)[:, None], tl.arange(0, BN)[None, :]
+    m = (base + o_t >= begin) & (base + o_t < end) & (o_n < N)
+    db, dc = tl.zeros([BT, BN], tl.float32), tl.zeros([BT, BN], tl.float32)
+    lost_db, lost_dc = tl.zeros([BT, BN], tl.float32), tl.zeros([BT, BN], tl.float32)
+    p_dbc += (wide(i_k) * G + g) * blocks * SLAB * 2 * N
+    for i in range(blocks):
+        o = wide(i) * SLAB * 2 * N + o_t * 2 * N + o_n
+        db, lost_db = add(db, lost_db, tl.load(p_dbc + o, m, 0.0))
+        dc, lost_dc = add(dc, lost_dc, tl.load(p_dbc + N + o, m, 0.0))
+    o = ((wide(base) + o_t) * G + g) * N + o_n
+    tl.store(p_db + o, db.to(p_db.dtype.element_ty), m)
+    tl.store(p_dc + o, dc.to(p_dc.dtype.element_ty), m)
 
 
 @triton.jit
@@ -285,61 +388,100 @@ def step_kernel(
 ):  # fmt: skip
     """One token. The state is read and written as it lies, [D, N]."""
     blocks = G * tl.cdiv(D // G, BD)
-    i_b = (tl.program_id(0) // blocks).to(tl.int64)
+    i_b = wide(tl.program_id(0) // blocks)
     g, o_d, m_d = channels(tl.program_id(0) % blocks, D, G, BD)
     o_n = tl.arange(0, BN)
     m_n = o_n < N
-    o_h, m_h = o_d[:, None] * N + o_n[None, :], m_d[:, None] & m_n[None, :]
-    x = tl.load(p_x + i_b * D + o_d, m_d, 0.0).to(tl.float32)
-    delta = tl.load(p_dt + i_b * D + o_d, m_d, 0.0).to(tl.float32) + read(p_bias, o_d, m_d, [BD])
-    delta = step_size(delta, m_d, SOFTPLUS)
+    o_h, m_h = o_n[:, None] + o_d[None, :] * N, m_n[:, None] & m_d[None, :]
+    x, bias, skip = token(p_x, i_b, D, o_d, m_d), read(p_bias, o_d, m_d, [BD]), read(p_d, o_d, m_d, [BD])
+    delta = step_size(p_dt, i_b, D, o_d, m_d, bias, SOFTPLUS)
     b = tl.load(p_b + (i_b * G + g) * N + o_n, m_n, 0.0).to(tl.float32)
     c = tl.load(p_c + (i_b * G + g) * N + o_n, m_n, 0.0).to(tl.float32)
     p_state += i_b * D * N
-    H = tl.load(p_state + o_h, m_h, 0.0) * tl.math.exp2(delta[:, None] * rates(p_a, o_h, m_h))
-    H += (delta * x)[:, None] * b[None, :]
+    H = advance(tl.load(p_state + o_h, m_h, 0.0), rates(p_a, o_h, m_h), delta, x, b)
     tl.store(p_state + o_h, H, m_h)
-    y = tl.sum(H * c[None, :], 1) + read(p_d, o_d, m_d, [BD]) * x
+    y = tl.sum(H * c[:, None], 0) + skip * x
     if p_z is not None:
-        y *= silu(tl.load(p_z + i_b * D + o_d, m_d, 0.0).to(tl.float32))
-    tl.store(p_y + i_b * D + o_d, y.to(p_y.dtype.element_ty), m_d)
+        y *= silu(token(p_z, i_b, D, o_d, m_d))
+    put(p_y, i_b, D, o_d, y, m_d)
 
 
-def tiles(N: int) -> tuple[int, int, int]:
-    """BN, BD and warps for N states: a channel a lane, 16 states a thread, 8 from N = 129 on."""
+class Tiles(NamedTuple):
+    """BN, BD, warps; and of how many tokens the backward keeps the states in registers."""
+
+    BN: int
+    BD: int
+    warps: int
+    STEPS: int
+
+
+def tiles(N: int, sm: int) -> Tiles:
+    """For N states on compute capability sm / 10: a channel a lane and 16 states a thread."""
     BN, BD = triton.next_power_of_2(N), 32 if N <= 128 else 16
-    return BN, BD, min(max(1, BN // 16), 16)
+    return Tiles(BN, BD, max(1, BN * BD // 512), 2 if N <= 16 and sm >= 90 else 1)
 
 
-def segments(warps: int, T: int, x: Tensor) -> int:
-    """Parts of a sequence, 256 tokens at least: for 4 warps on each multiprocessor where there are not 3."""
-    chips = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
-    return 1 if warps >= 3 * chips else max(1, min(-(-4 * chips // warps), T // 256))
+def device(x: Tensor) -> tuple[int, int]:
+    """Its multiprocessors, and 10 times its compute capability; those of a small H100 for the interpreter."""
+    if not x.is_cuda:
+        return 1, 90
+    properties = torch.cuda.get_device_properties(x.device)
+    return properties.multi_processor_count, 10 * properties.major + properties.minor
+
+
+def cut(B: int, T: int, warps: int, chips: int) -> int:
+    """Tokens of a segment that takes so many warps, on a GPU of so many multiprocessors.
+
+    Where sequences are short or give every multiprocessor 3 warps: whole ones, up to LONG tokens together, as
+    long as 4 warps are left. Else parts of SHORT tokens or more that give it 4 warps.
+    """
+    if T <= SHORT or B * warps >= 3 * chips:
+        return T * max(1, min(B * warps // (4 * chips), LONG // T))
+    parts = max(1, min(-(-4 * chips // warps), B * T // SHORT))
+    return up(-(-B * T // parts), CHUNK)
+
+
+def up(n: int, unit: int) -> int:
+    """The next multiple."""
+    return -(-n // unit) * unit
+
+
+def options(warps: int) -> dict[str, object]:
+    """All registers that the warps of a program can have: else some are saved, even where that spills."""
+    return dict(num_warps=warps, enable_fp_fusion=True) | (
+        {} if torch.version.hip else dict(maxnreg=min(255, 2048 // warps))
+    )
+
+
+def refuse_more_states(N: int) -> None:
+    if N > MOST_STATES:
+        refuse("selective_scan", "a", f"[D, N] with N at most {MOST_STATES} for backend 'triton'", N)
 
 
 class Problem:
     """The inputs as the kernels take them, and how they are cut."""
 
     def __init__(self, x, dt, a, b, c, d, z, dt_bias, softplus, initial_state, cu_seqlens):
-        self.B, self.T, self.D = x.shape
+        refuse_more_states(a.shape[1])
+        B, T, self.D = x.shape
         self.N, self.G = a.shape[1], b.shape[2] if b.dim() == 4 else 1
-        self.S = self.B if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        self.S, self.L = B if cu_seqlens is None else cu_seqlens.shape[0] - 1, B * T
         self.x, self.dt, self.z, self.cu_seqlens = map(contiguous, (x, dt, z, cu_seqlens))
         self.softplus = softplus
         self.a = a.mT.contiguous()
         self.bc = torch.cat((b, c), -1).float()  # every thread reads them: to convert them took 2 of 12 slots
         self.d, self.bias = (u if u is None else u.float().contiguous() for u in (d, dt_bias))
         self.initial = initial_state if initial_state is None else initial_state.mT.contiguous()
-        self.BN, self.BD, self.warps = tiles(self.N)
+        chips, sm = device(x)
+        BN, self.BD, self.warps, self.STEPS = tiles(self.N, sm)
         self.blocks = self.G * -(-self.D // self.G // self.BD)
-        parts = segments(self.S * self.blocks * self.warps, self.T, x)
-        self.segment = -(-self.T // parts // CHUNK) * CHUNK
-        self.segments = -(-self.T // self.segment)
-        self.programs = (self.S * self.segments * self.blocks,)
-        self.scan = self.T, self.D, self.G, self.segments, self.segment, self.N, self.BN, self.BD
-        self.options = dict(num_warps=self.warps, enable_fp_fusion=True)
-        # The compiler saves registers for more warps, even where it has to spill for that.
-        self.all_registers = {} if torch.version.hip else dict(maxnreg=min(255, 2048 // self.warps))
+        self.segment = cut(B, T, self.blocks * self.warps, chips)
+        self.segments = -(-self.L // self.segment)
+        self.crossed = self.segments > 1 and (cu_seqlens is not None or self.segment % T > 0)
+        self.programs = (self.segments * self.blocks,)
+        self.line = self.S, T, self.L, self.D, self.G, self.segment
+        self.tile = self.N, BN, self.BD
+        self.options = options(self.warps)
 
     def states(self, *lead: int) -> Tensor:
         """Memory for states of each of `lead`."""
@@ -347,47 +489,36 @@ class Problem:
 
     def forward(self, entering: Tensor | None, y: Tensor | None, final, checkpoints, total) -> None:
         forward_kernel[self.programs](
-            self.x, self.dt, self.z, self.a, self.bc, self.d, self.bias, entering, self.cu_seqlens,
-            y, final, checkpoints, total, *self.scan, CHUNK, STEPS, self.softplus, **self.options,
+            self.x, self.dt, self.z, self.a, self.bc, self.d, self.bias, self.initial, self.cu_seqlens,
+            entering, y, final, checkpoints, total,
+            *self.line, *self.tile, CHUNK, AHEAD, self.softplus, **self.options,
         )  # fmt: skip
 
-    def entering(self) -> tuple[Tensor | None, Tensor | None]:
-        """The states that enter the segments [S, segments, N, D], None: zeros. The sums of their steps."""
-        if self.segments == 1:
-            return self.initial, None
-        added = self.states(self.S, self.segments)
-        total = self.x.new_empty(self.S, self.segments, self.D, dtype=torch.float32)
+    def entering(self) -> Tensor | None:
+        """The states that enter the segments [segments, N, D], where one ends inside a sequence."""
+        if not self.crossed:
+            return None
+        states, added = self.states(self.segments), self.states(self.segments)
+        total = added.new_empty(self.segments, self.D)
         self.forward(None, None, added, None, total)
-        return self.chain(self.initial, added, total, False), total
-
-    def leaving(self, grad_y: Tensor, grad_final: Tensor | None, total: Tensor | None) -> Tensor | None:
-        """The gradient of the state that leaves each segment."""
-        if self.segments == 1:
-            return grad_final
-        added = self.states(self.S, self.segments)
-        crossing_back_kernel[self.programs](
-            self.dt, self.z, self.a, self.bc, self.bias, self.cu_seqlens, grad_y, added,
-            *self.scan, STEPS, self.softplus, **self.options,
-        )  # fmt: skip
-        return self.chain(grad_final, added, total, True)
-
-    def chain(self, edge: Tensor | None, added: Tensor, total: Tensor, reverse: bool) -> Tensor:
-        states = torch.empty_like(added)
-        chain_kernel[(self.S * -(-self.D // self.BD),)](
-            self.a,
-            edge,
-            added,
-            total,
-            states,
-            self.D,
-            self.segments,
-            self.N,
-            self.BN,
-            self.BD,
-            reverse,
-            **self.options,
-        )
+        self.chain(added, total, states, False)
         return states
+
+    def leaving(self, grad_y: Tensor, grad_final: Tensor | None, grads: Tensor) -> None:
+        """Sets grads to those of the states that leave the segments, where one ends inside a sequence."""
+        if not self.crossed:
+            return
+        added, total = torch.empty_like(grads), grads.new_empty(self.segments, self.D)
+        crossing_back_kernel[self.programs](
+            self.dt, self.z, self.a, self.bc, self.bias, self.cu_seqlens, grad_y, grad_final, added, total,
+            *self.line, *self.tile, AHEAD, self.softplus, **self.options,
+        )  # fmt: skip
+        self.chain(added, total, grads, True)
+
+    def chain(self, added: Tensor, total: Tensor, states: Tensor, reverse: bool) -> None:
+        chain_kernel[(-(-self.D // self.BD),)](
+            self.a, added, total, states, self.D, self.segments, *self.tile, reverse, **self.options
+        )
 
 
 def forward(
@@ -409,9 +540,9 @@ def forward(
         boundaries("selective_scan", cu_seqlens, x.shape[1])  # once: it waits for the device
     p = Problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
     y, final = torch.empty_like(p.x), p.states(p.S)
-    checkpoints = p.states(p.B, -(-p.T // CHUNK) if every else 0)
-    p.forward(p.entering()[0], y, final, checkpoints if every else None, None)
-    return y, final.mT.contiguous(), checkpoints.view(-1, p.B, p.D, p.N)
+    checkpoints = p.states(-(-x.shape[1] // CHUNK) if every else 0, x.shape[0])
+    p.forward(p.entering(), y, final, checkpoints if every else None, None)
+    return y, final.mT.contiguous(), checkpoints.view(-1, x.shape[0], p.D, p.N)
 
 
 def backward(
@@ -434,18 +565,26 @@ def backward(
     """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty where one is missing."""
     p = Problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
     grad_y, grad_final = grad_y.contiguous(), grad_state if grad_state is None else grad_state.mT.contiguous()
-    entering, total = p.entering()
     dx, ddt, dz = (u if u is None else torch.empty_like(u) for u in (p.x, p.dt, p.z))
-    da, dstate = p.states(p.S, p.segments), p.states(p.S, p.segments)
-    dd, dbias = (da.new_empty(p.S, p.segments, p.D) for _ in range(2))
-    dbc = da.new_empty(p.B, p.T, p.G, p.blocks // p.G, 2 * p.N)
-    scratch = da.new_empty(p.programs[0], CHUNK // STEPS, p.BN, p.BD)
-    backward_kernel[p.programs](
-        p.x, p.dt, p.z, p.a, p.bc, p.d, p.bias, entering, p.cu_seqlens, checkpoints, grad_y,
-        p.leaving(grad_y, grad_final, total), dx, ddt, dz, da, dbc, dd, dbias, dstate, scratch,
-        *p.scan, CHUNK, STEPS, p.softplus, **p.options, **p.all_registers,
-    )  # fmt: skip
-    db, dc = (u.to(b.dtype, copy=True).reshape(b.shape) for u in dbc.sum(3).split(p.N, -1))
+    db, dc = (u.new_empty(u.shape) for u in (b, c))
+    length = p.segment + (CHUNK - 1 if p.segment % CHUNK else 0)  # of a segment and its first chunk's start
+    slab = min(up(length, CHUNK), max(SHORT, up(-(-length // SLABS), CHUNK)))
+    slabs = -(-length // slab)
+    edges, da, dstate = p.states(slabs + 1, p.segments), p.states(slabs, p.segments), p.states(p.S)
+    p.leaving(grad_y, grad_final, edges[-1])
+    dd, dbias = (da.new_empty(slabs, p.segments, p.D) for _ in range(2))
+    dbc = da.new_empty(p.programs[0], slab, 2 * p.N)
+    scratch = da.new_empty(p.programs[0], CHUNK // p.STEPS, p.tile[1], p.BD)
+    BT = max(1, 2048 // p.tile[1])
+    for i in reversed(range(slabs)):
+        backward_kernel[p.programs](
+            p.x, p.dt, p.z, p.a, p.bc, p.d, p.bias, p.initial, p.cu_seqlens, checkpoints, grad_y, grad_final,
+            edges, dx, ddt, dz, da, dbc, dd, dbias, dstate, scratch,
+            *p.line, slab, i, *p.tile, CHUNK, p.STEPS, p.softplus, **p.options,
+        )  # fmt: skip
+        collect_kernel[(p.segments * p.G * -(-slab // BT),)](
+            dbc, db, dc, p.L, p.G, p.blocks // p.G, p.segment, slab, i, *p.tile[:2], BT, CHUNK
+        )
     return (
         dx,
         ddt,
@@ -455,7 +594,7 @@ def backward(
         x.new_empty(0) if d is None else dd.sum((0, 1)).to(d.dtype),
         x.new_empty(0) if z is None else dz,
         x.new_empty(0) if dt_bias is None else dbias.sum((0, 1)).to(dt_bias.dtype),
-        dstate[:, 0].mT.contiguous(),
+        dstate.mT.contiguous(),
     )
 
 
@@ -473,13 +612,13 @@ def step(
 ) -> Tensor:
     """y [B, D]; the state is advanced."""
     (B, D), N, G = x.shape, a.shape[1], b.shape[1] if b.dim() == 3 else 1
+    refuse_more_states(N)
     BN, BD = triton.next_power_of_2(N), 32
     inputs = [contiguous(u) for u in (x, dt, z, a, b, c, d, dt_bias)]
     dense, y = state.contiguous(), torch.empty_like(inputs[0])
     step_kernel[(B * G * -(-D // G // BD),)](
-        *inputs, dense, y, D, G, N, BN, BD, dt_softplus,
-        num_warps=1 if BN <= 16 else 4, enable_fp_fusion=True,
-    )  # fmt: skip
+        *inputs, dense, y, D, G, N, BN, BD, dt_softplus, **options(1 if BN <= 16 else 4)
+    )
     if dense is not state:
         state.copy_(dense)
     return y
