@@ -27,8 +27,9 @@ gpu:
 	@$(SEES)
 	-$(PYTHON) setup.py -q build_ext --inplace
 	@mkdir -p build; $(PYTHON) -m benchmarks.gpu_sides >build/rivals.log 2>&1 & \
-	$(PYTHON) -m pytest -q $$($(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses=8) tests/ops; \
-	tests=$$?; wait; cat build/rivals.log; \
+	parallel=$$($(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses=8); \
+	$(PYTHON) -m pytest -q -p no:benchmark $$parallel tests/ops; tests=$$?; \
+	wait; cat build/rivals.log; \
 	$(PYTHON) -m pytest -q -rs benchmarks/bench_gpu.py $(if $(COMMIT),--commit=$(COMMIT)) \
 		$$([ $$tests = 0 ] || echo --tests-failed); \
 	benchmarks=$$?; exit $$((tests || benchmarks))
