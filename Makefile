@@ -30,7 +30,7 @@ gpu:
 	parallel=$$($(PYTHON) -c 'import xdist' 2>/dev/null && echo --numprocesses=8); \
 	$(PYTHON) -m pytest -q -p no:benchmark $$parallel tests/ops; tests=$$?; \
 	wait; cat build/rivals.log; \
-	$(PYTHON) -m pytest -q -rs benchmarks/bench_gpu.py $(if $(COMMIT),--commit=$(COMMIT)) \
+	$(PYTHON) -m pytest -q -rfEs benchmarks/bench_gpu.py $(if $(COMMIT),--commit=$(COMMIT)) \
 		$$([ $$tests = 0 ] || echo --tests-failed); \
 	benchmarks=$$?; exit $$((tests || benchmarks))
 
