@@ -1,7 +1,7 @@
 """Every op that has kernels for a GPU: against what people have today, and against the chip.
 
     make gpu                                            builds and tests, then this
-    python -m pytest -rfEs benchmarks/bench_gpu.py      5 minutes; prints the tables and writes RESULTS.md
+    python -m pytest -rfEs benchmarks/bench_gpu.py      all; prints the tables and writes RESULTS.md
     ... -k "conv and backward"                          some; prints only
 
 All in bfloat16, parameters and states in float32. `forward` keeps nothing for a backward pass; `backward` is
