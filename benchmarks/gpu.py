@@ -44,8 +44,8 @@ def measure() -> Limits:
 def seconds(call: Callable) -> float:
     """The median of calls, between CUDA events.
 
-    Before each, 2 GiB are written: no data is in the L2 cache, and Python has launched the call before the GPU
-    is free for it. The 256 MB of triton.testing's do_bench are too few for the latter where a call is short.
+    Before each, 2 GiB are written: no data is in the L2 cache, and Python has launched the call before the
+    GPU is free for it. The 256 MB of triton.testing's do_bench may end before that where a call is short.
     """
     written = torch.empty(2 * GIB, dtype=torch.uint8, device=DEVICE)
 
