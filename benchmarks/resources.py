@@ -1,15 +1,17 @@
 """What the Triton kernels take on each GPU, without one: registers, spills, shared memory, instructions.
 
     python -m benchmarks.resources           every configuration that the launchers choose, 5 minutes
-    ... "N=16 bfloat16, all"                 those with this in their name
+    ... "N=16 bfloat16" all                  those with these in their name
 
-The launchers run with kernels that only note their arguments; then these are compiled as a launch would.
+The launchers run with kernels that only note their arguments; then these are compiled as a launch would, for
+AMD's GPU too. The last column: issue slots of a lane for each channel, state and token of the scan.
 """
 
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import ModuleType
@@ -41,15 +43,12 @@ class Launch(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """Of one kernel on one GPU. loops: instructions of its loops, the innermost first."""
+    """Of one kernel on one GPU: of a thread, in bytes, in bytes; slots: see above, None elsewhere."""
 
-    what: str
-    kernel: str
-    sm: int
     registers: int
     stack: int
     shared: int
-    loops: list[int]
+    slots: float | None
 
 
 class Noting:
@@ -80,22 +79,33 @@ def launches(module: ModuleType, what: str, call) -> list[Launch]:
     return notes
 
 
-def compiled(launch: Launch, target: GPUTarget):
-    """The kernel as this launch would compile it; tensors are taken to be aligned to 16 bytes."""
-    signature, constants, attributes = {}, {}, {}
+class Source(NamedTuple):
+    """A kernel specialized as a launch would; tensors are taken to be aligned to 16 bytes."""
+
+    kernel: JITFunction
+    signature: dict
+    constexprs: dict
+    attrs: dict
+
+
+def specialized(launch: Launch) -> Source:
+    source = Source(launch.kernel, {}, {}, {})
     for i, (parameter, value) in enumerate(zip(launch.kernel.params, launch.arguments.values())):
         fixed = parameter.do_not_specialize or isinstance(value, Tensor)
         if parameter.is_constexpr or value is None or (not fixed and value == 1):
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
+            source.signature[parameter.name], source.constexprs[parameter.name] = "constexpr", value
         elif isinstance(value, Tensor):
-            signature[parameter.name], attributes[i,] = TYPES[value.dtype], [["tt.divisibility", 16]]
+            source.signature[parameter.name], source.attrs[i,] = TYPES[value.dtype], [["tt.divisibility", 16]]
         else:
-            signature[parameter.name] = parameter.annotation_type or "i32"
+            source.signature[parameter.name] = parameter.annotation_type or "i32"
             if not fixed and value % 16 == 0:
-                attributes[i,] = [["tt.divisibility", 16]]
+                source.attrs[i,] = [["tt.divisibility", 16]]
+    return source
+
+
+def compiled(launch: Launch, target: GPUTarget):
     options = {k: v for k, v in launch.options.items() if k != "maxnreg" or target.backend == "cuda"}
-    source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=target, options=options)
+    return triton.compile(ASTSource(*specialized(launch)), target=target, options=options)
 
 
 def resources(launch: Launch, sm: int) -> Resources:
@@ -103,16 +113,18 @@ def resources(launch: Launch, sm: int) -> Resources:
     with NamedTemporaryFile(suffix=".cubin") as file:
         file.write(program.asm["cubin"])
         file.flush()
-        usage = subprocess.check_output([TOOLS / "cuobjdump", "--dump-resource-usage", file.name], text=True)
-        code = subprocess.check_output([TOOLS / "nvdisasm", "-c", file.name], text=True)
+        usage, code = (
+            subprocess.run(
+                [TOOLS / tool, option, file.name], check=True, capture_output=True, text=True
+            ).stdout
+            for tool, option in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c"))
+        )
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    return Resources(
-        launch.what, launch.kernel.__name__, sm, registers, stack, program.metadata.shared, loops(code)
-    )
+    return Resources(registers, stack, program.metadata.shared, slots(launch, loops(code)))
 
 
 def loops(code: str) -> list[int]:
-    """Instructions of each loop: from a label to the branch back to it, NOPs apart."""
+    """Instructions of each innermost loop: from a label to the branch back to it, NOPs apart."""
     labels, found, count = {}, [], 0
     for line in code.splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
@@ -121,11 +133,20 @@ def loops(code: str) -> list[int]:
             count += instruction[1] != "NOP"
             target = re.search(r"\.L_x_\d+", instruction[2])
             if instruction[1] == "BRA" and target and target[0] in labels:
-                found.append(count - labels[target[0]])
-    return sorted(x for x in found if x > 1)
+                found.append((labels[target[0]], count))
+    found = [(start, end) for start, end in found if end - start > 1]
+    inner = [x for x in found if not any(x != y and x[0] <= y[0] and y[1] <= x[1] for y in found)]
+    return sorted((end - start for start, end in inner), reverse=True)
 
 
-FULL = [(16, torch.bfloat16), (16, torch.float32), *((N, torch.bfloat16) for N in (1, 3, 32, 64, 128, 256))]
+def slots(launch: Launch, loops: list[int]) -> float | None:
+    """Of the scan, by its longest loops: the backward walks the tokens twice."""
+    walks = {"forward_kernel": 1, "backward_kernel": 2}.get(launch.kernel.__name__)
+    if not walks or "BN" not in launch.arguments:
+        return None
+    sizes = launch.arguments
+    states = sizes["BN"] * sizes["BD"] * (sizes["AHEAD"] if walks == 1 else sizes["STEPS"])
+    return sum(loops[:walks]) * 32 * launch.options["num_warps"] / states
 
 
 def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list[Launch]:
@@ -138,7 +159,7 @@ def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list
         d = z = state = bounds = None
     inputs = x, x, a, b, b, d, z, d, full, state, bounds
     token = (u if u is None or u.dim() < 3 else u[:, 0] for u in (x, x, a, b, b, d, z, d))
-    checkpoints, final = torch.zeros(1, 1, D, N), torch.zeros(2 if full else 1, D, N)
+    checkpoints, final = torch.zeros(1, D, N), torch.zeros(2 if full else 1, D, N)
 
     def call() -> None:
         scan.forward(*inputs, scan.CHUNK)
@@ -169,26 +190,35 @@ def conv_launches(W: int, dtype: torch.dtype, full: bool) -> list[Launch]:
     return launches(conv, f"causal_conv1d {case}", call)
 
 
-def all_launches() -> Iterator[Launch]:
-    for N, dtype in FULL:
-        yield from scan_launches(N, dtype, True, 1)
-    yield from scan_launches(16, torch.bfloat16, False, 1)
-    yield from scan_launches(16, torch.bfloat16, True, 2)
-    for W in (2, 3, 4, 6):
-        yield from conv_launches(W, torch.bfloat16, True)
-    yield from conv_launches(4, torch.float32, True)
-    yield from conv_launches(4, torch.bfloat16, False)
+SCANS = [(N, torch.bfloat16) for N in (1, 3, 9, 16, 32, 64, 100, 128, 256)]
+SCANS += [(16, torch.float32), (16, torch.float16)]
+
+
+def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
+    """On an NVIDIA GPU of compute capability sm / 10, or on AMD's (0); no two that compile to the same."""
+    scan.device = lambda x: (1, sm)
+    cases = [partial(scan_launches, *case, full, 1) for case in SCANS for full in (True, False)]
+    cases += [partial(scan_launches, N, torch.bfloat16, True, 2) for N in (16, 256)]
+    cases += [partial(conv_launches, W, torch.bfloat16, True) for W in (2, 3, 4, 6)]
+    cases += [partial(conv_launches, 4, *case) for case in ((torch.float32, True), (torch.bfloat16, False))]
+    seen = set()
+    for case in cases:
+        for launch in case():
+            key = str((specialized(launch), launch.options))
+            if all(name in launch.what for name in names) and key not in seen:
+                seen.add(key)
+                yield launch
 
 
 def main(names: list[str]) -> None:
-    print(f"{'':42} {'kernel':24}  sm  registers  spilled  shared  instructions of loops")
-    for launch in all_launches():
-        if not all(name in launch.what for name in names):
-            continue
-        for sm in NVIDIA:
+    print(f"{'':48} {'kernel':24}  sm  registers  spilled  shared  slots")
+    for sm in NVIDIA:
+        for launch in all_launches(sm, names):
             r = resources(launch, sm)
-            numbers = f"{sm:3} {r.registers:10} {r.stack:8} {r.shared:7}  {r.loops}"
-            print(f"{r.what:42} {r.kernel:24} {numbers}", flush=True)
+            spent = "" if r.slots is None else f"{r.slots:.2f}"
+            numbers = f"{sm:3} {r.registers:10} {r.stack:8} {r.shared:7}  {spent:>5}"
+            print(f"{launch.what:48} {launch.kernel.__name__:24} {numbers}", flush=True)
+    for launch in all_launches(0, names):
         compiled(launch, AMD)
 
 

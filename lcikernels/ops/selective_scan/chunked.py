@@ -44,7 +44,7 @@ def forward(
         h = states[-1].clone()
     y = y if d is None else y.addcmul_(scan.per_channel(d), scan.x)
     y = y if z is None else y.mul_(silu(scan.time_first(z)))
-    return batch_first(y, x.dtype), scan.unslab(final), checkpoints.view(-1, x.shape[0], *a.shape)
+    return batch_first(y, x.dtype), scan.unslab(final), checkpoints.view(-1, *a.shape)
 
 
 def backward(

@@ -28,7 +28,7 @@ def forward(
     y, final, checkpoints = torch.ops.lcikernels_cpp.selective_scan_forward(
         *inputs, dt_softplus, state, bounds, every > 0
     )
-    return y, final, checkpoints.view(-1, x.shape[0], *a.shape)
+    return y, final, checkpoints.view(-1, *a.shape)
 
 
 def backward(

@@ -535,14 +535,14 @@ def forward(
     cu_seqlens: Tensor | None,
     every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [B, T, D], the final state [B or S, D, N], the state that enters every 64th token (0: none)."""
+    """y [B, T, D], the final state [B or S, D, N], the states that enter every 64th token (0: none)."""
     if cu_seqlens is not None:
         boundaries("selective_scan", cu_seqlens, x.shape[1])  # once: it waits for the device
     p = Problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
     y, final = torch.empty_like(p.x), p.states(p.S)
-    checkpoints = p.states(-(-x.shape[1] // CHUNK) if every else 0, x.shape[0])
+    checkpoints = p.states(-(-p.L // CHUNK) if every else 0)
     p.forward(p.entering(), y, final, checkpoints if every else None, None)
-    return y, final.mT.contiguous(), checkpoints.view(-1, x.shape[0], p.D, p.N)
+    return y, final.mT.contiguous(), checkpoints.view(-1, p.D, p.N)
 
 
 def backward(

@@ -91,12 +91,19 @@ def check(op, x, a, b, c, d, z, dt_bias, lead: str, sizes: dict[str, int]) -> No
     checks.parameters(op, x, d=d, dt_bias=dt_bias)
 
 
+def checkpoints(B: int, T: int, every: int, backend: str) -> int:
+    """How many: of each row, or, in Triton, of the line that all rows make."""
+    if not every:
+        return 0
+    return -(-B * T // every) if backend == "triton" else B * -(-T // every)
+
+
 def _forward_fake(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens, every, backend):
     (B, T, _), S = x.shape, x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     return (
         x.new_empty(x.shape),
         a.new_empty(S, *a.shape),
-        a.new_empty(-(-T // every) if every else 0, B, *a.shape),
+        a.new_empty(checkpoints(B, T, every, backend), *a.shape),
     )
 
 
@@ -106,9 +113,8 @@ def _backward_fake(grad_y, grad_state, x, dt, a, b, c, d, z, dt_bias, softplus, 
     return *(x.new_empty(0) if u is None else u.new_empty(u.shape) for u in inputs), a.new_empty(S, *a.shape)
 
 
-# checkpoints [ceil(T / every), B, D, N]: the state that enters every `every`-th token, for the backward pass.
-# How the elements of one checkpoint are ordered is the backend's own business. every = 0: none, where nothing
-# is differentiated.
+# checkpoints [n, D, N]: the states that enter every `every`-th token, for the backward pass. How the elements
+# are ordered is the backend's own business. every = 0: none, where nothing is differentiated.
 define(
     "selective_scan(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias,"
     " bool dt_softplus, Tensor? initial_state, Tensor? cu_seqlens, int every, str backend)"
