@@ -5,6 +5,7 @@ import warnings
 from importlib.metadata import version
 from pathlib import PosixPath
 from platform import machine
+from time import time
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ def pytest_addoption(parser):
     parser.addoption("--all-layers", action="store_true", help="all of transformers' Mamba: minutes a step")
     parser.addoption("--tests-failed", action="store_true", help="say so, and report no ratio")
     parser.addoption("--commit", help="what is measured, where the checkout is not git's")
+    parser.addoption("--until", type=float, help="seconds of the epoch: what would begin later is skipped")
 
 
 def pytest_configure(config):
@@ -42,6 +44,11 @@ def pytest_configure(config):
     if not (config.option.benchmark_json or some or config.option.collectonly):
         report.RESULTS.mkdir(exist_ok=True)
         config.stash[TARGET] = config.option.benchmark_json = Target(report.RESULTS / f"{slug(config)}.json")
+
+
+def pytest_runtest_setup(item):
+    if item.config.option.until and time() > item.config.option.until:
+        pytest.skip("no time was left")
 
 
 def on_gpu(config) -> bool:
