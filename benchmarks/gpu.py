@@ -1,6 +1,5 @@
 """What a GPU can do at best, how long a call takes on it, and how much memory."""
 
-import subprocess
 from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
@@ -32,26 +31,28 @@ class Limits(NamedTuple):
 
 
 def measure() -> Limits:
+    import triton  # here alone: CPUs do without
+
     source, target = (torch.ones(GIB, dtype=torch.uint8, device=DEVICE) for _ in range(2))
     copy = 2 * GIB / seconds(lambda: target.copy_(source))
-    said = subprocess.check_output(
-        ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"], text=True
-    )
-    clock, chips = 1e6 * float(said.split()[0]), torch.cuda.get_device_properties(0).multi_processor_count
+    chip = triton.runtime.driver.active.utils.get_device_properties(0)
+    clock, chips = 1e3 * chip["sm_clock_rate"], chip["multiprocessor_count"]
     return Limits(copy, 16 * clock * chips, 128 * clock * chips, clock, chips)
 
 
 def seconds(call: Callable) -> float:
     """The median of calls, between CUDA events.
 
-    Before each, 2 GiB are written: no data is in the L2 cache, and Python has launched the call before the
-    GPU is free for it. The 256 MB of triton.testing's do_bench may end before that where a call is short.
+    Before each, 2 GiB are written twice, 1 ms: no data is in the L2 cache, and Python has launched the call
+    before the GPU is free for it, unless it is plain torch, step by step. The 256 MB of triton.testing's
+    do_bench end before that.
     """
     written = torch.empty(2 * GIB, dtype=torch.uint8, device=DEVICE)
 
     def samples(count: int) -> list[float]:
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
         for start, end in events:
+            written.zero_()
             written.zero_()
             start.record()
             call()

@@ -11,9 +11,10 @@ mamba-ssm and causal-conv1d are taken as installed, or from their sources in .ri
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from importlib import import_module
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate, cycle
 from pathlib import Path
 from types import ModuleType
@@ -119,11 +120,12 @@ def without_its_package(name: str) -> ModuleType:
 
 def versions() -> dict[str, str]:
     """What is installed of what is compared, and what lies in .rivals/."""
-    names = "torch", "triton", "mamba-ssm", "causal-conv1d"
-    installed = {x.metadata["Name"].lower().replace("_", "-"): x.version for x in distributions()}
     lying = (x.name.split("-", 1) for x in RIVALS.glob("*-*") if x.is_dir())
-    there = {name.replace("_", "-"): version for name, version in lying} | installed
-    return {name: there[name] for name in names if name in there}
+    there = {name.replace("_", "-"): number for name, number in lying}
+    for name in ("torch", "triton", "mamba-ssm", "causal-conv1d"):
+        with suppress(PackageNotFoundError):
+            there[name] = version(name)
+    return there
 
 
 class Side(NamedTuple):

@@ -34,6 +34,7 @@ Triton, and the rival ran in turns; times are medians between CUDA events, each 
 * backward: by torch.autograd, of a graph that is kept. One token: of many in a CUDA graph, a state for each.
 * of floor: the least time that memory (a copy's bandwidth; each input and output once) or the units for
   special functions allow, over ours. A scan takes N + 4 of these for an element forward, 2 N + 6 backward.
+* packed: the forward pass waits until the host has read where sequences end; that is in its time.
 * ps an element: ours, of B T D elements. It stays flat where the chip is full.
 * memory: the most that is allocated in forward and backward, over inputs, outputs and gradients.
 """

@@ -142,6 +142,19 @@ def test_a_rival_that_is_not_there_says_why(monkeypatch, tmp_path):
     assert re.fullmatch(why, bench_gpu.why_not(side))
 
 
+def test_a_side_that_fails_leaves_no_poison_to_what_is_timed_next():
+    with pytest.raises(RuntimeError), bench_gpu.poisoned():
+        raise RuntimeError
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_versions_are_those_that_would_be_imported(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_sides, "RIVALS", tmp_path)
+    (tmp_path / "mamba_ssm-0.1").mkdir()
+    versions = gpu_sides.versions()
+    assert versions["mamba-ssm"] == "0.1" and versions["torch"] == torch.__version__
+
+
 def test_floors_are_the_bytes_or_the_special_functions():
     assert CHIP.floor(8e12, 4e12) == 2 and CHIP.floor(8e12, 12e12) == 3
     B, D, W = (TINY[axis] for axis in "BDW")
