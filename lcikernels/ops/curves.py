@@ -24,15 +24,15 @@ def log1p(u):
 
 @triton.jit
 def exp_minus(x):
-    """e^-x, at most 2^126, so that what is divided by it or times it stays finite; a NaN stays one."""
-    return tl.math.exp2(tl.minimum(-x * LOG2E, 126.0, propagate_nan=tl.PropagateNan.ALL))
+    """e^-x."""
+    return tl.math.exp2(x * -LOG2E)
 
 
 @triton.jit
 def softplus(x):
     """log(1 + e^x)."""
     most = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return most + log1p(tl.math.exp2(tl.abs(x) * -LOG2E))
+    return most + log1p(exp_minus(tl.abs(x)))
 
 
 @triton.jit
@@ -48,8 +48,8 @@ def silu(x):
 
 @triton.jit
 def silu_slope(x):
-    """silu' = s + silu (1 - s), where u s is 1 - s without cancellation."""
-    u = exp_minus(x)
+    """silu' = s + silu (1 - s), where u s is 1 - s without cancellation; u is finite, and a NaN one."""
+    u = tl.minimum(exp_minus(x), 2.0**126, propagate_nan=tl.PropagateNan.ALL)
     s = 1.0 / (1.0 + u)
     return s + (x * s) * (u * s)
 

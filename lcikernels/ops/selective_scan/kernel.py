@@ -28,7 +28,7 @@ from ..curves import LN2, LOG2E, silu, silu_slope, softplus, softplus_slope, wit
 
 CHUNK = 64  # 1 byte of checkpoints for each channel and token at N = 16
 SLABS = 4  # the partial sums of db and dc take as much, instead of 4 times as much
-AHEAD = 4  # tokens of the forward pass that are unrolled
+AHEAD = 8  # tokens from the loads of x, dt and z to their use: some 1000 cycles, as long as memory takes
 SHORT, LONG = 256, 4096  # tokens: less are not cut, and no more sequences put together
 MOST_STATES = 256  # 512 would take half of a warp for a channel
 
@@ -86,6 +86,12 @@ def wide(i):
 def token(p, t, D, o, m):
     """Offsets o from token t of [L, D], in float32."""
     return tl.load(p + wide(t) * D + o, m, 0.0).to(tl.float32)
+
+
+@triton.jit
+def raw(p, t, D, o):
+    """Offsets o from token t of [L, D] as they lie, to be used later."""
+    return tl.load(p + wide(t) * D + o)
 
 
 @triton.jit
@@ -152,6 +158,8 @@ def forward_kernel(
     m_h = m_n[:, None] & m_d[None, :]
     A = rates(p_a, tile_of(0, o_n, o_d, N, D), m_h)
     bias, skip = read(p_bias, o_d, m_d, [BD]), read(p_d, o_d, m_d, [BD])
+    o_x = tl.minimum(o_d, (g + 1) * (D // G) - 1)  # for loads without a mask
+    p_gate = p_x if p_z is None else p_z
     H, total = tl.zeros([BN, BD], tl.float32), tl.zeros([BD], tl.float32)
     i_first, i_stop, i_on = sequences(p_cu, S, T, begin, end)
     for i_s in range(i_on if p_y is None else i_first, i_stop):
@@ -159,23 +167,33 @@ def forward_kernel(
         H = read(p_state, tile_of(i_s, o_n, o_d, N, D), within(m_h, starts >= begin), [BN, BD])
         H += read(p_entering, tile_of(i_k, o_n, o_d, N, D), within(m_h, starts < begin), [BN, BD])
         first, last = tl.maximum(starts, begin), tl.minimum(stops, end)
+        xs, dts, zs = (), (), ()  # of the next tokens; behind the last one come its own
+        for j in tl.static_range(AHEAD):
+            t = tl.maximum(tl.minimum(first + j, last - 1), 0)
+            xs, dts = xs + (raw(p_x, t, D, o_x),), dts + (raw(p_dt, t, D, o_x),)
+            zs = zs + (raw(p_gate, t, D, o_x),)
         for i_c in range(first // CHUNK, tl.cdiv(last, CHUNK)):
             start, stop = tl.maximum(first, i_c * CHUNK), tl.minimum(last, (i_c + 1) * CHUNK)
             if p_checkpoints is not None:
                 if start == i_c * CHUNK:
                     tl.store(p_checkpoints + tile_of(i_c, o_n, o_d, N, D), H, m_h)
-            p_b = p_bc + (wide(start) * G + g) * 2 * N
+            p_b = p_bc + (wide(start) * G + g) * 2 * N + o_n
+            most = tl.cast(tl.minimum(last - 1 - start, 2 * CHUNK), tl.int32)
             for t in tl.range(0, tl.cast(stop - start, tl.int32), loop_unroll_factor=AHEAD):
-                o, o_b = t * D + o_d, t * G * 2 * N + o_n
-                x, delta = token(p_x, start, D, o, m_d), step_size(p_dt, start, D, o, m_d, bias, SOFTPLUS)
-                H = advance(H, A, delta, x, tl.load(p_b + o_b, m_n, 0.0))
+                x, delta, z = xs[0].to(tl.float32), dts[0].to(tl.float32) + bias, zs[0].to(tl.float32)
+                o = tl.minimum(t + AHEAD, most) * D + o_x
+                xs, dts = xs[1:] + (raw(p_x, start, D, o),), dts[1:] + (raw(p_dt, start, D, o),)
+                zs = zs[1:] + (raw(p_gate, start, D, o),)
+                delta = softplus(delta) if SOFTPLUS else delta
+                H = advance(H, A, delta, x, tl.load(p_b + t * G * 2 * N, m_n, 0.0))
                 if p_y is None:
                     total += delta
                 else:
-                    y = tl.sum(H * tl.load(p_b + N + o_b, m_n, 0.0)[:, None], 0) + skip * x
+                    c = tl.load(p_b + N + t * G * 2 * N, m_n, 0.0)
+                    y = tl.sum(H * c[:, None], 0) + skip * x
                     if p_z is not None:
-                        y *= silu(token(p_z, start, D, o, m_d))
-                    put(p_y, start, D, o, y, m_d)
+                        y *= silu(z)
+                    put(p_y, start, D, t * D + o_d, y, m_d)
         if p_y is not None:
             if stops <= end:
                 tl.store(p_final + tile_of(i_s, o_n, o_d, N, D), H, m_h)
@@ -255,7 +273,7 @@ def backward_kernel(
     p_edges, p_dx, p_ddt, p_dz, p_da, p_dbc, p_dd, p_dbias, p_dstate, p_scratch,
     S, T, L, D, G, SEGMENT, SLAB, slab,
     N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
-    CHUNK: tl.constexpr, STEPS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    CHUNK: tl.constexpr, AHEAD: tl.constexpr, STEPS: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """One slab of every segment; slabs come last to first.
 
@@ -272,6 +290,8 @@ def backward_kernel(
     m_h = m_n[:, None] & m_d[None, :]
     A = rates(p_a, tile_of(0, o_n, o_d, N, D), m_h)
     bias, skip = read(p_bias, o_d, m_d, [BD]), read(p_d, o_d, m_d, [BD])
+    o_x = tl.minimum(o_d, (g + 1) * (D // G) - 1)
+    p_gate = p_dy if p_z is None else p_z
     i_edge = slab * tl.cdiv(L, SEGMENT) + i_k
     dH = tl.load(p_edges + tile_of(i_edge + tl.cdiv(L, SEGMENT), o_n, o_d, N, D), m_h, 0.0)
     dA, dskip, dbias = tl.zeros([BN, BD], tl.float32), tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
@@ -297,32 +317,48 @@ def backward_kernel(
         count = tl.cast(stop - start, tl.int32)
         tiles = tl.cdiv(count, STEPS)
         p_b, p_db = p_bc + (wide(start) * G + g) * 2 * N, p_dbc + (start - base) * 2 * N
+        front = tl.minimum(start, L - 1)  # of an empty sequence behind the last token
+        near_x, near_dt = (), ()
+        for j in tl.static_range(AHEAD):
+            o = tl.maximum(tl.minimum(j, count - 1), 0) * D + o_x
+            near_x, near_dt = near_x + (raw(p_x, front, D, o),), near_dt + (raw(p_dt, front, D, o),)
         for i in range(tiles - 1):
             tl.store(p_tile + i * (BN * BD), H)
             for j in tl.static_range(STEPS):
                 t = i * STEPS + j
-                o, b = t * D + o_d, tl.load(p_b + t * G * 2 * N + o_n, m_n, 0.0)
-                delta = step_size(p_dt, start, D, o, m_d, bias, SOFTPLUS)
-                H = advance(H, A, delta, token(p_x, start, D, o, m_d), b)
+                x, delta = near_x[0].to(tl.float32), near_dt[0].to(tl.float32) + bias
+                o = tl.minimum(t + AHEAD, count - 1) * D + o_x
+                near_x = near_x[1:] + (raw(p_x, start, D, o),)
+                near_dt = near_dt[1:] + (raw(p_dt, start, D, o),)
+                delta = softplus(delta) if SOFTPLUS else delta
+                H = advance(H, A, delta, x, tl.load(p_b + t * G * 2 * N + o_n, m_n, 0.0))
         tl.store(p_tile + tl.maximum(tiles - 1, 0) * (BN * BD), H)
         tl.debug_barrier()  # where the accesses are laid out differently, a thread reads what another wrote
+        near_dy, near_z = (), ()
+        for j in tl.static_range(STEPS):
+            o = tl.maximum(tl.minimum((tiles - 1) * STEPS + j, count - 1), 0) * D + o_x
+            near_dy, near_z = near_dy + (raw(p_dy, front, D, o),), near_z + (raw(p_gate, front, D, o),)
         for back in range(tiles):
             i = tiles - 1 - back
             H = tl.load(p_tile + i * (BN * BD))
+            raw_dy, raw_z, near_dy, near_z = near_dy, near_z, (), ()
+            for j in tl.static_range(STEPS):
+                o = tl.maximum((i - 1) * STEPS + j, 0) * D + o_x
+                near_dy, near_z = near_dy + (raw(p_dy, start, D, o),), near_z + (raw(p_gate, start, D, o),)
             xs, deltas, dys, before, decays = (), (), (), (), ()
             for j in tl.static_range(STEPS):
                 t = i * STEPS + j
                 o, m_t = t * D + o_d, within(m_d, t < count)
                 o_b, m_b = t * G * 2 * N + o_n, within(m_n, t < count)
                 b, c = tl.load(p_b + o_b, m_b, 0.0), tl.load(p_b + N + o_b, m_b, 0.0)
-                x, dy = token(p_x, start, D, o, m_t), token(p_dy, start, D, o, m_t)
+                x, dy = token(p_x, start, D, o, m_t), tl.where(m_t, raw_dy[j].to(tl.float32), 0.0)
                 delta = step_size(p_dt, start, D, o, m_t, bias, SOFTPLUS)
                 delta = tl.where(m_t, delta, 0.0)  # behind the end no state changes
                 decay = tl.math.exp2(delta[None, :] * A)
                 xs, deltas, before, decays = xs + (x,), deltas + (delta,), before + (H,), decays + (decay,)
                 H = decay * H + (delta * x)[None, :] * b[:, None]
                 if p_z is not None:
-                    z = token(p_z, start, D, o, m_t)
+                    z = raw_z[j].to(tl.float32)
                     dz = dy * silu_slope(z) * (tl.sum(H * c[:, None], 0) + skip * x)
                     put(p_dz, start, D, o, dz, m_t)
                     dy *= silu(z)
@@ -580,7 +616,7 @@ def backward(
         backward_kernel[p.programs](
             p.x, p.dt, p.z, p.a, p.bc, p.d, p.bias, p.initial, p.cu_seqlens, checkpoints, grad_y, grad_final,
             edges, dx, ddt, dz, da, dbc, dd, dbias, dstate, scratch,
-            *p.line, slab, i, *p.tile, CHUNK, p.STEPS, p.softplus, **p.options,
+            *p.line, slab, i, *p.tile, CHUNK, AHEAD, p.STEPS, p.softplus, **p.options,
         )  # fmt: skip
         collect_kernel[(p.segments * p.G * -(-slab // BT),)](
             dbc, db, dc, p.L, p.G, p.blocks // p.G, p.segment, slab, i, *p.tile[:2], BT, CHUNK
