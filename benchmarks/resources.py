@@ -166,11 +166,12 @@ def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list
         scan.backward(x, final, *inputs, checkpoints, scan.CHUNK)
         scan.step(*token, full, final[:1])
 
-    scan.cut, cut = lambda *_: T // segments, scan.cut
     case = f"N={N} {str(dtype)[6:]}, {'all' if full else 'bare'}" + (", in segments" if segments > 1 else "")
-    notes = launches(scan, f"selective_scan {case}", call)
-    scan.cut = cut
-    return notes
+    scan.cut, cut = lambda *_: T // segments, scan.cut
+    try:
+        return launches(scan, f"selective_scan {case}", call)
+    finally:
+        scan.cut = cut
 
 
 def conv_launches(W: int, dtype: torch.dtype, full: bool) -> list[Launch]:
@@ -197,8 +198,7 @@ SCANS += [(16, torch.float32), (16, torch.float16)]
 def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
     """On an NVIDIA GPU of compute capability sm / 10, or on AMD's (0); no two that compile to the same."""
     scan.device = lambda x: (1, sm)
-    cases = [partial(scan_launches, *case, full, 1) for case in SCANS for full in (True, False)]
-    cases += [partial(scan_launches, N, torch.bfloat16, True, 2) for N in (16, 256)]
+    cases = [partial(scan_launches, *x, full, cut) for x in SCANS for full in (True, False) for cut in (1, 2)]
     cases += [partial(conv_launches, W, torch.bfloat16, True) for W in (2, 3, 4, 6)]
     cases += [partial(conv_launches, 4, *case) for case in ((torch.float32, True), (torch.bfloat16, False))]
     seen = set()

@@ -118,7 +118,7 @@ def backward(
         dd,
         dz,
         ddt_bias,
-        scan.unslab(dinitial),
+        x.new_empty(0) if initial_state is None else scan.unslab(dinitial),
     )
 
 

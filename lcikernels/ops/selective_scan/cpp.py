@@ -58,7 +58,8 @@ def backward(
     dd = dd if d is None else dd.to(d.dtype)
     ddt_bias = ddt_bias if dt_bias is None else ddt_bias.to(dt_bias.dtype)
     db, dc = db.to(b.dtype).view(b.shape), dc.to(c.dtype).view(c.shape)
-    return dx, ddt, da, db, dc, dd, dz, ddt_bias, dstate.contiguous()
+    dstate = x.new_empty(0) if initial_state is None else dstate.contiguous()
+    return dx, ddt, da, db, dc, dd, dz, ddt_bias, dstate
 
 
 def step(

@@ -27,7 +27,7 @@ from ..checks import boundaries, contiguous, refuse
 from ..curves import LN2, LOG2E, silu, silu_slope, softplus, softplus_slope, within
 
 CHUNK = 64  # 1 byte of checkpoints for each channel and token at N = 16
-SLABS = 4  # the partial sums of db and dc take as much, instead of 4 times as much
+SLABS = 6  # of a segment: the partial sums of db and dc take 0.7 bytes for each channel and token, not 4
 AHEAD = 8  # tokens from the loads of x, dt and z to their use: some 1000 cycles, as long as memory takes
 SHORT, LONG = 256, 4096  # tokens: less are not cut, and no more sequences put together
 MOST_STATES = 256  # 512 would take half of a warp for a channel
@@ -61,6 +61,13 @@ def ended(p_cu, S, T, t):
 
 
 @triton.jit
+def segment_of(i_k, SEGMENT, L):
+    """The tokens of segment i_k, begin to end."""
+    begin = tl.cast(i_k, L.dtype) * SEGMENT
+    return begin, begin + tl.minimum(SEGMENT, L - begin)
+
+
+@triton.jit
 def sequences(p_cu, S, T, begin, end):
     """The first sequence in tokens begin to end, the one after the last, the one that end is inside of."""
     on = ended(p_cu, S, T, end)
@@ -68,12 +75,13 @@ def sequences(p_cu, S, T, begin, end):
 
 
 @triton.jit
-def channels(i_d, D, G, BD: tl.constexpr):
-    """The block's group and channels."""
+def place(D, G, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
+    """The program's segment (a step's row) and block; the block's group and channels, states, masks."""
     P = D // G
     blocks = tl.cdiv(P, BD)
-    o_p = i_d % blocks * BD + tl.arange(0, BD)
-    return i_d // blocks, i_d // blocks * P + o_p, o_p < P
+    i_k, i_d = tl.program_id(0) // (G * blocks), tl.program_id(0) % (G * blocks)
+    o_p, o_n = i_d % blocks * BD + tl.arange(0, BD), tl.arange(0, BN)
+    return i_k, i_d, i_d // blocks, i_d // blocks * P + o_p, o_p < P, o_n, o_n < N
 
 
 @triton.jit
@@ -89,7 +97,7 @@ def token(p, t, D, o, m):
 
 
 @triton.jit
-def raw(p, t, D, o):
+def fetch(p, t, D, o):
     """Offsets o from token t of [L, D] as they lie, to be used later."""
     return tl.load(p + wide(t) * D + o)
 
@@ -149,18 +157,15 @@ def forward_kernel(
     CHUNK: tl.constexpr, AHEAD: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """Without p_y: what the segment adds to the state that leaves it (p_final), and the sum of its steps."""
-    blocks = G * tl.cdiv(D // G, BD)
-    i_k = tl.cast(tl.program_id(0) // blocks, L.dtype)
-    g, o_d, m_d = channels(tl.program_id(0) % blocks, D, G, BD)
-    begin, end = i_k * SEGMENT, tl.minimum((i_k + 1) * SEGMENT, L)
-    o_n = tl.arange(0, BN)
-    m_n = o_n < N
+    i_k, _, g, o_d, m_d, o_n, m_n = place(D, G, N, BN, BD)
     m_h = m_n[:, None] & m_d[None, :]
+    begin, end = segment_of(i_k, SEGMENT, L)
     A = rates(p_a, tile_of(0, o_n, o_d, N, D), m_h)
     bias, skip = read(p_bias, o_d, m_d, [BD]), read(p_d, o_d, m_d, [BD])
     o_x = tl.minimum(o_d, (g + 1) * (D // G) - 1)  # for loads without a mask
     p_gate = p_x if p_z is None else p_z
     H, total = tl.zeros([BN, BD], tl.float32), tl.zeros([BD], tl.float32)
+    y = total  # stored a token later, behind the loads: none passes a store
     i_first, i_stop, i_on = sequences(p_cu, S, T, begin, end)
     for i_s in range(i_on if p_y is None else i_first, i_stop):
         starts, stops = start_of(p_cu, i_s, T), start_of(p_cu, i_s + 1, T)
@@ -170,8 +175,8 @@ def forward_kernel(
         xs, dts, zs = (), (), ()  # of the next tokens; behind the last one come its own
         for j in tl.static_range(AHEAD):
             t = tl.maximum(tl.minimum(first + j, last - 1), 0)
-            xs, dts = xs + (raw(p_x, t, D, o_x),), dts + (raw(p_dt, t, D, o_x),)
-            zs = zs + (raw(p_gate, t, D, o_x),)
+            xs, dts = xs + (fetch(p_x, t, D, o_x),), dts + (fetch(p_dt, t, D, o_x),)
+            zs = zs + (fetch(p_gate, t, D, o_x),)
         for i_c in range(first // CHUNK, tl.cdiv(last, CHUNK)):
             start, stop = tl.maximum(first, i_c * CHUNK), tl.minimum(last, (i_c + 1) * CHUNK)
             if p_checkpoints is not None:
@@ -182,19 +187,24 @@ def forward_kernel(
             for t in tl.range(0, tl.cast(stop - start, tl.int32), loop_unroll_factor=AHEAD):
                 x, delta, z = xs[0].to(tl.float32), dts[0].to(tl.float32) + bias, zs[0].to(tl.float32)
                 o = tl.minimum(t + AHEAD, most) * D + o_x
-                xs, dts = xs[1:] + (raw(p_x, start, D, o),), dts[1:] + (raw(p_dt, start, D, o),)
-                zs = zs[1:] + (raw(p_gate, start, D, o),)
+                xs, dts = xs[1:] + (fetch(p_x, start, D, o),), dts[1:] + (fetch(p_dt, start, D, o),)
+                zs = zs[1:] + (fetch(p_gate, start, D, o),)
+                b = tl.load(p_b + t * G * 2 * N, m_n, 0.0)
                 delta = softplus(delta) if SOFTPLUS else delta
-                H = advance(H, A, delta, x, tl.load(p_b + t * G * 2 * N, m_n, 0.0))
                 if p_y is None:
+                    H = advance(H, A, delta, x, b)
                     total += delta
                 else:
                     c = tl.load(p_b + N + t * G * 2 * N, m_n, 0.0)
-                    y = tl.sum(H * c[:, None], 0) + skip * x
+                    put(p_y, start, D, (t - 1) * D + o_d, y, within(m_d, start + t > first))
+                    H = advance(H, A, delta, x, b)
+                    y = tl.sum(H * c[:, None], 0)
+                    if p_d is not None:
+                        y += skip * x
                     if p_z is not None:
                         y *= silu(z)
-                    put(p_y, start, D, t * D + o_d, y, m_d)
         if p_y is not None:
+            put(p_y, last - 1, D, o_d, y, within(m_d, first < last))
             if stops <= end:
                 tl.store(p_final + tile_of(i_s, o_n, o_d, N, D), H, m_h)
     if p_y is None:
@@ -232,13 +242,9 @@ def crossing_back_kernel(
     N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, AHEAD: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """What the segment adds to the gradient of the state that enters it, and the sum of its steps."""
-    blocks = G * tl.cdiv(D // G, BD)
-    i_k = tl.cast(tl.program_id(0) // blocks, L.dtype)
-    g, o_d, m_d = channels(tl.program_id(0) % blocks, D, G, BD)
-    begin, end = i_k * SEGMENT, tl.minimum((i_k + 1) * SEGMENT, L)
-    o_n = tl.arange(0, BN)
-    m_n = o_n < N
+    i_k, _, g, o_d, m_d, o_n, m_n = place(D, G, N, BN, BD)
     m_h = m_n[:, None] & m_d[None, :]
+    begin, end = segment_of(i_k, SEGMENT, L)
     A, bias = rates(p_a, tile_of(0, o_n, o_d, N, D), m_h), read(p_bias, o_d, m_d, [BD])
     i_s = ended(p_cu, S, T, begin)
     starts, stops = start_of(p_cu, i_s, T), start_of(p_cu, i_s + 1, T)
@@ -262,9 +268,9 @@ def crossing_back_kernel(
 @triton.jit
 def window(i_k, slab, SEGMENT, SLAB, L, CHUNK: tl.constexpr):
     """Where the slab of segment i_k begins, in whole chunks, and its tokens, begin to end."""
-    first, last = i_k * SEGMENT, tl.minimum((i_k + 1) * SEGMENT, L)
+    first, last = segment_of(i_k, SEGMENT, L)
     base = first // CHUNK * CHUNK + slab * SLAB
-    return base, tl.maximum(first, base), tl.minimum(last, base + SLAB)
+    return base, tl.maximum(first, base), tl.minimum(last, base + tl.minimum(SLAB, tl.maximum(L - base, 0)))
 
 
 @triton.jit(do_not_specialize=(*SIZES, "SLAB", "slab"))
@@ -281,13 +287,9 @@ def backward_kernel(
     given where a sequence goes on behind it. p_da, p_dd, p_dbias [slabs, segments, ...]. p_dbc [segments, G,
     blocks of a group, SLAB, 2 N]. p_scratch: CHUNK / STEPS tiles for each program.
     """
-    blocks = G * tl.cdiv(D // G, BD)
-    i_d, i_k = tl.program_id(0) % blocks, tl.cast(tl.program_id(0) // blocks, L.dtype)
-    g, o_d, m_d = channels(i_d, D, G, BD)
-    base, begin, end = window(i_k, slab, SEGMENT, SLAB, L, CHUNK)
-    o_n = tl.arange(0, BN)
-    m_n = o_n < N
+    i_k, i_d, g, o_d, m_d, o_n, m_n = place(D, G, N, BN, BD)
     m_h = m_n[:, None] & m_d[None, :]
+    base, begin, end = window(i_k, slab, SEGMENT, SLAB, L, CHUNK)
     A = rates(p_a, tile_of(0, o_n, o_d, N, D), m_h)
     bias, skip = read(p_bias, o_d, m_d, [BD]), read(p_d, o_d, m_d, [BD])
     o_x = tl.minimum(o_d, (g + 1) * (D // G) - 1)
@@ -296,9 +298,9 @@ def backward_kernel(
     dH = tl.load(p_edges + tile_of(i_edge + tl.cdiv(L, SEGMENT), o_n, o_d, N, D), m_h, 0.0)
     dA, dskip, dbias = tl.zeros([BN, BD], tl.float32), tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
     lost_skip, lost_bias = tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
-    p_tile = p_scratch + tl.program_id(0).to(tl.int64) * (CHUNK // STEPS) * BN * BD
+    p_tile = p_scratch + wide(tl.program_id(0)) * (CHUNK // STEPS) * BN * BD
     p_tile += tl.arange(0, BN)[:, None] * BD + tl.arange(0, BD)[None, :]
-    p_dbc += (wide(i_k) * blocks + i_d) * SLAB * 2 * N
+    p_dbc += wide(tl.program_id(0)) * SLAB * 2 * N
     i_first, i_stop, _ = sequences(p_cu, S, T, begin, end)
     i_s, stop, more = i_stop - 1, end, i_stop > i_first
     while more:
@@ -306,7 +308,7 @@ def backward_kernel(
         start = tl.maximum(tl.maximum(starts, begin), (stop - 1) // CHUNK * CHUNK)
         if stop == start_of(p_cu, i_s + 1, T):
             dH = read(p_dfinal, tile_of(i_s, o_n, o_d, N, D), m_h, [BN, BD])
-        kept = start % CHUNK == 0
+        kept = start % CHUNK == 0  # else a sequence starts here: segments that cut one end between chunks
         if p_state is None:
             m_kept = within(m_h, kept & (start < stop))
             H = tl.load(p_checkpoints + tile_of(start // CHUNK, o_n, o_d, N, D), m_kept, 0.0)
@@ -321,71 +323,81 @@ def backward_kernel(
         near_x, near_dt = (), ()
         for j in tl.static_range(AHEAD):
             o = tl.maximum(tl.minimum(j, count - 1), 0) * D + o_x
-            near_x, near_dt = near_x + (raw(p_x, front, D, o),), near_dt + (raw(p_dt, front, D, o),)
+            near_x, near_dt = near_x + (fetch(p_x, front, D, o),), near_dt + (fetch(p_dt, front, D, o),)
         for i in range(tiles - 1):
-            tl.store(p_tile + i * (BN * BD), H)
+            xs, deltas, bs = (), (), ()
             for j in tl.static_range(STEPS):
                 t = i * STEPS + j
-                x, delta = near_x[0].to(tl.float32), near_dt[0].to(tl.float32) + bias
+                bs = bs + (tl.load(p_b + t * G * 2 * N + o_n, m_n, 0.0),)
+                xs, deltas = xs + (near_x[j].to(tl.float32),), deltas + (near_dt[j].to(tl.float32) + bias,)
                 o = tl.minimum(t + AHEAD, count - 1) * D + o_x
-                near_x = near_x[1:] + (raw(p_x, start, D, o),)
-                near_dt = near_dt[1:] + (raw(p_dt, start, D, o),)
-                delta = softplus(delta) if SOFTPLUS else delta
-                H = advance(H, A, delta, x, tl.load(p_b + t * G * 2 * N + o_n, m_n, 0.0))
+                near_x, near_dt = near_x + (fetch(p_x, start, D, o),), near_dt + (fetch(p_dt, start, D, o),)
+            near_x, near_dt = near_x[STEPS:], near_dt[STEPS:]
+            tl.store(p_tile + i * (BN * BD), H)
+            for j in tl.static_range(STEPS):
+                H = advance(H, A, softplus(deltas[j]) if SOFTPLUS else deltas[j], xs[j], bs[j])
         tl.store(p_tile + tl.maximum(tiles - 1, 0) * (BN * BD), H)
         tl.debug_barrier()  # where the accesses are laid out differently, a thread reads what another wrote
         near_dy, near_z = (), ()
         for j in tl.static_range(STEPS):
             o = tl.maximum(tl.minimum((tiles - 1) * STEPS + j, count - 1), 0) * D + o_x
-            near_dy, near_z = near_dy + (raw(p_dy, front, D, o),), near_z + (raw(p_gate, front, D, o),)
+            near_dy, near_z = near_dy + (fetch(p_dy, front, D, o),), near_z + (fetch(p_gate, front, D, o),)
         for back in range(tiles):
             i = tiles - 1 - back
             H = tl.load(p_tile + i * (BN * BD))
-            raw_dy, raw_z, near_dy, near_z = near_dy, near_z, (), ()
-            for j in tl.static_range(STEPS):
-                o = tl.maximum((i - 1) * STEPS + j, 0) * D + o_x
-                near_dy, near_z = near_dy + (raw(p_dy, start, D, o),), near_z + (raw(p_gate, start, D, o),)
-            xs, deltas, dys, before, decays = (), (), (), (), ()
+            xs, raws, dys, zs, bs, cs = (), (), (), (), (), ()
             for j in tl.static_range(STEPS):
                 t = i * STEPS + j
                 o, m_t = t * D + o_d, within(m_d, t < count)
                 o_b, m_b = t * G * 2 * N + o_n, within(m_n, t < count)
-                b, c = tl.load(p_b + o_b, m_b, 0.0), tl.load(p_b + N + o_b, m_b, 0.0)
-                x, dy = token(p_x, start, D, o, m_t), tl.where(m_t, raw_dy[j].to(tl.float32), 0.0)
-                delta = step_size(p_dt, start, D, o, m_t, bias, SOFTPLUS)
-                delta = tl.where(m_t, delta, 0.0)  # behind the end no state changes
+                bs, cs = bs + (tl.load(p_b + o_b, m_b, 0.0),), cs + (tl.load(p_b + N + o_b, m_b, 0.0),)
+                xs = xs + (token(p_x, start, D, o, m_t),)
+                raws = raws + (token(p_dt, start, D, o, m_t) + bias,)
+                dys = dys + (tl.where(m_t, near_dy[j].to(tl.float32), 0.0),)
+                zs = zs + (near_z[j].to(tl.float32),)
+            near_dy, near_z = (), ()
+            for j in tl.static_range(STEPS):
+                o = tl.maximum((i - 1) * STEPS + j, 0) * D + o_x
+                near_dy = near_dy + (fetch(p_dy, start, D, o),)
+                near_z = near_z + (fetch(p_gate, start, D, o),)
+            deltas, gs, before, decays = (), (), (), ()
+            for j in tl.static_range(STEPS):
+                t = i * STEPS + j
+                x, dy, z = xs[j], dys[j], zs[j]
+                o, m_t, m_b = t * D + o_d, within(m_d, t < count), within(m_n, t < count)
+                delta = tl.where(m_t, softplus(raws[j]) if SOFTPLUS else raws[j], 0.0)  # 0: no state changes
                 decay = tl.math.exp2(delta[None, :] * A)
-                xs, deltas, before, decays = xs + (x,), deltas + (delta,), before + (H,), decays + (decay,)
-                H = decay * H + (delta * x)[None, :] * b[:, None]
+                deltas, before, decays = deltas + (delta,), before + (H,), decays + (decay,)
+                H = decay * H + (delta * x)[None, :] * bs[j][:, None]
                 if p_z is not None:
-                    z = raw_z[j].to(tl.float32)
-                    dz = dy * silu_slope(z) * (tl.sum(H * c[:, None], 0) + skip * x)
-                    put(p_dz, start, D, o, dz, m_t)
+                    y = tl.sum(H * cs[j][:, None], 0)
+                    if p_d is not None:
+                        y += skip * x
+                    put(p_dz, start, D, o, dy * silu_slope(z) * y, m_t)
                     dy *= silu(z)
-                dys = dys + (dy,)
+                gs = gs + (dy,)
                 tl.store(p_db + N + t * 2 * N + o_n, tl.sum(dy[None, :] * H, 1), m_b)
             for j in tl.static_range(STEPS - 1, -1, -1):
                 t = i * STEPS + j
-                o, m_t = t * D + o_d, within(m_d, t < count)
-                o_b, m_b = t * G * 2 * N + o_n, within(m_n, t < count)
-                b, c = tl.load(p_b + o_b, m_b, 0.0), tl.load(p_b + N + o_b, m_b, 0.0)
-                x, delta, dy = xs[j], deltas[j], dys[j]
-                dH += dy[None, :] * c[:, None]
+                x, delta, dy = xs[j], deltas[j], gs[j]
+                o, m_t, m_b = t * D + o_d, within(m_d, t < count), within(m_n, t < count)
+                dH += dy[None, :] * cs[j][:, None]
                 tl.store(p_db + t * 2 * N + o_n, tl.sum((delta * x)[None, :] * dH, 1), m_b)
-                through_b = tl.sum(dH * b[:, None], 0)
+                through_b = tl.sum(dH * bs[j][:, None], 0)
                 dH *= decays[j]
                 through_decay = dH * before[j]
                 dA += delta[None, :] * through_decay
                 ddt = x * through_b + tl.sum(through_decay * A, 0) * LN2
                 if SOFTPLUS:
-                    ddt *= softplus_slope(token(p_dt, start, D, o, m_t) + bias)
+                    ddt *= softplus_slope(raws[j])
                 put(p_dx, start, D, o, delta * through_b + skip * dy, m_t)
                 put(p_ddt, start, D, o, ddt, m_t)
                 dskip, lost_skip = add(dskip, lost_skip, dy * x)
                 dbias, lost_bias = add(dbias, lost_bias, tl.where(m_t, ddt, 0.0))
         tl.debug_barrier()  # ... and the next chunk writes where this one reads
         more = tl.where(start == starts, i_s > i_first, start > begin)
-        tl.store(p_dstate + tile_of(i_s, o_n, o_d, N, D), dH, within(m_h, start == starts))
+        if p_dstate is not None:
+            tl.store(p_dstate + tile_of(i_s, o_n, o_d, N, D), dH, within(m_h, start == starts))
         i_s, stop = tl.where(start == starts, i_s - 1, i_s), start
     tl.store(p_edges + tile_of(i_edge, o_n, o_d, N, D), dH, m_h)
     tl.store(p_da + tile_of(i_edge, o_n, o_d, N, D), dA, m_h)
@@ -401,7 +413,7 @@ def collect_kernel(
     """db and dc [L, G, N] in a slab of every segment: the sums over the blocks of a group."""
     tiles = tl.cdiv(SLAB, BT)
     i_t, g = tl.program_id(0) % tiles, tl.program_id(0) // tiles % G
-    i_k = tl.cast(tl.program_id(0) // tiles // G, L.dtype)
+    i_k = tl.program_id(0) // tiles // G
     base, begin, end = window(i_k, slab, SEGMENT, SLAB, L, CHUNK)
     o_t, o_n = i_t * BT + tl.arange(0, BT)[:, None], tl.arange(0, BN)[None, :]
     m = (base + o_t >= begin) & (base + o_t < end) & (o_n < N)
@@ -423,11 +435,8 @@ def step_kernel(
     N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """One token. The state is read and written as it lies, [D, N]."""
-    blocks = G * tl.cdiv(D // G, BD)
-    i_b = wide(tl.program_id(0) // blocks)
-    g, o_d, m_d = channels(tl.program_id(0) % blocks, D, G, BD)
-    o_n = tl.arange(0, BN)
-    m_n = o_n < N
+    i_b, _, g, o_d, m_d, o_n, m_n = place(D, G, N, BN, BD)
+    i_b = wide(i_b)
     o_h, m_h = o_n[:, None] + o_d[None, :] * N, m_n[:, None] & m_d[None, :]
     x, bias, skip = token(p_x, i_b, D, o_d, m_d), read(p_bias, o_d, m_d, [BD]), read(p_d, o_d, m_d, [BD])
     delta = step_size(p_dt, i_b, D, o_d, m_d, bias, SOFTPLUS)
@@ -458,22 +467,22 @@ def tiles(N: int, sm: int) -> Tiles:
 
 
 def device(x: Tensor) -> tuple[int, int]:
-    """Its multiprocessors, and 10 times its compute capability; those of a small H100 for the interpreter."""
+    """Its multiprocessors, and 10 times its compute capability, 0 of AMD's; no GPU: those of a small H100."""
     if not x.is_cuda:
         return 1, 90
-    properties = torch.cuda.get_device_properties(x.device)
-    return properties.multi_processor_count, 10 * properties.major + properties.minor
+    chip = torch.cuda.get_device_properties(x.device)
+    return chip.multi_processor_count, 0 if torch.version.hip else 10 * chip.major + chip.minor
 
 
-def cut(B: int, T: int, warps: int, chips: int) -> int:
+def cut(B: int, T: int, warps: int, processors: int) -> int:
     """Tokens of a segment that takes so many warps, on a GPU of so many multiprocessors.
 
     Where sequences are short or give every multiprocessor 3 warps: whole ones, up to LONG tokens together, as
     long as 4 warps are left. Else parts of SHORT tokens or more that give it 4 warps.
     """
-    if T <= SHORT or B * warps >= 3 * chips:
-        return T * max(1, min(B * warps // (4 * chips), LONG // T))
-    parts = max(1, min(-(-4 * chips // warps), B * T // SHORT))
+    if T <= SHORT or B * warps >= 3 * processors:
+        return T * max(1, min(B * warps // (4 * processors), LONG // T))
+    parts = max(1, min(-(-4 * processors // warps), B * T // SHORT))
     return up(-(-B * T // parts), CHUNK)
 
 
@@ -483,10 +492,8 @@ def up(n: int, unit: int) -> int:
 
 
 def options(warps: int) -> dict[str, object]:
-    """All registers that the warps of a program can have: else some are saved, even where that spills."""
-    return dict(num_warps=warps, enable_fp_fusion=True) | (
-        {} if torch.version.hip else dict(maxnreg=min(255, 2048 // warps))
-    )
+    """All registers that up to 8 warps can have: else some are saved, even where that spills."""
+    return dict(num_warps=warps, enable_fp_fusion=True) | ({} if torch.version.hip else dict(maxnreg=255))
 
 
 def refuse_more_states(N: int) -> None:
@@ -508,15 +515,15 @@ class Problem:
         self.bc = torch.cat((b, c), -1).float()  # every thread reads them: to convert them took 2 of 12 slots
         self.d, self.bias = (u if u is None else u.float().contiguous() for u in (d, dt_bias))
         self.initial = initial_state if initial_state is None else initial_state.mT.contiguous()
-        chips, sm = device(x)
-        BN, self.BD, self.warps, self.STEPS = tiles(self.N, sm)
+        processors, sm = device(x)
+        self.BN, self.BD, self.warps, self.STEPS = tiles(self.N, sm)
         self.blocks = self.G * -(-self.D // self.G // self.BD)
-        self.segment = cut(B, T, self.blocks * self.warps, chips)
+        self.segment = cut(B, T, self.blocks * self.warps, processors)
         self.segments = -(-self.L // self.segment)
         self.crossed = self.segments > 1 and (cu_seqlens is not None or self.segment % T > 0)
         self.programs = (self.segments * self.blocks,)
         self.line = self.S, T, self.L, self.D, self.G, self.segment
-        self.tile = self.N, BN, self.BD
+        self.tile = self.N, self.BN, self.BD
         self.options = options(self.warps)
 
     def states(self, *lead: int) -> Tensor:
@@ -574,6 +581,7 @@ def forward(
     """y [B, T, D], the final state [B or S, D, N], the states that enter every 64th token (0: none)."""
     if cu_seqlens is not None:
         boundaries("selective_scan", cu_seqlens, x.shape[1])  # once: it waits for the device
+    assert every in (0, CHUNK)
     p = Problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
     y, final = torch.empty_like(p.x), p.states(p.S)
     checkpoints = p.states(-(-p.L // CHUNK) if every else 0)
@@ -599,6 +607,7 @@ def backward(
     every: int,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty where one is missing."""
+    assert every == CHUNK
     p = Problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
     grad_y, grad_final = grad_y.contiguous(), grad_state if grad_state is None else grad_state.mT.contiguous()
     dx, ddt, dz = (u if u is None else torch.empty_like(u) for u in (p.x, p.dt, p.z))
@@ -606,20 +615,21 @@ def backward(
     length = p.segment + (CHUNK - 1 if p.segment % CHUNK else 0)  # of a segment and its first chunk's start
     slab = min(up(length, CHUNK), max(SHORT, up(-(-length // SLABS), CHUNK)))
     slabs = -(-length // slab)
-    edges, da, dstate = p.states(slabs + 1, p.segments), p.states(slabs, p.segments), p.states(p.S)
+    edges, da = p.states(slabs + 1, p.segments), p.states(slabs, p.segments)
+    dstate = None if initial_state is None else p.states(p.S)
     p.leaving(grad_y, grad_final, edges[-1])
     dd, dbias = (da.new_empty(slabs, p.segments, p.D) for _ in range(2))
     dbc = da.new_empty(p.programs[0], slab, 2 * p.N)
-    scratch = da.new_empty(p.programs[0], CHUNK // p.STEPS, p.tile[1], p.BD)
-    BT = max(1, 2048 // p.tile[1])
+    scratch = da.new_empty(p.programs[0], CHUNK // p.STEPS, p.BN, p.BD)
+    BT = max(1, 2048 // p.BN)
     for i in reversed(range(slabs)):
         backward_kernel[p.programs](
             p.x, p.dt, p.z, p.a, p.bc, p.d, p.bias, p.initial, p.cu_seqlens, checkpoints, grad_y, grad_final,
             edges, dx, ddt, dz, da, dbc, dd, dbias, dstate, scratch,
-            *p.line, slab, i, *p.tile, CHUNK, AHEAD, p.STEPS, p.softplus, **p.options,
+            *p.line, slab, i, *p.tile, CHUNK, AHEAD // 2 * p.STEPS, p.STEPS, p.softplus, **p.options,
         )  # fmt: skip
         collect_kernel[(p.segments * p.G * -(-slab // BT),)](
-            dbc, db, dc, p.L, p.G, p.blocks // p.G, p.segment, slab, i, *p.tile[:2], BT, CHUNK
+            dbc, db, dc, p.L, p.G, p.blocks // p.G, p.segment, slab, i, p.N, p.BN, BT, CHUNK
         )
     return (
         dx,
@@ -630,7 +640,7 @@ def backward(
         x.new_empty(0) if d is None else dd.sum((0, 1)).to(d.dtype),
         x.new_empty(0) if z is None else dz,
         x.new_empty(0) if dt_bias is None else dbias.sum((0, 1)).to(dt_bias.dtype),
-        dstate.mT.contiguous(),
+        x.new_empty(0) if dstate is None else dstate.mT.contiguous(),
     )
 
 

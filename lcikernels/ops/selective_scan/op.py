@@ -108,9 +108,8 @@ def _forward_fake(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_
 
 
 def _backward_fake(grad_y, grad_state, x, dt, a, b, c, d, z, dt_bias, softplus, state, cu_seqlens, *others):
-    S = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    inputs = (x, dt, a, b, c, d, z, dt_bias)
-    return *(x.new_empty(0) if u is None else u.new_empty(u.shape) for u in inputs), a.new_empty(S, *a.shape)
+    inputs = (x, dt, a, b, c, d, z, dt_bias, state)
+    return tuple(x.new_empty(0) if u is None else u.new_empty(u.shape) for u in inputs)
 
 
 # checkpoints [n, D, N]: the states that enter every `every`-th token, for the backward pass. How the elements
