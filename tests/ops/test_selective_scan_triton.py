@@ -1,10 +1,14 @@
 """The scan in Triton: how it cuts the line of tokens, and what test_selective_scan.py does not reach."""
 
+import weakref
+
 import pytest
 import torch
 from devices import on_device, why_not
 from ops.test_selective_scan import inputs
 from tolerance import assert_agrees
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lcikernels import selective_scan, selective_scan_step
 from lcikernels.ops.selective_scan import op
@@ -183,3 +187,45 @@ def test_a_step_updates_a_state_of_any_strides():
     step = on_device(selective_scan_step, "triton")
     y = step(x, x.abs(), a, b, b, state=state)
     assert torch.equal(y, step(x, x.abs(), a, b, b, state=dense)) and torch.equal(state, dense)
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of the storages that live, and the most that have."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        out = function(*arguments, **(named or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self.sizes:
+                storage = x.untyped_storage()
+                self.sizes[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.sizes.pop, storage._cdata)
+        self.most = max(self.most, sum(self.sizes.values()))
+        return out
+
+
+class Launches:
+    """Takes any launch, and does nothing."""
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: None
+
+
+@pytest.mark.parametrize("processors, sm", [(132, 90), (108, 80)], ids=["H200", "A100"])
+def test_memory_is_at_most_a_fifth_more_than_inputs_and_outputs(processors, sm, monkeypatch):
+    monkeypatch.setattr(kernel, "device", lambda x: (processors, sm))
+    for name in [name for name in vars(kernel) if name.endswith("_kernel")]:
+        monkeypatch.setattr(kernel, name, Launches())
+    B, T, D, N = 8, 4096, 2048, 16
+    with Memory() as memory, torch.device("meta"):
+        x, dt, z, dy = (torch.empty(B, T, D, dtype=torch.bfloat16) for _ in range(4))
+        b, c = (torch.empty(B, T, N, dtype=torch.bfloat16) for _ in range(2))
+        inputs = x, dt, torch.empty(D, N), b, c, torch.empty(D), z, torch.empty(D), True, None, None
+        y, _, checkpoints = kernel.forward(*inputs, kernel.CHUNK)
+        grads = kernel.backward(dy, None, *inputs, checkpoints, kernel.CHUNK)
+    given = [u for u in (*inputs, dy, y, *grads) if isinstance(u, torch.Tensor)]
+    assert memory.most <= 1.2 * sum(u.untyped_storage().nbytes() for u in given)
