@@ -14,6 +14,7 @@ for each block of channels, a slab of each segment at a time, and added in order
 
 Segments are as many as fill the GPU. Where one ends inside a sequence, a pass before finds what each adds to
 a state that crosses it and what it leaves of that state, and `chain_kernel` joins them; then all run at once.
+So the last bits depend on the number of multiprocessors; two runs on one GPU are equal.
 """
 
 from typing import NamedTuple
@@ -28,7 +29,6 @@ from ..curves import LN2, LOG2E, silu, silu_slope, softplus, softplus_slope, wit
 
 CHUNK = 64  # 1 byte of checkpoints for each channel and token at N = 16
 SLABS = 6  # of a segment: the partial sums of db and dc take 0.7 bytes for each channel and token, not 4
-AHEAD = 8  # tokens from the loads of x, dt and z to their use: some 1000 cycles, as long as memory takes
 SHORT, LONG = 256, 4096  # tokens: less are not cut, and no more sequences put together
 MOST_STATES = 256  # 512 would take half of a warp for a channel
 
@@ -452,18 +452,23 @@ def step_kernel(
 
 
 class Tiles(NamedTuple):
-    """BN, BD, warps; and of how many tokens the backward keeps the states in registers."""
+    """BN, BD, warps; of STEPS tokens the backward keeps the states in registers.
+
+    AHEAD: tokens from the loads of x, dt and z to their use, some 1000 cycles, as long as memory takes.
+    """
 
     BN: int
     BD: int
     warps: int
     STEPS: int
+    AHEAD: int
 
 
 def tiles(N: int, sm: int) -> Tiles:
     """For N states on compute capability sm / 10: a channel a lane and 16 states a thread."""
     BN, BD = triton.next_power_of_2(N), 32 if N <= 128 else 16
-    return Tiles(BN, BD, max(1, BN * BD // 512), 2 if N <= 16 and sm >= 90 else 1)
+    STEPS, AHEAD = (2, 8) if N <= 16 and sm >= 90 else (1, 4)  # what 255 registers hold
+    return Tiles(BN, BD, max(1, BN * BD // 512), STEPS, AHEAD)
 
 
 def device(x: Tensor) -> tuple[int, int]:
@@ -516,7 +521,7 @@ class Problem:
         self.d, self.bias = (u if u is None else u.float().contiguous() for u in (d, dt_bias))
         self.initial = initial_state if initial_state is None else initial_state.mT.contiguous()
         processors, sm = device(x)
-        self.BN, self.BD, self.warps, self.STEPS = tiles(self.N, sm)
+        self.BN, self.BD, self.warps, self.STEPS, self.AHEAD = tiles(self.N, sm)
         self.blocks = self.G * -(-self.D // self.G // self.BD)
         self.segment = cut(B, T, self.blocks * self.warps, processors)
         self.segments = -(-self.L // self.segment)
@@ -534,7 +539,7 @@ class Problem:
         forward_kernel[self.programs](
             self.x, self.dt, self.z, self.a, self.bc, self.d, self.bias, self.initial, self.cu_seqlens,
             entering, y, final, checkpoints, total,
-            *self.line, *self.tile, CHUNK, AHEAD, self.softplus, **self.options,
+            *self.line, *self.tile, CHUNK, self.AHEAD, self.softplus, **self.options,
         )  # fmt: skip
 
     def entering(self) -> Tensor | None:
@@ -554,7 +559,7 @@ class Problem:
         added, total = torch.empty_like(grads), grads.new_empty(self.segments, self.D)
         crossing_back_kernel[self.programs](
             self.dt, self.z, self.a, self.bc, self.bias, self.cu_seqlens, grad_y, grad_final, added, total,
-            *self.line, *self.tile, AHEAD, self.softplus, **self.options,
+            *self.line, *self.tile, self.AHEAD, self.softplus, **self.options,
         )  # fmt: skip
         self.chain(added, total, grads, True)
 
@@ -626,7 +631,7 @@ def backward(
         backward_kernel[p.programs](
             p.x, p.dt, p.z, p.a, p.bc, p.d, p.bias, p.initial, p.cu_seqlens, checkpoints, grad_y, grad_final,
             edges, dx, ddt, dz, da, dbc, dd, dbias, dstate, scratch,
-            *p.line, slab, i, *p.tile, CHUNK, AHEAD // 2 * p.STEPS, p.STEPS, p.softplus, **p.options,
+            *p.line, slab, i, *p.tile, CHUNK, p.AHEAD, p.STEPS, p.softplus, **p.options,
         )  # fmt: skip
         collect_kernel[(p.segments * p.G * -(-slab // BT),)](
             dbc, db, dc, p.L, p.G, p.blocks // p.G, p.segment, slab, i, p.N, p.BN, BT, CHUNK
