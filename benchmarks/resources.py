@@ -25,6 +25,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from lcikernels.ops.causal_conv1d import kernel as conv
+from lcikernels.ops.gated_rms_norm import kernel as norm
 from lcikernels.ops.selective_scan import kernel as scan
 
 NVIDIA = (80, 90, 100)
@@ -191,6 +192,19 @@ def conv_launches(W: int, dtype: torch.dtype, full: bool) -> list[Launch]:
     return launches(conv, f"causal_conv1d {case}", call)
 
 
+def norm_launches(D: int, dtype: torch.dtype, full: bool) -> list[Launch]:
+    """Forward and backward; with gate and weight or without."""
+    x = torch.zeros(8, D, dtype=dtype)
+    inputs = (x, x, torch.zeros(D)) if full else (x, None, None)
+
+    def call() -> None:
+        norm.forward(*inputs, 1e-5)
+        norm.backward(x, *inputs, 1e-5)
+
+    case = f"D={D} {str(dtype)[6:]}, {'all' if full else 'bare'}"
+    return launches(norm, f"gated_rms_norm {case}", call)
+
+
 SCANS = [(N, torch.bfloat16) for N in (1, 3, 9, 16, 32, 64, 100, 128, 256)]
 SCANS += [(16, torch.float32), (16, torch.float16)]
 
@@ -201,6 +215,8 @@ def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
     cases = [partial(scan_launches, *x, full, cut) for x in SCANS for full in (True, False) for cut in (1, 2)]
     cases += [partial(conv_launches, W, torch.bfloat16, True) for W in (2, 3, 4, 6)]
     cases += [partial(conv_launches, 4, *case) for case in ((torch.float32, True), (torch.bfloat16, False))]
+    norms = [(D, torch.bfloat16) for D in (64, 256, 1536, 4096, 5000)] + [(4096, torch.float32)]
+    cases += [partial(norm_launches, *case, full) for case in norms for full in (True, False)]
     seen = set()
     for case in cases:
         for launch in case():

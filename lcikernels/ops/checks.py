@@ -23,6 +23,12 @@ def contiguous(u: Tensor | None) -> Tensor | None:
     return u if u is None else u.contiguous()
 
 
+def rows(x: Tensor) -> Tensor:
+    """[rows, D] with a contiguous last axis; no copy where the rows of x are equally far apart."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
 def shape(op: str, argument: str, x: Tensor, axes: str, sizes: dict[str, int]) -> None:
     """`x` must have the named axes: a size already in `sizes` must agree, a new one is entered there."""
     names = axes.split()

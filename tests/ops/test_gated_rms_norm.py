@@ -1,5 +1,6 @@
 import pytest
 import torch
+from devices import on_device, why_not
 from tolerance import assert_agrees
 
 from lcikernels import gated_rms_norm
@@ -19,13 +20,9 @@ def inputs(*shape, dtype=torch.float32):
 @pytest.fixture(params=TABLES["gated_rms_norm"])
 def norm(request):
     """The op on each backend."""
-    if why := TABLES["gated_rms_norm"][request.param].why_not(torch.empty(1)):
+    if why := why_not("gated_rms_norm", request.param):
         pytest.skip(why)
-
-    def on_backend(*tensors, **arguments):
-        return gated_rms_norm(*tensors, **arguments, backend=request.param)
-
-    return on_backend
+    return on_device(gated_rms_norm, request.param)
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 1), (2, 5, 3, 64)], ids=["a vector", "width one", "heads"])
@@ -38,9 +35,12 @@ def test_what_is_optional_can_be_left_out(norm, missing, poisoned):
     assert_agrees(norm, reference, **inputs(4, 33) | {missing: None})
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_16_bit_inputs_are_computed_in_float32(dtype):
-    assert_agrees(gated_rms_norm, reference, **inputs(4, 33, dtype=dtype))
+@pytest.mark.parametrize("backend", TABLES["gated_rms_norm"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bit_inputs_are_computed_in_float32(dtype, backend):
+    if why := why_not("gated_rms_norm", backend, dtype):
+        pytest.skip(why)
+    assert_agrees(on_device(gated_rms_norm, backend), reference, **inputs(4, 33, dtype=dtype))
 
 
 def test_eps_keeps_a_row_of_zeros_finite(norm):
@@ -49,6 +49,9 @@ def test_eps_keeps_a_row_of_zeros_finite(norm):
     assert_agrees(norm, reference, **zeros, eps=1e-3)
 
 
-def test_gradcheck(norm):
+@pytest.mark.parametrize("backend", TABLES["gated_rms_norm"])
+def test_gradcheck(backend):
+    if why := why_not("gated_rms_norm", backend, torch.float64):
+        pytest.skip(why)
     leaves = tuple(inputs(2, 3, 5, dtype=torch.float64).values())
-    assert torch.autograd.gradcheck(lambda *values: norm(*values), leaves)
+    assert torch.autograd.gradcheck(lambda *values: gated_rms_norm(*values, backend=backend), leaves)

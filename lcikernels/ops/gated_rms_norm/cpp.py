@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import inner
+from ..checks import inner, rows
 
 
 def forward(x: Tensor, gate: Tensor | None, weight: Tensor | None, eps: float) -> Tensor:
@@ -27,9 +27,3 @@ def prepare(x, gate, weight) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """What the library takes: rows, and weight in the dtype of the arithmetic."""
     weight = weight if weight is None else weight.to(inner(x)).contiguous()
     return rows(x), gate if gate is None else rows(gate), weight
-
-
-def rows(x: Tensor) -> Tensor:
-    """[rows, D] with a contiguous last axis; no copy where the rows of x are equally far apart."""
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(1) == 1 else x.contiguous()

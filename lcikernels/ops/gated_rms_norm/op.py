@@ -13,6 +13,7 @@ backends.table(
     OP,
     {
         "cpp": backends.Backend("lcikernels.ops.gated_rms_norm.cpp", extension.on_cpu),
+        "triton": backends.Backend("lcikernels.ops.gated_rms_norm.kernel", backends.on_gpu),
         "torch": backends.Backend("lcikernels.ops.gated_rms_norm.plain", backends.anywhere),
     },
 )

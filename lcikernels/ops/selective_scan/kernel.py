@@ -26,6 +26,7 @@ from triton import language as tl
 
 from ..checks import boundaries, contiguous, refuse
 from ..curves import LN2, LOG2E, silu, silu_slope, softplus, softplus_slope, within
+from ..launch import device, options
 
 CHUNK = 64  # 1 byte of checkpoints for each channel and token at N = 16
 SLABS = 6  # of a segment: the partial sums of db and dc take 0.7 bytes for each channel and token, not 4
@@ -464,19 +465,12 @@ class Tiles(NamedTuple):
     AHEAD: int
 
 
-def tiles(N: int, sm: int) -> Tiles:
-    """For N states on compute capability sm / 10: a channel a lane and 16 states a thread."""
-    BN, BD = triton.next_power_of_2(N), 32 if N <= 128 else 16
-    STEPS, AHEAD = (2, 8) if N <= 16 and sm >= 90 else (1, 4)  # what 255 registers hold
-    return Tiles(BN, BD, max(1, BN * BD // 512), STEPS, AHEAD)
-
-
-def device(x: Tensor) -> tuple[int, int]:
-    """Its multiprocessors, and 10 times its compute capability, 0 of AMD's; no GPU: those of a small H100."""
-    if not x.is_cuda:
-        return 1, 90
-    chip = torch.cuda.get_device_properties(x.device)
-    return chip.multi_processor_count, 0 if torch.version.hip else 10 * chip.major + chip.minor
+def tiles(N: int, sm: int, back: bool) -> Tiles:
+    """For N states on compute capability sm / 10, in up to 8 warps: what 255 registers a thread hold."""
+    BN, states = triton.next_power_of_2(N), 8 if back and N > 16 else 16  # of a thread
+    BD = min(32, 8 * 32 * states // BN)
+    STEPS, AHEAD = (2, 8) if N <= 16 and sm >= 90 else (1, 4)
+    return Tiles(BN, BD, max(1, BN * BD // (32 * states)), STEPS, AHEAD)
 
 
 def cut(B: int, T: int, warps: int, processors: int) -> int:
@@ -496,20 +490,15 @@ def up(n: int, unit: int) -> int:
     return -(-n // unit) * unit
 
 
-def options(warps: int) -> dict[str, object]:
-    """All registers that up to 8 warps can have: else some are saved, even where that spills."""
-    return dict(num_warps=warps, enable_fp_fusion=True) | ({} if torch.version.hip else dict(maxnreg=255))
-
-
 def refuse_more_states(N: int) -> None:
     if N > MOST_STATES:
         refuse("selective_scan", "a", f"[D, N] with N at most {MOST_STATES} for backend 'triton'", N)
 
 
 class Problem:
-    """The inputs as the kernels take them, and how they are cut."""
+    """The inputs as the kernels of one pass take them, and how they are cut."""
 
-    def __init__(self, x, dt, a, b, c, d, z, dt_bias, softplus, initial_state, cu_seqlens):
+    def __init__(self, back, x, dt, a, b, c, d, z, dt_bias, softplus, initial_state, cu_seqlens):
         refuse_more_states(a.shape[1])
         B, T, self.D = x.shape
         self.N, self.G = a.shape[1], b.shape[2] if b.dim() == 4 else 1
@@ -521,7 +510,7 @@ class Problem:
         self.d, self.bias = (u if u is None else u.float().contiguous() for u in (d, dt_bias))
         self.initial = initial_state if initial_state is None else initial_state.mT.contiguous()
         processors, sm = device(x)
-        self.BN, self.BD, self.warps, self.STEPS, self.AHEAD = tiles(self.N, sm)
+        self.BN, self.BD, self.warps, self.STEPS, self.AHEAD = tiles(self.N, sm, back)
         self.blocks = self.G * -(-self.D // self.G // self.BD)
         self.segment = cut(B, T, self.blocks * self.warps, processors)
         self.segments = -(-self.L // self.segment)
@@ -587,7 +576,7 @@ def forward(
     if cu_seqlens is not None:
         boundaries("selective_scan", cu_seqlens, x.shape[1])  # once: it waits for the device
     assert every in (0, CHUNK)
-    p = Problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
+    p = Problem(False, x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
     y, final = torch.empty_like(p.x), p.states(p.S)
     checkpoints = p.states(-(-p.L // CHUNK) if every else 0)
     p.forward(p.entering(), y, final, checkpoints if every else None, None)
@@ -613,7 +602,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty where one is missing."""
     assert every == CHUNK
-    p = Problem(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
+    p = Problem(True, x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
     grad_y, grad_final = grad_y.contiguous(), grad_state if grad_state is None else grad_state.mT.contiguous()
     dx, ddt, dz = (u if u is None else torch.empty_like(u) for u in (p.x, p.dt, p.z))
     db, dc = (u.new_empty(u.shape) for u in (b, c))
