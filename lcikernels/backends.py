@@ -42,7 +42,8 @@ def on_gpu(x: Tensor) -> str | None:
     """Triton kernels run on a GPU, and under Triton's interpreter (TRITON_INTERPRET=1) on a CPU."""
     if not HAS_TRITON:
         return "Triton is not installed: pip install triton"
-    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    interpreted = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if x.device.type != "cuda" and not interpreted:
         return f"it runs on a GPU, x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 and float16, x is {x.dtype}"
