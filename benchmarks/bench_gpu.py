@@ -27,7 +27,7 @@ from benchmarks.shapes import FORWARD, TRAINING
 from benchmarks.sides import PARAMETERS, scan
 
 BACKWARD, DECODING = "backward", "one token"
-TOKENS = {"x", "dt", "z"}  # [B, T, D]; b and c [B, T, N]
+TOKENS = {"x", "dt", "z", "gate"}  # [B, T, D]; b and c [B, T, N]
 SMALL = {"B": 2, "T": 1024, "D": 96}
 CHANNELS, LONG = 64, 4096  # from more tokens on, the torch backend in float64 stands for the reference
 COLD = 256e6  # bytes that 16 to 64 steps of a graph go through: more than an L2 cache, where a state is large
@@ -61,6 +61,7 @@ class Case(NamedTuple):
 
 SCAN = {"B": 8, "T": 4096, "D": 2048, "N": 16}
 CONV = {"B": 8, "T": 4096, "D": 2048, "W": 4}
+NORM = {"B": 8, "T": 4096, "D": 2048}
 PACKED = {**SCAN, "B": 1, "T": 8 * 4096}
 AT_FLOOR = {"percent": 100 / 1.5}
 
@@ -102,6 +103,7 @@ CASES = [
         for rival in ("causal-conv1d", "ours in torch")
         for mode in (FORWARD, BACKWARD, TRAINING)
     ),
+    *(Case("gated_rms_norm", NORM, mode, "ours in torch") for mode in (FORWARD, BACKWARD, TRAINING)),
     *steps("selective_scan_step", {"N": 16}, "mamba-ssm"),
     *steps("causal_conv1d_step", {"W": 4}, "causal-conv1d"),
 ]  # fmt: skip
@@ -222,8 +224,8 @@ def check_once(op: str, sizes: tuple[tuple[str, int], ...], side: Side, whole: b
     got, grad = answer(side, inputs), cotangent(side._replace(swapped=()), inputs["x"])
     bounds = bounds_for(side, inputs)
     if not whole:
-        inputs, grad = {name: part(name, u) for name, u in inputs.items()}, part("x", grad)
-        got = {name: part("x", u) for name, u in got.items() if name in TOKENS | {"output"}}
+        inputs, grad = {name: part(op, name, u) for name, u in inputs.items()}, part(op, "x", grad)
+        got = {name: part(op, "x", u) for name, u in got.items() if name in TOKENS | {"output"}}
     truth, plain = (reference(op, inputs, grad, bounds, dtype) for dtype in (torch.float64, torch.float32))
     for name, u in got.items():
         agree(name, u.cpu(), truth[name], plain[name], side.ours)
@@ -243,10 +245,13 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def part(name: str, u: Tensor) -> Tensor:
-    """The last sequence and some channels: no other changes their outputs, nor their tokens' gradients."""
-    if name in ("b", "c"):
-        return u[-1:]
+def part(op: str, name: str, u: Tensor) -> Tensor:
+    """The last sequence and some channels: no other changes their outputs, nor their tokens' gradients.
+
+    Of the norm, where they do, all channels.
+    """
+    if name in ("b", "c") or op == "gated_rms_norm":
+        return u[-1:] if u.dim() == 3 else u
     chosen = torch.linspace(0, u.shape[2 if name in TOKENS else 0] - 1, CHANNELS, device=u.device).long()
     return u[-1:, :, chosen] if name in TOKENS else u[chosen]
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks.sides import (
     Op,
     conv_inputs,
+    norm_inputs,
     scan,
     scan_inputs,
     scan_reference,
@@ -33,8 +34,9 @@ from benchmarks.sides import (
     step_inputs,
     step_reference,
 )
-from lcikernels import causal_conv1d, causal_conv1d_step
+from lcikernels import causal_conv1d, causal_conv1d_step, gated_rms_norm
 from lcikernels.ops.causal_conv1d.reference import causal_conv1d as causal_conv1d_reference
+from lcikernels.ops.gated_rms_norm.reference import gated_rms_norm as gated_rms_norm_reference
 
 RIVALS = Path(__file__).parents[1] / ".rivals"
 SOURCES = {
@@ -252,6 +254,7 @@ OPS = {
         partial(causal_conv1d_reference, activation="silu"),
         ours(conv) | {"causal-conv1d": Side(cuda_conv, ("x",), needs=CONV)},
     ),
+    "gated_rms_norm": Op(partial(norm_inputs, False), gated_rms_norm_reference, ours(gated_rms_norm)),
     "causal_conv1d_step": Op(
         conv_step_inputs,
         conv_step_reference,
