@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("triton.backends.nvidia")
 ROOT = Path(__file__).parents[1]
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a program may have
-SLOTS = {"forward_kernel": 9, "backward_kernel": 40}  # at most, for each channel, state and token of Mamba
+SLOTS = {"forward_kernel": 9, "backward_kernel": 40}  # on an H100, for each channel, state and token of Mamba
 SCANS = [
     "N=1 ",
     "N=3 ",
@@ -35,5 +35,5 @@ def test_kernels_compile_for_every_gpu_and_spill_nothing(case):
     assert {int(sm) for _, sm, *_ in rows} == set(SHARED)
     for kernel, sm, _, spilled, shared, *slots in rows:
         assert int(spilled) == 0 and int(shared) <= SHARED[int(sm)], run.stdout
-        if case == "N=16 bfloat16" and slots:
+        if case == "N=16 bfloat16" and sm == "90" and slots:
             assert float(slots[0]) <= SLOTS[kernel], run.stdout
