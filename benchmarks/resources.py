@@ -26,6 +26,7 @@ from triton.runtime.jit import JITFunction
 
 from lcikernels.ops.causal_conv1d import kernel as conv
 from lcikernels.ops.gated_rms_norm import kernel as norm
+from lcikernels.ops.retention import kernel as retention
 from lcikernels.ops.selective_scan import kernel as scan
 
 NVIDIA = (80, 90, 100)
@@ -205,6 +206,15 @@ def norm_launches(D: int, dtype: torch.dtype, full: bool) -> list[Launch]:
     return launches(norm, f"gated_rms_norm {case}", call)
 
 
+def retention_launches(K: int, V: int, dtype: torch.dtype) -> list[Launch]:
+    q, v = torch.zeros(1, 2, K, dtype=dtype), torch.zeros(1, 2, V, dtype=dtype)
+
+    def call() -> None:
+        retention.step(q, q, v, torch.zeros(2), torch.zeros(1, 2, K, V), 1.0)
+
+    return launches(retention, f"retention K={K} V={V} {str(dtype)[6:]}", call)
+
+
 SCANS = [(N, torch.bfloat16) for N in (1, 3, 9, 16, 32, 64, 100, 128, 256)]
 SCANS += [(16, torch.float32), (16, torch.float16)]
 
@@ -217,6 +227,8 @@ def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
     cases += [partial(conv_launches, 4, *case) for case in ((torch.float32, True), (torch.bfloat16, False))]
     norms = [(D, torch.bfloat16) for D in (64, 256, 1536, 4096, 5000)] + [(4096, torch.float32)]
     cases += [partial(norm_launches, *case, full) for case in norms for full in (True, False)]
+    heads = [(5, 11), (64, 64), (128, 256), (256, 512), (512, 512), (600, 512)]
+    cases += [partial(retention_launches, *x, torch.bfloat16) for x in heads]
     seen = set()
     for case in cases:
         for launch in case():

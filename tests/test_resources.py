@@ -25,7 +25,7 @@ SCANS = [
 ]
 
 
-@pytest.mark.parametrize("case", [*SCANS, "causal_conv1d", "gated_rms_norm"])
+@pytest.mark.parametrize("case", [*SCANS, "causal_conv1d", "gated_rms_norm", "retention"])
 def test_kernels_compile_for_every_gpu_and_spill_nothing(case):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.resources", case]

@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+from devices import on_device, why_not
 from shapes import PACKED, RETENTION
 from tolerance import assert_agrees
 
@@ -38,13 +39,9 @@ def retain(request):
 @pytest.fixture(params=TABLES["retention_step"])
 def step(request):
     """One token on each backend."""
-    if why := TABLES["retention_step"][request.param].why_not(torch.empty(1)):
+    if why := why_not("retention_step", request.param):
         pytest.skip(why)
-
-    def on_backend(*token, state):
-        return retention_step(*token, state=state, backend=request.param)
-
-    return on_backend
+    return on_device(retention_step, request.param)
 
 
 @pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
