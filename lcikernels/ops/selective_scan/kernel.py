@@ -175,9 +175,9 @@ def forward_kernel(
         first, last = tl.maximum(starts, begin), tl.minimum(stops, end)
         xs, dts, zs = (), (), ()  # of the next tokens; behind the last one come its own
         for j in tl.static_range(AHEAD):
-            t = tl.maximum(tl.minimum(first + j, last - 1), 0)
-            xs, dts = xs + (fetch(p_x, t, D, o_x),), dts + (fetch(p_dt, t, D, o_x),)
-            zs = zs + (fetch(p_gate, t, D, o_x),)
+            near = tl.maximum(tl.minimum(first + j, last - 1), 0)
+            xs, dts = xs + (fetch(p_x, near, D, o_x),), dts + (fetch(p_dt, near, D, o_x),)
+            zs = zs + (fetch(p_gate, near, D, o_x),)
         for i_c in range(first // CHUNK, tl.cdiv(last, CHUNK)):
             start, stop = tl.maximum(first, i_c * CHUNK), tl.minimum(last, (i_c + 1) * CHUNK)
             if p_checkpoints is not None:
