@@ -31,7 +31,7 @@ from ..launch import device, options
 CHUNK = 64  # 1 byte of checkpoints for each channel and token at N = 16
 SLABS = 6  # of a segment: the partial sums of db and dc take 0.7 bytes for each channel and token, not 4
 SHORT, LONG = 256, 4096  # tokens: less are not cut, and no more sequences put together
-MOST_STATES = 256  # 512 would take half of a warp for a channel
+MOST_STATES = 256  # 512 would leave the 8 warps of a program 4 channels, backward
 
 # One compilation for all of them. And a D that is known to be a multiple of 4 would give a thread 4 channels
 # of a tile, and spread their states over others.
