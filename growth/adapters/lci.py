@@ -3,6 +3,7 @@
 from transformers import PreTrainedConfig
 
 from growth.adapters.table import Adapter, Entry, one
+from growth.errors import refuse
 
 MODEL = {
     "model.embed_tokens.weight": one("embed.weight", layout="v d -> d v"),
@@ -48,6 +49,8 @@ def block(config: PreTrainedConfig, layer: int) -> dict[str, Entry]:
 
 def mixer(letter: str, bias: bool) -> dict[str, Entry]:
     """The tensors of one mixer. Mamba's have no counterpart elsewhere and keep their published names."""
+    if letter == "S":
+        raise refuse("pattern", "mixers A, R and M", "S, Mamba-2", "its tensors have no table yet")
     if letter == "M":
         return {f"model.layers.{{}}.mixer.{name}": one(f"layers.{{}}.mamba.{name}") for name in MAMBA}
     return {

@@ -9,20 +9,18 @@ from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 
+from lcikernels.layers.conv1d import CausalConv1d
 from lcikernels.layers.state import decodes
-from lcikernels.ops import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
+from lcikernels.ops import selective_scan, selective_scan_step
 
 DT_MIN, DT_MAX = 1e-3, 1e-1  # a fresh channel remembers about 1 / dt tokens: 10 to 1000
 NO_STEP = -1e4  # softplus(NO_STEP) is exactly 0, and float16 holds it
 
 
-class CausalConv1d(nn.Module):
-    """The taps of a depthwise convolution: weight [D, W], bias [D]."""
-
-    def __init__(self, D: int, W: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(D, W))
-        self.bias = nn.Parameter(torch.empty(D))
+def fresh_dt_bias(count: int) -> Tensor:
+    """As published: softplus of it is log-uniform in [1e-3, 0.1].  float32 [count]."""
+    dt = torch.empty(count, dtype=torch.float32).uniform_(math.log(DT_MIN), math.log(DT_MAX)).exp()
+    return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
 
 
 class Mamba(nn.Module):
@@ -40,7 +38,7 @@ class Mamba(nn.Module):
         D, N, R = config.expand * config.hidden_size, config.state_size, config.time_step_rank
         self.layer_idx, self.sizes = layer_idx, (R, N, N)
         self.in_proj = nn.Linear(config.hidden_size, 2 * D, bias=False)
-        self.conv1d = CausalConv1d(D, config.conv_kernel)
+        self.conv1d = CausalConv1d(D, config.conv_kernel, layer_idx)
         self.x_proj = nn.Linear(D, R + 2 * N, bias=False)
         self.dt_proj = nn.Linear(R, D)
         self.A_log = nn.Parameter(torch.empty(D, N))
@@ -56,8 +54,7 @@ class Mamba(nn.Module):
         init.ones_(self.D)
         D, N = self.A_log.shape
         init.copy_(self.A_log, torch.arange(1, N + 1, dtype=torch.float32).log().expand(D, N))
-        dt = torch.empty(D, dtype=torch.float32).uniform_(math.log(DT_MIN), math.log(DT_MAX)).exp()
-        init.copy_(self.dt_proj.bias, dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        init.copy_(self.dt_proj.bias, fresh_dt_bias(D))
 
     def forward(
         self,
@@ -67,19 +64,8 @@ class Mamba(nn.Module):
         past_key_values: Cache | None = None,
     ) -> Tensor:
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u = self.convolve(u, keep, past_key_values)
+        u = self.conv1d(u, keep, past_key_values)
         return self.out_proj(self.scan(u, z, keep, past_key_values))
-
-    def convolve(self, u: Tensor, keep: Tensor | None, cache: Cache | None) -> Tensor:
-        """silu(conv1d(u)) behind the cache's last inputs, which are replaced.  u [B, T, D]."""
-        weight, bias = self.conv1d.weight, self.conv1d.bias
-        state = None if cache is None else cache.get_conv_state(self.layer_idx)
-        if decodes(u, keep, state):
-            return causal_conv1d_step(u[:, 0], weight, bias, state=state, activation="silu")[:, None]
-        u, state = masked_conv1d(u, weight, bias, keep, state)
-        if cache is not None:
-            cache.update_conv_state(state, self.layer_idx)
-        return u
 
     def scan(self, u: Tensor, z: Tensor, keep: Tensor | None, cache: Cache | None) -> Tensor:
         """The gated scan from the cache's state on, which is advanced.  u, z and the result are [B, T, D]."""
@@ -100,26 +86,3 @@ class Mamba(nn.Module):
         if cache is not None:
             cache.update_recurrent_state(state, self.layer_idx, tokens=y.shape[1])
         return y
-
-
-def masked_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None, initial_state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """silu(causal_conv1d) over the kept tokens alone, as if the others were not there.
-
-    x [B, T, D]; keep bool [B, T], None for all; initial_state [B, D, W-1] or None.
-    Returns [B, T, D], meaningless where keep is False, and the state [B, D, W-1].
-    """
-    if keep is None:
-        return causal_conv1d(
-            x, weight, bias, activation="silu", initial_state=initial_state, return_final_state=True
-        )
-    B, _, D = x.shape
-    W = weight.shape[1]
-    past = x.new_zeros(B, W - 1, D) if initial_state is None else initial_state.mT.to(x.dtype)
-    x = torch.cat((past, x), dim=1)
-    kept = torch.cat((keep.new_ones(B, W - 1), keep), dim=1)
-    # Skipped tokens first, then the past, then the kept tokens: each of those has its own W-1 predecessors.
-    order = kept.int().argsort(dim=1, stable=True)[..., None].expand(-1, -1, D)
-    y, state = causal_conv1d(x.gather(1, order), weight, bias, activation="silu", return_final_state=True)
-    return torch.empty_like(y).scatter(1, order, y)[:, W - 1 :], state

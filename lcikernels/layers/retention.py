@@ -50,20 +50,33 @@ class Retention(nn.Module):
     ) -> Tensor:
         projections = (self.q_proj, self.k_proj, self.v_proj, self.g_proj)
         q, k, v, g = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in projections)
-        o = self.retain(rotate(q, *rotary), rotate(k, *rotary), v, keep, past_key_values)
+        log_decay = self.log_decay.to(torch.promote_types(x.dtype, torch.float32))
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        o = retain(q, k, v, log_decay, keep, past_key_values, self.layer_idx)
         return self.o_proj(gated_rms_norm(o, g, eps=self.eps).flatten(2))
 
-    def retain(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, cache: Cache | None) -> Tensor:
-        """`retention` from the cache's state on, which is advanced.  q, k, v and the result [B, T, H, K]."""
-        log_decay = self.log_decay.to(torch.promote_types(q.dtype, torch.float32))
-        if keep is not None:
-            k = k * keep[..., None, None]
-            log_decay = log_decay * keep[..., None]  # [B, T, H]: padding adds nothing and fades nothing
-        state = None if cache is None else cache.get_recurrent_state(self.layer_idx)
-        if decodes(q, keep, state):
-            o = retention_step(q[:, 0], k[:, 0], v[:, 0], log_decay, state=state)[:, None]
-        else:
-            o, state = retention(q, k, v, log_decay, initial_state=state, return_final_state=True)
-        if cache is not None:
-            cache.update_recurrent_state(state, self.layer_idx, tokens=q.shape[1])
-        return o
+
+def retain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    keep: Tensor | None,
+    cache: Cache | None,
+    layer_idx: int,
+    scale: float | None = None,
+) -> Tensor:
+    """`retention` from the cache's state on, which is advanced by the kept tokens."""
+    if keep is not None:
+        k = k * keep[..., None, None]
+        log_decay = log_decay * keep[..., None]  # [B, T, H]: padding adds nothing and fades nothing
+    state = None if cache is None else cache.get_recurrent_state(layer_idx)
+    if decodes(q, keep, state):
+        log_decay = log_decay if log_decay.dim() == 1 else log_decay[:, 0]
+        o = retention_step(q[:, 0], k[:, 0], v[:, 0], log_decay, state=state, scale=scale)[:, None]
+    else:
+        options = {"scale": scale, "initial_state": state, "return_final_state": True}
+        o, state = retention(q, k, v, log_decay, **options)
+    if cache is not None:
+        cache.update_recurrent_state(state, layer_idx, tokens=q.shape[1])
+    return o

@@ -1,24 +1,31 @@
 """The configuration of the one causal LM: a stack of blocks whose mixers are spelled by `pattern`."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from lcikernels.ops.checks import refuse
 
-CACHES = {"A": "full_attention", "R": "recurrent", "M": "recurrent"}  # the cache layer each mixer needs
+# The cache layer each mixer needs.
+CACHES = {"A": "full_attention", "R": "recurrent", "M": "recurrent", "S": "recurrent"}
 
 
 @strict
 class LCIConfig(PreTrainedConfig):
     """A causal LM in GPT-NeoX's frame: LayerNorm with bias, an MLP of two matrices, rotary positions.
 
-    `pattern` has one letter a layer: "A" softmax attention, "R" retention, "M" Mamba-1; None is retention in
-    every layer. With `use_parallel_residual` mixer and MLP read the same input, else the mixer comes first.
+    `pattern` has one letter a layer: "A" softmax attention, "R" retention, "M" Mamba-1, "S" Mamba-2 (SSD);
+    None is retention in every layer. With `use_parallel_residual` mixer and MLP read the same input, else the
+    mixer comes first.
 
     Attention: `num_attention_heads` heads of `head_dim` (None: hidden_size / num_attention_heads).
     Retention: `retention_num_heads` heads (None: num_attention_heads) of hidden_size / retention_num_heads.
     Both: `rope_parameters` holds rope_theta (10000) and partial_rotary_factor (1.0), the share of a head.
-    Mamba: expand * hidden_size channels of `state_size`; time_step_rank "auto" is ceil(hidden_size / 16).
+    Mamba-1: expand * hidden_size channels of `state_size`; time_step_rank "auto" is ceil(hidden_size / 16).
+    Mamba-2: as many channels of `mamba2_state_size`, in `mamba2_num_heads` heads (None: of gcd(64, channels)
+    channels) and `mamba2_n_groups` groups of heads; time_step_limit (0, inf) bounds a token's step.
+    Both: a convolution of width conv_kernel.
 
     Raises ValueError where a letter, a length or a size does not fit.
     """
@@ -50,6 +57,10 @@ class LCIConfig(PreTrainedConfig):
     conv_kernel: int = 4
     expand: int = 2
     time_step_rank: int | str = "auto"
+    mamba2_num_heads: int | None = None
+    mamba2_state_size: int = 128
+    mamba2_n_groups: int = 1
+    time_step_limit: list[float] | tuple[float, ...] = (0.0, math.inf)
 
     def __post_init__(self, **kwargs):
         if self.pattern is None:
@@ -63,6 +74,11 @@ class LCIConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
         if self.time_step_rank == "auto":
             self.time_step_rank = -(-self.hidden_size // 16)
+        if self.mamba2_num_heads is None:
+            channels = self.expand * self.hidden_size
+            self.mamba2_num_heads = channels // math.gcd(64, channels)
+        self.time_step_limit = tuple(self.time_step_limit)
+        check_mamba2(self)
         super().__post_init__(**kwargs)
         check_rotary(self)
 
@@ -92,9 +108,9 @@ class LCIConfig(PreTrainedConfig):
 
 
 def check_pattern(pattern: str, num_layers: int) -> None:
-    """ValueError unless `pattern` is `num_layers` letters out of A, R and M."""
+    """ValueError unless `pattern` is `num_layers` letters out of A, R, M and S."""
     if len(pattern) != num_layers or not set(pattern) <= set(CACHES):
-        letters = "letters out of A (attention), R (retention) and M (Mamba)"
+        letters = "letters out of A (attention), R (retention), M (Mamba) and S (Mamba-2)"
         got = f"{pattern!r} with {len(pattern)} letters"
         refuse("LCIConfig", "pattern", f"num_hidden_layers={num_layers} {letters}", got)
 
@@ -104,6 +120,22 @@ def check_heads(config: LCIConfig, letter: str, name: str) -> None:
     count = getattr(config, name)
     if letter in config.pattern and (count < 1 or config.hidden_size % count):
         refuse("LCIConfig", name, f"a divisor of hidden_size={config.hidden_size}", count)
+
+
+def check_mamba2(config: LCIConfig) -> None:
+    """ValueError where Mamba-2 is in the pattern and its heads, groups or steps do not fit."""
+    if "S" not in config.pattern:
+        return
+    channels, limit = config.expand * config.hidden_size, config.time_step_limit
+    heads, groups = config.mamba2_num_heads, config.mamba2_n_groups
+    if heads < 1 or channels % heads:
+        refuse("LCIConfig", "mamba2_num_heads", f"a divisor of expand * hidden_size={channels}", heads)
+    if groups < 1 or heads % groups:
+        refuse("LCIConfig", "mamba2_n_groups", f"a divisor of mamba2_num_heads={heads}", groups)
+    if config.mamba2_state_size < 1:
+        refuse("LCIConfig", "mamba2_state_size", "at least 1", config.mamba2_state_size)
+    if len(limit) != 2 or not 0 <= limit[0] <= limit[1]:
+        refuse("LCIConfig", "time_step_limit", "(least, most) with 0 <= least <= most", limit)
 
 
 def check_rotary(config: LCIConfig) -> None:

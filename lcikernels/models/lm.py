@@ -14,14 +14,14 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from lcikernels.layers import MLP, Attention, Mamba, Retention
+from lcikernels.layers import MLP, Attention, Mamba, Mamba2, Retention
 from lcikernels.layers.retention import retnet_log_decay
 from lcikernels.layers.rotary import rotary_angles
 from lcikernels.layers.state import check_cache
 from lcikernels.models.config import LCIConfig
 from lcikernels.ops.checks import refuse
 
-MIXERS = {"A": Attention, "R": Retention, "M": Mamba}
+MIXERS = {"A": Attention, "R": Retention, "M": Mamba, "S": Mamba2}
 
 
 class LCIBlock(GradientCheckpointingLayer):
@@ -68,7 +68,7 @@ class LCIPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)  # matrices and embeddings by initializer_range, norms 1 and 0
         if isinstance(module, Retention):
             init.copy_(module.log_decay, retnet_log_decay(module.num_heads))
-        elif isinstance(module, Mamba):
+        elif isinstance(module, Mamba | Mamba2):
             module.init_weights()
 
 
@@ -131,7 +131,7 @@ class LCIModel(LCIPreTrainedModel):
                 allow_is_causal_skip=not isinstance(given, StaticCache),
             )
         if recurrent:
-            masks["R"] = masks["M"] = keep = kept_tokens(attention_mask, B, past, T)
+            masks["R"] = masks["M"] = masks["S"] = keep = kept_tokens(attention_mask, B, past, T)
             if position_ids is not None:
                 refuse_packing(position_ids, keep)
         theta, dims = self.config.rope_parameters["rope_theta"], self.config.rotary_dims

@@ -51,6 +51,12 @@ def test_the_lci_table_names_exactly_the_model_s_tensors(pattern, tied):
     assert set(LCI.table(config)) == {name for name, _ in LCIForCausalLM(config).named_parameters()}
 
 
+def test_a_pattern_with_mamba_2_is_refused():
+    config = LCIConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, pattern="RS")
+    with pytest.raises(Refusal, match="expected mixers A, R and M, got S, Mamba-2; .* no table yet"):
+        LCI.table(config)
+
+
 def rewrite(folder, change):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)

@@ -1,3 +1,4 @@
+from math import inf
 from types import SimpleNamespace
 
 import pytest
@@ -15,4 +16,8 @@ def sizes() -> SimpleNamespace:
         state_size=5,
         conv_kernel=4,
         time_step_rank=3,
+        mamba2_num_heads=6,
+        mamba2_state_size=5,
+        mamba2_n_groups=1,
+        time_step_limit=(0.0, inf),
     )

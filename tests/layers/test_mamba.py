@@ -6,7 +6,7 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from lcikernels.backends import TABLES
 from lcikernels.layers import Mamba
-from lcikernels.layers.mamba import masked_conv1d
+from lcikernels.layers.conv1d import masked_conv1d
 from lcikernels.ops import causal_conv1d
 
 

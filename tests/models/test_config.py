@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from lcikernels.models import LCIConfig
@@ -6,7 +8,7 @@ from lcikernels.models import LCIConfig
 @pytest.mark.parametrize("pattern", ["", "RA", "RAMR", "RAX", "ram"])
 def test_a_pattern_of_another_length_or_letter_is_refused(tiny_config, pattern):
     got = f"got '{pattern}' with {len(pattern)} letters"
-    message = f"pattern must be num_hidden_layers=3 letters out of A .* R .* M .* {got}"
+    message = f"pattern must be num_hidden_layers=3 letters out of A .* R .* M .* S .* {got}"
     with pytest.raises(ValueError, match=message):
         tiny_config(pattern, num_hidden_layers=3)
 
@@ -19,21 +21,29 @@ def test_a_pattern_of_another_length_or_letter_is_refused(tiny_config, pattern):
         ({"retention_num_heads": 3}, "retention_num_heads must be a divisor of hidden_size=32, got 3"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "must be 'default', got 'linear'"),
         ({"rope_parameters": {"partial_rotary_factor": 1.5}}, "the 8 of a head of mixer A, got 12 dims"),
+        ({"mamba2_num_heads": 3}, r"mamba2_num_heads must be a divisor of expand \* hidden_size=64, got 3"),
+        ({"mamba2_n_groups": 3, "mamba2_num_heads": 4}, "mamba2_n_groups .* mamba2_num_heads=4, got 3"),
+        ({"mamba2_state_size": 0}, "mamba2_state_size must be at least 1, got 0"),
+        ({"time_step_limit": [0.1, 0.01]}, r"0 <= least <= most, got \(0.1, 0.01\)"),
+        ({"time_step_limit": [0.1]}, r"0 <= least <= most, got \(0.1,\)"),
         ({"head_dim": 5, "rope_parameters": {}}, "the 5 of a head of mixer A, got 5 dims"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(tiny_config, changes, message):
     with pytest.raises(ValueError, match=message):
-        tiny_config("RA", **changes)
+        tiny_config("RAS", **changes)
 
 
 def test_defaults_are_resolved_and_survive_json(tmp_path, tiny_config):
-    config = tiny_config("RAM", hidden_size=40)
+    config = tiny_config("RAMS", hidden_size=40)
     assert (config.head_dim, config.retention_num_heads, config.time_step_rank) == (10, 4, 3)
+    assert (config.mamba2_num_heads, config.time_step_limit) == (5, (0.0, math.inf))
+    assert LCIConfig(hidden_size=768).mamba2_num_heads == 24
     assert LCIConfig(num_hidden_layers=5).pattern == "RRRRR"
     config.save_pretrained(tmp_path)
     assert LCIConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
-    assert LCIConfig.from_pretrained(tmp_path).layer_types == ["recurrent", "full_attention", "recurrent"]
+    layer_types = ["recurrent", "full_attention", "recurrent", "recurrent"]
+    assert LCIConfig.from_pretrained(tmp_path).layer_types == layer_types
 
 
 def test_retention_may_have_its_own_number_of_heads(tiny):

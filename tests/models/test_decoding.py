@@ -9,7 +9,7 @@ from transformers import DynamicCache, StaticCache
 
 from lcikernels.layers import RecurrentLayer
 
-PATTERNS = ["A", "R", "M", "RAM", "MRA", "AMR"]
+PATTERNS = ["A", "R", "M", "S", "RAM", "MRA", "AMRS"]
 TOLERANCE = {"rtol": 0, "atol": 1e-11}  # float64, logits of 1 to 10
 
 
@@ -40,7 +40,7 @@ def test_pieces_equal_the_whole_sequence(tiny, ids, pattern, sizes):
         assert cache.get_seq_length() == 17
 
 
-@pytest.mark.parametrize("pattern", ["R", "M", "RAM"])
+@pytest.mark.parametrize("pattern", ["R", "M", "S", "RAMS"])
 def test_pieces_have_gradients_through_the_cache(tiny, ids, pattern):
     model = tiny(pattern)
     first = model.model.layers[0].mixer
@@ -120,7 +120,7 @@ def test_generation_is_the_same_with_every_kind_of_cache(tiny, ids, pattern):
     assert torch.equal(want, model.generate(ids, **sample))
 
 
-@pytest.mark.parametrize("pattern", ["R", "M"])
+@pytest.mark.parametrize("pattern", ["R", "M", "S"])
 def test_a_cache_made_in_inference_mode_can_be_used_outside(tiny, ids, pattern):
     model = tiny(pattern)
     cache = DynamicCache(config=model.config)
@@ -133,7 +133,7 @@ def test_a_cache_made_in_inference_mode_can_be_used_outside(tiny, ids, pattern):
 
 
 def test_generation_goes_on_from_a_kept_cache(tiny, ids):
-    model = tiny("RAM")
+    model = tiny("RAMS")
     prompt = DynamicCache(config=model.config)
     model(ids[:, :10], past_key_values=prompt)
     for _ in range(2):  # generating changes the cache it is given, so each run gets a copy
@@ -141,13 +141,15 @@ def test_generation_goes_on_from_a_kept_cache(tiny, ids):
         assert torch.equal(out, model.generate(ids, max_new_tokens=8, do_sample=False))
 
 
-@pytest.mark.parametrize("pattern", ["R", "M", "RM", "RAM"])
+@pytest.mark.parametrize("pattern", ["R", "M", "S", "RM", "RAMS"])
 def test_the_cache_of_a_recurrent_layer_does_not_grow_over_200_tokens(tiny, ids, pattern):
     model = tiny(pattern, torch.float32)
     cache = DynamicCache(config=model.config)
     model(ids[:, :16], past_key_values=cache)
-    # Float32, 2 rows: retention 4 heads x 8 x 8; Mamba 64 channels x (16 states + 3 last inputs).
-    size = 4 * 2 * (pattern.count("R") * 4 * 8 * 8 + pattern.count("M") * 64 * (16 + 3))
+    # Float32, 2 rows: retention 4 heads x 8 x 8; Mamba 64 channels x (16 states + 3 last inputs); Mamba-2 64
+    # channels x 128 states + 3 last inputs of 64 channels, B and C.
+    numbers = {"A": 0, "R": 4 * 8 * 8, "M": 64 * (16 + 3), "S": 64 * 128 + 3 * (64 + 128 + 128)}
+    size = 4 * 2 * sum(numbers[letter] for letter in pattern)
     assert recurrent_bytes(cache) == size
     model.generate(ids, past_key_values=cache, max_new_tokens=200, do_sample=False)
     assert cache.get_seq_length() == 16 + 200

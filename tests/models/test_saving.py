@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -15,22 +17,26 @@ MIXERS = {
         *("mixer.in_proj.weight", "mixer.conv1d.weight", "mixer.conv1d.bias", "mixer.x_proj.weight"),
         *("mixer.dt_proj.weight", "mixer.dt_proj.bias", "mixer.A_log", "mixer.D", "mixer.out_proj.weight"),
     },
+    "S": {
+        *("mixer.in_proj.weight", "mixer.conv1d.weight", "mixer.conv1d.bias", "mixer.dt_bias", "mixer.A_log"),
+        *("mixer.D", "mixer.norm.weight", "mixer.out_proj.weight"),
+    },
 }
 
 
 def test_the_names_on_disk_are_the_names_in_memory(tmp_path, tiny):
-    tiny("RAM").save_pretrained(tmp_path)
+    tiny("RAMS").save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         got = set(file.keys())
     want = {"model.embed_tokens.weight", "model.norm.weight", "model.norm.bias", "lm_head.weight"}
-    for i, letter in enumerate("RAM"):
+    for i, letter in enumerate("RAMS"):
         want |= {f"model.layers.{i}.{name}" for name in NORMS_AND_MLP | MIXERS[letter]}
-    assert got == want == set(tiny("RAM").state_dict())
+    assert got == want == set(tiny("RAMS").state_dict())
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_saved_model_loads_through_the_auto_classes_with_the_same_logits(tmp_path, tiny, ids, tied):
-    model = tiny("RAM", torch.float32, tie_word_embeddings=tied)
+    model = tiny("RAMS", torch.float32, tie_word_embeddings=tied)
     model.save_pretrained(tmp_path)
     loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
@@ -46,19 +52,20 @@ def test_a_saved_model_loads_through_the_auto_classes_with_the_same_logits(tmp_p
 
 
 def test_missing_tensors_are_initialised_and_present_ones_kept(tmp_path, tiny):
-    model = tiny("MR", torch.float32)
+    model = tiny("MRS", torch.float32)
     kept = {name: x for name, x in model.state_dict().items() if ".mixer." not in name}
     model.save_pretrained(tmp_path, state_dict=dict(kept))
     loaded, info = LCIForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == set(model.state_dict()) - set(kept)
     assert all(torch.equal(loaded.state_dict()[name], x) for name, x in kept.items())
-    mamba, retention = (layer.mixer for layer in loaded.model.layers)
+    mamba, retention, mamba2 = (layer.mixer for layer in loaded.model.layers)
     assert torch.equal(mamba.A_log, torch.arange(1.0, 17.0).log().expand(64, 16))
     assert torch.equal(retention.log_decay, retnet_log_decay(4))
+    assert torch.equal(mamba2.norm.weight, torch.ones(64)) and 0 <= mamba2.A_log <= math.log(16)
 
 
 def test_bfloat16_models_keep_their_decays_in_float32(tmp_path, tiny, ids):
-    model = tiny("RAM", torch.float32)
+    model = tiny("RAMS", torch.float32)
     model.save_pretrained(tmp_path)
     want = model(ids).logits
     for half in (LCIForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16), model.to(torch.bfloat16)):

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainingArguments
 from lcikernels.models import LCIForCausalLM
 
 
-@pytest.mark.parametrize("pattern", ["A", "R", "M", "RAM"])
+@pytest.mark.parametrize("pattern", ["A", "R", "M", "S", "RAMS"])
 @pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "sequential"])
 def test_every_parameter_gets_a_gradient(tiny, ids, pattern, parallel):
     model = tiny(pattern, use_parallel_residual=parallel).train()
@@ -17,7 +17,7 @@ def test_every_parameter_gets_a_gradient(tiny, ids, pattern, parallel):
     assert not without
 
 
-@pytest.mark.parametrize("pattern", ["A", "R", "M", "RAM"])
+@pytest.mark.parametrize("pattern", ["A", "R", "M", "S", "RAMS"])
 def test_checkpointing_changes_no_gradient(tiny, ids, pattern):
     gradients, runs = [], []
     for checkpointing in (False, True):
@@ -32,7 +32,7 @@ def test_checkpointing_changes_no_gradient(tiny, ids, pattern):
 
 
 def test_the_loss_is_the_shifted_mean_cross_entropy(tiny, ids):
-    model = tiny("RAM")
+    model = tiny("RAMS")
     labels = ids.clone()
     labels[0, :5] = -100
     out = model(ids, labels=labels)
@@ -40,11 +40,11 @@ def test_the_loss_is_the_shifted_mean_cross_entropy(tiny, ids):
     torch.testing.assert_close(out.loss, want.to(out.loss.dtype), rtol=1e-5, atol=0)
     assert torch.equal(model(ids, logits_to_keep=3).logits, out.logits[:, -3:])
     hidden = model(ids, output_hidden_states=True).hidden_states
-    assert [x.shape for x in hidden] == [(2, 17, 32)] * 4
+    assert [x.shape for x in hidden] == [(2, 17, 32)] * 5
 
 
 def test_training_under_autocast_is_close_to_float32(tiny, ids):
-    model = tiny("RAM", torch.float32).train()
+    model = tiny("RAMS", torch.float32).train()
     want = model(ids, labels=ids).loss
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(ids, labels=ids).loss
@@ -53,7 +53,7 @@ def test_training_under_autocast_is_close_to_float32(tiny, ids):
     assert all(x.grad.isfinite().all() for x in model.parameters())
 
 
-@pytest.mark.parametrize("pattern", ["RAM"])
+@pytest.mark.parametrize("pattern", ["RAMS"])
 def test_the_trainer_lowers_the_loss_in_3_steps(tmp_path, tiny, ids, pattern):
     model = tiny(pattern, torch.float32, initializer_range=0.02)
     data = [{"input_ids": row, "labels": row} for row in ids.repeat(12, 1)]
@@ -76,7 +76,7 @@ def test_the_trainer_lowers_the_loss_in_3_steps(tmp_path, tiny, ids, pattern):
 
 def test_a_fresh_model_predicts_about_uniformly_and_mamba_starts_as_published(tiny_config):
     torch.manual_seed(0)
-    model = LCIForCausalLM(tiny_config("RAM", initializer_range=0.02))
+    model = LCIForCausalLM(tiny_config("RAMS", initializer_range=0.02))
     ids = torch.randint(64, (4, 32))
     assert abs(model(ids, labels=ids).loss.item() - math.log(64)) < 0.05
     mamba = model.model.layers[2].mixer

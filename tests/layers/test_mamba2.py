@@ -1,0 +1,215 @@
+"""Mamba2 is transformers' Mamba2Mixer, which keeps some float64 inputs in float32: here that is undone."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from devices import device, why_not
+from tolerance import assert_agrees, max_error
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.functional import softplus
+from torch.overrides import TorchFunctionMode
+from transformers import DynamicCache, Mamba2Config
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+from lcikernels.backends import TABLES
+from lcikernels.layers import Mamba2, RecurrentLayer
+
+SIZES = {
+    "one group": {},
+    "two groups": {"mamba2_n_groups": 2},
+    "a group for each head": {"mamba2_n_groups": 6},
+    "one head": {"mamba2_num_heads": 1},
+    "more states than channels": {"mamba2_num_heads": 12, "mamba2_state_size": 17},
+    "steps clamped on both sides": {"time_step_limit": (0.3, 0.9)},
+    "two taps": {"conv_kernel": 2},
+}
+CHUNK = 8  # of transformers' mixer
+EXACT = {"rtol": 0, "atol": 1e-11}  # float64, outputs of about 1
+
+
+class Float64Kept(TorchFunctionMode):
+    """What is float64 stays float64 where it would become float32."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        to_float32 = function is Tensor.float or (function is Tensor.to and torch.float32 in args)
+        if to_float32 and args[0].dtype == torch.float64:
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
+def published(sizes: SimpleNamespace) -> Mamba2Mixer:
+    """transformers' mixer with weights that all matter."""
+    config = Mamba2Config(
+        hidden_size=sizes.hidden_size,
+        num_heads=sizes.mamba2_num_heads,
+        head_dim=sizes.expand * sizes.hidden_size // sizes.mamba2_num_heads,
+        state_size=sizes.mamba2_state_size,
+        n_groups=sizes.mamba2_n_groups,
+        expand=sizes.expand,
+        conv_kernel=sizes.conv_kernel,
+        layer_norm_epsilon=sizes.layer_norm_eps,
+        time_step_limit=sizes.time_step_limit,
+        chunk_size=CHUNK,
+        num_hidden_layers=1,
+    )
+    mixer = Mamba2Mixer(config, layer_idx=0)
+    with torch.no_grad():
+        for weight in (mixer.D, mixer.norm.weight, mixer.conv1d.bias):
+            weight.add_(torch.randn_like(weight) / 2)
+        mixer.dt_bias.normal_()  # steps of about 0.7
+    return mixer
+
+
+def ours_like(mixer: Mamba2Mixer, sizes: SimpleNamespace) -> Mamba2:
+    """Ours with the mixer's weights."""
+    ours = Mamba2(sizes, 0).to(mixer.D.dtype)
+    ours.load_state_dict(renamed(mixer.state_dict()), strict=True)
+    return ours
+
+
+def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.squeeze(1) if name == "conv1d.weight" else x for name, x in weights.items()}
+
+
+def run(mixer: Mamba2Mixer, x: Tensor, **options) -> Tensor:
+    with Float64Kept():
+        return mixer(x, **options)
+
+
+@pytest.mark.parametrize("changes", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize("T", [1, 2, 21])
+def test_the_layer_is_transformers_mamba2_mixer(sizes, changes, T):
+    vars(sizes).update(changes)
+    theirs = published(sizes).double()
+    ours = ours_like(theirs, sizes)
+    x = torch.randn(2, T, sizes.hidden_size, dtype=torch.float64)
+    with torch.no_grad():
+        want, got = run(theirs, x), ours(x)
+    assert want.abs().max() > 0.1
+    torch.testing.assert_close(got, want, **EXACT)
+
+
+@pytest.mark.parametrize("changes", SIZES.values(), ids=SIZES.keys())
+def test_outputs_and_gradients_are_as_exact_as_transformers(sizes, changes):
+    vars(sizes).update(changes)
+    theirs = published(sizes)
+    ours, shape = Mamba2(sizes, 0), theirs.conv1d.weight.shape
+    weights = renamed(dict(theirs.named_parameters()))
+
+    def mixer(x, **weights):
+        weights["conv1d.weight"] = weights["conv1d.weight"].view(shape)
+        with Float64Kept():
+            return functional_call(theirs, weights, (x,))
+
+    x = torch.randn(2, 21, sizes.hidden_size, requires_grad=True)
+    assert_agrees(lambda x, **weights: functional_call(ours, weights, (x,)), mixer, x=x, **weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_the_layer_is_as_close_to_the_truth_as_transformers(sizes, dtype):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        theirs = published(sizes).to(dtype)
+        ours, exact = ours_like(theirs, sizes), copy.deepcopy(theirs).double()
+        x = torch.randn(2, 64, sizes.hidden_size).to(dtype)
+        with torch.no_grad():
+            truth = run(exact, x.double())
+            errors = [max_error(mixer(x), truth) for mixer in (ours, theirs)]
+        assert errors[0] <= 2 * errors[1], (seed, errors)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_does_not_reach_a_token_nor_a_state(sizes, side):
+    """transformers' mixer knows padding at the ends; what it computes at padding itself means nothing."""
+    theirs = published(sizes).double()
+    ours = ours_like(theirs, sizes)
+    x = torch.randn(2, 21, sizes.hidden_size, dtype=torch.float64)
+    keep = torch.ones(2, 21, dtype=torch.bool)
+    keep[0, : 5 if side == "left" else 21] = side == "right"
+    keep[0, 16:] = side == "left"
+    caches = [cache(), cache()]
+    with torch.no_grad():
+        want, got = run(theirs, x, attention_mask=keep.long()), ours(x, keep=keep, past_key_values=caches[0])
+        ours(x[:1, keep[0]], past_key_values=caches[1])
+    torch.testing.assert_close(got[keep], want[keep], **EXACT)
+    padded, alone = caches
+    for states in ("conv_states", "recurrent_states"):
+        left, right = (getattr(x.layers[0], states)[0] for x in (padded, alone))
+        torch.testing.assert_close(left[:1], right, **EXACT)
+
+
+def cache() -> DynamicCache:
+    out = DynamicCache()
+    out.layers.append(RecurrentLayer())
+    return out
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_decoding_is_transformers_decoding(sizes, groups):
+    sizes.mamba2_n_groups = groups
+    theirs = published(sizes).double()
+    ours = ours_like(theirs, sizes)
+    x = torch.randn(2, 30, sizes.hidden_size, dtype=torch.float64)
+    mine, its = cache(), DynamicCache(config=Mamba2Config(num_hidden_layers=1))
+    with torch.no_grad():
+        for piece in x.split([17] + [1] * 13, dim=1):
+            want, got = run(theirs, piece, cache_params=its), ours(piece, past_key_values=mine)
+            torch.testing.assert_close(got, want, **EXACT)
+    assert mine.layers[0].get_seq_length() == 30
+
+
+def test_a_step_changes_the_states_in_place(sizes):
+    ours, states = ours_like(published(sizes), sizes), cache()
+    x = torch.randn(2, 9, sizes.hidden_size)
+    with torch.no_grad():
+        ours(x, past_key_values=states)
+        layer = states.layers[0]
+        before = layer.conv_states[0].data_ptr(), layer.recurrent_states[0].data_ptr()
+        ours(x[:, :1], past_key_values=states)
+    assert before == (layer.conv_states[0].data_ptr(), layer.recurrent_states[0].data_ptr())
+
+
+def test_steps_are_clamped_in_decoding_too(sizes):
+    """transformers' are not, so there the same text has other logits when it is decoded."""
+    sizes.time_step_limit = (0.3, 0.9)
+    ours, states = ours_like(published(sizes).double(), sizes), cache()
+    x = torch.randn(2, 12, sizes.hidden_size, dtype=torch.float64)
+    with torch.no_grad():
+        pieces = [ours(piece, past_key_values=states) for piece in x.split([5] + [1] * 7, dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, 1), ours(x), **EXACT)
+
+
+def test_a_fresh_layer_starts_as_published(sizes):
+    sizes.hidden_size, sizes.mamba2_num_heads = 256, 512
+    layer = Mamba2(sizes, 0)
+    layer.init_weights()
+    rates, dt = layer.A_log.exp(), softplus(layer.dt_bias)
+    assert 1 <= rates.min() < 1.2 and 15.8 < rates.max() <= 16.001 and 8 < rates.mean() < 9
+    assert 0.99e-3 < dt.min() < 1.1e-3 and 0.09 < dt.max() < 0.101 and -4.7 < dt.log().mean() < -4.5
+    assert torch.equal(layer.D, torch.ones(512)) and torch.equal(layer.norm.weight, torch.ones(512))
+    assert not layer.conv1d.bias.any() and 0.49 < layer.conv1d.weight.abs().max() <= 0.5
+    assert 0.99 / 16 < layer.in_proj.weight.abs().max() <= 1 / 16
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton", "torch"])
+def test_the_layer_compiles_and_exports_whole(sizes, backend, monkeypatch):
+    for op in ("retention", "causal_conv1d", "gated_rms_norm"):
+        if backend not in TABLES[op]:
+            pytest.skip(f"{op} has no backend {backend!r}")
+        if why := why_not(op, backend):
+            pytest.skip(why)
+        monkeypatch.setitem(TABLES, op, {backend: TABLES[op][backend]})
+    layer = Mamba2(sizes, 0)
+    layer.init_weights()
+    layer.to(device(backend))
+    x = torch.randn(2, 5, sizes.hidden_size, device=device(backend), requires_grad=True)
+    leaves, want = [x, *layer.parameters()], layer(x)
+    torch.compiler.reset()
+    got = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(got, want)
+    for one, other in zip(torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(want.sum(), leaves)):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), want)
