@@ -298,14 +298,17 @@ struct Workspace {
       now += HALVINGS * (rate < -1e3 ? -1e3 : rate);
       time[i] = reversed ? before : now;
     }
+    for (int64_t i = n; i < CHUNK; i++) time[i] = NEVER;
     R row[CHUNK];
     for (int64_t j = 0; j < n; j++) {
-      for (int64_t i = 0; i < CHUNK; i++) x[i] = j <= i && i < n ? time[i] - time[j] : NEVER;
+      for (int64_t i = 0; i < CHUNK; i++) {
+        const double since = time[i] - time[j];  // inside ?: it would be a branch
+        x[i] = i < j ? NEVER : since;
+      }
       powers_of_two(x, row);
       for (int64_t i = 0; i < CHUNK; i += LANES<R>) store(decay.at(j, i), load(row + i));
     }
-    for (int64_t i = 0; i < CHUNK; i++) x[i] = i < n ? time[i] : NEVER;
-    powers_of_two(x, in);
+    powers_of_two(time, in);
     for (int64_t i = 0; i < CHUNK; i++) x[i] = i < n ? now - time[i] : now;
     powers_of_two(x, out);
     x[0] = now;
