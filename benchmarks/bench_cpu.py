@@ -14,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import language_model
+from benchmarks import language_model, mamba2_layer, sides
 from benchmarks.answers import SAME_FUNCTION, agree, exchange, exchanged
 from benchmarks.measure import Race, attempt
 from benchmarks.shapes import CASES, FORWARD, TRAINING, Case, work
-from benchmarks.sides import OPS, PARAMETERS, Side
+from benchmarks.sides import PARAMETERS, Side
 from lcikernels import backends, extension
+
+OPS = sides.OPS | mamba2_layer.OPS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # rivals have theirs
 
@@ -72,7 +74,8 @@ def chosen(op: str, side: Side) -> str:
 
 
 def labelled(case: Case, name: str, side: Side) -> str:
-    return f"{name} ({chosen(case.op, side)})" if side.ours and side.backend is None else name
+    is_op = side.ours and side.backend is None and case.op in backends.TABLES
+    return f"{name} ({chosen(case.op, side)})" if is_op else name
 
 
 def prepared(case: Case, side: Side) -> Callable[[], dict[str, Tensor]]:

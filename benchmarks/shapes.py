@@ -12,6 +12,7 @@ STEP = {"B": 1, "D": 1536, "N": 16}
 CONV = {"B": 1, "T": 2048, "D": 1536, "W": 4}
 HEAD_NORM = {"B": 2, "T": 2048, "H": 4, "D": 256}  # retention's output: each head is normed, no weight
 NORM = {"B": 1, "T": 2048, "D": 1536}
+MAMBA2 = {"B": 1, "T": 2048, "H": 24, "P": 64, "N": 128}  # one layer of mamba2-130m
 
 
 class Case(NamedTuple):
@@ -80,6 +81,9 @@ CASES = [
     *both("gated_rms_norm", NORM, "ours", ours="ours, bfloat16", ratio=1),
     *both("gated_rms_norm", NORM, "ours", ours="ours, AVX2", ratio=AVX2),
     *both("gated_rms_norm", HEAD_NORM, "plain torch"),
+    Case("a Mamba-2 layer", MAMBA2, FORWARD, "transformers"),
+    Case("a Mamba-2 layer", MAMBA2, TRAINING, "transformers", ratio=10),
+    *both("a Mamba-2 layer without its projections", MAMBA2, "transformers"),
 ]
 
 
@@ -131,6 +135,24 @@ def retention_step_work(element: int, gated: bool, B: int, H: int, K: int, V: in
     return Work(4 * 2 * B * H * K * V, 4 * B * H * K * V), Work(0)
 
 
+def inside_work(element: int, gated: bool, B: int, T: int, H: int, P: int, N: int) -> tuple[Work, Work]:
+    """Retention with q and k that heads share: the products of queries and keys are one head's work."""
+    tokens, C, projected = B * T, 32, 2 * H * P + 2 * N + H
+    forward = Work(element * tokens * (projected + H * P), tokens * (C * (N + H * P) + 4 * H * N * P))
+    backward = tokens * (C * (3 * N + H * 2 * P) + 10 * H * N * P)
+    return forward, Work(element * tokens * (2 * projected + H * P), backward)
+
+
+def layer_work(element: int, gated: bool, B: int, T: int, H: int, P: int, N: int) -> tuple[Work, Work]:
+    forward, backward = inside_work(element, gated, B, T, H, P, N)
+    weights = H * P // 2 * (3 * H * P + 2 * N + H)
+    streams, products = element * (B * T * H * P // 2 + weights), 2 * B * T * weights
+    return tuple(
+        Work(work.bytes + factor * streams, work.flops + factor * products)
+        for factor, work in ((1, forward), (2, backward))
+    )
+
+
 WORK = {
     "selective_scan": scan_work,
     "selective_scan_step": scan_step_work,
@@ -138,4 +160,6 @@ WORK = {
     "retention_step": retention_step_work,
     "causal_conv1d": conv_work,
     "gated_rms_norm": norm_work,
+    "a Mamba-2 layer": layer_work,
+    "a Mamba-2 layer without its projections": inside_work,
 }

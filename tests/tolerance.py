@@ -8,9 +8,20 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 # PyTorch may be exact by luck in a few draws of a small tensor: where 4 do not pass, 32 decide.
 FEW, MANY = 4, 32
+
+
+class Float64Kept(TorchFunctionMode):
+    """For references that compute in float32 whatever they are given: what is float64 stays float64."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        to_float32 = function is Tensor.float or (function is Tensor.to and torch.float32 in args)
+        if to_float32 and args[0].dtype == torch.float64:
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def max_error(got: Tensor, truth: Tensor) -> float:

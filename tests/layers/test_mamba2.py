@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from devices import device, why_not
-from tolerance import assert_agrees, max_error
+from tolerance import Float64Kept, assert_agrees, max_error
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import softplus
-from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache, Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
@@ -28,16 +27,6 @@ SIZES = {
 }
 CHUNK = 8  # of transformers' mixer
 EXACT = {"rtol": 0, "atol": 1e-11}  # float64, outputs of about 1
-
-
-class Float64Kept(TorchFunctionMode):
-    """What is float64 stays float64 where it would become float32."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        to_float32 = function is Tensor.float or (function is Tensor.to and torch.float32 in args)
-        if to_float32 and args[0].dtype == torch.float64:
-            return args[0]
-        return function(*args, **(kwargs or {}))
 
 
 def published(sizes: SimpleNamespace) -> Mamba2Mixer:

@@ -1,0 +1,95 @@
+"""A Mamba-2 layer: transformers' own and ours; and both without the projections, which both leave to torch.
+
+The truth is transformers' mixer in float64, to which tests/layers/test_mamba2.py finds ours equal.
+"""
+
+from functools import cache, partial
+
+import torch
+from tolerance import Float64Kept
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from benchmarks.sides import Op, Side
+
+
+@cache
+def ours(H: int, P: int, N: int) -> nn.Module:
+    """H heads of P channels, N states a channel."""
+    from lcikernels.layers import Mamba2
+    from lcikernels.models import LCIConfig
+
+    sizes = dict(hidden_size=H * P // 2, mamba2_num_heads=H, mamba2_state_size=N)
+    layer = Mamba2(LCIConfig(**sizes, num_hidden_layers=1, pattern="S"), 0)
+    layer.init_weights()
+    return layer
+
+
+@cache
+def theirs(H: int, P: int, N: int) -> nn.Module:
+    from transformers import Mamba2Config
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+    sizes = dict(hidden_size=H * P // 2, num_heads=H, head_dim=P, state_size=N, n_groups=1)
+    mixer = Mamba2Mixer(Mamba2Config(**sizes, num_hidden_layers=1), 0)
+    return mixer.eval()  # else it asks for the weight of out_proj before it finds that it needs none
+
+
+@cache
+def ours_inside(H: int, P: int, N: int) -> nn.Module:
+    return without_projections(ours.__wrapped__(H, P, N))
+
+
+@cache
+def theirs_inside(H: int, P: int, N: int) -> nn.Module:
+    return without_projections(theirs.__wrapped__(H, P, N))
+
+
+def without_projections(layer: nn.Module) -> nn.Module:
+    layer.in_proj = layer.out_proj = nn.Identity()
+    return layer
+
+
+def layer_inputs(gated: bool, B: int, T: int, H: int, P: int, N: int) -> dict[str, Tensor]:
+    """Its input, and a fresh layer's weights."""
+    x = torch.randn(B, T, H * P // 2)  # before the layer, whose weights are drawn once
+    return {"x": x} | {name: weight.detach() for name, weight in ours(H, P, N).named_parameters()}
+
+
+def inside_inputs(gated: bool, B: int, T: int, H: int, P: int, N: int) -> dict[str, Tensor]:
+    """What in_proj gives where its input is layer_inputs'."""
+    inputs = layer_inputs(gated, B, T, H, P, N)
+    x = inputs.pop("x") @ inputs.pop("in_proj.weight").T
+    inputs.pop("out_proj.weight")
+    return {"x": x} | inputs
+
+
+def sizes(weights: dict[str, Tensor]) -> tuple[int, int, int]:
+    H, D, conv = (len(weights[name]) for name in ("D", "norm.weight", "conv1d.bias"))
+    return H, D // H, (conv - D) // 2
+
+
+def run(layer, x: Tensor, **weights: Tensor) -> Tensor:
+    return functional_call(layer(*sizes(weights)), weights, (x,))
+
+
+def run_theirs(layer, x: Tensor, **weights: Tensor) -> Tensor:
+    weights["conv1d.weight"] = weights["conv1d.weight"][:, None]
+    return run(layer, x, **weights)
+
+
+def reference(layer, x: Tensor, **weights: Tensor) -> Tensor:
+    with Float64Kept():
+        return run_theirs(layer, x, **weights)
+
+
+def sides(ours, theirs) -> dict[str, Side]:
+    return {"ours": Side(partial(run, ours), ours=True), "transformers": Side(partial(run_theirs, theirs))}
+
+
+OPS = {
+    "a Mamba-2 layer": Op(layer_inputs, partial(reference, theirs), sides(ours, theirs)),
+    "a Mamba-2 layer without its projections": Op(
+        inside_inputs, partial(reference, theirs_inside), sides(ours_inside, theirs_inside)
+    ),
+}
