@@ -3,6 +3,7 @@
     python -m pytest benchmarks/bench_cpu.py            10 minutes; prints the table and writes RESULTS.md
     ... -m "not minutes"                                without the rivals that need minutes; prints only
     ... -k "retention and forward"                      some; prints only
+    ... -k Mamba-2 --benchmark-json=results/FILE        some; a section of its own for benchmarks.report
 
 An answer is checked before it is timed.
 """
