@@ -14,7 +14,7 @@ from transformers import DynamicCache, Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from lcikernels.backends import TABLES
-from lcikernels.layers import Mamba2, RecurrentLayer
+from lcikernels.layers import Mamba2, RecurrentLayer, mamba2
 
 SIZES = {
     "one group": {},
@@ -108,6 +108,17 @@ def test_in_16_bits_the_layer_is_as_close_to_the_truth_as_transformers(sizes, dt
             truth = run(exact, x.double())
             errors = [max_error(mixer(x), truth) for mixer in (ours, theirs)]
         assert errors[0] <= 2 * errors[1], (seed, errors)
+
+
+def test_a_bfloat16_layer_has_float32_decays(sizes, monkeypatch):
+    ours, seen = ours_like(published(sizes).bfloat16(), sizes), []
+    monkeypatch.setattr(mamba2, "retain", lambda *args, **_: seen.append(args[3]) or args[2])
+    x = torch.randn(2, 21, sizes.hidden_size).bfloat16()
+    with torch.no_grad():
+        ours(x)
+        dt = ours.in_proj(x)[..., -sizes.mamba2_num_heads :]
+        want = -ours.A_log.float().exp() * softplus(dt.float() + ours.dt_bias.float())
+    assert seen[0].dtype == torch.float32 and torch.equal(seen[0], want)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
