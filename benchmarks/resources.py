@@ -7,10 +7,12 @@ The launchers run with kernels that only note their arguments; then these are co
 AMD's GPU too. The last column: issue slots of a lane for each channel, state and token of the scan.
 """
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -94,13 +96,13 @@ def specialized(launch: Launch) -> Source:
     source = Source(launch.kernel, {}, {}, {})
     for i, (parameter, value) in enumerate(zip(launch.kernel.params, launch.arguments.values())):
         fixed = parameter.do_not_specialize or isinstance(value, Tensor)
-        if parameter.is_constexpr or value is None or (not fixed and value == 1):
+        if parameter.is_constexpr or value is None or (not fixed and value == 1 and isinstance(value, int)):
             source.signature[parameter.name], source.constexprs[parameter.name] = "constexpr", value
         elif isinstance(value, Tensor):
             source.signature[parameter.name], source.attrs[i,] = TYPES[value.dtype], [["tt.divisibility", 16]]
         else:
-            source.signature[parameter.name] = parameter.annotation_type or "i32"
-            if not fixed and value % 16 == 0:
+            source.signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+            if not fixed and isinstance(value, int) and value % 16 == 0:
                 source.attrs[i,] = [["tt.divisibility", 16]]
     return source
 
@@ -206,29 +208,46 @@ def norm_launches(D: int, dtype: torch.dtype, full: bool) -> list[Launch]:
     return launches(norm, f"gated_rms_norm {case}", call)
 
 
-def retention_launches(K: int, V: int, dtype: torch.dtype) -> list[Launch]:
-    q, v = torch.zeros(1, 2, K, dtype=dtype), torch.zeros(1, 2, V, dtype=dtype)
+def retention_launches(K: int, V: int, dtype: torch.dtype, kind: str) -> list[Launch]:
+    """Forward, backward, and step. cut: into segments; all: what else is optional, or nothing of it."""
+    T = 128
+    q, v = torch.zeros(1, T, 2, K, dtype=dtype), torch.zeros(1, T, 2, V, dtype=dtype)
+    rates, states, bounds, learned = torch.zeros(2), None, None, kind in ("all", "learned")
+    if kind == "all":
+        rates, states = torch.zeros(1, T, 2), torch.zeros(2, 2, K, V)
+        bounds = torch.tensor([0, 1, T], dtype=torch.int32)
 
     def call() -> None:
-        retention.step(q, q, v, torch.zeros(2), torch.zeros(1, 2, K, V), 1.0)
+        retention.forward(q, q, v, rates, 0.5, states, bounds)
+        retention.backward(v, states, q, q, v, rates, 0.5, states, bounds, learned)
+        retention.step(q[:, 0], q[:, 0], v[:, 0], torch.zeros(2), torch.zeros(1, 2, K, V), 0.5)
 
-    return launches(retention, f"retention K={K} V={V} {str(dtype)[6:]}", call)
+    segment = retention.segment
+    retention.segment = lambda T, *_: T // 2 if kind == "cut" and T > 1 else T + 1
+    try:
+        return launches(retention, f"retention K={K} V={V} {str(dtype)[6:]}, {kind}", call)
+    finally:
+        retention.segment = segment
 
 
 SCANS = [(N, torch.bfloat16) for N in (1, 3, 9, 16, 32, 64, 100, 128, 256)]
 SCANS += [(16, torch.float32), (16, torch.float16)]
 
 
+HEADS = [(256, 512, torch.bfloat16, kind) for kind in ("bare", "cut", "learned", "all")]
+HEADS += [(K, V, torch.bfloat16, "all") for K, V in ((128, 64), (60, 100), (512, 512))]
+HEADS += [(128, 128, dtype, "all") for dtype in (torch.float16, torch.float32)]
+
+
 def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
     """On an NVIDIA GPU of compute capability sm / 10, or on AMD's (0); no two that compile to the same."""
-    scan.device = lambda x: (1, sm)
+    scan.device = retention.device = lambda x: (1, sm)
     cases = [partial(scan_launches, *x, full, cut) for x in SCANS for full in (True, False) for cut in (1, 2)]
     cases += [partial(conv_launches, W, torch.bfloat16, True) for W in (2, 3, 4, 6)]
     cases += [partial(conv_launches, 4, *case) for case in ((torch.float32, True), (torch.bfloat16, False))]
     norms = [(D, torch.bfloat16) for D in (64, 256, 1536, 4096, 5000)] + [(4096, torch.float32)]
     cases += [partial(norm_launches, *case, full) for case in norms for full in (True, False)]
-    heads = [(5, 11), (64, 64), (128, 256), (256, 512), (512, 512), (600, 512)]
-    cases += [partial(retention_launches, *x, torch.bfloat16) for x in heads]
+    cases += [partial(retention_launches, *case) for case in HEADS]
     seen = set()
     for case in cases:
         for launch in case():
@@ -238,16 +257,25 @@ def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
                 yield launch
 
 
+def row(sm: int, launch: Launch) -> str | None:
+    """A line of the table; AMD's compiler tells only that it can."""
+    if not sm:
+        shared = compiled(launch, AMD).metadata.shared
+        assert shared <= 64 << 10, f"{launch.what}: {launch.kernel.__name__} takes {shared} bytes on AMD's"
+        return None
+    r = resources(launch, sm)
+    spent = "" if r.slots is None else f"{r.slots:.2f}"
+    numbers = f"{sm:3} {r.registers:10} {r.stack:8} {r.shared:7}  {spent:>5}"
+    return f"{launch.what:48} {launch.kernel.__name__:24} {numbers}"
+
+
 def main(names: list[str]) -> None:
     print(f"{'':48} {'kernel':24}  sm  registers  spilled  shared  slots")
-    for sm in NVIDIA:
-        for launch in all_launches(sm, names):
-            r = resources(launch, sm)
-            spent = "" if r.slots is None else f"{r.slots:.2f}"
-            numbers = f"{sm:3} {r.registers:10} {r.stack:8} {r.shared:7}  {spent:>5}"
-            print(f"{launch.what:48} {launch.kernel.__name__:24} {numbers}", flush=True)
-    for launch in all_launches(0, names):
-        compiled(launch, AMD)
+    tasks = [(sm, launch) for sm in (*NVIDIA, 0) for launch in all_launches(sm, names)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for line in pool.map(row, *zip(*tasks)):
+            if line:
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

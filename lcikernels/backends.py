@@ -50,6 +50,13 @@ def on_gpu(x: Tensor) -> str | None:
     return None
 
 
+def on_gpu_with_products(x: Tensor) -> str | None:
+    """Triton's interpreter gets matrix products of bfloat16 wrong."""
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        return f"Triton's interpreter has no bfloat16 products, x is on {x.device}"
+    return on_gpu(x)
+
+
 def table(op: str, backends: dict[str, Backend]) -> None:
     """Enter the backends of `op`, best first."""
     TABLES[op] = backends

@@ -29,6 +29,39 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def tensor_cores(monkeypatch):
+    """Triton's interpreter multiplies as tensor cores do: bfloat16, which it gets wrong, and real tf32."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    from triton import language as tl
+    from triton._C.libtriton.ir import INPUT_PRECISION
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+
+    def rounded(self, x, dtype):
+        """To the nearest bfloat16; the interpreter cuts off."""
+        if (x.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, x, dtype)
+        return TensorHandle(torch.from_numpy(x.data).bfloat16().view(torch.uint16).numpy(), dtype.scalar)
+
+    def operand(x, precision) -> torch.Tensor:
+        u = torch.from_numpy(x.data)
+        if x.dtype.scalar == tl.bfloat16:
+            return u.view(torch.bfloat16).float()
+        if precision == INPUT_PRECISION.TF32:
+            u = ((u.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)  # 10 bits of 23
+        return u
+
+    def dot(self, x, y, acc, precision, _):
+        product = operand(x, precision) @ operand(y, precision)
+        return TensorHandle(acc.data + product.numpy(), acc.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounded)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
+
+
 @pytest.fixture(params=["base", "avx2", "avx512"])
 def instruction_set(request):
     """Each build of the compiled kernels that this machine can run."""

@@ -29,11 +29,14 @@ def max_error(got: Tensor, truth: Tensor) -> float:
     return (got.double() - truth).abs().max().item()
 
 
-def assert_agrees(op: Callable, reference: Callable, **inputs: object) -> None:
+def assert_agrees(
+    op: Callable, reference: Callable, products: torch.dtype | None = None, **inputs: object
+) -> None:
     """Outputs of `op`, and the gradients of its differentiable inputs, against its reference in float64.
 
     The first output has the dtype of the first input, a state is float32, a gradient is like its input;
-    float64 inputs make all of them float64.
+    float64 inputs make all of them float64. products: what is multiplied is rounded to this dtype, so float32
+    sums of it are held to its ulps.
     """
     activation = next(iter(inputs.values())).dtype
     dtypes = {"output 0": activation, "output 1": torch.promote_types(activation, torch.float32)}
@@ -48,8 +51,9 @@ def assert_agrees(op: Callable, reference: Callable, **inputs: object) -> None:
         for what, x in got.items():
             assert (x.shape, x.dtype) == (truth[what].shape, dtypes[what]), what
             assert x.isfinite().all(), what
-            ulp = torch.finfo(x.dtype).eps * truth[what].abs().max().item() or torch.finfo(x.dtype).tiny
-            rounded = max_error(plain[what].to(x.dtype), truth[what]) / ulp
+            exact = products or x.dtype
+            ulp = torch.finfo(exact).eps * truth[what].abs().max().item() or torch.finfo(exact).tiny
+            rounded = max_error(plain[what].to(exact), truth[what]) / ulp
             before = worst.get(what, (0.0, 1.0))
             worst[what] = max(before[0], max_error(x, truth[what]) / ulp), max(before[1], rounded)
         if draw + 1 >= FEW and all(error <= 2 * rounded for error, rounded in worst.values()):

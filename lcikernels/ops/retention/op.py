@@ -14,6 +14,7 @@ backends.table(
     OP,
     {
         "cpp": backends.Backend("lcikernels.ops.retention.cpp", extension.on_cpu),
+        "triton": backends.Backend("lcikernels.ops.retention.kernel", backends.on_gpu_with_products),
         "torch": backends.Backend("lcikernels.ops.retention.chunked", backends.with_float64),
     },
 )
