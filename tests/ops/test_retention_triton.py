@@ -76,10 +76,15 @@ TENSOR_CORES = {
 WIDE = {"RetNet": (2, 333, 2, 2, 2, 256, 512), "the widest": (1, 130, 2, 2, 2, 512, 512)}
 
 
-def agree_in_16_bits(dtype: torch.dtype, monkeypatch, **whole) -> None:
-    """tf32, which float16 is multiplied in, is as exact as float16."""
+def in_16_bits(monkeypatch) -> None:
+    """The interpreter takes bfloat16 too."""
     there = backends.Backend("lcikernels.ops.retention.kernel", backends.on_gpu)
     monkeypatch.setitem(backends.TABLES["retention"], "triton", there)
+
+
+def agree_in_16_bits(dtype: torch.dtype, monkeypatch, **whole) -> None:
+    """tf32, which float16 is multiplied in, is as exact as float16."""
+    in_16_bits(monkeypatch)
     assert_agrees(retain, reference, products=dtype, **whole)
 
 
@@ -87,6 +92,13 @@ def agree_in_16_bits(dtype: torch.dtype, monkeypatch, **whole) -> None:
 @pytest.mark.parametrize("shape", TENSOR_CORES.values(), ids=TENSOR_CORES)
 def test_tensor_cores_are_as_exact_as_their_inputs(shape, dtype, tensor_cores, monkeypatch, poisoned):
     agree_in_16_bits(dtype, monkeypatch, **inputs(*shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_packed_heads_of_odd_sizes_are_as_exact_as_their_inputs(dtype, tensor_cores, monkeypatch, poisoned):
+    bounds = torch.tensor([0, 1, 1, 66, 70], dtype=torch.int32)
+    whole = inputs(1, 70, 1, 1, 1, 100, 60, N=4, dtype=dtype)
+    agree_in_16_bits(dtype, monkeypatch, **whole, cu_seqlens=bounds)
 
 
 @on_a_gpu
@@ -122,8 +134,9 @@ def test_one_tensor_may_be_q_k_and_v():
         assert torch.equal(got, want)
 
 
-def test_two_runs_are_equal_to_the_bit():
-    whole = inputs(1, 40, 2, 1, 2, 20, 8)
+def test_two_runs_are_equal_to_the_bit(tensor_cores, monkeypatch):
+    in_16_bits(monkeypatch)
+    whole = inputs(1, 130, 2, 1, 2, 64, 128, dtype=torch.bfloat16)
     leaves = [u for u in whole.values() if isinstance(u, torch.Tensor)]
 
     def run() -> list[torch.Tensor]:
@@ -131,6 +144,28 @@ def test_two_runs_are_equal_to_the_bit():
         return [*out, *torch.autograd.grad(out, leaves, [torch.ones_like(u) for u in out])]
 
     assert all(map(torch.equal, run(), run()))
+
+
+@on_a_gpu
+def test_a_million_tokens_lose_nothing_of_a_state():
+    k, v = torch.rand(1, 1 << 20, 1, 16), torch.rand(1, 1 << 20, 1, 16)
+    _, state = retain(k, k, v, torch.zeros(1), return_final_state=True)
+    sums = torch.einsum("tk,tv->kv", k[0, :, 0].double(), v[0, :, 0].double())
+    torch.testing.assert_close(state[0, 0].double(), sums, rtol=1e-4, atol=0)
+
+
+@on_a_gpu
+def test_offsets_may_be_more_than_32_bits_hold():
+    """The last tokens of 2^31 elements, of which nothing before 200 tokens is left, equal those alone."""
+    q, k = (torch.randn(1, (1 << 20) + 100, 16, 16, dtype=torch.bfloat16, device=GPU) for _ in "qk")
+    v = torch.randn(1, q.shape[1], 16, 128, dtype=torch.bfloat16, device=GPU)
+    ends = []
+    for cut in (slice(None), slice(-292, None)):  # of whole chunks of 64
+        leaves = [u[:, cut].detach().requires_grad_() for u in (q, k, v)]
+        o = retention(*leaves, torch.full((16,), -1.0, device=GPU), backend="triton")
+        ends.append([u[:, -64:] for u in (o, *torch.autograd.grad(o.float().square().sum(), leaves))])
+    for whole, end in zip(*ends):
+        assert torch.equal(whole, end)
 
 
 @pytest.mark.parametrize("name, shape", {"q": (513, 4), "v": (4, 513)}.items())
@@ -163,8 +198,7 @@ def test_a_step_equals_the_sequence_of_one_token(shape, poisoned):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("T, op", {1: one_token, 9: retain}.items())
 def test_few_tokens_of_16_bits_are_computed_in_float32(T, op, dtype, monkeypatch, poisoned):
-    there = backends.Backend("lcikernels.ops.retention.kernel", backends.on_gpu)
-    monkeypatch.setitem(backends.TABLES["retention"], "triton", there)
+    in_16_bits(monkeypatch)
     assert_agrees(op, reference, **without_gradients(inputs(2, T, 2, 1, 2, 5, 3, dtype=dtype)))
 
 
