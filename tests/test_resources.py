@@ -11,8 +11,8 @@ pytest.importorskip("triton.backends.nvidia")
 ROOT = Path(__file__).parents[1]
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a program may have
 SLOTS = {"forward_kernel": 9, "backward_kernel": 40}  # on an H100, for each channel, state and token of Mamba
-# Of what `python -m benchmarks.resources` compiles: every kernel and tile, each dtype, with and without all that
-# is optional. The rest differs in masks, and in which of it is missing.
+# Of what `python -m benchmarks.resources` compiles: every kernel and tile, each dtype, with and without all
+# that is optional. The rest differs in masks, and in which of it is missing.
 CASES = [f"N={N} " for N in (1, 3, 32, 64, 128, 256)] + ["N=16 bfloat16", "N=16 float"]
 CASES += ["causal_conv1d", "gated_rms_norm", "K=256 V=512 bfloat16, all", "K=256 V=512 bfloat16, bare"]
 CASES += ["K=128 V=64", "V=128 float16", "V=128 float32"]
