@@ -4,6 +4,7 @@
 import pytest
 import torch
 from devices import GPU, on_device, why_not
+from memory import Memory, without_launches
 from tolerance import assert_agrees
 
 from lcikernels import backends, retention, retention_step
@@ -124,6 +125,21 @@ def test_float16_states_are_more_than_float16_holds(tensor_cores):
     assert state.eq(144000).all()
     expected = torch.arange(1, 41) * 3600.0 * 4 * q[0, 0, 0, 0].item() * 0.5
     torch.testing.assert_close(o[0, :, 0, 0].float(), expected, rtol=2**-10, atol=0)
+
+
+@pytest.mark.parametrize("learned, most", [(False, 1.1), (True, 2.6)], ids=["fixed decay", "learned decay"])
+def test_memory_is_that_of_inputs_and_outputs_unless_all_states_are_asked_for(learned, most, monkeypatch):
+    """RetNet's heads on an H200. The states that enter 64 chunks, and their gradients, are 2.1 GB."""
+    without_launches(monkeypatch, kernel, 132, 90)
+    B, T, H, K, V = 8, 4096, 8, 256, 512
+    with Memory() as memory, torch.device("meta"):
+        q, k = (torch.empty(B, T, H, K, dtype=torch.bfloat16) for _ in "qk")
+        v, do = (torch.empty(B, T, H, V, dtype=torch.bfloat16) for _ in range(2))
+        inputs = q, k, v, torch.empty(H), 0.5, None, None
+        o, final = kernel.forward(*inputs)
+        grads = kernel.backward(do, None, *inputs, learned)
+    given = [u for u in (*inputs, do, o, final, *grads) if isinstance(u, torch.Tensor)]
+    assert memory.most <= most * sum(u.untyped_storage().nbytes() for u in given)
 
 
 def test_one_tensor_may_be_q_k_and_v():

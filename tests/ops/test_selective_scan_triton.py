@@ -1,14 +1,11 @@
 """The scan in Triton: how it cuts the line of tokens, and what test_selective_scan.py does not reach."""
 
-import weakref
-
 import pytest
 import torch
 from devices import on_device, why_not
+from memory import Memory, without_launches
 from ops.test_selective_scan import inputs
 from tolerance import assert_agrees
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lcikernels import selective_scan, selective_scan_step
 from lcikernels.ops.selective_scan import op
@@ -189,37 +186,9 @@ def test_a_step_updates_a_state_of_any_strides():
     assert torch.equal(y, step(x, x.abs(), a, b, b, state=dense)) and torch.equal(state, dense)
 
 
-class Memory(TorchDispatchMode):
-    """Bytes of the storages that live, and the most that have."""
-
-    def __init__(self):
-        super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.most = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), named=None):
-        out = function(*arguments, **(named or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self.sizes:
-                storage = x.untyped_storage()
-                self.sizes[storage._cdata] = storage.nbytes()
-                weakref.finalize(storage, self.sizes.pop, storage._cdata)
-        self.most = max(self.most, sum(self.sizes.values()))
-        return out
-
-
-class Launches:
-    """Takes any launch, and does nothing."""
-
-    def __getitem__(self, grid):
-        return lambda *arguments, **options: None
-
-
 @pytest.mark.parametrize("processors, sm", [(132, 90), (108, 80)], ids=["H200", "A100"])
 def test_memory_is_at_most_a_fifth_more_than_inputs_and_outputs(processors, sm, monkeypatch):
-    monkeypatch.setattr(kernel, "device", lambda x: (processors, sm))
-    for name in [name for name in vars(kernel) if name.endswith("_kernel")]:
-        monkeypatch.setattr(kernel, name, Launches())
+    without_launches(monkeypatch, kernel, processors, sm)
     B, T, D, N = 8, 4096, 2048, 16
     with Memory() as memory, torch.device("meta"):
         x, dt, z, dy = (torch.empty(B, T, D, dtype=torch.bfloat16) for _ in range(4))

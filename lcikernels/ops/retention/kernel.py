@@ -372,6 +372,10 @@ class Problem:
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.q.new_empty(shape, dtype=dtype)
 
+    def of_all_heads(self, u: Tensor) -> Tensor:
+        """Memory for a gradient of u, for each head that reads it."""
+        return u.new_empty(self.B, self.T, self.H, u.shape[3])
+
     def score(self, do=None, drate=None) -> None:
         """P, its gradient, the decays."""
         B, T, H, C = self.B, self.T, self.H, self.C
@@ -388,8 +392,8 @@ class Problem:
 
     def walk(
         self, x, y, z, P, reverse, enter, out=None, swapped=False, w=None, dots=None, leave=None, faded=None
-    ) -> None:
-        """Rows that a program has no room for are walked after the others, and add to the output.
+    ) -> Tensor | None:
+        """out. Rows that a program has no room for are walked after the others, and add to it.
 
         swapped: rows are V's.
         """
@@ -406,6 +410,7 @@ class Problem:
                 self.scale, self.T, self.N, self.S, self.L, *heads, self.H, X, Z, *steps, start, DOTS,
                 reverse, self.C, t.BX, t.BZ, TILES, self.precision, **options(t.warps), num_stages=1,
             )  # fmt: skip
+        return out
 
     def between_segments(self, y, z, reverse, enter, leave, others=None, crossing=None) -> Tensor:
         """The states that enter the segments [segments, H, K, V], found without walking them one by one."""
@@ -467,7 +472,6 @@ def backward(
     q, k, v, do = p.q, p.k, p.v, contiguous(grad_o)
     enter, end = contiguous(initial_state), contiguous(grad_state)
     dinitial = p.empty(p.N, p.H, p.K, p.V)
-    dq, dk, dv = (p.empty(p.B, p.T, p.H, u.shape[3], dtype=u.dtype) for u in (q, k, v))
     drate, crossing, out_of, into = None, None, None, None
     if need_log_decay:
         t = tiles(p.V, p.K, v.dtype)
@@ -478,17 +482,18 @@ def backward(
     if p.cut:
         enter = p.between_segments(k, v, False, enter, torch.empty_like(dinitial))
         end = p.between_segments(q, do, True, end, dinitial, enter, crossing)
-    p.walk(do, v, k, p.dP, False, enter, dq, True, q, out_of)
-    p.walk(v, do, q, p.dP, True, end, dk, True, k, into)
-    p.walk(k, q, do, p.P, True, end, dv, leave=None if p.cut else dinitial)
+    dq = shared(p.walk(do, v, k, p.dP, False, enter, p.of_all_heads(q), True, q, out_of), q)
+    dk = shared(p.walk(v, do, q, p.dP, True, end, p.of_all_heads(k), True, k, into), k)
+    leave = None if p.cut else dinitial
+    dv = shared(p.walk(k, q, do, p.P, True, end, p.of_all_heads(v), leave=leave), v)
     if drate is None:
-        return shared(dq, q), shared(dk, k), shared(dv, v), dinitial.new_zeros(1), dinitial
+        return dq, dk, dv, dinitial.new_zeros(1), dinitial
     rate_kernel[(p.segments * p.H,)](
         p.cu_seqlens, out_of, into, crossing, drate, p.T, p.N, p.S, p.H, tiles_k, crossing.shape[2], p.C,
         **options(4),
     )  # fmt: skip
     drate = drate.sum((0, 1)) if log_decay.dim() == 1 else drate
-    return shared(dq, q), shared(dk, k), shared(dv, v), drate, dinitial
+    return dq, dk, dv, drate, dinitial
 
 
 def shared(grad: Tensor, u: Tensor) -> Tensor:

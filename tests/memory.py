@@ -1,0 +1,42 @@
+"""How much memory an op takes on a GPU that is not here: tensors are on `meta`, launches do nothing."""
+
+import weakref
+from types import ModuleType
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of the storages that live, and the most that have."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        out = function(*arguments, **(named or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self.sizes:
+                storage = x.untyped_storage()
+                self.sizes[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.sizes.pop, storage._cdata)
+        self.most = max(self.most, sum(self.sizes.values()))
+        return out
+
+
+class Launches:
+    """Takes any launch, and does nothing."""
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: None
+
+
+def without_launches(monkeypatch: pytest.MonkeyPatch, kernel: ModuleType, processors: int, sm: int) -> None:
+    """The launchers in `kernel` see a GPU of so many multiprocessors, and launch nothing."""
+    monkeypatch.setattr(kernel, "device", lambda x: (processors, sm))
+    for name in [name for name in vars(kernel) if name.endswith("_kernel")]:
+        monkeypatch.setattr(kernel, name, Launches())
