@@ -7,12 +7,15 @@ from torch import Tensor
 SAME_FUNCTION = 1e-3  # of the largest element, or 4 ulps: a rival's rounding is its own affair
 
 
-def agree(name: str, got: Tensor, truth: Tensor, plain: Tensor, ours: bool) -> None:
+def agree(
+    name: str, got: Tensor, truth: Tensor, plain: Tensor, ours: bool, products: torch.dtype | None = None
+) -> None:
     """Ours by the rule of tests/tolerance.py; that a rival computes the same function at all."""
-    largest, eps = truth.abs().max().item(), torch.finfo(got.dtype).eps
+    exact = products or got.dtype
+    largest, eps = truth.abs().max().item(), torch.finfo(exact).eps
     budget = max(SAME_FUNCTION, 4 * eps) * largest
     if ours:
-        budget = 2 * max(max_error(plain.to(got.dtype), truth), eps * largest)
+        budget = 2 * max(max_error(plain.to(exact), truth), eps * largest)
     error = max_error(got, truth)
     where = f"{got.dtype}, largest {largest:.2e}"
     assert error <= budget, f"{name}: error {error:.2e}, budget {budget:.2e} ({where})"

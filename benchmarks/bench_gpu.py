@@ -7,12 +7,13 @@
 All in bfloat16, parameters and states in float32. `forward` keeps nothing for a backward pass; `backward` is
 torch.autograd.grad of a graph that is kept. A decoding step is timed as one of many in a CUDA graph, each
 with a state of its own. An answer is checked before it is timed, by the op's reference in float64: at a small
-size all of it, at full size 64 channels of the last sequence.
+size all of it, at full size 64 channels of the last sequence, of retention the heads that share its last q.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from math import inf
 from typing import NamedTuple
 
 import pytest
@@ -22,14 +23,17 @@ from torch import Tensor
 
 from benchmarks import gpu
 from benchmarks.answers import agree, exchange, exchanged
-from benchmarks.gpu_sides import OPS, Side, found
+from benchmarks.gpu_sides import OPS, PUBLISHED, RETNET, Side, found, learned
 from benchmarks.shapes import FORWARD, TRAINING
-from benchmarks.sides import PARAMETERS, scan
+from benchmarks.sides import PARAMETERS
 
-BACKWARD, DECODING = "backward", "one token"
-TOKENS = {"x", "dt", "z", "gate"}  # [B, T, D]; b and c [B, T, N]
+BACKWARD, DECODING, IN_A_ROW = "backward", "one token", "forward, called in a row"
+TOKENS = {"x", "dt", "z", "gate", "q", "k", "v", "log_decay"}  # [B, T, D or heads, ...]; b and c [B, T, N]
 SMALL = {"B": 2, "T": 1024, "D": 96}
-CHANNELS, LONG = 64, 4096  # from more tokens on, the torch backend in float64 stands for the reference
+SMALL_STATES = {"B": 1, "T": 150, "H": 2}  # retention's reference keeps a state a token, 2 MB in float64
+CHANNELS = 64
+LONG = {"selective_scan": 4096, "retention": 150}  # from more tokens on, the torch backend in float64 stands
+CALLS = 500  # in a row: of the host's time only the first millisecond is hidden
 COLD = 256e6  # bytes that 16 to 64 steps of a graph go through: more than an L2 cache, where a state is large
 
 pytestmark = [
@@ -62,6 +66,9 @@ class Case(NamedTuple):
 SCAN = {"B": 8, "T": 4096, "D": 2048, "N": 16}
 CONV = {"B": 8, "T": 4096, "D": 2048, "W": 4}
 NORM = {"B": 8, "T": 4096, "D": 2048}
+MAMBA2 = {"B": 8, "T": 4096, "H": 24, "K": 128, "V": 64, "G": 1}
+ATTENTION = {"B": 4, "H": 16, "K": 128, "V": 128}
+LITTLE = {"B": 1, "T": 256, "H": 8, "K": 64, "V": 64}
 PACKED = {**SCAN, "B": 1, "T": 8 * 4096}
 AT_FLOOR = {"percent": 100 / 1.5}
 
@@ -75,12 +82,22 @@ def sweep(table: str, **changing: dict[str, int]) -> list[Case]:
     ]
 
 
-def steps(op: str, size: dict[str, int], rival: str) -> list[Case]:
+def steps(op: str, size: dict[str, int], *rivals: str) -> list[Case]:
     return [
-        Case(op, {"B": B, "D": 4096, **size}, DECODING, name, AT_FLOOR if B == 64 else {})
+        Case(op, {"B": B, **size}, DECODING, name, AT_FLOOR if B == 64 else {})
         for B in (64, 1)
-        for name in (rival, "ours in torch")
+        for name in (*rivals, "ours in torch")
     ]
+
+
+def against_fla(sizes: dict[str, int], mode: str, **options) -> Case:
+    return Case("retention", sizes, mode, "flash-linear-attention", **options)
+
+
+def published(sizes: dict[str, int], mode: str) -> Case:
+    row = "B={B} T={T} H={H} K=V={K}".format(**sizes)
+    table = "flash-linear-attention's own shapes"
+    return against_fla(sizes, mode, targets={"ratio": 1}, table=table, row=row)
 
 
 CASES = [
@@ -104,8 +121,24 @@ CASES = [
         for mode in (FORWARD, BACKWARD, TRAINING)
     ),
     *(Case("gated_rms_norm", NORM, mode, "ours in torch") for mode in (FORWARD, BACKWARD, TRAINING)),
-    *steps("selective_scan_step", {"N": 16}, "mamba-ssm"),
-    *steps("causal_conv1d_step", {"W": 4}, "causal-conv1d"),
+    *steps("selective_scan_step", {"D": 4096, "N": 16}, "mamba-ssm"),
+    *steps("causal_conv1d_step", {"D": 4096, "W": 4}, "causal-conv1d"),
+    Case("retention", RETNET, FORWARD, "ours in torch", {"first_ms": 0.50, "ms": 0.36}),
+    Case("retention", RETNET, BACKWARD, "ours in torch", {"first_ms": 1.2, "ms": 0.90}),
+    *(
+        Case("retention", {"T": T, **ATTENTION}, mode, "causal attention", {"ratio": 1})
+        for T in (2048, 8192)
+        for mode in (FORWARD, TRAINING)
+    ),
+    *(Case("retention", MAMBA2, mode, "ours in torch") for mode in (FORWARD, BACKWARD, TRAINING)),
+    Case("retention", LITTLE, IN_A_ROW, None, {"ms": 0.06}),
+    *steps("retention_step", {"H": 8, "K": 256, "V": 512}),
+    # Last: where its kernels are not compiled yet, a head size takes minutes.
+    against_fla(RETNET, FORWARD, targets={"ratio": 1.5}),
+    against_fla(RETNET, BACKWARD),
+    against_fla(RETNET, TRAINING, targets={"ratio": 2.5}),
+    *(published(sizes, mode) for sizes in PUBLISHED for mode in (FORWARD, TRAINING)),
+    against_fla(LITTLE, IN_A_ROW),
 ]  # fmt: skip
 
 
@@ -128,16 +161,17 @@ def measured(case: Case, limits: gpu.Limits) -> dict[str, object]:
     for side in sides:
         check(case.op, case.sizes, side)
     inputs = drawn(case.op, case.sizes)
-    count = copies(inputs) if case.mode == DECODING else 1
+    count = {DECODING: copies(inputs), IN_A_ROW: CALLS}.get(case.mode, 1)
     ours, rival = [prepared(case, inputs, side, count) for side in sides] + [None] * (not case.rival)
     seconds, rival_seconds = gpu.race(ours, rival)
-    read, x = gpu.size(inputs.values()), gpu.size([inputs["x"]])  # outputs are like x, gradients like inputs
-    elements, N = inputs["x"].numel(), case.sizes.get("N")
-    forward = read + x, elements * (N + 4 if N else 0)
-    backward = 2 * read + x, elements * (2 * N + 6 if N else 0)
-    passes = {FORWARD: [forward], BACKWARD: [backward], TRAINING: [forward, backward]}
+    like = inputs[OPS[case.op].like]
+    read, x, elements = gpu.size(inputs.values()), gpu.size([like]), like.numel()  # gradients are like inputs
+    N, K = case.sizes.get("N"), case.sizes.get("K", 0)
+    forward = read + x, elements * (N + 4 if N else 0), elements * 4 * K
+    backward = 2 * read + x, elements * (2 * N + 6 if N else 0), elements * 10 * K
+    passes = {FORWARD: [forward], BACKWARD: [backward], TRAINING: [forward, backward], IN_A_ROW: [forward]}
     if case.mode == DECODING:  # a state's 8 bytes take longer than its exp2
-        passes[DECODING] = [(read + x + gpu.size([inputs["state"]]), 0)]
+        passes[DECODING] = [(read + x + gpu.size([inputs["state"]]),)]
     return dict(
         op=case.op,
         shape=case.shape,
@@ -166,7 +200,7 @@ def laid_out(side: Side, inputs: dict[str, Tensor], train: bool) -> dict[str, Te
     inputs = {name: exchanged(u, name in side.swapped) for name, u in inputs.items()}
     if "state" in inputs:
         inputs["state"] = inputs["state"].to(side.state)
-    return {name: u.requires_grad_(train) for name, u in inputs.items()}
+    return {name: u.requires_grad_(train and learned(name, u)) for name, u in inputs.items()}
 
 
 def cotangent(side: Side, x: Tensor) -> Tensor:
@@ -184,10 +218,14 @@ def prepared(case: Case, drawn: dict[str, Tensor], side: Side, count: int) -> Ca
     """A call to be timed, whose inputs lie ready; `count` steps where that is what is timed."""
     if case.mode == DECODING:
         return gpu.graph([partial(side.run, **laid_out(side, drawn, False)) for _ in range(count)])
-    inputs = laid_out(side, drawn, case.mode != FORWARD)
+    inputs = laid_out(side, drawn, case.mode in (BACKWARD, TRAINING))
+    call = partial(side.run, **inputs)
     if case.mode == FORWARD:
-        return partial(side.run, **inputs)
-    grad, leaves = cotangent(side, drawn["x"]), list(inputs.values())
+        return call
+    if case.mode == IN_A_ROW:
+        return partial(in_a_row, call, count)
+    grad = cotangent(side, drawn[OPS[case.op].like])
+    leaves = [u for u in inputs.values() if u.requires_grad]
     if case.mode == BACKWARD:
         output = side.run(**inputs)
         return lambda: torch.autograd.grad(output, leaves, grad, retain_graph=True)
@@ -199,10 +237,19 @@ def prepared(case: Case, drawn: dict[str, Tensor], side: Side, count: int) -> Ca
     return training
 
 
+def in_a_row(call: Callable[[], Tensor], count: int) -> Tensor:
+    for _ in range(count - 1):
+        call()
+    return call()
+
+
 def check(op: str, sizes: dict[str, int], side: Side) -> None:
     """Of a step the output; else the output and the gradients, small and whole, then in part."""
-    if "T" in sizes:
-        small = tuple((axis, min(size, SMALL.get(axis, size))) for axis, size in sizes.items())
+    if side.other:
+        return
+    if "T" in sizes and not side.tuned:
+        most = SMALL_STATES if op == "retention" else SMALL
+        small = tuple((axis, min(size, most.get(axis, size))) for axis, size in sizes.items())
         check_ours(op, small, side) if side.ours else check_once(op, small, side, True)
     check_once(op, tuple(sizes.items()), side, "T" not in sizes)
 
@@ -213,22 +260,25 @@ def check_ours(op: str, sizes: tuple[tuple[str, int], ...], side: Side) -> None:
         with poisoned():
             return side.run(**{name: u.to(gpu.DEVICE) for name, u in inputs.items()}).cpu()
 
-    inputs = {name: u.cpu().requires_grad_() for name, u in drawn(op, dict(sizes)).items()}
+    inputs = drawn(op, dict(sizes)).items()
+    inputs = {name: u.cpu().requires_grad_(learned(name, u)) for name, u in inputs}
     truth, bounds = OPS[op].reference, bounds_for(side, inputs)
-    assert_agrees(run, truth if bounds is None else partial(truth, cu_seqlens=bounds), **inputs)
+    truth = truth if bounds is None else partial(truth, cu_seqlens=bounds)
+    assert_agrees(run, truth, OPS[op].products, **inputs)
 
 
 @cache
 def check_once(op: str, sizes: tuple[tuple[str, int], ...], side: Side, whole: bool) -> None:
-    inputs = drawn(op, dict(sizes))
-    got, grad = answer(side, inputs), cotangent(side._replace(swapped=()), inputs["x"])
+    inputs, like, products = drawn(op, dict(sizes)), OPS[op].like, OPS[op].products
+    got, grad = answer(op, side, inputs), cotangent(side._replace(swapped=()), inputs[like])
     bounds = bounds_for(side, inputs)
     if not whole:
-        inputs, grad = {name: part(op, name, u) for name, u in inputs.items()}, part(op, "x", grad)
-        got = {name: part(op, "x", u) for name, u in got.items() if name in TOKENS | {"output"}}
+        some = partial(part, op, dict(sizes))
+        inputs, grad = {name: some(name, u) for name, u in inputs.items()}, some(like, grad)
+        got = {name: some(like, u) for name, u in got.items() if name in TOKENS | {"output"}}
     truth, plain = (reference(op, inputs, grad, bounds, dtype) for dtype in (torch.float64, torch.float32))
     for name, u in got.items():
-        agree(name, u.cpu(), truth[name], plain[name], side.ours)
+        agree(name, u.cpu(), truth[name], plain[name], side.ours, products)
 
 
 def bounds_for(side: Side, inputs: dict[str, Tensor]) -> Tensor | None:
@@ -245,38 +295,43 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def part(op: str, name: str, u: Tensor) -> Tensor:
+def part(op: str, sizes: dict[str, int], name: str, u: Tensor) -> Tensor:
     """The last sequence and some channels: no other changes their outputs, nor their tokens' gradients.
 
-    Of the norm, where they do, all channels.
+    Of the norm, where they do, all channels; of retention the last head of q and k, and all that share it.
     """
+    if op == "retention":
+        heads = u.shape[2 if u.dim() > 1 else 0]
+        shared = slice(heads - heads // sizes.get("G", sizes["H"]), None)
+        return u[-1:, :, shared] if u.dim() > 1 else u[shared]
     if name in ("b", "c") or op == "gated_rms_norm":
         return u[-1:] if u.dim() == 3 else u
     chosen = torch.linspace(0, u.shape[2 if name in TOKENS else 0] - 1, CHANNELS, device=u.device).long()
     return u[-1:, :, chosen] if name in TOKENS else u[chosen]
 
 
-def answer(side: Side, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def answer(op: str, side: Side, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The output and the gradients of all inputs."""
     train, grads = "state" not in inputs, ()
     there = laid_out(side, inputs, train)
+    leaves = {name: u for name, u in there.items() if u.requires_grad}
     with poisoned():
         output = side.run(**there)
         if train:
-            grads = torch.autograd.grad(output, list(there.values()), cotangent(side, inputs["x"]))
+            grads = torch.autograd.grad(output, list(leaves.values()), cotangent(side, inputs[OPS[op].like]))
     answers = {"output": exchange(output.detach(), bool(side.swapped))}
-    return answers | {name: exchange(u, name in side.swapped) for name, u in zip(there, grads)}
+    return answers | {name: exchange(u, name in side.swapped) for name, u in zip(leaves, grads)}
 
 
 def reference(
     op: str, inputs: dict[str, Tensor], grad: Tensor, bounds: Tensor | None, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     train, grads = "state" not in inputs, ()
-    inputs = {name: u.detach().to("cpu", dtype).requires_grad_(train) for name, u in inputs.items()}
-    run = OPS[op].reference
-    if op == "selective_scan" and inputs["x"].shape[1] > LONG:
-        run = partial(scan, backend="torch")
+    inputs = {name: u.detach().to("cpu", dtype) for name, u in inputs.items()}
+    leaves = {name: u.requires_grad_() for name, u in inputs.items() if train and learned(name, u)}
+    long = inputs[OPS[op].like].shape[1] > LONG.get(op, inf)
+    run = OPS[op].sides["ours in torch"].run if long else OPS[op].reference
     output = run(**inputs) if bounds is None else run(**inputs, cu_seqlens=bounds)
     if train:
-        grads = torch.autograd.grad(output, list(inputs.values()), grad.to("cpu", dtype))
-    return {"output": output.detach()} | dict(zip(inputs, grads))
+        grads = torch.autograd.grad(output, list(leaves.values()), grad.to("cpu", dtype))
+    return {"output": output.detach()} | dict(zip(leaves, grads))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 DEVICE = "cuda"
 GIB = 2**30
+SIDE = 8192  # of the matrices whose product shows the rate of tensor cores
 TURN, TURNS = 0.03, 3  # seconds of a turn
 
 
@@ -17,6 +18,7 @@ class Limits(NamedTuple):
 
     copy: bytes read and written by a copy of 1 GiB. special: special functions (exp2 is one), 16 a clock and
     multiprocessor; issue: instructions of a lane, 128 a clock and multiprocessor; at the highest clock.
+    matmul: FLOPs of torch's product of two bfloat16 matrices of 8192 x 8192.
     """
 
     copy: float
@@ -24,10 +26,11 @@ class Limits(NamedTuple):
     issue: float
     clock: float
     multiprocessors: int
+    matmul: float
 
-    def floor(self, bytes: float, special: float) -> float:
-        """Seconds that a computation takes at least."""
-        return max(bytes / self.copy, special / self.special)
+    def floor(self, bytes: float, special: float = 0, flops: float = 0) -> float:
+        """Seconds that a computation takes at least. flops: of products of matrices."""
+        return max(bytes / self.copy, special / self.special, flops / self.matmul)
 
 
 def measure() -> Limits:
@@ -35,9 +38,11 @@ def measure() -> Limits:
 
     source, target = (torch.ones(GIB, dtype=torch.uint8, device=DEVICE) for _ in range(2))
     copy = 2 * GIB / seconds(lambda: target.copy_(source))
+    square = torch.randn(SIDE, SIDE, dtype=torch.bfloat16, device=DEVICE)
+    matmul = 2 * SIDE**3 / seconds(lambda: square @ square)
     chip = triton.runtime.driver.active.utils.get_device_properties(0)
     clock, chips = 1e3 * chip["sm_clock_rate"], chip["multiprocessor_count"]
-    return Limits(copy, 16 * clock * chips, 128 * clock * chips, clock, chips)
+    return Limits(copy, 16 * clock * chips, 128 * clock * chips, clock, chips, matmul)
 
 
 def seconds(call: Callable) -> float:

@@ -1,10 +1,13 @@
 """The sides that are compared on a GPU: our ops in Triton, and what people have for the same today.
 
-mamba-ssm and causal-conv1d are taken as installed, or from their sources in .rivals/, which git ignores:
+mamba-ssm, causal-conv1d and flash-linear-attention, whose kernels are fla-core's, are taken as installed, or
+from their sources in .rivals/, which git ignores:
 
     export MAMBA_SKIP_CUDA_BUILD=TRUE CAUSAL_CONV1D_SKIP_CUDA_BUILD=TRUE
     pip download --no-deps --no-build-isolation --no-binary :all: -d .rivals mamba-ssm causal-conv1d
     for x in .rivals/*.tar.gz; do tar xzf $x -C .rivals; done
+    pip download --no-deps -d .rivals fla-core einops
+    for x in .rivals/*.whl; do unzip -q $x -d ${x%-py3*}; done
     python -m benchmarks.gpu_sides          compiles what a benchmark needs, and says what is there
 """
 
@@ -16,16 +19,21 @@ from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate, cycle
+from multiprocessing import get_context
 from pathlib import Path
+from time import monotonic
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
+from benchmarks import gpu
 from benchmarks.sides import (
-    Op,
+    HEADS_FIRST,
     conv_inputs,
+    log_decay,
     norm_inputs,
     scan,
     scan_inputs,
@@ -34,9 +42,10 @@ from benchmarks.sides import (
     step_inputs,
     step_reference,
 )
-from lcikernels import causal_conv1d, causal_conv1d_step, gated_rms_norm
+from lcikernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, retention, retention_step
 from lcikernels.ops.causal_conv1d.reference import causal_conv1d as causal_conv1d_reference
 from lcikernels.ops.gated_rms_norm.reference import gated_rms_norm as gated_rms_norm_reference
+from lcikernels.ops.retention.reference import retention as retention_reference
 
 RIVALS = Path(__file__).parents[1] / ".rivals"
 SOURCES = {
@@ -53,7 +62,15 @@ NVCC = ["-O3", "--use_fast_math", "--expt-relaxed-constexpr", "--expt-extended-l
 NVCC += [f"-U__CUDA_NO_{x}__" for x in ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_CONVERSIONS")]
 NVCC += [f"-U__CUDA_NO_{x}__" for x in ("BFLOAT16_OPERATORS", "BFLOAT162_OPERATORS", "BFLOAT162_CONVERSIONS")]
 SCAN, UPDATE = "selective_scan_cuda", "mamba_ssm.ops.triton.selective_state_update"
-CONV = "causal_conv1d.causal_conv1d_interface"
+CONV, FLA = "causal_conv1d.causal_conv1d_interface", "fla.ops.retention"
+RETNET = {"B": 8, "T": 4096, "H": 8, "K": 256, "V": 512}
+PUBLISHED = [  # flash-linear-attention's table of B, T, H, K = V, but for 256; the one for its tiles first
+    {"B": B, "T": T, "H": H, "K": D, "V": D}
+    for B, T, H, D in (
+        (4, 4096, 64, 128), (1, 8192, 96, 128), (2, 16384, 16, 128), (4, 2048, 16, 128), (8, 1024, 8, 64)
+    )
+]  # fmt: skip
+COMPILING = 200  # seconds, at most, while the tests run
 
 
 @cache
@@ -64,6 +81,8 @@ def found(name: str) -> ModuleType | str:
     except ImportError as why:
         not_installed = f"{name} is not installed ({why})"
     try:
+        if name == FLA:
+            return from_wheels(name)
         return compiled(name) if name in SOURCES else without_its_package(name)
     except StopIteration:
         return f"{not_installed}, and {RIVALS.name}/ has no sources of it"
@@ -120,11 +139,41 @@ def without_its_package(name: str) -> ModuleType:
     return import_module(name)
 
 
+def from_wheels(name: str) -> ModuleType:
+    """A module whose package is imported with it. What is installed comes first."""
+    sys.path += [f"{next(RIVALS.glob('fla_core-*/'))}", *map(str, RIVALS.glob("einops-*/"))]
+    return import_module(name)
+
+
+def compile_retention(sizes: list[dict[str, int]]) -> None:
+    """For Triton's cache: of a head size flash-linear-attention tries 160 kernels, one after another."""
+    for size in sizes:
+        with torch.device(gpu.DEVICE):
+            inputs = retention_inputs(**size | {"T": 128})
+        heads = {name: inputs[name].bfloat16().requires_grad_() for name in HEADS_FIRST}
+        found(FLA).chunk_retention(**heads)[0].sum().backward()
+
+
+def compile_retentions() -> None:
+    """All head sizes at once. Which kernel is the best is not kept: the tests have the GPU meanwhile."""
+    os.environ["FLA_CACHE_RESULTS"] = "0"
+    until, spawn, sizes = monotonic() + COMPILING, get_context("spawn"), [RETNET, *PUBLISHED]
+    heads = {(size["K"], size["V"]): [] for size in sizes}
+    for size in sizes:
+        heads[size["K"], size["V"]].append(size)
+    processes = [spawn.Process(target=compile_retention, args=(some,)) for some in heads.values()]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(max(0, until - monotonic()))
+        process.kill()
+
+
 def versions() -> dict[str, str]:
     """What is installed of what is compared, and what lies in .rivals/."""
     lying = (x.name.split("-", 1) for x in RIVALS.glob("*-*") if x.is_dir())
     there = {name.replace("_", "-"): number for name, number in lying}
-    for name in ("torch", "triton", "mamba-ssm", "causal-conv1d"):
+    for name in ("torch", "triton", "mamba-ssm", "causal-conv1d", "fla-core"):
         with suppress(PackageNotFoundError):
             there[name] = version(name)
     return there
@@ -135,6 +184,8 @@ class Side(NamedTuple):
 
     swapped: as in sides.py. ours: it is one of our ops. needs: the module of the rival that it calls.
     bounds: of T tokens, where it takes one row for packed sequences. state: the dtype of a step's state.
+    tuned: to the first sizes that it sees, so they are sizes that are timed. other: it computes another
+    function, whose answer is not compared.
     """
 
     run: Callable[..., Tensor]
@@ -143,6 +194,21 @@ class Side(NamedTuple):
     needs: str | None = None
     bounds: Callable[[int], tuple[int, ...]] | None = None
     state: torch.dtype = torch.float32
+    tuned: bool = False
+    other: bool = False
+
+
+class Op(NamedTuple):
+    """`inputs(**sizes)` are float32, `reference(**inputs)` is as precise as they are.
+
+    like: the input that outputs are like. products: what is multiplied is rounded to this dtype.
+    """
+
+    inputs: Callable[..., dict[str, Tensor]]
+    reference: Callable[..., Tensor]
+    sides: dict[str, Side]
+    like: str = "x"
+    products: torch.dtype | None = None
 
 
 class CudaScan(torch.autograd.Function):
@@ -230,6 +296,40 @@ def conv_step_reference(x, weight, bias, state) -> Tensor:
     return causal_conv1d_reference(x[:, None], weight, bias, **options)[:, 0]
 
 
+def retention_inputs(B: int, T: int, H: int, K: int, V: int, G: int | None = None) -> dict[str, Tensor]:
+    """RetNet's, with its constant decays [H]. G: Mamba-2's, G heads of q and k, learned decays [B, T, H]."""
+    q, k, v = torch.randn(B, T, G or H, K), torch.randn(B, T, G or H, K), torch.randn(B, T, H, V)
+    if not G:
+        return dict(q=q, k=k, v=v, log_decay=log_decay(H).to(q.device))
+    dt = torch.empty(B, T, H).uniform_(-6.9, -2.3).exp()
+    return dict(q=q, k=k, v=v, log_decay=-dt * torch.empty(H).uniform_(1, 16))
+
+
+def learned(name: str, u: Tensor) -> bool:
+    """RetNet's decays are not."""
+    return name != "log_decay" or u.dim() == 3
+
+
+def fla_retention(q, k, v, log_decay) -> Tensor:
+    """It has RetNet's decays, and no others."""
+    return found(FLA).chunk_retention(q, k, v)[0]
+
+
+def attention(q, k, v, log_decay) -> Tensor:
+    return scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def retention_step_inputs(B: int, H: int, K: int, V: int) -> dict[str, Tensor]:
+    inputs = retention_inputs(B, 1, H, K, V)
+    return {name: u if name == "log_decay" else u[:, 0] for name, u in inputs.items()} | dict(
+        state=torch.randn(B, H, K, V)
+    )
+
+
+def retention_step_reference(q, k, v, log_decay, state) -> Tensor:
+    return retention_reference(q[:, None], k[:, None], v[:, None], log_decay, initial_state=state)[:, 0]
+
+
 def ours(op: Callable) -> dict[str, Side]:
     return {
         "ours": Side(partial(op, backend="triton"), ours=True),
@@ -241,6 +341,10 @@ SCANS = ours(scan) | {
     "ours, packed": Side(packed, ours=True, bounds=mixed),
     "ours, 8 rows": Side(in_rows, ours=True, bounds=eighths),
     "mamba-ssm": Side(cuda_scan, ("x", "dt", "b", "c", "z"), needs=SCAN),
+}
+RETENTIONS = ours(retention) | {
+    "flash-linear-attention": Side(fla_retention, needs=FLA, tuned=True),
+    "causal attention": Side(attention, HEADS_FIRST, other=True),
 }
 OPS = {
     "selective_scan": Op(partial(scan_inputs, True), scan_reference, SCANS),
@@ -260,9 +364,13 @@ OPS = {
         conv_step_reference,
         ours(conv_step) | {"causal-conv1d": Side(cuda_conv_step, needs=CONV, state=torch.bfloat16)},
     ),
+    "retention": Op(retention_inputs, retention_reference, RETENTIONS, "v", torch.bfloat16),
+    "retention_step": Op(retention_step_inputs, retention_step_reference, ours(retention_step), "v"),
 }
 
 if __name__ == "__main__":
-    for rival in (SCAN, CONV, UPDATE):
+    for rival in (SCAN, CONV, UPDATE, FLA):
         module = found(rival)
         print(f"{rival}: {module if isinstance(module, str) else 'there'}")
+    if isinstance(found(FLA), ModuleType) and torch.cuda.is_available():
+        compile_retentions()

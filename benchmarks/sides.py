@@ -19,7 +19,8 @@ from lcikernels.ops.gated_rms_norm.reference import gated_rms_norm as gated_rms_
 from lcikernels.ops.retention.reference import retention as retention_reference
 from lcikernels.ops.selective_scan.reference import selective_scan as selective_scan_reference
 
-PARAMETERS = {"a", "d", "dt_bias", "weight", "bias", "state"}  # float32 whatever the activations are
+# float32 whatever the activations are
+PARAMETERS = {"a", "d", "dt_bias", "weight", "bias", "log_decay", "state"}
 
 
 class Side(NamedTuple):
@@ -136,7 +137,7 @@ def retention_inputs(gated: bool, B: int, T: int, H: int, K: int, V: int) -> dic
 @cache
 def log_decay(H: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """RetNet's rates, a constant there as here."""
-    return torch.log1p(-torch.exp2(-5 - torch.arange(H, dtype=dtype)))
+    return torch.log1p(-torch.exp2(-5 - torch.arange(H, dtype=dtype, device="cpu")))
 
 
 def retain(q, k, v, **options) -> Tensor:

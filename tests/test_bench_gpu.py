@@ -1,31 +1,36 @@
 """bench_gpu.py at tiny sizes, in Triton's interpreter where there is no GPU: rows, checks, rivals' calls."""
 
 import re
+import sys
 from time import perf_counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 from devices import GPU
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import bench_gpu, gpu, gpu_sides, report
-from benchmarks.bench_gpu import BACKWARD, CASES, DECODING, FORWARD, TRAINING, Case
+from benchmarks.bench_gpu import BACKWARD, CASES, DECODING, FORWARD, IN_A_ROW, TRAINING, Case
 from benchmarks.gpu_sides import OPS, Side
 from benchmarks.sides import scan_reference, step_reference
+from lcikernels import backends, retention
 from lcikernels.ops.causal_conv1d.reference import causal_conv1d as conv_reference
+from lcikernels.ops.retention.reference import retention as retention_reference
 
-TINY = {"B": 2, "T": 8, "D": 3, "N": 2, "W": 4}
-CHIP = gpu.Limits(copy=4e12, special=4e12, issue=3e13, clock=2e9, multiprocessors=132)
+TINY = {"B": 2, "T": 8, "D": 3, "N": 2, "W": 4, "H": 2, "K": 4, "V": 3}
+CHIP = gpu.Limits(copy=4e12, special=4e12, issue=3e13, clock=2e9, multiprocessors=132, matmul=8e14)
 KINDS = {(case.op, case.mode, case.ours, case.rival): case for case in CASES}
 
 
 def tiny(op: str, mode: str, rival: str | None, ours: str = "ours", **sizes: int) -> Case:
     axes = next(case.sizes for case in CASES if case.op == op)
-    return Case(op, {name: TINY[name] for name in axes} | sizes, mode, rival, {"ms": 1e6}, ours)
+    chunks = {"T": 20} if op == "retention" else {}  # of fewer tokens its kernel makes none
+    return Case(op, {name: TINY[name] for name in axes} | chunks | sizes, mode, rival, {"ms": 1e6}, ours)
 
 
 @pytest.fixture(autouse=True)
-def a_clock_and_a_device(monkeypatch):
+def a_clock_and_a_device(monkeypatch, tensor_cores):
     def seconds(call):
         start = perf_counter()
         call()
@@ -38,6 +43,10 @@ def a_clock_and_a_device(monkeypatch):
     monkeypatch.setattr(gpu, "peak", lambda call: 100)
     monkeypatch.setattr(bench_gpu, "CHANNELS", 2)
     monkeypatch.setattr(bench_gpu, "copies", lambda inputs: 2)
+    monkeypatch.setattr(bench_gpu, "CALLS", 2)
+    if GPU == "cpu":  # bfloat16, which the interpreter multiplies right as tensor_cores has it
+        there = backends.Backend("lcikernels.ops.retention.kernel", backends.on_gpu)
+        monkeypatch.setitem(backends.TABLES["retention"], "triton", there)
 
 
 @pytest.fixture
@@ -75,12 +84,17 @@ def rivals(monkeypatch):
         options = dict(initial_state=conv_state.float(), activation=activation)
         return conv_reference(x[:, None].float(), weight, bias, **options)[:, 0].to(x.dtype)
 
+    def chunk_retention(q, k, v, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None):
+        rates = (1 - 2.0 ** (-5 - torch.arange(q.shape[2], device=q.device))).log()
+        return retention_reference(q.float(), k.float(), v.float(), rates).to(v.dtype), None
+
     modules = {
         gpu_sides.SCAN: SimpleNamespace(fwd=fwd, bwd=bwd),
         gpu_sides.UPDATE: SimpleNamespace(selective_state_update=selective_state_update),
         gpu_sides.CONV: SimpleNamespace(
             causal_conv1d_fn=causal_conv1d_fn, causal_conv1d_update=causal_conv1d_update
         ),
+        gpu_sides.FLA: SimpleNamespace(chunk_retention=chunk_retention),
     }
     monkeypatch.setattr(gpu_sides, "found", modules.get)
     bench_gpu.check_once.cache_clear()
@@ -128,11 +142,92 @@ def test_an_output_that_is_wrong_late_in_a_long_sequence_is_no_result(monkeypatc
 
 
 def test_long_sequences_are_held_against_the_torch_backend(monkeypatch):
-    monkeypatch.setattr(bench_gpu, "LONG", 4)
+    monkeypatch.setitem(bench_gpu.LONG, "selective_scan", 4)
     sides = OPS["selective_scan"].sides
     for name in ("ours in torch", "ours, packed"):
         sizes = ("B", 1), ("T", 9), ("D", 3), ("N", 2)
         bench_gpu.check_once("selective_scan", sizes, sides[name], False)
+
+
+def test_shared_heads_and_learned_decays_are_compared_with_their_gradients(monkeypatch):
+    monkeypatch.setitem(bench_gpu.LONG, "retention", 4)
+    compared, agree = [], bench_gpu.agree
+    monkeypatch.setattr(bench_gpu, "agree", lambda name, *rest: (compared.append(name), agree(name, *rest)))
+    mamba2 = tiny("retention", BACKWARD, "ours in torch", H=3, G=1)
+    assert bench_gpu.measured(mamba2, CHIP)["seconds"] > 0
+    assert compared == 2 * ["output", "q", "k", "v", "log_decay"]
+    compared.clear()
+    bench_gpu.measured(tiny("retention", BACKWARD, None), CHIP)
+    assert compared == ["output", "q", "k", "v"]  # RetNet's decays are constants
+
+
+def scaled(u, by):
+    """u, with a gradient that is not its own."""
+    return by * u + (1 - by) * u.detach()
+
+
+@pytest.mark.parametrize("wrong", ["output", "q", "k", "v", "log_decay"])
+def test_the_last_group_of_heads_is_held_against_the_torch_backend(wrong, monkeypatch):
+    monkeypatch.setitem(bench_gpu.LONG, "retention", 4)
+    right = OPS["retention"].sides["ours in torch"].run
+
+    def run(**inputs):
+        late = torch.tensor([1.0, 1.05], device=GPU)  # the last of two groups
+        if wrong == "output":
+            return right(**inputs) * late.repeat_interleave(2)[:, None].bfloat16()
+        u = inputs[wrong]
+        late = late.repeat_interleave(u.shape[2] // 2)
+        return right(**inputs | {wrong: scaled(u, late if u.dim() == 3 else late[:, None]).to(u.dtype)})
+
+    sizes = tuple({"B": 2, "T": 20, "H": 4, "K": 8, "V": 8, "G": 2}.items())
+    bench_gpu.check_once("retention", sizes, Side(right, ours=True), False)
+    with pytest.raises(AssertionError, match=f"{wrong}: error"):
+        bench_gpu.check_once("retention", sizes, Side(run, ours=True), False)
+
+
+def test_a_side_that_computes_another_function_says_so():
+    case = tiny("retention", FORWARD, None, "causal attention", V=4)
+    bench_gpu.measured(case, CHIP)
+    bare = OPS["retention"].sides["causal attention"]._replace(other=False)
+    with pytest.raises(AssertionError, match="output: error"):
+        bench_gpu.check("retention", case.sizes, bare)
+
+
+def test_a_side_that_tunes_itself_sees_no_sizes_but_those_that_are_timed(monkeypatch, rivals):
+    seen, side = set(), OPS["retention"].sides["flash-linear-attention"]
+
+    def run(q, k, v, log_decay):
+        seen.add((*q.shape, v.shape[-1]))
+        return side.run(q, k, v, log_decay)
+
+    monkeypatch.setitem(OPS["retention"].sides, "flash-linear-attention", side._replace(run=run))
+    bench_gpu.measured(tiny("retention", FORWARD, "flash-linear-attention", T=200), CHIP)
+    assert seen == {(2, 200, 2, 4, 3)}
+
+
+def test_what_is_compiled_beforehand_are_the_calls_that_are_timed(rivals):
+    gpu_sides.compile_retention([{"B": 2, "T": 4096, "H": 2, "K": 4, "V": 3}])
+
+
+def test_calls_in_a_row_are_as_many_as_their_time_is_divided_by(monkeypatch):
+    calls, side = [], OPS["retention"].sides["ours in torch"]
+    run = lambda **inputs: (calls.append(1), side.run(**inputs))[1]  # noqa: E731
+    monkeypatch.setitem(OPS["retention"].sides, "ours in torch", side._replace(run=run))
+    monkeypatch.setattr(bench_gpu, "check", lambda *_: None)
+    monkeypatch.setattr(bench_gpu, "CALLS", 7)
+    monkeypatch.setattr(gpu, "seconds", lambda call: (call(), 21.0)[1])
+    row = bench_gpu.measured(tiny("retention", IN_A_ROW, None, "ours in torch"), CHIP)
+    assert len(calls) == 7 and row["seconds"] == 3
+
+
+def test_a_wheel_in_rivals_is_imported_with_its_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_sides, "RIVALS", tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    package = tmp_path / "fla_core-0.6.0" / "fla_of_a_test"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("chunk_retention = 1")
+    assert gpu_sides.from_wheels("fla_of_a_test").chunk_retention == 1
+    assert gpu_sides.versions()["fla-core"] == "0.6.0"
 
 
 def test_a_rival_that_is_not_there_says_why(monkeypatch, tmp_path):
@@ -163,3 +258,23 @@ def test_floors_are_the_bytes_or_the_special_functions():
     assert step["floor"] == pytest.approx(bytes / 4e12)
     scan = bench_gpu.measured(tiny("selective_scan", FORWARD, None), CHIP._replace(copy=1e30))
     assert scan["floor"] == pytest.approx(B * TINY["T"] * D * (TINY["N"] + 4) / 4e12)
+
+
+def test_retention_takes_the_flops_that_are_registered():
+    B, T, H, K, V = (tiny("retention", FORWARD, None).sizes[axis] for axis in "BTHKV")
+    inputs = gpu_sides.retention_inputs(B, T, H, K, V)
+    heads = {name: u.requires_grad_() for name, u in inputs.items() if gpu_sides.learned(name, u)}
+    slow = CHIP._replace(copy=1e30, matmul=1.0)
+    with FlopCounterMode(display=False) as counter:
+        o = retention(**heads, log_decay=inputs["log_decay"])
+        flops = counter.get_total_flops()
+        o.sum().backward()
+    for mode, count in {
+        FORWARD: flops,
+        BACKWARD: counter.get_total_flops() - flops,
+        TRAINING: counter.get_total_flops(),
+    }.items():
+        assert bench_gpu.measured(tiny("retention", mode, None), slow)["floor"] == pytest.approx(count)
+    bytes = 2 * B * T * H * 2 * (K + V) + 4 * H
+    fast = bench_gpu.measured(tiny("retention", FORWARD, None), CHIP)["floor"]
+    assert fast == pytest.approx(bytes / 4e12)

@@ -48,7 +48,14 @@ GPU_MACHINE = {
     "cpu": {"brand_raw": "A processor"},
     "gpu": {"name": "A chip"},
     "versions": {"torch": "2.11.0"},
-    "limits": {"copy": 4300e9, "special": 4.18e12, "issue": 3.35e13, "clock": 1.98e9, "multiprocessors": 132},
+    "limits": {
+        "copy": 4300e9,
+        "special": 4.18e12,
+        "issue": 3.35e13,
+        "clock": 1.98e9,
+        "multiprocessors": 132,
+        "matmul": 790e12,
+    },
 }
 
 
@@ -116,6 +123,7 @@ def test_gpus_come_after_processors_under_a_head_of_their_own(tmp_path):
     want = ["# What the ops take on a CPU", "## A processor, 2 threads, AVX512"]
     assert heads == [*want, "# What the ops take on a GPU", "## A chip"]
     assert "a copy's 4300 GB/s" in text and "4180 G special" in text and "132 multiprocessors" in text
+    assert "790000 Gflop/s of torch's product of bfloat16 matrices" in text
 
 
 def test_a_red_run_reports_no_ratio(tmp_path):
