@@ -141,7 +141,8 @@ def without_its_package(name: str) -> ModuleType:
 
 def from_wheels(name: str) -> ModuleType:
     """A module whose package is imported with it. What is installed comes first."""
-    sys.path += [f"{next(RIVALS.glob('fla_core-*/'))}", *map(str, RIVALS.glob("einops-*/"))]
+    packages = next(RIVALS.glob("fla_core-*/fla")), *RIVALS.glob("einops-*/einops")
+    sys.path += [f"{package.parent}" for package in packages]
     return import_module(name)
 
 
@@ -157,11 +158,11 @@ def compile_retention(sizes: list[dict[str, int]]) -> None:
 def compile_retentions() -> None:
     """All head sizes at once. Which kernel is the best is not kept: the tests have the GPU meanwhile."""
     os.environ["FLA_CACHE_RESULTS"] = "0"
-    until, spawn, sizes = monotonic() + COMPILING, get_context("spawn"), [RETNET, *PUBLISHED]
-    heads = {(size["K"], size["V"]): [] for size in sizes}
-    for size in sizes:
-        heads[size["K"], size["V"]].append(size)
-    processes = [spawn.Process(target=compile_retention, args=(some,)) for some in heads.values()]
+    until, spawn = monotonic() + COMPILING, get_context("spawn")
+    alike: dict[tuple[int, int], list[dict[str, int]]] = {}
+    for size in (RETNET, *PUBLISHED):
+        alike.setdefault((size["K"], size["V"]), []).append(size)
+    processes = [spawn.Process(target=compile_retention, args=(sizes,)) for sizes in alike.values()]
     for process in processes:
         process.start()
     for process in processes:
@@ -321,9 +322,8 @@ def attention(q, k, v, log_decay) -> Tensor:
 
 def retention_step_inputs(B: int, H: int, K: int, V: int) -> dict[str, Tensor]:
     inputs = retention_inputs(B, 1, H, K, V)
-    return {name: u if name == "log_decay" else u[:, 0] for name, u in inputs.items()} | dict(
-        state=torch.randn(B, H, K, V)
-    )
+    token = {name: inputs[name][:, 0] for name in HEADS_FIRST}
+    return token | dict(log_decay=inputs["log_decay"], state=torch.randn(B, H, K, V))
 
 
 def retention_step_reference(q, k, v, log_decay, state) -> Tensor:

@@ -85,6 +85,7 @@ def rivals(monkeypatch):
         return conv_reference(x[:, None].float(), weight, bias, **options)[:, 0].to(x.dtype)
 
     def chunk_retention(q, k, v, scale=None, initial_state=None, output_final_state=False, cu_seqlens=None):
+        assert all(u.dtype == torch.bfloat16 and u.is_contiguous() for u in (q, k, v))
         rates = (1 - 2.0 ** (-5 - torch.arange(q.shape[2], device=q.device))).log()
         return retention_reference(q.float(), k.float(), v.float(), rates).to(v.dtype), None
 
@@ -223,9 +224,9 @@ def test_calls_in_a_row_are_as_many_as_their_time_is_divided_by(monkeypatch):
 def test_a_wheel_in_rivals_is_imported_with_its_package(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_sides, "RIVALS", tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])
-    package = tmp_path / "fla_core-0.6.0" / "fla_of_a_test"
+    package = tmp_path / "fla_core-0.6.0" / "fla"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("chunk_retention = 1")
+    package.with_name("fla_of_a_test.py").write_text("chunk_retention = 1")
     assert gpu_sides.from_wheels("fla_of_a_test").chunk_retention == 1
     assert gpu_sides.versions()["fla-core"] == "0.6.0"
 
