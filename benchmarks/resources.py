@@ -235,7 +235,7 @@ SCANS += [(16, torch.float32), (16, torch.float16)]
 
 
 HEADS = [(256, 512, torch.bfloat16, kind) for kind in ("bare", "cut", "learned", "all")]
-HEADS += [(K, V, torch.bfloat16, "all") for K, V in ((128, 64), (60, 100), (512, 512))]
+HEADS += [(K, V, torch.bfloat16, "all") for K, V in ((128, 64), (60, 100), (320, 512))]
 HEADS += [(128, 128, dtype, "all") for dtype in (torch.float16, torch.float32)]
 
 

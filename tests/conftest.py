@@ -51,7 +51,7 @@ def tensor_cores(monkeypatch):
         if x.dtype.scalar == tl.bfloat16:
             return u.view(torch.bfloat16).float()
         if precision == INPUT_PRECISION.TF32:
-            u = ((u.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)  # 10 bits of 23
+            u = (u.view(torch.int32) & ~0x1FFF).view(torch.float32)  # the first 10 bits of 23
         return u
 
     def dot(self, x, y, acc, precision, _):

@@ -57,9 +57,11 @@ def test_packed_sequences_are_cut_into_segments(in_segments, poisoned):
     assert_agrees(retain, reference, **whole, cu_seqlens=bounds)
 
 
-def test_rows_that_a_program_has_no_room_for_are_walked_after_the_others(monkeypatch, poisoned):
-    monkeypatch.setattr(kernel, "tiles", lambda X, Z, *_: kernel.Walk(16, 16, 1, 4))
-    assert_agrees(retain, reference, **inputs(1, 20, 2, 1, 2, 40, 20))
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_rows_that_a_program_has_no_room_for_are_walked_after_the_others(at_once, monkeypatch, poisoned):
+    """3 tiles of both K and V; with 2 at once the last program has 1."""
+    monkeypatch.setattr(kernel, "tiles", lambda X, Z, *_: kernel.Walk(16, 16, at_once, 4))
+    assert_agrees(retain, reference, **inputs(1, 20, 2, 1, 2, 48, 40))
 
 
 def test_short_sequences_are_the_same_by_chunks(by_chunks, poisoned):
@@ -73,48 +75,44 @@ TENSOR_CORES = {
     "8 warps": (1, 130, 2, 2, 2, 64, 128),
     "Mamba-2, one group": (1, 200, 1, 1, 3, 128, 64),
     "odd sizes": (1, 100, 1, 1, 1, 100, 60),
+    "rows in parts of 256 and 64": (1, 70, 1, 1, 1, 320, 65),
 }
 WIDE = {"RetNet": (2, 333, 2, 2, 2, 256, 512), "the widest": (1, 130, 2, 2, 2, 512, 512)}
 
 
-def in_16_bits(monkeypatch) -> None:
+@pytest.fixture
+def in_16_bits(tensor_cores, monkeypatch):
     """The interpreter takes bfloat16 too."""
     there = backends.Backend("lcikernels.ops.retention.kernel", backends.on_gpu)
     monkeypatch.setitem(backends.TABLES["retention"], "triton", there)
 
 
-def agree_in_16_bits(dtype: torch.dtype, monkeypatch, **whole) -> None:
-    """tf32, which float16 is multiplied in, is as exact as float16."""
-    in_16_bits(monkeypatch)
-    assert_agrees(retain, reference, products=dtype, **whole)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", TENSOR_CORES.values(), ids=TENSOR_CORES)
-def test_tensor_cores_are_as_exact_as_their_inputs(shape, dtype, tensor_cores, monkeypatch, poisoned):
-    agree_in_16_bits(dtype, monkeypatch, **inputs(*shape, dtype=dtype))
+def test_tensor_cores_are_as_exact_as_their_inputs(shape, dtype, in_16_bits, poisoned):
+    assert_agrees(retain, reference, products=dtype, **inputs(*shape, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_packed_heads_of_odd_sizes_are_as_exact_as_their_inputs(dtype, tensor_cores, monkeypatch, poisoned):
+def test_packed_heads_of_odd_sizes_are_as_exact_as_their_inputs(dtype, in_16_bits, poisoned):
     bounds = torch.tensor([0, 1, 1, 66, 70], dtype=torch.int32)
     whole = inputs(1, 70, 1, 1, 1, 100, 60, N=4, dtype=dtype)
-    agree_in_16_bits(dtype, monkeypatch, **whole, cu_seqlens=bounds)
+    assert_agrees(retain, reference, products=dtype, **whole, cu_seqlens=bounds)
 
 
 @on_a_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", WIDE.values(), ids=WIDE)
-def test_wide_heads_are_as_exact_as_their_inputs(shape, dtype, monkeypatch, poisoned):
-    agree_in_16_bits(dtype, monkeypatch, **inputs(*shape, dtype=dtype, per_token=False))
+def test_wide_heads_are_as_exact_as_their_inputs(shape, dtype, in_16_bits, poisoned):
+    assert_agrees(retain, reference, products=dtype, **inputs(*shape, dtype=dtype, per_token=False))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_segments_in_16_bits(in_segments, dtype, tensor_cores, monkeypatch, poisoned):
+def test_segments_in_16_bits(dtype, in_16_bits, monkeypatch, poisoned):
     monkeypatch.setattr(kernel, "segment", lambda *_: 64)
     whole = inputs(1, 150, 2, 1, 2, 16, 32, dtype=dtype)
     whole["log_decay"] = whole["log_decay"].detach()
-    agree_in_16_bits(dtype, monkeypatch, **whole)
+    assert_agrees(retain, reference, products=dtype, **whole)
 
 
 def test_float16_states_are_more_than_float16_holds(tensor_cores):
@@ -150,8 +148,7 @@ def test_one_tensor_may_be_q_k_and_v():
         assert torch.equal(got, want)
 
 
-def test_two_runs_are_equal_to_the_bit(tensor_cores, monkeypatch):
-    in_16_bits(monkeypatch)
+def test_two_runs_are_equal_to_the_bit(in_16_bits):
     whole = inputs(1, 130, 2, 1, 2, 64, 128, dtype=torch.bfloat16)
     leaves = [u for u in whole.values() if isinstance(u, torch.Tensor)]
 
@@ -213,8 +210,7 @@ def test_a_step_equals_the_sequence_of_one_token(shape, poisoned):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("T, op", {1: one_token, 9: retain}.items())
-def test_few_tokens_of_16_bits_are_computed_in_float32(T, op, dtype, monkeypatch, poisoned):
-    in_16_bits(monkeypatch)
+def test_few_tokens_of_16_bits_are_computed_in_float32(T, op, dtype, in_16_bits, poisoned):
     assert_agrees(op, reference, **without_gradients(inputs(2, T, 2, 1, 2, 5, 3, dtype=dtype)))
 
 

@@ -21,7 +21,7 @@ chunks with S^T in registers: a tensor core takes it from there. A segment is a 
 fills the GPU, and a chunk where the gradient of log_decay asks for all states; else as many tokens as fill
 it. Where it is a part of its sequence, a walk without output finds what each adds to the state, and
 `chain_kernel` joins these. So the last bits depend on the number of multiprocessors; two runs on one GPU are
-equal.
+equal. Where heads share q, k or v, gradients are made for each head and then summed.
 
 Sequence n of a packed row has the segments from cu[n] // L + n on, of L tokens: never too few, some without
 tokens.
@@ -67,9 +67,9 @@ def locate(p_cu, i_s, T, N, S, L):
 def tile(p, first, heads: tl.constexpr, i_h, H: tl.constexpr, X: tl.constexpr, o_t, m_t, start, o_x):
     """Tokens o_t from `first`, columns o_x from `start`, of the head of [B T, heads, X] that i_h reads.
 
-    o_t and o_x are of two axes, start is of whole tiles. float32 but for bfloat16: tf32 has float16's
-    precision, and room for states that float16 has not. An offset in 64 bits is made anew for each tile; one
-    that stays the same would stay in registers.
+    o_t and o_x are of two axes, start is of whole tiles and before X. float32 but for bfloat16: tf32 has
+    float16's bits, and room for states that float16 has not. An offset in 64 bits is made anew for each tile;
+    one that stays the same would stay in registers.
     """
     m = m_t if (o_x.numel - X) % o_x.numel == 0 else m_t & (o_x < X - start)
     p += (first * heads + i_h // (H // heads)) * X + start
@@ -78,11 +78,11 @@ def tile(p, first, heads: tl.constexpr, i_h, H: tl.constexpr, X: tl.constexpr, o
 
 
 @triton.jit
-def faded(A):
+def power(A):
     """2^A of a float64, as exact as a GPU's exp2 of a float32 that A is not."""
     near = A.to(tl.float32)
-    fade = tl.math.exp2(near)
-    return fade + fade * ((A - near.to(tl.float64)).to(tl.float32) * LN2)
+    y = tl.math.exp2(near)
+    return y + y * ((A - near.to(tl.float64)).to(tl.float32) * LN2)
 
 
 @triton.jit
@@ -123,9 +123,9 @@ def scores_kernel(
         rate = tl.where(rate < LEAST, LEAST, rate)
         A = tl.minimum(o_t + 1, left).to(tl.float64) * (rate * 1.4426950408889634)
     end = tl.sum(tl.where(o_t == C - 1, A, 0.0), 0)
-    tl.store(p_since + here * H + i_h + o_t * H, faded(A), m_t)
-    tl.store(p_until + here * H + i_h + o_t * H, faded(end - A), m_t)
-    D = tl.where(o_j <= o_i, faded(tl.minimum(A[:, None] - A[None, :], 0.0)), 0.0) * scale
+    tl.store(p_since + here * H + i_h + o_t * H, power(A), m_t)
+    tl.store(p_until + here * H + i_h + o_t * H, power(end - A), m_t)
+    D = tl.where(o_j <= o_i, power(tl.minimum(A[:, None] - A[None, :], 0.0)), 0.0) * scale
     P = products(p_q, p_k, here, m_t, i_h, Hq, Hk, H, K, C, BK, PRECISION) * D
     o_P = (here * H + i_h) * C + (o_i * (H * C) + o_j)
     tl.store(p_P + o_P, P.to(p_P.dtype.element_ty), m_t[:, None])
@@ -174,7 +174,7 @@ def walk_kernel(
         p_P += (first * H + i_h) * C
         p_out += (first * H + i_h) * Z + first_z
         if p_dots is not None:
-            p_dots += (first * H + i_h) * DOTS + START // (BX * TILES) * tiles_z + first_z // BZ
+            p_dots += (first * H + i_h) * DOTS + first_z // BZ
     p_since += first * H + i_h
     p_until += first * H + i_h
     last = (count - 1) // C * C
@@ -224,9 +224,9 @@ def walk_kernel(
         tl.store(p_faded + i_s * H + i_h, faded)
 
 
-@triton.jit(do_not_specialize=("T", "S", "L", "H"))
+@triton.jit(do_not_specialize=("S", "L", "H"))
 def chain_kernel(
-    p_states, p_faded, p_enter, p_leave, p_cu, p_others, p_crossing, T, S, L, H, KV,
+    p_states, p_faded, p_enter, p_leave, p_cu, p_others, p_crossing, S, L, H, KV,
     REVERSE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """In states [segments, H, K V] what each adds becomes what enters it; enter and leave are [N, H, K V].
@@ -333,14 +333,14 @@ def chunk(dtype: torch.dtype, sm: int) -> int:
     return 64 if dtype == torch.bfloat16 and sm >= 90 else 32
 
 
-def segment(T: int, walks: int, multiprocessors: int) -> int:
-    """The tokens of a segment: more than T where that many walks of whole sequences fill the GPU.
+def segment(T: int, rows: int, N: int, walks: int, multiprocessors: int) -> int:
+    """The tokens of a segment: more than T where `walks` of each of N sequences fill the GPU.
 
     Packed sequences are taken to be of one length: to know would wait for the device.
     """
-    if walks >= multiprocessors:
+    if N * walks >= multiprocessors:
         return T + 1
-    L = triton.cdiv(T * walks, 2 * multiprocessors * CUT) * CUT
+    L = triton.cdiv(rows * T * walks, 2 * multiprocessors * CUT) * CUT
     return L if L < T else T + 1
 
 
@@ -348,9 +348,6 @@ class Problem:
     """The inputs as the kernels take them, and how they are cut."""
 
     def __init__(self, q, k, v, log_decay, scale, cu_seqlens, need_log_decay=False):
-        for name, axis, size in (("q", "K", q.shape[3]), ("v", "V", v.shape[3])):
-            if size > MOST:
-                refuse("retention", name, f"[B, T, H, {axis}] with {axis} at most {MOST}", size)
         self.q, self.k, self.v, self.rate, self.cu_seqlens = map(contiguous, (q, k, v, log_decay, cu_seqlens))
         self.B, self.T, _, self.K = q.shape
         self.V, self.scale, self.heads = v.shape[3], scale, [u.shape[2] for u in (q, k, v)]
@@ -359,8 +356,9 @@ class Problem:
         multiprocessors, sm = device(q)
         self.C = chunk(q.dtype, sm)
         self.precision = "tf32" if q.dtype == torch.float16 and sm else "ieee"
-        walks = self.N * self.H * triton.cdiv(self.V, tiles(self.K, self.V, q.dtype).BZ)
-        self.L = self.C if need_log_decay else segment(self.T, walks, multiprocessors)
+        walks = self.H * triton.cdiv(self.V, tiles(self.K, self.V, q.dtype).BZ)
+        whole = segment(self.T, self.B, self.N, walks, multiprocessors)
+        self.L = self.C if need_log_decay else whole
         self.cut = need_log_decay or self.L <= self.T
         self.S, self.segments = self.pieces(self.L)
 
@@ -399,17 +397,20 @@ class Problem:
         """
         X, Z = y.shape[3], z.shape[3]
         t = tiles(X, Z, y.dtype)
-        rows, TILES, columns = t.BX * t.TILES, t.TILES, triton.cdiv(Z, t.BZ)
+        columns, tiles_x, at_once = triton.cdiv(Z, t.BZ), triton.cdiv(X, t.BX), t.TILES
+        programs = columns * self.segments * self.H
         if out is None:
-            rows, TILES, columns = X, 1, columns * triton.cdiv(X, t.BX)
+            programs, tiles_x, at_once = programs * tiles_x, 1, 1
         heads = [1 if u is None else u.shape[2] for u in (x, y, z, w)]
         steps, DOTS = (1, X) if swapped else (Z, 1), 0 if dots is None else dots.shape[3]
-        for start in range(0, X, rows):
-            walk_kernel[(columns * self.segments * self.H,)](
+        for first in range(0, tiles_x, at_once):
+            TILES = min(at_once, tiles_x - first)
+            walk_kernel[(programs,)](
                 x, y, z, w, P, self.since, self.until, self.cu_seqlens, enter, out, dots, leave, faded,
-                self.scale, self.T, self.N, self.S, self.L, *heads, self.H, X, Z, *steps, start, DOTS,
+                self.scale, self.T, self.N, self.S, self.L, *heads, self.H, X, Z, *steps, first * t.BX, DOTS,
                 reverse, self.C, t.BX, t.BZ, TILES, self.precision, **options(t.warps), num_stages=1,
             )  # fmt: skip
+            dots = None if dots is None else dots[..., columns:]
         return out
 
     def between_segments(self, y, z, reverse, enter, leave, others=None, crossing=None) -> Tensor:
@@ -420,9 +421,15 @@ class Problem:
         KV = self.K * self.V
         chain_kernel[(triton.cdiv(KV, BLOCK) * self.H * self.N,)](
             states, faded, enter, leave, self.cu_seqlens, others, crossing,
-            self.T, self.S, self.L, self.H, KV, reverse, BLOCK, **options(4),
+            self.S, self.L, self.H, KV, reverse, BLOCK, **options(4),
         )  # fmt: skip
         return states
+
+
+def check(q: Tensor, v: Tensor) -> None:
+    for name, axis, size in (("q", "K", q.shape[3]), ("v", "V", v.shape[3])):
+        if size > MOST:
+            refuse("retention", name, f"[B, T, H, {axis}] with {axis} at most {MOST}", size)
 
 
 def kept(dtype: torch.dtype) -> torch.dtype:
@@ -442,6 +449,7 @@ def forward(
     """o [B, T, H, V] in v's dtype and the final state [B or N, H, K, V]."""
     if cu_seqlens is not None:
         boundaries("retention", cu_seqlens, q.shape[1])
+    check(q, v)
     p = Problem(q, k, v, log_decay, scale, cu_seqlens)
     enter = contiguous(initial_state)
     o, final = p.empty(p.B, p.T, p.H, p.V, dtype=v.dtype), p.empty(p.N, p.H, p.K, p.V)
@@ -468,6 +476,7 @@ def backward(
     need_log_decay: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, log_decay (zeros [1] where it is not needed) and the initial state."""
+    check(q, v)
     p = Problem(q, k, v, log_decay, scale, cu_seqlens, need_log_decay)
     q, k, v, do = p.q, p.k, p.v, contiguous(grad_o)
     enter, end = contiguous(initial_state), contiguous(grad_state)
@@ -503,7 +512,8 @@ def shared(grad: Tensor, u: Tensor) -> Tensor:
 
 def recurrent(p: Problem, enter: Tensor | None, leave: Tensor, o: Tensor) -> None:
     """Fill o and `leave`, which may be `enter`."""
-    BK, BV = max(16, triton.next_power_of_2(p.K)), min(32, triton.next_power_of_2(p.V))
+    BK = max(16, triton.next_power_of_2(p.K))
+    BV = max(1, min(32, MOST * 32 // BK, triton.next_power_of_2(p.V)))
     rate_row = p.H if p.rate.dim() > 1 else 0
     recurrent_kernel[(p.B * p.H * triton.cdiv(p.V, BV),)](
         p.q, p.k, p.v, p.rate, enter, leave, o, rate_row, p.scale, p.T, *p.heads, p.H, p.K, p.V, BK, BV,
