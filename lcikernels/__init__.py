@@ -1,5 +1,5 @@
 """Kernels for models whose inference cost is linear: retention, the selective scan, and what stands around
-them.
+them; and for growing models.
 
 Importing this touches no GPU and no Triton.
 """
@@ -8,6 +8,7 @@ from .ops import (
     causal_conv1d,
     causal_conv1d_step,
     gated_rms_norm,
+    kronecker_expand,
     retention,
     retention_step,
     selective_scan,
@@ -18,6 +19,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
     "gated_rms_norm",
+    "kronecker_expand",
     "retention",
     "retention_step",
     "selective_scan",

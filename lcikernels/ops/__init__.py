@@ -2,6 +2,7 @@
 
 from .causal_conv1d import causal_conv1d, causal_conv1d_step
 from .gated_rms_norm import gated_rms_norm
+from .kronecker_expand import kronecker_expand
 from .retention import retention, retention_step
 from .selective_scan import selective_scan, selective_scan_step
 
@@ -9,6 +10,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
     "gated_rms_norm",
+    "kronecker_expand",
     "retention",
     "retention_step",
     "selective_scan",

@@ -14,6 +14,7 @@ from lcikernels.ops import (
     causal_conv1d,
     causal_conv1d_step,
     gated_rms_norm,
+    kronecker_expand,
     retention,
     retention_step,
     selective_scan,
@@ -83,6 +84,12 @@ def raw_calls():
         yield f"gated_rms_norm by {name}", OPS.gated_rms_norm, (x, leaf(2, 5, 4), leaf(4), 1e-5, name)
         yield f"gated_rms_norm by {name}, bare", OPS.gated_rms_norm, (x, None, None, 1e-5, name)
 
+    for name in able("kronecker_expand"):
+        stack, maps = leaf(2, 4, 3), (leaf(6, 4), leaf(5, 3))
+        yield f"kronecker_expand by {name}", OPS.kronecker_expand, (stack, *maps, leaf(3, 2), name)
+        own = leaf(2, 6, 4), leaf(2, 5, 3)
+        yield f"kronecker_expand by {name}, own maps", OPS.kronecker_expand, (stack, *own, None, name)
+
     token = torch.randn(2, 2, 4), torch.randn(2, 1, 4), torch.randn(2, 2, 3), -torch.rand(2)
     for name in able("retention_step"):
         state = torch.randn(2, 2, 4, 3)
@@ -132,6 +139,14 @@ def backward_calls():
         yield f"gated_rms_norm by {name}, bare", OPS.gated_rms_norm_backward, bare
 
 
+    for name in able("kronecker_expand"):
+        maps = R(2, 4, 3), R(4, 6).T, R(5, 3)
+        full = R(3, 5, 6).mT, *maps, R(3, 2), True, name
+        yield f"kronecker_expand by {name}", OPS.kronecker_expand_backward, full
+        bare = R(2, 6, 5), *maps, None, False, name
+        yield f"kronecker_expand by {name}, bare", OPS.kronecker_expand_backward, bare
+
+
 @pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in backward_calls()])
 def test_opcheck_of_the_backward_ops(op, arguments):
     torch.library.opcheck(op, tuple(there(arguments)), test_utils=("test_schema", "test_faketensor"))
@@ -141,6 +156,7 @@ def test_opcheck_of_the_backward_ops(op, arguments):
 def test_opcheck_of_16_bit_activations(op, arguments):
     """States, rates and parameters stay as they are."""
     activations = {"q", "k", "v", "x", "dt", "b", "c", "z", "gate"}
+    activations |= {"weight", "write", "read", "depth"} if op is OPS.kronecker_expand else set()
     names = [argument.name for argument in op.default._schema.arguments]
     halved = [
         x.detach().bfloat16().requires_grad_(x.requires_grad) if name in activations and x is not None else x
@@ -284,6 +300,9 @@ def test_the_flop_counter_sees_forward_and_backward():
     with FlopCounterMode(display=False) as counter:
         causal_conv1d(leaf(B, T, D), leaf(D, W)).sum().backward()
     assert counter.get_total_flops() == 2 * B * T * D * W * (1 + 2)
+    with FlopCounterMode(display=False) as counter:
+        kronecker_expand(leaf(2, 4, 3), leaf(6, 4), leaf(5, 3), leaf(7, 2)).sum().backward()
+    assert counter.get_total_flops() == 2 * (7 * 2 * 4 * 3 + 7 * 6 * 3 * (4 + 5)) * (1 + 2)
 
 
 def test_second_derivatives_are_refused_not_wrong():

@@ -1,0 +1,102 @@
+import pytest
+import torch
+from tolerance import assert_agrees
+
+from lcikernels import kronecker_expand
+from lcikernels.backends import TABLES
+from lcikernels.ops.kronecker_expand import blocked
+from lcikernels.ops.kronecker_expand.reference import kronecker_expand as reference
+
+# L1, L2 (None: no depth), m, n, M, N
+SHAPES = {
+    "one layer of one number": (1, 1, 1, 1, 1, 1),
+    "odd everything": (3, 5, 5, 7, 11, 13),
+    "wider outside than inside": (2, 4, 8, 3, 9, 20),
+    "no mix of layers": (4, None, 6, 5, 8, 9),
+    "narrower": (2, 3, 9, 8, 4, 5),
+    "fewer layers": (5, 2, 4, 4, 6, 6),
+}
+SHARED = {"shared maps": (True, True), "own maps": (False, False), "shared write": (True, False)}
+
+
+def inputs(L1, L2, m, n, M, N, shared, dtype=torch.float32):
+    def leaf(*shape):
+        return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+    lead = [() if one else (L1,) for one in shared]
+    whole = {"weight": leaf(L1, m, n), "write": leaf(*lead[0], M, m), "read": leaf(*lead[1], N, n)}
+    return whole if L2 is None else whole | {"depth": leaf(L2, L1)}
+
+
+@pytest.fixture(params=TABLES["kronecker_expand"])
+def expand(request):
+    if why := TABLES["kronecker_expand"][request.param].why_not(torch.empty(1)):
+        pytest.skip(why)
+
+    def on_backend(**arguments):
+        return kronecker_expand(**arguments, backend=request.param)
+
+    return on_backend
+
+
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_outputs_and_all_gradients_are_as_exact_as_the_reference(expand, shape, shared, poisoned):
+    assert_agrees(expand, reference, **inputs(*shape, shared))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+def test_16_bit_inputs_are_computed_in_float32(expand, shared, dtype):
+    assert_agrees(expand, reference, **inputs(3, 4, 40, 30, 50, 60, shared, dtype))
+
+
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+def test_blocks_of_rows_and_groups_of_layers_make_no_difference(shared, monkeypatch, poisoned):
+    monkeypatch.setattr(blocked, "CACHE", 0)
+    monkeypatch.setattr(blocked, "SHARE", 0)
+    assert_agrees(kronecker_expand, reference, **inputs(3, 5, 6, 7, 37, 9, shared))
+
+
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+def test_gradcheck(expand, shared):
+    whole = inputs(2, 3, 3, 2, 4, 5, shared, torch.float64)
+
+    def run(*values):
+        return expand(**dict(zip(whole, values)))
+
+    assert torch.autograd.gradcheck(run, tuple(whole.values()))
+
+
+def test_it_is_the_kronecker_product_of_the_paper(expand):
+    L1, L2, m, n, M, N = 2, 3, 3, 4, 5, 6
+    whole = inputs(L1, L2, m, n, M, N, (False, False), torch.float64)
+    widths = torch.block_diag(*(torch.kron(*pair) for pair in zip(whole["write"], whole["read"])))
+    depth = torch.kron(whole["depth"], torch.eye(M * N, dtype=torch.float64))
+    expected = (depth @ widths @ whole["weight"].flatten()).view(L2, M, N)
+    torch.testing.assert_close(expand(**whole), expected)
+
+
+def test_a_gradient_of_the_weight_costs_nothing_where_nobody_asks(expand):
+    whole = inputs(2, 3, 4, 4, 6, 6, (True, True))
+    whole["weight"] = whole["weight"].detach()
+    grads = torch.autograd.grad(expand(**whole).sum(), [u for u in whole.values() if u.requires_grad])
+    assert [g.shape for g in grads] == [(6, 4), (6, 4), (3, 2)]
+
+
+BAD = {
+    "write must be [M, m] with m=4, got 5": {"write": torch.zeros(6, 5)},
+    "read must be [L1, N, n] with L1=2, got 3": {"read": torch.zeros(3, 6, 4)},
+    "depth must be [L2, L1] with L1=2, got 3": {"depth": torch.zeros(3, 3)},
+    "weight must be [L1, m, n], got 2 axes": {"weight": torch.zeros(4, 4)},
+    "read must be torch.float32 like weight, got torch.float64": {"read": torch.zeros(6, 4).double()},
+    "depth must be on cpu like": {"depth": torch.zeros(3, 2, device="meta")},
+}
+
+
+@pytest.mark.parametrize("why, bad", BAD.items(), ids=BAD)
+def test_what_does_not_chain_is_refused(why, bad):
+    good = {name: u.detach() for name, u in inputs(2, 3, 4, 4, 6, 6, (True, True)).items()}
+    with pytest.raises(ValueError) as refusal:
+        kronecker_expand(**good | bad)
+    assert str(refusal.value).startswith(f"kronecker_expand: {why}")
