@@ -37,10 +37,11 @@ from growth.loading import load_tokenizer, quiet
 from growth.maps import Map, Maps, Widen, keep, per_layer
 from growth.operators.lemon import lemon
 from growth.plan import Source
-from growth.spaces import Architecture
+from growth.spaces import Architecture, Weight
 from growth.training.data import Windows, refuse_foreign, windows_of
 from growth.training.flops import count_flops
 from growth.training.progress import RunProgress, ShowSteps
+from lcikernels import kronecker_expand
 
 STARTS = ("lossless", "published")
 SHARED = ("residual", "gain", "normed", "final_gain", "final")  # B_emb in the published ties
@@ -93,6 +94,9 @@ class Expansion(nn.Module):
         self.maps_ = maps
         read = reader(source)
         self.old = {key: read(*key) for key in source.place}
+        matrices = {name for (name, layer), x in self.old.items() if layer is not None and x.ndim == 2}
+        layers = range(adapter.describe(source.config, adapter).layers)
+        self.stacks = {name: torch.stack([self.old.pop((name, j)) for j in layers]) for name in matrices}
         self.table = adapter.table(config)
         in_memory = {disk: name for name, disk in adapter.renamed.items()}
         self.memory_name = {name: in_memory.get(name, name) for name in self.table}
@@ -108,6 +112,7 @@ class Expansion(nn.Module):
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
         self.old = {key: fn(x) for key, x in self.old.items()}
+        self.stacks = {name: fn(x) for name, x in self.stacks.items()}
         # Of the large model, forward replaces the parameters; the buffers are used as they are.
         for module in self.large[0].modules():
             module._buffers.update({name: fn(x) for name, x in module._buffers.items() if x is not None})
@@ -138,16 +143,25 @@ class Expansion(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """The large model's weights as they are now, by their names in memory."""
         maps = self.maps()
-
-        def old(name: str, layer: int | None) -> Tensor:
-            return self.old[name, layer]
-
         return {
             self.memory_name[name]: entry.to_disk(
-                [expand(weight, layer, old, maps) for weight in entry.weights], self.heads
+                [self.expanded(weight, layer, maps) for weight in entry.weights], self.heads
             )
             for name, (entry, layer) in self.table.items()
         }
+
+    def expanded(self, weight: Weight, layer: int | None, maps: Maps) -> Tensor:
+        """One wide weight of one target layer; of a matrix nothing but the maps is kept for the backward."""
+        sides = [maps.spaces[space.format(layer)] for space in weight.spaces]
+        if weight.name not in self.stacks or not all(isinstance(side, Widen) for side in sides):
+            return expand(weight, layer, self.old_weight, maps)
+        stack = self.stacks[weight.name]
+        depth = maps.depth[weight.name][layer : layer + 1]
+        dense = (sides[0].write_matrix, sides[1].read_matrix, depth)
+        return kronecker_expand(stack, *(x.to(stack.dtype) for x in dense))[0]
+
+    def old_weight(self, name: str, layer: int | None) -> Tensor:
+        return self.stacks[name][layer] if name in self.stacks else self.old[name, layer]
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None):
         return functional_call(
