@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import growth
 from growth.adapters.gpt_neox import GPT_NEOX
+from growth.engine import grown
 from growth.errors import Refusal
 from growth.files import Checkpoint
 from growth.grow import resized
@@ -154,6 +155,21 @@ def test_ligo_starts_where_it_says(tmp_path, start, tied):
     truth = AutoModelForCausalLM.from_pretrained(src)(ids).logits
     error = (module(ids).logits - truth).abs().max().item()
     assert error < 1e-4 if start == "lossless" else error > 0.1
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("method", ["stack", "interpolate", "net2net"])
+def test_the_operators_before_ligo_are_ligo_with_particular_maps(source, method, name):
+    """Proposition 1 of the paper, to the bit."""
+    old, new = architectures(source, *SIZES[name])
+    maps = OPERATORS[method](old, new, noise=0.0)
+    checkpoint = Checkpoint(source)
+    config = resized(checkpoint.config, *SIZES[name], None, None)
+    spaces = {name: space if name == "vocab" else space.dense() for name, space in maps.spaces.items()}
+    module = Expansion(replace(maps, spaces=spaces), Source(checkpoint, GPT_NEOX), GPT_NEOX, config)
+    learned = module.weights()
+    for tensor, own in grown(Source(checkpoint, GPT_NEOX), GPT_NEOX, config, maps, old, seed=0):
+        assert torch.equal(learned[module.memory_name[tensor]], own), tensor
 
 
 @pytest.mark.parametrize("start", ["lossless", "published"])
