@@ -77,10 +77,10 @@ def backward_of_shared(grad_out, weight, write, read, dwrite, dread, depth, dwei
         dsmall = []
         for i, x in zip(range(L)[layers], mixed(depth, weight, layers)):
             grad = grad_out[i].to(exact)
-            h = grad @ read  # [M, n]
-            dwrite += h @ x.T
-            dread += grad.T @ (write @ x)
-            dsmall.append(write.T @ h)
+            small = write.T @ grad  # [m, N]
+            dwrite += (grad @ read) @ x.T
+            dread += small.T @ x
+            dsmall.append(small @ read)
         dsmall = torch.stack(dsmall)
         if depth is None:
             if need_weight:
