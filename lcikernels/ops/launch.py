@@ -15,3 +15,14 @@ def device(x: Tensor) -> tuple[int, int]:
 def options(warps: int) -> dict[str, object]:
     """All registers that up to 8 warps can have: else some are saved, even where that spills."""
     return dict(num_warps=warps, enable_fp_fusion=True) | ({} if torch.version.hip else dict(maxnreg=255))
+
+
+# Triton's own take 3 us a call, made to be called in kernels too: half of a launcher's time.
+def cdiv(size: int, part: int) -> int:
+    """How many parts cover `size`."""
+    return -(-size // part)
+
+
+def power_of_2(size: int) -> int:
+    """The least that is not less."""
+    return 1 << (size - 1).bit_length()

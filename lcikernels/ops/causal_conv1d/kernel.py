@@ -12,6 +12,7 @@ from triton import language as tl
 
 from ..checks import boundaries, contiguous
 from ..curves import silu, silu_slope, within
+from ..launch import cdiv, power_of_2
 
 UNROLLED = (2, 3, 4)  # taps
 AHEAD = 8, 4  # tokens that a lane loads at once, forward and backward: 71 and 128 registers for 4 taps
@@ -26,13 +27,13 @@ def tile(D: int, tokens: int) -> tuple[int, int]:
     The longer, the less is read twice (W-1 tokens on each side) and the fewer parts of the weight's gradient.
     """
     width, length = channels_at_once(D), 256
-    while length > 16 and triton.cdiv(tokens, length) * triton.cdiv(D, width) < 4096:
+    while length > 16 and cdiv(tokens, length) * cdiv(D, width) < 4096:
         length //= 2
     return width, length
 
 
 def channels_at_once(D: int) -> int:
-    return min(BD, triton.next_power_of_2(D))
+    return min(BD, power_of_2(D))
 
 
 @triton.jit
@@ -350,7 +351,7 @@ def backward(
     if W in UNROLLED:
         width, length = tile(D, B * T)
         grid = programs(x, cu_seqlens, length, width)
-        parts = x.new_empty(grid[0] // triton.cdiv(D, width), W + 1, D, dtype=torch.float32)
+        parts = x.new_empty(grid[0] // cdiv(D, width), W + 1, D, dtype=torch.float32)
         outputs = dx, parts, dinitial
         backward_kernel[grid](
             dy, dfinal, *inputs, *outputs, *sizes, length, W, AHEAD[1], width, SILU, num_warps=1
@@ -367,7 +368,7 @@ def backward(
         grid = programs(x, cu_seqlens, WIDE, width, W - 1)
         wide_inputs_kernel[grid](g, dfinal, weight, cu_seqlens, dx, dinitial, *sizes[2:], W, WIDE, width)
         grid = programs(x, cu_seqlens, T, width)
-        parts = x.new_empty(grid[0] // triton.cdiv(D, width), W, D, dtype=torch.float32)
+        parts = x.new_empty(grid[0] // cdiv(D, width), W, D, dtype=torch.float32)
         wide_weight_kernel[grid[0] * W,](g, x, initial_state, cu_seqlens, parts, *sizes, W, WIDE, width)
         dbias, dtaps = g.sum((0, 1), dtype=torch.float32), parts.sum(0).unbind()
     dweight = torch.stack(dtaps, 1).to(weight.dtype)
@@ -381,7 +382,7 @@ def step(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None,
     x, weight, bias, dense = rows(x), weight.contiguous(), contiguous(bias), state.contiguous()
     y = x.new_empty(x.shape)
     width = channels_at_once(D)
-    grid = (B * triton.cdiv(D, width),)
+    grid = (B * cdiv(D, width),)
     silu = activation == "silu"
     step_kernel[grid](x, weight, bias, dense, y, x.stride(0), D, W, min(max(W - 1, 1), 16), width, silu)
     if dense is not state:
@@ -400,11 +401,11 @@ def prepare(x, weight, bias, initial_state, cu_seqlens) -> tuple[tuple, tuple]:
 def programs(x, cu_seqlens, length: int, width: int, before: int = 0) -> tuple[int]:
     """How many: see `locate`."""
     B, T, D = x.shape
-    count = B * triton.cdiv(T + before, length)
+    count = B * cdiv(T + before, length)
     if cu_seqlens is not None:
         N = cu_seqlens.shape[0] - 1
         count = (T + N * before) // length + N
-    return (count * triton.cdiv(D, width),)
+    return (count * cdiv(D, width),)
 
 
 def new_state(x, W: int, cu_seqlens) -> Tensor:

@@ -13,7 +13,7 @@ from triton import language as tl
 
 from ..checks import contiguous, rows
 from ..curves import silu, silu_slope
-from ..launch import device, options
+from ..launch import cdiv, device, options, power_of_2
 
 MOST = 4096  # columns at once: 16 elements of a row a thread in 8 warps
 STRIPES = 4  # programs for each multiprocessor, backward
@@ -123,7 +123,7 @@ def forward(x: Tensor, gate: Tensor | None, weight: Tensor | None, eps: float) -
     """y like x."""
     inputs, strides, BR, BD = prepare(x, gate, weight)
     y, R = x.new_empty(x.shape), x.numel() // x.shape[-1]
-    forward_kernel[(triton.cdiv(R, BR),)](*inputs, y, *strides, R, x.shape[-1], eps, BR, BD, **options(8))
+    forward_kernel[(cdiv(R, BR),)](*inputs, y, *strides, R, x.shape[-1], eps, BR, BD, **options(8))
     return y
 
 
@@ -134,7 +134,7 @@ def backward(
     (x_rows, gate_rows, p_weight), strides, BR, BD = prepare(x, gate, weight)
     dy, R, D = grad_y.contiguous(), x.numel() // x.shape[-1], x.shape[-1]
     dx, dgate = x.new_empty(x.shape), x.new_empty(0) if gate is None else gate.new_empty(x.shape)
-    programs = min(triton.cdiv(R, BR), STRIPES * device(x)[0])
+    programs = min(cdiv(R, BR), STRIPES * device(x)[0])
     parts = None if weight is None else x.new_empty(programs, D, dtype=torch.float32)
     scale = None if weight is None or D <= BD else x.new_empty(R, dtype=torch.float32)
     backward_kernel[(programs,)](
@@ -142,7 +142,7 @@ def backward(
         parts if scale is None else None, scale, *strides, R, D, eps, BR, BD, **options(8),
     )  # fmt: skip
     if scale is not None:
-        weight_kernel[(programs * triton.cdiv(D, BD),)](
+        weight_kernel[(programs * cdiv(D, BD),)](
             dy, x_rows, gate_rows, scale, parts, *strides, R, D, BR, BD, **options(8)
         )
     return dx, dgate, x.new_empty(0) if weight is None else parts.sum(0).to(weight.dtype)
@@ -151,6 +151,6 @@ def backward(
 def prepare(x: Tensor, gate: Tensor | None, weight: Tensor | None):
     """x, gate and weight as the kernels take them, the strides of their rows, BR and BD."""
     x, gate = rows(x), None if gate is None else rows(gate)
-    BD = min(MOST, triton.next_power_of_2(x.shape[1]))
+    BD = min(MOST, power_of_2(x.shape[1]))
     strides = x.stride(0), 0 if gate is None else gate.stride(0)
     return (x, gate, contiguous(weight)), strides, MOST // BD, BD

@@ -27,6 +27,7 @@ Sequence n of a packed row has the segments from cu[n] // L + n on, of L tokens:
 tokens.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ from triton import language as tl
 
 from ..checks import boundaries, contiguous, refuse
 from ..curves import LN2, LOG2E
-from ..launch import device, options
+from ..launch import cdiv, device, options, power_of_2
 
 MOST = 512  # rows or columns of a state
 CUT = 256  # tokens: segments are multiples of it
@@ -315,15 +316,16 @@ class Walk(NamedTuple):
     warps: int
 
 
+@cache
 def tiles(X: int, Z: int, dtype: torch.dtype) -> Walk:
     """64 columns for 4 warps, a warp group: S^T is multiplied from the registers it is summed in.
 
     A thread has 128 elements of it, 64 in float32: more would spill.
     """
-    BX, BZ = (max(16, min(most, triton.next_power_of_2(size))) for size, most in ((X, 64), (Z, 128)))
+    BX, BZ = (max(16, min(most, power_of_2(size))) for size, most in ((X, 64), (Z, 128)))
     warps = 8 if BZ == 128 else 4
     rows = 32 * warps if dtype != torch.float32 else 16 * warps
-    return Walk(BX, BZ, triton.cdiv(min(X, rows), BX), warps)
+    return Walk(BX, BZ, cdiv(min(X, rows), BX), warps)
 
 
 def chunk(dtype: torch.dtype, sm: int) -> int:
@@ -340,7 +342,7 @@ def segment(T: int, rows: int, N: int, walks: int, multiprocessors: int) -> int:
     """
     if N * walks >= multiprocessors:
         return T + 1
-    L = triton.cdiv(rows * T * walks, 2 * multiprocessors * CUT) * CUT
+    L = cdiv(rows * T * walks, 2 * multiprocessors * CUT) * CUT
     return L if L < T else T + 1
 
 
@@ -356,7 +358,7 @@ class Problem:
         multiprocessors, sm = device(q)
         self.C = chunk(q.dtype, sm)
         self.precision = "tf32" if q.dtype == torch.float16 and sm else "ieee"
-        walks = self.H * triton.cdiv(self.V, tiles(self.K, self.V, q.dtype).BZ)
+        walks = self.H * cdiv(self.V, tiles(self.K, self.V, q.dtype).BZ)
         whole = segment(self.T, self.B, self.N, walks, multiprocessors)
         self.L = self.C if need_log_decay else whole
         self.cut = need_log_decay or self.L <= self.T
@@ -364,7 +366,7 @@ class Problem:
 
     def pieces(self, L: int) -> tuple[int, int]:
         """How many of L tokens a row has, and all."""
-        S = triton.cdiv(self.T, L)
+        S = cdiv(self.T, L)
         return S, self.B * S if self.cu_seqlens is None else self.T // L + self.N
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -381,7 +383,7 @@ class Problem:
         self.dP = None if do is None else torch.empty_like(self.P)
         self.since, self.until = self.empty(B, T, H), self.empty(B, T, H)
         S, chunks = self.pieces(C)
-        BK, BV = (max(16, min(64, triton.next_power_of_2(X))) for X in (self.K, self.V))
+        BK, BV = (max(16, min(64, power_of_2(X))) for X in (self.K, self.V))
         scores_kernel[(chunks * H,)](
             self.q, self.k, self.v, do, self.rate, self.cu_seqlens, self.P, self.dP, self.since, self.until,
             drate, self.scale, T, self.N, S, *self.heads, H, self.K, self.V,
@@ -397,7 +399,7 @@ class Problem:
         """
         X, Z = y.shape[3], z.shape[3]
         t = tiles(X, Z, y.dtype)
-        columns, tiles_x, at_once = triton.cdiv(Z, t.BZ), triton.cdiv(X, t.BX), t.TILES
+        columns, tiles_x, at_once = cdiv(Z, t.BZ), cdiv(X, t.BX), t.TILES
         programs = columns * self.segments * self.H
         if out is None:
             programs, tiles_x, at_once = programs * tiles_x, 1, 1
@@ -419,7 +421,7 @@ class Problem:
         faded = self.empty(self.segments, self.H)
         self.walk(None, y, z, None, reverse, None, leave=states, faded=faded)
         KV = self.K * self.V
-        chain_kernel[(triton.cdiv(KV, BLOCK) * self.H * self.N,)](
+        chain_kernel[(cdiv(KV, BLOCK) * self.H * self.N,)](
             states, faded, enter, leave, self.cu_seqlens, others, crossing,
             self.S, self.L, self.H, KV, reverse, BLOCK, **options(4),
         )  # fmt: skip
@@ -484,8 +486,8 @@ def backward(
     drate, crossing, out_of, into = None, None, None, None
     if need_log_decay:
         t = tiles(p.V, p.K, v.dtype)
-        tiles_k = triton.cdiv(p.K, t.BZ) * triton.cdiv(p.V, t.BX * t.TILES)
-        drate, crossing = p.empty(p.B, p.T, p.H), p.empty(p.segments, p.H, triton.cdiv(p.K * p.V, BLOCK))
+        tiles_k = cdiv(p.K, t.BZ) * cdiv(p.V, t.BX * t.TILES)
+        drate, crossing = p.empty(p.B, p.T, p.H), p.empty(p.segments, p.H, cdiv(p.K * p.V, BLOCK))
         out_of, into = (p.empty(p.B, p.T, p.H, tiles_k) for _ in "qk")
     p.score(do, drate)
     if p.cut:
@@ -512,10 +514,10 @@ def shared(grad: Tensor, u: Tensor) -> Tensor:
 
 def recurrent(p: Problem, enter: Tensor | None, leave: Tensor, o: Tensor) -> None:
     """Fill o and `leave`, which may be `enter`."""
-    BK = max(16, triton.next_power_of_2(p.K))
-    BV = max(1, min(32, MOST * 32 // BK, triton.next_power_of_2(p.V)))
+    BK = max(16, power_of_2(p.K))
+    BV = max(1, min(32, MOST * 32 // BK, power_of_2(p.V)))
     rate_row = p.H if p.rate.dim() > 1 else 0
-    recurrent_kernel[(p.B * p.H * triton.cdiv(p.V, BV),)](
+    recurrent_kernel[(p.B * p.H * cdiv(p.V, BV),)](
         p.q, p.k, p.v, p.rate, enter, leave, o, rate_row, p.scale, p.T, *p.heads, p.H, p.K, p.V, BK, BV,
         **options(min(8, max(1, BK * BV // 1024))),
     )  # fmt: skip

@@ -26,7 +26,7 @@ from triton import language as tl
 
 from ..checks import boundaries, contiguous, refuse
 from ..curves import LN2, LOG2E, silu, silu_slope, softplus, softplus_slope, within
-from ..launch import device, options
+from ..launch import device, options, power_of_2
 
 CHUNK = 64  # 1 byte of checkpoints for each channel and token at N = 16
 SLABS = 6  # of a segment: the partial sums of db and dc take 0.7 bytes for each channel and token, not 4
@@ -467,7 +467,7 @@ class Tiles(NamedTuple):
 
 def tiles(N: int, sm: int, back: bool) -> Tiles:
     """For N states on compute capability sm / 10, in up to 8 warps: what 255 registers a thread hold."""
-    BN, states = triton.next_power_of_2(N), 8 if back and N > 16 else 16  # of a thread
+    BN, states = power_of_2(N), 8 if back and N > 16 else 16  # of a thread
     BD = min(32, 8 * 32 * states // BN)
     STEPS, AHEAD = (2, 8) if N <= 16 and sm >= 90 else (1, 4)
     return Tiles(BN, BD, max(1, BN * BD // (32 * states)), STEPS, AHEAD)
@@ -653,7 +653,7 @@ def step(
     """y [B, D]; the state is advanced."""
     (B, D), N, G = x.shape, a.shape[1], b.shape[1] if b.dim() == 3 else 1
     refuse_more_states(N)
-    BN, BD = triton.next_power_of_2(N), 32
+    BN, BD = power_of_2(N), 32
     inputs = [contiguous(u) for u in (x, dt, z, a, b, c, d, dt_bias)]
     dense, y = state.contiguous(), torch.empty_like(inputs[0])
     step_kernel[(B * G * -(-D // G // BD),)](
