@@ -15,6 +15,15 @@ import torch
 from lcikernels import extension
 
 
+def pytest_addoption(parser):
+    parser.addoption("--part", default="1of1", help="2of4: of every 4 tests the second")
+
+
+def pytest_collection_modifyitems(config, items):
+    part, parts = map(int, config.getoption("--part").split("of"))
+    items[:] = items[part - 1 :: parts]
+
+
 @pytest.fixture(autouse=True)
 def same_start():
     torch.manual_seed(0)
