@@ -232,8 +232,6 @@ def retention_launches(K: int, V: int, dtype: torch.dtype, kind: str) -> list[La
 
 SCANS = [(N, torch.bfloat16) for N in (1, 3, 9, 16, 32, 64, 100, 128, 256)]
 SCANS += [(16, torch.float32), (16, torch.float16)]
-
-
 HEADS = [(256, 512, torch.bfloat16, kind) for kind in ("bare", "cut", "learned", "all")]
 HEADS += [(K, V, torch.bfloat16, "all") for K, V in ((128, 64), (60, 100), (320, 512))]
 HEADS += [(128, 128, dtype, "all") for dtype in (torch.float16, torch.float32)]

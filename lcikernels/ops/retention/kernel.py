@@ -117,12 +117,10 @@ def scores_kernel(
     m_t, o_i, o_j = o_t < left, o_t[:, None], o_t[None, :]
     if PER_TOKEN:
         rate = tl.load(p_rate + here * H + i_h + o_t * H, m_t, 0.0)
-        rate = tl.where(rate < LEAST, LEAST, rate)
-        A = tl.cumsum(rate.to(tl.float64), 0) * 1.4426950408889634
     else:
-        rate = tl.load(p_rate + i_h).to(tl.float64)
-        rate = tl.where(rate < LEAST, LEAST, rate)
-        A = tl.minimum(o_t + 1, left).to(tl.float64) * (rate * 1.4426950408889634)
+        rate = tl.load(p_rate + i_h)
+    rate = tl.where(rate < LEAST, LEAST, rate).to(tl.float64) * LOG2E
+    A = tl.cumsum(rate, 0) if PER_TOKEN else tl.minimum(o_t + 1, left).to(tl.float64) * rate
     end = tl.sum(tl.where(o_t == C - 1, A, 0.0), 0)
     tl.store(p_since + here * H + i_h + o_t * H, power(A), m_t)
     tl.store(p_until + here * H + i_h + o_t * H, power(end - A), m_t)
@@ -194,6 +192,7 @@ def walk_kernel(
                 w = tile(p_w, first, Hw, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
                 dots = tl.sum(out * w, 0)
                 tl.store(p_dots + t_H * DOTS, dots, m_t)
+            # Loaded any earlier, z would spill.
             z = tile(p_z, first, Hz, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
             m_out = m_t[None, :] if (BZ - Z) % BZ == 0 else m_t[None, :] & m_z
             o_out = t[None, :].to(tl.int64) * (H * Z) + o_z[:, None]
@@ -256,7 +255,8 @@ def chain_kernel(
             other = tl.load(p_others + i_s * KV + o, m, 0.0).to(tl.float32)
             tl.store(p_crossing + i_s * tiles + i_x, tl.sum(other * state, 0) * faded)
         state = state * faded + more
-    tl.store(p_leave + o_n, state, m)
+    if p_leave is not None:
+        tl.store(p_leave + o_n, state, m)
 
 
 @triton.jit(do_not_specialize=("T", "N", "S", "H", "tiles_k", "tiles"))
@@ -415,7 +415,7 @@ class Problem:
             dots = None if dots is None else dots[..., columns:]
         return out
 
-    def between_segments(self, y, z, reverse, enter, leave, others=None, crossing=None) -> Tensor:
+    def between_segments(self, y, z, reverse, enter, leave=None, others=None, crossing=None) -> Tensor:
         """The states that enter the segments [segments, H, K, V], found without walking them one by one."""
         states = self.empty(self.segments, self.H, self.K, self.V, dtype=kept(self.q.dtype))
         faded = self.empty(self.segments, self.H)
@@ -491,7 +491,7 @@ def backward(
         out_of, into = (p.empty(p.B, p.T, p.H, tiles_k) for _ in "qk")
     p.score(do, drate)
     if p.cut:
-        enter = p.between_segments(k, v, False, enter, torch.empty_like(dinitial))
+        enter = p.between_segments(k, v, False, enter)
         end = p.between_segments(q, do, True, end, dinitial, enter, crossing)
     dq = shared(p.walk(do, v, k, p.dP, False, enter, p.of_all_heads(q), True, q, out_of), q)
     dk = shared(p.walk(v, do, q, p.dP, True, end, p.of_all_heads(k), True, k, into), k)
