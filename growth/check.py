@@ -48,7 +48,7 @@ class Agreement:
 
 @torch.no_grad()
 def check(src: str | Path, dst: str | Path, *, batch: int = 2, length: int = 128, seed: int = 0) -> Agreement:
-    """Compare the logits of two causal models on `batch` x `length` random tokens.
+    """Compare the logits of two language models on `batch` x `length` random tokens.
 
     src, dst: checkpoint folders; the promise is the one in dst's growth.json. Raises Refusal where one cannot
     be read or their vocabularies differ.

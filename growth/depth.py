@@ -23,16 +23,18 @@ def interpolated(old: int, new: int) -> list[int]:
     return [i * old // new for i in range(new)]
 
 
-def with_identities(old: int, new: int) -> tuple[list[int], list[int]]:
+def with_identities(old: int, new: int) -> tuple[list[int], list[int], list[int]]:
     """Every old layer once, the added ones after it, the upper layers first to receive one.
 
-    Returns the layer that each new layer takes its inside from, and the same with -1 where the new layer must
-    add nothing to the stream. For new <= 2 old this is LEMON's order; beyond, layers receive several.
+    Returns the layer that each new layer takes its inside from, the same with -1 where the new layer must add
+    nothing to the stream, and the same with -1 where another one follows that takes its inside there too. For
+    new <= 2 old this is LEMON's order; beyond, layers receive several.
     """
     each, more = divmod(new - old, old)
-    inside, active = [], []
+    inside, active, last = [], [], []
     for j in range(old):
         added = each + (j >= old - more)
         inside += [j] * (1 + added)
         active += [j] + [-1] * added
-    return inside, active
+        last += [-1] * added + [j]
+    return inside, active, last

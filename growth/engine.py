@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from growth.adapters.table import Adapter
+from growth.adapters.table import Adapter, Entry
 from growth.maps import Maps
 from growth.plan import Plan, Row, Source
 from growth.spaces import Architecture, Weight
@@ -42,6 +42,8 @@ def expand(weight: Weight, layer: int | None, old: Read, maps: Maps) -> Tensor:
         x = sum(w * old(weight.name, j) for j, w in mix)
         if not torch.is_tensor(x):
             x = torch.zeros_like(old(weight.name, 0))
+        if weight.name in maps.constants:
+            x = x + float(maps.constants[weight.name][layer])
     x = _map(maps, weight, layer, 0).write(x)
     return _map(maps, weight, layer, 1).read(x) if x.ndim == 2 else x
 
@@ -94,15 +96,16 @@ def plan_growth(
                 entry.disk_shape(new.spaces, config.num_attention_heads),
                 "copied" if same and len(sources) == 1 else "expanded",
                 sources,
-                "" if sources else "zero: this layer adds nothing at first",
+                "" if sources else f"{_constant(maps, entry, layer)}: added layers change nothing at first",
             )
         )
     used_names = {source for row in rows for source in row.sources}
+    of_the_model = set(source.on_disk.values())
     return Plan(
         tuple(rows),
         {
-            name: "no layer of the target takes it"
-            for name in source.on_disk.values()
+            name: "no layer of the target takes it" if name in of_the_model else "the model does not use it"
+            for name in source.checkpoint.names
             if name not in used_names
         },
     )
@@ -110,6 +113,11 @@ def plan_growth(
 
 def _layers(maps: Maps, weight: Weight, layer: int | None) -> list[int | None]:
     return [None] if layer is None else maps.depth[weight.name][layer].nonzero().flatten().tolist()
+
+
+def _constant(maps: Maps, entry: Entry, layer: int) -> str:
+    constants = maps.constants.get(entry.weights[0].name)
+    return "one" if constants is not None and constants[layer] else "zero"
 
 
 def named_seed(seed: int, name: str) -> int:

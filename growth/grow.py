@@ -18,6 +18,7 @@ from growth.operators import OPERATORS
 from growth.operators.ligo import STARTS, learned, ligo
 from growth.plan import Source
 from growth.report import Report
+from growth.spaces import Architecture
 from growth.training.data import Windows
 
 
@@ -76,7 +77,7 @@ def grow(
         maps = ligo(old, new, start=start, seed=seed)
     else:
         maps = OPERATORS[method](old, new)
-    config.layer_norm_eps = checkpoint.config.layer_norm_eps * maps.norm_eps
+    setattr(config, adapter.eps, old.norm_eps * maps.norm_eps)
     if method == "ligo" and not dry_run:
         maps, flops = learned(maps, source, adapter, config, data=data, steps=steps, seed=seed)
     plan = plan_growth(source, adapter, config, maps, new)
@@ -88,8 +89,8 @@ def grow(
             "method": method,
             "source": str(src),
             "lossless": lossless,
-            "from": sizes(checkpoint.config),
-            "to": sizes(config),
+            "from": sizes(old),
+            "to": sizes(new),
             **options,
             **plan.json(),
         }
@@ -119,14 +120,17 @@ def resized(
     ffn_size: int | None,
 ) -> PreTrainedConfig:
     """The target's configuration. The head size stays, for rotary frequencies and the softmax scale."""
-    head = config.hidden_size // config.num_attention_heads
+    adapter = source_adapter(config, "source")
+    have = sizes(adapter.describe(config, adapter))
+    D, L = have["hidden_size"], have["num_layers"]
+    head = D // have["num_heads"]
     if hidden_size is None:
-        hidden_size = num_heads * head if num_heads else config.hidden_size
+        hidden_size = num_heads * head if num_heads else D
     for name, got, least in (
-        ("hidden-size", hidden_size, config.hidden_size),
-        ("num-layers", num_layers, config.num_hidden_layers),
-        ("num-heads", num_heads, config.num_attention_heads),
-        ("ffn-size", ffn_size, config.intermediate_size),
+        ("hidden-size", hidden_size, D),
+        ("num-layers", num_layers, L),
+        ("num-heads", num_heads, have["num_heads"]),
+        ("ffn-size", ffn_size, have["ffn_size"]),
     ):
         if got is not None and got < least:
             raise refuse(name, f"at least the source's {least}", got, "growth never shrinks a model")
@@ -144,11 +148,20 @@ def resized(
             num_heads,
             "leave it out, or choose hidden-size to fit",
         )
+    if adapter.numbered and getattr(config, adapter.numbered) and num_layers not in (None, L):
+        raise refuse(
+            "num-layers",
+            f"the source's {L}, for a layer's number enters its attention ({adapter.numbered})",
+            num_layers,
+            "grow the width alone",
+        )
     target = copy.deepcopy(config)
     target.hidden_size, target.num_attention_heads = hidden_size, hidden_size // head
-    target.num_hidden_layers = num_layers or config.num_hidden_layers
-    target.intermediate_size = ffn_size or config.intermediate_size * hidden_size // config.hidden_size
-    if sizes(target) == sizes(config):
+    target.num_hidden_layers = num_layers or L
+    ffn_size = ffn_size or have["ffn_size"] * hidden_size // D
+    if sizes(adapter.describe(target, adapter))["ffn_size"] != ffn_size:  # GPT-2's may follow from the width
+        setattr(target, adapter.ffn, ffn_size)
+    if sizes(adapter.describe(target, adapter)) == have:
         raise refuse(
             "target",
             "something larger than the source",
@@ -158,10 +171,10 @@ def resized(
     return target
 
 
-def sizes(config: PreTrainedConfig) -> dict[str, int]:
+def sizes(model: Architecture) -> dict[str, int]:
     return {
-        "hidden_size": config.hidden_size,
-        "num_layers": config.num_hidden_layers,
-        "num_heads": config.num_attention_heads,
-        "ffn_size": config.intermediate_size,
+        "hidden_size": model.spaces["residual"].size,
+        "num_layers": model.layers,
+        "num_heads": model.spaces["query.{}"].units,
+        "ffn_size": model.spaces["ffn.{}"].size,
     }

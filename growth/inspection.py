@@ -6,6 +6,7 @@ from pathlib import Path
 from growth.adapters import adapter_of
 from growth.files import Checkpoint
 from growth.plan import Source
+from growth.transfer.xatl import SOURCES
 
 
 def inspect(src: str | Path) -> Iterator[str]:
@@ -23,12 +24,15 @@ def inspect(src: str | Path) -> Iterator[str]:
     if adapter.describe is None:
         yield "it can be trained; to grow it, grow the model that it was transferred from, then transfer that"
         return
-    for name, space in adapter.describe(config, adapter).spaces.items():
+    model = adapter.describe(config, adapter)
+    for name, space in model.spaces.items():
         each = f" of {space.width}" if space.width > 1 else ""
         yield f"space {name:12} {space.units}{each}"
-    head = config.hidden_size // config.num_attention_heads
+    D, head, ffn = model.spaces["residual"].size, model.spaces["query.{}"].width, model.spaces["ffn.{}"].size
+    lossless = f" (lossless: of {D} itself)" if model.post_norm else ""
     yield (
-        f"grow: hidden size {config.hidden_size} to any multiple of the head size {head} above it, "
-        f"layers {config.num_hidden_layers} and ffn size {config.intermediate_size} to any number above"
+        f"grow: hidden size {D} to any multiple of the head size {head} above it{lossless}, "
+        f"layers {model.layers} and ffn size {ffn} to any number above"
     )
-    yield "transfer: to retention, Mamba, or a pattern of both with attention"
+    if adapter.model_type in SOURCES:
+        yield "transfer: to retention, Mamba, or a pattern of both with attention"

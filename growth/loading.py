@@ -8,14 +8,22 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from growth.adapters import ADAPTERS
 from growth.errors import refuse
-from growth.files import TOKENIZER
+from growth.files import TOKENIZER, Checkpoint
 
 
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The causal model in `folder`. Raises Refusal where a tensor is missing, unknown or of another shape."""
+    """The language model in `folder`, causal but for the families that are masked.
+
+    Raises Refusal where a tensor is missing, unknown or of another shape.
+    """
+    adapter = ADAPTERS.get(Checkpoint(folder).config.model_type)
     with quiet():
-        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        auto = adapter.auto if adapter else AutoModelForCausalLM
+        model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    if adapter:
+        info["unexpected_keys"] = {name for name in info["unexpected_keys"] if adapter.named(name)}
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             names = f"{kind} {sorted(map(str, info[kind]))}"

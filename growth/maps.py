@@ -10,14 +10,14 @@ pair of dense matrices, for maps that are learned.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growth.spaces import Architecture, Space
+from growth.spaces import FIXED, Architecture, Space
 
 
 class Map(Protocol):
@@ -129,6 +129,11 @@ def keep(space: Space) -> Copies:
     )
 
 
+def unchanged(old: Architecture) -> dict[str, Map]:
+    """The maps of the spaces that no operator widens."""
+    return {name: keep(space) for name, space in old.spaces.items() if name in FIXED}
+
+
 def copies(old: Space, new: Space, *, noise: float = 0.0) -> Copies:
     """Copy units round-robin (0 1 2 0 1 ...); readers divide by the number of copies. Lossless."""
     if old == new:
@@ -149,7 +154,10 @@ def per_layer(old: Architecture, new: Architecture, grown: Callable[[Space, Spac
 
 
 HEADS = ("query", "key", "value")
-COPIED_ONLY = (*HEADS, "ffn")  # softmax and GELU commute with copies of a unit, not with sums of units
+# Softmax and GELU commute with copies of a unit, not with sums of units.
+COPIED_ONLY = (*HEADS, "ffn", "transform")
+READ_BY_NORMS = ("residual", "gain", "transform", "final_gain")  # and by nothing else: checked as norms
+POST_NORMS = ("layers.{}.mixer_norm.", "layers.{}.mlp_norm.")  # in the order in which the stream meets them
 
 
 @dataclass(frozen=True)
@@ -157,15 +165,20 @@ class Maps:
     """What an operator returns: a map per space and a depth matrix [L_new, L_old] per layered weight.
 
     Spaces of one layer are keyed by the layer's index in the target ("ffn.3"). `norm_eps` multiplies the
-    norms' eps.
+    norms' eps. constants: of some weights, what is added to each layer's mix, [L_new].
     """
 
     spaces: dict[str, Map]
     depth: dict[str, Tensor]
     norm_eps: float = 1.0
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
     def lossless(self, old: Architecture) -> bool:
-        """Does the grown model compute the same function in exact arithmetic? From the maps alone."""
+        """Does the grown model compute the same function in exact arithmetic? From the maps alone.
+
+        A norm of a norm is the norm but for O(eps): layers are added losslessly to a post-norm model whose
+        eps does not show in nine digits, as BERT's 1e-12 does not.
+        """
         return self._depth_is_lossless(old) and self._width_is_lossless(old)
 
     def _depth_is_lossless(self, old: Architecture) -> bool:
@@ -180,12 +193,44 @@ class Maps:
                 return False
             kept = active
         identity = torch.eye(old.layers, dtype=torch.float64)
-        layered = (weight for weight in old.weights if weight.layered)
+        norms = POST_NORMS if old.post_norm else ()
+        layered = (weight.name for weight in old.weights if weight.layered)
+        inside = (name for name in layered if not name.startswith(norms))
         return (
             kept is not None
             and int(kept.sum()) == old.layers
-            and all(torch.equal(self.depth[weight.name][kept].double(), identity) for weight in layered)
+            and all(torch.equal(self.depth[name][kept].double(), identity) for name in inside)
+            and all(name.startswith(norms) for name in self.constants)
+            and (not old.post_norm or self._post_norms_are_lossless(old, kept))
         )
+
+    def _post_norms_are_lossless(self, old: Architecture, kept: Tensor) -> bool:
+        """A random stream, random outputs of the kept layers: do these read what the old layers read?"""
+        generator, D = torch.Generator().manual_seed(0), 64
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, D, dtype=torch.float64, generator=generator)
+
+        start, outputs = random(), random(2, old.layers)
+        narrow = {norm + part: random(old.layers) for norm in POST_NORMS for part in ("weight", "bias")}
+        wide = {name: self.depth[name].double() @ x for name, x in narrow.items()}
+        wide |= {name: wide[name] + x[:, None] for name, x in self.constants.items()}
+        added = outputs.new_zeros(2, len(kept), D)
+        added[:, kept] = outputs
+
+        def stream(norms: dict[str, Tensor], outputs: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+            """What each block reads, [L, 2, D], and what the last layer leaves, [D]."""
+            x, read = start, []
+            for layer in range(outputs.shape[1]):
+                for norm, output in zip(POST_NORMS, outputs[:, layer], strict=True):
+                    read.append(x)
+                    gain, bias = norms[norm + "weight"][layer], norms[norm + "bias"][layer]
+                    x = F.layer_norm(x + output, (D,), gain, bias, eps)
+            return torch.stack(read).unflatten(0, (-1, 2)), x
+
+        want, left = stream(narrow, outputs, old.norm_eps)
+        got, also = stream(wide, added, old.norm_eps * self.norm_eps)
+        return all(torch.allclose(*pair, rtol=1e-9, atol=1e-9) for pair in ((got[kept], want), (also, left)))
 
     def _width_is_lossless(self, old: Architecture) -> bool:
         """One random vector per space settles each identity, with probability one and in O(T)."""
@@ -200,10 +245,10 @@ class Maps:
                 probes[key] = torch.randn(2, size, dtype=torch.float64, generator=generator)
             unit, reader = probes[key]
             wide = written[name] = space.write(unit)
-            if kind in ("residual", "gain", "final_gain"):  # read by the norms alone, which are checked below
-                continue
             if kind in COPIED_ONLY and not torch.isin(wide, unit).all():
                 return False
+            if kind in READ_BY_NORMS:
+                continue
             seen = (
                 self.spaces["residual"].write(reader) if kind == "final" and old.tied else space.read(reader)
             )
@@ -211,17 +256,21 @@ class Maps:
                 return False
             if kind in HEADS and not torch.equal(wide, written.get(f"query.{layer}", wide)):
                 return False
-        return self._norm_is_lossless(old, "gain", "normed") and self._norm_is_lossless(
-            old, "final_gain", "final"
+        last = "transform" if "transform" in self.spaces else "residual"
+        return self._norm_is_lossless(old, "residual", "gain", "normed") and self._norm_is_lossless(
+            old, last, "final_gain", "final"
         )
 
-    def _norm_is_lossless(self, old: Architecture, gain: str, normed: str) -> bool:
+    def _norm_is_lossless(self, old: Architecture, stream: str, gain: str, normed: str) -> bool:
         """A random stream, gain and bias: is the wide norm the wide form of the narrow one?"""
-        D = old.spaces["residual"].size
+        D = old.spaces[stream].size
         x, g, b = torch.randn(3, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        wide = self.spaces["residual"].write(x)
+        wide = self.spaces[stream].write(x)
         eps = old.norm_eps
         want = self.spaces[normed].write(F.layer_norm(x, (D,), g, b, eps))
+        if old.post_norm and stream == "residual":  # the next block adds to what this norm gives
+            if not torch.allclose(self.spaces[normed].write(x), wide, rtol=1e-9, atol=1e-9):
+                return False
         got = F.layer_norm(
             wide, wide.shape, self.spaces[gain].write(g), self.spaces[normed].write(b), eps * self.norm_eps
         )

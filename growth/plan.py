@@ -27,6 +27,8 @@ class Source:
         }
         if adapter.describe is not None:
             self._refuse_other_shapes(table)
+        if self.config.tie_word_embeddings:
+            self._refuse_another_head()
 
     def _refuse_other_shapes(self, table: dict[str, tuple[Entry, int | None]]) -> None:
         spaces = self.adapter.describe(self.config, self.adapter).spaces
@@ -41,6 +43,18 @@ class Source:
                     f"shape {expected}, as config.json has it",
                     got,
                     "check that config.json belongs to these weights",
+                )
+
+    def _refuse_another_head(self) -> None:
+        """A head that is stored beside the embedding and differs from it is one that transformers unties."""
+        for name in self.checkpoint.names:
+            twin = self.on_disk.get(self.adapter.head.get(self.adapter.named(name)))
+            if twin and not torch.equal(self.checkpoint.read(name), self.checkpoint.read(twin)):
+                raise refuse(
+                    f"{self.checkpoint.path}: {name}",
+                    f"the values of {twin}, which config.json ties it to",
+                    "others",
+                    "set tie_word_embeddings to false there",
                 )
 
     def where(self, weight: str, layer: int | None) -> str:

@@ -7,6 +7,10 @@ per layer.
 
     residual   the stream that every block adds to          gain      the gains of the norms
     normed     what a norm hands to its readers             final     what the last norm hands to the head
+    transform  the neurons of BERT's head, before its norm
+
+In a post-norm model what a norm gives is the stream that the next block adds to: `normed` and `residual` are
+then written alike. The last norm reads `transform` where there is one, and the stream elsewhere.
 """
 
 from dataclasses import dataclass
@@ -36,13 +40,23 @@ class Space(NamedTuple):
         return self.units * self.width
 
 
+FIXED = ("vocab", "positions", "types")  # rows of the embeddings: growth leaves their number alone
+
+
+def transformer_spaces(hidden: int, heads: int, ffn: int) -> dict[str, Space]:
+    """The spaces that every family has and growth widens."""
+    spaces = {name: Space(hidden) for name in ("residual", "gain", "normed", "final_gain", "final")}
+    spaces |= {f"{name}.{{}}": Space(heads, hidden // heads) for name in ("query", "key", "value")}
+    return spaces | {"ffn.{}": Space(ffn)}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """All that an operator may look at: the weights, the size of each space, the depth, and how a fresh model
     starts.
 
-    `tied` says that the head is the embedding; `init_std` is the standard deviation of a freshly initialised
-    matrix.
+    `tied` says that the head is the embedding, `post_norm` that each norm follows its block, over the sum;
+    `init_std` is the standard deviation of a freshly initialised matrix.
     """
 
     weights: tuple[Weight, ...]
@@ -51,3 +65,4 @@ class Architecture:
     norm_eps: float
     init_std: float
     tied: bool = False
+    post_norm: bool = False

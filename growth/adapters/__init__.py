@@ -2,16 +2,18 @@
 
 from transformers import PreTrainedConfig
 
+from growth.adapters.bert import BERT
+from growth.adapters.gpt2 import GPT2
 from growth.adapters.gpt_neox import GPT_NEOX
 from growth.adapters.lci import LCI
 from growth.adapters.table import Adapter
 from growth.errors import refuse
 
-ADAPTERS = {adapter.model_type: adapter for adapter in (GPT_NEOX, LCI)}
+ADAPTERS = {adapter.model_type: adapter for adapter in (GPT_NEOX, GPT2, BERT, LCI)}
 
 
 def source_adapter(config: PreTrainedConfig, where: str) -> Adapter:
-    """The adapter of a checkpoint that can be grown and transferred."""
+    """The adapter of a checkpoint that can be grown."""
     adapter = adapter_of(config, where)
     if adapter.describe is None:
         families = ", ".join(name for name, family in ADAPTERS.items() if family.describe)

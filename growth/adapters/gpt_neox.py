@@ -3,7 +3,7 @@
 from transformers import PreTrainedConfig
 
 from growth.adapters.table import Adapter, Entry, one
-from growth.spaces import Architecture, Space, Weight
+from growth.spaces import Architecture, Space, Weight, transformer_spaces
 
 QKV = tuple(
     Weight(f"layers.{{}}.mixer.{part}.weight", (f"{space}.{{}}", "normed"))
@@ -53,13 +53,10 @@ def block(config: PreTrainedConfig, layer: int) -> dict[str, Entry]:
 
 
 def describe(config: PreTrainedConfig, adapter: Adapter) -> Architecture:
-    D, H = config.hidden_size, config.num_attention_heads
-    spaces = {name: Space(D) for name in ("residual", "gain", "normed", "final_gain", "final")}
-    spaces |= {f"{name}.{{}}": Space(H, D // H) for name in ("query", "key", "value")}
-    spaces |= {"ffn.{}": Space(config.intermediate_size), "vocab": Space(config.vocab_size)}
+    spaces = transformer_spaces(config.hidden_size, config.num_attention_heads, config.intermediate_size)
     return Architecture(
         adapter.weights(config),
-        spaces,
+        spaces | {"vocab": Space(config.vocab_size)},
         config.num_hidden_layers,
         config.layer_norm_eps,
         config.initializer_range,
@@ -73,6 +70,6 @@ GPT_NEOX = Adapter(
     block,
     describe,
     renamed={"lm_head.weight": "embed_out.weight"},
-    head="embed_out.weight",
+    head={"embed_out.weight": "gpt_neox.embed_in.weight"},
     ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
 )

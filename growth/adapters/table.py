@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from einops import rearrange
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from growth.errors import refuse
 from growth.spaces import Architecture, Space, Weight
@@ -63,8 +63,11 @@ class Adapter:
     """A family of checkpoints; `model` and `block(config, layer)` map names on disk to entries.
 
     describe: the architecture that operators see, None where the family is only a target of transfer;
-    renamed: names that other versions write -> the table's; ignored: patterns of buffers without weights;
-    head: what a tied model's file may hold beside its embedding, and transformers does not read.
+    renamed: names in memory, which some versions write too -> the table's; older: patterns of what older
+    files write -> what stands there now; ignored: patterns of what the language model does not use;
+    head: what a tied model's file may hold once more -> the tensor that it repeats;
+    auto: the auto class that loads one; ffn, eps: what the configuration calls the neurons of a block and the
+    eps of the norms; numbered: its setting, if any, under which a layer's number enters what it computes.
     """
 
     model_type: str
@@ -72,8 +75,13 @@ class Adapter:
     block: Callable[[PreTrainedConfig, int], Mapping[str, Entry]]
     describe: Callable[[PreTrainedConfig, "Adapter"], Architecture] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
+    older: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    head: str = ""
+    head: Mapping[str, str] = field(default_factory=dict)
+    auto: type = AutoModelForCausalLM
+    ffn: str = "intermediate_size"
+    eps: str = "layer_norm_eps"
+    numbered: str = ""
 
     def table(self, config: PreTrainedConfig) -> dict[str, tuple[Entry, int | None]]:
         """Every tensor of a model: name on disk -> its entry and its layer."""
@@ -89,16 +97,20 @@ class Adapter:
         entries = [*self.model(config).values(), *self.block(config, 0).values()]
         return tuple(weight for entry in entries for weight in entry.weights)
 
+    def named(self, name: str) -> str | None:
+        """The table's name of a tensor on disk, None where the model does not use it."""
+        for pattern, now in self.older.items():
+            name = re.sub(pattern, now, name)
+        if any(re.fullmatch(pattern, name) for pattern in self.ignored):
+            return None
+        return self.renamed.get(name, name)
+
     def match(self, names: Iterable[str], config: PreTrainedConfig, where: str) -> dict[str, str]:
         """Name in the table -> name on disk, or a refusal that lists what is unknown and what is missing."""
         table = self.table(config)
-        found = {
-            self.renamed.get(name, name): name
-            for name in names
-            if not any(re.fullmatch(pattern, name) for pattern in self.ignored)
-        }
+        found = {named: name for name in names if (named := self.named(name)) is not None}
         if config.tie_word_embeddings:
-            found.pop(self.head, None)
+            found = {named: name for named, name in found.items() if named not in self.head}
         unknown, missing = sorted(set(found) - set(table)), sorted(set(table) - set(found))
         if unknown or missing:
             raise refuse(

@@ -10,14 +10,15 @@ layers write zero to the residual stream, the residual network's form of Net2Net
 
 from dataclasses import replace
 
-from growth.maps import Map, Maps, copies, keep, per_layer
-from growth.operators.lemon import identity_depth
+from growth.maps import Map, Maps, copies, per_layer, unchanged
+from growth.operators.lemon import identities
 from growth.spaces import Architecture
 
 
 def net2net(old: Architecture, new: Architecture, *, noise: float = 0.1) -> Maps:
     """The maps from `old` to `new`. noise: how far copies differ, in units of a fresh matrix."""
-    return Maps(widened(old, new, noise), identity_depth(old, new))
+    depth, constants = identities(old, new)
+    return Maps(widened(old, new, noise), depth, constants=constants)
 
 
 def widened(old: Architecture, new: Architecture, noise: float) -> dict[str, Map]:
@@ -30,6 +31,7 @@ def widened(old: Architecture, new: Architecture, noise: float) -> dict[str, Map
         "normed": stream,
         "final_gain": final,
         "final": final,
-        "vocab": keep(old.spaces["vocab"]),
     }
-    return spaces | per_layer(old, new, lambda a, b: copies(a, b, noise=noise))
+    if "transform" in old.spaces:
+        spaces["transform"] = stream
+    return spaces | unchanged(old) | per_layer(old, new, lambda a, b: copies(a, b, noise=noise))

@@ -32,6 +32,7 @@ from growth.plan import Plan, Row, Source
 from growth.report import Report
 from lcikernels.models import LCIConfig, LCIForCausalLM
 
+SOURCES = ("gpt_neox",)  # what an LCI model has every part of but the mixers
 LETTERS = {"attention": "A", "retention": "R", "mamba": "M"}
 COPIED = {"norms": (), "mlp": ("mlp",), "output": ("mlp", "o"), "all": ("mlp", "o", "q", "k", "v")}
 SHARED_SETTINGS = """vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act
@@ -68,7 +69,15 @@ def transfer(
         refuse_existing(dst)
     began = time.perf_counter()
     checkpoint = Checkpoint(src)
-    source = Source(checkpoint, source_adapter(checkpoint.config, str(src)))
+    adapter = source_adapter(checkpoint.config, str(src))
+    if adapter.model_type not in SOURCES:
+        raise refuse(
+            str(src),
+            f"a checkpoint to transfer: {', '.join(SOURCES)}",
+            adapter.model_type,
+            "no table leads from its norms and embeddings to an LCI model's yet",
+        )
+    source = Source(checkpoint, adapter)
     stored = checkpoint.config.dtype or source.dtype("embed.weight", None)
     config = lci_config(
         checkpoint.config, _pattern(checkpoint.config, mixers, pattern, keep_attention), stored

@@ -2,23 +2,42 @@
 
 import pytest
 import torch
-from checkpoints import neox
+from checkpoints import FAMILIES, bert, gpt2, neox
 from safetensors.torch import load_file, save_file
 from transformers import GPTNeoXConfig, GPTNeoXModel
 
+import growth
+from growth.adapters import ADAPTERS
+from growth.adapters.gpt2 import GPT2
 from growth.adapters.gpt_neox import GPT_NEOX
 from growth.adapters.lci import LCI
 from growth.errors import Refusal
 from growth.files import Checkpoint
+from growth.inspection import inspect
+from growth.loading import load_model
 from growth.plan import Source
 from lcikernels.models import LCIConfig, LCIForCausalLM
 
 
-def test_every_tensor_survives_being_read_and_written(source):
-    checkpoint = Checkpoint(source)
-    for name, (entry, _) in GPT_NEOX.table(checkpoint.config).items():
+@pytest.fixture(params=FAMILIES)
+def family(request, tmp_path):
+    """Its adapter, and a checkpoint with a head of its own: all the tensors there are."""
+    folder = FAMILIES[request.param](tmp_path / "source", tie_word_embeddings=False)
+    return ADAPTERS[request.param], Checkpoint(folder)
+
+
+def test_every_tensor_survives_being_read_and_written(family):
+    adapter, checkpoint = family
+    for name, (entry, _) in adapter.table(checkpoint.config).items():
         x = checkpoint.read(name)
         assert torch.equal(entry.to_disk(entry.from_disk(x, heads=4), heads=4), x)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_table_names_exactly_what_transformers_writes(tmp_path, name, tied):
+    checkpoint = Checkpoint(FAMILIES[name](tmp_path / "source", tie_word_embeddings=tied))
+    assert set(ADAPTERS[name].table(checkpoint.config)) == set(checkpoint.names)
 
 
 def test_queries_are_the_first_rows_of_each_head(source):
@@ -29,11 +48,26 @@ def test_queries_are_the_first_rows_of_each_head(source):
     assert torch.equal(q, per_head[:, 0].reshape(96, 96)) and torch.equal(v, per_head[:, 2].reshape(96, 96))
 
 
-def test_every_declared_space_is_used_and_every_used_one_declared(source):
-    architecture = GPT_NEOX.describe(Checkpoint(source).config, GPT_NEOX)
-    assert {space for weight in architecture.weights for space in weight.spaces}  == set(
-        architecture.spaces
-    )
+def test_gpt_2_s_fused_projection_computes_q_k_and_v(tmp_path):
+    folder = gpt2(tmp_path / "source")
+    attention = load_model(folder).transformer.h[1].attn
+    x = torch.randn(5, 96)
+    fused = attention.c_attn(x).detach()
+    tensors = {}
+    for kind in ("weight", "bias"):
+        name = f"transformer.h.1.attn.c_attn.{kind}"
+        entry, layer = GPT2.table(Checkpoint(folder).config)[name]
+        parts = entry.from_disk(Checkpoint(folder).read(name), heads=4)
+        tensors |= {weight.name.format(layer): part for weight, part in zip(entry.weights, parts)}
+    for part, own in zip("qkv", fused.split(96, dim=1)):
+        W, b = (tensors[f"layers.1.mixer.{part}.{kind}"] for kind in ("weight", "bias"))
+        assert torch.allclose(x @ W.T + b, own, atol=1e-5)
+
+
+def test_every_declared_space_is_used_and_every_used_one_declared(family):
+    adapter, checkpoint = family
+    architecture = adapter.describe(checkpoint.config, adapter)
+    assert {space for weight in architecture.weights for space in weight.spaces} == set(architecture.spaces)
 
 
 @pytest.mark.parametrize("pattern", ["AAA", "RRR", "MMM", "RAM"])
@@ -71,6 +105,74 @@ def test_names_of_other_versions_and_old_buffers_are_accepted(tmp_path):
 
     checkpoint = Checkpoint(rewrite(neox(tmp_path / "old"), change))
     assert Source(checkpoint, GPT_NEOX).where("head.weight", None) == "lm_head.weight"
+
+
+def hub_s_gpt2(tensors):
+    """No prefix, the masks of every layer, and the head once more."""
+    head = {"lm_head.weight": tensors["transformer.wte.weight"].clone()}
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 32, 32) for layer in range(3)}
+    masks |= {f"h.{layer}.attn.masked_bias": torch.tensor(-1e4) for layer in range(3)}
+    tensors |= {name.removeprefix("transformer."): tensors.pop(name) for name in list(tensors)}
+    tensors |= head | masks
+
+
+def google_s_bert(tensors):
+    """gamma and beta, the decoder once more, and all that a masked language model does not use."""
+    for name in list(tensors):
+        new = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        tensors[new] = tensors.pop(name)
+    decoder = {"weight": "bert.embeddings.word_embeddings.weight", "bias": "cls.predictions.bias"}
+    for kind, twin in decoder.items():
+        tensors[f"cls.predictions.decoder.{kind}"] = tensors[twin].clone()
+    for name, rows in {"bert.pooler.dense": 96, "cls.seq_relationship": 2}.items():
+        tensors |= {f"{name}.weight": torch.ones(rows, 96), f"{name}.bias": torch.ones(rows)}
+    tensors["bert.embeddings.position_ids"] = torch.arange(32)[None]
+
+
+@pytest.mark.parametrize("write, change", [(gpt2, hub_s_gpt2), (bert, google_s_bert)])
+def test_files_as_they_were_published_grow_and_what_is_left_behind_is_named(tmp_path, write, change):
+    src = rewrite(write(tmp_path / "src"), change)
+    assert any("residual" in line for line in inspect(src))
+    report = growth.grow(src, tmp_path / "out", method="lemon", hidden_size=192, num_layers=4)
+    agreement = growth.check(src, tmp_path / "out")
+    assert agreement.limit and agreement.kept
+    used = {name for row in report.plan.rows for name in row.sources}
+    assert used | set(report.plan.dropped) == set(Checkpoint(src).names)
+    assert set(report.plan.dropped.values()) == {"the model does not use it"}
+    assert not any("h.0.ln" in name or "LayerNorm" in name for name in report.plan.dropped)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_tied_head_that_is_stored_and_differs_is_refused(tmp_path, name):
+    """transformers reads it as a head of its own."""
+    (head, twin), *_ = ADAPTERS[name].head.items()
+
+    def change(tensors):
+        tensors[head] = tensors[twin] + 1
+
+    folder = rewrite(FAMILIES[name](tmp_path / "src", tie_word_embeddings=True), change)
+    with pytest.raises(Refusal, match=f"{head}: expected the values of {twin}.*; set tie_word_embeddings"):
+        Source(Checkpoint(folder), ADAPTERS[name])
+
+
+def test_models_that_the_tables_do_not_describe_are_refused(tmp_path):
+    crossed = gpt2(tmp_path / "crossed", add_cross_attention=True)
+    with pytest.raises(Refusal, match="add_cross_attention: expected a model of text alone"):
+        growth.grow(crossed, tmp_path / "out", method="lemon", num_layers=4)
+    with pytest.raises(Refusal, match="a masked language model, got a decoder"):
+        growth.grow(
+            bert(tmp_path / "decoder", is_decoder=True), tmp_path / "out", method="lemon", num_layers=4
+        )
+
+
+def test_gpt_2_s_neurons_are_written_down_only_where_they_do_not_follow_from_the_width(tmp_path):
+    src = gpt2(tmp_path / "src", n_inner=None)
+    sizes = {"wide": {"hidden_size": 120}, "more": {"hidden_size": 120, "ffn_size": 500}}
+    for name, size in sizes.items():
+        growth.grow(src, tmp_path / name, method="lemon", **size)
+        assert growth.check(src, tmp_path / name).kept
+    inner = [Checkpoint(tmp_path / name).config.n_inner for name in sizes]
+    assert inner == [None, 500]
 
 
 def test_a_refusal_lists_what_is_unknown_and_what_is_missing(tmp_path):
