@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
+    AutoModelForMaskedLM,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainingArguments,
 )
 
+from growth.adapters import ADAPTERS
 from growth.errors import refuse
 from growth.files import RECORD as GROWTH_RECORD
 from growth.files import Checkpoint, refuse_existing
@@ -111,6 +113,13 @@ def train(
     out = Path(out)
     refuse_existing(out)
     config = Checkpoint(model).config
+    if (adapter := ADAPTERS.get(config.model_type)) and adapter.auto is AutoModelForMaskedLM:
+        raise refuse(
+            str(model),
+            "a causal language model",
+            f"{config.model_type}, a masked one",
+            "train it with transformers' Trainer and growth.training.data.collator",
+        )
     if (length := sequence_length) is None:
         length = min(getattr(config, "max_position_embeddings", None) or 2048, 2048)
     if eval_every is None:

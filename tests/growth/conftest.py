@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checkpoints import neox
+from checkpoints import FAMILIES, neox
 
 
 @pytest.fixture(scope="session")
@@ -10,10 +10,10 @@ def source(tmp_path_factory):
     return neox(tmp_path_factory.mktemp("neox") / "source")
 
 
-@pytest.fixture(scope="session")
-def source64(tmp_path_factory):
-    """In float64, so that an equality can be told from a small error."""
-    return neox(tmp_path_factory.mktemp("neox") / "source64", torch.float64)
+@pytest.fixture(scope="session", params=FAMILIES)
+def source64(request, tmp_path_factory):
+    """Of every family; in float64, so that an equality can be told from a small error."""
+    return FAMILIES[request.param](tmp_path_factory.mktemp(request.param) / "source64", torch.float64)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from checkpoints import neox
+from checkpoints import FAMILIES, bert, gpt2, neox
 
 import growth
 from growth.__main__ import main
@@ -39,6 +39,8 @@ def broken(tmp_path_factory):
         tokenizer.unlink()
     growth.transfer(tmp_path / "wordless", tmp_path / "retnet")
     growth.transfer(neox(tmp_path / "whole"), tmp_path / "attention", mixers="attention")
+    gpt2(tmp_path / "gpt2")
+    bert(tmp_path / "bert")
     (tmp_path / "words.txt").write_text("one two three four five six seven " * 100)
     (tmp_path / "text.txt").write_text("  \n")
     return tmp_path
@@ -154,6 +156,22 @@ REFUSALS = {
         ("transfer", "{}/retnet", "{}/out"),
         "a checkpoint to start from: gpt_neox",
     ),
+    "a family that is not transferred": (
+        ("transfer", "{}/gpt2", "{}/out"),
+        "a checkpoint to transfer: gpt_neox, got gpt2",
+    ),
+    "another family that is not transferred": (
+        ("transfer", "{}/bert", "{}/out"),
+        "a checkpoint to transfer: gpt_neox, got bert",
+    ),
+    "a masked model to train": (
+        ("train", "{}/bert", *TRAIN),
+        "expected a causal language model, got bert, a masked one",
+    ),
+    "a post-norm width between whole factors": (
+        ("grow", "{}/bert", "{}/out", "--hidden-size", 168),
+        "hidden-size: expected a multiple of the source's 96",
+    ),
     "ligo without a tokenizer": (
         ("grow", "{}/wordless", "{}/out", "--method", "ligo", "--num-layers", 4, "--data", "{}/text.txt"),
         "expected a tokenizer beside",
@@ -185,10 +203,11 @@ def test_a_bad_call_is_one_line_exit_code_2_and_nothing_written(source, broken, 
     assert sorted(broken.rglob("*")) == before
 
 
-def test_grow_then_check(source, tmp_path, monkeypatch, capsys):
-    code, out, _ = run(
-        monkeypatch, capsys, "grow", source, tmp_path / "out", "--hidden-size", 168, "--num-layers", 5
-    )
+@pytest.mark.parametrize("family, hidden_size", [("gpt_neox", 168), ("gpt2", 168), ("bert", 192)])
+def test_grow_then_check(family, hidden_size, tmp_path, monkeypatch, capsys):
+    source = FAMILIES[family](tmp_path / "src")
+    words = "grow", source, tmp_path / "out", "--hidden-size", hidden_size, "--num-layers", 5
+    code, out, _ = run(monkeypatch, capsys, *words)
     assert code == 0 and "by lemon" in out and "the same logits as the source" in out
     code, out, _ = run(monkeypatch, capsys, "check", source, tmp_path / "out")
     assert code == 0 and "kept" in out
@@ -222,11 +241,16 @@ def test_brackets_in_a_name_are_printed_as_they_are(source, tmp_path, monkeypatc
     assert code == 0 and "[/a]" in out
 
 
-def test_inspect_names_spaces_and_tensors(source, monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys, "inspect", source)
-    assert (
-        code == 0
-        and "ffn.{}" in out
-        and "gpt_neox.layers.2.attention.dense.bias" in out
-        and "head size 24" in out
-    )
+@pytest.mark.parametrize(
+    "family, tensor",
+    [
+        ("gpt_neox", "gpt_neox.layers.2.attention.dense.bias"),
+        ("gpt2", "transformer.h.2.attn.c_proj.bias"),
+        ("bert", "bert.encoder.layer.2.attention.output.dense.bias"),
+    ],
+)
+def test_inspect_names_spaces_and_tensors(family, tensor, tmp_path, monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "inspect", FAMILIES[family](tmp_path / "src"))
+    assert code == 0 and "ffn.{}" in out and tensor in out
+    assert "hidden size 96 to any multiple of the head size 24" in out and "ffn size 160" in out
+    assert ("transfer" in out) == (family == "gpt_neox")

@@ -5,15 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import neox
+from checkpoints import FAMILIES, bert, neox
 from transformers import AutoModelForCausalLM
 
 import growth
+from growth.adapters import source_adapter
 from growth.adapters.gpt_neox import GPT_NEOX
 from growth.engine import grown
 from growth.errors import Refusal
 from growth.files import Checkpoint
 from growth.grow import resized
+from growth.loading import load_model
 from growth.maps import Copies
 from growth.operators import OPERATORS
 from growth.operators.ligo import Expansion
@@ -25,22 +27,25 @@ SIZES = {
     "ratio that divides nothing": (168, 5),
     "twice as wide": (192, 3),
     "more than twice in both": (264, 8),
+    "three times as wide and deeper": (288, 5),
     "depth alone": (96, 4),
 }
 
 
 def architectures(folder, hidden_size, num_layers):
     config = Checkpoint(folder).config
+    adapter = source_adapter(config, str(folder))
     target = resized(config, hidden_size, num_layers, None, None)
-    return GPT_NEOX.describe(config, GPT_NEOX), GPT_NEOX.describe(target, GPT_NEOX)
+    return adapter.describe(config, adapter), adapter.describe(target, adapter)
 
 
 def difference64(src, dst):
-    ids = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    inputs = {"input_ids": torch.randint(256, (2, 32), generator=generator)}
+    if Checkpoint(src).config.model_type == "bert":
+        inputs["token_type_ids"] = torch.randint(2, (2, 32), generator=generator)
     with torch.no_grad():
-        a, b = (
-            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)(ids).logits for path in (src, dst)
-        )
+        a, b = (load_model(path, torch.float64).eval()(**inputs).logits for path in (src, dst))
     return (a - b).abs().max().item()
 
 
@@ -48,29 +53,57 @@ def difference64(src, dst):
 @pytest.mark.parametrize("method", ["stack", "interpolate", "net2net", "lemon"])
 def test_a_model_is_promised_lossless_exactly_when_its_logits_stay(source64, tmp_path, method, name):
     hidden_size, num_layers = SIZES[name]
-    report = growth.grow(
-        source64, tmp_path / "out", method=method, hidden_size=hidden_size, num_layers=num_layers
-    )
+    wanted = {"method": method, "hidden_size": hidden_size, "num_layers": num_layers}
+    old, _ = architectures(source64, hidden_size, num_layers)
+    if method == "lemon" and old.post_norm and hidden_size % 96:
+        with pytest.raises(Refusal, match="a multiple of the source's 96, .* got .*; choose (192|288), or"):
+            growth.grow(source64, tmp_path / "out", **wanted)
+        return
+    report = growth.grow(source64, tmp_path / "out", **wanted)
     error = difference64(source64, tmp_path / "out")
     assert error < 1e-10 if report.lossless else error > 1e-3
     assert report.lossless or method != "lemon"
 
 
 @pytest.mark.parametrize(
-    "kind",
+    "family, kind",
     [
-        {"tie_word_embeddings": True},
-        {"use_parallel_residual": False},
-        {"attention_bias": False},
-        {"layer_norm_eps": 0.1},
+        ("gpt_neox", {"tie_word_embeddings": True}),
+        ("gpt_neox", {"use_parallel_residual": False}),
+        ("gpt_neox", {"attention_bias": False}),
+        ("gpt_neox", {"layer_norm_eps": 0.1}),
+        ("gpt2", {"tie_word_embeddings": False}),
+        ("gpt2", {"n_inner": None}),
+        ("gpt2", {"layer_norm_epsilon": 0.1, "reorder_and_upcast_attn": True}),
+        ("bert", {"tie_word_embeddings": False}),
+        ("bert", {"hidden_act": "relu", "type_vocab_size": 3}),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("method, hidden_size", [("lemon", 168), ("net2net", 192)])
-def test_every_kind_of_gpt_neox_stays_the_same_function(tmp_path, kind, method, hidden_size):
-    src = neox(tmp_path / "src", torch.float64, **kind)
+def test_every_kind_of_a_family_stays_the_same_function(tmp_path, family, kind, method, hidden_size):
+    src = FAMILIES[family](tmp_path / "src", torch.float64, **kind)
+    hidden_size = 192 if family == "bert" else hidden_size
     report = growth.grow(src, tmp_path / "out", method=method, hidden_size=hidden_size, num_layers=4)
     assert report.lossless and difference64(src, tmp_path / "out") < 1e-10
+
+
+@pytest.mark.parametrize("method", ["net2net", "lemon"])
+def test_layers_added_to_a_bert_with_a_large_eps_are_close_and_not_promised(tmp_path, method):
+    """A norm of a norm is the norm, but for O(eps)."""
+    src = bert(tmp_path / "src", torch.float64, layer_norm_eps=1e-5)
+    wider = growth.grow(src, tmp_path / "wider", method=method, hidden_size=192)
+    deeper = growth.grow(src, tmp_path / "deeper", method=method, num_layers=6)
+    assert wider.lossless and difference64(src, tmp_path / "wider") < 1e-10
+    assert not deeper.lossless and 1e-8 < difference64(src, tmp_path / "deeper") < 1e-4
+
+
+def test_gpt_2_s_depth_stays_where_a_layer_s_number_scales_its_attention(tmp_path):
+    src = FAMILIES["gpt2"](tmp_path / "src", torch.float64, scale_attn_by_inverse_layer_idx=True)
+    report = growth.grow(src, tmp_path / "out", method="lemon", hidden_size=168)
+    assert report.lossless and difference64(src, tmp_path / "out") < 1e-10
+    with pytest.raises(Refusal, match="num-layers: expected the source's 3, .*, got 4; grow the width alone"):
+        growth.grow(src, tmp_path / "deeper", method="lemon", num_layers=4)
 
 
 def test_lemon_keeps_the_logits_in_float32(source, tmp_path):
@@ -93,8 +126,24 @@ def test_maps_that_are_slightly_wrong_are_not_called_lossless(source):
         replace(maps, spaces=maps.spaces | {"residual": replace(maps.spaces["residual"], rest="zero")}),
         replace(maps, spaces=maps.spaces | {"value.0": other}),
         replace(maps, depth=maps.depth | {down: maps.depth[down].flip(0)}),
+        replace(maps, constants={"layers.{}.mlp_norm.weight": torch.ones(5)}),
     ):
         assert not wrong.lossless(old)
+
+
+def test_maps_of_a_post_norm_model_that_are_slightly_wrong_are_not_called_lossless(tmp_path):
+    old, new = architectures(bert(tmp_path / "src"), 192, 5)
+    maps = OPERATORS["lemon"](old, new)
+    assert maps.lossless(old)
+    assert not replace(maps, constants={}).lossless(old)
+    assert not replace(maps, norm_eps=1e6).lossless(old)
+    for part in ("mixer_norm.weight", "mixer_norm.bias", "mlp_norm.weight", "mlp_norm.bias"):
+        name = f"layers.{{}}.{part}"
+        assert not replace(maps, depth=maps.depth | {name: maps.depth[name].roll(1, 0)}).lossless(old)
+    for name in ("residual", "gain", "normed", "transform", "final_gain", "final"):
+        space = maps.spaces[name]
+        for wrong in (replace(space, scale=1.001), replace(space, index=space.index.roll(1))):
+            assert not replace(maps, spaces=maps.spaces | {name: wrong}).lossless(old)
 
 
 def test_what_is_given_to_readers_as_noise_is_unseen(source):
@@ -110,17 +159,19 @@ def test_what_is_given_to_readers_as_noise_is_unseen(source):
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])
-def test_copies_part_ways_only_because_their_readers_differ(source, noise, monkeypatch, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_copies_part_ways_only_because_their_readers_differ(family, noise, monkeypatch, tmp_path):
     monkeypatch.setitem(OPERATORS, "lemon", lambda old, new, f=OPERATORS["lemon"]: f(old, new, noise=noise))
+    source = FAMILIES[family](tmp_path / "src")
     growth.grow(source, tmp_path / "out", method="lemon", hidden_size=192)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    model = load_model(tmp_path / "out").eval()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for step in range(5):
         ids = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(step))
-        model(ids, labels=ids).loss.backward()
+        model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    rows = model.gpt_neox.embed_in.weight
+    rows = model.get_input_embeddings().weight
     apart = (rows[:, :96] - rows[:, 96:]).abs().max().item()
     assert apart > 1e-4 if noise else apart < 1e-5
 
