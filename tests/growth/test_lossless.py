@@ -27,7 +27,7 @@ SIZES = {
     "ratio that divides nothing": (168, 5),
     "twice as wide": (192, 3),
     "more than twice in both": (264, 8),
-    "three times as wide and deeper": (288, 5),
+    "a whole factor and more than twice as deep": (288, 8),
     "depth alone": (96, 4),
 }
 
