@@ -256,6 +256,10 @@ class Maps:
                 return False
             if kind in HEADS and not torch.equal(wide, written.get(f"query.{layer}", wide)):
                 return False
+        if old.post_norm:  # a block adds to what a norm gives
+            given = self.spaces["normed"].write(probes["residual"][0])
+            if not torch.allclose(given, written["residual"], rtol=1e-9, atol=1e-9):
+                return False
         last = "transform" if "transform" in self.spaces else "residual"
         return self._norm_is_lossless(old, "residual", "gain", "normed") and self._norm_is_lossless(
             old, last, "final_gain", "final"
@@ -268,9 +272,6 @@ class Maps:
         wide = self.spaces[stream].write(x)
         eps = old.norm_eps
         want = self.spaces[normed].write(F.layer_norm(x, (D,), g, b, eps))
-        if old.post_norm and stream == "residual":  # the next block adds to what this norm gives
-            if not torch.allclose(self.spaces[normed].write(x), wide, rtol=1e-9, atol=1e-9):
-                return False
         got = F.layer_norm(
             wide, wide.shape, self.spaces[gain].write(g), self.spaces[normed].write(b), eps * self.norm_eps
         )

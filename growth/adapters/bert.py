@@ -40,14 +40,15 @@ LINEAR = {
     "output.dense": ("mlp.down", "residual", "ffn.{}"),
 }
 NORMS = {"attention.output.LayerNorm": "mixer_norm", "output.LayerNorm": "mlp_norm"}
-LAYER = "bert.encoder.layer.{}."
-BLOCK: dict[str, Entry] = {}
-for disk, (name, written, read) in LINEAR.items():
-    BLOCK[f"{LAYER}{disk}.weight"] = one(f"layers.{{}}.{name}.weight", written, read)
-    BLOCK[f"{LAYER}{disk}.bias"] = one(f"layers.{{}}.{name}.bias", written)
-for disk, name in NORMS.items():
-    BLOCK[f"{LAYER}{disk}.weight"] = one(f"layers.{{}}.{name}.weight", "gain")
-    BLOCK[f"{LAYER}{disk}.bias"] = one(f"layers.{{}}.{name}.bias", "normed")
+BLOCK = {
+    f"bert.encoder.layer.{{}}.{disk}.{kind}": one(f"layers.{{}}.{name}.{kind}", *spaces[:axes])
+    for disk, (name, *spaces) in LINEAR.items()
+    for kind, axes in (("weight", 2), ("bias", 1))
+} | {
+    f"bert.encoder.layer.{{}}.{disk}.{kind}": one(f"layers.{{}}.{name}.{kind}", space)
+    for disk, name in NORMS.items()
+    for kind, space in (("weight", "gain"), ("bias", "normed"))
+}
 
 
 def model(config: PreTrainedConfig) -> dict[str, Entry]:

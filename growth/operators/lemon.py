@@ -8,8 +8,8 @@ With k = T // S whole copies and a remainder of T - k S channels, s = k S / T:
     heads, neurons   copied round-robin, heads whole; their readers' columns sum to W per original
     tied head        the last norm's gain and bias, divided by k
     added layers     a copy of the layer below whose two outputs are zero
-    post-norm        T = k S; in added layers and the one below, all norms but the last get gain 1 and bias 0,
-                     the last gets the lower one's: a norm of a norm is the norm, but for O(eps)
+    post-norm        T = k S; from the last norm of the layer below added ones on, all have gain 1 and bias 0,
+                     and the very last has what that one had: a norm of a norm is the norm, but for O(eps)
 
 Preserves the function exactly for LayerNorm, any T >= S, where the norms come before the blocks. Where they
 come after, a norm's own output is the stream, and that holds no means of its channels. Copies would stay

@@ -105,9 +105,10 @@ def refuse_foreign(windows: Tensor, vocabulary: int) -> None:
         raise refuse("data", f"tokens below the model's {vocabulary}", most, "use the model's tokenizer")
 
 
-def collator(
-    adapter: Adapter, folder: str | Path
-) -> Callable[[Sequence[dict[str, Tensor]]], dict[str, Tensor]] | None:
+Collator = Callable[[Sequence[dict[str, Tensor]]], dict[str, Tensor]]
+
+
+def collator(adapter: Adapter, folder: str | Path) -> Collator | None:
     """How windows become a batch: None, the Trainer's own way, for a causal model; masked for a masked one.
 
     Of 15 % of the tokens, which alone are labels, 80 % turn into the mask, 10 % into any token; drawn anew
