@@ -41,7 +41,9 @@ def inspect(src: Src) -> None:
 def grow(
     src: Src,
     dst: Dst,
-    method: Annotated[str, typer.Option(help="stack | interpolate | net2net | lemon | ligo")] = "lemon",
+    method: Annotated[
+        str, typer.Option(help="stack | interpolate | net2net | lemon | ligo | mango")
+    ] = "lemon",
     hidden_size: Annotated[
         int | None, typer.Option(help="Width of the target; default: the source's.")
     ] = None,
@@ -51,10 +53,20 @@ def grow(
     num_heads: Annotated[int | None, typer.Option(help="Default: hidden size / head size.")] = None,
     ffn_size: Annotated[int | None, typer.Option(help="Default: in proportion to the hidden size.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="ligo: a text file or a folder of them to learn from.")
+        Path | None, typer.Option(help="ligo, mango: a text file or a folder of them to learn from.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="ligo: learning steps.")] = 100,
-    start: Annotated[str, typer.Option(help="ligo: lossless | published")] = "lossless",
+    steps: Annotated[int, typer.Option(help="ligo, mango: learning steps.")] = 100,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="ligo, mango: the highest; default: 0.5 / the source's width.")
+    ] = None,
+    start: Annotated[str, typer.Option(help="ligo: lossless | net2net | published")] = "lossless",
+    ties: Annotated[
+        str | None, typer.Option(help="ligo: published | untied; default: as the start needs.")
+    ] = None,
+    learn: Annotated[
+        list[str] | None, typer.Option(help="ligo: maps that learn, such as depth.*; may be repeated.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="mango: terms of its ring.")] = 1,
     seed: Seed = 0,
     dry_run: DryRun = False,
 ) -> None:
@@ -69,7 +81,11 @@ def grow(
         ffn_size=ffn_size,
         data=data,
         steps=steps,
+        learning_rate=learning_rate,
         start=start,
+        ties=ties,
+        learn=learn or ("*",),
+        rank=rank,
         seed=seed,
         dry_run=dry_run,
     )

@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from growth.adapters import source_adapter
 from growth.engine import grown, plan_growth
 from growth.errors import refuse
 from growth.files import Checkpoint, refuse_existing, write_checkpoint
-from growth.operators import OPERATORS
-from growth.operators.ligo import STARTS, learned, ligo
+from growth.learning import Expansion, train
+from growth.operators import LEARNED, OPERATORS
+from growth.operators.ligo import LearnedMaps
+from growth.operators.mango import Mango
 from growth.plan import Source
 from growth.report import Report
 from growth.spaces import Architecture
@@ -33,20 +36,29 @@ def grow(
     ffn_size: int | None = None,
     data: str | Path | Windows | None = None,
     steps: int = 100,
+    learning_rate: float | None = None,
     start: str = "lossless",
+    ties: str | None = None,
+    learn: Collection[str] = ("*",),
+    rank: int = 1,
     seed: int = 0,
     dry_run: bool = False,
 ) -> Report:
     """Grow the checkpoint in folder `src` into a larger one in the new folder `dst`.
 
-    method          stack | interpolate | net2net | lemon | ligo (see growth.operators)
+    method          stack | interpolate | net2net | lemon | ligo | mango (see growth.operators)
     hidden_size     width of the residual stream; default: the source's, or num_heads x the head size
     num_heads       default: hidden_size / the head size, which never changes
     ffn_size        neurons of a feed-forward block; default: in proportion to hidden_size
     num_layers      default: the source's
-    data, steps     for ligo: the text that its maps learn from (a file, a folder, Windows), and how long
-    start           for ligo: "lossless", LEMON's maps, so that step 0 computes what the source does, or
-                    "published", a noisy stack of averaged units
+    data, steps     for ligo and mango: the text to learn from (a file, a folder, Windows), and how long
+    learning_rate   for ligo and mango: the highest; default: 0.5 / the source's width
+    start           for ligo: "lossless", LEMON's maps, so that step 0 computes what the source does;
+                    "net2net", close to it where that is impossible; "published", a noisy stack of averaged
+                    units
+    ties            for ligo: "published", readers tied to producers, or "untied"; default: by the start
+    learn           for ligo: patterns of the maps that learn: write.SPACE, read.SPACE, depth.WEIGHT
+    rank            for mango: terms of its ring
 
     Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the
     source cannot be read, the target is smaller or does not divide into heads, the method is unknown or `dst`
@@ -63,25 +75,31 @@ def grow(
     config = resized(checkpoint.config, hidden_size, num_layers, num_heads, ffn_size)
     old, new = (adapter.describe(x, adapter) for x in (checkpoint.config, config))
     options = {"seed": seed}
-    flops = 0
     if method == "ligo":
-        if start not in STARTS:
-            raise refuse("start", f"one of {', '.join(STARTS)}", start, "choose one of these")
+        options |= {"start": start, "ties": ties, "learn": list(learn)}
+        maps = OPERATORS[method](old, new, start=start, ties=ties, seed=seed)
+    else:
+        options |= {"rank": rank} if method == "mango" else {}
+        maps = OPERATORS[method](old, new)
+    if method in LEARNED:
         if steps < 1:
             raise refuse("steps", "at least 1", steps, "the published number is 100")
         if data is None and not dry_run:
-            raise refuse(
-                "data", "text that ligo's maps learn from", "none", "pass a file or a folder of text"
-            )
-        options |= {"steps": steps, "start": start}
-        maps = ligo(old, new, start=start, seed=seed)
-    else:
-        maps = OPERATORS[method](old, new)
+            raise refuse("data", f"text that {method} learns from", "none", "pass a file or a folder of text")
+        options |= {"steps": steps, "learning_rate": learning_rate}
     setattr(config, adapter.eps, old.norm_eps * maps.norm_eps)
-    if method == "ligo" and not dry_run:
-        maps, flops = learned(maps, source, adapter, config, data=data, steps=steps, seed=seed)
+    flops, tensors = 0, grown(source, adapter, config, maps, old, seed)
+    if method in LEARNED and not dry_run:
+        operator = (
+            LearnedMaps(maps, source, learn)
+            if method == "ligo"
+            else Mango(source, old, new, rank=rank, seed=seed)
+        )
+        expansion = Expansion(operator, source, adapter, config)
+        flops = train(expansion, data, name=method, steps=steps, seed=seed, learning_rate=learning_rate)
+        maps, tensors = operator.maps(), expansion.tensors()
     plan = plan_growth(source, adapter, config, maps, new)
-    lossless = method != "ligo" and maps.lossless(old)  # learning leaves the lossless start
+    lossless = method not in LEARNED and maps.lossless(old)  # learning leaves the lossless start
     if not dry_run:
         record = {
             "growth": __version__,
@@ -94,9 +112,8 @@ def grow(
             **options,
             **plan.json(),
         }
-        tensors = grown(source, adapter, config, maps, old, seed)
         # Copying counts no operations; dense maps do, and the counter slows small tensors down fivefold.
-        with FlopCounterMode(display=False) if method == "ligo" else nullcontext() as counter:
+        with FlopCounterMode(display=False) if method in LEARNED else nullcontext() as counter:
             write_checkpoint(dst, config, tensors, len(plan.rows), checkpoint.path, record)
         flops += counter.get_total_flops() if counter else 0
     parameters = sum(math.prod(checkpoint.shape(name)) for name in source.on_disk.values())

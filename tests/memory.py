@@ -10,12 +10,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class Memory(TorchDispatchMode):
-    """Bytes of the storages that live, and the most that have."""
+    """Bytes of the storages that live, the most that have, and each that was made."""
 
     def __init__(self):
         super().__init__()
         self.sizes: dict[int, int] = {}
         self.most = 0
+        self.made: list[int] = []
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         out = function(*arguments, **(named or {}))
@@ -23,6 +24,7 @@ class Memory(TorchDispatchMode):
             if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self.sizes:
                 storage = x.untyped_storage()
                 self.sizes[storage._cdata] = storage.nbytes()
+                self.made.append(storage.nbytes())
                 weakref.finalize(storage, self.sizes.pop, storage._cdata)
         self.most = max(self.most, sum(self.sizes.values()))
         return out

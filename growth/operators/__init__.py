@@ -5,6 +5,7 @@ from collections.abc import Callable
 from growth.maps import Maps
 from growth.operators.lemon import lemon
 from growth.operators.ligo import ligo
+from growth.operators.mango import mango
 from growth.operators.net2net import net2net
 from growth.operators.stacking import interpolate, stack
 
@@ -14,4 +15,6 @@ OPERATORS: dict[str, Callable[..., Maps]] = {
     "net2net": net2net,
     "lemon": lemon,
     "ligo": ligo,
+    "mango": mango,
 }
+LEARNED = ("ligo", "mango")

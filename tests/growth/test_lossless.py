@@ -4,24 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
-from checkpoints import FAMILIES, bert, neox
-from transformers import AutoModelForCausalLM
+from checkpoints import FAMILIES, bert
 
 import growth
 from growth.adapters import source_adapter
-from growth.adapters.gpt_neox import GPT_NEOX
-from growth.engine import grown
 from growth.errors import Refusal
 from growth.files import Checkpoint
 from growth.grow import resized
 from growth.loading import load_model
-from growth.maps import Copies
 from growth.operators import OPERATORS
-from growth.operators.ligo import Expansion
-from growth.plan import Source
-from growth.spaces import Space
-from growth.training.data import Windows
 
 SIZES = {
     "ratio that divides nothing": (168, 5),
@@ -174,105 +165,3 @@ def test_copies_part_ways_only_because_their_readers_differ(family, noise, monke
     rows = model.get_input_embeddings().weight
     apart = (rows[:, :96] - rows[:, 96:]).abs().max().item()
     assert apart > 1e-4 if noise else apart < 1e-5
-
-
-def test_ligo_refuses_tokens_that_the_model_does_not_know(source, tmp_path):
-    foreign = Windows(torch.full((256,), 256), 32)
-    with pytest.raises(Refusal, match="tokens below the model's 256, got 256"):
-        growth.grow(source, tmp_path / "out", method="ligo", num_layers=4, data=foreign, steps=1)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("start", ["lossless", "published"])
-def test_ligo_makes_no_matrix_of_the_vocabulary(source, start):
-    old, new = (
-        replace(x, spaces=x.spaces | {"vocab": Space(10**6)}) for x in architectures(source, 120, 4)
-    )  # 8 TB, were it one
-    assert isinstance(OPERATORS["ligo"](old, new, start=start).spaces["vocab"], Copies)
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("start", ["lossless", "published"])
-def test_ligo_starts_where_it_says(tmp_path, start, tied):
-    src = neox(tmp_path / "src", tie_word_embeddings=tied)
-    old, new = architectures(src, 168, 5)
-    maps = OPERATORS["ligo"](old, new, start=start)
-    assert maps.lossless(old) == (start == "lossless")
-    checkpoint = Checkpoint(src)
-    config = resized(checkpoint.config, 168, 5, None, None)
-    config.layer_norm_eps *= maps.norm_eps
-    module = Expansion(maps, Source(checkpoint, GPT_NEOX), GPT_NEOX, config)
-    ids = torch.randint(256, (2, 32), generator=torch.Generator().manual_seed(1))
-    truth = AutoModelForCausalLM.from_pretrained(src)(ids).logits
-    error = (module(ids).logits - truth).abs().max().item()
-    assert error < 1e-4 if start == "lossless" else error > 0.1
-
-
-@pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("method", ["stack", "interpolate", "net2net"])
-def test_the_operators_before_ligo_are_ligo_with_particular_maps(source, method, name):
-    """Proposition 1 of the paper, to the bit."""
-    old, new = architectures(source, *SIZES[name])
-    maps = OPERATORS[method](old, new, noise=0.0)
-    checkpoint = Checkpoint(source)
-    config = resized(checkpoint.config, *SIZES[name], None, None)
-    spaces = {name: space if name == "vocab" else space.dense() for name, space in maps.spaces.items()}
-    module = Expansion(replace(maps, spaces=spaces), Source(checkpoint, GPT_NEOX), GPT_NEOX, config)
-    learned = module.weights()
-    for tensor, own in grown(Source(checkpoint, GPT_NEOX), GPT_NEOX, config, maps, old, seed=0):
-        assert torch.equal(learned[module.memory_name[tensor]], own), tensor
-
-
-@pytest.mark.parametrize("start", ["lossless", "published"])
-def test_ligo_learns_every_map_and_lowers_the_loss(source, text, tmp_path, start):
-    report = growth.grow(
-        source,
-        tmp_path / "learned",
-        method="ligo",
-        start=start,
-        hidden_size=120,
-        num_layers=4,
-        data=text,
-        steps=12,
-    )
-    growth.grow(
-        source,
-        tmp_path / "start",
-        method="ligo",
-        start=start,
-        hidden_size=120,
-        num_layers=4,
-        data=text,
-        steps=1,
-    )
-    assert not report.lossless and report.flops > 0
-    ids = torch.tensor([list(text.read_bytes()[:32])])
-    loss = {
-        name: AutoModelForCausalLM.from_pretrained(tmp_path / name)(ids, labels=ids).loss.item()
-        for name in ("start", "learned")
-    }
-    assert loss["learned"] < loss["start"] - 0.2
-
-
-@pytest.mark.parametrize("start", ["lossless", "published"])
-def test_every_map_of_ligo_that_is_read_gets_a_gradient(source, start):
-    old, new = architectures(source, 120, 4)
-    checkpoint = Checkpoint(source)
-    config = resized(checkpoint.config, 120, 4, None, None)
-    module = Expansion(
-        OPERATORS["ligo"](old, new, start=start), Source(checkpoint, GPT_NEOX), GPT_NEOX, config
-    )
-    ids = torch.randint(256, (2, 32))
-    F.cross_entropy(module(ids).logits.flatten(0, 1), ids.flatten()).backward()
-    idle = [x for x in module.tensors if x.grad is None or not x.grad.abs().max() > 0]
-    # Nothing reads the stream, a gain, a query or a key: 3 + 2 x 4 readers are idle. And so are the 4 writers
-    # and 2 readers inside the added layer, until its outputs leave zero.
-    assert len(idle) == (17 if start == "lossless" else 0)
-
-
-def test_ligo_s_large_model_follows_to_another_device(source):
-    old, new = architectures(source, 120, 4)
-    checkpoint = Checkpoint(source)
-    config = resized(checkpoint.config, 120, 4, None, None)
-    module = Expansion(OPERATORS["ligo"](old, new), Source(checkpoint, GPT_NEOX), GPT_NEOX, config).to("meta")
-    assert module(torch.zeros(2, 8, dtype=torch.long, device="meta")).logits.shape == (2, 8, 256)

@@ -1,0 +1,233 @@
+"""Learned growth: the large model as a function of a few parameters, trained on its own loss.
+
+Every block of the large model makes its weights when it runs, inside a checkpoint: they are freed behind it
+and made again in the backward, so that the wide weights of one block are in memory at a time. Wide embeddings
+and heads are never made at all: a row of the small table is widened after it is looked up, and what the head
+reads is narrowed first,
+
+    embed(ids) = small(ids) · Bᵀ            logits = (x · A) · smallᵀ
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig, PrinterCallback, Trainer, TrainingArguments
+
+from growth.adapters.table import Adapter, Entry
+from growth.engine import reader
+from growth.loading import load_tokenizer, quiet
+from growth.maps import Maps
+from growth.plan import Source
+from growth.spaces import Weight
+from growth.training.data import Data, Windows, collator, refuse_foreign, windows_of
+from growth.training.flops import count_flops
+from growth.training.progress import RunProgress, ShowSteps
+
+RATE = 0.5  # at widths of 96 it learns more than 0.2 does, and no less than 1
+
+
+class Operator(nn.Module):
+    """What learns: it holds the small model's weights and makes large ones of them."""
+
+    def __init__(self, source: Source):
+        super().__init__()
+        read = reader(source)
+        layers: dict[str, int] = {}
+        for name, layer in source.place:
+            layers[name] = 0 if layer is None else max(layers.get(name, 0), layer + 1)
+        for name, L in layers.items():
+            x = torch.stack([read(name, j) for j in range(L)]) if L else read(name, None)
+            self.register_buffer(key(name), x, persistent=False)
+
+    def small(self, weight: Weight) -> Tensor:
+        """A weight of the small model; those of all layers, [L, ...], where it is layered."""
+        return getattr(self, key(weight.name))
+
+    def wide(self, weights: Sequence[Weight], layer: int | None) -> list[Tensor]:
+        """Weights of one layer of the large model, or of none, as they are now; differentiable."""
+        raise NotImplementedError
+
+    def matrix(self, weight: Weight, axis: int) -> Tensor | None:
+        """The map [T, S] of an axis of a weight outside the layers; None where the axis does not grow."""
+        raise NotImplementedError
+
+    def maps(self) -> Maps:
+        """What every target tensor is made of now, for the plan."""
+        raise NotImplementedError
+
+
+def key(name: str) -> str:
+    """A name for parameters and buffers, which may have no dots."""
+    return name.replace(".", "/")
+
+
+class Block(nn.Module):
+    """A block of the large model whose weights exist while it runs."""
+
+    def __init__(self, block: nn.Module, weights: Callable[[], dict[str, Tensor]]):
+        super().__init__()
+        self.block, self.weights = block, weights
+
+    def forward(self, *inputs, **options):
+        return checkpoint(self.run, *inputs, use_reentrant=False, **options)
+
+    def run(self, *inputs, **options):
+        return functional_call(self.block, self.weights(), inputs, options, strict=True)
+
+
+class Expansion(nn.Module):
+    """The large model; its only parameters are the operator's."""
+
+    def __init__(self, operator: Operator, source: Source, adapter: Adapter, config: PreTrainedConfig):
+        super().__init__()
+        self.operator, self.source, self.adapter = operator, source, adapter
+        self.table = adapter.table(config)
+        self.heads = config.num_attention_heads
+        in_memory = {disk: name for name, disk in adapter.renamed.items()}
+        self.memory_name = {name: in_memory.get(name, name) for name in self.table}
+        with init_empty_weights(include_buffers=False):
+            large = adapter.auto.from_config(config)
+        large.tie_weights()
+        large.config.use_cache = False
+        self.factored = set(self._factor(large))
+        for layer in range(config.num_hidden_layers):
+            self._checkpoint(large, layer)
+        self.large = [large.train()]  # in a list: its weights are none of this module's parameters
+
+    def _factor(self, large: nn.Module) -> Iterator[str]:
+        """Makes embeddings and head work with the small model's tables; gives the names of these."""
+        weights = {
+            self.memory_name[name]: entry.weights[0]
+            for name, (entry, layer) in self.table.items()
+            if layer is None
+        }
+        head = large.get_output_embeddings()
+        tied = f"{_path(large, large.get_input_embeddings())}.weight"
+        for path, module in large.named_modules():
+            name = f"{path}.weight"
+            if isinstance(module, nn.Embedding):
+                yield name
+                module.register_forward_hook(self._widen(weights[name]))
+            elif module is head:
+                module.register_forward_pre_hook(self._narrow(weights.get(name) or weights[tied]))
+                yield name
+
+    def _widen(self, weight: Weight):
+        def hook(module: nn.Module, inputs: tuple[Tensor], x: Tensor) -> Tensor:
+            B = self.operator.matrix(weight, 0)
+            return x if B is None else x @ B.T
+
+        return hook
+
+    def _narrow(self, weight: Weight):
+        axis = 1 - weight.spaces.index("vocab")
+
+        def hook(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            A = self.operator.matrix(weight, axis)
+            return inputs if A is None else (inputs[0] @ A,)
+
+        return hook
+
+    def _checkpoint(self, large: nn.Module, layer: int) -> None:
+        """Puts a Block in the place of the large model's block."""
+        entries = {self.memory_name[name]: entry for name, (entry, i) in self.table.items() if i == layer}
+        path = f"{next(iter(entries)).split(f'.{layer}.')[0]}.{layer}"
+        inside = {name.removeprefix(f"{path}."): entry for name, entry in entries.items()}
+        large.set_submodule(path, Block(large.get_submodule(path), lambda: self._made(inside, layer)))
+
+    def _made(self, entries: dict[str, Entry], layer: int | None) -> dict[str, Tensor]:
+        weights = [weight for entry in entries.values() for weight in entry.weights]
+        made = iter(self.operator.wide(weights, layer))
+        return {
+            name: entry.to_disk([next(made) for _ in entry.weights], self.heads)
+            for name, entry in entries.items()
+        }
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        # Of the large model, forward replaces the parameters; the buffers are used as they are.
+        for module in self.large[0].modules():
+            module._buffers.update({name: fn(x) for name, x in module._buffers.items() if x is not None})
+        return self
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None):
+        outside = {
+            self.memory_name[name]: entry for name, (entry, layer) in self.table.items() if layer is None
+        }
+        weights = self._made({name: x for name, x in outside.items() if name not in self.factored}, None)
+        for name in self.factored & outside.keys():
+            entry = outside[name]
+            weights[name] = entry.to_disk(map(self.operator.small, entry.weights), self.heads)
+        batch = {"input_ids": input_ids, "labels": labels}
+        return functional_call(self.large[0], weights, kwargs=batch)
+
+    @torch.no_grad()
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the large model, as it is written to disk."""
+        for name, (entry, layer) in self.table.items():
+            stored = self.source.dtype(entry.weights[0].name, None if layer is None else 0)
+            yield name, self._made({name: entry}, layer)[name].to(stored)
+
+
+def _path(model: nn.Module, wanted: nn.Module) -> str:
+    return next(path for path, module in model.named_modules() if module is wanted)
+
+
+def train(
+    expansion: Expansion,
+    data: Data,
+    *,
+    name: str,
+    steps: int,
+    seed: int,
+    batch_size: int = 16,
+    sequence_length: int = 512,
+    learning_rate: float | None = None,
+) -> int:
+    """Train what the operator learns for `steps` steps of AdamW; returns the operations that took.
+
+    learning_rate: the highest; by default RATE / the source's width, for a new unit sums over as many.
+    Warm-up over the first tenth (LiGO's published recipe warms up for 10000 steps and stops after 100), then
+    a cosine; gradients clipped at 1; bfloat16 on a GPU that has it. Afterwards the operator is on the CPU.
+    """
+    folder, config = expansion.source.checkpoint.path, expansion.large[0].config
+    learning_rate = learning_rate or RATE / expansion.source.config.hidden_size
+    if not isinstance(data, Windows):
+        length = min(sequence_length, config.max_position_embeddings)
+        data = windows_of(data, load_tokenizer(folder), length)
+    refuse_foreign(data.windows, config.vocab_size)
+    batch = data.batch(range(min(batch_size, len(data))))
+    with quiet(), tempfile.TemporaryDirectory() as scratch, RunProgress(name, steps) as progress:
+        flops = count_flops(expansion, batch) * steps
+        arguments = TrainingArguments(
+            scratch,
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=learning_rate,
+            warmup_steps=steps // 10,
+            lr_scheduler_type="cosine",
+            seed=seed,
+            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            report_to="none",
+        )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # as growth.train does, and for the same reason
+        trainer = Trainer(
+            model=expansion,
+            args=arguments,
+            train_dataset=data,
+            data_collator=collator(expansion.adapter, folder),
+            callbacks=[ShowSteps(progress)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    expansion.cpu().requires_grad_(False)
+    return flops

@@ -1,0 +1,292 @@
+"""Growth that is learned: where it starts, what learns, what it keeps in memory, where it ends."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from checkpoints import FAMILIES, bert, neox
+from memory import Memory
+from torch.func import functional_call
+
+import growth
+from growth.adapters import source_adapter
+from growth.engine import grown
+from growth.errors import Refusal
+from growth.files import Checkpoint
+from growth.grow import resized
+from growth.learning import Expansion
+from growth.loading import load_model
+from growth.maps import Copies
+from growth.operators import OPERATORS
+from growth.operators.ligo import LearnedMaps
+from growth.operators.mango import Mango
+from growth.plan import Source
+from growth.spaces import Space
+from growth.training.data import Windows
+
+SIZES = {
+    "wider and deeper": (144, 5),
+    "twice as wide": (192, 3),
+    "more than twice in both": (264, 8),
+    "depth alone": (96, 4),
+}
+
+
+class Grown:
+    """A checkpoint, the architecture it is to have, and the means to expand it."""
+
+    def __init__(self, folder, hidden_size, num_layers):
+        self.folder = folder
+        checkpoint = Checkpoint(folder)
+        self.adapter = source_adapter(checkpoint.config, str(folder))
+        self.source = Source(checkpoint, self.adapter)
+        self.config = resized(checkpoint.config, hidden_size, num_layers, None, None)
+        self.old, self.new = (
+            self.adapter.describe(x, self.adapter) for x in (checkpoint.config, self.config)
+        )
+
+    def expansion(self, operator, norm_eps=1.0):
+        setattr(self.config, self.adapter.eps, self.old.norm_eps * norm_eps)
+        return Expansion(operator, self.source, self.adapter, self.config)
+
+    def ligo(self, learn=("*",), **options):
+        maps = OPERATORS["ligo"](self.old, self.new, **options)
+        return self.expansion(LearnedMaps(maps, self.source, learn), maps.norm_eps)
+
+    def mango(self, **options):
+        return self.expansion(Mango(self.source, self.old, self.new, **options))
+
+    def away(self, expansion):
+        """The largest difference of its logits from the source's."""
+        expansion.large[0].eval()
+        ids = tokens()
+        with torch.no_grad():
+            truth = load_model(self.folder).eval()(ids).logits
+            return (expansion(ids).logits - truth).abs().max().item()
+
+
+def tokens(B=2, T=32):
+    return torch.randint(256, (B, T), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("start", ["lossless", "net2net", "published"])
+@pytest.mark.parametrize("name", SIZES)
+def test_ligo_starts_where_it_says(tmp_path, family, start, tied, name):
+    hidden_size, num_layers = SIZES[name]
+    src = FAMILIES[family](tmp_path / "src", tie_word_embeddings=tied)
+    model = Grown(src, hidden_size, num_layers)
+    if start == "lossless" and model.old.post_norm and hidden_size % 96:
+        with pytest.raises(Refusal, match="a multiple of the source's 96"):
+            model.ligo(start=start)
+        return
+    expansion = model.ligo(start=start)
+    lossless = expansion.operator.start.lossless(model.old)
+    assert lossless or start != "lossless"
+    away = model.away(expansion)
+    assert away < 1e-4 if lossless else away > 1e-2
+
+
+@pytest.mark.parametrize("ties", ["published", "untied"])
+def test_the_published_ties_make_one_map_of_the_stream_and_readers_of_producers(source, ties):
+    maps = OPERATORS["ligo"](*vars_of(source, 120, 4), start="published", ties=ties).spaces
+    stream = {id(maps[name].written) for name in ("residual", "gain", "normed", "final_gain", "final")}
+    assert len(stream) == (1 if ties == "published" else 5)
+    assert (maps["ffn.0"].taken is maps["ffn.0"].written) == (ties == "published")
+    assert maps["ffn.0"].written is not maps["ffn.1"].written
+
+
+def vars_of(folder, hidden_size, num_layers):
+    model = Grown(folder, hidden_size, num_layers)
+    return model.old, model.new
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("method", ["stack", "interpolate", "net2net"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_operators_before_ligo_are_ligo_with_particular_maps(tmp_path, family, method, name):
+    """Proposition 1 of the paper, to the bit."""
+    model = Grown(FAMILIES[family](tmp_path / "src"), *SIZES[name])
+    maps = OPERATORS[method](model.old, model.new, noise=0.0)
+    spaces = {name: space if space.same else space.dense() for name, space in maps.spaces.items()}
+    learned = dict(model.expansion(LearnedMaps(replace(maps, spaces=spaces), model.source, ())).tensors())
+    for tensor, own in grown(model.source, model.adapter, model.config, maps, model.old, seed=0):
+        assert torch.equal(learned[tensor], own), tensor
+
+
+@pytest.mark.parametrize("operator", ["ligo", "mango"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_that_make_their_weights_have_the_gradients_of_a_model_that_holds_them(
+    tmp_path, family, operator
+):
+    """Embeddings and head in two steps, checkpoints: none of it changes what is computed."""
+    sizes = {"n_inner": 192} if family == "gpt2" else {"intermediate_size": 192}
+    model = Grown(FAMILIES[family](tmp_path / "src", **sizes), 144, 5)
+    made = model.ligo(start="published") if operator == "ligo" else model.mango(rank=2)
+    made.double()
+    made.large[0].eval()
+    ids = tokens()
+    loss = made(ids, ids).loss
+    got = torch.autograd.grad(loss, [*made.parameters()])
+
+    held = model.adapter.auto.from_config(model.config).double().eval()
+    weights = {}
+    for name, (entry, layer) in made.table.items():
+        weights[made.memory_name[name]] = made._made({name: entry}, layer)[name]
+    truth = functional_call(held, weights, (), {"input_ids": ids, "labels": ids}).loss
+    assert loss.item() == pytest.approx(truth.item(), abs=1e-12)
+    for x, y in zip(got, torch.autograd.grad(truth, [*made.parameters()]), strict=True):
+        assert torch.allclose(x, y, rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_makes_no_matrix_of_the_vocabulary(tmp_path):
+    expansion = Grown(neox(tmp_path / "src", vocab_size=5000), 144, 5).ligo()
+    ids = tokens(1, 16)
+    with Memory() as memory:
+        expansion(ids, ids).loss.backward()
+    table = 5000 * 96 * 4  # the small one, seen by a lookup and a product
+    assert max(memory.made) == table and memory.made.count(table) == 2
+
+
+@pytest.mark.parametrize("start", ["lossless", "published"])
+@pytest.mark.parametrize("family", ["gpt_neox", "bert"])
+def test_a_step_takes_less_memory_than_training_the_large_model(tmp_path, family, start):
+    """Weights, gradients, Adam's moments and what forward and backward hold at most."""
+    src = FAMILIES[family](tmp_path / "src", intermediate_size=384)
+    model = Grown(src, 192, 6)
+    large = model.adapter.auto.from_config(model.config)
+    ids = tokens(4, 32)
+    taken = []
+    for network in (model.ligo(start=start), large):
+        with Memory() as memory:
+            network(input_ids=ids, labels=ids).loss.backward()
+        held = [*network.parameters(), *network.buffers()]
+        moments = 2 * sum(x.numel() * 4 for x in network.parameters())
+        taken.append(memory.most + moments + sum(x.numel() * x.element_size() for x in held))
+    assert taken[0] < taken[1]
+
+
+def test_only_what_is_asked_for_learns(source, text):
+    def learning(*patterns, sizes=(144, 5)):
+        expansion = Grown(source, *sizes).ligo(patterns)
+        return {name for name, x in expansion.operator.named_parameters() if x.requires_grad}
+
+    assert learning("depth.*") == {name for name in learning("*") if name.startswith("depth.")}
+    assert learning("write.ffn.*", "read.value.0") == {
+        *(f"spaces.ffn/{i}.written" for i in range(5)),
+        "spaces.value/0.taken",
+    }
+    assert all(name.startswith("depth.") for name in learning("*", sizes=(96, 5)))
+    assert all(name.startswith("spaces.") for name in learning("*", sizes=(144, 3)))
+    with pytest.raises(Refusal, match=r"learn: expected patterns of maps: depth.\*, read.\*, .* got weight"):
+        learning("weight")
+
+
+def test_nothing_learns_a_space_that_nothing_reads(source):
+    spaces = Grown(source, 144, 5).ligo().operator.start.spaces
+    unread = {name.partition(".")[0] for name, x in spaces.items() if not x.same and x.taken is None}
+    assert unread == {"residual", "gain", "query", "key", "final_gain"}
+
+
+@pytest.mark.parametrize("operator", ["ligo", "mango"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_everything_that_learns_has_a_gradient_after_a_few_steps(tmp_path, family, operator):
+    sizes = {"n_inner": 192} if family == "gpt2" else {"intermediate_size": 192}
+    model = Grown(FAMILIES[family](tmp_path / "src", **sizes), 192, 5)
+    expansion = model.ligo() if operator == "ligo" else model.mango(rank=2)
+    optimizer = torch.optim.Adam(expansion.parameters(), 1e-2)
+    ids = tokens(4)
+    for _ in range(4):  # readers, then the writers of what they read, then what the added layers hold inside
+        optimizer.zero_grad()
+        expansion(ids, ids).loss.backward()
+        optimizer.step()
+    idle = [name for name, x in expansion.named_parameters() if x.grad is None or not x.grad.any()]
+    assert not idle
+
+
+@pytest.mark.parametrize(
+    "family, options",
+    [*((family, {"start": "lossless"}) for family in FAMILIES)]
+    + [("gpt_neox", {"start": "published"}), ("bert", {"rank": 1}), ("gpt2", {"learn": ["depth.*"]})],
+    ids=str,
+)
+def test_learning_lowers_the_loss_and_leaves_a_checkpoint(tmp_path, text, family, options):
+    method = "mango" if "rank" in options else "ligo"
+    sizes = {"n_inner": 192} if family == "gpt2" else {"intermediate_size": 192}
+    src = FAMILIES[family](tmp_path / "src", **sizes)
+    wanted = {"hidden_size": 192, "num_layers": 4, "data": text, "learning_rate": 5e-3, "steps": 12}
+    report = growth.grow(src, tmp_path / "learned", method=method, **wanted, **options)
+    assert not report.lossless and report.flops > 0
+    assert Checkpoint(tmp_path / "learned").record()["steps"] == 12
+    model = Grown(src, 192, 4)
+    options.pop("learn", None)
+    start = model.ligo(**options) if method == "ligo" else model.mango(**options)
+    start.large[0].eval()
+    learned = load_model(tmp_path / "learned").eval()
+    ids = torch.tensor([list(text.read_bytes()[:32])])
+    with torch.no_grad():
+        assert learned(ids, labels=ids).loss < start(ids, ids).loss - 0.1
+
+
+def test_mango_is_the_ring_of_its_cores(tmp_path):
+    model = Grown(bert(tmp_path / "src", intermediate_size=192), 144, 4)
+    operator = model.mango(rank=2).operator.double()
+    for core in operator.ring.values():
+        torch.nn.init.normal_(core)
+    read, write, layers, slots = (operator.ring[name] for name in ("read", "write", "layers", "slots"))
+    weights = [weight for weight in model.old.weights if weight.name in operator.where]
+    old = operator.old  # [L, B, D, D]
+    expected = torch.einsum("tuml, urcb, lboi, stOo, rsIi -> mcOI", layers, slots, old, write, read)
+    for layer in range(4):
+        made = dict(zip((w.name for w in weights), operator.wide(weights, layer), strict=True))
+        q, up, down = (made[f"layers.{{}}.{name}.weight"] for name in ("mixer.q", "mlp.up", "mlp.down"))
+        of = expected[layer]
+        torch.testing.assert_close(q, of[operator.where["layers.{}.mixer.q.weight"][0]])
+        torch.testing.assert_close(up, of[list(operator.where["layers.{}.mlp.up.weight"])].flatten(0, 1))
+        parts = of[list(operator.where["layers.{}.mlp.down.weight"])]
+        torch.testing.assert_close(down, torch.cat([*parts], 1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("hidden_size", [144, 192])
+def test_mango_starts_as_net2net(tmp_path, family, hidden_size):
+    sizes = {"n_inner": 192} if family == "gpt2" else {"intermediate_size": 192}
+    model = Grown(FAMILIES[family](tmp_path / "src", **sizes), hidden_size, 5)
+    away = model.away(model.mango(rank=2))
+    assert away < 1e-4 if hidden_size == 192 else away > 1e-2
+
+
+def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
+    def grow(**options):
+        return growth.grow(source, tmp_path / "out", num_layers=4, steps=1, **{"data": text} | options)
+
+    foreign = Windows(torch.full((256,), 256), 32)
+    for why, options in {
+        "tokens below the model's 256, got 256": {"method": "ligo", "data": foreign},
+        "start: expected one of lossless, net2net, published, got now": {"method": "ligo", "start": "now"},
+        "ties: expected one of published, untied, got knots": {"method": "ligo", "ties": "knots"},
+        "ties: expected untied in the lossless start": {
+            "method": "ligo",
+            "ties": "published",
+            "hidden_size": 144,
+        },
+        "ffn-size: expected the same whole multiple of the hidden size": {"method": "mango"},
+        "data: expected text that mango learns from": {"method": "mango", "data": None},
+    }.items():
+        with pytest.raises(Refusal, match=why):
+            grow(**options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("start", ["lossless", "published"])
+def test_ligo_makes_no_map_of_the_vocabulary(source, start):
+    old, new = (replace(x, spaces=x.spaces | {"vocab": Space(10**6)}) for x in vars_of(source, 120, 4))
+    assert isinstance(OPERATORS["ligo"](old, new, start=start).spaces["vocab"], Copies)
+
+
+def test_the_large_model_follows_to_another_device(source):
+    expansion = Grown(source, 120, 4).ligo().to("meta")
+    large = expansion.large[0]
+    used = [*expansion.parameters(), *expansion.buffers(), *large.buffers()]
+    assert {x.device.type for x in used} == {"meta"} and len([*large.buffers()])
