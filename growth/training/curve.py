@@ -26,15 +26,16 @@ class Point:
 
 
 class Curve(TrainerCallback, ExportableState):
-    """Measures the loss on `held_out` [N, T] before the first step, every `every` steps, after the last one.
+    """Measures the loss on `held_out` before the first step, every `every` steps, after the last one.
 
-    step_flops: what a step costs; frozen_flops: while `freezing`, if any, keeps weights frozen. The clock
-    stands still during measurements and saves. A resumed run goes on with the points and the clock it had.
+    held_out: windows, and labels if masked, as `evaluate` takes them; step_flops: what a step costs;
+    frozen_flops: while `freezing`, if any, keeps weights frozen. The clock stands still during measurements
+    and saves. A resumed run goes on with the points and the clock it had.
     """
 
     def __init__(
         self,
-        held_out: Tensor,
+        held_out: tuple[Tensor, ...],
         every: int,
         step_flops: int,
         frozen_flops: int,
@@ -80,25 +81,35 @@ class Curve(TrainerCallback, ExportableState):
         self._since = time.perf_counter()
 
     def _measure(self, model: nn.Module, step: int) -> None:
-        loss = evaluate(model, self.held_out)
+        loss = evaluate(model, *self.held_out)
         self.points.append(Point(step, self._flops, self._seconds, loss))
         self.progress.loss(step, loss, self._seconds)
 
 
-def evaluate(model: nn.Module, windows: Tensor) -> float:
-    """The mean loss of a causal model over windows [N, T], nats a token, dropout off."""
-    return window_losses(model, windows).mean().item()
+def evaluate(model: nn.Module, windows: Tensor, labels: Tensor | None = None) -> float:
+    """The mean loss of a model over windows [N, T], nats a predicted token, dropout off.
+
+    A causal model predicts the tokens that follow; a masked one `labels` [N, T], but where they are -100.
+    """
+    if labels is None:
+        return window_losses(model, windows).mean().item()
+    return _losses(model, windows, labels)[labels != -100].mean().item()
+
+
+def window_losses(model: nn.Module, windows: Tensor) -> Tensor:
+    """A causal model's mean loss on each window, [N]: how surely two means differ is in these."""
+    return _losses(model, windows, windows[:, 1:]).mean(1)
 
 
 @torch.no_grad()
-def window_losses(model: nn.Module, windows: Tensor) -> Tensor:
-    """The mean loss of each window, [N]: what two models' means differ by, and how surely, is in these."""
+def _losses(model: nn.Module, windows: Tensor, labels: Tensor) -> Tensor:
+    """The loss at the first positions of each window, as many as there are labels."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
     losses = []
-    for part in windows.split(max(1, EVAL_TOKENS // windows.shape[1])):
-        part = part.to(device)
-        logits = model(input_ids=part).logits[:, :-1].float()
-        losses.append(F.cross_entropy(logits.mT, part[:, 1:], reduction="none").mean(1).cpu())
+    N = max(1, EVAL_TOKENS // windows.shape[1])
+    for x, y in zip(windows.split(N), labels.split(N)):
+        logits = model(input_ids=x.to(device)).logits[:, : y.shape[1]].float()
+        losses.append(F.cross_entropy(logits.mT, y.to(device), reduction="none").cpu())
     model.train(training)
     return torch.cat(losses)

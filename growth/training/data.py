@@ -105,14 +105,15 @@ def refuse_foreign(windows: Tensor, vocabulary: int) -> None:
         raise refuse("data", f"tokens below the model's {vocabulary}", most, "use the model's tokenizer")
 
 
-Collator = Callable[[Sequence[dict[str, Tensor]]], dict[str, Tensor]]
+Collator = Callable[..., dict[str, Tensor]]  # of windows, and a seed where it draws
 
 
 def collator(adapter: Adapter, folder: str | Path) -> Collator | None:
     """How windows become a batch: None, the Trainer's own way, for a causal model; masked for a masked one.
 
     Of 15 % of the tokens, which alone are labels, 80 % turn into the mask, 10 % into any token; drawn anew
-    for every batch. Raises Refusal where the tokenizer in `folder` is needed and has no mask.
+    for every batch, or alike for one `seed`. Raises Refusal where the tokenizer in `folder` is needed and has
+    no mask.
     """
     if adapter.auto is not AutoModelForMaskedLM:
         return None
@@ -121,7 +122,8 @@ def collator(adapter: Adapter, folder: str | Path) -> Collator | None:
         raise refuse(str(folder), "a tokenizer with a mask token", "none", "save the model's own beside it")
     masking = DataCollatorForLanguageModeling(tokenizer)
 
-    def masked(windows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def masked(windows: Sequence[dict[str, Tensor]], seed: int | None = None) -> dict[str, Tensor]:
+        masking.generator = None if seed is None else torch.Generator().manual_seed(seed)
         ids, labels = masking.torch_mask_tokens(torch.stack([window["input_ids"] for window in windows]))
         return {"input_ids": ids, "labels": labels}
 

@@ -1,12 +1,13 @@
 """The verb `train`: a checkpoint and text in, a trained one out. `transformers.Trainer` is the engine."""
 
 import contextlib
+import itertools
 import json
 import math
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
-    AutoModelForMaskedLM,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -27,7 +27,7 @@ from growth.files import RECORD as GROWTH_RECORD
 from growth.files import Checkpoint, refuse_existing
 from growth.loading import load_model, load_tokenizer, quiet
 from growth.training.curve import Curve, Point
-from growth.training.data import Data, Windows, refuse_foreign, windows_of
+from growth.training.data import Collator, Data, Windows, collator, refuse_foreign, windows_of
 from growth.training.flops import count_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters, transferred
 from growth.training.progress import RunProgress
@@ -90,7 +90,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
 ) -> TrainReport:
-    """Train the causal language model in folder `model` on text for `steps` steps; save it in folder `out`.
+    """Train the language model in folder `model` on text for `steps` steps; save it in folder `out`.
 
     data, validation   files or folders of UTF-8 text, or Windows. Without `validation`, a twentieth of the
                        data's windows, at most 256, are held out and not trained on
@@ -106,20 +106,15 @@ def train(
     resume             go on where an interrupted run of the same settings stopped, from `out`.unfinished
 
     AdamW (0.9, 0.95), weight decay 0.1 on matrices, gradient norm clipped at 1, float32 weights; `bf16`
-    computes in bfloat16. Started by torchrun it trains on every process. The tokenizer is the model's.
-    Seconds and FLOPs are those of training: evaluation, saving and loading are left out. Raises Refusal, with
-    nothing written, where an argument does not fit.
+    computes in bfloat16. A masked model's batches are masked anew (training.data.collator), a resumed run's
+    as if it had not stopped; what it is measured on is masked once, whatever the seed. Started by torchrun it
+    trains on every process. The tokenizer is the model's. Seconds and FLOPs are those of training:
+    evaluation, saving and loading are left out. Raises Refusal, with nothing written, where an argument does
+    not fit.
     """
     out = Path(out)
     refuse_existing(out)
     config = Checkpoint(model).config
-    if (adapter := ADAPTERS.get(config.model_type)) and adapter.auto is AutoModelForMaskedLM:
-        raise refuse(
-            str(model),
-            "a causal language model",
-            f"{config.model_type}, a masked one",
-            "train it with transformers' Trainer and growth.training.data.collator",
-        )
     if (length := sequence_length) is None:
         length = min(getattr(config, "max_position_embeddings", None) or 2048, 2048)
     if eval_every is None:
@@ -149,6 +144,8 @@ def train(
     save_every = eval_every if save_every is None else save_every
     frozen = transferred(model) if freeze else []
     tokenizer = load_tokenizer(model)
+    adapter = ADAPTERS.get(config.model_type)
+    masked = collator(adapter, model) if adapter else None
     windows, held_out = split(data, validation, tokenizer, length)
     length = windows.windows.shape[1]  # Windows come with a length of their own
     if len(windows) < batch_size:
@@ -159,7 +156,10 @@ def train(
             "give more text, or a smaller batch size or sequence length",
         )
     refuse_foreign(windows.windows, config.vocab_size)
-    refuse_foreign(held_out, config.vocab_size)
+    measured = (held_out,)
+    if masked:
+        measured = tuple(masked([{"input_ids": window} for window in held_out], seed=0).values())
+    refuse_foreign(measured[0], config.vocab_size)
     settings = {
         "model": str(model),
         "data": f"{len(windows)} windows, {zlib.crc32(windows.windows.numpy()):08x}",
@@ -191,6 +191,7 @@ def train(
         weight_decay=0.1,
         max_grad_norm=1.0,
         bf16=bf16,
+        average_tokens_across_devices=not masked,  # BERT's mean would be times the processes
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.accelerator.is_available(),
         use_cpu=not torch.accelerator.is_available(),
@@ -215,14 +216,21 @@ def train(
         least = threshold if unfreeze else -math.inf  # no loss improves by less than that
         freezing = UnfreezeOnPlateau(frozen, least, patience, warmup) if freeze else None
         engine = _Trainer(
-            rate, model=network, args=args, train_dataset=windows, callbacks=[freezing] if freezing else None
+            rate,
+            model=network,
+            args=args,
+            data_collator=_numbered(masked, args, last) if masked else None,
+            train_dataset=windows,
+            callbacks=[freezing] if freezing else None,
         )
         engine.remove_callback(PrinterCallback)
-        batch = {key: value.to(args.device) for key, value in windows.batch(range(batch_size)).items()}
+        sample = [windows[i] for i in range(batch_size)]
+        batch = masked(sample, seed=0) if masked else windows.batch(range(batch_size))
+        batch = {key: value.to(args.device) for key, value in batch.items()}
         step_flops = count_flops(network, batch)
         frozen_flops = count_flops(network, batch, frozen) if freezing else step_flops
         N = args.world_size
-        curve = Curve(held_out, eval_every, N * step_flops, N * frozen_flops, freezing, progress)
+        curve = Curve(measured, eval_every, N * step_flops, N * frozen_flops, freezing, progress)
         engine.add_callback(curve)
         engine.train(resume_from_checkpoint=last)
         report = TrainReport(
@@ -254,9 +262,9 @@ class _Trainer(Trainer):
     untrained: GPT-NeoX's head. Sharded models (FSDP) have their own format and keep their own way.
     """
 
-    def __init__(self, rate: Schedule, *, model, args, train_dataset, callbacks):
+    def __init__(self, rate: Schedule, *, model, args, data_collator, train_dataset, callbacks):
         self.rate = rate
-        super().__init__(model=model, args=args, train_dataset=train_dataset, callbacks=callbacks)
+        super().__init__(model, args, data_collator, train_dataset, callbacks=callbacks)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.rate)
@@ -267,6 +275,19 @@ class _Trainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.model.load_state_dict(load_model(resume_from_checkpoint).state_dict())
+
+
+def _numbered(masked: Collator, args: TrainingArguments, last: str | None) -> Collator:
+    """Masks each batch under a seed of its own: a run resumed from `last` goes on with the same masks.
+
+    The Trainer's random numbers do not bring them back: it draws a batch ahead of the step that it saves.
+    """
+    steps = itertools.count(int(last.rpartition("-")[2]) if last else 0)
+
+    def collate(windows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return masked(windows, zlib.crc32(f"{args.seed} {args.process_index} {next(steps)}".encode()))
+
+    return collate
 
 
 def _save(engine: Trainer, tokenizer: PreTrainedTokenizerBase, report: TrainReport) -> None:

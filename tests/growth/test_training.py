@@ -1,10 +1,12 @@
-"""Windows of text, schedules, unfreezing, counting, and whole runs of a tiny GPT-NeoX."""
+"""Windows of text, schedules, unfreezing, counting, and whole runs of a tiny GPT-NeoX and a tiny BERT."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from checkpoints import bert
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,13 +20,14 @@ from growth.adapters.bert import BERT
 from growth.adapters.gpt2 import GPT2
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
+from growth.loading import load_model
 from growth.training import data, trainer
 from growth.training.curve import evaluate
 from growth.training.data import Windows, collator, load_text, tokens
 from growth.training.flops import count_flops
 from growth.training.freeze import Plateau, UnfreezeOnPlateau
 from growth.training.schedule import cosine, lemon
-from growth.training.trainer import train
+from growth.training.trainer import _numbered, train
 
 TEXT = "".join(chr(97 + i * i % 23) + ("\n" if i % 31 == 30 else "") for i in range(6000))
 
@@ -62,8 +65,19 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    """The same of a BERT, whose tokenizer has a mask."""
+    root = tmp_path_factory.mktemp("masked")
+    bert(root / "model", hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    rows = [{"name": n, "freeze": "intermediate" in n} for n in weights(root / "model")]
+    (root / "model" / "growth.json").write_text(json.dumps({"verb": "grow", "tensors": rows}))
+    (root / "text.txt").write_text(TEXT)
+    return root
+
+
 def weights(path) -> dict[str, torch.Tensor]:
-    return AutoModelForCausalLM.from_pretrained(path).state_dict()
+    return load_file(path / "model.safetensors")
 
 
 def run(folder, out, **settings):
@@ -118,6 +132,19 @@ def test_windows_of_a_masked_model_are_masked_as_bert_s_were(tmp_path):
     shares = torch.stack([label.float().mean(), mask.float().mean(), same.float().mean()])
     # Of 6400 tokens, and of the 960 that are labels: three standard deviations are 0.013, 0.039 and 0.029.
     assert (shares - torch.tensor([0.15, 0.8, 0.1])).abs().lt(torch.tensor([0.014, 0.04, 0.03])).all(), shares
+
+
+def test_masks_are_drawn_anew_for_every_batch_and_process_and_again_from_a_checkpoint(tmp_path):
+    mask = collator(BERT, bert(tmp_path / "bert"))
+    items = [{"input_ids": torch.arange(32)}] * 4
+
+    def masks(seed, process, last):
+        batch = _numbered(mask, SimpleNamespace(seed=seed, process_index=process), last)
+        return [tuple(batch(items)["labels"].flatten().tolist()) for _ in range(3)]
+
+    first = masks(0, 0, None)
+    assert len({*first, *masks(1, 0, None), *masks(0, 1, None)}) == 9
+    assert masks(0, 0, "run/checkpoint-1")[:2] == first[1:]
 
 
 def test_windows_of_a_causal_model_stay_as_they_are_and_a_tokenizer_without_a_mask_is_refused(tmp_path):
@@ -282,6 +309,13 @@ def test_evaluation_equals_the_mean_of_the_windows_losses():
     assert evaluate(model, x) == pytest.approx(sum(losses) / 5, rel=1e-6)
 
 
+def test_evaluation_of_a_masked_model_is_its_own_loss_over_all_that_is_masked(tmp_path, monkeypatch):
+    model = load_model(bert(tmp_path / "bert")).eval()
+    batch = collator(BERT, tmp_path / "bert")([{"input_ids": w} for w in torch.randint(256, (5, 32))])
+    monkeypatch.setattr("growth.training.curve.EVAL_TOKENS", 64)  # the parts have different numbers of labels
+    assert evaluate(model, *batch.values()) == pytest.approx(model(**batch).loss.item(), rel=1e-6)
+
+
 # ---- whole runs
 
 
@@ -300,6 +334,18 @@ def test_a_run_writes_a_checkpoint_that_generates_text_and_a_curve_that_falls(fo
     prompt = tokenizer("abc", return_tensors="pt", return_token_type_ids=False)
     out = model.generate(**prompt, max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert tokenizer.decode(out[0]).startswith("abc")
+
+
+def test_a_masked_model_trains_and_is_measured_on_the_same_masks_each_time(masked):
+    report = run(masked, "whole", steps=24)
+    assert report.curve[-1].loss < report.curve[0].loss - 0.3
+    assert [p.flops for p in report.curve] == [p.step * report.step_flops for p in report.curve]
+    windows = Windows(tokens([TEXT], byte_tokenizer()), 32)
+    held_out = [{"input_ids": window} for window in windows.hold_out(10)[1]]
+    model = load_model(masked / "whole")
+    again = [evaluate(model, *collator(BERT, masked / "whole")(held_out, seed=0).values()) for _ in range(2)]
+    assert again[0] == again[1] == pytest.approx(report.curve[-1].loss, rel=1e-6)
+    assert run(masked, "other", steps=1, seed=1).curve[0].loss == report.curve[0].loss
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_another_order(folder):
@@ -326,9 +372,23 @@ def cut_at(monkeypatch, step):
 UNFREEZING = {"freeze": "transferred", "unfreeze": "plateau", "window": 2, "threshold": 9.0}  # after 4 steps
 
 
-@pytest.mark.parametrize("cut, freezing", [(8, {}), (8, UNFREEZING), (5, UNFREEZING)])
-def test_a_resumed_run_ends_like_an_uninterrupted_one(folder, tmp_path, monkeypatch, cut, freezing):
-    settings = {"steps": 12, "save_every": 3, "warmup": 3, **freezing}
+SHORT_EPOCHS = {"batch_size": 40}  # of 4 steps
+
+
+@pytest.mark.parametrize(
+    "kind, cut, more",
+    [
+        ("folder", 8, {}),
+        ("folder", 8, UNFREEZING),
+        ("folder", 5, UNFREEZING),
+        ("masked", 8, {}),
+        ("masked", 8, SHORT_EPOCHS),
+        ("masked", 5, SHORT_EPOCHS | UNFREEZING),
+    ],
+)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(request, tmp_path, monkeypatch, kind, cut, more):
+    folder = request.getfixturevalue(kind)
+    settings = {"steps": 12, "save_every": 3, "warmup": 3, **more}
     whole = run(folder, tmp_path / "whole", **settings)
     with monkeypatch.context() as patch, pytest.raises(PowerCut):
         cut_at(patch, cut)
@@ -342,7 +402,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(folder, tmp_path, monkeypa
     with pytest.raises(Refusal, match="resume: expected data 1.. windows, .*, got data 1.. windows"):
         train(folder / "model", folder / "other.txt", tmp_path / "cut", **DEFAULTS | settings, resume=True)
     resumed = run(folder, tmp_path / "cut", **settings, resume=True)
-    assert resumed.unfrozen_at == whole.unfrozen_at == (4 if freezing else None)
+    assert resumed.unfrozen_at == whole.unfrozen_at == (4 if "unfreeze" in more else None)
     assert [(p.step, p.flops, p.loss) for p in resumed.curve] == [
         (p.step, p.flops, p.loss) for p in whole.curve
     ]
@@ -402,6 +462,7 @@ def test_bad_calls_are_refused_with_nothing_written(folder, tmp_path):
     strange = Windows(torch.full((640,), 300), 16)
     untold = folder / "untold"
     tiny().save_pretrained(untold)
+    maskless, narrow = bert(folder / "maskless", masked=False), bert(folder / "narrow", vocab_size=256)
     for said, arguments in {
         "exists: expected an output folder that does not exist": (model, text, tmp_path / "exists", {}),
         "bare: expected a checkpoint folder with config.json": (tmp_path / "bare", text, out, {}),
@@ -411,6 +472,8 @@ def test_bad_calls_are_refused_with_nothing_written(folder, tmp_path):
         "steps: expected at least 1, got 0": (model, text, out, {"steps": 0}),
         "sequence length: expected at least 2": (model, text, out, {"sequence_length": 1}),
         "data: expected tokens below the model's 256, got 300": (model, strange, out, {}),
+        "data: expected tokens below the model's 256, got 256": (narrow, text, out, {}),
+        "maskless: expected a tokenizer with a mask token, got none": (maskless, text, out, {}),
         "untold: expected a tokenizer beside the model": (untold, text, out, {}),
         "schedule: expected cosine or lemon, got step": (model, text, out, {"schedule": "step"}),
         "freeze, unfreeze: expected": (model, text, out, {"unfreeze": "plateau"}),
