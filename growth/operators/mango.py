@@ -52,8 +52,9 @@ def slotted(old: Architecture) -> list[Weight]:
 class Mango(Operator):
     """The cores and the small model that they enlarge.
 
-    read, write [R, R, T, D]  layers [R, 2, L', L]  slots [2, R, B, B], as I, O, L and B above. Raises Refusal
-    where rank is below 1, where a feed-forward block is not a whole number of streams wide, or grows otherwise.
+    read, write [R, R, T, D]  layers [R, 2, L', L]  slots [2, R, B, B], as I, O, L and B above.
+    Raises Refusal where rank is below 1, or a feed-forward block is not a whole number of streams wide, the same
+    before and after.
     """
 
     def __init__(self, source: Source, old: Architecture, new: Architecture, *, rank: int = 1, seed: int = 0):
