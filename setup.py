@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -16,11 +17,17 @@ MODE = os.environ.get("LCIKERNELS_BUILD", "auto")
 CXX = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++")), "")
 NVCC = shutil.which("nvcc") or shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc")
 LEAVE_OUT = print if MODE in ("auto", "none") else sys.exit  # kernels that were asked for are not left out
-CPP, CPU, CUDA = (sorted(Path("csrc").glob(x)) for x in ("*.cpp", "cpu/*.cpp", "cuda/*.cu"))
+CPP, CPU, CUDA, CUDA_CPP = (
+    sorted(Path("csrc").glob(x)) for x in ("*.cpp", "cpu/*.cpp", "cuda/*.cu", "cuda/*.cpp")
+)
 ISAS = {"base": "", "avx2": "-mavx2 -mfma", "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"}
 RULES = """builddir = build
 rule compile
   command = $with -std=c++17 -O3 -MD -MF $out.d -c $in -o $out  # by $tools
+  depfile = $out.d
+rule cuda
+  command = $with -std=c++17 -O3 -MD -MF $out.d -c $in -o $out -Xptxas -v >$out.log 2>&1 || $
+      { cat $out.log; false; }  # by $tools
   depfile = $out.d
 rule link
   command = $with -shared $in -o $out -Xlinker --no-as-needed -ltorch -ltorch_cpu
@@ -53,26 +60,32 @@ class Build(build_ext.build_ext):
             sys.exit("lcikernels: building needs ninja: pip install ninja")
         home, nvcc = (shlex.quote(f"{x}").replace("$", "$$") for x in (Path(torch.__file__).parent, NVCC))
         cxx, linker = f"{CXX} -fPIC -fvisibility=hidden -DTORCH_TARGET_VERSION=0x020a000000000000", CXX
-        jobs = {f"{x.stem}.o": (x, f"{cxx} -isystem {home}/include") for x in CPP}
+        headers = f"{cxx} -isystem {home}/include"
+        jobs = {f"{x.stem}.o": (x, headers) for x in CPP}
         for isa in ISAS if os.uname().machine == "x86_64" else ["base"]:
             jobs |= {f"{x.stem}.{isa}.o": (x, f"{cxx} {ISAS[isa]}") for x in CPU}
         if CUDA and MODE != "cpu" and not NVCC:
             print("lcikernels: left out the CUDA kernels: no nvcc in PATH or CUDA_HOME")
         elif CUDA and MODE != "cpu":
             linker = f"{nvcc} -Xcompiler -fPIC,-fvisibility=hidden{gpus()}"  # with the CUDA runtime, static
+            jobs |= {f"{x.stem}.cuda.o": (x, headers) for x in CUDA_CPP}
             jobs |= {f"{x.stem}.cu.o": (x, linker) for x in CUDA}
         tools = subprocess.getoutput(f"echo $({CXX} --version|head -1) $({NVCC or ':'} --version|tail -1)")
         plan = f"{RULES}tools = torch {torch.__version__}, {tools}\n"  # with others ninja compiles again
-        plan += "".join(f"build build/{o}: compile {x}\n  with = {y}\n" for o, (x, y) in jobs.items())
+        for o, (x, y) in jobs.items():
+            plan += f"build build/{o}: {'cuda' if x.suffix == '.cu' else 'compile'} {x}\n  with = {y}\n"
         plan += f"build build/_C.so: link build/{' build/'.join(jobs)}\n  with = {linker} -L{home}/lib\n"
         target = Path(self.get_ext_fullpath(ext.name))
         self.mkpath("build")
         self.mkpath(f"{target.parent}")
         Path("build/build.ninja").write_text(plan)
         target.unlink(missing_ok=True)
+        start = time.monotonic()
         if subprocess.run([ninja, "-f", "build/build.ninja"], check=False).returncode:
             return LEAVE_OUT("lcikernels: no compiled kernels: the compiler failed (see above)")
-        print(f"lcikernels: built {shutil.copy('build/_C.so', target)} of {', '.join(jobs)}", flush=True)
+        shutil.copy("build/_C.so", target)
+        seconds = time.monotonic() - start
+        print(f"lcikernels: built {target} of {', '.join(jobs)} in {seconds:.0f} s", flush=True)
 
 
 class Wheel(bdist_wheel.bdist_wheel):
@@ -85,7 +98,6 @@ class Wheel(bdist_wheel.bdist_wheel):
 
 
 why = {  # the last that holds
-    MODE == "cuda" and not CUDA: "this version has no CUDA kernels yet",
     MODE == "cuda" and not NVCC: "no nvcc: install the CUDA toolkit and put it in PATH or CUDA_HOME",
     not shutil.which(CXX.partition(" ")[0]): "no C++ compiler: install g++, or name one in CXX",
     sys.platform != "linux": f"they are built on Linux only, this is {sys.platform}",

@@ -39,10 +39,8 @@ inline std::string layout(const Axes& axes) {
   return text + "]";
 }
 
-// A CPU tensor of this dtype with exactly these axes, none of them empty, of any strides.
-inline void require_axes(const char* op, const char* argument, const Tensor& x, const Axes& axes,
-                         ScalarType dtype = ScalarType::Float) {
-  if (!x.is_cpu()) refuse(op, argument, "on the CPU", "another device");
+// A tensor of this dtype with exactly these axes, none of them empty, anywhere and of any strides.
+inline void require_sizes(const char* op, const char* argument, const Tensor& x, const Axes& axes, ScalarType dtype) {
   if (x.scalar_type() != dtype) refuse(op, argument, toString(dtype), toString(x.scalar_type()));
   const auto shape = x.sizes();
   if (shape.size() != axes.size())
@@ -56,11 +54,29 @@ inline void require_axes(const char* op, const char* argument, const Tensor& x, 
   }
 }
 
+inline void require_contiguous(const char* op, const char* argument, const Tensor& x) {
+  if (!x.is_contiguous()) refuse(op, argument, "contiguous", "strides " + tuple(x.strides()));
+}
+
+// A CPU tensor of this dtype with exactly these axes, none of them empty, of any strides.
+inline void require_axes(const char* op, const char* argument, const Tensor& x, const Axes& axes,
+                         ScalarType dtype = ScalarType::Float) {
+  if (!x.is_cpu()) refuse(op, argument, "on the CPU", "another device");
+  require_sizes(op, argument, x, axes, dtype);
+}
+
 // The same, contiguous.
 inline void require(const char* op, const char* argument, const Tensor& x, const Axes& axes,
                     ScalarType dtype = ScalarType::Float) {
   require_axes(op, argument, x, axes, dtype);
-  if (!x.is_contiguous()) refuse(op, argument, "contiguous", "strides " + tuple(x.strides()));
+  require_contiguous(op, argument, x);
+}
+
+// Contiguous and of the device and dtype of `like`, anywhere.
+inline void require_like(const char* op, const char* argument, const Tensor& x, const Tensor& like, const Axes& axes) {
+  if (x.device() != like.device()) refuse(op, argument, "on one device with the others", "another device");
+  require_sizes(op, argument, x, axes, like.scalar_type());
+  require_contiguous(op, argument, x);
 }
 
 // The same with a contiguous last axis: rows, as a slice of a wider tensor has them.

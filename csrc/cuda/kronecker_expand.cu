@@ -1,0 +1,335 @@
+// Which products LiGO's expansion is made of, and where their results lie.
+//
+// Every step is a product of stacks of matrices, also the mix of layers (depth times layers that are flattened) and the
+// gradient of depth. With own maps and a depth, a block of rows of every wide old layer is made, mixed, and forgotten.
+#include "kronecker_expand.h"
+
+#include "product.cuh"
+
+namespace gpu {
+
+#ifdef __CUDACC__
+int multiprocessors(int device) {
+  int count = 1;
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
+
+// kernel(params) in a grid of blocks x 1 x layers; the name of the error it met, or null.
+template <typename Kernel, typename Params>
+const char* launch(Kernel kernel, int64_t blocks, int64_t layers, int threads, int shared_bytes, void* stream,
+                   Params params) {
+  void* arguments[] = {&params};
+  const void* function = reinterpret_cast<const void*>(kernel);
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > 48 << 10)
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (error == cudaSuccess)
+    error = cudaLaunchKernel(function, dim3(blocks, 1, layers), threads, arguments, shared_bytes,
+                             static_cast<cudaStream_t>(stream));
+  return error == cudaSuccess ? nullptr : cudaGetErrorName(error);
+}
+#endif
+
+namespace {
+
+constexpr double SHARE = 0.1;  // of the output: the forward's workspace, where one layer or 64 rows are not more
+
+int64_t parts(int64_t size, int64_t of) { return (size + of - 1) / of; }
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
+
+template <Arithmetic KIND, int TILE>
+const char* launch_product(const Product& p, int64_t layers, void* stream) {
+  const auto run = [&](auto kernel) {
+    const int64_t blocks = parts(p.rows, TILE) * parts(p.columns, TILE);
+    return launch(kernel, blocks, layers, THREADS, shared_bytes(TILE), stream, p);
+  };
+  if (p.b.along == Along::DEPTH) return run(product<KIND, TILE, Along::DEPTH, Along::DEPTH>);
+  if (p.a.along == Along::DEPTH) return run(product<KIND, TILE, Along::DEPTH, Along::OUTER>);
+  return run(product<KIND, TILE, Along::OUTER, Along::OUTER>);
+}
+
+// Where a product goes.
+struct Place {
+  void* data;
+  int64_t row, layer;
+};
+
+class Plan {
+ public:
+  explicit Plan(const KroneckerExpand& p)
+      : p(p), size(p.kind == Arithmetic::BFLOAT16 || p.kind == Arithmetic::FLOAT16 ? 2 : 4) {}
+
+  const char* error = nullptr;
+
+  const void* at(const void* x, int64_t element) const { return static_cast<const char*>(x) + element * size; }
+  void* at(void* x, int64_t element) const { return static_cast<char*>(x) + element * size; }
+
+  // [layers, .., ..] whose last axis is the depth, or the other one.
+  static Operand deep(const void* x, int64_t row, int64_t layer) { return {x, row, layer, 0, Along::DEPTH}; }
+  static Operand outer(const void* x, int64_t row, int64_t layer) { return {x, row, layer, 0, Along::OUTER}; }
+
+  // c[z] = a[z] b[z], [rows, columns].
+  void multiply(Operand a, Operand b, int64_t rows, int64_t columns, int64_t depth, int64_t layers, Place c) {
+    Product q = product_of(a, b, rows, columns, depth, depth, 1);
+    q.c = c.data, q.c_row = c.row, q.c_layer = c.layer;
+    q.c_vectors = aligned(c.data, c.row, c.layer, 0);
+    run(q, p.kind, layers);
+  }
+
+  // y[i] = sum_j depth[i, j] x[j], `numbers` of each; or the transposed depth's. Exact: it costs what its memory costs.
+  void mix(Operand depth, int64_t to, int64_t from, const void* x, int64_t x_layer, int64_t numbers, Place y) {
+    Product q = product_of(depth, outer(x, x_layer, 0), to, numbers, from, from, 1);
+    q.c = y.data, q.c_row = y.row;
+    q.c_vectors = aligned(y.data, y.row, 0, 0);
+    run(q, exact(), 1);
+  }
+
+  // The float32 sum over z of a[z] b[z], in `count` parts of [rows, columns], that all are added to where `add`.
+  void sum(Operand a, Operand b, int64_t rows, int64_t columns, int64_t depth, int64_t whole_depth, Arithmetic kind,
+           float* parts_, int64_t count, bool add) {
+    const int64_t segments = parts(whole_depth, depth), split = parts(segments, count);
+    a.segment = a.layer, b.segment = b.layer, a.layer = b.layer = 0;
+    Product q = product_of(a, b, rows, columns, depth, whole_depth, segments);
+    q.split = split;
+    q.c = parts_, q.c_row = columns, q.c_layer = rows * columns;
+    q.sum = true, q.add = add;
+    run(q, kind, count);
+  }
+
+  // ddepth[i, j] = <x[i], y[j]>, over `numbers` of each; `parts_` has room for dots_parts() of [to, from].
+  void dots(const void* x, int64_t to, const void* y, int64_t from, int64_t numbers, float* parts_, void* ddepth) {
+    const int64_t depth = 512, count = least(dots_parts(), parts(numbers, depth));
+    sum(deep(x, numbers, depth), deep(y, numbers, depth), to, from, depth, numbers, exact(), parts_, count, false);
+    totals({parts_, ddepth, count, to, from, p.L1});
+  }
+
+  void totals(const Total& t) {
+    if (error) return;
+    const int64_t blocks = parts(t.rows * t.columns, THREADS);
+    if (p.kind == Arithmetic::BFLOAT16) error = launch(total<Arithmetic::BFLOAT16>, blocks, 1, THREADS, 0, p.stream, t);
+    else if (p.kind == Arithmetic::FLOAT16) error = launch(total<Arithmetic::FLOAT16>, blocks, 1, THREADS, 0, p.stream, t);
+    else error = launch(total<Arithmetic::FLOAT32>, blocks, 1, THREADS, 0, p.stream, t);
+  }
+
+  int64_t dots_parts() const { return p.multiprocessors; }
+
+  // Of float32 matrices [rows, columns], as many as fill the GPU with the products that are summed into them.
+  int64_t sum_parts(int64_t rows, int64_t columns, int64_t layers) const {
+    const int64_t tiles = parts(rows, 128) * parts(columns, 128);
+    return most(1, least(least(layers, 8), p.multiprocessors / tiles));
+  }
+
+  // y[z] = write[z] x[z] readᵀ[z] for `layers` layers from `layer` on, and R rows from `row` on. Half of it, in t, is
+  // write x, [R, n] of each layer, or read xᵀ, [N, m].
+  void widen(bool write_first, int64_t layer, int64_t layers, const void* x, int64_t row, int64_t R, void* t, Place y) {
+    const Operand write = deep(at(p.write, layer * write_layer() + row * p.m), p.m, write_layer());
+    const Operand read = deep(at(p.read, layer * read_layer()), p.n, read_layer());
+    if (write_first) {
+      multiply(write, outer(x, p.n, p.m * p.n), R, p.n, p.m, layers, {t, p.n, R * p.n});
+      multiply(deep(t, p.n, R * p.n), read, R, p.N, p.n, layers, y);
+    } else {
+      multiply(read, deep(x, p.n, p.m * p.n), p.N, p.m, p.n, layers, {t, p.m, p.N * p.m});
+      multiply(write, deep(t, p.m, p.N * p.m), R, p.N, p.m, layers, y);
+    }
+  }
+
+  // The cheaper side first.
+  bool write_first() const { return p.M * p.n * (p.m + p.N) <= p.N * p.m * (p.n + p.M); }
+  int64_t half() const { return write_first() ? p.M * p.n : p.N * p.m; }
+
+  int64_t write_layer() const { return p.own_write ? p.M * p.m : 0; }
+  int64_t read_layer() const { return p.own_read ? p.N * p.n : 0; }
+  bool mixes_small() const { return p.depth && !p.own_write && !p.own_read; }
+  bool mixes_wide() const { return p.depth && !mixes_small(); }
+
+ private:
+  Arithmetic exact() const { return p.kind == Arithmetic::TF32 ? Arithmetic::FLOAT32 : p.kind; }
+
+  bool aligned(const void* x, int64_t row, int64_t layer, int64_t segment) const {
+    const int64_t all = row | layer | segment;
+    return (reinterpret_cast<uintptr_t>(x) | all * size) % 16 == 0;
+  }
+
+  Product product_of(Operand a, Operand b, int64_t rows, int64_t columns, int64_t depth, int64_t whole_depth,
+                     int64_t segments) const {
+    Product q{};
+    q.a = a, q.b = b;
+    q.rows = rows, q.columns = columns, q.depth = depth, q.whole_depth = whole_depth, q.segments = segments;
+    q.a_vectors = aligned(a.data, a.row, a.layer, a.segment);
+    q.b_vectors = aligned(b.data, b.row, b.layer, b.segment);
+    return q;
+  }
+
+  // The large tile where it gives every multiprocessor one.
+  void run(const Product& q, Arithmetic kind, int64_t layers) {
+    if (error) return;
+    const bool large = q.rows > 64 && q.columns > 64 &&
+                       parts(q.rows, 128) * parts(q.columns, 128) * layers >= p.multiprocessors;
+    if (kind == Arithmetic::FLOAT32) error = launch_product<Arithmetic::FLOAT32, 64>(q, layers, p.stream);
+    else if (kind == Arithmetic::TF32) error = sized<Arithmetic::TF32>(q, layers, large);
+    else if (kind == Arithmetic::BFLOAT16) error = sized<Arithmetic::BFLOAT16>(q, layers, large);
+    else error = sized<Arithmetic::FLOAT16>(q, layers, large);
+  }
+
+  template <Arithmetic KIND>
+  const char* sized(const Product& q, int64_t layers, bool large) {
+    return large ? launch_product<KIND, 128>(q, layers, p.stream) : launch_product<KIND, 64>(q, layers, p.stream);
+  }
+
+ public:
+  const KroneckerExpand& p;
+  const int64_t size;  // bytes of an element
+};
+
+int64_t whole(double x) { return static_cast<int64_t>(x); }
+
+// With own maps and a depth: rows of all wide old layers that are made at once.
+int64_t rows_at_once(const KroneckerExpand& p) {
+  const int64_t fit = whole(SHARE * p.L2 * p.M * p.N / (p.L1 * (p.n + p.N)));
+  return least(p.M, most(64, fit / 64 * 64));
+}
+
+// Else: half products, and the small layers where they are mixed, of one new layer.
+int64_t beside(const Plan& plan) { return plan.half() + (plan.mixes_small() ? plan.p.m * plan.p.n : 0); }
+
+int64_t layers_at_once(const Plan& plan) {
+  const KroneckerExpand& p = plan.p;
+  return least(p.L2, most(1, whole(SHARE * p.L2 * p.M * p.N / beside(plan))));
+}
+
+// The backward's memory, in bytes from the workspace on, at most about 1.1 of grad_out where it has 7 layers or more.
+struct Memory {
+  explicit Memory(const Plan& plan) {
+    const KroneckerExpand& p = plan.p;
+    const int64_t wide = p.M * p.N, small = p.m * p.n, half = most(p.M * p.n, p.N * p.m);
+    const int64_t mixed = plan.mixes_small() ? p.L2 * small : 0;
+    layers = plan.mixes_wide() ? p.L1 : p.L2;
+    const int64_t fit = (p.L2 * wide - mixed) / (half + (plan.mixes_wide() ? wide : 0));
+    group = parts(layers, parts(layers, most(1, least(layers, fit))));
+    write_parts = p.own_write ? 0 : plan.sum_parts(p.M, p.m, group);
+    read_parts = p.own_read ? 0 : plan.sum_parts(p.N, p.n, group);
+    small_at = take(mixed * plan.size);
+    wide_at = take(plan.mixes_wide() ? group * wide * plan.size : 0);
+    half_at = take(group * half * plan.size);
+    write_at = take(write_parts * p.M * p.m * 4);
+    read_at = take(read_parts * p.N * p.n * 4);
+    dots_at = take(p.depth ? plan.dots_parts() * p.L2 * (plan.mixes_wide() ? group : p.L1) * 4 : 0);
+  }
+  int64_t take(int64_t size) {
+    const int64_t first = bytes;
+    bytes += parts(size, 256) * 256;
+    return first;
+  }
+  int64_t bytes = 0;
+  int64_t layers, group;            // all, and at once
+  int64_t write_parts, read_parts;  // float32 sums of a shared map's gradient
+  int64_t small_at;                 // mixed small layers, then their gradients, [L2, m, n]
+  int64_t wide_at;                  // mixed wide gradients, then wide old layers, [group, M, N]
+  int64_t half_at, write_at, read_at, dots_at;
+};
+
+}  // namespace
+
+int64_t forward_workspace(const KroneckerExpand& p) {
+  const Plan plan(p);
+  return plan.size * (plan.mixes_wide() ? rows_at_once(p) * p.L1 * (p.n + p.N) : layers_at_once(plan) * beside(plan));
+}
+
+const char* forward(const KroneckerExpand& p) {
+  Plan plan(p);
+  const int64_t wide = p.M * p.N, small = p.m * p.n;
+  if (plan.mixes_wide()) {
+    const int64_t count = rows_at_once(p);
+    for (int64_t row = 0; row < p.M; row += count) {
+      const int64_t R = least(count, p.M - row);
+      void* y = plan.at(p.workspace, p.L1 * R * p.n);
+      plan.widen(true, 0, p.L1, p.weight, row, R, p.workspace, {y, p.N, R * p.N});
+      plan.mix(Plan::deep(p.depth, p.L1, 0), p.L2, p.L1, y, R * p.N, R * p.N, {plan.at(p.out, row * p.N), wide});
+    }
+    return plan.error;
+  }
+  for (int64_t done = 0, group; done < p.L2; done += group) {
+    // Of the layers that are left, so many that their small layers and half products fit where the others will be.
+    const int64_t left = p.L2 - done, before = left * wide / (beside(plan) + wide), last = layers_at_once(plan);
+    group = before > last ? before : least(left, last);
+    void* t = before > last ? plan.at(p.out, (done + group) * wide) : p.workspace;
+    const void* x = plan.at(p.weight, done * small);
+    if (plan.mixes_small()) {
+      plan.mix(Plan::deep(plan.at(p.depth, done * p.L1), p.L1, 0), group, p.L1, p.weight, small, small, {t, small});
+      x = t;
+      t = plan.at(t, group * small);
+    }
+    plan.widen(plan.write_first(), done, group, x, 0, p.M, t, {plan.at(p.out, done * wide), p.N, wide});
+  }
+  return plan.error;
+}
+
+int64_t backward_workspace(const KroneckerExpand& p) { return Memory(Plan(p)).bytes; }
+
+// With x the small layers (mixed ones, where the maps are shared), g their wide gradients:
+//     h = g read          dwrite = h xᵀ
+//     s = writeᵀ g        dread = sᵀ x        dx = s read
+const char* backward(const KroneckerExpand& p) {
+  Plan plan(p);
+  const Memory memory(plan);
+  const auto bytes = [&](int64_t first) { return static_cast<char*>(p.workspace) + first; };
+  const auto floats = [&](int64_t first) { return reinterpret_cast<float*>(bytes(first)); };
+  const int64_t wide = p.M * p.N, small = p.m * p.n;
+  const bool mixes_small = plan.mixes_small(), mixes_wide = plan.mixes_wide();
+  const void* x = p.weight;
+  void* dx = p.dweight;
+  if (mixes_small) {
+    dx = bytes(memory.small_at);
+    plan.mix(Plan::deep(p.depth, p.L1, 0), p.L2, p.L1, p.weight, small, small, {dx, small});
+    x = dx;
+  }
+  for (int64_t done = 0; done < memory.layers; done += memory.group) {
+    const int64_t group = least(memory.group, memory.layers - done);
+    const void* g = plan.at(p.grad_out, done * wide);
+    if (mixes_wide) {
+      void* mixed = bytes(memory.wide_at);
+      plan.mix(Plan::outer(plan.at(p.depth, done), p.L1, 0), group, p.L2, p.grad_out, wide, wide, {mixed, wide});
+      g = mixed;
+    }
+    const void *xs = plan.at(x, done * small), *write = plan.at(p.write, done * plan.write_layer()),
+               *read = plan.at(p.read, done * plan.read_layer());
+    void* half = bytes(memory.half_at);
+    const Operand reads = Plan::outer(read, p.n, plan.read_layer());
+
+    plan.multiply(Plan::deep(g, p.N, wide), reads, p.M, p.n, p.N, group, {half, p.n, p.M * p.n});
+    const Operand h = Plan::deep(half, p.n, p.M * p.n), x_deep = Plan::deep(xs, p.n, small);
+    if (p.own_write)
+      plan.multiply(h, x_deep, p.M, p.m, p.n, group, {plan.at(p.dwrite, done * p.M * p.m), p.m, p.M * p.m});
+    else
+      plan.sum(h, x_deep, p.M, p.m, p.n, group * p.n, p.kind, floats(memory.write_at), memory.write_parts, done);
+
+    plan.multiply(Plan::outer(write, p.m, plan.write_layer()), Plan::outer(g, p.N, wide), p.m, p.N, p.M, group,
+                  {half, p.N, p.m * p.N});
+    const Operand s = Plan::outer(half, p.N, p.m * p.N), x_outer = Plan::outer(xs, p.n, small);
+    if (p.own_read)
+      plan.multiply(s, x_outer, p.N, p.n, p.m, group, {plan.at(p.dread, done * p.N * p.n), p.n, p.N * p.n});
+    else
+      plan.sum(s, x_outer, p.N, p.n, p.m, group * p.m, p.kind, floats(memory.read_at), memory.read_parts, done);
+
+    if (p.need_weight || mixes_small)  // over the mixed layers, which nobody reads any more
+      plan.multiply(Plan::deep(half, p.N, p.m * p.N), reads, p.m, p.n, p.N, group,
+                    {plan.at(dx, done * small), p.n, small});
+    if (mixes_wide) {
+      void* y = bytes(memory.wide_at);
+      plan.widen(plan.write_first(), done, group, xs, 0, p.M, half, {y, p.N, wide});
+      plan.dots(p.grad_out, p.L2, y, group, wide, floats(memory.dots_at), plan.at(p.ddepth, done));
+    }
+  }
+  if (mixes_small) {
+    plan.dots(dx, p.L2, p.weight, p.L1, small, floats(memory.dots_at), p.ddepth);
+    if (p.need_weight)
+      plan.mix(Plan::outer(p.depth, p.L1, 0), p.L1, p.L2, dx, small, small, {p.dweight, small});
+  }
+  if (!p.own_write) plan.totals({floats(memory.write_at), p.dwrite, memory.write_parts, p.M, p.m, p.m});
+  if (!p.own_read) plan.totals({floats(memory.read_at), p.dread, memory.read_parts, p.N, p.n, p.n});
+  return plan.error;
+}
+
+}  // namespace gpu

@@ -1,0 +1,275 @@
+"""The CUDA source of LiGO's expansion, kernels and all, on a CPU; and what nvcc makes of it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tolerance import assert_agrees
+
+from lcikernels import extension, kronecker_expand
+from lcikernels.backends import TABLES, Backend, anywhere
+from lcikernels.ops.kronecker_expand.reference import kronecker_expand as reference
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCH = Path(torch.__file__).parent
+CXX = shutil.which("g++")
+NVCC = shutil.which("nvcc")
+ARCHS = ["sm_80", "sm_90", "sm_100"]
+
+# A tile is 64 or 128 wide, a stage 32 or 16 (float32) deep; the GPU has 2 multiprocessors.
+SHAPES = {  # L1, L2 (None: no depth), m, n, M, N
+    "odd everything": (3, 5, 5, 7, 11, 13),
+    "no mix of layers": (4, None, 6, 5, 8, 9),
+    "narrower, in several groups": (2, 3, 9, 8, 4, 5),
+    "fewer layers": (5, 2, 4, 4, 6, 6),
+    "groups of layers where the output will be": (4, 24, 8, 8, 16, 16),
+    "the read map first": (2, 3, 8, 40, 16, 48),
+    "a depth of many stages": (2, 3, 200, 24, 24, 24),
+    "edges of both tiles, blocks of rows": (2, 3, 72, 72, 136, 72),
+}
+SHARED = {
+    "shared maps": (True, True),
+    "own maps": (False, False),
+    "shared write": (True, False),
+    "shared read": (False, True),
+}
+# dtype, torch's precision of float32 products, and what is multiplied. tf32 has as many bits as float16.
+KINDS = {
+    "float32": (torch.float32, "highest", None),
+    "tf32": (torch.float32, "high", torch.float16),
+    "bfloat16": (torch.bfloat16, "highest", None),
+    "float16": (torch.float16, "highest", None),
+}
+
+
+def on_cpu(library: Path, *flags: str) -> Path:
+    """The CUDA source, and the ops around it for CPU tensors, compiled as C++."""
+    source = ROOT / "tests/csrc/kronecker_expand_on_cpu.cpp"
+    command = f"{CXX} -std=c++17 -O2 -fPIC -shared -fvisibility=hidden -fno-strict-aliasing -Wall".split()
+    command += ["-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020a000000000000", *flags]
+    command += ["-isystem", TORCH / "include", source, "-o", library]
+    command += [f"-L{TORCH}/lib", "-ltorch", "-ltorch_cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return library
+
+
+def why_not() -> str | None:
+    """Why there is no emulation here, or None."""
+    if sys.platform != "linux" or not CXX:
+        return "needs Linux and g++"
+    return extension.WHY_NOT
+
+
+emulated = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """The ops of the CUDA backend take CPU tensors."""
+    torch.ops.load_library(
+        on_cpu(tmp_path_factory.mktemp("cuda_on_cpu") / "kernels.so", "-O3", "-march=native")
+    )
+
+
+@pytest.fixture
+def expand(library, monkeypatch):
+    table = TABLES["kronecker_expand"]
+    monkeypatch.setitem(table, "cuda", Backend(table["cuda"].module, anywhere))
+
+    def run(**arguments):
+        return kronecker_expand(**arguments, backend="cuda")
+
+    return run
+
+
+@pytest.fixture
+def precision():
+    """Sets how torch multiplies float32."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+def inputs(L1, L2, m, n, M, N, shared, dtype):
+    def leaf(*shape):
+        return (torch.randn(*shape) / 4).to(dtype).requires_grad_()  # /4: float16 ends at 65504
+
+    lead = [() if one else (L1,) for one in shared]
+    whole = {"weight": leaf(L1, m, n), "write": leaf(*lead[0], M, m), "read": leaf(*lead[1], N, n)}
+    return whole if L2 is None else whole | {"depth": leaf(L2, L1)}
+
+
+@emulated
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_outputs_and_all_gradients_are_as_exact_as_the_reference(
+    expand, precision, kind, shape, shared, poisoned
+):
+    dtype, of_float32, products = kind
+    precision(of_float32)
+    assert_agrees(expand, reference, products, **inputs(*shape, shared, dtype))
+
+
+@emulated
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+def test_one_number(expand, kind, poisoned):
+    assert_agrees(expand, reference, **inputs(1, 1, 1, 1, 1, 1, (True, True), KINDS[kind][0]))
+
+
+@emulated
+@pytest.mark.parametrize("M, N", [(7, 9), (1, 12)])
+def test_old_units_stay_where_units_are_added(expand, M, N, poisoned):
+    added = partial(expand, added=True), partial(reference, added=True)
+    assert_agrees(*added, **inputs(2, 3, 8, 5, M, N, (True, True), torch.bfloat16))
+
+
+@emulated
+def test_two_runs_give_the_same_bits_and_strided_inputs_too(expand):
+    whole = inputs(3, 4, 40, 24, 70, 72, (True, False), torch.bfloat16)
+    strided = {name: x.detach().mT.contiguous().mT.requires_grad_() for name, x in whole.items()}
+    assert not strided["weight"].is_contiguous()
+    runs = []
+    for arguments in whole, whole, strided:
+        out = expand(**arguments)
+        runs.append([out, *torch.autograd.grad(out.float().square().sum(), list(arguments.values()))])
+    assert all(torch.equal(x, y) for run in runs[1:] for x, y in zip(runs[0], run))
+
+
+@emulated
+def test_nothing_is_made_for_a_gradient_of_the_weight_that_nobody_asks_for(expand):
+    for shared in SHARED.values():
+        whole = inputs(2, 3, 8, 8, 16, 16, shared, torch.float32)
+        leaves = [x for name, x in whole.items() if name != "weight"]
+        want = torch.autograd.grad(expand(**whole).sum(), leaves)
+        whole["weight"] = whole["weight"].detach()
+        assert all(map(torch.equal, want, torch.autograd.grad(expand(**whole).sum(), leaves)))
+
+
+@emulated
+def test_it_passes_opcheck(expand):
+    for shared in SHARED.values():
+        whole = inputs(2, 3, 8, 8, 16, 16, shared, torch.float32)
+        torch.library.opcheck(torch.ops.lcikernels.kronecker_expand, (*whole.values(), False, "cuda"))
+
+
+MISFITS = {
+    "write must be [M, m] with m=4, got 5 on axis 1 of shape (6, 5)": {"write": torch.zeros(6, 5)},
+    "read must be [L1, N, n] with L1=2, got 3 on axis 0 of shape (3, 6, 4)": {"read": torch.zeros(3, 6, 4)},
+    "depth must be [L2, L1] with L1=2, got 3 on axis 1 of shape (3, 3)": {"depth": torch.zeros(3, 3)},
+    "weight must be [L1, m, n], got shape (4, 4)": {"weight": torch.zeros(4, 4)},
+    "weight must be Float, BFloat16 or Half, got Double": {"weight": torch.zeros(2, 4, 4).double()},
+    "read must be Float, got Half": {"read": torch.zeros(6, 4).half()},
+    "write must be contiguous, got strides (1, 6)": {"write": torch.zeros(4, 6).mT},
+    "weight must be [L1, m, n] with L1 at least 1, got 0 on axis 0": {"weight": torch.zeros(0, 4, 4)},
+}
+
+
+@emulated
+@pytest.mark.parametrize("sentence", MISFITS)
+def test_the_library_refuses_what_does_not_fit(library, sentence):
+    zeros = torch.zeros
+    good = dict(weight=zeros(2, 4, 4), write=zeros(6, 4), read=zeros(6, 4), depth=zeros(3, 2), tf32=False)
+    with pytest.raises(RuntimeError) as refusal:
+        torch.ops.lcikernels_cpp.kronecker_expand_forward(**good | MISFITS[sentence])
+    assert f"kronecker_expand: {sentence}" in str(refusal.value)
+
+
+# Sizes whose rows begin at multiples of 16 bytes, and whose do not; tiles and stages that end in both.
+OUT_OF_BOUNDS = """
+import torch, lcikernels, sys
+torch.ops.load_library(sys.argv[1])
+ops = torch.ops.lcikernels_cpp
+for dtype, tf32 in (torch.float32, True), (torch.float32, False), (torch.bfloat16, False):
+    for L1, L2, m, n, M, N in (3, 4, 5, 7, 11, 67), (2, 3, 24, 8, 72, 40):
+        for own in (), (L1,):
+            sizes = (L1, m, n), (*own, M, m), (*own, N, n), (L2, L1)
+            tensors = [torch.randn(size).to(dtype) for size in sizes]
+            out = ops.kronecker_expand_forward(*tensors, tf32)
+            ops.kronecker_expand_backward(torch.ones_like(out), *tensors, tf32, True)
+print("in bounds")
+"""
+
+
+@emulated
+def test_nothing_is_read_or_written_outside_of_tensors(tmp_path):
+    """Under the address sanitizer, which knows where each allocation of torch's ends."""
+    runtime = subprocess.check_output([CXX, "-print-file-name=libasan.so"], text=True).strip()
+    if not Path(runtime).is_absolute():
+        pytest.skip("g++ has no address sanitizer")
+    sanitized = on_cpu(tmp_path / "sanitized.so", "-O1", "-fsanitize=address")
+    env = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [sys.executable, "-W", "ignore", "-c", OUT_OF_BOUNDS, sanitized]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == "in bounds\n", done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """An object with the kernels for every GPU, and what ptxas said: the build's where there is one."""
+    if not NVCC:
+        pytest.skip("needs nvcc")
+    sources = [*ROOT.glob("csrc/cuda/*")]
+    built, log = ROOT / "build/kronecker_expand.cu.o", ROOT / "build/kronecker_expand.cu.o.log"
+    if log.exists() and built.exists():
+        fresh = log.stat().st_mtime > max(source.stat().st_mtime for source in sources)
+        if fresh and {*re.findall(r"for '(sm_\d+)'", log.read_text())} == {*ARCHS}:
+            return built, log.read_text()
+    made = tmp_path_factory.mktemp("nvcc") / "kernels.o"
+    archs = [f"-gencode=arch=compute_{arch[3:]},code={arch}" for arch in ARCHS]
+    command = [NVCC, "-std=c++17", "-O3", "-Xptxas", "-v", *archs, "-c"]
+    done = subprocess.run(
+        [*command, ROOT / "csrc/cuda/kronecker_expand.cu", "-o", made],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return made, done.stdout + done.stderr
+
+
+def test_no_kernel_spills_on_any_gpu_or_has_more_shared_memory_than_there_is(compiled):
+    entries = re.split(r"Compiling entry function ", compiled[1])[1:]
+    kernels = [re.match(r"'(\S+)' for '(sm_\d+)'", entry).groups() for entry in entries]
+    assert len(kernels) == len({*kernels}) == 24 * len(ARCHS) and {arch for _, arch in kernels} == {*ARCHS}
+    for kernel, entry in zip(kernels, entries):
+        assert "0 bytes spill stores, 0 bytes spill loads" in entry, kernel
+        assert "0 bytes stack frame" in entry, kernel
+    (stages,) = re.findall(r"STAGES = (\d+), STAGE_BYTES = 64", (ROOT / "csrc/cuda/product.cuh").read_text())
+    assert int(stages) * 2 * 128 * 64 <= 163 << 10, "an A100's"
+
+
+# What multiplies: the enumerator's value in a kernel's name, and its instruction.
+INSTRUCTIONS = {
+    "0": "HMMA.16816.F32.BF16",
+    "1": "HMMA.16816.F32",
+    "2": "HMMA.1688.F32.TF32",
+    "3": "FFMA",
+}
+
+
+def test_machine_code_has_the_tensor_core_instructions_meant_and_no_others(compiled):
+    tools = pytest.importorskip("triton.backends.nvidia")
+    tool = shutil.which("cuobjdump") or Path(tools.__file__).with_name("bin") / "cuobjdump"
+    code = subprocess.check_output([tool, "-sass", compiled[0]], text=True)
+    kinds = set()
+    for of_arch in re.split(r"\n\tcode for |\narch = ", code)[1:]:
+        arch = of_arch.split()[0]
+        for kernel in re.split(r"Function : ", of_arch)[1:]:
+            name = re.match(r"\S*7productILNS_10ArithmeticE(\d)ELi(\d+)E", kernel)
+            if not name:
+                assert "5total" in kernel.split()[0]
+                continue
+            products = re.findall(r"\b(HMMA\.[\w.]+|FFMA)\b", kernel)
+            want = INSTRUCTIONS[name[1]]
+            assert {*products} == {want}, (arch, kernel.split()[0])
+            # 64 or 16 of them make a warp's quarter of a stage; without tensor cores 512.
+            assert products.count(want) == (512 if want == "FFMA" else 64 if name[2] == "128" else 16)
+            assert "LDGSTS" in kernel and (want == "FFMA" or "LDSM" in kernel or want.endswith("TF32"))
+            kinds.add((arch, name[1]))
+    assert kinds == {(arch, kind) for arch in ARCHS for kind in INSTRUCTIONS}
