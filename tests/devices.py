@@ -1,4 +1,4 @@
-"""Where a backend computes in tests: Triton's on the GPU where there is one, every other on the CPU."""
+"""Where a backend computes in tests: Triton's and CUDA's on a GPU if there is one, every other on the CPU."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ GPU = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device(backend: str) -> str:
-    return GPU if backend == "triton" else "cpu"
+    return GPU if backend in ("triton", "cuda") else "cpu"
 
 
 def why_not(op: str, backend: str, dtype: torch.dtype = torch.float32) -> str | None:
