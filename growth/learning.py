@@ -43,6 +43,16 @@ class Operator(nn.Module):
         for name, L in layers.items():
             x = torch.stack([read(name, j) for j in range(L)]) if L else read(name, None)
             self.register_buffer(key(name), x, persistent=False)
+        self.rounded: dict[tuple[str, torch.device], Tensor] = {}
+
+    def held(self, name: str) -> Tensor:
+        """A buffer in the dtype that products run in: under autocast a copy in 16 bits, made once."""
+        x = getattr(self, key(name))
+        if not torch.is_autocast_enabled(x.device.type):
+            return x
+        if (name, x.device) not in self.rounded:
+            self.rounded[name, x.device] = x.to(torch.get_autocast_dtype(x.device.type))
+        return self.rounded[name, x.device]
 
     def small(self, weight: Weight) -> Tensor:
         """A weight of the small model; those of all layers, [L, ...], where it is layered."""

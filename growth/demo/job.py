@@ -29,7 +29,7 @@ from growth.demo.page import page
 from growth.demo.saving import COSTS, compare, remarks, table
 from growth.files import refuse_existing
 from growth.loading import quiet
-from growth.operators import OPERATORS
+from growth.operators import LEARNED, OPERATORS
 from growth.report import Report
 from growth.training.curve import window_losses
 from growth.training.data import Windows, tokens
@@ -236,7 +236,7 @@ class _Demo:
     def grown(self, method: str, baseline: dict) -> dict:
         size, learned = (
             self.job.target,
-            {"data": self.windows, "steps": self.job.learning} if method == "ligo" else {},
+            {"data": self.windows, "steps": self.job.learning} if method in LEARNED else {},
         )
         made = growth.grow(
             self.trained("source"),

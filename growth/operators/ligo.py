@@ -19,6 +19,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fnmatch import filter as matching
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +33,14 @@ from growth.operators.lemon import lemon
 from growth.operators.net2net import net2net
 from growth.plan import Source
 from growth.spaces import FIXED, Architecture, Space, Weight
+from lcikernels import kronecker_expand
 
 PRESERVING = {"lossless": lemon, "net2net": net2net}
 STARTS = (*PRESERVING, "published")
 TIES = ("published", "untied")
 STREAM = ("residual", "gain", "normed", "final_gain", "final")  # one map in the published ties
 DEPTH_NOISE = 0.03
+WRITTEN, TAKEN = attrgetter("written"), attrgetter("taken")
 UNSEEN = 0.1  # the random part of a reader, relative to the weight that it is drawn from
 
 
@@ -158,6 +161,7 @@ class LearnedMaps(Operator):
         self.depth = nn.ParameterDict({key(name): x.float() for name, x in maps.depth.items()})
         self.spaces.float()
         self._choose(learn)
+        self.copied = {name: list(map(_copied, rows.tolist())) for name, rows in maps.depth.items()}
 
     def _choose(self, patterns: Collection[str]) -> None:
         names: dict[str, nn.Parameter] = {}
@@ -188,15 +192,34 @@ class LearnedMaps(Operator):
         return [self._one(weight, layer) for weight in weights]
 
     def _one(self, weight: Weight, layer: int | None) -> Tensor:
+        spaces = [self.start.spaces[space.format(layer)] for space in weight.spaces]
         x = self.small(weight)
         if layer is not None:
-            x = torch.tensordot(self.depth[key(weight.name)][layer].to(x.dtype), x, 1)
+            x, depth = self._mixing(weight.name, layer)
+            if len(spaces) == 2 and all(space.same or isinstance(space, Added) for space in spaces):
+                maps = (
+                    x.new_empty(0, size) if space.same else rows(space).to(x.dtype)
+                    for space, rows, size in zip(spaces, (WRITTEN, TAKEN), x.shape[1:], strict=True)
+                )
+                return kronecker_expand(x, *maps, depth, added=True)[0]
+            x = x[0] if depth is None else torch.tensordot(depth[0], x, 1)
             if weight.name in self.start.constants:
                 x = x + float(self.start.constants[weight.name][layer])
-        spaces = [self.start.spaces[space.format(layer)] for space in weight.spaces]
         x = spaces[0].write(x)
         return spaces[1].read(x) if x.ndim == 2 else x
+
+    def _mixing(self, name: str, layer: int) -> tuple[Tensor, Tensor | None]:
+        """The old layers [L, ...] that a new one is a mix of, its row of depth [1, L] or None for a copy."""
+        old, depth = self.held(name), self.depth[key(name)]
+        if not depth.requires_grad and (j := self.copied[name][layer]) is not None:
+            return old[j : j + 1], None
+        return old, depth[layer : layer + 1].to(old.dtype)
 
     def maps(self) -> Maps:
         """The maps as they are now."""
         return replace(self.start, depth={name: self.depth[key(name)].detach() for name in self.start.depth})
+
+
+def _copied(row: list[float]) -> int | None:
+    """The layer that a row of depth copies, None where it is a mix."""
+    return row.index(1.0) if sorted(row)[-1:] == [1.0] and sum(map(abs, row)) == 1 else None

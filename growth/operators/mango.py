@@ -53,8 +53,8 @@ class Mango(Operator):
     """The cores and the small model that they enlarge.
 
     read, write [R, R, T, D]  layers [R, 2, L', L]  slots [2, R, B, B], as I, O, L and B above.
-    Raises Refusal where rank is below 1, or a feed-forward block is not a whole number of streams wide, the same
-    before and after.
+    Raises Refusal where rank is below 1, or a feed-forward block is not a whole number of streams wide, the
+    same before and after.
     """
 
     def __init__(self, source: Source, old: Architecture, new: Architecture, *, rank: int = 1, seed: int = 0):
@@ -112,9 +112,9 @@ class Mango(Operator):
         read, write, layers, mix = (self.ring[name] for name in ("read", "write", "layers", "slots"))
         wanted = [b for weight in weights for b in self.where[weight.name]]
         K = torch.einsum("tul, urcb -> trclb", layers[:, :, layer], mix[:, :, wanted])
-        R, old = len(K), self.old.flatten(0, 1)
+        R, old = len(K), self.held("old").flatten(0, 1)
         made = sum(
-            kronecker_expand(old, write[s, t], read[r, s], K[t, r].flatten(1))
+            kronecker_expand(old, *(x.to(old.dtype) for x in (write[s, t], read[r, s], K[t, r].flatten(1))))
             for r in range(R)
             for s in range(R)
             for t in range(R)

@@ -164,10 +164,6 @@ REFUSALS = {
         ("transfer", "{}/bert", "{}/out"),
         "a checkpoint to transfer: gpt_neox, got bert",
     ),
-    "a masked model to train": (
-        ("train", "{}/bert", *TRAIN),
-        "expected a causal language model, got bert, a masked one",
-    ),
     "a post-norm width between whole factors": (
         ("grow", "{}/bert", "{}/out", "--hidden-size", 168),
         "hidden-size: expected a multiple of the source's 96",

@@ -86,9 +86,11 @@ def raw_calls():
 
     for name in able("kronecker_expand"):
         stack, maps = leaf(2, 4, 3), (leaf(6, 4), leaf(5, 3))
-        yield f"kronecker_expand by {name}", OPS.kronecker_expand, (stack, *maps, leaf(3, 2), name)
+        yield f"kronecker_expand by {name}", OPS.kronecker_expand, (stack, *maps, leaf(3, 2), False, name)
+        more = stack, *maps, None, True, name
+        yield f"kronecker_expand by {name}, added units", OPS.kronecker_expand, more
         own = leaf(2, 6, 4), leaf(2, 5, 3)
-        yield f"kronecker_expand by {name}, own maps", OPS.kronecker_expand, (stack, *own, None, name)
+        yield f"kronecker_expand by {name}, own maps", OPS.kronecker_expand, (stack, *own, None, False, name)
 
     token = torch.randn(2, 2, 4), torch.randn(2, 1, 4), torch.randn(2, 2, 3), -torch.rand(2)
     for name in able("retention_step"):
@@ -141,9 +143,11 @@ def backward_calls():
 
     for name in able("kronecker_expand"):
         maps = R(2, 4, 3), R(4, 6).T, R(5, 3)
-        full = R(3, 5, 6).mT, *maps, R(3, 2), True, name
+        full = R(3, 5, 6).mT, *maps, R(3, 2), False, True, name
         yield f"kronecker_expand by {name}", OPS.kronecker_expand_backward, full
-        bare = R(2, 6, 5), *maps, None, False, name
+        more = R(3, 8, 10).mT, *maps, R(3, 2), True, True, name
+        yield f"kronecker_expand by {name}, added units", OPS.kronecker_expand_backward, more
+        bare = R(2, 6, 5), *maps, None, False, False, name
         yield f"kronecker_expand by {name}, bare", OPS.kronecker_expand_backward, bare
 
 

@@ -1,5 +1,8 @@
+from functools import partial
+
 import pytest
 import torch
+from devices import on_device, why_not
 from tolerance import assert_agrees
 
 from lcikernels import kronecker_expand
@@ -30,19 +33,43 @@ def inputs(L1, L2, m, n, M, N, shared, dtype=torch.float32):
 
 @pytest.fixture(params=TABLES["kronecker_expand"])
 def expand(request):
-    if why := TABLES["kronecker_expand"][request.param].why_not(torch.empty(1)):
+    if why := why_not("kronecker_expand", request.param):
         pytest.skip(why)
+    return on_device(kronecker_expand, request.param)
 
-    def on_backend(**arguments):
-        return kronecker_expand(**arguments, backend=request.param)
 
-    return on_backend
+@pytest.fixture(params=TABLES["kronecker_expand"])
+def expand_float64(request):
+    if why := why_not("kronecker_expand", request.param, torch.float64):
+        pytest.skip(why)
+    return on_device(kronecker_expand, request.param)
 
 
 @pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_outputs_and_all_gradients_are_as_exact_as_the_reference(expand, shape, shared, poisoned):
     assert_agrees(expand, reference, **inputs(*shape, shared))
+
+
+ADDED = SHAPES | {"none on one side": (2, 3, 4, 5, 0, 3), "none at all": (2, 3, 4, 5, 0, 0)}
+
+
+@pytest.mark.parametrize("shape", ADDED.values(), ids=ADDED)
+def test_old_units_stay_where_units_are_added(expand, shape, poisoned):
+    whole = {name: u if u.numel() else u.detach() for name, u in inputs(*shape, (True, True)).items()}
+    assert_agrees(partial(expand, added=True), partial(reference, added=True), **whole)
+    depth = whole.get("depth")
+    m, n = whole["weight"].shape[1:]
+    kept = expand(**whole, added=True)[:, :m, :n]
+    mixed = whole["weight"] if depth is None else torch.einsum("ij,jmn->imn", depth, whole["weight"])
+    torch.testing.assert_close(kept, mixed)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("M, N", [(50, 20), (20, 60)])
+def test_added_units_of_16_bits_are_computed_in_float32(expand, M, N, dtype):
+    whole = inputs(3, 4, 40, 30, M, N, (True, True), dtype)
+    assert_agrees(partial(expand, added=True), partial(reference, added=True), **whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -52,29 +79,40 @@ def test_16_bit_inputs_are_computed_in_float32(expand, shared, dtype):
 
 
 @pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+def test_float32_may_be_multiplied_in_tf32_where_torch_may(expand, shared, poisoned):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        # tf32 has as many bits as float16
+        assert_agrees(expand, reference, products=torch.float16, **inputs(3, 4, 40, 30, 150, 160, shared))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
 def test_blocks_of_rows_and_groups_of_layers_make_no_difference(shared, monkeypatch, poisoned):
     monkeypatch.setattr(blocked, "CACHE", 0)
     monkeypatch.setattr(blocked, "SHARE", 0)
     assert_agrees(kronecker_expand, reference, **inputs(3, 5, 6, 7, 37, 9, shared))
 
 
-@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
-def test_gradcheck(expand, shared):
+@pytest.mark.parametrize("shared, added", [*((x, False) for x in SHARED.values()), ((True, True), True)])
+def test_gradcheck(expand_float64, shared, added):
     whole = inputs(2, 3, 3, 2, 4, 5, shared, torch.float64)
 
     def run(*values):
-        return expand(**dict(zip(whole, values)))
+        return expand_float64(**dict(zip(whole, values)), added=added)
 
     assert torch.autograd.gradcheck(run, tuple(whole.values()))
 
 
-def test_it_is_the_kronecker_product_of_the_paper(expand):
+def test_it_is_the_kronecker_product_of_the_paper(expand_float64):
     L1, L2, m, n, M, N = 2, 3, 3, 4, 5, 6
     whole = inputs(L1, L2, m, n, M, N, (False, False), torch.float64)
     widths = torch.block_diag(*(torch.kron(*pair) for pair in zip(whole["write"], whole["read"])))
     depth = torch.kron(whole["depth"], torch.eye(M * N, dtype=torch.float64))
     expected = (depth @ widths @ whole["weight"].flatten()).view(L2, M, N)
-    torch.testing.assert_close(expand(**whole), expected)
+    torch.testing.assert_close(expand_float64(**whole), expected)
 
 
 def test_a_gradient_of_the_weight_costs_nothing_where_nobody_asks(expand):
@@ -91,6 +129,7 @@ BAD = {
     "weight must be [L1, m, n], got 2 axes": {"weight": torch.zeros(4, 4)},
     "read must be torch.float32 like weight, got torch.float64": {"read": torch.zeros(6, 4).double()},
     "depth must be on cpu like": {"depth": torch.zeros(3, 2, device="meta")},
+    "write must be [M-m, m], got 3 axes": {"write": torch.zeros(2, 6, 4), "added": True},
 }
 
 

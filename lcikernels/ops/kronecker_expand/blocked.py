@@ -9,6 +9,12 @@ g[j] = sum_i depth[i, j] grad_out[i], which is mixed like that too, the gradient
 
     dweight[j] = write[j]ᵀ g[j] read[j]             dwrite[j] = g[j] read[j] weight[j]ᵀ
     dread[j] = g[j]ᵀ write[j] weight[j]             ddepth[i, j] = <grad_out[i], write[j] weight[j] read[j]ᵀ>
+
+Where units are added, x being a mixed layer, each half of the output is made of the other one, the cheaper
+first. With h = grad_out [I; read], s = [I; write]ᵀ grad_out[:, n:]:
+
+    out = [x, x · readᵀ; write · x, write · x · readᵀ]
+    dwrite = h[m:] xᵀ          dread = sᵀ x          dx = h[:m] + writeᵀ h[m:]
 """
 
 from collections.abc import Iterator
@@ -22,16 +28,19 @@ CACHE = 1 << 18  # elements of a block: 1 MB in float32
 SHARE = 0.1  # of the output: mixed layers, at most
 
 
-def forward(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None) -> Tensor:
+def forward(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, added: bool) -> Tensor:
     """out [L2 or L1, M, N]."""
-    L = weight.shape[0] if depth is None else depth.shape[0]
-    out = weight.new_empty(L, write.shape[-2], read.shape[-2])
-    exact = inner(weight)
+    (L1, m, n), exact = weight.shape, inner(weight)
+    L = L1 if depth is None else depth.shape[0]
+    out = weight.new_empty(L, write.shape[-2] + m * added, read.shape[-2] + n * added)
     if write.dim() == read.dim() == 2:
         write, read = write.to(exact), read.to(exact)
         for layers in groups(out, weight):
             for i, x in zip(range(L)[layers], mixed(depth, weight, layers)):
-                out[i] = product(write, x, read)
+                if added:
+                    extend(x, write, read, out[i])
+                else:
+                    out[i] = product(write, x, read)
         return out
     for rows in blocks(weight, write, read):
         wide = widened(weight, write, read, rows)
@@ -40,7 +49,13 @@ def forward(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None) -
 
 
 def backward(
-    grad_out: Tensor, weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, need_weight: bool
+    grad_out: Tensor,
+    weight: Tensor,
+    write: Tensor,
+    read: Tensor,
+    depth: Tensor | None,
+    added: bool,
+    need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of weight, write, read and depth; empty ones for what is not needed or missing."""
     exact = inner(weight)
@@ -49,7 +64,7 @@ def backward(
     ddepth = weight.new_zeros(0 if depth is None else depth.shape, dtype=exact)
     if write.dim() == read.dim() == 2:
         shared = write.to(exact), read.to(exact), dwrite, dread
-        backward_of_shared(grad_out, weight, *shared, depth, dweight, ddepth, need_weight)
+        backward_of_shared(grad_out, weight, *shared, depth, added, dweight, ddepth, need_weight)
     else:
         for rows in blocks(weight, write, read):
             grad = grad_out[:, rows].to(exact)
@@ -70,16 +85,21 @@ def backward(
     )
 
 
-def backward_of_shared(grad_out, weight, write, read, dwrite, dread, depth, dweight, ddepth, need_weight):
+def backward_of_shared(
+    grad_out, weight, write, read, dwrite, dread, depth, added, dweight, ddepth, need_weight
+):
     """Adds to the gradients, a few new layers at a time."""
     exact, L = write.dtype, grad_out.shape[0]
     for layers in groups(grad_out, weight):
         dsmall = []
         for i, x in zip(range(L)[layers], mixed(depth, weight, layers)):
             grad = grad_out[i].to(exact)
+            if added:
+                dsmall.append(extend_backward(grad, x, write, read, dwrite, dread))
+                continue
             small = write.T @ grad  # [m, N]
-            dwrite += (grad @ read) @ x.T
-            dread += small.T @ x
+            dwrite.addmm_(grad @ read, x.T)
+            dread.addmm_(small.T, x)
             dsmall.append(small @ read)
         dsmall = torch.stack(dsmall)
         if depth is None:
@@ -95,6 +115,33 @@ def product(write: Tensor, x: Tensor, read: Tensor) -> Tensor:
     """write · x · readᵀ, the cheaper side first."""
     (M, m), (N, n) = write.shape, read.shape
     return write @ x @ read.T if M * n * (m + N) <= N * m * (n + M) else write @ (x @ read.T)
+
+
+def extend(x: Tensor, write: Tensor, read: Tensor, out: Tensor) -> None:
+    """Writes [I; write] · x · [I; read]ᵀ to out, the cheaper side first."""
+    (m, n), (M, N) = x.shape, out.shape
+    exact = out if out.dtype == x.dtype else x.new_empty(M, N)
+    exact[:m, :n] = x
+    if (N - n) * m * n + (M - m) * m * N <= (M - m) * m * n + (N - n) * n * M:
+        torch.mm(x, read.T, out=exact[:m, n:])
+        torch.mm(write, exact[:m], out=exact[m:])
+    else:
+        torch.mm(write, x, out=exact[m:, :n])
+        torch.mm(exact[:, :n], read.T, out=exact[:, n:])
+    if exact is not out:
+        out.copy_(exact)
+
+
+def extend_backward(
+    grad: Tensor, x: Tensor, write: Tensor, read: Tensor, dwrite: Tensor, dread: Tensor
+) -> Tensor:
+    """Adds to dwrite and dread; returns the gradient of x."""
+    m, n = x.shape
+    h = torch.addmm(grad[:, :n], grad[:, n:], read)
+    s = torch.addmm(grad[:m, n:], write.T, grad[m:, n:])
+    dwrite.addmm_(h[m:], x.T)
+    dread.addmm_(s.T, x)
+    return torch.addmm(h[:m], write.T, h[m:])
 
 
 def groups(out: Tensor, weight: Tensor) -> Iterator[slice]:
