@@ -30,6 +30,14 @@ def test_an_instruction_set_that_was_not_built_is_refused():
         torch.ops.lcikernels_cpp.use_instruction_set("sse9")
 
 
+@compiled
+def test_cuda_kernels_say_why_they_cannot_run():
+    x = torch.zeros(1)
+    assert extension.on_cuda("gated_rms_norm_forward", x).startswith("not compiled: LCIKERNELS_BUILD=cuda")
+    why = extension.on_cuda("kronecker_expand_forward", x)
+    assert why == "it runs on a GPU, x is on cpu" or why.startswith("not compiled")
+
+
 def test_a_library_that_is_missing_or_broken_is_a_reason(tmp_path):
     assert "LCIKERNELS_BUILD=cpu" in extension.load(tmp_path / "_C.so")
     (tmp_path / "_C.so").write_bytes(b"no library")

@@ -1,5 +1,6 @@
-// What the static CUDA runtime asks of glibc 2.34, where these moved from libpthread, libdl and librt into libc, is here
-// instead and goes on to the same functions under their first version: the library loads from glibc 2.28 on, like torch.
+// What the static CUDA runtime asks of glibc 2.34, where these moved from libpthread, libdl and librt into libc, is
+// here instead and goes on to the same functions under their first version: the library loads from glibc 2.28 on, like
+// torch.
 #include <features.h>
 
 #if defined(__x86_64__) && defined(__GLIBC__)

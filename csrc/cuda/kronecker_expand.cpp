@@ -39,8 +39,9 @@ gpu::KroneckerExpand problem(const Tensor& weight, const Tensor& write, const Te
   p.L1 = weight.size(0), p.m = weight.size(1), p.n = weight.size(2);
   p.own_write = write.dim() == 3, p.own_read = read.dim() == 3;
   p.M = write.size(p.own_write), p.N = read.size(p.own_read), p.L2 = depth ? depth->size(0) : p.L1;
-  const auto require = [&](const char* name, const Tensor& x, bool own, const checks::Axis& out, const checks::Axis& in) {
-    checks::require_like(OP, name, x, weight, own ? checks::Axes{{"L1", p.L1}, out, in} : checks::Axes{out, in});
+  using checks::Axes, checks::Axis;
+  const auto require = [&](const char* name, const Tensor& x, bool own, const Axis& out, const Axis& in) {
+    checks::require_like(OP, name, x, weight, own ? Axes{{"L1", p.L1}, out, in} : Axes{out, in});
   };
   require("weight", weight, true, {"m", p.m}, {"n", p.n});
   require("write", write, p.own_write, {"M", p.M}, {"m", p.m});

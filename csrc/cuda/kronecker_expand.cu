@@ -1,7 +1,8 @@
 // Which products LiGO's expansion is made of, and where their results lie.
 //
 // Every step is a product of stacks of matrices, also the mix of layers (depth times layers that are flattened) and the
-// gradient of depth. With own maps and a depth, a block of rows of every wide old layer is made, mixed, and forgotten.
+// gradient of depth. With own maps and a depth, a block of rows of every wide old layer is made, mixed, and forgotten:
+// in registers a tile of it could be mixed into some 4 new layers at once, and would be made L2 / 4 times.
 #include "kronecker_expand.h"
 
 #include "product.cuh"
@@ -35,14 +36,14 @@ namespace {
 
 constexpr double SHARE = 0.1;  // of the output: the forward's workspace, where one layer or 64 rows are not more
 
-int64_t parts(int64_t size, int64_t of) { return (size + of - 1) / of; }
+int64_t pieces(int64_t size, int64_t of) { return (size + of - 1) / of; }
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
 
 template <Arithmetic KIND, int TILE>
 const char* launch_product(const Product& p, int64_t layers, void* stream) {
   const auto run = [&](auto kernel) {
-    const int64_t blocks = parts(p.rows, TILE) * parts(p.columns, TILE);
+    const int64_t blocks = pieces(p.rows, TILE) * pieces(p.columns, TILE);
     return launch(kernel, blocks, layers, THREADS, shared_bytes(TILE), stream, p);
   };
   if (p.b.along == Along::DEPTH) return run(product<KIND, TILE, Along::DEPTH, Along::DEPTH>);
@@ -56,12 +57,13 @@ struct Place {
   int64_t row, layer;
 };
 
-class Plan {
- public:
+struct Plan {
   explicit Plan(const KroneckerExpand& p)
       : p(p), size(p.kind == Arithmetic::BFLOAT16 || p.kind == Arithmetic::FLOAT16 ? 2 : 4) {}
 
-  const char* error = nullptr;
+  const KroneckerExpand& p;
+  const int64_t size;           // bytes of an element
+  const char* error = nullptr;  // the first, after which nothing is launched
 
   const void* at(const void* x, int64_t element) const { return static_cast<const char*>(x) + element * size; }
   void* at(void* x, int64_t element) const { return static_cast<char*>(x) + element * size; }
@@ -78,7 +80,7 @@ class Plan {
     run(q, p.kind, layers);
   }
 
-  // y[i] = sum_j depth[i, j] x[j], `numbers` of each; or the transposed depth's. Exact: it costs what its memory costs.
+  // y[i] = sum_j depth[i, j] x[j], `numbers` of each; or the transposed depth's. Never in tf32: its memory costs more.
   void mix(Operand depth, int64_t to, int64_t from, const void* x, int64_t x_layer, int64_t numbers, Place y) {
     Product q = product_of(depth, outer(x, x_layer, 0), to, numbers, from, from, 1);
     q.c = y.data, q.c_row = y.row;
@@ -88,45 +90,47 @@ class Plan {
 
   // The float32 sum over z of a[z] b[z], in `count` parts of [rows, columns], that all are added to where `add`.
   void sum(Operand a, Operand b, int64_t rows, int64_t columns, int64_t depth, int64_t whole_depth, Arithmetic kind,
-           float* parts_, int64_t count, bool add) {
-    const int64_t segments = parts(whole_depth, depth), split = parts(segments, count);
+           float* parts, int64_t count, bool add) {
+    const int64_t segments = pieces(whole_depth, depth), split = pieces(segments, count);
     a.segment = a.layer, b.segment = b.layer, a.layer = b.layer = 0;
     Product q = product_of(a, b, rows, columns, depth, whole_depth, segments);
     q.split = split;
-    q.c = parts_, q.c_row = columns, q.c_layer = rows * columns;
+    q.c = parts, q.c_row = columns, q.c_layer = rows * columns;
     q.sum = true, q.add = add;
     run(q, kind, count);
   }
 
-  // ddepth[i, j] = <x[i], y[j]>, over `numbers` of each; `parts_` has room for dots_parts() of [to, from].
-  void dots(const void* x, int64_t to, const void* y, int64_t from, int64_t numbers, float* parts_, void* ddepth) {
-    const int64_t depth = 512, count = least(dots_parts(), parts(numbers, depth));
-    sum(deep(x, numbers, depth), deep(y, numbers, depth), to, from, depth, numbers, exact(), parts_, count, false);
-    totals({parts_, ddepth, count, to, from, p.L1});
+  // ddepth[i, j] = <x[i], y[j]>, over `numbers` of each; `parts` has room for dots_parts() of [to, from].
+  void dots(const void* x, int64_t to, const void* y, int64_t from, int64_t numbers, float* parts, void* ddepth) {
+    const int64_t depth = 512, count = least(dots_parts(), pieces(numbers, depth));
+    sum(deep(x, numbers, depth), deep(y, numbers, depth), to, from, depth, numbers, exact(), parts, count, false);
+    totals({parts, ddepth, count, to, from, p.L1});
   }
 
   void totals(const Total& t) {
     if (error) return;
-    const int64_t blocks = parts(t.rows * t.columns, THREADS);
-    if (p.kind == Arithmetic::BFLOAT16) error = launch(total<Arithmetic::BFLOAT16>, blocks, 1, THREADS, 0, p.stream, t);
-    else if (p.kind == Arithmetic::FLOAT16) error = launch(total<Arithmetic::FLOAT16>, blocks, 1, THREADS, 0, p.stream, t);
-    else error = launch(total<Arithmetic::FLOAT32>, blocks, 1, THREADS, 0, p.stream, t);
+    const int64_t blocks = pieces(t.rows * t.columns, THREADS);
+    const auto kernel = p.kind == Arithmetic::BFLOAT16  ? total<Arithmetic::BFLOAT16>
+                        : p.kind == Arithmetic::FLOAT16 ? total<Arithmetic::FLOAT16>
+                                                        : total<Arithmetic::FLOAT32>;
+    error = launch(kernel, blocks, 1, THREADS, 0, p.stream, t);
   }
 
   int64_t dots_parts() const { return p.multiprocessors; }
 
-  // Of float32 matrices [rows, columns], as many as fill the GPU with the products that are summed into them.
-  int64_t sum_parts(int64_t rows, int64_t columns, int64_t layers) const {
-    const int64_t tiles = parts(rows, 128) * parts(columns, 128);
-    return most(1, least(least(layers, 8), p.multiprocessors / tiles));
+  // Float32 matrices [rows, columns] that the products of all layers are summed into: as many as fill the GPU, while
+  // they take no more than an eighth of grad_out.
+  int64_t sum_parts(int64_t rows, int64_t columns) const {
+    const int64_t fill = p.multiprocessors / (pieces(rows, 128) * pieces(columns, 128));
+    return most(1, least(fill, p.L2 * p.M * p.N * size / 8 / (rows * columns * 4)));
   }
 
   // y[z] = write[z] x[z] readᵀ[z] for `layers` layers from `layer` on, and R rows from `row` on. Half of it, in t, is
   // write x, [R, n] of each layer, or read xᵀ, [N, m].
-  void widen(bool write_first, int64_t layer, int64_t layers, const void* x, int64_t row, int64_t R, void* t, Place y) {
+  void widen(bool from_write, int64_t layer, int64_t layers, const void* x, int64_t row, int64_t R, void* t, Place y) {
     const Operand write = deep(at(p.write, layer * write_layer() + row * p.m), p.m, write_layer());
     const Operand read = deep(at(p.read, layer * read_layer()), p.n, read_layer());
-    if (write_first) {
+    if (from_write) {
       multiply(write, outer(x, p.n, p.m * p.n), R, p.n, p.m, layers, {t, p.n, R * p.n});
       multiply(deep(t, p.n, R * p.n), read, R, p.N, p.n, layers, y);
     } else {
@@ -144,7 +148,6 @@ class Plan {
   bool mixes_small() const { return p.depth && !p.own_write && !p.own_read; }
   bool mixes_wide() const { return p.depth && !mixes_small(); }
 
- private:
   Arithmetic exact() const { return p.kind == Arithmetic::TF32 ? Arithmetic::FLOAT32 : p.kind; }
 
   bool aligned(const void* x, int64_t row, int64_t layer, int64_t segment) const {
@@ -166,7 +169,7 @@ class Plan {
   void run(const Product& q, Arithmetic kind, int64_t layers) {
     if (error) return;
     const bool large = q.rows > 64 && q.columns > 64 &&
-                       parts(q.rows, 128) * parts(q.columns, 128) * layers >= p.multiprocessors;
+                       pieces(q.rows, 128) * pieces(q.columns, 128) * layers >= p.multiprocessors;
     if (kind == Arithmetic::FLOAT32) error = launch_product<Arithmetic::FLOAT32, 64>(q, layers, p.stream);
     else if (kind == Arithmetic::TF32) error = sized<Arithmetic::TF32>(q, layers, large);
     else if (kind == Arithmetic::BFLOAT16) error = sized<Arithmetic::BFLOAT16>(q, layers, large);
@@ -177,10 +180,6 @@ class Plan {
   const char* sized(const Product& q, int64_t layers, bool large) {
     return large ? launch_product<KIND, 128>(q, layers, p.stream) : launch_product<KIND, 64>(q, layers, p.stream);
   }
-
- public:
-  const KroneckerExpand& p;
-  const int64_t size;  // bytes of an element
 };
 
 int64_t whole(double x) { return static_cast<int64_t>(x); }
@@ -206,10 +205,11 @@ struct Memory {
     const int64_t wide = p.M * p.N, small = p.m * p.n, half = most(p.M * p.n, p.N * p.m);
     const int64_t mixed = plan.mixes_small() ? p.L2 * small : 0;
     layers = plan.mixes_wide() ? p.L1 : p.L2;
-    const int64_t fit = (p.L2 * wide - mixed) / (half + (plan.mixes_wide() ? wide : 0));
-    group = parts(layers, parts(layers, most(1, least(layers, fit))));
-    write_parts = p.own_write ? 0 : plan.sum_parts(p.M, p.m, group);
-    read_parts = p.own_read ? 0 : plan.sum_parts(p.N, p.n, group);
+    write_parts = p.own_write ? 0 : plan.sum_parts(p.M, p.m);
+    read_parts = p.own_read ? 0 : plan.sum_parts(p.N, p.n);
+    const int64_t sums = (write_parts * p.M * p.m + read_parts * p.N * p.n) * 4 / plan.size;
+    const int64_t fit = (p.L2 * wide - mixed - sums) / (half + (plan.mixes_wide() ? wide : 0));
+    group = pieces(layers, pieces(layers, most(1, least(layers, fit))));
     small_at = take(mixed * plan.size);
     wide_at = take(plan.mixes_wide() ? group * wide * plan.size : 0);
     half_at = take(group * half * plan.size);
@@ -219,7 +219,7 @@ struct Memory {
   }
   int64_t take(int64_t size) {
     const int64_t first = bytes;
-    bytes += parts(size, 256) * 256;
+    bytes += pieces(size, 256) * 256;
     return first;
   }
   int64_t bytes = 0;

@@ -7,7 +7,9 @@
 #ifdef __CUDACC__
 namespace gpu {
 
-__device__ inline uint32_t address(const void* shared) { return static_cast<uint32_t>(__cvta_generic_to_shared(shared)); }
+__device__ inline uint32_t address(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
 
 // 16 bytes to shared memory, both ends 16-byte aligned: `bytes` of them read, zeros after these. They arrive late.
 __device__ inline void copy(void* shared, const void* global, int bytes) {

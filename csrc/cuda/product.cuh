@@ -2,7 +2,8 @@
 //
 // A is [rows, depth], B [depth, columns]. A block of 128 threads makes one TILE x TILE of C. Both operands are the same
 // to it: `outer` (rows of A, columns of B) times `depth`, either of which is the contiguous axis in memory. 64 bytes of
-// depth a stage, four stages in flight; sums are float32, in an order that does not depend on the machine.
+// depth a stage, four stages in flight; sums are float32, in an order that depends on nothing but the sizes and the
+// GPU.
 #pragma once
 
 #include "mma.cuh"
@@ -51,8 +52,8 @@ constexpr int THREADS = 128, STAGES = 4, STAGE_BYTES = 64;  // a stage is 64 byt
 constexpr int shared_bytes(int tile) { return STAGES * 2 * tile * STAGE_BYTES; }
 
 // tf32 products see the first 10 bits of a fraction: that would make numbers smaller by half a unit on average, and all
-// products by 0.07 %. So they are made larger before, by 0.35 to 0.7 units, half a unit on average. What has only 10 bits
-// stays what it is, and so do NaN and infinity.
+// products by 0.07 %. So they are made larger before, by 0.35 to 0.7 units, half a unit on average. What has only 10
+// bits stays what it is, and so do NaN and infinity.
 constexpr float BEFORE_A_CUT = 1 + 0.35f / 1024;
 
 // A stage of an operand in shared memory, in chunks of 16 bytes. Chunks of a row change places from row to row: what 8
@@ -89,9 +90,9 @@ struct Stage {
     }
   }
 
-  // 16 of outer times one instruction's depth, from (outer, depth) on. Lane 4g + t holds the pairs (g, 2t), (g + 8, 2t),
-  // (g, 2t + 8), (g + 8, 2t + 8) of 16 bits, or (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4) of 32. That is A's fragment;
-  // of B's two it is x[0], x[2] and x[1], x[3].
+  // 16 of outer times one instruction's depth, from (outer, depth) on. Lane 4g + t holds the pairs (g, 2t), (g + 8,
+  // 2t), (g, 2t + 8), (g + 8, 2t + 8) of 16 bits, or (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4) of 32. That is A's
+  // fragment; of B's two it is x[0], x[2] and x[1], x[3].
   static __device__ void fragment(uint32_t (&x)[4], const char* stage, int outer, int depth) {
     const int lane = threadIdx.x % 32;
     if constexpr (ALONG == Along::DEPTH) {
@@ -155,7 +156,8 @@ struct Quarter {
     }
   }
 
-  // put(row, column, sum) for each. Lane 4g + t holds (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1) of each 16 x 8.
+  // put(row, column, sum) for each. Lane 4g + t holds (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1) of each 16 x
+  // 8.
   template <typename Put>
   __device__ void each(int row, int column, Put put) const {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -169,8 +171,8 @@ struct Quarter {
   }
 };
 
-// Without tensor cores: 4 x 8 lanes, each 8 x 4 numbers. A stage is summed by itself first, as an instruction of the tensor
-// cores is: one long float32 sum of 10^4 products would lose a digit.
+// Without tensor cores: 4 x 8 lanes, each 8 x 4 numbers. A stage is summed by itself first, as an instruction of the
+// tensor cores is: one long float32 sum of 10^4 products would lose a digit.
 template <int TILE, typename A, typename B>
 struct Quarter<Arithmetic::FLOAT32, TILE, A, B> {
   static constexpr int SIZE = TILE / 2, HIGH = SIZE / 4, WIDE = SIZE / 8;

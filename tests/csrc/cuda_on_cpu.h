@@ -142,7 +142,7 @@ inline bool in_shared(const void* x) { return x >= shared && x < shared + SHARED
 inline bool is_aligned(const void* x) { return reinterpret_cast<uintptr_t>(x) % 16 == 0; }
 
 inline void copy(void* to, const void* from, int bytes) {
-  require(is_aligned(to) && is_aligned(from) && in_shared(to), "cp.async of an address that is not aligned, or not shared");
+  require(is_aligned(to) && is_aligned(from) && in_shared(to), "cp.async of an address that does not fit");
   require(bytes >= 0 && bytes <= 16, "cp.async of more than 16 bytes");
   current->copies.push_back({to, from, bytes, current->groups});
 }
@@ -170,13 +170,13 @@ struct Matrices {
   uint32_t* x;
   const char* row;
 };
-// Matrix q has its rows where lanes 8q to 8q + 7 point. Lane l gets words l % 4 of its row l / 4, or, transposed, columns
-// l / 4 of its rows 2 (l % 4) and 2 (l % 4) + 1.
+// Matrix q has its rows where lanes 8q to 8q + 7 point. Lane l gets words l % 4 of its row l / 4, or, transposed,
+// columns l / 4 of its rows 2 (l % 4) and 2 (l % 4) + 1.
 template <bool TRANSPOSED>
 void load(void* const (&lanes)[WARP]) {
   const auto row = [&](int q, int r) { return static_cast<Matrices*>(lanes[8 * q + r])->row; };
   for (int l = 0; l < WARP; l++) {
-    require(is_aligned(row(l / 8, l % 8)) && in_shared(row(l / 8, l % 8)), "ldmatrix of an address that is not aligned");
+    require(is_aligned(row(l / 8, l % 8)) && in_shared(row(l / 8, l % 8)), "ldmatrix of an address that does not fit");
     for (int q = 0; q < 4; q++) {
       uint16_t halves[2];
       for (int e = 0; e < 2; e++) {
@@ -238,9 +238,9 @@ struct Mma {
   const uint32_t* a;
   uint32_t b[2];
 };
-// Lane 4g + t holds of a rows g (registers 0, 2) and g + 8 (1, 3), of b column g, of c columns 2t and 2t + 1 in rows g (0,
-// 1) and g + 8 (2, 3). Depths: 16 bits 2t and 2t + 1, 8 more in the registers after the first two (of a) or one (of b);
-// 32 bits t, and 4 more there.
+// Lane 4g + t holds of a rows g (registers 0, 2) and g + 8 (1, 3), of b column g, of c columns 2t and 2t + 1 in rows g
+// (0, 1) and g + 8 (2, 3). Depths: 16 bits 2t and 2t + 1, 8 more in the registers after the first two (of a) or one (of
+// b); 32 bits t, and 4 more there.
 template <Arithmetic KIND>
 void multiply(void* const (&lanes)[WARP]) {
   constexpr int PACKED = KIND == Arithmetic::TF32 ? 1 : 2, DEPTH = 8 * PACKED;
@@ -269,7 +269,8 @@ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 }
 
 template <typename Kernel, typename Params>
-const char* launch(Kernel kernel, int64_t blocks, int64_t layers, int threads, int shared_bytes, void*, const Params& p) {
+const char* launch(Kernel kernel, int64_t blocks, int64_t layers, int threads, int shared_bytes, void*,
+                   const Params& p) {
   if (blocks < 1 || blocks >= 1ll << 31 || layers < 1 || layers > 65535 || shared_bytes > SHARED)
     return "cudaErrorInvalidConfiguration";
   if (fibers.empty()) fibers.resize(MOST_THREADS);

@@ -143,6 +143,33 @@ def test_two_runs_give_the_same_bits_and_strided_inputs_too(expand):
     assert all(torch.equal(x, y) for run in runs[1:] for x, y in zip(runs[0], run))
 
 
+def peak(run):
+    """The most bytes that live at once while it runs, and what it returns."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        out = run()
+    live, most = 0, 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            most = max(most, live)
+    return most, out
+
+
+@emulated
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "shared, sizes", [("shared maps", (6, 12, 64, 64, 96, 96)), ("own maps", (3, 6, 32, 32, 512, 64))]
+)
+def test_memory_is_at_most_a_tenth_more_than_the_output(library, kind, shared, sizes):
+    """That of the backward besides the gradients is at most 1.1 of the output's."""
+    ops = torch.ops.lcikernels_cpp
+    tensors = [x.detach() for x in inputs(*sizes, SHARED[shared], KINDS[kind][0]).values()]
+    most, out = peak(lambda: ops.kronecker_expand_forward(*tensors, False))
+    assert out.nbytes < most <= 1.1 * out.nbytes
+    most, gradients = peak(lambda: ops.kronecker_expand_backward(out, *tensors, False, True))
+    assert most - sum(x.nbytes for x in gradients) <= 1.1 * out.nbytes
+
+
 @emulated
 def test_nothing_is_made_for_a_gradient_of_the_weight_that_nobody_asks_for(expand):
     for shared in SHARED.values():
