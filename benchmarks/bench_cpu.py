@@ -81,10 +81,12 @@ def labelled(case: Case, name: str, side: Side) -> str:
 
 def prepared(case: Case, side: Side) -> Callable[[], dict[str, Tensor]]:
     """A call of one side, whose inputs lie ready: the output, in training the gradients of all inputs too."""
+    fixed = OPS[case.op].fixed
     inputs = {
-        name: exchanged(u, name in side.swapped).requires_grad_(case.mode == TRAINING)
+        name: exchanged(u, name in side.swapped).requires_grad_(case.mode == TRAINING and name not in fixed)
         for name, u in drawn(case, side).items()
     }
+    leaves = {name: u for name, u in inputs.items() if u.requires_grad}
     swap = bool(side.swapped)
 
     def forward() -> dict[str, Tensor]:
@@ -94,8 +96,8 @@ def prepared(case: Case, side: Side) -> Callable[[], dict[str, Tensor]]:
         output = side.run(**inputs)
         if output.shape not in cotangents:
             cotangents[output.shape] = exchanged(cotangent(exchange(output, swap)), swap)
-        grads = torch.autograd.grad(output, list(inputs.values()), cotangents[output.shape])
-        grads = {name: exchange(grad, name in side.swapped) for name, grad in zip(inputs, grads)}
+        grads = torch.autograd.grad(output, list(leaves.values()), cotangents[output.shape])
+        grads = {name: exchange(grad, name in side.swapped) for name, grad in zip(leaves, grads)}
         return {"output": exchange(output.detach(), swap)} | grads
 
     cotangents: dict[torch.Size, Tensor] = {}
@@ -146,12 +148,15 @@ def _truths(op, sizes, mode, dtype, gated) -> dict[str, tuple[Tensor, Tensor]]:
     answers = []
     for precision in (torch.float64, torch.float32):
         inputs = drawn(case, Side(None, dtype=dtype, gated=gated))
-        inputs = {name: u.to(precision).requires_grad_(mode == TRAINING) for name, u in inputs.items()}
+        inputs = {name: u.to(precision) for name, u in inputs.items()}
+        leaves = {name: u for name, u in inputs.items() if mode == TRAINING and name not in OPS[op].fixed}
+        for u in leaves.values():
+            u.requires_grad_()
         output = OPS[op].reference(**inputs)
         answer = {"output": output.detach()}
         if mode == TRAINING:
             grad_output = cotangent(output.to(dtype)).to(precision)
-            answer |= dict(zip(inputs, torch.autograd.grad(output, list(inputs.values()), grad_output)))
+            answer |= dict(zip(leaves, torch.autograd.grad(output, list(leaves.values()), grad_output)))
         answers.append(answer)
     truth, plain = answers
     return {name: (truth[name], plain[name]) for name in truth}

@@ -12,6 +12,9 @@ STEP = {"B": 1, "D": 1536, "N": 16}
 CONV = {"B": 1, "T": 2048, "D": 1536, "W": 4}
 HEAD_NORM = {"B": 2, "T": 2048, "H": 4, "D": 256}  # retention's output: each head is normed, no weight
 NORM = {"B": 1, "T": 2048, "D": 1536}
+BERT = {"L1": 6, "L2": 12, "m": 512, "n": 512, "M": 768, "N": 768}  # Small to Base: queries, ..., outputs
+BERT_UP = {**BERT, "m": 2048, "M": 3072}
+GPT2 = {"L1": 12, "L2": 24, "m": 768, "n": 768, "M": 1024, "N": 1024}  # Base to Medium
 MAMBA2 = {"B": 1, "T": 2048, "H": 24, "P": 64, "N": 128}  # one layer of mamba2-130m
 
 
@@ -81,6 +84,12 @@ CASES = [
     *both("gated_rms_norm", NORM, "ours", ours="ours, bfloat16", ratio=1),
     *both("gated_rms_norm", NORM, "ours", ours="ours, AVX2", ratio=AVX2),
     *both("gated_rms_norm", HEAD_NORM, "plain torch"),
+    *(
+        case
+        for sizes in (BERT, BERT_UP, GPT2)
+        for rival in ("layers widened, then mixed", "layers mixed, then widened", "new units alone")
+        for case in both("kronecker_expand", sizes, rival, ratio=1 if rival == "new units alone" else 2)
+    ),
     Case("a Mamba-2 layer", MAMBA2, FORWARD, "transformers"),
     Case("a Mamba-2 layer", MAMBA2, TRAINING, "transformers", ratio=10),
     *both("a Mamba-2 layer without its projections", MAMBA2, "transformers"),
@@ -153,7 +162,20 @@ def layer_work(element: int, gated: bool, B: int, T: int, H: int, P: int, N: int
     )
 
 
+def expansion_work(
+    element: int, gated: bool, L1: int, L2: int, m: int, n: int, M: int, N: int
+) -> tuple[Work, Work]:
+    """The mix in the small space, then the products of new units, the cheaper side first; the backward has
+    h = grad [I; read], the part s of [I; write]ᵀ grad, and one product each for both maps and the mix."""
+    mix, x, more_m, more_n = L1 * L2 * m * n, L2 * m * n, M - m, N - n
+    forward = min(x * more_m + L2 * more_n * n * M, x * more_n + L2 * more_m * m * N)
+    backward = L2 * (M * n * more_n + m * more_m * more_n) + x * (2 * more_m + more_n)
+    read, out = element * (L1 * m * n + more_m * m + more_n * n), element * L2 * M * N
+    return Work(read + out, 2 * (mix + forward)), Work(2 * read + out, 2 * (2 * mix + backward))
+
+
 WORK = {
+    "kronecker_expand": expansion_work,
     "selective_scan": scan_work,
     "selective_scan_step": scan_step_work,
     "retention": retention_work,

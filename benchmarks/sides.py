@@ -235,12 +235,65 @@ def torch_norm(x, gate, weight=None) -> Tensor:
 NORMS = ours(lcikernels.gated_rms_norm) | {"plain torch": Side(torch_norm)}
 
 
+# kronecker_expand, where units are added: LiGO's expansion of one kind of matrix in all layers
+
+
+def expansion_inputs(gated: bool, L1: int, L2: int, m: int, n: int, M: int, N: int) -> dict[str, Tensor]:
+    """Maps and depth as after some learning: no zeros."""
+    write, read = torch.randn(M - m, m) / m**0.5, torch.randn(N - n, n) / n**0.5
+    return dict(weight=torch.randn(L1, m, n), write=write, read=read, depth=torch.randn(L2, L1) / L1**0.5)
+
+
+def whole(added: Tensor) -> Tensor:
+    """The dense map of the equation, [I; C]."""
+    return torch.cat([torch.eye(added.shape[1], dtype=added.dtype, device=added.device), added])
+
+
+def mixed(depth: Tensor, weight: Tensor, i: int) -> Tensor:
+    return sum(depth[i, j] * weight[j] for j in range(len(weight)))
+
+
+def widened_then_mixed(weight, write, read, depth) -> Tensor:
+    """Every old layer widened by dense maps, then mixed, layer by layer.  Wang et al. 2023, eq. 6."""
+    write, read = whole(write), whole(read)
+    wide = [write @ x @ read.T for x in weight]
+    return torch.stack([mixed(depth, wide, i) for i in range(len(depth))])
+
+
+def mixed_then_widened(weight, write, read, depth) -> Tensor:
+    """The same with the mix first, as LiGO's code has it."""
+    write, read = whole(write), whole(read)
+    return torch.stack([write @ mixed(depth, weight, i) @ read.T for i in range(len(depth))])
+
+
+def new_units_alone(weight, write, read, depth) -> Tensor:
+    """And as LiGO's code has it altogether: the products are those of the new units."""
+    layers = []
+    for i in range(len(depth)):
+        x = mixed(depth, weight, i)
+        x = torch.cat([x, write @ x])
+        layers.append(torch.cat([x, x @ read.T], 1))
+    return torch.stack(layers)
+
+
+EXPANSIONS = {
+    "ours": Side(partial(lcikernels.kronecker_expand, added=True), ours=True),
+    "layers widened, then mixed": Side(widened_then_mixed),
+    "layers mixed, then widened": Side(mixed_then_widened),
+    "new units alone": Side(new_units_alone),
+}
+
+
 class Op(NamedTuple):
-    """`inputs(gated, **sizes)` are float32, `reference(**inputs)` is as precise as they are."""
+    """`inputs(gated, **sizes)` are float32, `reference(**inputs)` is as precise as they are.
+
+    fixed: inputs that learn nothing.
+    """
 
     inputs: Callable[..., dict[str, Tensor]]
     reference: Callable[..., Tensor]
     sides: dict[str, Side]
+    fixed: tuple[str, ...] = ()
 
 
 STEPS = {
@@ -255,4 +308,5 @@ OPS = {
     "retention_step": Op(retention_step_inputs, retention_step_reference, ours(retain_step)),
     "causal_conv1d": Op(conv_inputs, partial(causal_conv1d_reference, activation="silu"), CONVS),
     "gated_rms_norm": Op(norm_inputs, gated_rms_norm_reference, NORMS),
+    "kronecker_expand": Op(expansion_inputs, new_units_alone, EXPANSIONS, fixed=("weight",)),
 }

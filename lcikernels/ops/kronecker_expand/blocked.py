@@ -76,7 +76,7 @@ def backward(
             if need_weight:
                 dweight += w.mT @ h
             if depth is not None:
-                ddepth += grad.flatten(1) @ widened(weight, write, read, rows).flatten(1).T
+                ddepth += dots(grad, widened(weight, write, read, rows))
     return (
         dweight.to(weight.dtype),
         dwrite.to(write.dtype),
@@ -106,7 +106,7 @@ def backward_of_shared(
             if need_weight:
                 dweight[layers] = dsmall
             continue
-        ddepth[layers] = dsmall.flatten(1) @ weight.to(exact).flatten(1).T
+        ddepth[layers] = dots(dsmall, weight.to(exact))
         if need_weight:
             dweight += torch.tensordot(depth[layers].to(exact).T, dsmall, 1)
 
@@ -142,6 +142,11 @@ def extend_backward(
     dwrite.addmm_(h[m:], x.T)
     dread.addmm_(s.T, x)
     return torch.addmm(h[:m], write.T, h[m:])
+
+
+def dots(x: Tensor, y: Tensor) -> Tensor:
+    """<x[i], y[j]>, [i, j], of matrices: row by row, for a float32 sum of a whole matrix loses a digit."""
+    return torch.bmm(x.transpose(0, 1), y.permute(1, 2, 0)).sum(0)
 
 
 def groups(out: Tensor, weight: Tensor) -> Iterator[slice]:
