@@ -161,7 +161,11 @@ class LearnedMaps(Operator):
         self.depth = nn.ParameterDict({key(name): x.float() for name, x in maps.depth.items()})
         self.spaces.float()
         self._choose(learn)
-        self.copied = {name: list(map(_copied, rows.tolist())) for name, rows in maps.depth.items()}
+        self.copied = {
+            name: [_copied(row) for row in rows.tolist()]
+            for name, rows in maps.depth.items()
+            if not self.depth[key(name)].requires_grad
+        }
 
     def _choose(self, patterns: Collection[str]) -> None:
         names: dict[str, nn.Parameter] = {}
@@ -211,7 +215,7 @@ class LearnedMaps(Operator):
     def _mixing(self, name: str, layer: int) -> tuple[Tensor, Tensor | None]:
         """The old layers [L, ...] that a new one is a mix of, its row of depth [1, L] or None for a copy."""
         old, depth = self.held(name), self.depth[key(name)]
-        if not depth.requires_grad and (j := self.copied[name][layer]) is not None:
+        if name in self.copied and (j := self.copied[name][layer]) is not None:
             return old[j : j + 1], None
         return old, depth[layer : layer + 1].to(old.dtype)
 

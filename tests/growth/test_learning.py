@@ -6,6 +6,7 @@ import pytest
 import torch
 from checkpoints import FAMILIES, bert, neox
 from memory import Memory
+from safetensors.torch import save_file
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -195,6 +196,23 @@ def test_a_step_takes_less_memory_than_training_the_large_model(tmp_path, family
         moments = 2 * sum(x.numel() * 4 for x in network.parameters())
         taken.append(memory.most + moments + sum(x.numel() * x.element_size() for x in held))
     assert taken[0] < taken[1]
+
+
+@pytest.mark.parametrize("operator", ["ligo", "mango"])
+def test_what_was_learned_is_what_is_written(tmp_path, operator):
+    model = Grown(neox(tmp_path / "src", intermediate_size=192), 144, 5)
+    expansion = model.ligo() if operator == "ligo" else model.mango()
+    with torch.no_grad():
+        for parameter in expansion.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    expansion.large[0].eval()
+    ids = tokens()
+    learned = expansion(ids).logits
+    expansion.requires_grad_(False)
+    model.config.save_pretrained(tmp_path / "out")
+    save_file({k: v.contiguous() for k, v in expansion.tensors()}, tmp_path / "out/model.safetensors")
+    written = load_model(tmp_path / "out").eval()(ids).logits
+    torch.testing.assert_close(written, learned, rtol=1e-4, atol=1e-4)
 
 
 def test_only_what_is_asked_for_learns(source, text):

@@ -96,6 +96,19 @@ def test_blocks_of_rows_and_groups_of_layers_make_no_difference(shared, monkeypa
     assert_agrees(kronecker_expand, reference, **inputs(3, 5, 6, 7, 37, 9, shared))
 
 
+@pytest.mark.parametrize("small_blocks", [False, True])
+@pytest.mark.parametrize("mixes_first", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("L2", [2, 5, None])
+def test_layers_or_rows_make_no_difference(L2, added, mixes_first, small_blocks, monkeypatch, poisoned):
+    monkeypatch.setattr(blocked.Problem, "mixes_first", lambda problem: mixes_first)
+    if small_blocks:
+        monkeypatch.setattr(blocked, "CACHE", 0)
+        monkeypatch.setattr(blocked, "SHARE", 0)
+    op, truth = (partial(x, added=added) for x in (partial(kronecker_expand, backend="torch"), reference))
+    assert_agrees(op, truth, **inputs(3, L2, 20, 7, 37, 9, (True, True)))
+
+
 @pytest.mark.parametrize("shared, added", [*((x, False) for x in SHARED.values()), ((True, True), True)])
 def test_gradcheck(expand_float64, shared, added):
     whole = inputs(2, 3, 3, 2, 4, 5, shared, torch.float64)

@@ -1,6 +1,6 @@
-"""LiGO's expansion in plain torch, a few layers or a block of rows at a time.
+"""LiGO's expansion in plain torch: a few new layers at a time, or a block of rows of all old ones.
 
-Where all old layers share their maps, they are mixed first, in the small space:
+Where all old layers share their maps, and mixing them first costs less, that is done, in the small space:
 
     out[i] = write · (sum_j depth[i, j] weight[j]) · readᵀ
 
@@ -10,14 +10,16 @@ g[j] = sum_i depth[i, j] grad_out[i], which is mixed like that too, the gradient
     dweight[j] = write[j]ᵀ g[j] read[j]             dwrite[j] = g[j] read[j] weight[j]ᵀ
     dread[j] = g[j]ᵀ write[j] weight[j]             ddepth[i, j] = <grad_out[i], write[j] weight[j] read[j]ᵀ>
 
-Where units are added, x being a mixed layer, each half of the output is made of the other one, the cheaper
-first. With h = grad_out [I; read], s = [I; write]ᵀ grad_out[:, n:]:
+Where units are added, [I; write] and [I; read] are meant. Of a layer x and its gradient g, the identities left
+out, the cheaper side first:
 
     out = [x, x · readᵀ; write · x, write · x · readᵀ]
-    dwrite = h[m:] xᵀ          dread = sᵀ x          dx = h[:m] + writeᵀ h[m:]
+    h = g [I; read]          dwrite = h[m:] xᵀ          dx = h[:m] + writeᵀ h[m:]
+    s = [I; write]ᵀ g[:, n:]                            dread = sᵀ x
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,26 +27,65 @@ from torch import Tensor
 from ..checks import inner
 
 CACHE = 1 << 18  # elements of a block: 1 MB in float32
-SHARE = 0.1  # of the output: mixed layers, at most
+SHARE = 0.1  # of the output: mixed layers, or rows of wide ones, at most
+
+
+class Problem(NamedTuple):
+    """The op's inputs, in the dtype of the arithmetic."""
+
+    weight: Tensor
+    write: Tensor
+    read: Tensor
+    depth: Tensor | None
+    added: bool
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """L1, L2, m, n, M, N."""
+        (L1, m, n), L2 = self.weight.shape, len(self.weight if self.depth is None else self.depth)
+        return L1, L2, m, n, self.write.shape[-2] + m * self.added, self.read.shape[-2] + n * self.added
+
+    def mixes_first(self) -> bool:
+        """A stack of maps cannot; and where layers are added, widening the fewer old ones may cost less."""
+        L1, L2, m, n, M, N = self.sizes
+        if self.write.dim() == 3 or self.read.dim() == 3:
+            return False
+        widening, mixing = self.products(), L1 * L2 if self.depth is not None else 0
+        return mixing * m * n + L2 * widening <= mixing * M * N + L1 * widening
+
+    def products(self) -> int:
+        """Multiply-adds that widen one layer."""
+        _, _, m, n, M, N = self.sizes
+        return min(self.write_first(), (N - n * self.added) * m * n + (M - m * self.added) * m * N)
+
+    def write_first(self) -> int:
+        _, _, m, n, M, N = self.sizes
+        return (M - m * self.added) * m * n + (N - n * self.added) * n * M
+
+
+def problem(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, added: bool) -> Problem:
+    exact = inner(weight)
+    return Problem(
+        *(u.to(exact) for u in (weight, write, read)), depth if depth is None else depth.to(exact), added
+    )
 
 
 def forward(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, added: bool) -> Tensor:
     """out [L2 or L1, M, N]."""
-    (L1, m, n), exact = weight.shape, inner(weight)
-    L = L1 if depth is None else depth.shape[0]
-    out = weight.new_empty(L, write.shape[-2] + m * added, read.shape[-2] + n * added)
-    if write.dim() == read.dim() == 2:
-        write, read = write.to(exact), read.to(exact)
-        for layers in groups(out, weight):
-            for i, x in zip(range(L)[layers], mixed(depth, weight, layers)):
-                if added:
-                    extend(x, write, read, out[i])
-                else:
-                    out[i] = product(write, x, read)
+    p = problem(weight, write, read, depth, added)
+    _, L2, _, n, M, N = p.sizes
+    out = weight.new_empty(L2, M, N)
+    if p.mixes_first():
+        for layers in groups(p):
+            for i, x in zip(range(L2)[layers], mixed(p, layers)):
+                widen(p, x, out[i])
         return out
-    for rows in blocks(weight, write, read):
-        wide = widened(weight, write, read, rows)
-        out[:, rows] = wide if depth is None else torch.tensordot(depth.to(exact), wide, 1)
+    for rows in blocks(p):
+        half = widened(p, rows)
+        whole = half @ p.read.mT
+        if added:
+            out[:, rows, :n] = mix(p.depth, half)
+        out[:, rows, n * added :] = mix(p.depth, whole)
     return out
 
 
@@ -58,90 +99,105 @@ def backward(
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of weight, write, read and depth; empty ones for what is not needed or missing."""
-    exact = inner(weight)
-    dweight = weight.new_zeros(weight.shape if need_weight else 0, dtype=exact)
-    dwrite, dread = (u.new_zeros(u.shape, dtype=exact) for u in (write, read))
-    ddepth = weight.new_zeros(0 if depth is None else depth.shape, dtype=exact)
-    if write.dim() == read.dim() == 2:
-        shared = write.to(exact), read.to(exact), dwrite, dread
-        backward_of_shared(grad_out, weight, *shared, depth, added, dweight, ddepth, need_weight)
-    else:
-        for rows in blocks(weight, write, read):
-            grad = grad_out[:, rows].to(exact)
-            g = grad if depth is None else torch.tensordot(depth.to(exact).T, grad, 1)
-            w, r = write[..., rows, :].to(exact), read.to(exact)
-            h = g @ r
-            into(dwrite[..., rows, :], h @ weight.to(exact).mT)
-            into(dread, g.mT @ (w @ weight.to(exact)))
-            if need_weight:
-                dweight += w.mT @ h
-            if depth is not None:
-                ddepth += dots(grad, widened(weight, write, read, rows))
-    return (
-        dweight.to(weight.dtype),
-        dwrite.to(write.dtype),
-        dread.to(read.dtype),
-        ddepth.to(weight.dtype),
-    )
+    p = problem(weight, write, read, depth, added)
+    shapes = weight.shape if need_weight else 0, write.shape, read.shape, 0 if depth is None else depth.shape
+    gradients = [p.weight.new_zeros(shape) for shape in shapes]
+    by_layers_or_rows = backward_by_layers if p.mixes_first() else backward_by_rows
+    by_layers_or_rows(p, grad_out, *gradients, need_weight)
+    return tuple(gradient.to(weight.dtype) for gradient in gradients)
 
 
-def backward_of_shared(
-    grad_out, weight, write, read, dwrite, dread, depth, added, dweight, ddepth, need_weight
-):
+def backward_by_layers(p: Problem, grad_out, dweight, dwrite, dread, ddepth, need_weight: bool) -> None:
     """Adds to the gradients, a few new layers at a time."""
-    exact, L = write.dtype, grad_out.shape[0]
-    for layers in groups(grad_out, weight):
-        dsmall = []
-        for i, x in zip(range(L)[layers], mixed(depth, weight, layers)):
-            grad = grad_out[i].to(exact)
-            if added:
-                dsmall.append(extend_backward(grad, x, write, read, dwrite, dread))
-                continue
-            small = write.T @ grad  # [m, N]
-            dwrite.addmm_(grad @ read, x.T)
-            dread.addmm_(small.T, x)
-            dsmall.append(small @ read)
-        dsmall = torch.stack(dsmall)
-        if depth is None:
+    for layers in groups(p):
+        dx = []
+        for grad, x in zip(grad_out[layers], mixed(p, layers)):
+            grad = grad.to(x.dtype)
+            dx.append(backward_of_widen(p, grad, x, dwrite, dread))
+        dx = torch.stack(dx)
+        if p.depth is None:
             if need_weight:
-                dweight[layers] = dsmall
+                dweight[layers] = dx
             continue
-        ddepth[layers] = dots(dsmall, weight.to(exact))
+        ddepth[layers] = dots(dx, p.weight)
         if need_weight:
-            dweight += torch.tensordot(depth[layers].to(exact).T, dsmall, 1)
+            dweight += mix(p.depth[layers].T, dx)
 
 
-def product(write: Tensor, x: Tensor, read: Tensor) -> Tensor:
-    """write · x · readᵀ, the cheaper side first."""
-    (M, m), (N, n) = write.shape, read.shape
-    return write @ x @ read.T if M * n * (m + N) <= N * m * (n + M) else write @ (x @ read.T)
+def backward_by_rows(p: Problem, grad_out, dweight, dwrite, dread, ddepth, need_weight: bool) -> None:
+    """Adds to the gradients, a few rows of all old layers at a time."""
+    _, _, m, n, _, _ = p.sizes
+    new = n * p.added
+    for rows in blocks(p):
+        grad = grad_out[:, rows].to(p.weight.dtype)
+        g = grad if p.depth is None else mix(p.depth.T, grad)
+        h, half = g[..., new:] @ p.read, widened(p, rows)
+        if p.added:
+            h += g[..., :n]
+        into(dread, g[..., new:].mT @ half)
+        if p.depth is not None:
+            ddepth += dots(grad[..., new:], half @ p.read.mT)
+        if p.depth is not None and p.added:
+            ddepth += dots(grad[..., :n], half)
+        if p.added and rows.stop <= m:
+            if need_weight:
+                dweight[:, rows] += h
+            continue
+        of_write = slice(rows.start - m * p.added, rows.stop - m * p.added)
+        into(dwrite[..., of_write, :], h @ p.weight.mT)
+        if need_weight:
+            dweight += p.write[..., of_write, :].mT @ h
 
 
-def extend(x: Tensor, write: Tensor, read: Tensor, out: Tensor) -> None:
-    """Writes [I; write] · x · [I; read]ᵀ to out, the cheaper side first."""
-    (m, n), (M, N) = x.shape, out.shape
-    exact = out if out.dtype == x.dtype else x.new_empty(M, N)
+def widen(p: Problem, x: Tensor, out: Tensor) -> None:
+    """Writes write · x · readᵀ to out, the cheaper side first."""
+    write_first = p.write_first() == p.products()
+    if not p.added:
+        out.copy_(p.write @ x @ p.read.T if write_first else p.write @ (x @ p.read.T))
+        return
+    m, n = x.shape
+    exact = out if out.dtype == x.dtype else x.new_empty(out.shape)
     exact[:m, :n] = x
-    if (N - n) * m * n + (M - m) * m * N <= (M - m) * m * n + (N - n) * n * M:
-        torch.mm(x, read.T, out=exact[:m, n:])
-        torch.mm(write, exact[:m], out=exact[m:])
+    if write_first:
+        torch.mm(p.write, x, out=exact[m:, :n])
+        torch.mm(exact[:, :n], p.read.T, out=exact[:, n:])
     else:
-        torch.mm(write, x, out=exact[m:, :n])
-        torch.mm(exact[:, :n], read.T, out=exact[:, n:])
+        torch.mm(x, p.read.T, out=exact[:m, n:])
+        torch.mm(p.write, exact[:m], out=exact[m:])
     if exact is not out:
         out.copy_(exact)
 
 
-def extend_backward(
-    grad: Tensor, x: Tensor, write: Tensor, read: Tensor, dwrite: Tensor, dread: Tensor
-) -> Tensor:
+def backward_of_widen(p: Problem, grad: Tensor, x: Tensor, dwrite: Tensor, dread: Tensor) -> Tensor:
     """Adds to dwrite and dread; returns the gradient of x."""
     m, n = x.shape
-    h = torch.addmm(grad[:, :n], grad[:, n:], read)
-    s = torch.addmm(grad[:m, n:], write.T, grad[m:, n:])
+    if not p.added:
+        s = p.write.T @ grad
+        dwrite.addmm_(grad @ p.read, x.T)
+        dread.addmm_(s.T, x)
+        return s @ p.read
+    h = torch.addmm(grad[:, :n], grad[:, n:], p.read)
+    s = torch.addmm(grad[:m, n:], p.write.T, grad[m:, n:])
     dwrite.addmm_(h[m:], x.T)
     dread.addmm_(s.T, x)
-    return torch.addmm(h[:m], write.T, h[m:])
+    return torch.addmm(h[:m], p.write.T, h[m:])
+
+
+def widened(p: Problem, rows: slice) -> Tensor:
+    """These rows of write · weight of every old layer, [L1, rows, n]."""
+    if not p.added:
+        return p.write[..., rows, :] @ p.weight
+    m = p.weight.shape[1]
+    return p.weight[:, rows] if rows.stop <= m else p.write[rows.start - m : rows.stop - m] @ p.weight
+
+
+def mix(depth: Tensor | None, layers: Tensor) -> Tensor:
+    return layers if depth is None else torch.tensordot(depth, layers, 1)
+
+
+def mixed(p: Problem, layers: slice) -> Tensor:
+    """Old layers as these new ones mix them."""
+    return p.weight[layers] if p.depth is None else mix(p.depth[layers], p.weight)
 
 
 def dots(x: Tensor, y: Tensor) -> Tensor:
@@ -149,32 +205,21 @@ def dots(x: Tensor, y: Tensor) -> Tensor:
     return torch.bmm(x.transpose(0, 1), y.permute(1, 2, 0)).sum(0)
 
 
-def groups(out: Tensor, weight: Tensor) -> Iterator[slice]:
+def groups(p: Problem) -> Iterator[slice]:
     """New layers, as many at once as make a SHARE of all of them when mixed."""
-    most = max(1, int(SHARE * out.numel() / weight[0].numel()))
-    for first in range(0, out.shape[0], most):
+    _, L2, m, n, M, N = p.sizes
+    most = max(1, int(SHARE * L2 * M * N / (m * n)))
+    for first in range(0, L2, most):
         yield slice(first, first + most)
 
 
-def mixed(depth: Tensor | None, weight: Tensor, layers: slice) -> Tensor:
-    """Old layers as these new ones mix them."""
-    if depth is None:
-        return weight[layers].to(inner(weight))
-    return torch.tensordot(depth[layers].to(inner(weight)), weight.to(inner(weight)), 1)
-
-
-def blocks(weight: Tensor, write: Tensor, read: Tensor) -> Iterator[slice]:
-    """Rows of the output, as many at once as stay in the cache for all old layers."""
-    M, N = write.shape[-2], read.shape[-2]
-    most = max(16, CACHE // (weight.shape[0] * N))
-    for first in range(0, M, most):
-        yield slice(first, first + most)
-
-
-def widened(weight: Tensor, write: Tensor, read: Tensor, rows: slice) -> Tensor:
-    """These rows of every wide old layer, [L1, rows, N]."""
-    exact = inner(weight)
-    return write[..., rows, :].to(exact) @ weight.to(exact) @ read.to(exact).mT
+def blocks(p: Problem) -> Iterator[slice]:
+    """Rows of the output, either old or new ones, as many at once as make a SHARE of it for all old layers."""
+    L1, L2, m, n, M, N = p.sizes
+    most = max(16, CACHE // (L1 * N), int(SHARE * L2 * M * N / (L1 * (n + N))))
+    for start, stop in ((0, m), (m, M)) if p.added else ((0, M),):
+        for first in range(start, stop, most):
+            yield slice(first, min(first + most, stop))
 
 
 def into(total: Tensor, parts: Tensor) -> None:
