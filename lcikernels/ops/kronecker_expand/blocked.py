@@ -10,8 +10,8 @@ g[j] = sum_i depth[i, j] grad_out[i], which is mixed like that too, the gradient
     dweight[j] = write[j]ᵀ g[j] read[j]             dwrite[j] = g[j] read[j] weight[j]ᵀ
     dread[j] = g[j]ᵀ write[j] weight[j]             ddepth[i, j] = <grad_out[i], write[j] weight[j] read[j]ᵀ>
 
-Where units are added, [I; write] and [I; read] are meant. Of a layer x and its gradient g, the identities left
-out, the cheaper side first:
+Where units are added, [I; write] and [I; read] are meant. Of a layer x and its gradient g, the identities
+left out, the cheaper side first:
 
     out = [x, x · readᵀ; write · x, write · x · readᵀ]
     h = g [I; read]          dwrite = h[m:] xᵀ          dx = h[:m] + writeᵀ h[m:]
@@ -214,7 +214,7 @@ def groups(p: Problem) -> Iterator[slice]:
 
 
 def blocks(p: Problem) -> Iterator[slice]:
-    """Rows of the output, either old or new ones, as many at once as make a SHARE of it for all old layers."""
+    """Rows of the output, old or new ones, as many at once as make a SHARE of it for all old layers."""
     L1, L2, m, n, M, N = p.sizes
     most = max(16, CACHE // (L1 * N), int(SHARE * L2 * M * N / (L1 * (n + N))))
     for start, stop in ((0, m), (m, M)) if p.added else ((0, M),):
