@@ -81,11 +81,12 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
 
   // On GPUs only, and where the library was built with nvcc. All contiguous; float32 products in tf32 where asked.
   m.def(
-      "kronecker_expand_forward(Tensor weight, Tensor write, Tensor read, Tensor? depth, bool tf32) -> Tensor");
+      "kronecker_expand_forward(Tensor weight, Tensor write, Tensor read, Tensor? depth, bool added, bool tf32)"
+      " -> Tensor");
   // dweight and ddepth are [0] unless needed and where depth is None
   m.def(
-      "kronecker_expand_backward(Tensor grad_out, Tensor weight, Tensor write, Tensor read, Tensor? depth, bool tf32,"
-      " bool need_weight) -> (Tensor dweight, Tensor dwrite, Tensor dread, Tensor ddepth)");
+      "kronecker_expand_backward(Tensor grad_out, Tensor weight, Tensor write, Tensor read, Tensor? depth,"
+      " bool added, bool tf32, bool need_weight) -> (Tensor dweight, Tensor dwrite, Tensor dread, Tensor ddepth)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lcikernels_cpp, CompositeExplicitAutograd, m) {

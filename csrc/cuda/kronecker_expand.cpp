@@ -28,24 +28,28 @@ gpu::Arithmetic kind(const Tensor& weight, bool tf32) {
 }
 
 gpu::KroneckerExpand problem(const Tensor& weight, const Tensor& write, const Tensor& read, const Maybe& depth,
-                             bool tf32) {
+                             bool added, bool tf32) {
   gpu::KroneckerExpand p{};
-  p.kind = kind(weight, tf32);
-  const auto axes = [](const Tensor& map) { return map.dim() == 2 || map.dim() == 3; };
+  p.kind = kind(weight, tf32), p.added = added;
+  const auto axes = [&](const Tensor& map) { return map.dim() == 2 || (map.dim() == 3 && !added); };
   if (weight.dim() != 3) checks::refuse(OP, "weight", "[L1, m, n]", "shape " + checks::tuple(weight.sizes()));
-  if (!axes(write)) checks::refuse(OP, "write", "[M, m] or [L1, M, m]", "shape " + checks::tuple(write.sizes()));
-  if (!axes(read)) checks::refuse(OP, "read", "[N, n] or [L1, N, n]", "shape " + checks::tuple(read.sizes()));
+  if (!axes(write))
+    checks::refuse(OP, "write", added ? "[M-m, m]" : "[M, m] or [L1, M, m]", "shape " + checks::tuple(write.sizes()));
+  if (!axes(read))
+    checks::refuse(OP, "read", added ? "[N-n, n]" : "[N, n] or [L1, N, n]", "shape " + checks::tuple(read.sizes()));
   if (depth && depth->dim() != 2) checks::refuse(OP, "depth", "[L2, L1]", "shape " + checks::tuple(depth->sizes()));
   p.L1 = weight.size(0), p.m = weight.size(1), p.n = weight.size(2);
   p.own_write = write.dim() == 3, p.own_read = read.dim() == 3;
-  p.M = write.size(p.own_write), p.N = read.size(p.own_read), p.L2 = depth ? depth->size(0) : p.L1;
+  const int64_t M = write.size(p.own_write), N = read.size(p.own_read);
+  p.M = M + added * p.m, p.N = N + added * p.n, p.L2 = depth ? depth->size(0) : p.L1;
   using checks::Axes, checks::Axis;
   const auto require = [&](const char* name, const Tensor& x, bool own, const Axis& out, const Axis& in) {
     checks::require_like(OP, name, x, weight, own ? Axes{{"L1", p.L1}, out, in} : Axes{out, in});
   };
   require("weight", weight, true, {"m", p.m}, {"n", p.n});
-  require("write", write, p.own_write, {"M", p.M}, {"m", p.m});
-  require("read", read, p.own_read, {"N", p.N}, {"n", p.n});
+  // Of no added units there is nothing to read.
+  if (M || !added) require("write", write, p.own_write, {added ? "M-m" : "M", M}, {"m", p.m});
+  if (N || !added) require("read", read, p.own_read, {added ? "N-n" : "N", N}, {"n", p.n});
   if (depth) require("depth", *depth, false, {"L2", p.L2}, {"L1", p.L1});
   p.weight = weight.const_data_ptr(), p.write = write.const_data_ptr(), p.read = read.const_data_ptr();
   p.depth = depth ? depth->const_data_ptr() : nullptr;
@@ -70,8 +74,9 @@ void launched(const char* error) {
   if (error) throw std::runtime_error(std::string(OP) + ": CUDA refused a kernel: " + error);
 }
 
-Tensor forward(const Tensor& weight, const Tensor& write, const Tensor& read, const Maybe& depth, bool tf32) {
-  gpu::KroneckerExpand p = problem(weight, write, read, depth, tf32);
+Tensor forward(const Tensor& weight, const Tensor& write, const Tensor& read, const Maybe& depth, bool added,
+               bool tf32) {
+  gpu::KroneckerExpand p = problem(weight, write, read, depth, added, tf32);
   Tensor out = empty_like(weight, {p.L2, p.M, p.N}), memory = workspace(weight, gpu::forward_workspace(p));
   p.out = out.mutable_data_ptr(), p.workspace = memory.mutable_data_ptr();
   launched(gpu::forward(p));
@@ -79,9 +84,9 @@ Tensor forward(const Tensor& weight, const Tensor& write, const Tensor& read, co
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor& weight, const Tensor& write,
-                                                    const Tensor& read, const Maybe& depth, bool tf32,
+                                                    const Tensor& read, const Maybe& depth, bool added, bool tf32,
                                                     bool need_weight) {
-  gpu::KroneckerExpand p = problem(weight, write, read, depth, tf32);
+  gpu::KroneckerExpand p = problem(weight, write, read, depth, added, tf32);
   checks::require_like(OP, "grad_out", grad_out, weight, {{"L2", p.L2}, {"M", p.M}, {"N", p.N}});
   const auto like = [&](const Tensor& x, bool needed) {
     return empty_like(weight, needed ? Shape(x.sizes().begin(), x.sizes().end()) : Shape{0});

@@ -1,8 +1,8 @@
 // Which products LiGO's expansion is made of, and where their results lie.
 //
-// Every step is a product of stacks of matrices, also the mix of layers (depth times layers that are flattened) and the
-// gradient of depth. With own maps and a depth, a block of rows of every wide old layer is made, mixed, and forgotten:
-// in registers a tile of it could be mixed into some 4 new layers at once, and would be made L2 / 4 times.
+// Every step is a mix of layers or a product of stacks of matrices, also the gradient of depth. With own maps and a
+// depth, a block of rows of every wide old layer is made, mixed, and forgotten: in registers a tile of it could be
+// mixed into some 4 new layers at once, and would be made L2 / 4 times.
 #include "kronecker_expand.h"
 
 #include "product.cuh"
@@ -72,20 +72,28 @@ struct Plan {
   static Operand deep(const void* x, int64_t row, int64_t layer) { return {x, row, layer, 0, Along::DEPTH}; }
   static Operand outer(const void* x, int64_t row, int64_t layer) { return {x, row, layer, 0, Along::OUTER}; }
 
-  // c[z] = a[z] b[z], [rows, columns].
-  void multiply(Operand a, Operand b, int64_t rows, int64_t columns, int64_t depth, int64_t layers, Place c) {
+  // c[z] = plus[z] + a[z] b[z], [rows, columns].
+  void multiply(Operand a, Operand b, int64_t rows, int64_t columns, int64_t depth, int64_t layers, Place c,
+                Operand plus = {}) {
     Product q = product_of(a, b, rows, columns, depth, depth, 1);
-    q.c = c.data, q.c_row = c.row, q.c_layer = c.layer;
-    q.c_vectors = aligned(c.data, c.row, c.layer, 0);
+    q.c = c.data, q.c_row = c.row, q.c_layer = c.layer, q.plus = plus;
+    q.c_vectors = aligned(c.data, c.row, c.layer, 0) && aligned(plus.data, plus.row, plus.layer, 0);
     run(q, p.kind, layers);
   }
 
-  // y[i] = sum_j depth[i, j] x[j], `numbers` of each; or the transposed depth's. Never in tf32: its memory costs more.
-  void mix(Operand depth, int64_t to, int64_t from, const void* x, int64_t x_layer, int64_t numbers, Place y) {
-    Product q = product_of(depth, outer(x, x_layer, 0), to, numbers, from, from, 1);
-    q.c = y.data, q.c_row = y.row;
-    q.c_vectors = aligned(y.data, y.row, 0, 0);
-    run(q, exact(), 1);
+  // y[i] = sum_j depth[i, j] x[j], or the transposed depth's, of matrices [rows, columns]; without depth y[i] = x[i].
+  void mix(Operand depth, int64_t to, int64_t from, Operand x, int64_t rows, int64_t columns, Place y) {
+    const bool mixes = depth.data;
+    const bool vectors = aligned(x.data, x.row, x.layer, columns) && aligned(y.data, y.row, y.layer, 0);
+    each(vectors ? gpu::mix<Arithmetic::BFLOAT16, 8> : gpu::mix<Arithmetic::BFLOAT16, 1>,
+         vectors ? gpu::mix<Arithmetic::FLOAT16, 8> : gpu::mix<Arithmetic::FLOAT16, 1>,
+         vectors ? gpu::mix<Arithmetic::FLOAT32, 4> : gpu::mix<Arithmetic::FLOAT32, 1>,
+         pieces(rows * columns / (vectors ? 16 / size : 1), THREADS), mixes ? 1 : to,
+         Mix{depth, x, y.data, y.row, y.layer, mixes ? to : 1, mixes ? from : 1, rows, columns});
+  }
+  void mix(Operand depth, int64_t to, int64_t from, const void* x, int64_t x_layer, int64_t numbers, void* y,
+           int64_t y_layer) {
+    mix(depth, to, from, outer(x, 0, x_layer), 1, numbers, {y, 0, y_layer});
   }
 
   // The float32 sum over z of a[z] b[z], in `count` parts of [rows, columns], that all are added to where `add`.
@@ -108,12 +116,18 @@ struct Plan {
   }
 
   void totals(const Total& t) {
-    if (error) return;
-    const int64_t blocks = pieces(t.rows * t.columns, THREADS);
-    const auto kernel = p.kind == Arithmetic::BFLOAT16  ? total<Arithmetic::BFLOAT16>
-                        : p.kind == Arithmetic::FLOAT16 ? total<Arithmetic::FLOAT16>
-                                                        : total<Arithmetic::FLOAT32>;
-    error = launch(kernel, blocks, 1, THREADS, 0, p.stream, t);
+    each(total<Arithmetic::BFLOAT16>, total<Arithmetic::FLOAT16>, total<Arithmetic::FLOAT32>,
+         pieces(t.rows * t.columns, THREADS), 1, t);
+  }
+
+  // The kernel for this type of elements, of which each thread makes some: tf32 is none of its business.
+  template <typename Kernel, typename Params>
+  void each(Kernel of_bfloat16, Kernel of_float16, Kernel of_float32, int64_t blocks, int64_t layers, Params params) {
+    if (error || !blocks) return;
+    const auto kernel = p.kind == Arithmetic::BFLOAT16  ? of_bfloat16
+                        : p.kind == Arithmetic::FLOAT16 ? of_float16
+                                                        : of_float32;
+    error = launch(kernel, blocks, layers, THREADS, 0, p.stream, params);
   }
 
   int64_t dots_parts() const { return p.multiprocessors; }
@@ -121,6 +135,7 @@ struct Plan {
   // Float32 matrices [rows, columns] that the products of all layers are summed into: as many as fill the GPU, while
   // they take no more than an eighth of grad_out.
   int64_t sum_parts(int64_t rows, int64_t columns) const {
+    if (!rows) return 1;
     const int64_t fill = p.multiprocessors / (pieces(rows, 128) * pieces(columns, 128));
     return most(1, least(fill, p.L2 * p.M * p.N * size / 8 / (rows * columns * 4)));
   }
@@ -143,6 +158,8 @@ struct Plan {
   bool write_first() const { return p.M * p.n * (p.m + p.N) <= p.N * p.m * (p.n + p.M); }
   int64_t half() const { return write_first() ? p.M * p.n : p.N * p.m; }
 
+  int64_t write_rows() const { return p.M - p.added * p.m; }
+  int64_t read_rows() const { return p.N - p.added * p.n; }
   int64_t write_layer() const { return p.own_write ? p.M * p.m : 0; }
   int64_t read_layer() const { return p.own_read ? p.N * p.n : 0; }
   bool mixes_small() const { return p.depth && !p.own_write && !p.own_read; }
@@ -167,7 +184,7 @@ struct Plan {
 
   // The large tile where it gives every multiprocessor one.
   void run(const Product& q, Arithmetic kind, int64_t layers) {
-    if (error) return;
+    if (error || !q.rows || !q.columns) return;
     const bool large = q.rows > 64 && q.columns > 64 &&
                        pieces(q.rows, 128) * pieces(q.columns, 128) * layers >= p.multiprocessors;
     if (kind == Arithmetic::FLOAT32) error = launch_product<Arithmetic::FLOAT32, 64>(q, layers, p.stream);
@@ -202,19 +219,20 @@ int64_t layers_at_once(const Plan& plan) {
 struct Memory {
   explicit Memory(const Plan& plan) {
     const KroneckerExpand& p = plan.p;
-    const int64_t wide = p.M * p.N, small = p.m * p.n, half = most(p.M * p.n, p.N * p.m);
+    const int64_t wide = p.M * p.N, small = p.m * p.n, M = plan.write_rows(), N = plan.read_rows();
+    const int64_t half = most(M * p.n, N * p.m);
     const int64_t mixed = plan.mixes_small() ? p.L2 * small : 0;
     layers = plan.mixes_wide() ? p.L1 : p.L2;
-    write_parts = p.own_write ? 0 : plan.sum_parts(p.M, p.m);
-    read_parts = p.own_read ? 0 : plan.sum_parts(p.N, p.n);
-    const int64_t sums = (write_parts * p.M * p.m + read_parts * p.N * p.n) * 4 / plan.size;
-    const int64_t fit = (p.L2 * wide - mixed - sums) / (half + (plan.mixes_wide() ? wide : 0));
+    write_parts = p.own_write || layers == 1 ? 0 : plan.sum_parts(M, p.m);
+    read_parts = p.own_read || layers == 1 ? 0 : plan.sum_parts(N, p.n);
+    const int64_t sums = (write_parts * M * p.m + read_parts * N * p.n) * 4 / plan.size;
+    const int64_t fit = (p.L2 * wide - mixed - sums) / most(1, half + (plan.mixes_wide() ? wide : 0));
     group = pieces(layers, pieces(layers, most(1, least(layers, fit))));
     small_at = take(mixed * plan.size);
     wide_at = take(plan.mixes_wide() ? group * wide * plan.size : 0);
     half_at = take(group * half * plan.size);
-    write_at = take(write_parts * p.M * p.m * 4);
-    read_at = take(read_parts * p.N * p.n * 4);
+    write_at = take(write_parts * M * p.m * 4);
+    read_at = take(read_parts * N * p.n * 4);
     dots_at = take(p.depth ? plan.dots_parts() * p.L2 * (plan.mixes_wide() ? group : p.L1) * 4 : 0);
   }
   int64_t take(int64_t size) {
@@ -224,29 +242,51 @@ struct Memory {
   }
   int64_t bytes = 0;
   int64_t layers, group;            // all, and at once
-  int64_t write_parts, read_parts;  // float32 sums of a shared map's gradient
+  int64_t write_parts, read_parts;  // float32 sums of a gradient to which several layers add
   int64_t small_at;                 // mixed small layers, then their gradients, [L2, m, n]
   int64_t wide_at;                  // mixed wide gradients, then wide old layers, [group, M, N]
   int64_t half_at, write_at, read_at, dots_at;
 };
 
+// Where units are added: the old ones' corner of the output, then, from where they lie, first the half that costs less.
+void extend(Plan& plan) {
+  const KroneckerExpand& p = plan.p;
+  const int64_t wide = p.M * p.N, small = p.m * p.n, M = plan.write_rows(), N = plan.read_rows();
+  const Place right{plan.at(p.out, p.n), p.N, wide}, below{plan.at(p.out, p.m * p.N), p.N, wide};
+  const Operand write = Plan::deep(p.write, p.m, 0), read = Plan::deep(p.read, p.n, 0);
+  const Operand out = Plan::deep(p.out, p.N, wide), columns = Plan::outer(p.out, p.N, wide);
+  plan.mix(Plan::deep(p.depth, p.L1, 0), p.L2, p.L1, Plan::outer(p.weight, p.n, small), p.m, p.n, {p.out, p.N, wide});
+  if (N * small + M * p.m * p.N <= M * small + N * p.n * p.M) {
+    plan.multiply(out, read, p.m, N, p.n, p.L2, right);
+    plan.multiply(write, columns, M, p.N, p.m, p.L2, below);
+  } else {
+    plan.multiply(write, columns, M, p.n, p.m, p.L2, below);
+    plan.multiply(out, read, p.M, N, p.n, p.L2, right);
+  }
+}
+
 }  // namespace
 
 int64_t forward_workspace(const KroneckerExpand& p) {
   const Plan plan(p);
+  if (p.added) return 0;
   return plan.size * (plan.mixes_wide() ? rows_at_once(p) * p.L1 * (p.n + p.N) : layers_at_once(plan) * beside(plan));
 }
 
 const char* forward(const KroneckerExpand& p) {
   Plan plan(p);
   const int64_t wide = p.M * p.N, small = p.m * p.n;
+  if (p.added) {
+    extend(plan);
+    return plan.error;
+  }
   if (plan.mixes_wide()) {
     const int64_t count = rows_at_once(p);
     for (int64_t row = 0; row < p.M; row += count) {
       const int64_t R = least(count, p.M - row);
       void* y = plan.at(p.workspace, p.L1 * R * p.n);
       plan.widen(true, 0, p.L1, p.weight, row, R, p.workspace, {y, p.N, R * p.N});
-      plan.mix(Plan::deep(p.depth, p.L1, 0), p.L2, p.L1, y, R * p.N, R * p.N, {plan.at(p.out, row * p.N), wide});
+      plan.mix(Plan::deep(p.depth, p.L1, 0), p.L2, p.L1, y, R * p.N, R * p.N, plan.at(p.out, row * p.N), wide);
     }
     return plan.error;
   }
@@ -257,7 +297,7 @@ const char* forward(const KroneckerExpand& p) {
     void* t = before > last ? plan.at(p.out, (done + group) * wide) : p.workspace;
     const void* x = plan.at(p.weight, done * small);
     if (plan.mixes_small()) {
-      plan.mix(Plan::deep(plan.at(p.depth, done * p.L1), p.L1, 0), group, p.L1, p.weight, small, small, {t, small});
+      plan.mix(Plan::deep(plan.at(p.depth, done * p.L1), p.L1, 0), group, p.L1, p.weight, small, small, t, small);
       x = t;
       t = plan.at(t, group * small);
     }
@@ -271,18 +311,21 @@ int64_t backward_workspace(const KroneckerExpand& p) { return Memory(Plan(p)).by
 // With x the small layers (mixed ones, where the maps are shared), g their wide gradients:
 //     h = g read          dwrite = h xᵀ
 //     s = writeᵀ g        dread = sᵀ x        dx = s read
+// and where units are added, of which h and s are then alone,
+//     h = g[m:, :n] + g[m:, n:] read          dwrite = h xᵀ
+//     s = g[:m, n:] + writeᵀ g[m:, n:]        dread = sᵀ x        dx = g[:m, :n] + g[:m, n:] read + writeᵀ h
 const char* backward(const KroneckerExpand& p) {
   Plan plan(p);
   const Memory memory(plan);
   const auto bytes = [&](int64_t first) { return static_cast<char*>(p.workspace) + first; };
   const auto floats = [&](int64_t first) { return reinterpret_cast<float*>(bytes(first)); };
-  const int64_t wide = p.M * p.N, small = p.m * p.n;
+  const int64_t wide = p.M * p.N, small = p.m * p.n, M = plan.write_rows(), N = plan.read_rows();
   const bool mixes_small = plan.mixes_small(), mixes_wide = plan.mixes_wide();
   const void* x = p.weight;
   void* dx = p.dweight;
   if (mixes_small) {
     dx = bytes(memory.small_at);
-    plan.mix(Plan::deep(p.depth, p.L1, 0), p.L2, p.L1, p.weight, small, small, {dx, small});
+    plan.mix(Plan::deep(p.depth, p.L1, 0), p.L2, p.L1, p.weight, small, small, dx, small);
     x = dx;
   }
   for (int64_t done = 0; done < memory.layers; done += memory.group) {
@@ -290,32 +333,50 @@ const char* backward(const KroneckerExpand& p) {
     const void* g = plan.at(p.grad_out, done * wide);
     if (mixes_wide) {
       void* mixed = bytes(memory.wide_at);
-      plan.mix(Plan::outer(plan.at(p.depth, done), p.L1, 0), group, p.L2, p.grad_out, wide, wide, {mixed, wide});
+      plan.mix(Plan::outer(plan.at(p.depth, done), p.L1, 0), group, p.L2, p.grad_out, wide, wide, mixed, wide);
       g = mixed;
     }
     const void *xs = plan.at(x, done * small), *write = plan.at(p.write, done * plan.write_layer()),
                *read = plan.at(p.read, done * plan.read_layer());
     void* half = bytes(memory.half_at);
+    const Operand writes = Plan::outer(write, p.m, plan.write_layer());
     const Operand reads = Plan::outer(read, p.n, plan.read_layer());
+    const auto into_dwrite = [&](Operand h) {
+      const Operand x = Plan::deep(xs, p.n, small);
+      if (memory.write_parts)
+        plan.sum(h, x, M, p.m, p.n, group * p.n, p.kind, floats(memory.write_at), memory.write_parts, done);
+      else
+        plan.multiply(h, x, M, p.m, p.n, group, {plan.at(p.dwrite, done * M * p.m), p.m, M * p.m});
+    };
+    const auto into_dread = [&](Operand s) {
+      const Operand x = Plan::outer(xs, p.n, small);
+      if (memory.read_parts)
+        plan.sum(s, x, N, p.n, p.m, group * p.m, p.kind, floats(memory.read_at), memory.read_parts, done);
+      else
+        plan.multiply(s, x, N, p.n, p.m, group, {plan.at(p.dread, done * N * p.n), p.n, N * p.n});
+    };
+    const bool needs_dx = p.need_weight || mixes_small;
+    const Place to{plan.at(dx, done * small), p.n, small};  // over the mixed layers, when nobody reads them any more
 
-    plan.multiply(Plan::deep(g, p.N, wide), reads, p.M, p.n, p.N, group, {half, p.n, p.M * p.n});
-    const Operand h = Plan::deep(half, p.n, p.M * p.n), x_deep = Plan::deep(xs, p.n, small);
-    if (p.own_write)
-      plan.multiply(h, x_deep, p.M, p.m, p.n, group, {plan.at(p.dwrite, done * p.M * p.m), p.m, p.M * p.m});
-    else
-      plan.sum(h, x_deep, p.M, p.m, p.n, group * p.n, p.kind, floats(memory.write_at), memory.write_parts, done);
-
-    plan.multiply(Plan::outer(write, p.m, plan.write_layer()), Plan::outer(g, p.N, wide), p.m, p.N, p.M, group,
-                  {half, p.N, p.m * p.N});
-    const Operand s = Plan::outer(half, p.N, p.m * p.N), x_outer = Plan::outer(xs, p.n, small);
-    if (p.own_read)
-      plan.multiply(s, x_outer, p.N, p.n, p.m, group, {plan.at(p.dread, done * p.N * p.n), p.n, p.N * p.n});
-    else
-      plan.sum(s, x_outer, p.N, p.n, p.m, group * p.m, p.kind, floats(memory.read_at), memory.read_parts, done);
-
-    if (p.need_weight || mixes_small)  // over the mixed layers, which nobody reads any more
-      plan.multiply(Plan::deep(half, p.N, p.m * p.N), reads, p.m, p.n, p.N, group,
-                    {plan.at(dx, done * small), p.n, small});
+    if (p.added) {
+      const Operand old = Plan::deep(g, p.N, wide), right = Plan::deep(plan.at(g, p.n), p.N, wide);
+      const Operand below = Plan::deep(plan.at(g, p.m * p.N), p.N, wide);
+      const void* corner = plan.at(g, p.m * p.N + p.n);
+      plan.multiply(writes, Plan::outer(corner, p.N, wide), p.m, N, M, group, {half, N, p.m * N}, right);
+      into_dread(Plan::outer(half, N, p.m * N));
+      plan.multiply(Plan::deep(corner, p.N, wide), reads, M, p.n, N, group, {half, p.n, M * p.n}, below);
+      into_dwrite(Plan::deep(half, p.n, M * p.n));
+      if (needs_dx) {
+        plan.multiply(right, reads, p.m, p.n, N, group, to, old);
+        plan.multiply(writes, Plan::outer(half, p.n, M * p.n), p.m, p.n, M, group, to, Plan::deep(to.data, p.n, small));
+      }
+      continue;
+    }
+    plan.multiply(Plan::deep(g, p.N, wide), reads, M, p.n, N, group, {half, p.n, M * p.n});
+    into_dwrite(Plan::deep(half, p.n, M * p.n));
+    plan.multiply(writes, Plan::outer(g, p.N, wide), p.m, N, M, group, {half, N, p.m * N});
+    into_dread(Plan::outer(half, N, p.m * N));
+    if (needs_dx) plan.multiply(Plan::deep(half, N, p.m * N), reads, p.m, p.n, N, group, to);
     if (mixes_wide) {
       void* y = bytes(memory.wide_at);
       plan.widen(plan.write_first(), done, group, xs, 0, p.M, half, {y, p.N, wide});
@@ -325,10 +386,10 @@ const char* backward(const KroneckerExpand& p) {
   if (mixes_small) {
     plan.dots(dx, p.L2, p.weight, p.L1, small, floats(memory.dots_at), p.ddepth);
     if (p.need_weight)
-      plan.mix(Plan::outer(p.depth, p.L1, 0), p.L1, p.L2, dx, small, small, {p.dweight, small});
+      plan.mix(Plan::outer(p.depth, p.L1, 0), p.L1, p.L2, dx, small, small, p.dweight, small);
   }
-  if (!p.own_write) plan.totals({floats(memory.write_at), p.dwrite, memory.write_parts, p.M, p.m, p.m});
-  if (!p.own_read) plan.totals({floats(memory.read_at), p.dread, memory.read_parts, p.N, p.n, p.n});
+  if (memory.write_parts) plan.totals({floats(memory.write_at), p.dwrite, memory.write_parts, M, p.m, p.m});
+  if (memory.read_parts) plan.totals({floats(memory.read_at), p.dread, memory.read_parts, N, p.n, p.n});
   return plan.error;
 }
 

@@ -9,8 +9,9 @@ enum class Arithmetic { BFLOAT16, FLOAT16, TF32, FLOAT32 };  // what multiplies;
 
 struct KroneckerExpand {
   Arithmetic kind;
-  int64_t L1, L2, m, n, M, N;       // L2 is L1 without depth
+  int64_t L1, L2, m, n, M, N;       // L2 is L1 without depth; M and N are the output's
   bool own_write, own_read;         // one for each old layer
+  bool added;                       // write and read have the rows of added units alone: M - m and N - n
   bool need_weight;                 // dweight is asked for
   const void *weight, *write, *read, *depth, *grad_out;  // depth may be null
   void *out, *dweight, *dwrite, *dread, *ddepth;

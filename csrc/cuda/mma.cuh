@@ -67,5 +67,17 @@ __device__ inline auto nearest(float x) {
   }
 }
 
+// That float32 again.
+template <Arithmetic KIND, typename Element>
+__device__ inline float stored(Element x) {
+  if constexpr (KIND == Arithmetic::BFLOAT16) return value(uint32_t{x} << 16);
+  if constexpr (KIND == Arithmetic::FLOAT16) {
+    float whole;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(whole) : "h"(x));
+    return whole;
+  }
+  if constexpr (sizeof(Element) == 4) return value(x);
+}
+
 }  // namespace gpu
 #endif

@@ -233,6 +233,12 @@ auto nearest(float x) {
   }
 }
 
+template <Arithmetic KIND, typename Element>
+float stored(Element x) {
+  if constexpr (sizeof(Element) == 4) return value(x);
+  return number<KIND>(x);
+}
+
 struct Mma {
   float* c;
   const uint32_t* a;
