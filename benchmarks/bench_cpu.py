@@ -14,12 +14,14 @@ from functools import lru_cache
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import language_model, mamba2_layer, sides
+from benchmarks import language_model, ligo_step, mamba2_layer, sides
 from benchmarks.answers import SAME_FUNCTION, agree, exchange, exchanged
 from benchmarks.measure import Race, attempt
 from benchmarks.shapes import CASES, FORWARD, TRAINING, Case, work
 from benchmarks.sides import PARAMETERS, Side
+from growth.training.flops import CPU_ATTENTION
 from lcikernels import backends, extension
 
 OPS = sides.OPS | mamba2_layer.OPS
@@ -202,4 +204,33 @@ def test_training_a_mamba_language_model(limits, benchmark, record, request):
         mb=tries[0].mb,
         rival_mb=rival_mb,
         targets={"ratio": 20},
+    )
+
+
+@pytest.mark.minutes
+@pytest.mark.parametrize("ours", ["LiGO", "making the large weights, of it"])
+def test_a_step_of_ligo_s_learning(ours, limits, benchmark, record):
+    """Against a training step of the large model; and how much of it makes the large weights."""
+    expansion, large = ligo_step.models("BERT-Small to Base", "cpu")
+    ids = ligo_step.tokens(8192, "cpu")
+    learning, making = ligo_step.step(expansion, ids), ligo_step.expand(expansion)
+    making()  # the first sgemm of a process is slow
+    call, rival = (learning, ligo_step.step(large, ids)) if ours == "LiGO" else (making, learning)
+    tries = [attempt(call), attempt(rival)]
+    benchmark.pedantic(call)
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        call()
+    record(
+        op="a step of LiGO's learning",
+        shape=f"BERT-Small to Base, {ids.numel()} tokens",
+        mode="forward + backward + AdamW",
+        ours=ours,
+        rival="training the large model" if ours == "LiGO" else "all of it",
+        seconds=benchmark.stats.stats.median,
+        seconds_memory_kept=benchmark.stats.stats.median,
+        rival_seconds=tries[1].seconds,
+        floor=counter.get_total_flops() / limits.sgemm,
+        mb=tries[0].mb,
+        rival_mb=tries[1].mb,
+        targets={} if ours == "LiGO" else {"ratio": 1 / 0.15},
     )

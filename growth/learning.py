@@ -48,10 +48,11 @@ class Operator(nn.Module):
     def held(self, name: str) -> Tensor:
         """A buffer in the dtype that products run in: under autocast a copy in 16 bits, made once."""
         x = getattr(self, key(name))
-        if not torch.is_autocast_enabled(x.device.type):
+        kind = x.device.type
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
             return x
         if (name, x.device) not in self.rounded:
-            self.rounded[name, x.device] = x.to(torch.get_autocast_dtype(x.device.type))
+            self.rounded[name, x.device] = x.to(torch.get_autocast_dtype(kind))
         return self.rounded[name, x.device]
 
     def small(self, weight: Weight) -> Tensor:

@@ -1,6 +1,7 @@
 """How much memory an op takes on a GPU that is not here: tensors are on `meta`, launches do nothing."""
 
 import weakref
+from collections.abc import Iterable
 from types import ModuleType
 
 import pytest
@@ -12,10 +13,11 @@ from torch.utils._pytree import tree_leaves
 class Memory(TorchDispatchMode):
     """Bytes of the storages that live, the most that have, and each that was made."""
 
-    def __init__(self):
+    def __init__(self, held: Iterable[torch.Tensor] = ()):
+        """held: what is there before."""
         super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.most = 0
+        self.sizes = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in held}
+        self.most = sum(self.sizes.values())
         self.made: list[int] = []
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
