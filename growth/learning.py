@@ -240,5 +240,6 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    expansion.operator.rounded.clear()
     expansion.cpu().requires_grad_(False)
     return flops
