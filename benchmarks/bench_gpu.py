@@ -21,11 +21,12 @@ import pytest
 import torch
 from tolerance import assert_agrees
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu
 from benchmarks.answers import agree, exchange, exchanged
 from benchmarks.gpu_sides import OPS, PUBLISHED, RETNET, Side, found, learned
-from benchmarks.shapes import FORWARD, TRAINING
+from benchmarks.shapes import BERT, BERT_UP, FORWARD, GPT2, TRAINING
 from benchmarks.sides import PARAMETERS
 
 BACKWARD, DECODING, IN_A_ROW = "backward", "one token", "forward, called in a row"
@@ -33,6 +34,7 @@ TOKENS = {"x", "dt", "z", "gate", "q", "k", "v", "log_decay"}  # [B, T, D or hea
 SMALL = {"B": 2, "T": 1024, "D": 96}
 SMALL_STATES = {"B": 1, "T": 150, "H": 2}  # retention's reference keeps a state a token, 2 MB in float64
 CHANNELS = 64
+ON_GPU = {"kronecker_expand", "kronecker_expand, dense maps"}  # references: 10 s of a CPU's products
 LONG = {"selective_scan": 4096, "retention": 150}  # from more tokens on, the torch backend in float64 stands
 CALLS = 500  # in a row: of the host's time only the first millisecond is hidden
 COLD = 256e6  # bytes that 16 to 64 steps of a graph go through: more than an L2 cache, where a state is large
@@ -71,7 +73,11 @@ MAMBA2 = {"B": 8, "T": 4096, "H": 24, "K": 128, "V": 64, "G": 1}
 ATTENTION = {"B": 4, "T": 2048, "H": 16, "K": 128, "V": 128}
 LITTLE = {"B": 1, "T": 256, "H": 8, "K": 64, "V": 64}
 PACKED = {**SCAN, "B": 1, "T": 8 * 4096}
+GPT2_UP = {**GPT2, "m": 3072, "M": 4096}
+DENSE = {"L1": 4, "L2": 8, "m": 2048, "n": 2048, "M": 4096, "N": 4096}
 AT_FLOOR = {"percent": 100 / 1.5}
+EXPANDING = (FORWARD, {"memory": 1.1}), (BACKWARD, {}), (TRAINING, {})  # modes, and targets of each
+PAIR, LEARNING = "GPT2-Base to Medium", 8192  # of ligo_step.py, and tokens of a step
 
 
 def sweep(table: str, **changing: dict[str, int]) -> list[Case]:
@@ -99,6 +105,19 @@ def published(sizes: dict[str, int], mode: str) -> Case:
     row = "B={B} T={T} H={H} K=V={K}".format(**sizes)
     table = "flash-linear-attention's own shapes"
     return against_fla(sizes, mode, targets={"ratio": 1}, table=table, row=row)
+
+
+def expansions(sizes: dict[str, int]) -> list[Case]:
+    """Against LiGO's equation in both orders; and against its code, which multiplies no identity either."""
+    return [
+        *(
+            Case("kronecker_expand", sizes, mode, rival, {"ratio": 5} | most)
+            for mode, most in EXPANDING
+            for rival in ("layers mixed, then widened", "layers widened, then mixed")
+        ),
+        Case("kronecker_expand", sizes, TRAINING, "new units alone"),
+        Case("kronecker_expand", sizes, TRAINING, "ours in torch"),
+    ]
 
 
 CASES = [
@@ -133,6 +152,11 @@ CASES = [
     against_fla(RETNET, TRAINING, targets={"ratio": 2.5}),
     *(published(sizes, mode) for sizes in PUBLISHED for mode in (FORWARD, TRAINING)),
     against_fla(LITTLE, IN_A_ROW),
+    *(case for sizes in (BERT, BERT_UP, GPT2, GPT2_UP) for case in expansions(sizes)),
+    *(
+        Case("kronecker_expand, dense maps", DENSE, mode, "ours in torch", {"percent": 60} | most)
+        for mode, most in EXPANDING
+    ),
     *sweep("T grows, B T = 32768 or B = 1, D=2048 N=16", **{
         f"T={T}": {"B": max(1, 32768 // T), "T": T} for T in (512 << i for i in range(8))
     }),
@@ -164,11 +188,16 @@ def measured(case: Case, limits: gpu.Limits) -> dict[str, object]:
     count = {DECODING: copies(inputs), IN_A_ROW: CALLS}.get(case.mode, 1)
     ours, rival = [prepared(case, inputs, side, count) for side in sides] + [None] * (not case.rival)
     seconds, rival_seconds = gpu.race(ours, rival)
-    like = inputs[OPS[case.op].like]
+    work, like = OPS[case.op].work, OPS[case.op].output(inputs)
     read, x, elements = gpu.size(inputs.values()), gpu.size([like]), like.numel()  # gradients are like inputs
-    N, K = case.sizes.get("N"), case.sizes.get("K", 0)
-    forward = read + x, elements * (N + 4 if N else 0), elements * 4 * K
-    backward = 2 * read + x, elements * (2 * N + 6 if N else 0), elements * 10 * K
+    if work:
+        forward, backward = ((one.bytes, 0, one.flops) for one in work(**case.sizes))
+        memory = gpu.peak(ours) / x if case.mode == FORWARD else None
+    else:
+        N, K = case.sizes.get("N"), case.sizes.get("K", 0)
+        forward = read + x, elements * (N + 4 if N else 0), elements * 4 * K
+        backward = 2 * read + x, elements * (2 * N + 6 if N else 0), elements * 10 * K
+        memory = (gpu.peak(ours) + read + x) / (2 * (read + x)) if case.mode == TRAINING else None
     passes = {FORWARD: [forward], BACKWARD: [backward], TRAINING: [forward, backward], IN_A_ROW: [forward]}
     if case.mode == DECODING:  # a state's 8 bytes take longer than its exp2
         passes[DECODING] = [(read + x + gpu.size([inputs["state"]]),)]
@@ -182,7 +211,7 @@ def measured(case: Case, limits: gpu.Limits) -> dict[str, object]:
         rival_seconds=rival_seconds and rival_seconds / count,
         floor=sum(limits.floor(*one) for one in passes[case.mode]),
         elements=elements,
-        memory=(gpu.peak(ours) + read + x) / (2 * (read + x)) if case.mode == TRAINING else None,
+        memory=memory,
         targets=case.targets,
     )
 
@@ -224,7 +253,7 @@ def prepared(case: Case, drawn: dict[str, Tensor], side: Side, count: int) -> Ca
         return call
     if case.mode == IN_A_ROW:
         return partial(in_a_row, call, count)
-    grad = cotangent(side, drawn[OPS[case.op].like])
+    grad = cotangent(side, OPS[case.op].output(drawn))
     leaves = [u for u in inputs.values() if u.requires_grad]
     if case.mode == BACKWARD:
         output = side.run(**inputs)
@@ -271,7 +300,7 @@ def check_ours(op: str, sizes: tuple[tuple[str, int], ...], side: Side) -> None:
 @cache
 def check_once(op: str, sizes: tuple[tuple[str, int], ...], side: Side, whole: bool) -> None:
     inputs, like, products = drawn(op, dict(sizes)), OPS[op].like, OPS[op].products
-    got, grad = answer(op, side, inputs), cotangent(side._replace(swapped=()), inputs[like])
+    got, grad = answer(op, side, inputs), cotangent(side._replace(swapped=()), OPS[op].output(inputs))
     bounds = bounds_for(side, inputs)
     if not whole:
         some = partial(part, op, dict(sizes))
@@ -279,7 +308,7 @@ def check_once(op: str, sizes: tuple[tuple[str, int], ...], side: Side, whole: b
         got = {name: some(like, u) for name, u in got.items() if name in TOKENS | {"output"}}
     truth, plain = (reference(op, inputs, grad, bounds, dtype) for dtype in (torch.float64, torch.float32))
     for name, u in got.items():
-        agree(name, u.cpu(), truth[name], plain[name], side.ours, products)
+        agree(name, u.to(truth[name].device), truth[name], plain[name], side.ours, products)
 
 
 def bounds_for(side: Side, inputs: dict[str, Tensor]) -> Tensor | None:
@@ -319,7 +348,9 @@ def answer(op: str, side: Side, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     with poisoned():
         output = side.run(**there)
         if train:
-            grads = torch.autograd.grad(output, list(leaves.values()), cotangent(side, inputs[OPS[op].like]))
+            grads = torch.autograd.grad(
+                output, list(leaves.values()), cotangent(side, OPS[op].output(inputs))
+            )
     answers = {"output": exchange(output.detach(), bool(side.swapped))}
     return answers | {name: exchange(u, name in side.swapped) for name, u in zip(leaves, grads)}
 
@@ -328,11 +359,90 @@ def reference(
     op: str, inputs: dict[str, Tensor], grad: Tensor, bounds: Tensor | None, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     train, grads = "state" not in inputs, ()
-    inputs = {name: u.detach().to("cpu", dtype) for name, u in inputs.items()}
+    device = gpu.DEVICE if op in ON_GPU else "cpu"
+    inputs = {name: u.detach().to(device, dtype) for name, u in inputs.items()}
     leaves = {name: u.requires_grad_() for name, u in inputs.items() if train and learned(name, u)}
-    long = inputs[OPS[op].like].shape[1] > LONG.get(op, inf)
+    long = OPS[op].output(inputs).shape[1] > LONG.get(op, inf)
     run = OPS[op].sides["ours in torch"].run if long else OPS[op].reference
     output = run(**inputs) if bounds is None else run(**inputs, cu_seqlens=bounds)
     if train:
-        grads = torch.autograd.grad(output, list(leaves.values()), grad.to("cpu", dtype))
+        grads = torch.autograd.grad(output, list(leaves.values()), grad.to(device, dtype))
     return {"output": output.detach()} | dict(zip(leaves, grads))
+
+
+@pytest.mark.parametrize("what", ["a step", "its expansion"])
+def test_learning_to_grow(what, chip, benchmark, record):
+    for needed in ("transformers", "accelerate"):
+        pytest.importorskip(needed)
+    record(**benchmark.pedantic(lambda: learning(chip)[what]))
+
+
+@cache
+def learning(limits: gpu.Limits) -> dict[str, dict[str, object]]:
+    """LiGO's step beside one of training the large model, and what of it makes the large weights.
+
+    memory: of the weights, gradients, AdamW's moments and all that a step needs, over what training takes.
+    """
+    from benchmarks import ligo_step  # with transformers, which the ops do without
+
+    ids, mixed = ligo_step.tokens(LEARNING, gpu.DEVICE), torch.autocast(gpu.DEVICE, torch.bfloat16)
+    expansion, large = ligo_step.models(PAIR, "cpu")
+    with torch.no_grad():  # the same function, but for a tied head, which has no name of its own
+        large.load_state_dict(dict(large_weights(expansion)), strict=False)
+    logits, steps = [], []
+
+    def begin(model: torch.nn.Module, inner: torch.nn.Module) -> None:
+        model.to(gpu.DEVICE).forward = mixed(model.forward)
+        inner.eval()
+        with torch.no_grad():
+            logits.append(model(input_ids=ids[:1]).logits.float())
+        inner.train()
+        steps.append(ligo_step.step(model, ids))
+        for _ in range(2):  # the second has moments
+            steps[-1]()
+
+    peak = gpu.peak(partial(begin, expansion, *expansion.large))
+    its_peak = gpu.peak(partial(begin, large, large))
+    error, largest = (logits[0] - logits[1]).abs().max(), logits[1].abs().max()
+    assert error <= largest / 16, f"logits: error {error:.2e}, largest {largest:.2e}"
+    expand = mixed(ligo_step.expand(expansion))
+    seconds, its_seconds = gpu.race(*steps)
+    row = dict(op="a LiGO step", shape=f"{PAIR}, {LEARNING} tokens", elements=LEARNING)
+    return {
+        "a step": row
+        | dict(
+            mode=f"a step, {peak / 1e9:.1f} GB",
+            ours="ours",
+            rival=f"training, {its_peak / 1e9:.1f} GB",
+            seconds=seconds,
+            rival_seconds=its_seconds,
+            floor=flops(steps[0]) / limits.matmul,
+            memory=peak / its_peak,
+            targets={"memory": 1},
+        ),
+        "its expansion": row
+        | dict(
+            mode="of it the expansion",
+            ours="ours",
+            rival="the step",
+            seconds=gpu.seconds(expand),
+            rival_seconds=seconds,
+            floor=flops(expand) / limits.matmul,
+            memory=None,
+            targets={"share": 15},
+        ),
+    }
+
+
+def large_weights(expansion) -> Iterator[tuple[str, Tensor]]:
+    """As the large model names them."""
+    for name, (entry, layer) in expansion.table.items():
+        made = expansion.operator.wide(entry.weights, layer)
+        yield expansion.memory_name[name], entry.to_disk(made, expansion.heads)
+
+
+def flops(call: Callable) -> int:
+    """Of matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()

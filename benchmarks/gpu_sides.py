@@ -1,4 +1,4 @@
-"""The sides that are compared on a GPU: our ops in Triton, and what people have for the same today.
+"""The sides that are compared on a GPU: our ops in Triton and CUDA, and what people have for the same today.
 
 mamba-ssm, causal-conv1d and flash-linear-attention, whose kernels are fla-core's, are taken as installed, or
 from their sources in .rivals/, which git ignores:
@@ -30,10 +30,14 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks import gpu
+from benchmarks.shapes import Work, expansion_work
 from benchmarks.sides import (
+    EXPANSIONS,
     HEADS_FIRST,
     conv_inputs,
+    expansion_inputs,
     log_decay,
+    new_units_alone,
     norm_inputs,
     scan,
     scan_inputs,
@@ -42,9 +46,17 @@ from benchmarks.sides import (
     step_inputs,
     step_reference,
 )
-from lcikernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, retention, retention_step
+from lcikernels import (
+    causal_conv1d,
+    causal_conv1d_step,
+    gated_rms_norm,
+    kronecker_expand,
+    retention,
+    retention_step,
+)
 from lcikernels.ops.causal_conv1d.reference import causal_conv1d as causal_conv1d_reference
 from lcikernels.ops.gated_rms_norm.reference import gated_rms_norm as gated_rms_norm_reference
+from lcikernels.ops.kronecker_expand.reference import kronecker_expand as kronecker_expand_reference
 from lcikernels.ops.retention.reference import retention as retention_reference
 
 RIVALS = Path(__file__).parents[1] / ".rivals"
@@ -202,14 +214,20 @@ class Side(NamedTuple):
 class Op(NamedTuple):
     """`inputs(**sizes)` are float32, `reference(**inputs)` is as precise as they are.
 
-    like: the input that outputs are like. products: what is multiplied is rounded to this dtype.
+    like: the input that outputs are like, or what makes one of all inputs. products: what is multiplied is
+    rounded to this dtype. work: forward's and backward's, where bench_gpu.py does not reckon it from sizes.
     """
 
     inputs: Callable[..., dict[str, Tensor]]
     reference: Callable[..., Tensor]
     sides: dict[str, Side]
-    like: str = "x"
+    like: str | Callable[..., Tensor] = "x"
     products: torch.dtype | None = None
+    work: Callable[..., tuple[Work, Work]] | None = None
+
+    def output(self, inputs: dict[str, Tensor]) -> Tensor:
+        """What the output of these inputs is like."""
+        return inputs[self.like] if isinstance(self.like, str) else self.like(**inputs)
 
 
 class CudaScan(torch.autograd.Function):
@@ -307,8 +325,8 @@ def retention_inputs(B: int, T: int, H: int, K: int, V: int, G: int | None = Non
 
 
 def learned(name: str, u: Tensor) -> bool:
-    """RetNet's decays are not."""
-    return name != "log_decay" or u.dim() == 3
+    """RetNet's decays are not, nor LiGO's old layers."""
+    return (name != "log_decay" or u.dim() == 3) and (name != "weight" or u.dim() < 3)
 
 
 def fla_retention(q, k, v, log_decay) -> Tensor:
@@ -330,9 +348,33 @@ def retention_step_reference(q, k, v, log_decay, state) -> Tensor:
     return retention_reference(q[:, None], k[:, None], v[:, None], log_decay, initial_state=state)[:, 0]
 
 
-def ours(op: Callable) -> dict[str, Side]:
+def added_units(**sizes: int) -> dict[str, Tensor]:
+    inputs = expansion_inputs(False, **sizes)
+    return inputs | dict(weight=inputs["weight"].bfloat16())
+
+
+def dense_maps(M: int, N: int, **sizes: int) -> dict[str, Tensor]:
+    """write [M, m] and read [N, n], of all units."""
+    return added_units(M=M + sizes["m"], N=N + sizes["n"], **sizes)
+
+
+def expanded(added: bool, weight, write, read, depth) -> Tensor:
+    m, n = weight.shape[1:]
+    return weight.new_empty(len(depth), len(write) + m * added, len(read) + n * added)
+
+
+def dense_work(L1: int, L2: int, m: int, n: int, M: int, N: int) -> tuple[Work, Work]:
+    """The mix in the small space, then both sides, the cheaper first; the backward has h = grad read,
+    s = writeᵀ grad, one product each for both maps and the mix, and the latter's two with depth."""
+    mix, read, out = L1 * L2 * m * n, 2 * (L1 * m * n + M * m + N * n), 2 * L2 * M * N
+    forward = min(M * n * (m + N), N * m * (n + M))
+    backward = M * N * (m + n) + m * n * (M + N + min(M, N))
+    return Work(read + out, 2 * (mix + L2 * forward)), Work(2 * read + out, 2 * (2 * mix + L2 * backward))
+
+
+def ours(op: Callable, kernels: str = "triton") -> dict[str, Side]:
     return {
-        "ours": Side(partial(op, backend="triton"), ours=True),
+        "ours": Side(partial(op, backend=kernels), ours=True),
         "ours in torch": Side(partial(op, backend="torch"), ours=True),
     }
 
@@ -342,6 +384,7 @@ SCANS = ours(scan) | {
     "ours, 8 rows": Side(in_rows, ours=True, bounds=eighths),
     "mamba-ssm": Side(cuda_scan, ("x", "dt", "b", "c", "z"), needs=SCAN),
 }
+FORMULATIONS = {name: Side(side.run) for name, side in EXPANSIONS.items() if not side.ours}
 RETENTIONS = ours(retention) | {
     "flash-linear-attention": Side(fla_retention, needs=FLA, tuned=True),
     "causal attention": Side(attention, HEADS_FIRST, other=True),
@@ -366,6 +409,20 @@ OPS = {
     ),
     "retention": Op(retention_inputs, retention_reference, RETENTIONS, "v", torch.bfloat16),
     "retention_step": Op(retention_step_inputs, retention_step_reference, ours(retention_step), "v"),
+    "kronecker_expand": Op(
+        added_units,
+        new_units_alone,
+        ours(partial(kronecker_expand, added=True), "cuda") | FORMULATIONS,
+        partial(expanded, True),
+        work=partial(expansion_work, 2, False),
+    ),
+    "kronecker_expand, dense maps": Op(
+        dense_maps,
+        kronecker_expand_reference,
+        ours(kronecker_expand, "cuda"),
+        partial(expanded, False),
+        work=dense_work,
+    ),
 }
 
 if __name__ == "__main__":

@@ -29,19 +29,25 @@ then ours and the rival ran in turns; times are medians of calls that no other p
 GPU_HEAD = """# What the ops take on a GPU
 
 Generated likewise; `make gpu` writes the results. All in bfloat16. Answers were checked, then ours, in
-Triton, and the rival ran in turns; times are medians between CUDA events, each call from a cold L2 cache.
+Triton or CUDA, and the rival ran in turns; times are medians between CUDA events, each call from a cold
+L2 cache.
 
 * backward: by torch.autograd, of a graph that is kept. One token: of many in a CUDA graph, a state for each.
 * called in a row: the host's time too, where a call takes it longer than the GPU.
 * of floor: the least time that memory (a copy's bandwidth; each input and output once), the units for
   special functions or those for matrices allow, over ours. A scan takes N + 4 special functions for an
-  element forward, 2 N + 6 backward; retention 4 K and 10 K FLOPs of matrices, as a recurrence.
+  element forward, 2 N + 6 backward; retention 4 K and 10 K FLOPs of matrices, as a recurrence. An
+  expansion takes the mix in the small space and the products of its maps, where units are added of new ones.
 * causal attention: PyTorch's scaled_dot_product_attention of the same q, k and v. It is another function, so
   its answer is not compared. flash-linear-attention chooses its tiles as it does in use: at the first shape
   of a head size.
 * packed: the forward pass waits until the host has read where sequences end; that is in its time.
 * ps an element: ours, of the output's elements. It stays flat where the chip is full.
-* memory: the most that is allocated in forward and backward, over inputs, outputs and gradients.
+* memory: the most that is allocated in forward and backward, over inputs, outputs and gradients; of an
+  expansion's forward above its inputs, over the output.
+* a LiGO step: AdamW's, products in bfloat16, the rest in float32, beside a step of training the large model.
+  GB and memory are all that it takes, weights and moments too, the latter over training's. The expansion is
+  what makes the large weights, twice, and their gradients.
 """
 
 
@@ -126,6 +132,7 @@ def targets(row: dict, ratio: float, share: float) -> str:
         "first_ms": ("≤ {} ms at first", lambda most: milliseconds <= most),
         "ms": ("≤ {} ms", lambda most: milliseconds <= most),
         "percent": ("≥ {} % of floor", lambda least: 100 * share >= least),
+        "share": ("≤ {} % of it", lambda most: 100 / ratio <= most),
         "mb": ("≤ {} MB", lambda most: row["mb"] <= most),
         "memory": ("≤ {}x memory", lambda most: row["memory"] <= most),
     }

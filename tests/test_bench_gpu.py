@@ -9,16 +9,19 @@ import pytest
 import torch
 from devices import GPU
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config
 
-from benchmarks import bench_gpu, gpu, gpu_sides, report
+from benchmarks import bench_gpu, gpu, gpu_sides, ligo_step, report
 from benchmarks.bench_gpu import BACKWARD, CASES, DECODING, FORWARD, IN_A_ROW, TRAINING, Case
 from benchmarks.gpu_sides import OPS, Side
 from benchmarks.sides import scan_reference, step_reference
-from lcikernels import backends, retention
+from lcikernels import backends, kronecker_expand, retention
 from lcikernels.ops.causal_conv1d.reference import causal_conv1d as conv_reference
 from lcikernels.ops.retention.reference import retention as retention_reference
 
 TINY = {"B": 2, "T": 8, "D": 3, "N": 2, "W": 4, "H": 2, "K": 4, "V": 3}
+ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+MAPS = {"L1": 2, "L2": 3, "m": 3, "n": 4, "M": 5, "N": 7}
 CHIP = gpu.Limits(copy=4e12, special=4e12, issue=3e13, clock=2e9, multiprocessors=132, matmul=8e14)
 KINDS = {(case.op, case.mode, case.ours, case.rival): case for case in CASES}
 
@@ -26,7 +29,8 @@ KINDS = {(case.op, case.mode, case.ours, case.rival): case for case in CASES}
 def tiny(op: str, mode: str, rival: str | None, ours: str = "ours", **sizes: int) -> Case:
     axes = next(case.sizes for case in CASES if case.op == op)
     chunks = {"T": 20} if op == "retention" else {}  # of fewer tokens its kernel makes none
-    return Case(op, {name: TINY[name] for name in axes} | chunks | sizes, mode, rival, {"ms": 1e6}, ours)
+    usual = MAPS if "L1" in axes else {name: TINY[name] for name in axes}
+    return Case(op, usual | chunks | sizes, mode, rival, {"ms": 1e6}, ours)
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +44,15 @@ def a_clock_and_a_device(monkeypatch, tensor_cores):
     monkeypatch.setattr(gpu, "TURNS", 1)
     monkeypatch.setattr(gpu, "seconds", seconds)
     monkeypatch.setattr(gpu, "graph", lambda calls: lambda: [call() for call in calls])
-    monkeypatch.setattr(gpu, "peak", lambda call: 100)
+    monkeypatch.setattr(gpu, "peak", lambda call: (call(), 100)[1])
     monkeypatch.setattr(bench_gpu, "CHANNELS", 2)
     monkeypatch.setattr(bench_gpu, "copies", lambda inputs: 2)
     monkeypatch.setattr(bench_gpu, "CALLS", 2)
     if GPU == "cpu":  # bfloat16, which the interpreter multiplies right as tensor_cores has it
         there = backends.Backend("lcikernels.ops.retention.kernel", backends.on_gpu)
         monkeypatch.setitem(backends.TABLES["retention"], "triton", there)
+        blocked = backends.TABLES["kronecker_expand"]["torch"]
+        monkeypatch.setitem(backends.TABLES["kronecker_expand"], "cuda", blocked)
 
 
 @pytest.fixture
@@ -109,7 +115,7 @@ def test_every_kind_of_case_gives_a_row_of_the_report(op, mode, ours, rival, riv
     row = bench_gpu.measured(tiny(op, mode, rival, ours, **row), CHIP)
     assert row["seconds"] > 0 and row["floor"] > 0
     assert (row["rival_seconds"] is None) == (rival is None)
-    assert (row["memory"] is None) == (mode != TRAINING)
+    assert (row["memory"] is None) == (mode != (FORWARD if "expand" in op else TRAINING))
     *_, cells = report.tables([row]).splitlines()
     assert cells.startswith(f"| {mode}") and "≤ 1000000 ms |" in cells
 
@@ -279,3 +285,32 @@ def test_retention_takes_the_flops_that_are_registered():
     bytes = 2 * B * T * H * 2 * (K + V) + 4 * H
     fast = bench_gpu.measured(tiny("retention", FORWARD, None), CHIP)["floor"]
     assert fast == pytest.approx(bytes / 4e12)
+
+
+@pytest.mark.parametrize("op, added", [("kronecker_expand", True), ("kronecker_expand, dense maps", False)])
+def test_an_expansion_takes_the_flops_that_are_registered_and_learns_no_old_layers(op, added, monkeypatch):
+    compared, agree = [], bench_gpu.agree
+    monkeypatch.setattr(bench_gpu, "agree", lambda name, *rest: (compared.append(name), agree(name, *rest)))
+    bench_gpu.check_once.cache_clear()
+    with FlopCounterMode(display=False) as counter:
+        kronecker_expand(**OPS[op].inputs(**MAPS) | dict(weight=torch.randn(2, 3, 4)), added=added)
+    slow = CHIP._replace(copy=1e30, matmul=1.0)
+    row = bench_gpu.measured(tiny(op, FORWARD, "ours in torch"), slow)
+    assert row["floor"] == counter.get_total_flops() and row["elements"] == 3 * 5 * 7
+    assert row["memory"] == 100 / (2 * 3 * 5 * 7)
+    assert compared == 2 * ["output", "write", "read", "depth"]
+
+
+def test_a_step_of_learning_to_grow_and_its_share_give_rows_of_the_report(monkeypatch):
+    small = GPT2Config(n_embd=16, n_head=2, n_layer=2, n_positions=16, vocab_size=30000, **ENDS)
+    monkeypatch.setitem(ligo_step.PAIRS, bench_gpu.PAIR, (small, (24, 3), "lossless"))
+    monkeypatch.setattr(ligo_step, "LENGTH", 16)
+    monkeypatch.setattr(bench_gpu, "LEARNING", 32)
+    rows = bench_gpu.learning.__wrapped__(CHIP)
+    assert rows["its expansion"]["floor"] < rows["a step"]["floor"]
+    assert rows["its expansion"]["rival_seconds"] == rows["a step"]["seconds"]
+    *_, step, share = report.tables([*rows.values()]).splitlines()
+    assert "training, 0.0 GB" in step and "≤ 1x memory" in step and "≤ 15 % of it" in share
+    monkeypatch.setattr(bench_gpu, "large_weights", lambda expansion: [])
+    with pytest.raises(AssertionError, match="logits: error"):
+        bench_gpu.learning.__wrapped__(CHIP)
