@@ -130,7 +130,8 @@ struct Plan {
     error = launch(kernel, blocks, layers, THREADS, 0, p.stream, params);
   }
 
-  int64_t dots_parts() const { return p.multiprocessors; }
+  // All that run at once: dots read much and multiply little.
+  int64_t dots_parts() const { return p.multiprocessors * AT_ONCE; }
 
   // Float32 matrices [rows, columns] that the products of all layers are summed into: as many as fill the GPU, while
   // they take no more than an eighth of grad_out.

@@ -50,6 +50,7 @@ struct Kind<Arithmetic::FLOAT32> {
 };
 
 constexpr int THREADS = 128, STAGES = 4, STAGE_BYTES = 64;  // a stage is 64 bytes deep
+constexpr int AT_ONCE = 3;  // blocks of the small tile on a multiprocessor, at least
 constexpr int shared_bytes(int tile) { return STAGES * 2 * tile * STAGE_BYTES; }
 
 // tf32 products see the first 10 bits of a fraction: that would make numbers smaller by half a unit on average, and all
@@ -213,7 +214,7 @@ struct Quarter<Arithmetic::FLOAT32, TILE, A, B> {
 extern __shared__ __align__(128) char shared[];
 
 template <Arithmetic KIND, int TILE, Along A_ALONG, Along B_ALONG>
-__global__ void __launch_bounds__(THREADS, TILE == 128 ? 2 : 3) product(const Product p) {
+__global__ void __launch_bounds__(THREADS, TILE == 128 ? 2 : AT_ONCE) product(const Product p) {
   using Element = typename Kind<KIND>::Element;
   using A = Stage<Element, TILE, A_ALONG>;
   using B = Stage<Element, TILE, B_ALONG>;
@@ -358,7 +359,7 @@ __global__ void __launch_bounds__(THREADS) total(const Total p) {
   const int64_t i = blockIdx.x * int64_t{THREADS} + threadIdx.x, size = p.rows * p.columns;
   if (i >= size) return;
   float sum = 0;
-#pragma unroll 8
+#pragma unroll 32  // as many loads under way
   for (int64_t z = 0; z < p.layers; z++) sum += p.parts[z * size + i];
   using Element = typename Kind<KIND>::Element;
   static_cast<Element*>(p.y)[i / p.columns * p.y_row + i % p.columns] = nearest<KIND>(sum);
