@@ -3,8 +3,9 @@
     PYTHONPATH=.:tests python -m benchmarks.ligo_step [--tokens 8192]
 
 prints what both take where nothing is computed: memory (weights, gradients, Adam's moments and what forward
-and backward hold at most, in float32) and operations of matrix products; and the share of LiGO's that makes
-the large weights, forward, once more in the backward, and their gradients.
+and backward hold at most, in float32, less what kronecker_expand holds inside) and operations of matrix
+products; and the share of LiGO's that makes the large weights, forward, once more in the backward, and their
+gradients.
 """
 
 import argparse
@@ -98,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--tokens", type=int, default=8192)
     options = parser.parse_args()
-    print("| | tokens | GB | training's | ratio | Tflop | training's | of LiGO's the expansion |")
+    print("| | tokens | GB | training's | ratio | Tflop | training's | of LiGO's operations the expansion |")
     print("|---|---|---|---|---|---|---|---|")
     # It reads positions, which are nowhere.
     with patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None):

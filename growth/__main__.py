@@ -56,6 +56,8 @@ def grow(
         Path | None, typer.Option(help="ligo, mango: a text file or a folder of them to learn from.")
     ] = None,
     steps: Annotated[int, typer.Option(help="ligo, mango: learning steps.")] = 100,
+    batch_size: Annotated[int, typer.Option(help="ligo, mango: windows a step.")] = 16,
+    sequence_length: Annotated[int, typer.Option(help="ligo, mango: tokens a window.")] = 512,
     learning_rate: Annotated[
         float | None, typer.Option(help="ligo, mango: the highest; default: 0.5 / the source's width.")
     ] = None,
@@ -81,6 +83,8 @@ def grow(
         ffn_size=ffn_size,
         data=data,
         steps=steps,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
         learning_rate=learning_rate,
         start=start,
         ties=ties,

@@ -33,13 +33,12 @@ def reader(source: Source) -> Read:
 
 
 def expand(weight: Weight, layer: int | None, old: Read, maps: Maps) -> Tensor:
-    """One wide weight of one target layer, without noise. Differentiable in dense maps."""
+    """One wide weight of one target layer, without noise."""
     if layer is None:
         x = old(weight.name, None)
     else:
-        row = maps.depth[weight.name][layer]
-        mix = enumerate(row) if row.requires_grad else ((j, w) for j, w in enumerate(row.tolist()) if w)
-        x = sum(w * old(weight.name, j) for j, w in mix)
+        row = maps.depth[weight.name][layer].tolist()
+        x = sum(w * old(weight.name, j) for j, w in enumerate(row) if w)
         if not torch.is_tensor(x):
             x = torch.zeros_like(old(weight.name, 0))
         if weight.name in maps.constants:
@@ -89,7 +88,7 @@ def plan_growth(
             _map(maps, weight, layer, axis).same
             for weight in entry.weights
             for axis in range(len(weight.spaces))
-        )
+        ) and all(layer is None or maps.depth[x.name][layer].sum() == 1 for x in entry.weights)
         rows.append(
             Row(
                 name,

@@ -17,12 +17,14 @@ from growth.errors import refuse
 from growth.files import Checkpoint, refuse_existing, write_checkpoint
 from growth.learning import Expansion, train
 from growth.operators import LEARNED, OPERATORS
-from growth.operators.ligo import LearnedMaps
-from growth.operators.mango import Mango
+from growth.operators.ligo import TIES_OF, LearnedMaps, chosen, ligo
+from growth.operators.mango import Mango, mango
 from growth.plan import Source
 from growth.report import Report
 from growth.spaces import Architecture
 from growth.training.data import Windows
+
+RATE = 0.5  # of learned maps, over the source's width: at 96 it learns more than 0.2 does, and no less than 1
 
 
 def grow(
@@ -36,6 +38,8 @@ def grow(
     ffn_size: int | None = None,
     data: str | Path | Windows | None = None,
     steps: int = 100,
+    batch_size: int = 16,
+    sequence_length: int = 512,
     learning_rate: float | None = None,
     start: str = "lossless",
     ties: str | None = None,
@@ -52,12 +56,15 @@ def grow(
     ffn_size        neurons of a feed-forward block; default: in proportion to hidden_size
     num_layers      default: the source's
     data, steps     for ligo and mango: the text to learn from (a file, a folder, Windows), and how long
-    learning_rate   for ligo and mango: the highest; default: 0.5 / the source's width
+    batch_size      for ligo and mango: windows a step
+    sequence_length for ligo and mango: tokens a window; the model's positions where these are fewer
+    learning_rate   for ligo and mango: the highest; default: 0.5 / the source's width, for a new unit sums
+                    over as many old ones
     start           for ligo: "lossless", LEMON's maps, so that step 0 computes what the source does;
                     "net2net", close to it where that is impossible; "published", a noisy stack of averaged
                     units
     ties            for ligo: "published", readers tied to producers, or "untied"; default: by the start
-    learn           for ligo: patterns of the maps that learn: write.SPACE, read.SPACE, depth.WEIGHT
+    learn           for ligo: patterns of the maps that learn, such as depth.* (growth.operators.ligo.chosen)
     rank            for mango: terms of its ring
 
     Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the
@@ -75,28 +82,37 @@ def grow(
     config = resized(checkpoint.config, hidden_size, num_layers, num_heads, ffn_size)
     old, new = (adapter.describe(x, adapter) for x in (checkpoint.config, config))
     options = {"seed": seed}
-    if method == "ligo":
-        options |= {"start": start, "ties": ties, "learn": list(learn)}
-        maps = OPERATORS[method](old, new, start=start, ties=ties, seed=seed)
-    else:
-        options |= {"rank": rank} if method == "mango" else {}
-        maps = OPERATORS[method](old, new)
     if method in LEARNED:
-        if steps < 1:
-            raise refuse("steps", "at least 1", steps, "the published number is 100")
-        if data is None and not dry_run:
-            raise refuse("data", f"text that {method} learns from", "none", "pass a file or a folder of text")
-        options |= {"steps": steps, "learning_rate": learning_rate}
+        if learning_rate is None:
+            learning_rate = RATE / checkpoint.config.hidden_size
+        learning = {"steps": steps, "batch_size": batch_size, "sequence_length": sequence_length}
+        learning |= {"learning_rate": learning_rate}
+        for name, value in learning.items():
+            if not value > 0:
+                raise refuse(name.replace("_", "-"), "more than 0", value, "the default is a place to start")
+        options |= learning
+    if method == "ligo":
+        maps = ligo(old, new, start=start, ties=ties, seed=seed)
+        options |= {"start": start, "ties": ties or TIES_OF[start], "learn": chosen(maps, learn)}
+        if not options["learn"]:
+            raise refuse("learn", "maps that learn", "none", "leave it out for all of them")
+    elif method == "mango":
+        maps = mango(old, new, rank=rank)
+        options["rank"] = rank
+    else:
+        maps = OPERATORS[method](old, new)
     setattr(config, adapter.eps, old.norm_eps * maps.norm_eps)
     flops, tensors = 0, grown(source, adapter, config, maps, old, seed)
     if method in LEARNED and not dry_run:
+        if data is None:
+            raise refuse("data", f"text that {method} learns from", "none", "pass a file or a folder of text")
         operator = (
             LearnedMaps(maps, source, learn)
             if method == "ligo"
             else Mango(source, old, new, rank=rank, seed=seed)
         )
         expansion = Expansion(operator, source, adapter, config)
-        flops = train(expansion, data, name=method, steps=steps, seed=seed, learning_rate=learning_rate)
+        flops, options["training_loss"] = train(expansion, data, name=method, seed=seed, **learning)
         maps, tensors = operator.maps(), expansion.tensors()
     plan = plan_growth(source, adapter, config, maps, new)
     lossless = method not in LEARNED and maps.lossless(old)  # learning leaves the lossless start

@@ -8,6 +8,8 @@ reads is narrowed first,
     embed(ids) = small(ids) · Bᵀ            logits = (x · A) · smallᵀ
 """
 
+import copy
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,6 +22,7 @@ from transformers import PreTrainedConfig, PrinterCallback, Trainer, TrainingArg
 
 from growth.adapters.table import Adapter, Entry
 from growth.engine import reader
+from growth.errors import refuse
 from growth.loading import load_tokenizer, quiet
 from growth.maps import Maps
 from growth.plan import Source
@@ -28,11 +31,9 @@ from growth.training.data import Data, Windows, collator, refuse_foreign, window
 from growth.training.flops import count_flops
 from growth.training.progress import RunProgress, ShowSteps
 
-RATE = 0.5  # at widths of 96 it learns more than 0.2 does, and no less than 1
-
 
 class Operator(nn.Module):
-    """What learns: it holds the small model's weights and makes large ones of them."""
+    """What learns: it holds the small model's weights, in float32, and makes large ones of them."""
 
     def __init__(self, source: Source):
         super().__init__()
@@ -42,8 +43,8 @@ class Operator(nn.Module):
             layers[name] = 0 if layer is None else max(layers.get(name, 0), layer + 1)
         for name, L in layers.items():
             x = torch.stack([read(name, j) for j in range(L)]) if L else read(name, None)
-            self.register_buffer(key(name), x, persistent=False)
-        self.rounded: dict[tuple[str, torch.device], Tensor] = {}
+            self.register_buffer(key(name), x.float(), persistent=False)
+        self.rounded: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     def held(self, name: str) -> Tensor:
         """A buffer in the dtype that products run in: under autocast a copy in 16 bits, made once."""
@@ -51,9 +52,10 @@ class Operator(nn.Module):
         kind = x.device.type
         if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
             return x
-        if (name, x.device) not in self.rounded:
-            self.rounded[name, x.device] = x.to(torch.get_autocast_dtype(kind))
-        return self.rounded[name, x.device]
+        copy_of = name, x.device, torch.get_autocast_dtype(kind)
+        if copy_of not in self.rounded:
+            self.rounded[copy_of] = x.to(copy_of[-1])
+        return self.rounded[copy_of]
 
     def small(self, weight: Weight) -> Tensor:
         """A weight of the small model; those of all layers, [L, ...], where it is layered."""
@@ -102,7 +104,7 @@ class Expansion(nn.Module):
         in_memory = {disk: name for name, disk in adapter.renamed.items()}
         self.memory_name = {name: in_memory.get(name, name) for name in self.table}
         with init_empty_weights(include_buffers=False):
-            large = adapter.auto.from_config(config)
+            large = adapter.auto.from_config(copy.deepcopy(config))
         large.tie_weights()
         large.config.use_cache = False
         self.factored = set(self._factor(large))
@@ -194,23 +196,24 @@ def train(
     data: Data,
     *,
     name: str,
-    steps: int,
     seed: int,
-    batch_size: int = 16,
-    sequence_length: int = 512,
-    learning_rate: float | None = None,
-) -> int:
-    """Train what the operator learns for `steps` steps of AdamW; returns the operations that took.
+    steps: int,
+    batch_size: int,
+    sequence_length: int,
+    learning_rate: float,
+) -> tuple[int, float]:
+    """Train what the operator learns for `steps` steps of AdamW: the operations that took, and the mean loss.
 
-    learning_rate: the highest; by default RATE / the source's width, for a new unit sums over as many.
     Warm-up over the first tenth (LiGO's published recipe warms up for 10000 steps and stops after 100), then
     a cosine; gradients clipped at 1; bfloat16 on a GPU that has it. Afterwards the operator is on the CPU.
+    Raises Refusal where the data do not fit the model, and where the loss did not stay finite.
     """
     folder, config = expansion.source.checkpoint.path, expansion.large[0].config
-    learning_rate = learning_rate or RATE / expansion.source.config.hidden_size
+    most = config.max_position_embeddings
     if not isinstance(data, Windows):
-        length = min(sequence_length, config.max_position_embeddings)
-        data = windows_of(data, load_tokenizer(folder), length)
+        data = windows_of(data, load_tokenizer(folder), min(sequence_length, most))
+    if (length := data.windows.shape[1]) > most:
+        raise refuse("data", f"windows of at most {most} tokens, the model's", length, "cut shorter ones")
     refuse_foreign(data.windows, config.vocab_size)
     batch = data.batch(range(min(batch_size, len(data))))
     with quiet(), tempfile.TemporaryDirectory() as scratch, RunProgress(name, steps) as progress:
@@ -227,6 +230,7 @@ def train(
             dataloader_pin_memory=torch.cuda.is_available(),
             save_strategy="no",
             logging_strategy="no",
+            logging_nan_inf_filter=False,
             disable_tqdm=True,
             report_to="none",
         )
@@ -239,7 +243,11 @@ def train(
             callbacks=[ShowSteps(progress)],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        loss = trainer.train().training_loss
+    if not math.isfinite(loss):
+        raise refuse(
+            "learning-rate", "one at which the loss stays finite", learning_rate, "choose a lower one"
+        )
     expansion.operator.rounded.clear()
     expansion.cpu().requires_grad_(False)
-    return flops
+    return flops, loss

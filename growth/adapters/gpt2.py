@@ -7,9 +7,7 @@ from growth.errors import refuse
 from growth.spaces import Architecture, Space, Weight, transformer_spaces
 
 FUSED = (("q", "query"), ("k", "key"), ("v", "value"))
-QKV = tuple(
-    Weight(f"layers.{{}}.mixer.{part}.weight", (f"{space}.{{}}", "normed")) for part, space in FUSED
-)
+QKV = tuple(Weight(f"layers.{{}}.mixer.{part}.weight", (f"{space}.{{}}", "normed")) for part, space in FUSED)
 QKV_BIAS = tuple(Weight(f"layers.{{}}.mixer.{part}.bias", (f"{space}.{{}}",)) for part, space in FUSED)
 
 MODEL = {

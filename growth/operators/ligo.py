@@ -15,6 +15,7 @@ target layer, each weight has its own depth coefficients; what does not grow has
              untied      A and B apart, for every space
 """
 
+import copy
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -38,6 +39,7 @@ from lcikernels import kronecker_expand
 PRESERVING = {"lossless": lemon, "net2net": net2net}
 STARTS = (*PRESERVING, "published")
 TIES = ("published", "untied")
+TIES_OF = {"lossless": "untied", "net2net": "untied", "published": "published"}  # unless asked otherwise
 STREAM = ("residual", "gain", "normed", "final_gain", "final")  # one map in the published ties
 DEPTH_NOISE = 0.03
 WRITTEN, TAKEN = attrgetter("written"), attrgetter("taken")
@@ -68,7 +70,8 @@ class Added(nn.Module):
 
     def dense(self) -> Widen:
         eye = torch.eye(self.written.shape[1]).to(self.written)
-        return Widen(self.write(eye), self.read(eye).T)
+        taken = torch.zeros_like(self.written) if self.taken is None else self.taken
+        return Widen(self.scale * torch.cat([eye, self.written]), torch.cat([eye, taken]))
 
     def unseen(self, r: Tensor) -> Tensor:
         return self.dense().unseen(r)
@@ -84,10 +87,16 @@ def ligo(
     for name, got, known in (("start", start, STARTS), ("ties", ties, (None, *TIES))):
         if got not in known:
             raise refuse(name, f"one of {', '.join(filter(None, known))}", got, "choose one of these")
-    ties = ties or ("published" if start == "published" else "untied")
+    ties = ties or TIES_OF[start]
     generator = torch.Generator().manual_seed(named_seed(seed, "ligo"))
     if start == "published":
         return _published(old, new, ties == "published", generator)
+    S, T = (x.spaces["residual"].size for x in (old, new))
+    if start == "lossless" and old.post_norm and T % S:
+        expected = (
+            f"net2net or published, for between whole factors of {S} no map of a post-norm model is lossless"
+        )
+        raise refuse("start", expected, f"lossless, and a hidden size of {T}", f"or choose {T // S * S + S}")
     maps = PRESERVING[start](old, new, noise=0.0)
     if ties == "published" and not all(space.same for space in maps.spaces.values()):
         got = "published, and a width that grows"
@@ -147,43 +156,50 @@ def _read(old: Architecture) -> set[str]:
     return {weight.spaces[1].partition(".")[0] for weight in old.weights if len(weight.spaces) == 2}
 
 
+def chosen(maps: Maps, patterns: Collection[str]) -> list[str]:
+    """The names of the maps that `patterns` fit: write.SPACE, read.SPACE, depth.WEIGHT, such as read.ffn.*.
+
+    SPACE is one of growth.spaces, in a layer with its number, ffn.3; WEIGHT is a name of `growth inspect`.
+    Raises Refusal where a pattern fits none.
+    """
+    grown = {name: space for name, space in maps.spaces.items() if isinstance(space, Added)}
+    names = [f"write.{name}" for name in grown]
+    names += [f"read.{name}" for name, space in grown.items() if space.taken is not None]
+    names += [f"depth.{name}" for name, rows in maps.depth.items() if len(rows) > rows.shape[1]]
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns:
+        if not matching(names, pattern):
+            kinds = ", ".join(sorted({f"{name.partition('.')[0]}.*" for name in names}))
+            raise refuse("learn", f"patterns of maps: {kinds}", pattern, "such as read.ffn.*")
+    return [name for name in names if any(matching([name], pattern) for pattern in patterns)]
+
+
 class LearnedMaps(Operator):
     """Maps whose tensors are parameters, and the small model that they enlarge.
 
-    learn: patterns of the maps that learn: write.SPACE, read.SPACE and depth.WEIGHT, such as depth.* or
-    read.ffn.*; where maps are tied, one name is enough. Raises Refusal where a pattern fits none.
+    learn: patterns, as for `chosen`; where maps are tied, one name is enough.
     """
 
     def __init__(self, maps: Maps, source: Source, learn: Collection[str] = ("*",)):
         super().__init__(source)
-        self.start = maps
+        self.start = maps = replace(maps, spaces=copy.deepcopy(maps.spaces))  # what is tied stays tied
         self.spaces = nn.ModuleDict({key(name): x for name, x in maps.spaces.items() if isinstance(x, Added)})
         self.depth = nn.ParameterDict({key(name): x.float() for name, x in maps.depth.items()})
         self.spaces.float()
-        self._choose(learn)
+        self.requires_grad_(False)
+        for name in chosen(maps, learn):
+            kind, _, of = name.partition(".")
+            tensor = (
+                self.depth[key(of)]
+                if kind == "depth"
+                else (WRITTEN if kind == "write" else TAKEN)(maps.spaces[of])
+            )
+            tensor.requires_grad_()
         self.copied = {
             name: [_copied(row) for row in rows.tolist()]
             for name, rows in maps.depth.items()
             if not self.depth[key(name)].requires_grad
         }
-
-    def _choose(self, patterns: Collection[str]) -> None:
-        names: dict[str, nn.Parameter] = {}
-        for name, space in self.start.spaces.items():
-            if isinstance(space, Added):
-                names[f"write.{name}"] = space.written
-                if space.taken is not None:
-                    names[f"read.{name}"] = space.taken
-        grows = any(len(x) > x.shape[1] for x in self.start.depth.values())
-        names |= {f"depth.{name}": self.depth[key(name)] for name in self.start.depth if grows}
-        self.requires_grad_(False)
-        for pattern in patterns:
-            found = matching(names, pattern)
-            if not found:
-                kinds = ", ".join(sorted({f"{name.partition('.')[0]}.*" for name in names}))
-                raise refuse("learn", f"patterns of maps: {kinds}", pattern, "such as read.ffn.*")
-            for name in found:
-                names[name].requires_grad_()
 
     def matrix(self, weight: Weight, axis: int) -> Tensor | None:
         space = self.start.spaces[weight.spaces[axis]]
@@ -200,8 +216,11 @@ class LearnedMaps(Operator):
         x = self.small(weight)
         if layer is not None:
             x, depth = self._mixing(weight.name, layer)
+            if len(spaces) == 2 and all(isinstance(space, Widen) for space in spaces):
+                maps = spaces[0].write_matrix.to(x.dtype), spaces[1].read_matrix.to(x.dtype)
+                return kronecker_expand(x, *maps, depth)[0]
             if len(spaces) == 2 and all(space.same or isinstance(space, Added) for space in spaces):
-                maps = (
+                maps = (  # no matrix's space is scaled
                     x.new_empty(0, size) if space.same else rows(space).to(x.dtype)
                     for space, rows, size in zip(spaces, (WRITTEN, TAKEN), x.shape[1:], strict=True)
                 )
@@ -214,7 +233,8 @@ class LearnedMaps(Operator):
 
     def _mixing(self, name: str, layer: int) -> tuple[Tensor, Tensor | None]:
         """The old layers [L, ...] that a new one is a mix of, its row of depth [1, L] or None for a copy."""
-        old, depth = self.held(name), self.depth[key(name)]
+        old, depth = getattr(self, key(name)), self.depth[key(name)]
+        old = self.held(name) if old.ndim == 3 else old  # norms and biases stay in float32
         if name in self.copied and (j := self.copied[name][layer]) is not None:
             return old[j : j + 1], None
         return old, depth[layer : layer + 1].to(old.dtype)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from growth.engine import named_seed
 from growth.errors import refuse
 from growth.learning import Operator, key
-from growth.maps import Maps
+from growth.maps import Maps, Widen
 from growth.operators.ligo import added
 from growth.operators.net2net import net2net
 from growth.plan import Source
@@ -37,8 +37,22 @@ INSIDE, WRITES = 0, 1  # the terms between L and B: slots inside a block, slots 
 UNUSED = 0.1  # of cores whose terms another core holds at zero: how long their rows are
 
 
-def mango(old: Architecture, new: Architecture) -> Maps:
-    """Net2Net's maps, with every layer in the mix of every matrix: what is made of what."""
+def mango(old: Architecture, new: Architecture, *, rank: int = 1) -> Maps:
+    """Net2Net's maps, with every layer in the mix of every matrix: what is made of what.
+
+    Raises Refusal where rank is below 1, or a feed-forward block is not a whole number of streams wide, the
+    same before and after.
+    """
+    if rank < 1:
+        raise refuse("rank", "at least 1", rank, "the paper's is 1")
+    (D, T), (F, G) = ([x.spaces[name].size for x in (old, new)] for name in ("residual", "ffn.{}"))
+    if F % D or F * T != G * D:
+        raise refuse(
+            "ffn-size",
+            f"the same whole multiple of the hidden size, {D} and {T}, before and after",
+            f"{F} and {G}",
+            "choose method ligo" if F % D else "leave ffn-size out, or choose method ligo",
+        )
     maps = net2net(old, new, noise=0.0)
     whole = {w.name: torch.ones_like(maps.depth[w.name]) for w in slotted(old)}
     return replace(maps, depth=maps.depth | whole)
@@ -53,23 +67,13 @@ class Mango(Operator):
     """The cores and the small model that they enlarge.
 
     read, write [R, R, T, D]  layers [R, 2, L', L]  slots [2, R, B, B], as I, O, L and B above.
-    Raises Refusal where rank is below 1, or a feed-forward block is not a whole number of streams wide, the
-    same before and after.
+    Raises Refusal as `mango` does.
     """
 
     def __init__(self, source: Source, old: Architecture, new: Architecture, *, rank: int = 1, seed: int = 0):
         super().__init__(source)
-        if rank < 1:
-            raise refuse("rank", "at least 1", rank, "the paper's is 1")
-        (D, T), (F, G) = ([x.spaces[name].size for x in (old, new)] for name in ("residual", "ffn.{}"))
-        if F % D or F * T != G * D:
-            raise refuse(
-                "ffn-size",
-                f"the same whole multiple of the hidden size, {D} and {T}, before and after",
-                f"{F} and {G}",
-                "leave ffn-size out, or choose method ligo",
-            )
-        self.tied, self.start, self.mixed = old.tied, net2net(old, new, noise=0.0), mango(old, new)
+        D, self.tied = old.spaces["residual"].size, old.tied
+        self.start, self.mixed = net2net(old, new, noise=0.0), mango(old, new, rank=rank)
         self.where: dict[str, range] = {}  # the slots of each matrix
         self.rows: dict[str, bool] = {}  # are they its rows, or its columns?
         stacks, B = [], 0
@@ -143,7 +147,13 @@ class Mango(Operator):
         return self.ring["read" if axis or shared else "write"][0, 0]
 
     def maps(self) -> Maps:
-        return self.mixed
+        learned = Widen(self.ring["write"][0, 0].detach(), self.ring["read"][0, 0].detach())
+        spaces = {name: x if name in FIXED else learned for name, x in self.mixed.spaces.items()}
+        depth = {
+            name: x if name in self.where else self.depth[key(name)].detach()
+            for name, x in self.mixed.depth.items()
+        }
+        return replace(self.mixed, spaces=spaces, depth=depth)
 
 
 def _core(first: Tensor, rank: int, generator: torch.Generator | None = None) -> Tensor:

@@ -10,7 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    DataCollatorForLanguageModeling,
+    PreTrainedTokenizerBase,
+)
 
 from growth.adapters.table import Adapter
 from growth.errors import refuse
@@ -120,6 +125,13 @@ def collator(adapter: Adapter, folder: str | Path) -> Collator | None:
     tokenizer = load_tokenizer(folder)
     if tokenizer.mask_token is None:
         raise refuse(str(folder), "a tokenizer with a mask token", "none", "save the model's own beside it")
+    if len(tokenizer) > (V := AutoConfig.from_pretrained(folder).vocab_size):  # any of it may be drawn
+        raise refuse(
+            str(folder),
+            f"a tokenizer of the model's {V} tokens",
+            len(tokenizer),
+            "save the model's own beside it",
+        )
     masking = DataCollatorForLanguageModeling(tokenizer)
 
     def masked(windows: Sequence[dict[str, Tensor]], seed: int | None = None) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ def test_ligo_starts_where_it_says(tmp_path, family, start, tied, name):
     src = FAMILIES[family](tmp_path / "src", tie_word_embeddings=tied)
     model = Grown(src, hidden_size, num_layers)
     if start == "lossless" and model.old.post_norm and hidden_size % 96:
-        with pytest.raises(Refusal, match="a multiple of the source's 96"):
+        with pytest.raises(Refusal, match="start: expected net2net or published.* or choose (192|288)"):
             model.ligo(start=start)
         return
     expansion = model.ligo(start=start)
@@ -306,7 +306,8 @@ def test_mango_starts_as_net2net(tmp_path, family, hidden_size):
 
 def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
     def grow(**options):
-        return growth.grow(source, tmp_path / "out", num_layers=4, steps=1, **{"data": text} | options)
+        wanted = {"num_layers": 4, "steps": 1, "data": text}
+        return growth.grow(source, tmp_path / "out", **wanted | options)
 
     foreign = Windows(torch.full((256,), 256), 32)
     for why, options in {
@@ -319,7 +320,24 @@ def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
             "hidden_size": 144,
         },
         "ffn-size: expected the same whole multiple of the hidden size": {"method": "mango"},
-        "data: expected text that mango learns from": {"method": "mango", "data": None},
+        "ffn-size: .* choose method ligo$": {"method": "mango", "dry_run": True},
+        "data: expected text that ligo learns from": {"method": "ligo", "data": None},
+        "learning-rate: expected more than 0, got -1": {"method": "ligo", "learning_rate": -1},
+        "learning-rate: expected one at which the loss stays finite": {
+            "method": "ligo",
+            "learning_rate": 1e30,
+            "steps": 4,
+        },
+        "learn: expected patterns of maps: depth.*, got zzz": {
+            "method": "ligo",
+            "learn": ["zzz"],
+            "dry_run": True,
+        },
+        "learn: expected maps that learn, got none": {"method": "ligo", "learn": []},
+        "data: expected windows of at most 32 tokens": {
+            "method": "ligo",
+            "data": Windows(torch.zeros(256, dtype=torch.int), 64),
+        },
     }.items():
         with pytest.raises(Refusal, match=why):
             grow(**options)

@@ -472,7 +472,7 @@ def test_bad_calls_are_refused_with_nothing_written(folder, tmp_path):
         "steps: expected at least 1, got 0": (model, text, out, {"steps": 0}),
         "sequence length: expected at least 2": (model, text, out, {"sequence_length": 1}),
         "data: expected tokens below the model's 256, got 300": (model, strange, out, {}),
-        "data: expected tokens below the model's 256, got 256": (narrow, text, out, {}),
+        "narrow: expected a tokenizer of the model's 256 tokens, got 257": (narrow, text, out, {}),
         "maskless: expected a tokenizer with a mask token, got none": (maskless, text, out, {}),
         "untold: expected a tokenizer beside the model": (untold, text, out, {}),
         "schedule: expected cosine or lemon, got step": (model, text, out, {"schedule": "step"}),

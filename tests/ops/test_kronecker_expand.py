@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 from devices import on_device, why_not
+from memory import Memory
 from tolerance import assert_agrees
 
 from lcikernels import kronecker_expand
@@ -107,6 +108,18 @@ def test_layers_or_rows_make_no_difference(L2, added, mixes_first, small_blocks,
         monkeypatch.setattr(blocked, "SHARE", 0)
     op, truth = (partial(x, added=added) for x in (partial(kronecker_expand, backend="torch"), reference))
     assert_agrees(op, truth, **inputs(3, L2, 20, 7, 37, 9, (True, True)))
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("L1, L2", [(6, 12), (12, 12)])
+def test_the_forward_takes_little_more_than_its_output(L1, L2, added):
+    weight, depth = torch.empty(L1, 512, 512, device="meta"), torch.empty(L2, L1, device="meta")
+    rows = 256 if added else 768
+    write, read = (torch.empty(rows, 512, device="meta") for _ in range(2))
+    with Memory() as memory:
+        out = blocked.forward(weight, write, read, depth, added)
+    held = sum(u.untyped_storage().nbytes() for u in (weight, write, read, depth))
+    assert memory.most - held <= 1.1 * out.untyped_storage().nbytes()
 
 
 @pytest.mark.parametrize("shared, added", [*((x, False) for x in SHARED.values()), ((True, True), True)])

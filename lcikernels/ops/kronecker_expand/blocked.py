@@ -26,12 +26,12 @@ from torch import Tensor
 
 from ..checks import inner
 
-CACHE = 1 << 18  # elements of a block: 1 MB in float32
-SHARE = 0.1  # of the output: mixed layers, or rows of wide ones, at most
+CACHE = 1 << 17  # elements of a block: 0.5 MB in float32
+SHARE = 0.05  # of the output: mixed layers, or rows of wide ones; two such blocks live at a time
 
 
 class Problem(NamedTuple):
-    """The op's inputs, in the dtype of the arithmetic."""
+    """The op's inputs; all but the old layers are in the dtype of the arithmetic."""
 
     weight: Tensor
     write: Tensor
@@ -65,9 +65,8 @@ class Problem(NamedTuple):
 
 def problem(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, added: bool) -> Problem:
     exact = inner(weight)
-    return Problem(
-        *(u.to(exact) for u in (weight, write, read)), depth if depth is None else depth.to(exact), added
-    )
+    maps = (u if u is None else u.to(exact) for u in (write, read, depth))
+    return Problem(weight, *maps, added)
 
 
 def forward(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, added: bool) -> Tensor:
@@ -80,6 +79,7 @@ def forward(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, a
             for i, x in zip(range(L2)[layers], mixed(p, layers)):
                 widen(p, x, out[i])
         return out
+    p = p._replace(weight=weight.to(p.write.dtype))
     for rows in blocks(p):
         half = widened(p, rows)
         whole = half @ p.read.mT
@@ -101,7 +101,7 @@ def backward(
     """Gradients of weight, write, read and depth; empty ones for what is not needed or missing."""
     p = problem(weight, write, read, depth, added)
     shapes = weight.shape if need_weight else 0, write.shape, read.shape, 0 if depth is None else depth.shape
-    gradients = [p.weight.new_zeros(shape) for shape in shapes]
+    gradients = [p.write.new_zeros(shape) for shape in shapes]
     by_layers_or_rows = backward_by_layers if p.mixes_first() else backward_by_rows
     by_layers_or_rows(p, grad_out, *gradients, need_weight)
     return tuple(gradient.to(weight.dtype) for gradient in gradients)
@@ -119,7 +119,7 @@ def backward_by_layers(p: Problem, grad_out, dweight, dwrite, dread, ddepth, nee
             if need_weight:
                 dweight[layers] = dx
             continue
-        ddepth[layers] = dots(dx, p.weight)
+        ddepth[layers] = torch.cat([dots(dx, x[None].to(dx.dtype)) for x in p.weight], 1)
         if need_weight:
             dweight += mix(p.depth[layers].T, dx)
 
@@ -127,6 +127,7 @@ def backward_by_layers(p: Problem, grad_out, dweight, dwrite, dread, ddepth, nee
 def backward_by_rows(p: Problem, grad_out, dweight, dwrite, dread, ddepth, need_weight: bool) -> None:
     """Adds to the gradients, a few rows of all old layers at a time."""
     _, _, m, n, _, _ = p.sizes
+    p = p._replace(weight=p.weight.to(p.write.dtype))
     new = n * p.added
     for rows in blocks(p):
         grad = grad_out[:, rows].to(p.weight.dtype)
@@ -152,16 +153,17 @@ def backward_by_rows(p: Problem, grad_out, dweight, dwrite, dread, ddepth, need_
 def widen(p: Problem, x: Tensor, out: Tensor) -> None:
     """Writes write · x · readᵀ to out, the cheaper side first."""
     write_first = p.write_first() == p.products()
-    if not p.added:
-        out.copy_(p.write @ x @ p.read.T if write_first else p.write @ (x @ p.read.T))
-        return
     m, n = x.shape
     exact = out if out.dtype == x.dtype else x.new_empty(out.shape)
-    exact[:m, :n] = x
-    if write_first:
+    if not p.added:
+        left, right = (p.write @ x, p.read.T) if write_first else (p.write, x @ p.read.T)
+        torch.mm(left, right, out=exact)
+    elif write_first:
+        exact[:m, :n] = x
         torch.mm(p.write, x, out=exact[m:, :n])
         torch.mm(exact[:, :n], p.read.T, out=exact[:, n:])
     else:
+        exact[:m, :n] = x
         torch.mm(x, p.read.T, out=exact[:m, n:])
         torch.mm(p.write, exact[:m], out=exact[m:])
     if exact is not out:
@@ -196,8 +198,16 @@ def mix(depth: Tensor | None, layers: Tensor) -> Tensor:
 
 
 def mixed(p: Problem, layers: slice) -> Tensor:
-    """Old layers as these new ones mix them."""
-    return p.weight[layers] if p.depth is None else mix(p.depth[layers], p.weight)
+    """Old layers as these new ones mix them; of 16 bits one by one: in float32 all take twice the memory."""
+    exact = p.write.dtype
+    if p.depth is None:
+        return p.weight[layers].to(exact)
+    if p.weight.dtype == exact:
+        return mix(p.depth[layers], p.weight)
+    depth, out = p.depth[layers, :, None, None], 0
+    for j, x in enumerate(p.weight):
+        out = out + depth[:, j] * x.to(exact)
+    return out
 
 
 def dots(x: Tensor, y: Tensor) -> Tensor:
@@ -216,7 +226,7 @@ def groups(p: Problem) -> Iterator[slice]:
 def blocks(p: Problem) -> Iterator[slice]:
     """Rows of the output, old or new ones, as many at once as make a SHARE of it for all old layers."""
     L1, L2, m, n, M, N = p.sizes
-    most = max(16, CACHE // (L1 * N), int(SHARE * L2 * M * N / (L1 * (n + N))))
+    most = max(16, CACHE // (L1 * N), int(SHARE * L2 * M * N / (L1 * (n + N) + L2 * N)))
     for start, stop in ((0, m), (m, M)) if p.added else ((0, M),):
         for first in range(start, stop, most):
             yield slice(first, min(first + most, stop))
