@@ -196,6 +196,13 @@ def test_a_step_takes_less_memory_than_training_the_large_model(tmp_path, family
     assert taken[0] < taken[1]
 
 
+@pytest.mark.parametrize("method", ["ligo", "mango"])
+def test_a_checkpoint_in_float64_learns_in_float32(tmp_path, text, method):
+    src = neox(tmp_path / "src", torch.float64, intermediate_size=192)
+    growth.grow(src, tmp_path / "out", method=method, num_layers=4, data=text, steps=1)
+    assert Checkpoint(tmp_path / "out").read("embed_out.weight").dtype == torch.float64
+
+
 @pytest.mark.parametrize("operator", ["ligo", "mango"])
 def test_what_was_learned_is_what_is_written(tmp_path, operator):
     model = Grown(neox(tmp_path / "src", intermediate_size=192), 144, 5)
@@ -265,7 +272,12 @@ def test_learning_lowers_the_loss_and_leaves_a_checkpoint(tmp_path, text, family
     wanted = {"hidden_size": 192, "num_layers": 4, "data": text, "learning_rate": 5e-3, "steps": 12}
     report = growth.grow(src, tmp_path / "learned", method=method, **wanted, **options)
     assert not report.lossless and report.flops > 0
-    assert Checkpoint(tmp_path / "learned").record()["steps"] == 12
+    made = Checkpoint(tmp_path / "learned")
+    assert made.record()["steps"] == 12 and made.record()["training_loss"] > 0
+    assert made.config.use_cache == Checkpoint(src).config.use_cache
+    for row in report.plan.rows:
+        copied = row.origin == "copied"
+        assert not copied or torch.equal(made.read(row.name), Checkpoint(src).read(row.sources[0])), row
     model = Grown(src, 192, 4)
     options.pop("learn", None)
     start = model.ligo(**options) if method == "ligo" else model.mango(**options)
