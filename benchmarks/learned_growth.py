@@ -3,7 +3,7 @@
     python -m benchmarks.learned_growth [--steps 100] [--seeds 3] [--family BERT]
 
 A small GPT-NeoX, GPT-2 and BERT are trained on Python's standard library for 400 steps, then grown by
-StackBERT, Net2Net and LiGO, which learns on the same text: 16 windows a step, for BERT 64, since 15 % of its
+StackBERT, Net2Net and LiGO, which learns on the same text: 16 windows a step, for BERT 32, since 15 % of its
 tokens are a lesson. BERT grows by a whole factor, as a lossless start of a post-norm model needs.
 """
 
@@ -29,7 +29,7 @@ SMALL |= {"max_position_embeddings": LENGTH}
 FAMILIES = {
     "GPT-NeoX": (GPTNeoXConfig(vocab_size=257, intermediate_size=384, **SMALL), 160, 16),
     "GPT-2": (GPT2Config(vocab_size=257, bos_token_id=0, eos_token_id=0, **SMALL), 160, 16),
-    "BERT": (BertConfig(vocab_size=257, intermediate_size=384, **SMALL), 192, 64),
+    "BERT": (BertConfig(vocab_size=257, intermediate_size=384, **SMALL), 192, 32),
 }
 METHODS = {
     "StackBERT": {"method": "stack"},
