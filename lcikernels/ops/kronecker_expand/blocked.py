@@ -45,10 +45,14 @@ class Problem(NamedTuple):
         (L1, m, n), L2 = self.weight.shape, len(self.weight if self.depth is None else self.depth)
         return L1, L2, m, n, self.write.shape[-2] + m * self.added, self.read.shape[-2] + n * self.added
 
+    def shared(self) -> bool:
+        """All old layers have the same maps."""
+        return self.write.dim() == self.read.dim() == 2
+
     def mixes_first(self) -> bool:
         """A stack of maps cannot; and where layers are added, widening the fewer old ones may cost less."""
         L1, L2, m, n, M, N = self.sizes
-        if self.write.dim() == 3 or self.read.dim() == 3:
+        if not self.shared():
             return False
         widening, mixing = self.products(), L1 * L2 if self.depth is not None else 0
         return mixing * m * n + L2 * widening <= mixing * M * N + L1 * widening
@@ -102,7 +106,8 @@ def backward(
     p = problem(weight, write, read, depth, added)
     shapes = weight.shape if need_weight else 0, write.shape, read.shape, 0 if depth is None else depth.shape
     gradients = [p.write.new_zeros(shape) for shape in shapes]
-    by_layers_or_rows = backward_by_layers if p.mixes_first() else backward_by_rows
+    # A gradient of depth by rows costs more than the products that widening fewer layers saves.
+    by_layers_or_rows = backward_by_layers if p.shared() else backward_by_rows
     by_layers_or_rows(p, grad_out, *gradients, need_weight)
     return tuple(gradient.to(weight.dtype) for gradient in gradients)
 
@@ -119,35 +124,24 @@ def backward_by_layers(p: Problem, grad_out, dweight, dwrite, dread, ddepth, nee
             if need_weight:
                 dweight[layers] = dx
             continue
-        ddepth[layers] = torch.cat([dots(dx, x[None].to(dx.dtype)) for x in p.weight], 1)
+        ddepth[layers] = dots(dx, p.weight.to(dx.dtype))
         if need_weight:
             dweight += mix(p.depth[layers].T, dx)
 
 
 def backward_by_rows(p: Problem, grad_out, dweight, dwrite, dread, ddepth, need_weight: bool) -> None:
     """Adds to the gradients, a few rows of all old layers at a time."""
-    _, _, m, n, _, _ = p.sizes
     p = p._replace(weight=p.weight.to(p.write.dtype))
-    new = n * p.added
     for rows in blocks(p):
         grad = grad_out[:, rows].to(p.weight.dtype)
         g = grad if p.depth is None else mix(p.depth.T, grad)
-        h, half = g[..., new:] @ p.read, widened(p, rows)
-        if p.added:
-            h += g[..., :n]
-        into(dread, g[..., new:].mT @ half)
-        if p.depth is not None:
-            ddepth += dots(grad[..., new:], half @ p.read.mT)
-        if p.depth is not None and p.added:
-            ddepth += dots(grad[..., :n], half)
-        if p.added and rows.stop <= m:
-            if need_weight:
-                dweight[:, rows] += h
-            continue
-        of_write = slice(rows.start - m * p.added, rows.stop - m * p.added)
-        into(dwrite[..., of_write, :], h @ p.weight.mT)
+        h, half = g @ p.read, widened(p, rows)
+        into(dwrite[..., rows, :], h @ p.weight.mT)
+        into(dread, g.mT @ half)
         if need_weight:
-            dweight += p.write[..., of_write, :].mT @ h
+            dweight += p.write[..., rows, :].mT @ h
+        if p.depth is not None:
+            ddepth += dots(grad, half @ p.read.mT)
 
 
 def widen(p: Problem, x: Tensor, out: Tensor) -> None:
