@@ -206,7 +206,7 @@ def mixed(p: Problem, layers: slice) -> Tensor:
 
 def dots(x: Tensor, y: Tensor) -> Tensor:
     """<x[i], y[j]>, [i, j], of matrices: row by row, for a float32 sum of a whole matrix loses a digit."""
-    return torch.bmm(x.transpose(0, 1), y.permute(1, 2, 0)).sum(0)
+    return torch.bmm(y.transpose(0, 1), x.permute(1, 2, 0)).sum(0).T  # of the longer one, y, no copy is made
 
 
 def groups(p: Problem) -> Iterator[slice]:
