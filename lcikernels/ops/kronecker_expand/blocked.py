@@ -50,7 +50,7 @@ class Problem(NamedTuple):
         return self.write.dim() == self.read.dim() == 2
 
     def mixes_first(self) -> bool:
-        """A stack of maps cannot; and where layers are added, widening the fewer old ones may cost less."""
+        """A stack of maps cannot; and where the depth grows, widening the fewer old ones may cost less."""
         L1, L2, m, n, M, N = self.sizes
         if not self.shared():
             return False
@@ -69,8 +69,9 @@ class Problem(NamedTuple):
 
 def problem(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, added: bool) -> Problem:
     exact = inner(weight)
-    maps = (u if u is None else u.to(exact) for u in (write, read, depth))
-    return Problem(weight, *maps, added)
+    # Detached: of a map that requires a gradient, matmul copies all layers to multiply them as one matrix.
+    maps = (u if u is None else u.detach().to(exact) for u in (write, read, depth))
+    return Problem(weight.detach(), *maps, added)
 
 
 def forward(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, added: bool) -> Tensor:
@@ -106,8 +107,7 @@ def backward(
     p = problem(weight, write, read, depth, added)
     shapes = weight.shape if need_weight else 0, write.shape, read.shape, 0 if depth is None else depth.shape
     gradients = [p.write.new_zeros(shape) for shape in shapes]
-    # A gradient of depth by rows costs more than the products that widening fewer layers saves.
-    by_layers_or_rows = backward_by_layers if p.shared() else backward_by_rows
+    by_layers_or_rows = backward_by_layers if p.mixes_first() else backward_by_rows
     by_layers_or_rows(p, grad_out, *gradients, need_weight)
     return tuple(gradient.to(weight.dtype) for gradient in gradients)
 
@@ -132,16 +132,23 @@ def backward_by_layers(p: Problem, grad_out, dweight, dwrite, dread, ddepth, nee
 def backward_by_rows(p: Problem, grad_out, dweight, dwrite, dread, ddepth, need_weight: bool) -> None:
     """Adds to the gradients, a few rows of all old layers at a time."""
     p = p._replace(weight=p.weight.to(p.write.dtype))
+    kept = p.sizes[3] * p.added  # columns
     for rows in blocks(p):
         grad = grad_out[:, rows].to(p.weight.dtype)
         g = grad if p.depth is None else mix(p.depth.T, grad)
-        h, half = g @ p.read, widened(p, rows)
-        into(dwrite[..., rows, :], h @ p.weight.mT)
-        into(dread, g.mT @ half)
-        if need_weight:
-            dweight += p.write[..., rows, :].mT @ h
+        half, h = widened(p, rows), g[..., kept:] @ p.read
+        if p.added:
+            h += g[..., :kept]
+        into(dread, g[..., kept:].mT @ half)
         if p.depth is not None:
-            ddepth += dots(grad, half @ p.read.mT)
+            ddepth += dots(grad[..., kept:], half @ p.read.mT) + dots(grad[..., :kept], half[..., :kept])
+        if (made := made_by(p, rows)) is None:
+            if need_weight:
+                dweight[:, rows] += h
+            continue
+        into(dwrite[..., made, :], h @ p.weight.mT)
+        if need_weight:
+            dweight += p.write[..., made, :].mT @ h
 
 
 def widen(p: Problem, x: Tensor, out: Tensor) -> None:
@@ -181,10 +188,14 @@ def backward_of_widen(p: Problem, grad: Tensor, x: Tensor, dwrite: Tensor, dread
 
 def widened(p: Problem, rows: slice) -> Tensor:
     """These rows of write · weight of every old layer, [L1, rows, n]."""
-    if not p.added:
-        return p.write[..., rows, :] @ p.weight
-    m = p.weight.shape[1]
-    return p.weight[:, rows] if rows.stop <= m else p.write[rows.start - m : rows.stop - m] @ p.weight
+    made = made_by(p, rows)
+    return p.weight[:, rows] if made is None else p.write[..., made, :] @ p.weight
+
+
+def made_by(p: Problem, rows: slice) -> slice | None:
+    """The rows of write that make these; none where they are the old layers' own."""
+    m = p.sizes[2] * p.added
+    return None if rows.stop <= m else slice(rows.start - m, rows.stop - m)
 
 
 def mix(depth: Tensor | None, layers: Tensor) -> Tensor:
