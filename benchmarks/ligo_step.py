@@ -87,9 +87,11 @@ def expand(expansion: Expansion) -> Callable[[], None]:
 
 
 def counted(model: nn.Module, ids: Tensor) -> tuple[int, int]:
-    """Bytes and operations of a step."""
-    held = {*model.parameters(), *model.buffers()}
-    with Memory(held) as memory, FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    """Bytes and operations of a step; one after the other, for the counter keeps what a checkpoint frees."""
+    with Memory({*model.parameters(), *model.buffers()}) as memory:
+        model(input_ids=ids, labels=ids).loss.backward()
+    model.zero_grad()
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         model(input_ids=ids, labels=ids).loss.backward()
     moments = sum(2 * 4 * x.numel() for x in model.parameters() if x.requires_grad)
     return memory.most + moments, counter.get_total_flops()

@@ -215,9 +215,8 @@ def train(
     if (length := data.windows.shape[1]) > most:
         raise refuse("data", f"windows of at most {most} tokens, the model's", length, "cut shorter ones")
     refuse_foreign(data.windows, config.vocab_size)
-    batch = data.batch(range(min(batch_size, len(data))))
     with quiet(), tempfile.TemporaryDirectory() as scratch, RunProgress(name, steps) as progress:
-        flops = count_flops(expansion, batch) * steps
+        flops = step_flops(expansion, data, min(batch_size, len(data))) * steps
         arguments = TrainingArguments(
             scratch,
             max_steps=steps,
@@ -251,3 +250,9 @@ def train(
     expansion.operator.rounded.clear()
     expansion.cpu().requires_grad_(False)
     return flops, loss
+
+
+def step_flops(expansion: Expansion, data: Data, batch_size: int) -> int:
+    """Operations of one step, from those of one window and of two: counting keeps what checkpoints free."""
+    one, two = (count_flops(expansion, data.batch([0] * windows)) for windows in (1, 2))
+    return one + (batch_size - 1) * (two - one)
