@@ -21,6 +21,7 @@ from growth.adapters import source_adapter
 from growth.demo.corpus import byte_tokenizer, corpus
 from growth.files import Checkpoint
 from growth.loading import load_model, quiet
+from growth.training.curve import evaluate
 from growth.training.data import Windows, collator, tokens
 
 LENGTH, BATCH, PRETRAINING = 128, 16, 400
@@ -63,14 +64,11 @@ def pretrain(folder: Path, config: PreTrainedConfig, data: Windows, seed: int) -
     return folder
 
 
-@torch.no_grad()
 def loss(folder: Path, windows: Tensor) -> float:
     """On held-out windows, for a masked model with the same masks each time."""
-    batch_of = collator(source_adapter(Checkpoint(folder).config, str(folder)), folder)
-    torch.manual_seed(0)
-    whole = [{"input_ids": window, "labels": window} for window in windows]
-    batch = (batch_of or torch.utils.data.default_collate)(whole)
-    return load_model(folder).eval()(**batch).loss.item()
+    masked = collator(source_adapter(Checkpoint(folder).config, str(folder)), folder)
+    batch = masked([{"input_ids": x} for x in windows], seed=0) if masked else {"input_ids": windows}
+    return evaluate(load_model(folder), *batch.values())
 
 
 def main() -> None:

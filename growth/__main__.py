@@ -55,20 +55,24 @@ def grow(
     data: Annotated[
         Path | None, typer.Option(help="ligo, mango: a text file or a folder of them to learn from.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="ligo, mango: learning steps.")] = 100,
-    batch_size: Annotated[int, typer.Option(help="ligo, mango: windows a step.")] = 16,
-    sequence_length: Annotated[int, typer.Option(help="ligo, mango: tokens a window.")] = 512,
+    steps: Annotated[int | None, typer.Option(help="ligo, mango: learning steps; default: 100.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="ligo, mango: windows a step; default: 16.")] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(help="ligo, mango: tokens a window; default: 512.")
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="ligo, mango: the highest; default: 0.5 / the source's width.")
     ] = None,
-    start: Annotated[str, typer.Option(help="ligo: lossless | net2net | published")] = "lossless",
+    start: Annotated[
+        str | None, typer.Option(help="ligo: lossless | net2net | published; default: lossless.")
+    ] = None,
     ties: Annotated[
         str | None, typer.Option(help="ligo: published | untied; default: as the start needs.")
     ] = None,
     learn: Annotated[
         list[str] | None, typer.Option(help="ligo: maps that learn, such as depth.*; may be repeated.")
     ] = None,
-    rank: Annotated[int, typer.Option(help="mango: terms of its ring.")] = 1,
+    rank: Annotated[int | None, typer.Option(help="mango: terms of its ring; default: 1.")] = None,
     seed: Seed = 0,
     dry_run: DryRun = False,
 ) -> None:
@@ -88,7 +92,7 @@ def grow(
         learning_rate=learning_rate,
         start=start,
         ties=ties,
-        learn=learn or ("*",),
+        learn=learn or None,
         rank=rank,
         seed=seed,
         dry_run=dry_run,

@@ -6,7 +6,9 @@ import time
 from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+from torch.distributed import is_torchelastic_launched
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
@@ -15,15 +17,21 @@ from growth.adapters import source_adapter
 from growth.engine import grown, plan_growth
 from growth.errors import refuse
 from growth.files import Checkpoint, refuse_existing, write_checkpoint
-from growth.learning import Expansion, train
+from growth.learning import Expansion, fit, windows_for
+from growth.maps import Maps
 from growth.operators import LEARNED, OPERATORS
-from growth.operators.ligo import TIES_OF, LearnedMaps, chosen, ligo
+from growth.operators.ligo import TIES_OF, LearnedMaps, chosen, ligo, planned
 from growth.operators.mango import Mango, mango
 from growth.plan import Source
 from growth.report import Report
 from growth.spaces import Architecture
-from growth.training.data import Windows
+from growth.training.data import Data
 
+LEARNING = {"data": None, "steps": 100, "batch_size": 16, "sequence_length": 512, "learning_rate": None}
+OPTIONS = {  # of methods that learn, and what they are unless given
+    "ligo": LEARNING | {"start": "lossless", "ties": None, "learn": ("*",)},
+    "mango": LEARNING | {"rank": 1},
+}
 RATE = 0.5  # of learned maps, over the source's width: at 96 it learns more than 0.2 does, and no less than 1
 
 
@@ -36,15 +44,15 @@ def grow(
     num_layers: int | None = None,
     num_heads: int | None = None,
     ffn_size: int | None = None,
-    data: str | Path | Windows | None = None,
-    steps: int = 100,
-    batch_size: int = 16,
-    sequence_length: int = 512,
+    data: Data | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    sequence_length: int | None = None,
     learning_rate: float | None = None,
-    start: str = "lossless",
+    start: str | None = None,
     ties: str | None = None,
-    learn: Collection[str] = ("*",),
-    rank: int = 1,
+    learn: Collection[str] | None = None,
+    rank: int | None = None,
     seed: int = 0,
     dry_run: bool = False,
 ) -> Report:
@@ -55,24 +63,28 @@ def grow(
     num_heads       default: hidden_size / the head size, which never changes
     ffn_size        neurons of a feed-forward block; default: in proportion to hidden_size
     num_layers      default: the source's
-    data, steps     for ligo and mango: the text to learn from (a file, a folder, Windows), and how long
-    batch_size      for ligo and mango: windows a step
-    sequence_length for ligo and mango: tokens a window; the model's positions where these are fewer
+    data            for ligo and mango: the text to learn from, files, folders or Windows
+    steps           for ligo and mango: how long they learn; default: 100
+    batch_size      for ligo and mango: windows a step; default: 16
+    sequence_length for ligo and mango: tokens a window; default: 512, or the model's positions if fewer
     learning_rate   for ligo and mango: the highest; default: 0.5 / the source's width, for a new unit sums
                     over as many old ones
-    start           for ligo: "lossless", LEMON's maps, so that step 0 computes what the source does;
-                    "net2net", close to it where that is impossible; "published", a noisy stack of averaged
-                    units
+    start           for ligo: "lossless" (default), LEMON's maps, so that step 0 computes what the source
+                    does; "net2net", close to it where that is impossible; "published", a noisy stack of
+                    averaged units
     ties            for ligo: "published", readers tied to producers, or "untied"; default: by the start
-    learn           for ligo: patterns of the maps that learn, such as depth.* (growth.operators.ligo.chosen)
-    rank            for mango: terms of its ring
+    learn           for ligo: patterns of the maps that learn, such as depth.* (growth.operators.ligo.chosen);
+                    default: all of them
+    rank            for mango: terms of its ring; default: 1
 
     Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the
-    source cannot be read, the target is smaller or does not divide into heads, the method is unknown or `dst`
-    exists.
+    source cannot be read, the target is smaller or does not divide into heads, the method is unknown or has
+    no such option, `dst` exists, the data do not fit the model or fill no batch, or learning diverges.
     """
     if method not in OPERATORS:
         raise refuse("method", f"one of {', '.join(OPERATORS)}", method, "choose one of these")
+    if is_torchelastic_launched():
+        raise refuse("torchrun", "one process", "several", "grow without it; train takes more")
     if not dry_run:
         refuse_existing(dst)
     began = time.perf_counter()
@@ -81,42 +93,25 @@ def grow(
     source = Source(checkpoint, adapter)
     config = resized(checkpoint.config, hidden_size, num_layers, num_heads, ffn_size)
     old, new = (adapter.describe(x, adapter) for x in (checkpoint.config, config))
-    options = {"seed": seed}
-    if method in LEARNED:
-        if learning_rate is None:
-            learning_rate = RATE / checkpoint.config.hidden_size
-        learning = {"steps": steps, "batch_size": batch_size, "sequence_length": sequence_length}
-        learning |= {"learning_rate": learning_rate}
-        for name, value in learning.items():
-            if not value > 0:
-                raise refuse(name.replace("_", "-"), "more than 0", value, "the default is a place to start")
-        options |= learning
-    if method == "ligo":
-        maps = ligo(old, new, start=start, ties=ties, seed=seed)
-        options |= {"start": start, "ties": ties or TIES_OF[start], "learn": chosen(maps, learn)}
-        if not options["learn"]:
-            raise refuse("learn", "maps that learn", "none", "leave it out for all of them")
-    elif method == "mango":
-        maps = mango(old, new, rank=rank)
-        options["rank"] = rank
-    else:
-        maps = OPERATORS[method](old, new)
+    given = {"data": data, "steps": steps, "batch_size": batch_size, "sequence_length": sequence_length}
+    given |= {"learning_rate": learning_rate, "start": start, "ties": ties, "learn": learn, "rank": rank}
+    options = _options(method, checkpoint.config.hidden_size, given)
+    maps, made_of = _maps(method, old, new, options, seed)
+    plan = plan_growth(source, adapter, config, made_of, new)
     setattr(config, adapter.eps, old.norm_eps * maps.norm_eps)
-    flops, tensors = 0, grown(source, adapter, config, maps, old, seed)
-    if method in LEARNED and not dry_run:
-        if data is None:
-            raise refuse("data", f"text that {method} learns from", "none", "pass a file or a folder of text")
-        operator = (
-            LearnedMaps(maps, source, learn)
-            if method == "ligo"
-            else Mango(source, old, new, rank=rank, seed=seed)
-        )
-        expansion = Expansion(operator, source, adapter, config)
-        flops, options["training_loss"] = train(expansion, data, name=method, seed=seed, **learning)
-        maps, tensors = operator.maps(), expansion.tensors()
-    plan = plan_growth(source, adapter, config, maps, new)
     lossless = method not in LEARNED and maps.lossless(old)  # learning leaves the lossless start
+    flops = 0
     if not dry_run:
+        tensors = grown(source, adapter, config, maps, old, seed)
+        if method in LEARNED:
+            operator = (
+                LearnedMaps(maps, source, options["learn"])
+                if method == "ligo"
+                else Mango(source, old, new, rank=options["rank"], seed=seed)
+            )
+            expansion = Expansion(operator, source, adapter, config)
+            flops = _learn(expansion, method, options, seed)
+            tensors = expansion.tensors()
         record = {
             "growth": __version__,
             "verb": "grow",
@@ -125,6 +120,7 @@ def grow(
             "lossless": lossless,
             "from": sizes(old),
             "to": sizes(new),
+            "seed": seed,
             **options,
             **plan.json(),
         }
@@ -136,13 +132,66 @@ def grow(
     return Report(
         Path(src),
         None if dry_run else Path(dst),
-        f"ligo from its {start} start" if method == "ligo" else method,
+        f"ligo from its {options['start']} start" if method == "ligo" else method,
         lossless,
         time.perf_counter() - began,
         flops,
         (parameters, sum(math.prod(row.shape) for row in plan.rows)),
         plan,
     )
+
+
+def _options(method: str, hidden_size: int, given: dict[str, Any]) -> dict[str, Any]:
+    """What a method goes by: what was given, and the defaults of what was not."""
+    takes = OPTIONS.get(method, {})
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if name not in takes:
+            takers = " or ".join(other for other, options in OPTIONS.items() if name in options)
+            got = "some" if name == "data" else value
+            remedy = f"leave it out, or choose method {takers}"
+            raise refuse(name.replace("_", "-"), f"none, for {method} has no use for it", got, remedy)
+    options = takes | given
+    if takes and options["learning_rate"] is None:
+        options["learning_rate"] = RATE / hidden_size
+    if takes and not options["learning_rate"] > 0:
+        raise refuse("learning-rate", "more than 0", options["learning_rate"], "leave it out")
+    for name, least in (("steps", 1), ("batch_size", 1), ("sequence_length", 2)):
+        if takes and options[name] < least:
+            raise refuse(name.replace("_", "-"), f"at least {least}", options[name], "choose a larger number")
+    return options
+
+
+def _maps(
+    method: str, old: Architecture, new: Architecture, options: dict[str, Any], seed: int
+) -> tuple[Maps, Maps]:
+    """Where growth starts, and what is made of what; adds to LiGO's options what they leave open."""
+    if method == "mango":
+        maps = mango(old, new, rank=options["rank"])
+    elif method != "ligo":
+        maps = OPERATORS[method](old, new)
+    else:
+        maps = ligo(old, new, start=options["start"], ties=options["ties"], seed=seed)
+        options["ties"] = options["ties"] or TIES_OF[options["start"]]
+        options["learn"] = chosen(maps, options["learn"])
+        if not options["learn"]:
+            raise refuse("learn", "maps that learn", "none", "leave it out for all of them")
+        return maps, planned(maps, options["learn"])
+    return maps, maps
+
+
+def _learn(expansion: Expansion, method: str, options: dict[str, Any], seed: int) -> int:
+    """Trains it, and gives the operations; adds to the options what the data and the loss were."""
+    if options["data"] is None:
+        raise refuse("data", f"text that {method} learns from", "none", "pass a file or a folder of text")
+    windows = windows_for(
+        expansion.source, options["data"], options["batch_size"], options["sequence_length"]
+    )
+    how = {name: options[name] for name in ("steps", "batch_size", "learning_rate")}
+    flops, loss = fit(expansion, windows, name=method, seed=seed, **how)
+    options |= {"data": windows.fingerprint(), "sequence_length": windows.windows.shape[1]}
+    options["training_loss"] = loss
+    return flops
 
 
 def resized(

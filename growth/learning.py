@@ -18,18 +18,19 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedConfig, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
 from growth.adapters.table import Adapter, Entry
 from growth.engine import reader
 from growth.errors import refuse
 from growth.loading import load_tokenizer, quiet
-from growth.maps import Maps
 from growth.plan import Source
 from growth.spaces import Weight
-from growth.training.data import Data, Windows, collator, refuse_foreign, windows_of
+from growth.training.data import Data, Windows, collator, windows_of
 from growth.training.flops import count_flops
 from growth.training.progress import RunProgress, ShowSteps
+from growth.training.schedule import cosine
+from growth.training.trainer import ScheduledTrainer
 
 
 class Operator(nn.Module):
@@ -37,12 +38,10 @@ class Operator(nn.Module):
 
     def __init__(self, source: Source):
         super().__init__()
-        read = reader(source)
-        layers: dict[str, int] = {}
-        for name, layer in source.place:
-            layers[name] = 0 if layer is None else max(layers.get(name, 0), layer + 1)
-        for name, L in layers.items():
-            x = torch.stack([read(name, j) for j in range(L)]) if L else read(name, None)
+        read, layers = reader(source), range(source.config.num_hidden_layers)
+        for weight in source.adapter.weights(source.config):
+            name = weight.name
+            x = torch.stack([read(name, j) for j in layers]) if weight.layered else read(name, None)
             self.register_buffer(key(name), x.float(), persistent=False)
         self.rounded: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
@@ -69,9 +68,10 @@ class Operator(nn.Module):
         """The map [T, S] of an axis of a weight outside the layers; None where the axis does not grow."""
         raise NotImplementedError
 
-    def maps(self) -> Maps:
-        """What every target tensor is made of now, for the plan."""
-        raise NotImplementedError
+
+def exactly(x: Tensor) -> torch.autocast:
+    """No 16 bits: for what makes vectors and the stream of embeddings, which models have in float32."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def key(name: str) -> str:
@@ -133,7 +133,8 @@ class Expansion(nn.Module):
     def _widen(self, weight: Weight):
         def hook(module: nn.Module, inputs: tuple[Tensor], x: Tensor) -> Tensor:
             B = self.operator.matrix(weight, 0)
-            return x if B is None else x @ B.T
+            with exactly(x):
+                return x if B is None else x @ B.T
 
         return hook
 
@@ -191,57 +192,63 @@ def _path(model: nn.Module, wanted: nn.Module) -> str:
     return next(path for path, module in model.named_modules() if module is wanted)
 
 
-def train(
+def windows_for(source: Source, data: Data, batch_size: int, sequence_length: int) -> Windows:
+    """Data as windows of `sequence_length` tokens, or as many as the model has positions.
+
+    Raises Refusal where they do not fit the model, or fill no batch.
+    """
+    config, most = source.config, source.config.max_position_embeddings
+    if not isinstance(data, Windows):
+        data = windows_of(data, load_tokenizer(source.checkpoint.path), min(sequence_length, most))
+    if (length := data.windows.shape[1]) > most:
+        raise refuse("data", f"windows of at most {most} tokens, the model's", length, "cut shorter ones")
+    data.refuse_unfit(batch_size, config.vocab_size)
+    return data
+
+
+def fit(
     expansion: Expansion,
-    data: Data,
+    windows: Windows,
     *,
     name: str,
     seed: int,
     steps: int,
     batch_size: int,
-    sequence_length: int,
     learning_rate: float,
 ) -> tuple[int, float]:
     """Train what the operator learns for `steps` steps of AdamW: the operations that took, and the mean loss.
 
     Warm-up over the first tenth (LiGO's published recipe warms up for 10000 steps and stops after 100), then
-    a cosine; gradients clipped at 1; bfloat16 on a GPU that has it. Afterwards the operator is on the CPU.
-    Raises Refusal where the data do not fit the model, and where the loss did not stay finite.
+    a cosine to 0; no weight decay; gradients clipped at 1; bfloat16 on a GPU that has it. Afterwards the
+    operator is on the CPU. Raises Refusal where the loss did not stay finite.
     """
-    folder, config = expansion.source.checkpoint.path, expansion.large[0].config
-    most = config.max_position_embeddings
-    if not isinstance(data, Windows):
-        data = windows_of(data, load_tokenizer(folder), min(sequence_length, most))
-    if (length := data.windows.shape[1]) > most:
-        raise refuse("data", f"windows of at most {most} tokens, the model's", length, "cut shorter ones")
-    refuse_foreign(data.windows, config.vocab_size)
+    folder = expansion.source.checkpoint.path
     with quiet(), tempfile.TemporaryDirectory() as scratch, RunProgress(name, steps) as progress:
-        flops = step_flops(expansion, data, min(batch_size, len(data))) * steps
         arguments = TrainingArguments(
             scratch,
             max_steps=steps,
             per_device_train_batch_size=batch_size,
             learning_rate=learning_rate,
-            warmup_steps=steps // 10,
-            lr_scheduler_type="cosine",
             seed=seed,
             bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+            dataloader_drop_last=True,
             dataloader_pin_memory=torch.cuda.is_available(),
             save_strategy="no",
-            logging_strategy="no",
+            logging_steps=math.ceil(steps / 10),
             logging_nan_inf_filter=False,
             disable_tqdm=True,
             report_to="none",
+            log_level="error",
         )
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # as growth.train does, and for the same reason
-        trainer = Trainer(
+        trainer = ScheduledTrainer(
+            cosine(steps, warmup=steps // 10, floor=0.0),
             model=expansion,
             args=arguments,
-            train_dataset=data,
+            train_dataset=windows,
             data_collator=collator(expansion.adapter, folder),
             callbacks=[ShowSteps(progress)],
         )
-        trainer.remove_callback(PrinterCallback)
+        flops = step_flops(expansion, windows, batch_size, arguments.device) * steps
         loss = trainer.train().training_loss
     if not math.isfinite(loss):
         raise refuse(
@@ -252,7 +259,10 @@ def train(
     return flops, loss
 
 
-def step_flops(expansion: Expansion, data: Data, batch_size: int) -> int:
+def step_flops(expansion: Expansion, windows: Windows, batch_size: int, device: torch.device) -> int:
     """Operations of one step, from those of one window and of two: counting keeps what checkpoints free."""
-    one, two = (count_flops(expansion, data.batch([0] * windows)) for windows in (1, 2))
+    one, two = (
+        count_flops(expansion, {name: x.to(device) for name, x in windows.batch([0] * B).items()})
+        for B in (1, 2)
+    )
     return one + (batch_size - 1) * (two - one)

@@ -9,7 +9,7 @@ pair of dense matrices, for maps that are learned.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -151,6 +151,11 @@ def per_layer(old: Architecture, new: Architecture, grown: Callable[[Space, Spac
         if "{}" in name
         for i in range(new.layers)
     }
+
+
+def learned(depth: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The depth matrices, those of `names` all nan: every old layer counts, how much is not known yet."""
+    return depth | {name: torch.full_like(depth[name], torch.nan) for name in names}
 
 
 HEADS = ("query", "key", "value")

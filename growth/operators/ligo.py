@@ -15,12 +15,10 @@ target layer, each weight has its own depth coefficients; what does not grow has
              untied      A and B apart, for every space
 """
 
-import copy
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fnmatch import filter as matching
-from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +26,8 @@ from torch import Tensor, nn
 from growth.depth import rearranged, stacked
 from growth.engine import named_seed
 from growth.errors import refuse
-from growth.learning import Operator, key
-from growth.maps import Copies, Map, Maps, Widen, keep, unchanged
+from growth.learning import Operator, exactly, key
+from growth.maps import Copies, Map, Maps, Widen, keep, learned, unchanged
 from growth.operators.lemon import lemon
 from growth.operators.net2net import net2net
 from growth.plan import Source
@@ -40,16 +38,15 @@ PRESERVING = {"lossless": lemon, "net2net": net2net}
 STARTS = (*PRESERVING, "published")
 TIES = ("published", "untied")
 TIES_OF = {"lossless": "untied", "net2net": "untied", "published": "published"}  # unless asked otherwise
-STREAM = ("residual", "gain", "normed", "final_gain", "final")  # one map in the published ties
+STREAM = ("residual", "gain", "normed", "transform", "final_gain", "final")  # one map in the published ties
 DEPTH_NOISE = 0.03
-WRITTEN, TAKEN = attrgetter("written"), attrgetter("taken")
 UNSEEN = 0.1  # the random part of a reader, relative to the weight that it is drawn from
 
 
 class Added(nn.Module):
     """The old units as they are and new ones below: write = scale [I; written], read = [I; taken].
 
-    written, taken [T - S, S]; taken is None where nothing reads the space.
+    written, taken [T - S, S], in float32; taken is None where nothing reads the space.
     """
 
     noise, same = 0.0, False
@@ -57,8 +54,10 @@ class Added(nn.Module):
     def __init__(self, written: Tensor, taken: Tensor | None, scale: float = 1.0):
         super().__init__()
         self.scale = scale
-        self.written = nn.Parameter(written)
-        self.taken = self.written if taken is written else None if taken is None else nn.Parameter(taken)
+        self.written = nn.Parameter(written.float())
+        self.taken = (
+            self.written if taken is written else None if taken is None else nn.Parameter(taken.float())
+        )
 
     def write(self, x: Tensor) -> Tensor:
         return self.scale * torch.cat([x, self.written.to(x.dtype) @ x])
@@ -96,7 +95,8 @@ def ligo(
         expected = (
             f"net2net or published, for between whole factors of {S} no map of a post-norm model is lossless"
         )
-        raise refuse("start", expected, f"lossless, and a hidden size of {T}", f"or choose {T // S * S + S}")
+        remedy = f"choose one of these, or hidden size {T // S * S + S}"
+        raise refuse("start", expected, f"lossless, and a hidden size of {T}", remedy)
     maps = PRESERVING[start](old, new, noise=0.0)
     if ties == "published" and not all(space.same for space in maps.spaces.values()):
         got = "published, and a width that grows"
@@ -170,30 +170,32 @@ def chosen(maps: Maps, patterns: Collection[str]) -> list[str]:
     for pattern in patterns:
         if not matching(names, pattern):
             kinds = ", ".join(sorted({f"{name.partition('.')[0]}.*" for name in names}))
-            raise refuse("learn", f"patterns of maps: {kinds}", pattern, "such as read.ffn.*")
+            raise refuse("learn", f"patterns of maps: {kinds}", pattern, f"such as {names[0]}")
     return [name for name in names if any(matching([name], pattern) for pattern in patterns)]
 
 
+def planned(maps: Maps, learn: Collection[str]) -> Maps:
+    """What is made of what when those maps have learned."""
+    depth = [name.removeprefix("depth.") for name in chosen(maps, learn) if name.startswith("depth.")]
+    return replace(maps, depth=learned(maps.depth, depth))
+
+
 class LearnedMaps(Operator):
-    """Maps whose tensors are parameters, and the small model that they enlarge.
+    """Maps whose tensors are parameters, taken over as they are, and the small model that they enlarge.
 
     learn: patterns, as for `chosen`; where maps are tied, one name is enough.
     """
 
     def __init__(self, maps: Maps, source: Source, learn: Collection[str] = ("*",)):
         super().__init__(source)
-        self.start = maps = replace(maps, spaces=copy.deepcopy(maps.spaces))  # what is tied stays tied
+        self.start = maps
         self.spaces = nn.ModuleDict({key(name): x for name, x in maps.spaces.items() if isinstance(x, Added)})
         self.depth = nn.ParameterDict({key(name): x.float() for name, x in maps.depth.items()})
-        self.spaces.float()
         self.requires_grad_(False)
         for name in chosen(maps, learn):
             kind, _, of = name.partition(".")
-            tensor = (
-                self.depth[key(of)]
-                if kind == "depth"
-                else (WRITTEN if kind == "write" else TAKEN)(maps.spaces[of])
-            )
+            side = {"write": "written", "read": "taken"}.get(kind)
+            tensor = getattr(maps.spaces[of], side) if side else self.depth[key(of)]
             tensor.requires_grad_()
         self.copied = {
             name: [_copied(row) for row in rows.tolist()]
@@ -221,15 +223,17 @@ class LearnedMaps(Operator):
                 return kronecker_expand(x, *maps, depth)[0]
             if len(spaces) == 2 and all(space.same or isinstance(space, Added) for space in spaces):
                 maps = (  # no matrix's space is scaled
-                    x.new_empty(0, size) if space.same else rows(space).to(x.dtype)
-                    for space, rows, size in zip(spaces, (WRITTEN, TAKEN), x.shape[1:], strict=True)
+                    x.new_empty(0, size) if space.same else getattr(space, side).to(x.dtype)
+                    for space, side, size in zip(spaces, ("written", "taken"), x.shape[1:], strict=True)
                 )
                 return kronecker_expand(x, *maps, depth, added=True)[0]
-            x = x[0] if depth is None else torch.tensordot(depth[0], x, 1)
-            if weight.name in self.start.constants:
-                x = x + float(self.start.constants[weight.name][layer])
-        x = spaces[0].write(x)
-        return spaces[1].read(x) if x.ndim == 2 else x
+        with exactly(x):
+            if layer is not None:
+                x = x[0] if depth is None else torch.tensordot(depth[0], x, 1)
+                if weight.name in self.start.constants:
+                    x = x + float(self.start.constants[weight.name][layer])
+            x = spaces[0].write(x)
+            return spaces[1].read(x) if x.ndim == 2 else x
 
     def _mixing(self, name: str, layer: int) -> tuple[Tensor, Tensor | None]:
         """The old layers [L, ...] that a new one is a mix of, its row of depth [1, L] or None for a copy."""
@@ -239,11 +243,7 @@ class LearnedMaps(Operator):
             return old[j : j + 1], None
         return old, depth[layer : layer + 1].to(old.dtype)
 
-    def maps(self) -> Maps:
-        """The maps as they are now."""
-        return replace(self.start, depth={name: self.depth[key(name)].detach() for name in self.start.depth})
-
 
 def _copied(row: list[float]) -> int | None:
     """The layer that a row of depth copies, None where it is a mix."""
-    return row.index(1.0) if sorted(row)[-1:] == [1.0] and sum(map(abs, row)) == 1 else None
+    return row.index(1.0) if 1.0 in row and sum(map(abs, row)) == 1 else None

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from growth.engine import named_seed
 from growth.errors import refuse
-from growth.learning import Operator, key
-from growth.maps import Maps, Widen
+from growth.learning import Operator, exactly, key
+from growth.maps import Maps, learned
 from growth.operators.ligo import added
 from growth.operators.net2net import net2net
 from growth.plan import Source
@@ -38,7 +38,7 @@ UNUSED = 0.1  # of cores whose terms another core holds at zero: how long their 
 
 
 def mango(old: Architecture, new: Architecture, *, rank: int = 1) -> Maps:
-    """Net2Net's maps, with every layer in the mix of every matrix: what is made of what.
+    """What is made of what: Net2Net's maps, but every old layer is in every mix, and every unit is one.
 
     Raises Refusal where rank is below 1, or a feed-forward block is not a whole number of streams wide, the
     same before and after.
@@ -54,8 +54,9 @@ def mango(old: Architecture, new: Architecture, *, rank: int = 1) -> Maps:
             "choose method ligo" if F % D else "leave ffn-size out, or choose method ligo",
         )
     maps = net2net(old, new, noise=0.0)
-    whole = {w.name: torch.ones_like(maps.depth[w.name]) for w in slotted(old)}
-    return replace(maps, depth=maps.depth | whole)
+    stream = maps.spaces["normed"].dense()
+    spaces = {name: x if name in FIXED else stream for name, x in maps.spaces.items()}
+    return replace(maps, spaces=spaces, depth=learned(maps.depth, maps.depth))
 
 
 def slotted(old: Architecture) -> list[Weight]:
@@ -66,14 +67,14 @@ def slotted(old: Architecture) -> list[Weight]:
 class Mango(Operator):
     """The cores and the small model that they enlarge.
 
-    read, write [R, R, T, D]  layers [R, 2, L', L]  slots [2, R, B, B], as I, O, L and B above.
-    Raises Refusal as `mango` does.
+    read, write [R, R, T, D]  layers [R, 2, L', L]  slots [2, R, B, B], as I, O, L and B above; of sizes that
+    `mango` takes.
     """
 
     def __init__(self, source: Source, old: Architecture, new: Architecture, *, rank: int = 1, seed: int = 0):
         super().__init__(source)
         D, self.tied = old.spaces["residual"].size, old.tied
-        self.start, self.mixed = net2net(old, new, noise=0.0), mango(old, new, rank=rank)
+        self.start = net2net(old, new, noise=0.0)
         self.where: dict[str, range] = {}  # the slots of each matrix
         self.rows: dict[str, bool] = {}  # are they its rows, or its columns?
         stacks, B = [], 0
@@ -129,31 +130,23 @@ class Mango(Operator):
 
     def _other(self, weight: Weight, layer: int | None) -> Tensor:
         x = self.small(weight)
-        if layer is not None:
-            x = torch.tensordot(self.depth[key(weight.name)][layer], x, 1)
-            if weight.name in self.start.constants:
-                x = x + float(self.start.constants[weight.name][layer])
-        if (core := self.matrix(weight, 0)) is not None:
-            units = x.unflatten(0, (-1, core.shape[1]))  # neurons are as many parts as their matrices
-            x = torch.einsum("td, bd... -> bt...", core, units).flatten(0, 1)
-        if x.ndim == 2 and (core := self.matrix(weight, 1)) is not None:
-            x = x @ core.T
-        return x
+        with exactly(x):
+            if layer is not None:
+                x = torch.tensordot(self.depth[key(weight.name)][layer], x, 1)
+                if weight.name in self.start.constants:
+                    x = x + float(self.start.constants[weight.name][layer])
+            if (core := self.matrix(weight, 0)) is not None:
+                units = x.unflatten(0, (-1, core.shape[1]))  # neurons are as many parts as their matrices
+                x = torch.einsum("td, bd... -> bt...", core, units).flatten(0, 1)
+            if x.ndim == 2 and (core := self.matrix(weight, 1)) is not None:
+                x = x @ core.T
+            return x
 
     def matrix(self, weight: Weight, axis: int) -> Tensor | None:
         if weight.spaces[axis] in FIXED:
             return None
         shared = self.tied and weight.spaces[axis] in ("final", "final_gain")
         return self.ring["read" if axis or shared else "write"][0, 0]
-
-    def maps(self) -> Maps:
-        learned = Widen(self.ring["write"][0, 0].detach(), self.ring["read"][0, 0].detach())
-        spaces = {name: x if name in FIXED else learned for name, x in self.mixed.spaces.items()}
-        depth = {
-            name: x if name in self.where else self.depth[key(name)].detach()
-            for name, x in self.mixed.depth.items()
-        }
-        return replace(self.mixed, spaces=spaces, depth=depth)
 
 
 def _core(first: Tensor, rank: int, generator: torch.Generator | None = None) -> Tensor:

@@ -4,6 +4,7 @@ A text is a file; a corpus is the tokens of its texts, one after the other, each
 end-of-text token where it has one; a window is `length` neighbouring tokens of the corpus.
 """
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -71,7 +72,7 @@ class Windows(Dataset):
         count = len(corpus) // length
         if count < 1:
             raise refuse("data", f"at least {length} tokens, one window", len(corpus), "give more text")
-        self.windows = corpus[: count * length].view(count, length)
+        self.windows = corpus[: count * length].view(count, length).long()
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -94,6 +95,21 @@ class Windows(Dataset):
         """`count` windows, or all where there are fewer, [count, length]; the same for the same seed."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.windows[order[:count]]
+
+    def fingerprint(self) -> str:
+        """How many they are, and a checksum of their tokens."""
+        return f"{len(self)} windows, {zlib.crc32(self.windows.numpy()):08x}"
+
+    def refuse_unfit(self, batch_size: int, vocabulary: int) -> None:
+        """Raises Refusal where they are less than a batch, or not of the model's tokenizer."""
+        if len(self) < batch_size:
+            raise refuse(
+                "data",
+                f"at least one batch, {batch_size} windows of {self.windows.shape[1]} tokens",
+                f"{len(self)} windows",
+                "give more text, or a smaller batch size or sequence length",
+            )
+        refuse_foreign(self.windows, vocabulary)
 
 
 Data = str | Path | Sequence[str | Path] | Windows

@@ -1,6 +1,7 @@
 """What a run shows while it works: a live line on a terminal, a line for every evaluation elsewhere."""
 
 import sys
+import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,8 +31,8 @@ class RunProgress:
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step)
 
-    def loss(self, step: int, loss: float, seconds: float) -> None:
-        text = f"{self.name}: step {step} of {self.steps}, validation loss {loss:.3f}, {seconds:.0f} s"
+    def loss(self, step: int, loss: float, seconds: float, of: str = "validation") -> None:
+        text = f"{self.name}: step {step} of {self.steps}, {of} loss {loss:.3f}, {seconds:.0f} s"
         if self._bar:
             self._bar.update(self._bar.task_ids[0], description=text)
         elif not self.silent:
@@ -39,10 +40,18 @@ class RunProgress:
 
 
 class ShowSteps(TrainerCallback):
-    """Shows the steps of a Trainer that measures nothing on its way."""
+    """Shows the steps, and the training loss where it is logged, of a Trainer that measures nothing else."""
 
     def __init__(self, progress: RunProgress):
         self.progress = progress
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.began = time.perf_counter()
+
     def on_step_end(self, args, state, control, **kwargs):
         self.progress.step(state.global_step)
+
+    def on_log(self, args, state, control, *, logs, **kwargs):
+        if "loss" in logs:
+            seconds = time.perf_counter() - self.began
+            self.progress.loss(state.global_step, logs["loss"], seconds, "training")

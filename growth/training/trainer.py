@@ -14,12 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import (
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
 
 from growth.adapters import ADAPTERS
 from growth.errors import refuse
@@ -148,21 +143,14 @@ def train(
     masked = collator(adapter, model) if adapter else None
     windows, held_out = split(data, validation, tokenizer, length)
     length = windows.windows.shape[1]  # Windows come with a length of their own
-    if len(windows) < batch_size:
-        raise refuse(
-            "data",
-            f"at least one batch, {batch_size} windows of {length} tokens",
-            f"{len(windows)} windows",
-            "give more text, or a smaller batch size or sequence length",
-        )
-    refuse_foreign(windows.windows, config.vocab_size)
+    windows.refuse_unfit(batch_size, config.vocab_size)
     measured = (held_out,)
     if masked:
         measured = tuple(masked([{"input_ids": window} for window in held_out], seed=0).values())
     refuse_foreign(measured[0], config.vocab_size)
     settings = {
         "model": str(model),
-        "data": f"{len(windows)} windows, {zlib.crc32(windows.windows.numpy()):08x}",
+        "data": windows.fingerprint(),
         "steps": steps,
         "batch_size": batch_size,
         "sequence_length": length,
@@ -204,7 +192,6 @@ def train(
         report_to="none",
         log_level="error",
     )
-    args._n_gpu = min(args.n_gpu, 1)  # the Trainer would give each GPU a batch of its own; torchrun does that
     with (
         quiet(),
         _unfinished(args, settings, resume) as last,
@@ -215,7 +202,7 @@ def train(
         named_parameters(network, frozen)
         least = threshold if unfreeze else -math.inf  # no loss improves by less than that
         freezing = UnfreezeOnPlateau(frozen, least, patience, warmup) if freeze else None
-        engine = _Trainer(
+        engine = ScheduledTrainer(
             rate,
             model=network,
             args=args,
@@ -223,7 +210,6 @@ def train(
             train_dataset=windows,
             callbacks=[freezing] if freezing else None,
         )
-        engine.remove_callback(PrinterCallback)
         sample = [windows[i] for i in range(batch_size)]
         batch = masked(sample, seed=0) if masked else windows.batch(range(batch_size))
         batch = {key: value.to(args.device) for key, value in batch.items()}
@@ -255,8 +241,8 @@ def split(
     return windows.hold_out(min(HELD_OUT, math.ceil(len(windows) / 20)))
 
 
-class _Trainer(Trainer):
-    """The Trainer with our schedule, and a resume that reads the model whole.
+class ScheduledTrainer(Trainer):
+    """The Trainer with our schedule, a GPU a process, and a resume that reads the model whole.
 
     The Trainer's own looks for the names in memory, not strictly, so that what save_pretrained renames stays
     untrained: GPT-NeoX's head. Sharded models (FSDP) have their own format and keep their own way.
@@ -264,7 +250,9 @@ class _Trainer(Trainer):
 
     def __init__(self, rate: Schedule, *, model, args, data_collator, train_dataset, callbacks):
         self.rate = rate
+        args._n_gpu = min(args.n_gpu, 1)  # it would give each GPU a batch of its own; torchrun does that
         super().__init__(model, args, data_collator, train_dataset, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.rate)

@@ -174,7 +174,7 @@ REFUSALS = {
     ),
     "ligo without steps": (
         ("grow", "{src}", "{}/out", "--method", "ligo", "--num-layers", 4, "--steps", 0),
-        "steps: expected more than 0",
+        "steps: expected at least 1",
     ),
     "an output below a file": (
         ("grow", "{src}", "{}/text.txt/out", "--num-layers", 4),

@@ -1,5 +1,6 @@
 """Growth that is learned: where it starts, what learns, what it keeps in memory, where it ends."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from growth.engine import grown
 from growth.errors import Refusal
 from growth.files import Checkpoint
 from growth.grow import resized
-from growth.learning import Expansion
+from growth.learning import Expansion, step_flops
 from growth.loading import load_model
 from growth.maps import Copies
 from growth.operators import OPERATORS
@@ -25,6 +26,7 @@ from growth.operators.mango import Mango
 from growth.plan import Source
 from growth.spaces import Space
 from growth.training.data import Windows
+from growth.training.flops import count_flops
 
 SIZES = {
     "wider and deeper": (144, 5),
@@ -80,7 +82,7 @@ def test_ligo_starts_where_it_says(tmp_path, family, start, tied, name):
     src = FAMILIES[family](tmp_path / "src", tie_word_embeddings=tied)
     model = Grown(src, hidden_size, num_layers)
     if start == "lossless" and model.old.post_norm and hidden_size % 96:
-        with pytest.raises(Refusal, match="start: expected net2net or published.* or choose (192|288)"):
+        with pytest.raises(Refusal, match="start: expected net2net or published.* or hidden size (192|288)$"):
             model.ligo(start=start)
         return
     expansion = model.ligo(start=start)
@@ -91,10 +93,12 @@ def test_ligo_starts_where_it_says(tmp_path, family, start, tied, name):
 
 
 @pytest.mark.parametrize("ties", ["published", "untied"])
-def test_the_published_ties_make_one_map_of_the_stream_and_readers_of_producers(source, ties):
-    maps = OPERATORS["ligo"](*vars_of(source, 120, 4), start="published", ties=ties).spaces
-    stream = {id(maps[name].written) for name in ("residual", "gain", "normed", "final_gain", "final")}
-    assert len(stream) == (1 if ties == "published" else 5)
+def test_the_published_ties_make_one_map_of_the_stream_and_readers_of_producers(tmp_path, ties):
+    old, new = vars_of(bert(tmp_path / "src"), 120, 4)
+    maps = OPERATORS["ligo"](old, new, start="published", ties=ties).spaces
+    names = ("residual", "gain", "normed", "transform", "final_gain", "final")
+    stream = {id(maps[name].written) for name in names}
+    assert len(stream) == (1 if ties == "published" else len(names))
     assert (maps["ffn.0"].taken is maps["ffn.0"].written) == (ties == "published")
     assert maps["ffn.0"].written is not maps["ffn.1"].written
 
@@ -158,6 +162,21 @@ def test_autocast_multiplies_in_16_bits_and_leaves_parameters_and_gradients_in_f
         assert made(ids, ids).loss.item() == pytest.approx(exact.item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("operator", ["ligo", "mango"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_autocast_leaves_vectors_and_the_stream_of_embeddings_in_float32(tmp_path, family, operator):
+    sizes = {"n_inner": 192} if family == "gpt2" else {"intermediate_size": 192}
+    model = Grown(FAMILIES[family](tmp_path / "src", **sizes), 144, 5)
+    made = model.ligo(start="published") if operator == "ligo" else model.mango()
+    large, streams = made.large[0], []
+    large.get_input_embeddings().register_forward_hook(lambda module, inputs, out: streams.append(out))
+    weights = [weight for weight in model.old.weights if weight.layered]
+    with torch.autocast("cpu", torch.bfloat16):
+        made(tokens())
+        vectors = [x for x in made.operator.wide(weights, 0) if x.ndim == 1]
+    assert {x.dtype for x in vectors + streams} == {torch.float32} and streams
+
+
 class ProductDtypes(TorchDispatchMode):
     """What kronecker_expand is given."""
 
@@ -194,6 +213,28 @@ def test_a_step_takes_less_memory_than_training_the_large_model(tmp_path, family
             network(input_ids=ids, labels=ids).loss.backward()
         taken.append(memory.most + 2 * sum(x.numel() * 4 for x in network.parameters()))
     assert taken[0] < taken[1]
+
+
+def test_operations_counted_on_two_windows_are_those_of_a_batch(source, text):
+    expansion = Grown(source, 144, 5).ligo()
+    windows = Windows(torch.tensor(list(text.read_bytes())), 32)
+    whole = count_flops(expansion, windows.batch(range(6)))
+    assert step_flops(expansion, windows, 6, torch.device("cpu")) == whole
+
+
+@pytest.mark.parametrize("sizes", [(96, 5), (192, 3), (192, 5)])
+@pytest.mark.parametrize("method", ["ligo", "mango"])
+def test_a_dry_run_plans_what_the_run_records(tmp_path, text, method, sizes):
+    src = neox(tmp_path / "src", intermediate_size=192)
+    sizes = {"hidden_size": sizes[0], "num_layers": sizes[1]}
+    planned = growth.grow(src, tmp_path / "out", method=method, dry_run=True, **sizes).plan
+    growth.grow(src, tmp_path / "out", method=method, data=text, steps=1, **sizes)
+    record = Checkpoint(tmp_path / "out").record()
+    assert record["tensors"] == json.loads(json.dumps(planned.json()))["tensors"]
+    assert record["sequence_length"] == 32
+    assert record["data"].startswith(f"{text.stat().st_size // 32} windows, ")
+    # What does not grow does not learn with LiGO: embeddings, the last norm and the head.
+    assert planned.origins()["copied"] == (4 if method == "ligo" and sizes["hidden_size"] == 96 else 0)
 
 
 @pytest.mark.parametrize("method", ["ligo", "mango"])
@@ -321,7 +362,7 @@ def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
         wanted = {"num_layers": 4, "steps": 1, "data": text}
         return growth.grow(source, tmp_path / "out", **wanted | options)
 
-    foreign = Windows(torch.full((256,), 256), 32)
+    foreign = Windows(torch.full((512,), 256), 32)
     for why, options in {
         "tokens below the model's 256, got 256": {"method": "ligo", "data": foreign},
         "start: expected one of lossless, net2net, published, got now": {"method": "ligo", "start": "now"},
@@ -339,6 +380,15 @@ def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
             "method": "ligo",
             "learning_rate": 1e30,
             "steps": 4,
+        },
+        "sequence-length: expected at least 2, got 1": {"method": "ligo", "sequence_length": 1},
+        "data: expected at least one batch, 999 windows of 32 tokens": {"method": "ligo", "batch_size": 999},
+        "data: expected none, for lemon has no use for it, got some; .* choose method ligo or mango$": {
+            "method": "lemon"
+        },
+        "start: expected none, for mango has no use for it, got lossless; .* choose method ligo$": {
+            "method": "mango",
+            "start": "lossless",
         },
         "learn: expected patterns of maps: depth.*, got zzz": {
             "method": "ligo",
