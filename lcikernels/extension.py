@@ -37,12 +37,22 @@ def on_cuda(op: str, x: Tensor) -> str | None:
     """Why the compiled CUDA kernels of `op` cannot compute with activations like `x`, or None."""
     if WHY_NOT:
         return WHY_NOT
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"lcikernels_cpp::{op}", "CUDA"):
+    if not has_cuda(op):
         return "not compiled: LCIKERNELS_BUILD=cuda pip install --no-build-isolation . says what is missing"
     if x.device.type != "cuda":
         return f"it runs on a GPU, x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 and float16, x is {x.dtype}"
-    if torch.version.hip or torch.cuda.get_device_capability(x.device) < (8, 0):
-        return f"it needs a GPU of compute capability 8.0, x is on {torch.cuda.get_device_name(x.device)}"
+    return too_old(x.device.index)
+
+
+@torch.compiler.assume_constant_result  # what torch.compile cannot trace, and need not
+def has_cuda(op: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"lcikernels_cpp::{op}", "CUDA")
+
+
+@torch.compiler.assume_constant_result
+def too_old(gpu: int) -> str | None:
+    if torch.version.hip or torch.cuda.get_device_capability(gpu) < (8, 0):
+        return f"it needs a GPU of compute capability 8.0, x is on {torch.cuda.get_device_name(gpu)}"
     return None

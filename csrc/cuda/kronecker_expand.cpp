@@ -3,6 +3,7 @@
 #include "kronecker_expand.h"
 
 #include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <tuple>
 
@@ -56,7 +57,7 @@ gpu::KroneckerExpand problem(const Tensor& weight, const Tensor& write, const Te
 
   const int32_t device = weight.get_device_index();
   if (!aoti_torch_get_current_cuda_stream) checks::refuse(OP, "torch", "one with CUDA", "one without");
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &p.stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &p.stream));
   p.multiprocessors = gpu::multiprocessors(device);
   return p;
 }

@@ -195,12 +195,13 @@ def test_autocast_changes_no_bit(op, arguments):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_ops_compile_into_one_graph_with_gradients(device):
-    def block(x, dt, a, b, c, z, weight, log_decay):
+    def block(x, dt, a, b, c, z, weight, log_decay, layers, write, read, depth):
         x = causal_conv1d(x, weight, activation="silu")
         y, h = selective_scan(x, dt, a, b, c, dt_softplus=True, return_final_state=True)
         heads = y.unflatten(-1, (2, 4))
         o = retention(heads, heads, heads, log_decay).flatten(2)
-        return gated_rms_norm(o, z).sum() + h.sum()
+        grown = kronecker_expand(layers, write, read, depth)
+        return gated_rms_norm(o, z).sum() + h.sum() + grown.square().sum()
 
     inputs = (
         leaf(2, 6, 8),
@@ -211,6 +212,10 @@ def test_the_ops_compile_into_one_graph_with_gradients(device):
         leaf(2, 6, 8),
         leaf(8, 4),
         rate(2),
+        leaf(2, 4, 3),
+        leaf(5, 4),
+        leaf(6, 3),
+        leaf(3, 2),
     )
     inputs = tuple(there(inputs, device))
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
