@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import gpu
 from benchmarks.answers import agree, exchange, exchanged
 from benchmarks.gpu_sides import OPS, PUBLISHED, RETNET, Side, found, learned
-from benchmarks.shapes import BERT, BERT_UP, FORWARD, GPT2, TRAINING
+from benchmarks.shapes import BERT, BERT_DOWN, BERT_UP, FORWARD, GPT2, GPT2_UP, ONE_LAYER, TRAINING
 from benchmarks.sides import PARAMETERS
 
 BACKWARD, DECODING, IN_A_ROW = "backward", "one token", "forward, called in a row"
@@ -73,8 +73,7 @@ MAMBA2 = {"B": 8, "T": 4096, "H": 24, "K": 128, "V": 64, "G": 1}
 ATTENTION = {"B": 4, "T": 2048, "H": 16, "K": 128, "V": 128}
 LITTLE = {"B": 1, "T": 256, "H": 8, "K": 64, "V": 64}
 PACKED = {**SCAN, "B": 1, "T": 8 * 4096}
-GPT2_UP = {**GPT2, "m": 3072, "M": 4096}
-DENSE = {"L1": 4, "L2": 8, "m": 2048, "n": 2048, "M": 4096, "N": 4096}
+DENSE = {"L1": 8, "L2": 8, "m": 2048, "n": 2048, "M": 4096, "N": 4096}
 AT_FLOOR = {"percent": 100 / 1.5}
 EXPANDING = (FORWARD, {"memory": 1.1}), (BACKWARD, {}), (TRAINING, {})  # modes, and targets of each
 PAIR, LEARNING = "GPT2-Base to Medium", 8192  # of ligo_step.py, and tokens of a step
@@ -152,7 +151,7 @@ CASES = [
     against_fla(RETNET, TRAINING, targets={"ratio": 2.5}),
     *(published(sizes, mode) for sizes in PUBLISHED for mode in (FORWARD, TRAINING)),
     against_fla(LITTLE, IN_A_ROW),
-    *(case for sizes in (BERT, BERT_UP, GPT2, GPT2_UP) for case in expansions(sizes)),
+    *(case for sizes in (BERT, BERT_UP, BERT_DOWN, ONE_LAYER, GPT2, GPT2_UP) for case in expansions(sizes)),
     *(
         Case("kronecker_expand, dense maps", DENSE, mode, "ours in torch", {"percent": 60} | most)
         for mode, most in EXPANDING

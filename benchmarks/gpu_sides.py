@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks import gpu
-from benchmarks.shapes import Work, expansion_work
+from benchmarks.shapes import Work, expansion_work, fewest
 from benchmarks.sides import (
     EXPANSIONS,
     HEADS_FIRST,
@@ -364,12 +364,18 @@ def expanded(added: bool, weight, write, read, depth) -> Tensor:
 
 
 def dense_work(L1: int, L2: int, m: int, n: int, M: int, N: int) -> tuple[Work, Work]:
-    """The mix in the small space, then both sides, the cheaper first; the backward has h = grad read,
-    s = writeᵀ grad, one product each for both maps and the mix, and the latter's two with depth."""
-    mix, read, out = L1 * L2 * m * n, 2 * (L1 * m * n + M * m + N * n), 2 * L2 * M * N
+    """Both sides, the cheaper first, of the mixed old layers, or of the old ones and then the mix, whichever
+    is less; the backward has h = grad read, s = writeᵀ grad, one product each for both maps and the mix, and
+    depth's besides."""
+    small, large = m * n, M * N
+    read, out = 2 * (L1 * small + M * m + N * n), 2 * L2 * large
     forward = min(M * n * (m + N), N * m * (n + M))
-    backward = M * N * (m + n) + m * n * (M + N + min(M, N))
-    return Work(read + out, 2 * (mix + L2 * forward)), Work(2 * read + out, 2 * (2 * mix + L2 * backward))
+    backward = large * (m + n) + small * (M + N + min(M, N))
+    mixes, orders = L1 * L2, ((small, L2), (large, L1))
+    return (
+        Work(read + out, fewest(mixes, forward, orders)),
+        Work(2 * read + out, fewest(2 * mixes, backward, orders)),
+    )
 
 
 def ours(op: Callable, kernels: str = "triton") -> dict[str, Side]:

@@ -14,7 +14,10 @@ HEAD_NORM = {"B": 2, "T": 2048, "H": 4, "D": 256}  # retention's output: each he
 NORM = {"B": 1, "T": 2048, "D": 1536}
 BERT = {"L1": 6, "L2": 12, "m": 512, "n": 512, "M": 768, "N": 768}  # Small to Base: queries, ..., outputs
 BERT_UP = {**BERT, "m": 2048, "M": 3072}
+BERT_DOWN = {**BERT, "n": 2048, "N": 3072}
+ONE_LAYER = {**BERT_UP, "L2": 1}  # as a block makes it
 GPT2 = {"L1": 12, "L2": 24, "m": 768, "n": 768, "M": 1024, "N": 1024}  # Base to Medium
+GPT2_UP = {**GPT2, "m": 3072, "M": 4096}
 MAMBA2 = {"B": 1, "T": 2048, "H": 24, "P": 64, "N": 128}  # one layer of mamba2-130m
 
 
@@ -86,7 +89,7 @@ CASES = [
     *both("gated_rms_norm", HEAD_NORM, "plain torch"),
     *(
         case
-        for sizes in (BERT, BERT_UP, GPT2)
+        for sizes in (BERT, BERT_UP, BERT_DOWN, ONE_LAYER, GPT2, GPT2_UP)
         for rival in ("layers widened, then mixed", "layers mixed, then widened", "new units alone")
         for case in both("kronecker_expand", sizes, rival, ratio=1 if rival == "new units alone" else 2)
     ),
@@ -165,13 +168,23 @@ def layer_work(element: int, gated: bool, B: int, T: int, H: int, P: int, N: int
 def expansion_work(
     element: int, gated: bool, L1: int, L2: int, m: int, n: int, M: int, N: int
 ) -> tuple[Work, Work]:
-    """The mix in the small space, then the products of new units, the cheaper side first; the backward has
-    h = grad [I; read], the part s of [I; write]ᵀ grad, and one product each for both maps and the mix."""
-    mix, x, more_m, more_n = L1 * L2 * m * n, L2 * m * n, M - m, N - n
-    forward = min(x * more_m + L2 * more_n * n * M, x * more_n + L2 * more_m * m * N)
-    backward = L2 * (M * n * more_n + m * more_m * more_n) + x * (2 * more_m + more_n)
-    read, out = element * (L1 * m * n + more_m * m + more_n * n), element * L2 * M * N
-    return Work(read + out, 2 * (mix + forward)), Work(2 * read + out, 2 * (2 * mix + backward))
+    """The products of new units, the cheaper side first, of the mixed old layers, or of the old ones and then
+    the mix, whichever is less; the backward has h = grad [I; read], the part s of [I; write]ᵀ grad, one
+    product each for both maps and the mix, and depth's besides."""
+    small, large, more_m, more_n = m * n, M * N, M - m, N - n
+    forward = min(small * more_m + more_n * n * M, small * more_n + more_m * m * N)
+    backward = M * n * more_n + m * more_m * more_n + small * (2 * more_m + more_n)
+    read, out = element * (L1 * small + more_m * m + more_n * n), element * L2 * large
+    mixes, orders = L1 * L2, ((small, L2), (large, L1))
+    return (
+        Work(read + out, fewest(mixes, forward, orders)),
+        Work(2 * read + out, fewest(2 * mixes, backward, orders)),
+    )
+
+
+def fewest(mixes: int, widening: int, orders: tuple[tuple[int, int], ...]) -> int:
+    """Flops of so many mixes of layers of a size, and of widening so many layers, in the cheaper order."""
+    return 2 * min(mixes * size + layers * widening for size, layers in orders)
 
 
 WORK = {

@@ -110,8 +110,9 @@ def test_layers_or_rows_make_no_difference(L2, added, mixes_first, small_blocks,
     assert_agrees(op, truth, **inputs(3, L2, 20, 7, 37, 9, (True, True)))
 
 
-@pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize("L1, L2", [(6, 12), (12, 12)])
+@pytest.mark.parametrize(
+    "L1, L2, added", [(6, 12, False), (6, 12, True), (12, 12, False), (12, 12, True), (12, 1, True)]
+)
 def test_the_forward_takes_little_more_than_its_output(L1, L2, added):
     weight, depth = torch.empty(L1, 512, 512, device="meta"), torch.empty(L2, L1, device="meta")
     rows = 256 if added else 768

@@ -1,4 +1,4 @@
-"""LiGO's expansion in plain torch: a few new layers at a time, or a block of rows of all old ones.
+"""LiGO's expansion in plain torch: a new layer at a time, or a block of rows of all old ones.
 
 Where all old layers share their maps, and mixing them first costs less, that is done, in the small space:
 
@@ -18,7 +18,7 @@ left out, the cheaper side first:
     s = [I; write]ᵀ g[:, n:]                            dread = sᵀ x
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ..checks import inner
 
-CACHE = 1 << 17  # elements of a block: 0.5 MB in float32
-SHARE = 0.05  # of the output: mixed layers, or rows of wide ones; two such blocks live at a time
+CACHE = 1 << 17  # elements of rows that are mixed or multiplied: 0.5 MB in float32, or, if that is more,
+SHARE = 0.05  # of the output
 
 
 class Problem(NamedTuple):
@@ -45,26 +45,25 @@ class Problem(NamedTuple):
         (L1, m, n), L2 = self.weight.shape, len(self.weight if self.depth is None else self.depth)
         return L1, L2, m, n, self.write.shape[-2] + m * self.added, self.read.shape[-2] + n * self.added
 
-    def shared(self) -> bool:
-        """All old layers have the same maps."""
-        return self.write.dim() == self.read.dim() == 2
+    @property
+    def products(self) -> tuple[int, int]:
+        """Multiply-adds that widen one layer, write first and read first."""
+        _, _, m, n, M, N = self.sizes
+        more_m, more_n = M - m * self.added, N - n * self.added
+        return more_m * m * n + more_n * n * M, more_n * m * n + more_m * m * N
 
+    @property
+    def write_first(self) -> bool:
+        return self.products[0] <= self.products[1]
+
+    @property
     def mixes_first(self) -> bool:
         """A stack of maps cannot; and where the depth grows, widening the fewer old ones may cost less."""
         L1, L2, m, n, M, N = self.sizes
-        if not self.shared():
+        if self.write.dim() == 3 or self.read.dim() == 3:
             return False
-        widening, mixing = self.products(), L1 * L2 if self.depth is not None else 0
+        widening, mixing = min(self.products), L1 * L2 if self.depth is not None else 0
         return mixing * m * n + L2 * widening <= mixing * M * N + L1 * widening
-
-    def products(self) -> int:
-        """Multiply-adds that widen one layer."""
-        _, _, m, n, M, N = self.sizes
-        return min(self.write_first(), (N - n * self.added) * m * n + (M - m * self.added) * m * N)
-
-    def write_first(self) -> int:
-        _, _, m, n, M, N = self.sizes
-        return (M - m * self.added) * m * n + (N - n * self.added) * n * M
 
 
 def problem(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, added: bool) -> Problem:
@@ -77,12 +76,14 @@ def problem(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, a
 def forward(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, added: bool) -> Tensor:
     """out [L2 or L1, M, N]."""
     p = problem(weight, write, read, depth, added)
-    _, L2, _, n, M, N = p.sizes
+    _, L2, m, n, M, N = p.sizes
     out = weight.new_empty(L2, M, N)
-    if p.mixes_first():
-        for layers in groups(p):
-            for i, x in zip(range(L2)[layers], mixed(p, layers)):
-                widen(p, x, out[i])
+    if p.mixes_first:
+        in_place = added and out.dtype == p.write.dtype
+        for i, wide in enumerate(out):
+            x = wide[:m, :n] if in_place else p.write.new_empty(m, n)
+            mix_into(p, i, x)
+            widen(p, x, wide)
         return out
     p = p._replace(weight=weight.to(p.write.dtype))
     for rows in blocks(p):
@@ -107,41 +108,43 @@ def backward(
     p = problem(weight, write, read, depth, added)
     shapes = weight.shape if need_weight else 0, write.shape, read.shape, 0 if depth is None else depth.shape
     gradients = [p.write.new_zeros(shape) for shape in shapes]
-    by_layers_or_rows = backward_by_layers if p.mixes_first() else backward_by_rows
-    by_layers_or_rows(p, grad_out, *gradients, need_weight)
+    by_layers_or_rows = backward_by_layers if p.mixes_first else backward_by_rows
+    by_layers_or_rows(p, grad_out, gradients, need_weight)
     return tuple(gradient.to(weight.dtype) for gradient in gradients)
 
 
-def backward_by_layers(p: Problem, grad_out, dweight, dwrite, dread, ddepth, need_weight: bool) -> None:
-    """Adds to the gradients, a few new layers at a time."""
-    for layers in groups(p):
-        dx = []
-        for grad, x in zip(grad_out[layers], mixed(p, layers)):
-            grad = grad.to(x.dtype)
-            dx.append(backward_of_widen(p, grad, x, dwrite, dread))
-        dx = torch.stack(dx)
-        if p.depth is None:
-            if need_weight:
-                dweight[layers] = dx
-            continue
-        ddepth[layers] = dots(dx, p.weight.to(dx.dtype))
-        if need_weight:
-            dweight += mix(p.depth[layers].T, dx)
+def backward_by_layers(p: Problem, grad_out: Tensor, gradients: Sequence[Tensor], need_weight: bool) -> None:
+    """Adds to the gradients, one new layer at a time."""
+    dweight, dwrite, dread, ddepth = gradients
+    _, L2, m, n, _, _ = p.sizes
+    x = p.write.new_empty(m, n)
+    for i in range(L2):
+        mix_into(p, i, x)
+        dx = backward_of_widen(p, grad_out[i].to(x.dtype), x, dwrite, dread)
+        if p.depth is not None:
+            ddepth[i] = dots(dx[None], p.weight.to(dx.dtype))
+        if need_weight and p.depth is None:
+            dweight[i] = dx
+        elif need_weight:
+            dweight += p.depth[i, :, None, None] * dx
 
 
-def backward_by_rows(p: Problem, grad_out, dweight, dwrite, dread, ddepth, need_weight: bool) -> None:
+def backward_by_rows(p: Problem, grad_out: Tensor, gradients: Sequence[Tensor], need_weight: bool) -> None:
     """Adds to the gradients, a few rows of all old layers at a time."""
+    dweight, dwrite, dread, ddepth = gradients
     p = p._replace(weight=p.weight.to(p.write.dtype))
-    kept = p.sizes[3] * p.added  # columns
+    kept = p.weight.shape[2] * p.added  # columns
     for rows in blocks(p):
         grad = grad_out[:, rows].to(p.weight.dtype)
         g = grad if p.depth is None else mix(p.depth.T, grad)
         half, h = widened(p, rows), g[..., kept:] @ p.read
-        if p.added:
-            h += g[..., :kept]
         into(dread, g[..., kept:].mT @ half)
         if p.depth is not None:
-            ddepth += dots(grad[..., kept:], half @ p.read.mT) + dots(grad[..., :kept], half[..., :kept])
+            ddepth += dots(grad[..., kept:], half @ p.read.mT)
+        if p.added:
+            h += g[..., :kept]
+            if p.depth is not None:
+                ddepth += dots(grad[..., :kept], half)
         if (made := made_by(p, rows)) is None:
             if need_weight:
                 dweight[:, rows] += h
@@ -153,13 +156,12 @@ def backward_by_rows(p: Problem, grad_out, dweight, dwrite, dread, ddepth, need_
 
 def widen(p: Problem, x: Tensor, out: Tensor) -> None:
     """Writes write · x · readᵀ to out, the cheaper side first."""
-    write_first = p.write_first() == p.products()
     m, n = x.shape
     exact = out if out.dtype == x.dtype else x.new_empty(out.shape)
     if not p.added:
-        left, right = (p.write @ x, p.read.T) if write_first else (p.write, x @ p.read.T)
+        left, right = (p.write @ x, p.read.T) if p.write_first else (p.write, x @ p.read.T)
         torch.mm(left, right, out=exact)
-    elif write_first:
+    elif p.write_first:
         exact[:m, :n] = x
         torch.mm(p.write, x, out=exact[m:, :n])
         torch.mm(exact[:, :n], p.read.T, out=exact[:, n:])
@@ -194,7 +196,7 @@ def widened(p: Problem, rows: slice) -> Tensor:
 
 def made_by(p: Problem, rows: slice) -> slice | None:
     """The rows of write that make these; none where they are the old layers' own."""
-    m = p.sizes[2] * p.added
+    m = p.weight.shape[1] * p.added
     return None if rows.stop <= m else slice(rows.start - m, rows.stop - m)
 
 
@@ -202,30 +204,21 @@ def mix(depth: Tensor | None, layers: Tensor) -> Tensor:
     return layers if depth is None else torch.tensordot(depth, layers, 1)
 
 
-def mixed(p: Problem, layers: slice) -> Tensor:
-    """Old layers as these new ones mix them; of 16 bits one by one: in float32 all take twice the memory."""
-    exact = p.write.dtype
+def mix_into(p: Problem, i: int, out: Tensor) -> None:
+    """Writes the mix of the old layers that new layer i widens, a few rows of all of them at a time."""
+    L1, _, m, n, _, _ = p.sizes
     if p.depth is None:
-        return p.weight[layers].to(exact)
-    if p.weight.dtype == exact:
-        return mix(p.depth[layers], p.weight)
-    depth, out = p.depth[layers, :, None, None], 0
-    for j, x in enumerate(p.weight):
-        out = out + depth[:, j] * x.to(exact)
-    return out
+        out.copy_(p.weight[i])
+        return
+    most = max(16, CACHE // (L1 * n))
+    for first in range(0, m, most):
+        rows = slice(first, first + most)
+        out[rows] = mix(p.depth[i], p.weight[:, rows].to(out.dtype))
 
 
 def dots(x: Tensor, y: Tensor) -> Tensor:
     """<x[i], y[j]>, [i, j], of matrices: row by row, for a float32 sum of a whole matrix loses a digit."""
     return torch.bmm(y.transpose(0, 1), x.permute(1, 2, 0)).sum(0).T  # of the longer one, y, no copy is made
-
-
-def groups(p: Problem) -> Iterator[slice]:
-    """New layers, as many at once as make a SHARE of all of them when mixed."""
-    _, L2, m, n, M, N = p.sizes
-    most = max(1, int(SHARE * L2 * M * N / (m * n)))
-    for first in range(0, L2, most):
-        yield slice(first, first + most)
 
 
 def blocks(p: Problem) -> Iterator[slice]:

@@ -53,7 +53,7 @@ def kronecker_expand(
     """
     sizes: dict[str, int] = {}
     checks.shape(OP, "weight", weight, "L1 m n", sizes)
-    if added:  # none of them is the identity
+    if added:  # none of them may be new, which is why their number is told beforehand
         sizes |= {"M-m": write.shape[:1].numel(), "N-n": read.shape[:1].numel()}
         checks.shape(OP, "write", write, "M-m m", sizes)
         checks.shape(OP, "read", read, "N-n n", sizes)
@@ -113,14 +113,15 @@ differentiate(OP, _autograd, _setup)
 refuse_gradients("kronecker_expand_backward")
 
 
-# Counted as the fewest products that a shared pair of maps needs: the mix in the small space, then one side
-# after the other; where units are added, of the new ones. The backward has two products for each of them.
+# Counted as the fewest products that a shared pair of maps needs: one side after the other, of new units
+# alone where they are added, for mixed layers, or for old ones and then the mix. The backward has two for each.
 @register_flop_formula(torch.ops.lcikernels.kronecker_expand)
 def _flops(weight, write, read, depth, added, *args, **kwargs) -> int:
-    (L1, m, n), M, N = weight, write[-2], read[-2]
-    L2, mix = (L1, 0) if depth is None else (depth[0], depth[0] * L1 * m * n)
-    of_units, of_neighbours = n * added + N, m * added + M
-    return 2 * (mix + L2 * min(M * n * m + N * n * of_neighbours, N * m * n + M * m * of_units))
+    (L1, m, n), more_m, more_n = weight, write[-2], read[-2]
+    M, N = more_m + m * added, more_n + n * added
+    widening = min(more_m * n * m + more_n * n * M, more_n * m * n + more_m * m * N)
+    L2, mixing = (L1, 0) if depth is None else (depth[0], depth[0] * L1)
+    return 2 * min(mixing * m * n + L2 * widening, mixing * M * N + L1 * widening)
 
 
 @register_flop_formula(torch.ops.lcikernels.kronecker_expand_backward)
