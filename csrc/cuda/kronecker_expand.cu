@@ -1,7 +1,8 @@
 // Which products LiGO's expansion is made of, and where their results lie.
 //
-// Every step is a mix of layers or a product of stacks of matrices, also the gradient of depth. With own maps and a
-// depth, a block of rows of every wide old layer is made, mixed, and forgotten: in registers a tile of it could be
+// Every step is a mix of layers or a product of stacks of matrices, also the gradient of depth. Shared maps widen the
+// mixed layers, where L2 > L1 more of them than there are old ones, but no wide layer is in memory twice. With own maps
+// and a depth, a block of rows of every wide old layer is made, mixed, and forgotten: in registers a tile of it could be
 // mixed into some 4 new layers at once, and would be made L2 / 4 times.
 #include "kronecker_expand.h"
 
@@ -342,19 +343,19 @@ const char* backward(const KroneckerExpand& p) {
     void* half = bytes(memory.half_at);
     const Operand writes = Plan::outer(write, p.m, plan.write_layer());
     const Operand reads = Plan::outer(read, p.n, plan.read_layer());
-    const auto into_dwrite = [&](Operand h) {
-      const Operand x = Plan::deep(xs, p.n, small);
-      if (memory.write_parts)
-        plan.sum(h, x, M, p.m, p.n, group * p.n, p.kind, floats(memory.write_at), memory.write_parts, done);
+    const auto into = [&](void* gradient, int64_t parts, int64_t parts_at, Operand a, Operand x, int64_t rows,
+                          int64_t columns, int64_t depth) {
+      if (parts)
+        plan.sum(a, x, rows, columns, depth, group * depth, p.kind, floats(parts_at), parts, done > 0);
       else
-        plan.multiply(h, x, M, p.m, p.n, group, {plan.at(p.dwrite, done * M * p.m), p.m, M * p.m});
+        plan.multiply(a, x, rows, columns, depth, group,
+                      {plan.at(gradient, done * rows * columns), columns, rows * columns});
+    };
+    const auto into_dwrite = [&](Operand h) {
+      into(p.dwrite, memory.write_parts, memory.write_at, h, Plan::deep(xs, p.n, small), M, p.m, p.n);
     };
     const auto into_dread = [&](Operand s) {
-      const Operand x = Plan::outer(xs, p.n, small);
-      if (memory.read_parts)
-        plan.sum(s, x, N, p.n, p.m, group * p.m, p.kind, floats(memory.read_at), memory.read_parts, done);
-      else
-        plan.multiply(s, x, N, p.n, p.m, group, {plan.at(p.dread, done * N * p.n), p.n, N * p.n});
+      into(p.dread, memory.read_parts, memory.read_at, s, Plan::outer(xs, p.n, small), N, p.n, p.m);
     };
     const bool needs_dx = p.need_weight || mixes_small;
     const Place to{plan.at(dx, done * small), p.n, small};  // over the mixed layers, when nobody reads them any more

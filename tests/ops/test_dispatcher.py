@@ -139,8 +139,6 @@ def backward_calls():
         yield f"gated_rms_norm by {name}", OPS.gated_rms_norm_backward, everything
         bare = grad, R(2, 5, 8), None, None, 1e-5, name
         yield f"gated_rms_norm by {name}, bare", OPS.gated_rms_norm_backward, bare
-
-
     for name in able("kronecker_expand"):
         maps = R(2, 4, 3), R(4, 6).T, R(5, 3)
         full = R(3, 5, 6).mT, *maps, R(3, 2), False, True, name

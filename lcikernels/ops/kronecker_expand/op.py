@@ -35,8 +35,8 @@ def kronecker_expand(
     added: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """New layers out of old ones, wider on both sides; neither the Kronecker product nor the wide old layers
-    are ever in memory.
+    """New layers out of old ones, wider on both sides; the Kronecker product is never in memory, and of the
+    wide old layers the forward has a few rows at a time.
 
         out[i] = sum_j depth[i, j] write[j] · weight[j] · read[j]ᵀ
         vec(out) = (depth ⊗ I) blockdiag_j(write[j] ⊗ read[j]) vec(weight)
@@ -114,7 +114,7 @@ refuse_gradients("kronecker_expand_backward")
 
 
 # Counted as the fewest products that a shared pair of maps needs: one side after the other, of new units
-# alone where they are added, for mixed layers, or for old ones and then the mix. The backward has two for each.
+# alone where they are added, for mixed layers, or for old ones and then the mix. The backward has twice that.
 @register_flop_formula(torch.ops.lcikernels.kronecker_expand)
 def _flops(weight, write, read, depth, added, *args, **kwargs) -> int:
     (L1, m, n), more_m, more_n = weight, write[-2], read[-2]
