@@ -26,10 +26,8 @@ MODEL = {
     f"{HEAD}transform.LayerNorm.weight": one("norm.weight", "final_gain"),
     f"{HEAD}transform.LayerNorm.bias": one("norm.bias", "final"),
     f"{HEAD}bias": one("head.bias", "vocab"),
-}
-UNTIED = {
     f"{HEAD}decoder.weight": one("head.weight", "vocab", "final"),
-    f"{HEAD}decoder.bias": one("head.own_bias", "vocab"),  # then head.bias adds nothing, and is stored
+    f"{HEAD}decoder.bias": one("head.own_bias", "vocab"),  # beside it head.bias adds nothing, and is stored
 }
 LINEAR = {
     "attention.self.query": ("mixer.q", "query.{}", "normed"),
@@ -55,7 +53,7 @@ def model(config: PreTrainedConfig) -> dict[str, Entry]:
     if config.is_decoder or config.add_cross_attention:
         got = "a decoder or cross attention"
         raise refuse("config.json", "a masked language model", got, "these BERTs have no table")
-    return MODEL if config.tie_word_embeddings else MODEL | UNTIED
+    return MODEL
 
 
 def block(config: PreTrainedConfig, layer: int) -> dict[str, Entry]:
@@ -67,15 +65,7 @@ def describe(config: PreTrainedConfig, adapter: Adapter) -> Architecture:
     spaces = transformer_spaces(D, config.num_attention_heads, config.intermediate_size)
     spaces |= {"transform": Space(D), "vocab": Space(config.vocab_size)}
     spaces |= {"positions": Space(config.max_position_embeddings), "types": Space(config.type_vocab_size)}
-    return Architecture(
-        adapter.weights(config),
-        spaces,
-        config.num_hidden_layers,
-        config.layer_norm_eps,
-        config.initializer_range,
-        bool(config.tie_word_embeddings),
-        post_norm=True,
-    )
+    return adapter.architecture(config, spaces, post_norm=True)
 
 
 BERT = Adapter(

@@ -2,13 +2,9 @@
 
 from transformers import PreTrainedConfig
 
-from growth.adapters.table import Adapter, Entry, one
+from growth.adapters.table import QKV, QKV_BIAS, Adapter, Entry, one
 from growth.errors import refuse
-from growth.spaces import Architecture, Space, Weight, transformer_spaces
-
-FUSED = (("q", "query"), ("k", "key"), ("v", "value"))
-QKV = tuple(Weight(f"layers.{{}}.mixer.{part}.weight", (f"{space}.{{}}", "normed")) for part, space in FUSED)
-QKV_BIAS = tuple(Weight(f"layers.{{}}.mixer.{part}.bias", (f"{space}.{{}}",)) for part, space in FUSED)
+from growth.spaces import Architecture, Space, transformer_spaces
 
 MODEL = {
     "transformer.wte.weight": one("embed.weight", "residual", "vocab", layout="v d -> d v"),
@@ -42,11 +38,7 @@ BLOCK = {
 def model(config: PreTrainedConfig) -> dict[str, Entry]:
     if config.add_cross_attention:
         raise refuse("add_cross_attention", "a model of text alone", True, "the table has no cross attention")
-    return {
-        name: entry
-        for name, entry in MODEL.items()
-        if not (config.tie_word_embeddings and name == "lm_head.weight")
-    }
+    return MODEL
 
 
 def block(config: PreTrainedConfig, layer: int) -> dict[str, Entry]:
@@ -57,14 +49,7 @@ def describe(config: PreTrainedConfig, adapter: Adapter) -> Architecture:
     D = config.n_embd
     spaces = transformer_spaces(D, config.n_head, config.n_inner or 4 * D)
     spaces |= {"vocab": Space(config.vocab_size), "positions": Space(config.n_positions)}
-    return Architecture(
-        adapter.weights(config),
-        spaces,
-        config.n_layer,
-        config.layer_norm_epsilon,
-        config.initializer_range,
-        bool(config.tie_word_embeddings),
-    )
+    return adapter.architecture(config, spaces)
 
 
 GPT2 = Adapter(

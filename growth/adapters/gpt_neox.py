@@ -2,17 +2,8 @@
 
 from transformers import PreTrainedConfig
 
-from growth.adapters.table import Adapter, Entry, one
-from growth.spaces import Architecture, Space, Weight, transformer_spaces
-
-QKV = tuple(
-    Weight(f"layers.{{}}.mixer.{part}.weight", (f"{space}.{{}}", "normed"))
-    for part, space in (("q", "query"), ("k", "key"), ("v", "value"))
-)
-QKV_BIAS = tuple(
-    Weight(f"layers.{{}}.mixer.{part}.bias", (f"{space}.{{}}",))
-    for part, space in (("q", "query"), ("k", "key"), ("v", "value"))
-)
+from growth.adapters.table import QKV, QKV_BIAS, Adapter, Entry, one
+from growth.spaces import Architecture, Space, transformer_spaces
 
 MODEL = {
     "gpt_neox.embed_in.weight": one("embed.weight", "residual", "vocab", layout="v d -> d v"),
@@ -37,11 +28,7 @@ BLOCK = {
 
 
 def model(config: PreTrainedConfig) -> dict[str, Entry]:
-    return {
-        name: entry
-        for name, entry in MODEL.items()
-        if not (config.tie_word_embeddings and name == "embed_out.weight")
-    }
+    return MODEL
 
 
 def block(config: PreTrainedConfig, layer: int) -> dict[str, Entry]:
@@ -54,14 +41,7 @@ def block(config: PreTrainedConfig, layer: int) -> dict[str, Entry]:
 
 def describe(config: PreTrainedConfig, adapter: Adapter) -> Architecture:
     spaces = transformer_spaces(config.hidden_size, config.num_attention_heads, config.intermediate_size)
-    return Architecture(
-        adapter.weights(config),
-        spaces | {"vocab": Space(config.vocab_size)},
-        config.num_hidden_layers,
-        config.layer_norm_eps,
-        config.initializer_range,
-        bool(config.tie_word_embeddings),
-    )
+    return adapter.architecture(config, spaces | {"vocab": Space(config.vocab_size)})
 
 
 GPT_NEOX = Adapter(

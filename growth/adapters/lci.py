@@ -36,11 +36,7 @@ MAMBA = (
 
 
 def model(config: PreTrainedConfig) -> dict[str, Entry]:
-    return {
-        name: entry
-        for name, entry in MODEL.items()
-        if not (config.tie_word_embeddings and name == "lm_head.weight")
-    }
+    return MODEL
 
 
 def block(config: PreTrainedConfig, layer: int) -> dict[str, Entry]:
@@ -60,4 +56,4 @@ def mixer(letter: str, bias: bool) -> dict[str, Entry]:
     }
 
 
-LCI = Adapter("lci", model, block)
+LCI = Adapter("lci", model, block, head={"lm_head.weight": "model.embed_tokens.weight"})

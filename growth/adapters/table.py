@@ -58,6 +58,11 @@ def one(name: str, *spaces: str, layout: str = "") -> Entry:
     return Entry((Weight(name, spaces),), layout)
 
 
+PARTS = (("q", "query"), ("k", "key"), ("v", "value"))
+QKV = tuple(Weight(f"layers.{{}}.mixer.{part}.weight", (f"{space}.{{}}", "normed")) for part, space in PARTS)
+QKV_BIAS = tuple(Weight(f"layers.{{}}.mixer.{part}.bias", (f"{space}.{{}}",)) for part, space in PARTS)
+
+
 @dataclass(frozen=True)
 class Adapter:
     """A family of checkpoints; `model` and `block(config, layer)` map names on disk to entries.
@@ -65,7 +70,7 @@ class Adapter:
     describe: the architecture that operators see, None where the family is only a target of transfer;
     renamed: names in memory, which some versions write too -> the table's; older: patterns of what older
     files write -> what stands there now; ignored: patterns of what the language model does not use;
-    head: what a tied model's file may hold once more -> the tensor that it repeats;
+    head: of what `model` names, what a tied model's file need not hold -> the tensor that it would repeat;
     auto: the auto class that loads one; ffn, eps: what the configuration calls the neurons of a block and the
     eps of the norms; numbered: its setting, if any, under which a layer's number enters what it computes.
     """
@@ -83,10 +88,15 @@ class Adapter:
     eps: str = "layer_norm_eps"
     numbered: str = ""
 
+    def outside(self, config: PreTrainedConfig) -> dict[str, Entry]:
+        """The tensors outside the layers; a tied head is none."""
+        tied = self.head if config.tie_word_embeddings else ()
+        return {name: entry for name, entry in self.model(config).items() if name not in tied}
+
     def table(self, config: PreTrainedConfig) -> dict[str, tuple[Entry, int | None]]:
         """Every tensor of a model: name on disk -> its entry and its layer."""
         rows: dict[str, tuple[Entry, int | None]] = {
-            name: (entry, None) for name, entry in self.model(config).items()
+            name: (entry, None) for name, entry in self.outside(config).items()
         }
         for layer in range(config.num_hidden_layers):
             rows |= {name.format(layer): (entry, layer) for name, entry in self.block(config, layer).items()}
@@ -94,8 +104,22 @@ class Adapter:
 
     def weights(self, config: PreTrainedConfig) -> tuple[Weight, ...]:
         """Every weight once, the layered ones by their name with "{}"."""
-        entries = [*self.model(config).values(), *self.block(config, 0).values()]
+        entries = [*self.outside(config).values(), *self.block(config, 0).values()]
         return tuple(weight for entry in entries for weight in entry.weights)
+
+    def architecture(
+        self, config: PreTrainedConfig, spaces: Mapping[str, Space], post_norm: bool = False
+    ) -> Architecture:
+        """What `describe` gives, from what the configuration does not call alike everywhere."""
+        return Architecture(
+            self.weights(config),
+            spaces,
+            config.num_hidden_layers,
+            getattr(config, self.eps),
+            config.initializer_range,
+            bool(config.tie_word_embeddings),
+            post_norm,
+        )
 
     def named(self, name: str) -> str | None:
         """The table's name of a tensor on disk, None where the model does not use it."""

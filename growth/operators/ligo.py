@@ -4,7 +4,8 @@
 
 The units of the source stay, new ones are mixes of them: C and w are trained for a few steps on the large
 model's own loss, the source's weights stay as they are. Queries, keys, values and neurons have a map per
-target layer, each weight has its own depth coefficients; what does not grow has nothing to learn.
+target layer, each weight has its own depth coefficients; what does not grow has nothing to learn. What LEMON
+scales, gains, is written by a scaled B.
 
     starts   lossless    C from LEMON's maps, C' = 0: step 0 is the source, then they go where the loss leads.
                          Units that no map writes, and copies of one unit, are read at random, unseen.
