@@ -85,7 +85,7 @@ def forward(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, a
             mix_into(p, i, x)
             widen(p, x, wide)
         return out
-    p = p._replace(weight=weight.to(p.write.dtype))
+    p = p._replace(weight=p.weight.to(p.write.dtype))
     for rows in blocks(p):
         half = widened(p, rows)
         whole = half @ p.read.mT
