@@ -73,6 +73,7 @@ MAMBA2 = {"B": 8, "T": 4096, "H": 24, "K": 128, "V": 64, "G": 1}
 ATTENTION = {"B": 4, "T": 2048, "H": 16, "K": 128, "V": 128}
 LITTLE = {"B": 1, "T": 256, "H": 8, "K": 64, "V": 64}
 PACKED = {**SCAN, "B": 1, "T": 8 * 4096}
+# As many old layers as new ones: the order that saves products is the one that our kernels take.
 DENSE = {"L1": 8, "L2": 8, "m": 2048, "n": 2048, "M": 4096, "N": 4096}
 AT_FLOOR = {"percent": 100 / 1.5}
 EXPANDING = (FORWARD, {"memory": 1.1}), (BACKWARD, {}), (TRAINING, {})  # modes, and targets of each

@@ -25,7 +25,7 @@ from growth.operators.mango import Mango, mango
 from growth.plan import Source
 from growth.report import Report
 from growth.spaces import Architecture
-from growth.training.data import Data
+from growth.training.data import Data, Windows
 
 LEARNING = {"data": None, "steps": 100, "batch_size": 16, "sequence_length": 512, "learning_rate": None}
 OPTIONS = {  # of methods that learn, and what they are unless given
@@ -84,7 +84,7 @@ def grow(
     if method not in OPERATORS:
         raise refuse("method", f"one of {', '.join(OPERATORS)}", method, "choose one of these")
     if is_torchelastic_launched():
-        raise refuse("torchrun", "one process", "several", "grow without it; train takes more")
+        raise refuse("growth", "one process", "torchrun", "start it without; training takes several")
     if not dry_run:
         refuse_existing(dst)
     began = time.perf_counter()
@@ -102,16 +102,19 @@ def grow(
     lossless = method not in LEARNED and maps.lossless(old)  # learning leaves the lossless start
     flops = 0
     if not dry_run:
-        tensors = grown(source, adapter, config, maps, old, seed)
         if method in LEARNED:
+            windows = _windows(method, source, options)
             operator = (
                 LearnedMaps(maps, source, options["learn"])
                 if method == "ligo"
                 else Mango(source, old, new, rank=options["rank"], seed=seed)
             )
             expansion = Expansion(operator, source, adapter, config)
-            flops = _learn(expansion, method, options, seed)
+            how = {name: options[name] for name in ("steps", "batch_size", "learning_rate")}
+            flops, options["training_loss"] = fit(expansion, windows, name=method, seed=seed, **how)
             tensors = expansion.tensors()
+        else:
+            tensors = grown(source, adapter, config, maps, old, seed)
         record = {
             "growth": __version__,
             "verb": "grow",
@@ -151,13 +154,15 @@ def _options(method: str, hidden_size: int, given: dict[str, Any]) -> dict[str, 
             got = "some" if name == "data" else value
             remedy = f"leave it out, or choose method {takers}"
             raise refuse(name.replace("_", "-"), f"none, for {method} has no use for it", got, remedy)
+    if not takes:
+        return {}
     options = takes | given
-    if takes and options["learning_rate"] is None:
+    if options["learning_rate"] is None:
         options["learning_rate"] = RATE / hidden_size
-    if takes and not options["learning_rate"] > 0:
-        raise refuse("learning-rate", "more than 0", options["learning_rate"], "leave it out")
+    if not 0 < options["learning_rate"] < math.inf:
+        raise refuse("learning-rate", "more than 0, and finite", options["learning_rate"], "leave it out")
     for name, least in (("steps", 1), ("batch_size", 1), ("sequence_length", 2)):
-        if takes and options[name] < least:
+        if options[name] < least:
             raise refuse(name.replace("_", "-"), f"at least {least}", options[name], "choose a larger number")
     return options
 
@@ -165,33 +170,25 @@ def _options(method: str, hidden_size: int, given: dict[str, Any]) -> dict[str, 
 def _maps(
     method: str, old: Architecture, new: Architecture, options: dict[str, Any], seed: int
 ) -> tuple[Maps, Maps]:
-    """Where growth starts, and what is made of what; adds to LiGO's options what they leave open."""
-    if method == "mango":
-        maps = mango(old, new, rank=options["rank"])
-    elif method != "ligo":
-        maps = OPERATORS[method](old, new)
-    else:
+    """An operator's maps, and what is made of what; adds to LiGO's options what they leave open."""
+    if method == "ligo":
         maps = ligo(old, new, start=options["start"], ties=options["ties"], seed=seed)
         options["ties"] = options["ties"] or TIES_OF[options["start"]]
         options["learn"] = chosen(maps, options["learn"])
         if not options["learn"]:
             raise refuse("learn", "maps that learn", "none", "leave it out for all of them")
         return maps, planned(maps, options["learn"])
+    maps = mango(old, new, rank=options["rank"]) if method == "mango" else OPERATORS[method](old, new)
     return maps, maps
 
 
-def _learn(expansion: Expansion, method: str, options: dict[str, Any], seed: int) -> int:
-    """Trains it, and gives the operations; adds to the options what the data and the loss were."""
+def _windows(method: str, source: Source, options: dict[str, Any]) -> Windows:
+    """What is learned from; the options tell it as it is from here on."""
     if options["data"] is None:
         raise refuse("data", f"text that {method} learns from", "none", "pass a file or a folder of text")
-    windows = windows_for(
-        expansion.source, options["data"], options["batch_size"], options["sequence_length"]
-    )
-    how = {name: options[name] for name in ("steps", "batch_size", "learning_rate")}
-    flops, loss = fit(expansion, windows, name=method, seed=seed, **how)
+    windows = windows_for(source, options["data"], options["batch_size"], options["sequence_length"])
     options |= {"data": windows.fingerprint(), "sequence_length": windows.windows.shape[1]}
-    options["training_loss"] = loss
-    return flops
+    return windows
 
 
 def resized(

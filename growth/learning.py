@@ -182,10 +182,13 @@ class Expansion(nn.Module):
 
     @torch.no_grad()
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the large model, as it is written to disk."""
+        """Every tensor of the large model as written to disk. Raises Refusal where one is not finite."""
         for name, (entry, layer) in self.table.items():
             stored = self.source.dtype(entry.weights[0].name, None if layer is None else 0)
-            yield name, self._made({name: entry}, layer)[name].to(stored)
+            x = self._made({name: entry}, layer)[name].to(stored)
+            if not x.isfinite().all():
+                raise refuse(name, "finite numbers after learning", "others", "choose a lower learning rate")
+            yield name, x
 
 
 def _path(model: nn.Module, wanted: nn.Module) -> str:

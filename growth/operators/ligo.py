@@ -176,13 +176,15 @@ def chosen(maps: Maps, patterns: Collection[str]) -> list[str]:
 
 
 def planned(maps: Maps, learn: Collection[str]) -> Maps:
-    """What is made of what when those maps have learned."""
-    depth = [name.removeprefix("depth.") for name in chosen(maps, learn) if name.startswith("depth.")]
+    """What is made of what when the maps of these names have learned."""
+    depth = (name.removeprefix("depth.") for name in learn if name.startswith("depth."))
     return replace(maps, depth=learned(maps.depth, depth))
 
 
 class LearnedMaps(Operator):
-    """Maps whose tensors are parameters, taken over as they are, and the small model that they enlarge.
+    """Maps whose tensors are parameters, and the small model that they enlarge.
+
+    The maps are taken over as they are: a second one takes them from the first.
 
     learn: patterns, as for `chosen`; where maps are tied, one name is enough.
     """

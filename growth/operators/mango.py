@@ -38,7 +38,7 @@ UNUSED = 0.1  # of cores whose terms another core holds at zero: how long their 
 
 
 def mango(old: Architecture, new: Architecture, *, rank: int = 1) -> Maps:
-    """What is made of what: Net2Net's maps, but every old layer is in every mix, and every unit is one.
+    """What is made of what: every new unit is a mix of all old ones, every new layer of all old layers.
 
     Raises Refusal where rank is below 1, or a feed-forward block is not a whole number of streams wide, the
     same before and after.

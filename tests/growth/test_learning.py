@@ -375,11 +375,19 @@ def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
         "ffn-size: expected the same whole multiple of the hidden size": {"method": "mango"},
         "ffn-size: .* choose method ligo$": {"method": "mango", "dry_run": True},
         "data: expected text that ligo learns from": {"method": "ligo", "data": None},
-        "learning-rate: expected more than 0, got -1": {"method": "ligo", "learning_rate": -1},
+        "learning-rate: expected more than 0, and finite, got -1": {"method": "ligo", "learning_rate": -1},
         "learning-rate: expected one at which the loss stays finite": {
             "method": "ligo",
             "learning_rate": 1e30,
             "steps": 4,
+        },
+        "expected finite numbers after learning, got others; choose a lower learning rate": {
+            "method": "ligo",
+            "learning_rate": 1e30,
+        },
+        "learning-rate: expected more than 0, and finite, got inf": {
+            "method": "ligo",
+            "learning_rate": float("inf"),
         },
         "sequence-length: expected at least 2, got 1": {"method": "ligo", "sequence_length": 1},
         "data: expected at least one batch, 999 windows of 32 tokens": {"method": "ligo", "batch_size": 999},
@@ -404,6 +412,12 @@ def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
         with pytest.raises(Refusal, match=why):
             grow(**options)
     assert not (tmp_path / "out").exists()
+
+
+def test_growth_is_the_work_of_one_process(source, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    with pytest.raises(Refusal, match="expected one process, got torchrun"):
+        growth.grow(source, tmp_path / "out", method="lemon", num_layers=4)
 
 
 @pytest.mark.parametrize("start", ["lossless", "published"])

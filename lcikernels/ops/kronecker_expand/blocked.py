@@ -116,17 +116,18 @@ def backward(
 def backward_by_layers(p: Problem, grad_out: Tensor, gradients: Sequence[Tensor], need_weight: bool) -> None:
     """Adds to the gradients, one new layer at a time."""
     dweight, dwrite, dread, ddepth = gradients
+    p = p._replace(weight=p.weight.to(p.write.dtype))
     _, L2, m, n, _, _ = p.sizes
     x = p.write.new_empty(m, n)
     for i in range(L2):
         mix_into(p, i, x)
         dx = backward_of_widen(p, grad_out[i].to(x.dtype), x, dwrite, dread)
         if p.depth is not None:
-            ddepth[i] = dots(dx[None], p.weight.to(dx.dtype))
+            ddepth[i] = dots(dx[None], p.weight)
         if need_weight and p.depth is None:
             dweight[i] = dx
         elif need_weight:
-            dweight += p.depth[i, :, None, None] * dx
+            dweight.addcmul_(p.depth[i, :, None, None], dx)
 
 
 def backward_by_rows(p: Problem, grad_out: Tensor, gradients: Sequence[Tensor], need_weight: bool) -> None:
@@ -138,7 +139,7 @@ def backward_by_rows(p: Problem, grad_out: Tensor, gradients: Sequence[Tensor], 
         grad = grad_out[:, rows].to(p.weight.dtype)
         g = grad if p.depth is None else mix(p.depth.T, grad)
         half, h = widened(p, rows), g[..., kept:] @ p.read
-        into(dread, g[..., kept:].mT @ half)
+        add_products(dread, g[..., kept:].mT, half)
         if p.depth is not None:
             ddepth += dots(grad[..., kept:], half @ p.read.mT)
         if p.added:
@@ -149,9 +150,9 @@ def backward_by_rows(p: Problem, grad_out: Tensor, gradients: Sequence[Tensor], 
             if need_weight:
                 dweight[:, rows] += h
             continue
-        into(dwrite[..., made, :], h @ p.weight.mT)
+        add_products(dwrite[..., made, :], h, p.weight.mT)
         if need_weight:
-            dweight += p.write[..., made, :].mT @ h
+            dweight.baddbmm_(p.write[..., made, :].mT.expand(len(h), -1, -1), h)
 
 
 def widen(p: Problem, x: Tensor, out: Tensor) -> None:
@@ -230,6 +231,10 @@ def blocks(p: Problem) -> Iterator[slice]:
             yield slice(first, min(first + most, stop))
 
 
-def into(total: Tensor, parts: Tensor) -> None:
-    """Adds parts, one for each old layer, to a gradient that may be shared by them."""
-    total += parts if total.dim() == 3 else parts.sum(0)
+def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds left · right of each old layer to a gradient that may be shared by them."""
+    if total.dim() == 3:
+        total.baddbmm_(left, right)
+        return
+    for a, b in zip(left, right):
+        total.addmm_(a, b)
