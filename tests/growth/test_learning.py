@@ -383,6 +383,7 @@ def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
         },
         "expected finite numbers after learning, got others; choose a lower learning rate": {
             "method": "ligo",
+            "hidden_size": 144,
             "learning_rate": 1e30,
         },
         "learning-rate: expected more than 0, and finite, got inf": {
