@@ -94,6 +94,7 @@ def test_float32_may_be_multiplied_in_tf32_where_torch_may(expand, shared, poiso
 def test_blocks_of_rows_and_groups_of_layers_make_no_difference(shared, monkeypatch, poisoned):
     monkeypatch.setattr(blocked, "CACHE", 0)
     monkeypatch.setattr(blocked, "SHARE", 0)
+    monkeypatch.setattr(blocked, "COLUMNS", 4)
     assert_agrees(kronecker_expand, reference, **inputs(3, 5, 6, 7, 37, 9, shared))
 
 
@@ -106,6 +107,7 @@ def test_layers_or_rows_make_no_difference(L2, added, mixes_first, small_blocks,
     if small_blocks:
         monkeypatch.setattr(blocked, "CACHE", 0)
         monkeypatch.setattr(blocked, "SHARE", 0)
+        monkeypatch.setattr(blocked, "COLUMNS", 4)
     op, truth = (partial(x, added=added) for x in (partial(kronecker_expand, backend="torch"), reference))
     assert_agrees(op, truth, **inputs(3, L2, 20, 7, 37, 9, (True, True)))
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ..checks import inner
 
-CACHE = 1 << 17  # elements of rows that are mixed or multiplied: 0.5 MB in float32, or, if that is more,
-SHARE = 0.05  # of the output
+# Rows of all layers at a time: 0.5 MB in float32, or a twentieth of the output; of these, so many columns.
+CACHE, SHARE, COLUMNS = 1 << 17, 0.05, 512
 
 
 class Problem(NamedTuple):
@@ -88,10 +88,10 @@ def forward(weight: Tensor, write: Tensor, read: Tensor, depth: Tensor | None, a
     p = p._replace(weight=p.weight.to(p.write.dtype))
     for rows in blocks(p):
         half = widened(p, rows)
-        whole = half @ p.read.mT
         if added:
             out[:, rows, :n] = mix(p.depth, half)
-        out[:, rows, n * added :] = mix(p.depth, whole)
+        for columns, read, _ in columns_of(p):
+            out[:, rows, columns] = mix(p.depth, half @ read.mT)
     return out
 
 
@@ -134,23 +134,34 @@ def backward_by_rows(p: Problem, grad_out: Tensor, gradients: Sequence[Tensor], 
     """Adds to the gradients, a few rows of all old layers at a time."""
     dweight, dwrite, dread, ddepth = gradients
     p = p._replace(weight=p.weight.to(p.write.dtype))
-    kept = p.weight.shape[2] * p.added  # columns
+    n = p.weight.shape[2]
     for rows in blocks(p):
-        grad = grad_out[:, rows].to(p.weight.dtype)
-        g = grad if p.depth is None else mix(p.depth.T, grad)
-        half, h = widened(p, rows), g[..., kept:] @ p.read
-        add_products(dread, g[..., kept:].mT, half)
-        if p.depth is not None:
-            ddepth += dots(grad[..., kept:], half @ p.read.mT)
+        half = widened(p, rows)
+        h = torch.zeros_like(half)  # g [I; read]
         if p.added:
-            h += g[..., :kept]
+            grad = grad_out[:, rows, :n].to(h.dtype)
+            h += mix_back(p, grad)
             if p.depth is not None:
-                ddepth += dots(grad[..., :kept], half)
+                ddepth += dots(grad, half)
+        for columns, read, place in columns_of(p):
+            grad = grad_out[:, rows, columns].to(h.dtype)
+            g = mix_back(p, grad)
+            h += g @ read
+            if dread.dim() == 2:
+                dread[place].addmm_(g.flatten(0, 1).T, half.flatten(0, 1))
+            else:
+                dread[:, place].baddbmm_(g.mT, half)
+            if p.depth is not None:
+                ddepth += dots(grad, half @ read.mT)
         if (made := made_by(p, rows)) is None:
             if need_weight:
                 dweight[:, rows] += h
             continue
-        add_products(dwrite[..., made, :], h, p.weight.mT)
+        if dwrite.dim() == 2:
+            for x, y in zip(h, p.weight):
+                dwrite[made].addmm_(x, y.T)
+        else:
+            dwrite[:, made].baddbmm_(h, p.weight.mT)
         if need_weight:
             dweight.baddbmm_(p.write[..., made, :].mT.expand(len(h), -1, -1), h)
 
@@ -205,6 +216,11 @@ def mix(depth: Tensor | None, layers: Tensor) -> Tensor:
     return layers if depth is None else torch.tensordot(depth, layers, 1)
 
 
+def mix_back(p: Problem, grad: Tensor) -> Tensor:
+    """g, the gradient of what was mixed."""
+    return grad if p.depth is None else mix(p.depth.T, grad)
+
+
 def mix_into(p: Problem, i: int, out: Tensor) -> None:
     """Writes the mix of the old layers that new layer i widens, a few rows of all of them at a time."""
     L1, _, m, n, _, _ = p.sizes
@@ -223,18 +239,18 @@ def dots(x: Tensor, y: Tensor) -> Tensor:
 
 
 def blocks(p: Problem) -> Iterator[slice]:
-    """Rows of the output, old or new ones, as many at once as make a SHARE of it for all old layers."""
+    """Rows of the output, old or new ones, as many at once as make a CACHE or a SHARE for all layers."""
     L1, L2, m, n, M, N = p.sizes
-    most = max(16, CACHE // (L1 * N), int(SHARE * L2 * M * N / (L1 * (n + N) + L2 * N)))
+    a_row = L1 * n + (L1 + L2) * min(COLUMNS, N)
+    most = max(16, int(max(CACHE, SHARE * L2 * M * N) / a_row))
     for start, stop in ((0, m), (m, M)) if p.added else ((0, M),):
         for first in range(start, stop, most):
             yield slice(first, min(first + most, stop))
 
 
-def add_products(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Adds left · right of each old layer to a gradient that may be shared by them."""
-    if total.dim() == 3:
-        total.baddbmm_(left, right)
-        return
-    for a, b in zip(left, right):
-        total.addmm_(a, b)
+def columns_of(p: Problem) -> Iterator[tuple[slice, Tensor, slice]]:
+    """Columns of the output that read makes, the part of read that makes them, and its place."""
+    kept, rows = p.weight.shape[2] * p.added, p.read.shape[-2]
+    for first in range(0, rows, COLUMNS):
+        stop = min(first + COLUMNS, rows)
+        yield slice(kept + first, kept + stop), p.read[..., first:stop, :], slice(first, stop)
