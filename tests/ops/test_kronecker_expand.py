@@ -91,7 +91,7 @@ def test_float32_may_be_multiplied_in_tf32_where_torch_may(expand, shared, poiso
 
 
 @pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
-def test_blocks_of_rows_and_groups_of_layers_make_no_difference(shared, monkeypatch, poisoned):
+def test_blocks_of_rows_and_columns_make_no_difference(shared, monkeypatch, poisoned):
     monkeypatch.setattr(blocked, "CACHE", 0)
     monkeypatch.setattr(blocked, "SHARE", 0)
     monkeypatch.setattr(blocked, "COLUMNS", 4)
@@ -103,7 +103,7 @@ def test_blocks_of_rows_and_groups_of_layers_make_no_difference(shared, monkeypa
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("L2", [2, 5, None])
 def test_layers_or_rows_make_no_difference(L2, added, mixes_first, small_blocks, monkeypatch, poisoned):
-    monkeypatch.setattr(blocked.Problem, "mixes_first", lambda problem: mixes_first)
+    monkeypatch.setattr(blocked.Problem, "mixes_first", property(lambda problem: mixes_first))
     if small_blocks:
         monkeypatch.setattr(blocked, "CACHE", 0)
         monkeypatch.setattr(blocked, "SHARE", 0)
