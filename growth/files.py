@@ -1,6 +1,7 @@
 """Checkpoints as folders of safetensors: read one tensor at a time, written all at once or not at all."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -134,6 +135,19 @@ def _json(path: Path, key: str) -> dict:
     if not isinstance(found, dict) or key not in found:
         raise refuse(str(path), f"an object with {key!r}", "one without", "copy or download it again")
     return found
+
+
+def publish(folder: Path, dst: Path) -> None:
+    """Rename a finished folder to `dst`. Where that was taken meanwhile, it stays beside it: dst-2, dst-3, ...
+
+    Raises Refusal then, which names the place. Nothing finished is deleted, nothing is overwritten.
+    """
+    if not (dst.exists() or dst.is_symlink()):
+        os.rename(folder, dst)
+        return
+    beside = next(x for i in itertools.count(2) if not os.path.lexists(x := dst.with_name(f"{dst.name}-{i}")))
+    os.rename(folder, beside)
+    raise refuse(str(dst), "a free place", f"one that was taken meanwhile: the result is in {beside}", "rename it")
 
 
 @contextlib.contextmanager
