@@ -22,7 +22,7 @@ from transformers import BertConfig, GPT2Config, PreTrainedConfig, masking_utils
 
 from growth.adapters import source_adapter
 from growth.files import Checkpoint
-from growth.grow import resized
+from growth.growing import resized
 from growth.learning import Expansion
 from growth.loading import quiet
 from growth.operators.ligo import LearnedMaps, ligo

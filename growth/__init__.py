@@ -6,12 +6,30 @@ train(model, data, out, steps=1000)                                 finish eithe
 check(src, dst)                                                     do the two agree?
 """
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from growth.check import check
 from growth.errors import Refusal
-from growth.grow import grow
-from growth.training.trainer import train
-from growth.transfer import transfer
 
+if TYPE_CHECKING:
+    from growth.checking import check
+    from growth.growing import grow
+    from growth.training.trainer import train
+    from growth.transferring.xatl import transfer
+
+__version__ = "0.1.0"
 __all__ = ["Refusal", "check", "grow", "train", "transfer"]
+
+VERBS = {
+    "check": "growth.checking",
+    "grow": "growth.growing",
+    "train": "growth.training.trainer",
+    "transfer": "growth.transferring.xatl",
+}
+
+
+def __getattr__(name: str):
+    # torch and transformers take 3 s to import, which `growth --help` and a typing error do not wait for.
+    if name not in VERBS:
+        raise AttributeError(f"module 'growth' has no attribute {name!r}")
+    return getattr(import_module(VERBS[name]), name)

@@ -65,15 +65,14 @@ def noise(
 def grown(
     source: Source, adapter: Adapter, config: PreTrainedConfig, maps: Maps, old: Architecture, seed: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the grown model, as it is written to disk."""
+    """Every tensor of the grown model in its layout on disk, not rounded yet."""
     read = reader(source)
     for name, (entry, layer) in adapter.table(config).items():
         parts = []
         for weight in entry.weights:
             x = expand(weight, layer, read, maps)
             parts.append(x + noise(weight, layer, x, maps, old.init_std, seed))
-        stored = source.dtype(entry.weights[0].name, None if layer is None else 0)
-        yield name, entry.to_disk(parts, config.num_attention_heads).to(stored)
+        yield name, entry.to_disk(parts, config.num_attention_heads)
 
 
 def plan_growth(
@@ -93,6 +92,7 @@ def plan_growth(
             Row(
                 name,
                 entry.disk_shape(new.spaces, config.num_attention_heads),
+                source.dtype(sources or _of_all_layers(source, entry)),
                 "copied" if same and len(sources) == 1 else "expanded",
                 sources,
                 "" if sources else f"{_constant(maps, entry, layer)}: added layers change nothing at first",
@@ -112,6 +112,10 @@ def plan_growth(
 
 def _layers(maps: Maps, weight: Weight, layer: int | None) -> list[int | None]:
     return [None] if layer is None else maps.depth[weight.name][layer].nonzero().flatten().tolist()
+
+
+def _of_all_layers(source: Source, entry: Entry) -> list[str]:
+    return [source.where(entry.weights[0].name, j) for j in range(source.config.num_hidden_layers)]
 
 
 def _constant(maps: Maps, entry: Entry, layer: int) -> str:

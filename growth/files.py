@@ -1,16 +1,13 @@
 """Checkpoints as folders of safetensors: read one tensor at a time, written all at once or not at all."""
 
-import contextlib
-import itertools
+import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
@@ -18,156 +15,190 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
+from growth.card import made, write_card
+from growth.companions import copy_companions
 from growth.errors import refuse
+from growth.folders import named_folder, publish, refuse_existing, staged  # noqa: F401
+from growth.jsonfile import read_object
+from growth.plan import Row
+from growth.record import RECORD, read_record
 
-RECORD = "growth.json"  # how a checkpoint came to be
+INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
-TOKENIZER = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "vocab.*",
-    "merges.txt",
-    "added_tokens.json",
-    "spiece.model",
-    "chat_template*",
-)
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+LARGEST = 2**24  # of one size: a matrix of a thousand times that many entries is beyond any machine
+SIZES = """hidden_size num_hidden_layers num_attention_heads intermediate_size vocab_size
+    max_position_embeddings""".split()
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies. kind: safetensors' name of its dtype."""
+
+    file: Path
+    shape: tuple[int, ...]
+    kind: str
 
 
 class Checkpoint:
     """A folder in the Hugging Face format. Tensors are read one by one; nothing else is held in memory."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = named_folder(path, "checkpoint")
         self.config = _config(self.path)
-        self._shard = _shards(self.path)
+        self._tensors = _tensors(self.path)
+        self._found = self._stamps()
+        layers = getattr(self.config, "num_hidden_layers", 0)
+        if layers > len(self._tensors):
+            raise refuse(
+                str(self.path / "config.json"),
+                f"at most {len(self._tensors)} layers, for there are no more tensors",
+                layers,
+                "check that it belongs to these weights",
+            )
 
     @property
     def names(self) -> list[str]:
-        return list(self._shard)
+        return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        with safe_open(self._shard[name], "pt") as file:
-            return tuple(file.get_slice(name).get_shape())
+        return self._tensors[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        with safe_open(self._shard[name], "pt") as file:
-            return file.get_slice(name)[:0].dtype
+        return DTYPES[self._tensors[name].kind]
+
+    @property
+    def coarsest(self) -> torch.dtype:
+        """Of the floats among its tensors' dtypes, the one that rounds most."""
+        kinds = {stored.kind for stored in self._tensors.values()} & DTYPES.keys()
+        return max((DTYPES[kind] for kind in kinds), key=lambda x: torch.finfo(x).eps, default=torch.float32)
+
+    def refuse_other_dtypes(self, names: Iterable[str]) -> None:
+        """Raises Refusal where one of these tensors is none of the floats that growth computes in."""
+        for name in names:
+            if (kind := self._tensors[name].kind) not in DTYPES:
+                raise refuse(
+                    f"{self.path}: {name}",
+                    f"a dtype out of {', '.join(DTYPES)}",
+                    kind,
+                    "save the model again in one of these; quantized weights are restored to it first",
+                )
 
     def read(self, name: str) -> Tensor:
-        with safe_open(self._shard[name], "pt") as file:
-            return file.get_tensor(name)
+        file = self._tensors[name].file
+        try:
+            with safe_open(file, "pt") as tensors:
+                return tensors.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise self._changed(file) from error
+
+    def refuse_changed(self) -> None:
+        """Raises Refusal where a file is not the one that was there at first."""
+        now = self._stamps()
+        for file, stamp in self._found.items():
+            if now[file] != stamp:
+                raise self._changed(file)
+
+    def fingerprint(self) -> str:
+        """A checksum of the configuration and of every tensor, however these are spread over files."""
+        config = read_object(self.path / "config.json")
+        config.pop("transformers_version", None)
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for name in sorted(self._tensors):
+            stored = self._tensors[name]
+            digest.update(f"{name} {stored.kind} {stored.shape} ".encode())
+            digest.update(self.read(name).contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def record(self) -> dict:
         """What growth wrote about this checkpoint, {} where it came from elsewhere."""
-        path = self.path / RECORD
-        return _json(path, "verb") if path.exists() else {}
+        return read_record(self.path)
+
+    def _changed(self, file: Path):
+        got = "another one now" if file.exists() else "none there any more"
+        return refuse(str(file), "the file that was there at first", got, "leave the source alone meanwhile")
+
+    def _stamps(self) -> dict[Path, tuple[int, int, int] | None]:
+        files = {self.path / "config.json", *(stored.file for stored in self._tensors.values())}
+        return {file: _stamp(file) for file in files}
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _config(path: Path) -> PreTrainedConfig:
     import lcikernels.models  # noqa: F401  - registers its configuration with AutoConfig
 
-    if not (path / "config.json").is_file():
+    file = path / "config.json"
+    if not file.is_file():
         got = "a folder without it" if path.is_dir() else "a file" if path.exists() else "nothing there"
         raise refuse(
             str(path), "a checkpoint folder with config.json", got, "name a folder that save_pretrained wrote"
         )
+    read_object(file)
     try:
-        return AutoConfig.from_pretrained(path)
-    except (ValueError, KeyError, TypeError, ArithmeticError, OSError, StrictDataclassError) as error:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # a value of a wrong type or size raises whatever the code that it meets does
         raise refuse(
-            str(path / "config.json"),
-            "a configuration that transformers knows",
-            str(error).splitlines()[0],
-            "check the file",
+            str(file),
+            "a configuration that transformers knows by itself",
+            (str(error) or type(error).__name__).splitlines()[0],
+            "mend the file; Python code that comes with a checkpoint is not run",
         ) from error
+    for name in SIZES:
+        size = getattr(config, name, None)
+        if isinstance(size, int) and not 0 < size <= LARGEST:
+            remedy = "check that it belongs to these weights"
+            raise refuse(f"{file}: {name}", f"1 to {LARGEST:,}", size, remedy)
+    return config
 
 
-def _shards(path: Path) -> dict[str, Path]:
-    """Tensor name -> its file; each is opened once, so a truncated one is found before any work."""
-    index, files = path / "model.safetensors.index.json", [path / "model.safetensors"]
-    if index.exists() and not files[0].exists():  # where both are, transformers reads the one file
-        files = sorted({path / str(name) for name in _json(index, "weight_map")["weight_map"].values()})
-    shards: dict[str, Path] = {}
-    for file in files:
-        if not file.is_file():
-            raise refuse(
-                str(file),
-                "a safetensors file",
-                "none there",
-                "download the checkpoint again, or save it with save_pretrained(safe_serialization=True)",
-            )
-        try:
-            with safe_open(file, "pt") as tensors:
-                shards |= dict.fromkeys(tensors.keys(), file)
-        except SafetensorError as error:
-            raise refuse(
-                str(file),
-                "a whole safetensors file",
-                f"{file.stat().st_size} bytes that end early or are damaged ({error})",
-                "copy or download it again",
-            ) from error
-    return shards
-
-
-def refuse_existing(dst: str | Path) -> None:
-    """Nothing is overwritten, and long work does not begin where its result has no place."""
-    dst = Path(dst)
-    above = next(folder for folder in dst.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise refuse(
-            str(dst), "a folder to write it in", f"{above}, where nothing can be written", "name another"
-        )
-    if dst.exists() or dst.is_symlink():
-        raise refuse(
-            str(dst),
-            "an output folder that does not exist yet",
-            "one that does",
-            "name another, or remove it first",
-        )
-
-
-def _json(path: Path, key: str) -> dict:
-    """The object in a file of JSON, which must have this key."""
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise refuse(str(path), "JSON", str(error), "copy or download it again") from error
-    if not isinstance(found, dict) or key not in found:
-        raise refuse(str(path), f"an object with {key!r}", "one without", "copy or download it again")
+def _tensors(path: Path) -> dict[str, Stored]:
+    """Every tensor by its name; each file is opened once, so a damaged one is found before any work."""
+    file, index = path / "model.safetensors", path / INDEX
+    if file.exists() or not index.exists():  # where both are, transformers reads the one file
+        return _header(file)
+    where = read_object(index, "weight_map")["weight_map"]
+    again = "copy or download it again"
+    files = where.values() if isinstance(where, dict) else [None]
+    if not all(isinstance(file, str) and Path(file).name == file for file in files):
+        raise refuse(str(index), "a weight_map from tensors to files beside it", "something else", again)
+    found: dict[str, Stored] = {}
+    for name in sorted(set(where.values())):
+        tensors = _header(path / name)
+        if twice := found.keys() & tensors:
+            raise refuse(str(path / name), "tensors that no other shard holds", min(twice), again)
+        found |= tensors
+    if wrong := {name for name, file in where.items() if name not in found or found[name].file.name != file}:
+        raise refuse(str(index), "tensors where the shards hold them", min(wrong), again)
+    if unlisted := found.keys() - where:
+        raise refuse(str(index), "every tensor of the shards", f"none for {min(unlisted)}", again)
     return found
 
 
-def publish(folder: Path, dst: Path) -> None:
-    """Rename a finished folder to `dst`. Where that was taken meanwhile, it stays beside it: dst-2, dst-3, ...
-
-    Raises Refusal then, which names the place. Nothing finished is deleted, nothing is overwritten.
-    """
-    if not (dst.exists() or dst.is_symlink()):
-        os.rename(folder, dst)
-        return
-    beside = next(x for i in itertools.count(2) if not os.path.lexists(x := dst.with_name(f"{dst.name}-{i}")))
-    os.rename(folder, beside)
-    raise refuse(str(dst), "a free place", f"one that was taken meanwhile: the result is in {beside}", "rename it")
-
-
-@contextlib.contextmanager
-def staged(dst: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `dst` that becomes `dst` when the block ends well, and is removed when it
-    does not.
-
-    Raises Refusal where `dst` exists.
-    """
-    dst = Path(dst)
-    refuse_existing(dst)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{dst.name}-", dir=dst.parent))
+def _header(file: Path) -> dict[str, Stored]:
+    if not file.is_file():
+        raise refuse(
+            str(file),
+            "a safetensors file",
+            "none there" if not file.exists() else "something else",
+            "download the checkpoint again, or save it with save_pretrained(safe_serialization=True)",
+        )
     try:
-        yield folder
-        folder.chmod(0o755)
-        os.rename(folder, dst)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        with safe_open(file, "pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}
+            return {name: Stored(file, tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise refuse(
+            str(file),
+            "a whole safetensors file",
+            f"{file.stat().st_size} bytes that end early or are damaged ({error})",
+            "copy or download it again",
+        ) from error
 
 
 class Writer:
@@ -180,6 +211,15 @@ class Writer:
         self._bytes = self._total = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
+        """Raises Refusal where a number is not finite in the tensor's dtype."""
+        if tensor.numel() and not all(x.isfinite() for x in tensor.aminmax()):
+            raise refuse(
+                name,
+                f"finite numbers in {str(tensor.dtype).removeprefix('torch.')}",
+                "others",
+                "look for such numbers in the source, or for a learning rate that was too high; "
+                "what grows beyond float16 fits into bfloat16",
+            )
         size = tensor.numel() * tensor.element_size()
         if self._pending and self._bytes + size > self.shard_bytes:
             self._flush()
@@ -203,28 +243,31 @@ class Writer:
         if N > 1:
             where = {name: file for names, file in zip(self._shards, files, strict=True) for name in names}
             index = {"metadata": {"total_size": self._total}, "weight_map": where}
-            (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+            (self.folder / INDEX).write_text(json.dumps(index, indent=2))
 
 
 def write_checkpoint(
     dst: str | Path,
     config: PreTrainedConfig,
     tensors: Iterator[tuple[str, Tensor]],
-    count: int,
-    source: Path,
+    rows: Sequence[Row],
+    source: Checkpoint,
     record: dict,
 ) -> None:
-    """Configuration, `count` tensors, growth.json, the source's tokenizer: all of it, or nothing."""
+    """Configuration, a tensor for each row, growth.json, a card, the source's tokenizer: all, or nothing.
+
+    tensors: by the rows' names and in their order; each is rounded to its row's dtype here, and only here.
+    """
     console = Console(stderr=True)
     with staged(dst) as folder:
-        writer = Writer(folder)
-        for name, tensor in track(
-            tensors, str(dst), count, console=console, transient=True, disable=not console.is_terminal
-        ):
-            writer.add(name, tensor)
-        writer.close()
+        copy_companions(source.path, folder)
         config.save_pretrained(folder)
-        for pattern in (*TOKENIZER, "generation_config.json"):
-            for file in source.glob(pattern):
-                shutil.copy2(file, folder)
+        writer = Writer(folder)
+        live = {"console": console, "transient": True, "disable": not console.is_terminal}
+        for row, (name, tensor) in zip(rows, track(tensors, str(dst), len(rows), **live), strict=True):
+            assert name == row.name
+            writer.add(name, tensor.to(getattr(torch, row.dtype)))
+        source.refuse_changed()
+        writer.close()
         (folder / RECORD).write_text(json.dumps(record, indent=1))
+        write_card(folder, Path(dst).absolute().name, source.path, config, *made(record))

@@ -6,7 +6,7 @@ from pathlib import Path
 from growth.adapters import adapter_of
 from growth.files import Checkpoint
 from growth.plan import Source
-from growth.transfer.xatl import SOURCES
+from growth.transferring.xatl import SOURCES
 
 
 def inspect(src: str | Path) -> Iterator[str]:

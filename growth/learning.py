@@ -26,7 +26,7 @@ from growth.errors import refuse
 from growth.loading import load_tokenizer, quiet
 from growth.plan import Source
 from growth.spaces import Weight
-from growth.training.data import Data, Windows, collator, windows_of
+from growth.training.data import Data, Windows, collator, positions, windows_of
 from growth.training.flops import count_flops
 from growth.training.progress import RunProgress, ShowSteps
 from growth.training.schedule import cosine
@@ -182,13 +182,9 @@ class Expansion(nn.Module):
 
     @torch.no_grad()
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the large model as written to disk. Raises Refusal where one is not finite."""
+        """Every tensor of the large model in its layout on disk, not rounded yet."""
         for name, (entry, layer) in self.table.items():
-            stored = self.source.dtype(entry.weights[0].name, None if layer is None else 0)
-            x = self._made({name: entry}, layer)[name].to(stored)
-            if not x.isfinite().all():
-                raise refuse(name, "finite numbers after learning", "others", "choose a lower learning rate")
-            yield name, x
+            yield name, self._made({name: entry}, layer)[name]
 
 
 def _path(model: nn.Module, wanted: nn.Module) -> str:
@@ -200,12 +196,15 @@ def windows_for(source: Source, data: Data, batch_size: int, sequence_length: in
 
     Raises Refusal where they do not fit the model, or fill no batch.
     """
-    config, most = source.config, source.config.max_position_embeddings
-    if not isinstance(data, Windows):
+    config, most = source.config, positions(source.config)
+    why = f", the model's positions (of {sequence_length} asked for)" if sequence_length > most else ""
+    if isinstance(data, Windows):
+        why = ""
+    else:
         data = windows_of(data, load_tokenizer(source.checkpoint.path), min(sequence_length, most))
     if (length := data.windows.shape[1]) > most:
         raise refuse("data", f"windows of at most {most} tokens, the model's", length, "cut shorter ones")
-    data.refuse_unfit(batch_size, config.vocab_size)
+    data.refuse_unfit(batch_size, config.vocab_size, why=why)
     return data
 
 

@@ -9,19 +9,31 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from growth.adapters import ADAPTERS
+from growth.companions import refuse_odd_generation, tokenizer_files
 from growth.errors import refuse
-from growth.files import TOKENIZER, Checkpoint
+from growth.files import Checkpoint
 
 
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The language model in `folder`, causal but for the families that are masked.
 
-    Raises Refusal where a tensor is missing, unknown or of another shape.
+    Raises Refusal where a tensor is missing, unknown, or of another shape or no float's dtype.
     """
-    adapter = ADAPTERS.get(Checkpoint(folder).config.model_type)
-    with quiet():
-        auto = adapter.auto if adapter else AutoModelForCausalLM
-        model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    checkpoint = Checkpoint(folder)
+    adapter = ADAPTERS.get(checkpoint.config.model_type)
+    checkpoint.refuse_other_dtypes(
+        name for name in checkpoint.names if not adapter or adapter.named(name) is not None
+    )
+    refuse_odd_generation(checkpoint.path)
+    auto = adapter.auto if adapter else AutoModelForCausalLM
+    try:
+        with quiet():
+            model, info = auto.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            )
+    except ValueError as error:  # a kind of model that has no language model, above all
+        got = str(error).splitlines()[0]
+        raise refuse(str(folder), "a language model", got, "name another checkpoint") from error
     if adapter:
         info["unexpected_keys"] = {name for name in info["unexpected_keys"] if adapter.named(name)}
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -35,11 +47,15 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The folder's own: without its files transformers would make an empty one of the model's kind."""
-    if not any(any(Path(folder).glob(pattern)) for pattern in TOKENIZER):
+    if not tokenizer_files(Path(folder)):
         raise refuse(
             str(folder), "a tokenizer beside the model", "none", "save it there with save_pretrained"
         )
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # damaged files raise whatever the parser that meets them does
+        got = (str(error) or type(error).__name__).splitlines()[0]
+        raise refuse(str(folder), "a tokenizer that transformers can load", got, "save it again") from error
 
 
 @contextlib.contextmanager

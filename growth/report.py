@@ -12,7 +12,8 @@ class Report:
 
     lossless: does the new model promise the source's logits. seconds, flops: what making it took; flops
     counts the multiplications and additions of matrix products (2 per pair), training steps of a learned
-    operator included. target is None for a dry run. parameters: of the source and of the target.
+    operator included. target is None for a dry run. parameters: of the source and of the target. notes:
+    what the target lacks of the source's settings.
     """
 
     source: Path
@@ -23,6 +24,7 @@ class Report:
     flops: int
     parameters: tuple[int, int]
     plan: Plan
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         origins = ", ".join(f"{count} {origin}" for origin, count in self.plan.origins().items())

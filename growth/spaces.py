@@ -13,6 +13,7 @@ In a post-norm model what a norm gives is the stream that the next block adds to
 then written alike. The last norm reads `transform` where there is one, and the stream elsewhere.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,3 +67,11 @@ class Architecture:
     init_std: float
     tied: bool = False
     post_norm: bool = False
+
+    @property
+    def parameters(self) -> int:
+        return sum(
+            math.prod(self.spaces[space].size for space in weight.spaces)
+            * (self.layers if weight.layered else 1)
+            for weight in self.weights
+        )

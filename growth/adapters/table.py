@@ -102,6 +102,10 @@ class Adapter:
             rows |= {name.format(layer): (entry, layer) for name, entry in self.block(config, layer).items()}
         return rows
 
+    def written_as(self, config: PreTrainedConfig) -> str:
+        """The class whose tensors the table has, as config.json names it."""
+        return self.auto._model_mapping[type(config)].__name__
+
     def weights(self, config: PreTrainedConfig) -> tuple[Weight, ...]:
         """Every weight once, the layered ones by their name with "{}"."""
         entries = [*self.outside(config).values(), *self.block(config, 0).values()]

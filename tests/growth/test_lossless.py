@@ -10,7 +10,7 @@ import growth
 from growth.adapters import source_adapter
 from growth.errors import Refusal
 from growth.files import Checkpoint
-from growth.grow import resized
+from growth.growing import resized
 from growth.loading import load_model
 from growth.operators import OPERATORS
 

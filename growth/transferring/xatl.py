@@ -11,7 +11,6 @@ the source's is dropped there, and the plan says so. A model whose layers all st
 source's logits.
 """
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -22,13 +21,14 @@ from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from growth import __version__
 from growth.adapters import source_adapter
 from growth.adapters.lci import LCI
 from growth.engine import named_seed, reader
 from growth.errors import refuse
-from growth.files import Checkpoint, refuse_existing, write_checkpoint
+from growth.files import Checkpoint, write_checkpoint
+from growth.folders import refuse_existing, refuse_too_large
 from growth.plan import Plan, Row, Source
+from growth.record import new_record
 from growth.report import Report
 from lcikernels.models import LCIConfig, LCIForCausalLM
 
@@ -78,7 +78,7 @@ def transfer(
             "no table leads from its norms and embeddings to an LCI model's yet",
         )
     source = Source(checkpoint, adapter)
-    stored = checkpoint.config.dtype or source.dtype("embed.weight", None)
+    stored = source.dtype([source.where("embed.weight", None)])
     config = lci_config(
         checkpoint.config, _pattern(checkpoint.config, mixers, pattern, keep_attention), stored
     )
@@ -87,22 +87,13 @@ def transfer(
     empty.tie_weights()
     plan = plan_transfer(source, config, empty, copy)
     lossless = set(config.pattern) == {"A"}
+    notes, parameters = _left_behind(checkpoint.config), (source.parameters, plan.parameters)
     if not dry_run:
-        record = {
-            "growth": __version__,
-            "verb": "transfer",
-            "method": "xatl",
-            "source": str(src),
-            "lossless": lossless,
-            "pattern": config.pattern,
-            "copy": copy,
-            "seed": seed,
-            **plan.json(),
-        }
-        write_checkpoint(
-            dst, config, transferred(source, plan, empty, seed), len(plan.rows), checkpoint.path, record
-        )
-    parameters = sum(math.prod(checkpoint.shape(name)) for name in source.on_disk.values())
+        refuse_too_large(dst, plan.bytes)
+        how = {"parameters": parameters, "pattern": config.pattern, "copy": copy, "seed": seed}
+        record = new_record("transfer", "xatl", checkpoint, lossless, plan, notes=notes, **how)
+        tensors = transferred(source, plan, empty, seed)
+        write_checkpoint(dst, config, tensors, plan.rows, checkpoint, record)
     return Report(
         Path(src),
         None if dry_run else Path(dst),
@@ -110,8 +101,18 @@ def transfer(
         lossless,
         time.perf_counter() - began,
         0,
-        (parameters, sum(math.prod(row.shape) for row in plan.rows)),
+        parameters,
         plan,
+        notes,
+    )
+
+
+def _left_behind(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Settings of the source that take part in training and have no counterpart in an LCI model."""
+    return tuple(
+        f"{name} {share} of the source is left behind: an LCI model has no dropout"
+        for name in ("attention_dropout", "hidden_dropout")
+        if (share := getattr(config, name))
     )
 
 
@@ -136,7 +137,7 @@ def _pattern(
     return pattern
 
 
-def lci_config(config: PreTrainedConfig, pattern: str, dtype: torch.dtype) -> LCIConfig:
+def lci_config(config: PreTrainedConfig, pattern: str, dtype: str) -> LCIConfig:
     """The LCI configuration that computes everything but the mixers exactly as a GPT-NeoX does."""
     try:
         return LCIConfig(
@@ -154,6 +155,7 @@ def lci_config(config: PreTrainedConfig, pattern: str, dtype: torch.dtype) -> LC
 def plan_transfer(source: Source, config: LCIConfig, empty: PreTrainedModel, copy: str) -> Plan:
     """Where every tensor of the LCI model comes from, and what of the source has no place in it."""
     shapes = {name: tuple(x.shape) for name, x in empty.named_parameters()}
+    exact = set(empty._keep_in_fp32_modules_strict or ())  # rates, which 16 bits would put off
     rows = []
     for name, (entry, layer) in LCI.table(config).items():
         weight = entry.weights[0].name
@@ -163,13 +165,15 @@ def plan_transfer(source: Source, config: LCIConfig, empty: PreTrainedModel, cop
                 Row(
                     name,
                     shapes.pop(name),
+                    source.dtype([source.where(weight, layer)]),
                     "copied",
                     (source.where(weight, layer),),
                     freeze=_settled(weight, letter, copy),
                 )
             )
         else:
-            rows.append(Row(name, shapes.pop(name), "initialised", (), "fresh"))
+            stored = "float32" if exact & set(name.split(".")) else str(config.dtype).removeprefix("torch.")
+            rows.append(Row(name, shapes.pop(name), stored, "initialised", (), "fresh"))
     assert not shapes, f"the model has tensors that the table lacks: {sorted(shapes)}"
     taken = {name for row in rows for name in row.sources}
     dropped = {
@@ -206,7 +210,7 @@ def _why(weight: str, letter: str) -> str:
 def transferred(
     source: Source, plan: Plan, empty: PreTrainedModel, seed: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the LCI model, as it is written to disk."""
+    """Every tensor of the LCI model, not rounded yet."""
     read, heads = reader(source), source.config.num_attention_heads
     table = LCI.table(empty.config)
     fresh: dict[str, Tensor] = {}
@@ -214,11 +218,11 @@ def transferred(
         entry, layer = table[row.name]
         weight = entry.weights[0].name
         if row.origin == "copied":
-            x = entry.to_disk([read(weight, layer)], heads).to(source.dtype(weight, layer))
+            x = entry.to_disk([read(weight, layer)], heads)
         else:
             if row.name not in fresh:
                 fresh = dict(initialised(empty, ".".join(row.name.split(".")[:4]), seed))
-            x = fresh[row.name].to(empty.config.dtype)
+            x = fresh[row.name]
         yield row.name, x
 
 

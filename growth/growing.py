@@ -12,17 +12,18 @@ from torch.distributed import is_torchelastic_launched
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
-from growth import __version__
 from growth.adapters import source_adapter
 from growth.engine import grown, plan_growth
 from growth.errors import refuse
-from growth.files import Checkpoint, refuse_existing, write_checkpoint
+from growth.files import LARGEST, Checkpoint, write_checkpoint
+from growth.folders import refuse_existing, refuse_too_large
 from growth.learning import Expansion, fit, windows_for
 from growth.maps import Maps
 from growth.operators import LEARNED, OPERATORS
 from growth.operators.ligo import TIES_OF, LearnedMaps, chosen, ligo, planned
 from growth.operators.mango import Mango, mango
 from growth.plan import Source
+from growth.record import new_record
 from growth.report import Report
 from growth.spaces import Architecture
 from growth.training.data import Data, Windows
@@ -93,14 +94,19 @@ def grow(
     source = Source(checkpoint, adapter)
     config = resized(checkpoint.config, hidden_size, num_layers, num_heads, ffn_size)
     old, new = (adapter.describe(x, adapter) for x in (checkpoint.config, config))
+    if not dry_run:
+        entry = max(checkpoint.dtype(name).itemsize for name in source.on_disk.values())
+        refuse_too_large(dst, new.parameters * entry)
     given = {"data": data, "steps": steps, "batch_size": batch_size, "sequence_length": sequence_length}
     given |= {"learning_rate": learning_rate, "start": start, "ties": ties, "learn": learn, "rank": rank}
     options = _options(method, checkpoint.config.hidden_size, given)
     maps, made_of = _maps(method, old, new, options, seed)
     plan = plan_growth(source, adapter, config, made_of, new)
     setattr(config, adapter.eps, old.norm_eps * maps.norm_eps)
+    config.architectures = [adapter.written_as(config)]
+    config.dtype = source.dtype([source.where("embed.weight", None)])
     lossless = method not in LEARNED and maps.lossless(old)  # learning leaves the lossless start
-    flops = 0
+    flops, parameters = 0, (source.parameters, plan.parameters)
     if not dry_run:
         if method in LEARNED:
             windows = _windows(method, source, options)
@@ -115,23 +121,12 @@ def grow(
             tensors = expansion.tensors()
         else:
             tensors = grown(source, adapter, config, maps, old, seed)
-        record = {
-            "growth": __version__,
-            "verb": "grow",
-            "method": method,
-            "source": str(src),
-            "lossless": lossless,
-            "from": sizes(old),
-            "to": sizes(new),
-            "seed": seed,
-            **options,
-            **plan.json(),
-        }
+        how = {"parameters": parameters, "from": sizes(old), "to": sizes(new), "seed": seed, **options}
+        record = new_record("grow", method, checkpoint, lossless, plan, **how)
         # Copying counts no operations; dense maps do, and the counter slows small tensors down fivefold.
         with FlopCounterMode(display=False) if method in LEARNED else nullcontext() as counter:
-            write_checkpoint(dst, config, tensors, len(plan.rows), checkpoint.path, record)
+            write_checkpoint(dst, config, tensors, plan.rows, checkpoint, record)
         flops += counter.get_total_flops() if counter else 0
-    parameters = sum(math.prod(checkpoint.shape(name)) for name in source.on_disk.values())
     return Report(
         Path(src),
         None if dry_run else Path(dst),
@@ -139,7 +134,7 @@ def grow(
         lossless,
         time.perf_counter() - began,
         flops,
-        (parameters, sum(math.prod(row.shape) for row in plan.rows)),
+        parameters,
         plan,
     )
 
@@ -213,6 +208,8 @@ def resized(
     ):
         if got is not None and got < least:
             raise refuse(name, f"at least the source's {least}", got, "growth never shrinks a model")
+        if got is not None and got > LARGEST:
+            raise refuse(name, f"at most {LARGEST:,}", got, "no machine holds such a model")
     if hidden_size % head:
         raise refuse(
             "hidden-size",

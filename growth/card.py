@@ -1,0 +1,85 @@
+"""README.md of a checkpoint, the model card: its origin, what `check` measured, how to load it."""
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+from growth.adapters import ADAPTERS
+from growth.adapters.lci import LCI
+
+CARD = "README.md"
+BEGIN, END = "<!-- growth check -->", "<!-- end -->"
+LOAD = """```python
+from transformers import {auto}
+
+model = {auto}.from_pretrained("{name}"{trust})
+```
+"""
+OURS = """
+`pip install lcikernels[growth]` has its layers. `trust_remote_code` is for the few lines in this folder that
+import them; after `import lcikernels.models` it is not needed.
+"""
+
+
+def write_card(
+    folder: Path, name: str, source: Path, config: PreTrainedConfig, facts: Sequence[str], outlook: str
+) -> None:
+    """Write the card of the checkpoint in `folder`, to be called `name`, which was made of that in `source`.
+
+    facts: a line each on how it came to be; outlook: what to expect of it.
+    """
+    base, ours = base_model(source), config.model_type == LCI.model_type
+    adapter = ADAPTERS.get(config.model_type)
+    auto = adapter.auto.__name__ if adapter else "AutoModelForCausalLM"
+    load = LOAD.format(auto=auto, name=name, trust=", trust_remote_code=True" if ours else "")
+    (folder / CARD).write_text(
+        f"---\nbase_model: {base}\n{licence(source)}library_name: transformers\ntags:\n- growth\n---\n\n"
+        f"# {name}\n\n* base model: {base}\n{''.join(f'* {fact}' + chr(10) for fact in facts)}\n{outlook}\n\n"
+        f"{BEGIN}\nNot measured yet: `growth check {source} {name}` does, and writes it here.\n{END}\n\n"
+        f"## Loading\n\n{load}{OURS if ours else ''}",
+        encoding="utf-8",
+    )
+
+
+def made(record: dict) -> tuple[list[str], str]:
+    """What growth.json tells of how a checkpoint came to be, and of what it promises."""
+    old, new = record["parameters"]
+    facts = [f"made by `growth {record['verb']}`, method {record['method']}: {old:,} -> {new:,} parameters"]
+    for before in reversed(record["lineage"]):
+        facts.append(f"before that, `growth {before['verb']}`, method {before['method']}")
+    facts.append("settings, and where every tensor comes from: growth.json")
+    if record["lossless"]:
+        return [*facts, *record.get("notes", ())], "It computes the base model's logits, to rounding."
+    return [*facts, *record.get("notes", ())], "Its logits are not the base model's: train it on."
+
+
+def write_figures(folder: Path, figures: str) -> None:
+    """Put what `check` measured into the card, where growth wrote one and it may be written."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        card = (folder / CARD).read_text(encoding="utf-8")
+        head, begin, rest = card.partition(BEGIN)
+        _, end, tail = rest.partition(END)
+        if begin and end:
+            new = folder / f".{CARD}.new"
+            new.write_text(f"{head}{BEGIN}\n{figures}.\n{END}{tail}", encoding="utf-8")
+            os.replace(new, folder / CARD)
+
+
+def base_model(source: Path) -> str:
+    """The Hub's name of a folder in its cache, else the folder's name."""
+    found = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{source.absolute()}/")
+    return f"{found[1]}/{found[2]}" if found else source.absolute().name
+
+
+def licence(source: Path) -> str:
+    """The lines on the licence in the head of the source's own card, "" where there are none."""
+    try:
+        with (source / CARD).open(encoding="utf-8", errors="replace") as file:
+            head = re.match(r"---\n(.*?\n)---\n", file.read(1 << 20), re.S)
+    except OSError:
+        return ""
+    return "".join(re.findall(r"^license\w*:.*\n", head[1], re.M)) if head else ""

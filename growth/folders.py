@@ -1,0 +1,114 @@
+"""Where results go: a folder appears at once and whole, or not at all; nothing is overwritten or lost."""
+
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from growth.errors import refuse
+
+
+def named_folder(path: str | Path, what: str) -> Path:
+    """`path` as it is, or a refusal where it is empty or no path at all."""
+    if not str(path) or "\0" in str(path):
+        raise refuse(what, "the name of a folder", repr(str(path)), "name one")
+    return Path(path)
+
+
+def refuse_existing(dst: str | Path) -> None:
+    """Nothing is overwritten, and long work does not begin where its result has no place."""
+    dst = named_folder(dst, "output folder")
+    try:
+        os.lstat(dst)
+        exists = True
+    except (FileNotFoundError, NotADirectoryError):
+        exists = False
+    except OSError as error:  # a name that is too long, a loop of links, a folder that may not be entered
+        raise refuse(str(dst), "a folder that can be made", error.strerror, "name another") from error
+    if exists:
+        raise refuse(
+            str(dst),
+            "an output folder that does not exist yet",
+            "one that does",
+            "name another, or remove it first",
+        )
+    above = _above(dst)
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise refuse(
+            str(dst), "a folder to write it in", f"{above}, where nothing can be written", "name another"
+        )
+
+
+def refuse_too_large(dst: str | Path, size: int) -> None:
+    """A result of `size` bytes has room where it goes; found before the work that makes it."""
+    free = shutil.disk_usage(_above(Path(dst))).free
+    if size > free:
+        raise refuse(
+            str(dst),
+            f"room for {size / 1e9:,.1f} GB",
+            f"{free / 1e9:,.1f} GB that are free",
+            "choose smaller sizes, or another disk",
+        )
+
+
+def _above(dst: Path) -> Path:
+    """The nearest folder above that is there already."""
+    return next(folder for folder in dst.absolute().parents if folder.exists())
+
+
+def publish(folder: Path, dst: Path) -> None:
+    """Rename a finished folder to `dst`. Where that was taken meanwhile, it becomes dst-2, dst-3, ...
+
+    Raises Refusal then, which names the place. Nothing finished is deleted, nothing is overwritten.
+    """
+    names = itertools.chain([dst], (dst.with_name(f"{dst.name}-{i}") for i in range(2, 100)))
+    place, why = folder, "cannot be made"
+    for name in names:
+        try:
+            if not os.path.lexists(name):
+                os.rename(folder, name)
+                place = name
+                break
+        except OSError as error:  # taken between these two lines, or no longer a place to write
+            why = error.strerror or why
+    if place != dst:
+        got = f"one that {why if place == folder else 'was taken meanwhile'}; the result is in {place}"
+        raise refuse(str(dst), "a free place", got, "move it where you want it")
+
+
+@contextlib.contextmanager
+def staged(dst: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `dst` that becomes `dst` when the block ends well; else nothing is left.
+
+    Raises Refusal where `dst` exists, and where it cannot be written.
+    """
+    dst = Path(dst)
+    refuse_existing(dst)
+    new = [above for above in dst.absolute().parents if not above.exists()]  # the deepest first
+    hidden = None
+    try:
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=".growth-", dir=dst.parent))  # its owner's, whatever the umask
+        folder = hidden / "whole"
+        folder.mkdir()
+        yield folder
+    except BaseException as error:
+        if hidden:
+            shutil.rmtree(hidden, ignore_errors=True)
+        for above in new:
+            with contextlib.suppress(OSError):
+                above.rmdir()
+        if isinstance(error, OSError | SafetensorError):
+            why = getattr(error, "strerror", None) or str(error)
+            raise refuse(str(dst), "a folder to write", why, "make room, or name another") from error
+        raise
+    try:
+        publish(folder, dst)
+    finally:
+        with contextlib.suppress(OSError):
+            hidden.rmdir()  # empty, unless the result had to stay in it

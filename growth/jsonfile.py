@@ -1,0 +1,27 @@
+"""JSON that somebody else wrote."""
+
+import json
+from pathlib import Path
+
+from growth.errors import refuse
+
+MOST_BYTES = 10**9  # an index of a million tensors has a tenth of that
+
+
+def read_object(path: Path, *keys: str) -> dict:
+    """The object in a file of JSON; a refusal where it is none, or has not these keys."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"{path.stat().st_size:,} bytes")
+        found = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise refuse(str(path), "JSON", "objects nested too deeply", "copy or download it again") from error
+    except ValueError as error:
+        raise refuse(str(path), "JSON", error, "copy or download it again") from error
+    except OSError as error:
+        raise refuse(str(path), "a file of JSON", error.strerror, "copy or download it again") from error
+    wanted = "an object" if not keys else f"an object with {' and '.join(map(repr, keys))}"
+    if not isinstance(found, dict) or not set(keys) <= set(found):
+        got = "one without" if isinstance(found, dict) else type(found).__name__
+        raise refuse(str(path), wanted, got, "copy or download it again")
+    return found
