@@ -1,29 +1,28 @@
 """The command line: growth inspect | grow | transfer | train | check | demo."""
 
+import signal
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 import growth
-from growth import inspection
 from growth.errors import Refusal, refuse
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Make a larger transformer out of a trained one (grow), or one that is cheap to run "
     "(transfer), and train it on.",
 )
 out = Console()
+UsageError = typer.BadParameter.__base__  # typer has click's exceptions, of its own or click's, and names few
 
 Src = Annotated[
-    Path, typer.Argument(metavar="SRC", help="Folder of the trained checkpoint.", show_default=False)
+    str, typer.Argument(metavar="SRC", help="Folder of the trained checkpoint.", show_default=False)
 ]
-Dst = Annotated[Path, typer.Argument(metavar="DST", help="New folder for the result.", show_default=False)]
+Dst = Annotated[str, typer.Argument(metavar="DST", help="New folder for the result.", show_default=False)]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print where every tensor would come from; write nothing.")
 ]
@@ -33,6 +32,8 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 @app.command()
 def inspect(src: Src) -> None:
     """Spaces, sizes and tensors of a checkpoint, and what can be grown."""
+    from growth import inspection  # each verb imports what it needs when it runs: --help answers at once
+
     for line in inspection.inspect(src):
         say(line)
 
@@ -53,7 +54,7 @@ def grow(
     num_heads: Annotated[int | None, typer.Option(help="Default: hidden size / head size.")] = None,
     ffn_size: Annotated[int | None, typer.Option(help="Default: in proportion to the hidden size.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="ligo, mango: a text file or a folder of them to learn from.")
+        str | None, typer.Option(help="ligo, mango: a text file or a folder of them to learn from.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="ligo, mango: learning steps; default: 100.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="ligo, mango: windows a step; default: 16.")] = None,
@@ -128,10 +129,10 @@ def transfer(
 @app.command()
 def train(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Folder of the checkpoint.", show_default=False)
+        str, typer.Argument(metavar="MODEL", help="Folder of the checkpoint.", show_default=False)
     ],
-    data: Annotated[Path, typer.Option(help="A text file, or a folder of them.", show_default=False)],
-    folder: Annotated[Path, typer.Option("--out", help="New folder for the result.", show_default=False)],
+    data: Annotated[str, typer.Option(help="A text file, or a folder of them.", show_default=False)],
+    folder: Annotated[str, typer.Option("--out", help="New folder for the result.", show_default=False)],
     steps: Annotated[int, typer.Option(help="Steps of training.", show_default=False)],
     batch_size: Annotated[int, typer.Option(help="Windows a step, on each process.")] = 16,
     sequence_length: Annotated[
@@ -143,7 +144,7 @@ def train(
     decay: Annotated[float, typer.Option(help="lemon: share of the steps in which the rate falls.")] = 0.6,
     freeze: Annotated[str | None, typer.Option(help="transferred: hold what was copied still.")] = None,
     unfreeze: Annotated[str | None, typer.Option(help="plateau: until the loss stops improving.")] = None,
-    validation: Annotated[Path | None, typer.Option(help="Text to measure on; default: held out.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Text to measure on; default: held out.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between measurements.")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -185,8 +186,8 @@ def check(src: Src, dst: Dst) -> None:
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run, about a minute.")] = False,
     folder: Annotated[
-        Path, typer.Option("--out", help="New folder for the checkpoints and the report.")
-    ] = Path("growth-demo"),
+        str, typer.Option("--out", help="New folder for the checkpoints and the report.")
+    ] = "growth-demo",
 ) -> None:
     """The main job, end to end, on the text of Python's standard library."""
     from growth.demo import run  # and matplotlib, a second that no other verb needs
@@ -211,6 +212,8 @@ def _print(report, dry_run: bool) -> None:
             say(f"{row.name:{wide}}  {'x'.join(map(str, row.shape)):12} {row.origin:11} {sources}")
         for name, why in report.plan.dropped.items():
             say(f"dropped {name}: {why}")
+    for note in report.notes:
+        say(note)
     say(str(report))
 
 
@@ -220,12 +223,28 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    """Run the command line; a refusal is one line and exit code 2."""
+    """Run the command line. A refusal is one line and exit code 2; what is stopped leaves nothing behind."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except Refusal as refusal:
         print(f"growth: {refusal}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    except UsageError as error:  # an unknown option, a missing argument, a number that is none
+        what, where = error.format_message(), error.ctx.command_path if error.ctx else "growth"
+        print(f"growth: {' '.join(what.split()).rstrip('.')}; see {where} --help", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("growth: interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _stop(number: int, frame) -> None:
+    """SIGTERM unwinds as SIGINT does, so that what cleans up does so; a second one is not waited for."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    print("growth: terminated", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import growth
 from growth.demo.corpus import byte_tokenizer, corpus
 from growth.demo.page import page
 from growth.demo.saving import COSTS, compare, remarks, table
-from growth.files import refuse_existing
+from growth.folders import named_folder, refuse_existing
 from growth.loading import quiet
 from growth.operators import LEARNED, OPERATORS
 from growth.report import Report
@@ -134,7 +134,7 @@ def run(out: str | Path = "growth-demo", quick: bool = False) -> dict:
     Takes about eight minutes on two CPU cores, with `quick` one, on a job too small to mean much. Returns
     what report.json holds. Raises Refusal where `out` exists or Python comes without its sources.
     """
-    return perform(QUICK if quick else FULL, Path(out), Console())
+    return perform(QUICK if quick else FULL, named_folder(out, "output folder"), Console())
 
 
 def perform(job: Job, out: Path, console: Console) -> dict:
