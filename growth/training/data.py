@@ -4,9 +4,12 @@ A text is a file; a corpus is the tokens of its texts, one after the other, each
 end-of-text token where it has one; a window is `length` neighbouring tokens of the corpus.
 """
 
+import codecs
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -24,27 +28,34 @@ from growth.loading import load_tokenizer
 
 # The tokenizer holds about 100 bytes a token: a million characters at a time bound it to about 100 MB.
 BATCH_CHARS = 1 << 20
+MARKS = {  # the longer first: UTF-32's begins with UTF-16's
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
-def load_text(paths: str | Path | Iterable[str | Path]) -> list[str]:
+def load_text(paths: str | Path | Iterable[str | Path], what: str = "data") -> list[str]:
     """The texts of files, in the order given; of a folder, every file below it, in the order of their names.
 
-    Hidden files are left out of a folder, and so are its empty files. Raises Refusal where a file is missing
-    or is not UTF-8, where a file that was named is empty, and where a folder holds no text at all.
+    Hidden files are left out of a folder, and so are its empty files; links are followed. A byte-order mark
+    is no text. Raises Refusal, which calls the argument `what`, where a file is missing, cannot be read or is
+    not UTF-8, where a file that was named is empty, and where a folder holds no text at all.
     """
     texts = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
+        if not str(path) or "\0" in str(path):
+            raise refuse(what, "the name of a file or a folder", repr(str(path)), "name one")
         path = Path(path)
-        if not path.exists():
-            raise refuse(f"data {path}", "a file or a folder", "nothing there", "check the path")
-        files = [path] if path.is_file() else _below(path)
-        found = [text for text in map(_read, files) if text.strip()]
+        files = list(_files(path, what))
+        found = [text for file in files if (text := _read(file, what)).strip()]
         if not found:
-            got = "an empty file" if path.is_file() else f"a folder without any ({len(files)} files)"
-            raise refuse(f"data {path}", "text", got, "name a file that holds text")
+            got = f"a folder without any ({len(files)} files)" if path.is_dir() else "an empty file"
+            raise refuse(f"{what} {path}", "text", got, "name a file that holds text")
         texts += found
     if not texts:
-        raise refuse("data", "at least one file or folder", "none", "name one")
+        raise refuse(what, "at least one file or folder", "none", "name one")
     return texts
 
 
@@ -71,7 +82,7 @@ class Windows(Dataset):
     def __init__(self, corpus: Tensor, length: int):
         count = len(corpus) // length
         if count < 1:
-            raise refuse("data", f"at least {length} tokens, one window", len(corpus), "give more text")
+            _refuse_short("data", len(corpus), length)
         self.windows = corpus[: count * length].view(count, length).long()
 
     def __len__(self) -> int:
@@ -100,13 +111,20 @@ class Windows(Dataset):
         """How many they are, and a checksum of their tokens."""
         return f"{len(self)} windows, {zlib.crc32(self.windows.numpy()):08x}"
 
-    def refuse_unfit(self, batch_size: int, vocabulary: int) -> None:
-        """Raises Refusal where they are less than a batch, or not of the model's tokenizer."""
-        if len(self) < batch_size:
+    def refuse_unfit(
+        self, batch_size: int, vocabulary: int, *, processes: int = 1, held_out: int = 0, why: str = ""
+    ) -> None:
+        """Raises Refusal where they are less than a batch on each process, or not of the model's tokenizer.
+
+        held_out: how many were taken out before; why: what to say of their length.
+        """
+        if len(self) < batch_size * processes:
+            each = f" on each of {processes} processes" if processes > 1 else ""
             raise refuse(
                 "data",
-                f"at least one batch, {batch_size} windows of {self.windows.shape[1]} tokens",
-                f"{len(self)} windows",
+                f"at least one batch{each}, {batch_size * processes} windows of "
+                f"{self.windows.shape[1]} tokens{why}",
+                f"{len(self)} windows" + (f" besides {held_out} held out" if held_out else ""),
                 "give more text, or a smaller batch size or sequence length",
             )
         refuse_foreign(self.windows, vocabulary)
@@ -115,15 +133,68 @@ class Windows(Dataset):
 Data = str | Path | Sequence[str | Path] | Windows
 
 
-def windows_of(data: Data, tokenizer: PreTrainedTokenizerBase, length: int) -> Windows:
-    """Windows as they are, files and folders cut into them."""
-    return data if isinstance(data, Windows) else Windows(tokens(load_text(data), tokenizer), length)
+def windows_of(data: Data, tokenizer: PreTrainedTokenizerBase, length: int, what: str = "data") -> Windows:
+    """Windows as they are, files and folders cut into them; a refusal calls them `what`."""
+    if isinstance(data, Windows):
+        return data
+    corpus = tokens(load_text(data, what), tokenizer)
+    if len(corpus) < length:
+        _refuse_short(what, len(corpus), length)
+    return Windows(corpus, length)
 
 
-def refuse_foreign(windows: Tensor, vocabulary: int) -> None:
+def window_length(
+    config: PreTrainedConfig, data: Data, validation: Data | None, sequence_length: int | None
+) -> int:
+    """Tokens a window: those of the Windows given, else `sequence_length`, else what the model allows.
+
+    The latter is at most 2048. Raises Refusal where two of them differ, where it is no sequence, and where
+    the model has fewer positions.
+    """
+    lengths = [
+        (name, given.windows.shape[1])
+        for name, given in (("data", data), ("validation", validation))
+        if isinstance(given, Windows)
+    ]
+    if sequence_length is not None:
+        lengths.insert(0, ("sequence length", sequence_length))
+    most = positions(config)
+    if not lengths:
+        return min(most or 2048, 2048)
+    (name, length), *others = lengths
+    for other, got in others:
+        if got != length:
+            raise refuse(other, f"windows of {length} tokens, as the {name} has", got, "cut them alike")
+    if length < 2:
+        raise refuse(name, "at least 2", length, "choose a larger number")
+    if most and length > most:
+        remedy = f"choose at most {most}"
+        if hasattr(config, "rope_parameters"):
+            remedy += ", or raise max_position_embeddings in its config.json"
+        raise refuse(name, f"at most {most} tokens, the model's positions", length, remedy)
+    return length
+
+
+def positions(config: PreTrainedConfig) -> int | None:
+    """The positions that a model is made for; None for one whose layers all carry a state instead.
+
+    Learned ones end there. Rotary ones compute on, but what attention makes of them was never trained.
+    """
+    if config.model_type == "lci" and "A" not in (config.pattern or ""):
+        return None
+    return getattr(config, "max_position_embeddings", None)
+
+
+def refuse_foreign(windows: Tensor, vocabulary: int, what: str = "data") -> None:
     """Raises Refusal where a token is none of the model's: the text was cut by another tokenizer."""
-    if (most := windows.max().item()) >= vocabulary:
-        raise refuse("data", f"tokens below the model's {vocabulary}", most, "use the model's tokenizer")
+    for token in (windows.max().item(), windows.min().item()):
+        if not 0 <= token < vocabulary:
+            raise refuse(what, f"tokens below the model's {vocabulary}", token, "use the model's tokenizer")
+
+
+def _refuse_short(what: str, tokens: int, length: int) -> NoReturn:
+    shorter = f", or a sequence length of at most {tokens}" if tokens > 1 else ""
+    raise refuse(what, f"at least {length} tokens, one window", tokens, f"give more text{shorter}")
 
 
 Collator = Callable[..., dict[str, Tensor]]  # of windows, and a seed where it draws
@@ -158,23 +229,49 @@ def collator(adapter: Adapter, folder: str | Path) -> Collator | None:
     return masked
 
 
-def _below(folder: Path) -> list[Path]:
-    return [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
-
-
-def _read(file: Path) -> str:
+def _files(path: Path, what: str, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The file at `path`, or all below the folder at `path`, which lies in the folders `above`."""
+    name = f"{what} {path}"
     try:
-        return file.read_text(encoding="utf-8")
+        kind = path.stat().st_mode
+        if stat.S_ISREG(kind):
+            yield path
+            return
+        if not stat.S_ISDIR(kind):
+            raise refuse(name, "a file or a folder", "a pipe or a device", "copy what it gives to a file")
+        real = path.resolve()
+        if real in above:
+            raise refuse(name, "a folder", f"a link back to {real}, where it lies itself", "remove the link")
+        inside = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    except FileNotFoundError as error:
+        got = "a link to nothing" if path.is_symlink() else "nothing there"
+        raise refuse(name, "a file or a folder", got, "check the path") from error
+    except OSError as error:
+        remedy = "check its links and permissions"
+        raise refuse(name, "a file or a folder that can be read", error.strerror, remedy) from error
+    for file in inside:
+        yield from _files(file, what, (*above, real))
+
+
+def _read(file: Path, what: str) -> str:
+    name = f"{what} {file}"
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise refuse(name, "a file that can be read", error.strerror, "check its permissions") from error
+    for mark, encoding in MARKS.items():
+        if raw.startswith(mark):
+            raise refuse(name, "UTF-8 text", f"{encoding}, by its first bytes", "convert it to UTF-8")
+    if (at := raw.find(0)) >= 0:
+        remedy = "is it UTF-16, or binary? Convert it to UTF-8, or leave it out"
+        raise refuse(name, "UTF-8 text", f"NUL bytes, the first at {at}", remedy)
+    text = raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        return text.decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
+        at = error.start + len(raw) - len(text)
         raise refuse(
-            f"data {file}",
-            "UTF-8 text",
-            f"byte {error.object[error.start]:#04x} at {error.start}",
-            "convert the file, or leave it out",
+            name, "UTF-8 text", f"byte {raw[at]:#04x} at {at}", "convert the file, or leave it out"
         ) from error
 
 

@@ -1,35 +1,49 @@
 """The verb `train`: a checkpoint and text in, a trained one out. `transformers.Trainer` is the engine."""
 
-import contextlib
+import copy
 import itertools
 import json
 import math
-import shutil
-import sys
+import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+)
 
 from growth.adapters import ADAPTERS
 from growth.errors import refuse
 from growth.files import RECORD as GROWTH_RECORD
-from growth.files import Checkpoint, refuse_existing
+from growth.files import Checkpoint
+from growth.folders import refuse_existing
 from growth.loading import load_model, load_tokenizer, quiet
 from growth.training.curve import Curve, Point
-from growth.training.data import Collator, Data, Windows, collator, refuse_foreign, windows_of
+from growth.training.data import (
+    Collator,
+    Data,
+    Windows,
+    collator,
+    refuse_foreign,
+    window_length,
+    windows_of,
+)
 from growth.training.flops import count_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters, transferred
 from growth.training.progress import RunProgress
+from growth.training.run import KEPT, MODEL, STATE, SUFFIX, refuse_full, unfinished
 from growth.training.schedule import Schedule, cosine, lemon
 
-UNFINISHED = ".unfinished"  # the folder of a run is that of its result and this
-WHOLE = "checkpoint-*/trainer_state.json"
 RECORD = "training.json"  # how a checkpoint was trained
 HELD_OUT = 256  # windows; of 128 tokens, they compare two models to about 0.005 nats
 
@@ -90,7 +104,7 @@ def train(
     data, validation   files or folders of UTF-8 text, or Windows. Without `validation`, a twentieth of the
                        data's windows, at most 256, are held out and not trained on
     batch_size         windows a step, on each process
-    sequence_length    tokens a window; default: what the model allows, at most 2048
+    sequence_length    tokens a window, at most the model's positions; default: these, at most 2048
     schedule           cosine | lemon, which falls over the share `decay` of the steps (training.schedule)
     warmup             steps in which the rate rises; default: a twentieth of them
     freeze             "transferred": what growth.json asks to hold still stays as it is; with unfreeze
@@ -98,32 +112,37 @@ def train(
                        them) improves by less than `threshold` in `patience` windows (training.freeze)
     eval_every         steps between measurements of the validation loss; default: an eighth of the steps
     save_every         steps between the checkpoints a run resumes from, 0 for none; default: eval_every
-    resume             go on where an interrupted run of the same settings stopped, from `out`.unfinished
+    resume             go on from the newest whole checkpoint of an interrupted run, in `out`.unfinished, of
+                       the same settings, data and model
 
     AdamW (0.9, 0.95), weight decay 0.1 on matrices, gradient norm clipped at 1, float32 weights; `bf16`
     computes in bfloat16. A masked model's batches are masked anew (training.data.collator), a resumed run's
     as if it had not stopped; what it is measured on is masked once, whatever the seed. Started by torchrun it
     trains on every process. The tokenizer is the model's. Seconds and FLOPs are those of training:
     evaluation, saving and loading are left out. Raises Refusal, with nothing written, where an argument does
-    not fit.
+    not fit. Where it stops after that, what is trained stays: beside `out`, or in `out`.unfinished, as a line
+    says.
     """
-    out = Path(out)
     refuse_existing(out)
-    config = Checkpoint(model).config
-    if (length := sequence_length) is None:
-        length = min(getattr(config, "max_position_embeddings", None) or 2048, 2048)
+    out = Path(out)
+    checkpoint = Checkpoint(model)
+    config, record = checkpoint.config, checkpoint.record()
+    length = window_length(config, data, validation, sequence_length)
     if eval_every is None:
         eval_every = math.ceil(steps / 8)
+    window = max(1, steps // 30) if window is None else window
     for name, got, least in (
         ("steps", steps, 1),
         ("batch size", batch_size, 1),
-        ("sequence length", length, 2),
         ("eval every", eval_every, 1),
+        ("save every", save_every or 0, 0),
+        ("window", window, 1),
+        ("patience", patience, 1),
     ):
         if got < least:
             raise refuse(name, f"at least {least}", got, "choose a larger number")
-    if not learning_rate > 0:
-        raise refuse("learning rate", "above 0", learning_rate, "3e-4 is a common one")
+    if not 0 < learning_rate < math.inf:
+        raise refuse("learning rate", "above 0, and finite", learning_rate, "3e-4 is a common one")
     if schedule not in ("cosine", "lemon"):
         raise refuse("schedule", "cosine or lemon", schedule, "choose one of these")
     if (freeze, unfreeze) not in ((None, None), ("transferred", None), ("transferred", "plateau")):
@@ -135,40 +154,13 @@ def train(
         )
     warmup = steps // 20 if warmup is None else warmup
     rate = cosine(steps, warmup=warmup) if schedule == "cosine" else lemon(steps, warmup=warmup, share=decay)
-    window = window or max(1, steps // 30)
     save_every = eval_every if save_every is None else save_every
     frozen = transferred(model) if freeze else []
     tokenizer = load_tokenizer(model)
     adapter = ADAPTERS.get(config.model_type)
     masked = collator(adapter, model) if adapter else None
-    windows, held_out = split(data, validation, tokenizer, length)
-    length = windows.windows.shape[1]  # Windows come with a length of their own
-    windows.refuse_unfit(batch_size, config.vocab_size)
-    measured = (held_out,)
-    if masked:
-        measured = tuple(masked([{"input_ids": window} for window in held_out], seed=0).values())
-    refuse_foreign(measured[0], config.vocab_size)
-    settings = {
-        "model": str(model),
-        "data": windows.fingerprint(),
-        "steps": steps,
-        "batch_size": batch_size,
-        "sequence_length": length,
-        "learning_rate": learning_rate,
-        "warmup": warmup,
-        "schedule": schedule,
-        "decay": decay,
-        "freeze": freeze,
-        "unfreeze": unfreeze,
-        "window": window,
-        "threshold": threshold,
-        "patience": patience,
-        "eval_every": eval_every,
-        "bf16": bf16,
-        "seed": seed,
-    }
     args = TrainingArguments(
-        output_dir=str(out) + UNFINISHED,
+        output_dir=str(out) + SUFFIX,
         max_steps=steps,
         per_device_train_batch_size=batch_size,
         seed=seed,
@@ -185,21 +177,58 @@ def train(
         use_cpu=not torch.accelerator.is_available(),
         save_strategy="steps" if save_every else "no",
         save_steps=save_every or steps,
-        save_total_limit=2,
+        save_total_limit=KEPT,
         ddp_find_unused_parameters=freeze is not None,
         logging_steps=window,
         disable_tqdm=True,
         report_to="none",
         log_level="error",
     )
+    windows, held_out = split(data, validation, tokenizer, length)
+    taken = 0 if validation is not None else len(held_out)
+    windows.refuse_unfit(batch_size, config.vocab_size, processes=args.world_size, held_out=taken)
+    refuse_foreign(held_out, config.vocab_size, "data" if validation is None else "validation")
+    measured = (held_out,)
+    if masked:
+        measured = tuple(masked([{"input_ids": window} for window in held_out], seed=0).values())
+    settings = {
+        "model": str(model),
+        "data": windows.fingerprint(),
+        "validation": Windows(held_out.flatten(), length).fingerprint(),
+        "processes": args.world_size,
+        "steps": steps,
+        "batch_size": batch_size,
+        "sequence_length": length,
+        "learning_rate": learning_rate,
+        "warmup": warmup,
+        "schedule": schedule,
+        "decay": decay,
+        "freeze": freeze,
+        "frozen": f"{len(frozen)} tensors, {zlib.crc32(' '.join(frozen).encode()):08x}",
+        "unfreeze": unfreeze,
+        "window": window,
+        "threshold": threshold,
+        "patience": patience,
+        "eval_every": eval_every,
+        "save_every": save_every,
+        "bf16": bf16,
+        "seed": seed,
+    }
     with (
         quiet(),
-        _unfinished(args, settings, resume) as last,
+        unfinished(out, args, settings, checkpoint, resume) as last,
         RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
     ):
         network = load_model(model)
-        network.config.use_cache = False  # training needs no cache; most models would warn or build one
-        named_parameters(network, frozen)
+        asked = copy.deepcopy(network.config)  # the Trainer turns its cache off, and leaves it off
+        held = named_parameters(network, frozen)
+        parameters = network.num_parameters()
+        trained = parameters - (0 if unfreeze else sum(x.numel() for x in held))
+        refuse_full(
+            Path(args.output_dir), parameters, trained, math.ceil(steps / save_every) if save_every else 0
+        )
+        if args.process_index == 0:
+            _write_companions(Path(args.output_dir) / MODEL, network, tokenizer, record)
         least = threshold if unfreeze else -math.inf  # no loss improves by less than that
         freezing = UnfreezeOnPlateau(frozen, least, patience, warmup) if freeze else None
         engine = ScheduledTrainer(
@@ -218,16 +247,20 @@ def train(
         N = args.world_size
         curve = Curve(measured, eval_every, N * step_flops, N * frozen_flops, freezing, progress)
         engine.add_callback(curve)
-        engine.train(resume_from_checkpoint=last)
+        if last and last.endswith(f"-{steps}"):
+            engine.restore(last)
+        else:
+            engine.train(resume_from_checkpoint=last)
         report = TrainReport(
             out,
             curve.points,
-            network.num_parameters(),
+            parameters,
             step_flops,
             freezing.unfrozen_at if freezing else None,
             settings,
         )
-        _save(engine, tokenizer, report)
+        network.config = asked
+        _save(engine, report)
     return report
 
 
@@ -237,7 +270,14 @@ def split(
     """The windows to train on and those to measure on, [N, length]; the same ones for the same data."""
     windows = windows_of(data, tokenizer, length)
     if validation is not None:
-        return windows, windows_of(validation, tokenizer, length).sample(HELD_OUT)
+        return windows, windows_of(validation, tokenizer, length, "validation").sample(HELD_OUT)
+    if len(windows) < 2:
+        raise refuse(
+            "data",
+            f"at least 2 windows of {length} tokens, one to train on and one to measure on",
+            len(windows),
+            "give more text, a shorter sequence length, or validation text",
+        )
     return windows.hold_out(min(HELD_OUT, math.ceil(len(windows) / 20)))
 
 
@@ -264,6 +304,13 @@ class ScheduledTrainer(Trainer):
         else:
             self.model.load_state_dict(load_model(resume_from_checkpoint).state_dict())
 
+    def restore(self, checkpoint: str) -> None:
+        """What `train` leaves behind, from a checkpoint of the last step: `train` would add a step."""
+        self.state = TrainerState.load_from_json(os.path.join(checkpoint, STATE))
+        self._load_from_checkpoint(checkpoint)
+        self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+
 
 def _numbered(masked: Collator, args: TrainingArguments, last: str | None) -> Collator:
     """Masks each batch under a seed of its own: a run resumed from `last` goes on with the same masks.
@@ -278,58 +325,28 @@ def _numbered(masked: Collator, args: TrainingArguments, last: str | None) -> Co
     return collate
 
 
-def _save(engine: Trainer, tokenizer: PreTrainedTokenizerBase, report: TrainReport) -> None:
-    folder = Path(engine.args.output_dir) / "model"
-    engine.model.config.use_cache = True
+def _write_companions(
+    folder: Path, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict
+) -> None:
+    """What lies beside the weights; written before the first step, it cannot fail after the last."""
+    folder.mkdir(exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    if record:
+        # How it came to be, without the promise of the source's logits: training breaks that.
+        (folder / GROWTH_RECORD).write_text(json.dumps(record | {"lossless": False}, indent=1))
+    if network.can_generate():
+        try:
+            network.generation_config.save_pretrained(folder)
+        except ValueError as error:
+            got = str(error).splitlines()[0]
+            raise refuse(
+                "generation_config.json", "one that can be saved", got, "mend it beside the model"
+            ) from error
+
+
+def _save(engine: Trainer, report: TrainReport) -> None:
+    folder = Path(engine.args.output_dir) / MODEL
     engine.save_model(str(folder))  # gathers sharded weights, so every process calls it
     if engine.is_world_process_zero():
         (folder / "training_args.bin").unlink()
-        tokenizer.save_pretrained(folder)
-        if record := Checkpoint(report.settings["model"]).record():
-            # How it came to be, without the promise of the source's logits: training has broken that.
-            (folder / GROWTH_RECORD).write_text(json.dumps(record | {"lossless": False}, indent=1))
         (folder / RECORD).write_text(json.dumps(report.json(), indent=1))
-        folder.rename(report.out)
-
-
-@contextlib.contextmanager
-def _unfinished(args: TrainingArguments, settings: dict, resume: bool) -> Iterator[str | None]:
-    """Keeps the run's folder; gives the checkpoint to go on from. Only an interrupted run with one stays."""
-    run = Path(args.output_dir)
-    record = run / "settings.json"
-    if args.process_index == 0:
-        if resume and not record.exists():
-            raise refuse("resume", f"an interrupted run in {run}", "none", "leave --resume out")
-        if run.exists() and not resume:
-            raise refuse(str(run), "no interrupted run", "one", "pass --resume, or remove it")
-        if resume and (before := json.loads(record.read_text())) != settings:
-            changed = [key for key in settings if settings[key] != before.get(key)]
-            expected, got = (
-                ", ".join(f"{key} {of.get(key)}" for key in changed) for of in (before, settings)
-            )
-            raise refuse("resume", expected, got, f"use the settings of {record}")
-        run.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(settings, indent=1))
-    if args.world_size > 1:
-        torch.distributed.barrier()
-    finished = False
-    try:
-        yield _last(run, args.max_steps)
-        finished = True
-    finally:
-        if args.process_index == 0:
-            last = None if finished else _last(run, args.max_steps)
-            if last:
-                print(f"{run}: pass --resume to go on from {Path(last).name}", file=sys.stderr)
-            else:
-                shutil.rmtree(run, ignore_errors=True)
-
-
-def _last(run: Path, steps: int) -> str | None:
-    """The newest whole checkpoint before the last step: from there on, the Trainer would add a step.
-
-    It is whole where trainer_state.json is, which the Trainer writes last.
-    """
-    whole = {int(file.parent.name.split("-")[1]): file.parent for file in run.glob(WHOLE)}
-    at = max((step for step in whole if step < steps), default=None)
-    return None if at is None else str(whole[at])

@@ -16,7 +16,7 @@ from growth.adapters import source_adapter
 from growth.engine import grown
 from growth.errors import Refusal
 from growth.files import Checkpoint
-from growth.grow import resized
+from growth.growing import resized
 from growth.learning import Expansion, step_flops
 from growth.loading import load_model
 from growth.maps import Copies

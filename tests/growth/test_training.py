@@ -59,8 +59,7 @@ def folder(tmp_path_factory):
     model = tiny()
     model.save_pretrained(root / "model")
     byte_tokenizer().save_pretrained(root / "model")
-    rows = [{"name": n, "freeze": "mlp" in n} for n, _ in model.named_parameters()]
-    (root / "model" / "growth.json").write_text(json.dumps({"verb": "transfer", "tensors": rows}))
+    write_record(root / "model", "mlp")
     (root / "text.txt").write_text(TEXT)
     return root
 
@@ -70,10 +69,16 @@ def masked(tmp_path_factory):
     """The same of a BERT, whose tokenizer has a mask."""
     root = tmp_path_factory.mktemp("masked")
     bert(root / "model", hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
-    rows = [{"name": n, "freeze": "intermediate" in n} for n in weights(root / "model")]
-    (root / "model" / "growth.json").write_text(json.dumps({"verb": "grow", "tensors": rows}))
+    write_record(root / "model", "intermediate")
     (root / "text.txt").write_text(TEXT)
     return root
+
+
+def write_record(folder, held_still):
+    """What growth would have written, of a model whose tensors of such names are to be held still."""
+    rows = [{"name": n, "sources": [], "freeze": held_still in n} for n in weights(folder)]
+    record = {"verb": "transfer", "method": "xatl", "lossless": True, "fingerprint": "", "lineage": []}
+    (folder / "growth.json").write_text(json.dumps(record | {"tensors": rows}))
 
 
 def weights(path) -> dict[str, torch.Tensor]:

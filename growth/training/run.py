@@ -1,0 +1,217 @@
+"""The folder of a run: what it goes on from, and what must not be lost.
+
+settings.json      what was asked for; a run goes on under the same
+checkpoint-N/      the Trainer's, of the newest two steps that were saved
+model/             the result, until it takes its place
+"""
+
+import contextlib
+import json
+import os
+import pickle
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint import FileSystemReader
+from transformers import TrainingArguments
+
+from growth.errors import Refusal, refuse
+from growth.files import Checkpoint
+from growth.folders import publish
+from growth.jsonfile import read_object
+
+SUFFIX = ".unfinished"  # the folder of a run is that of its result and this
+MODEL = "model"
+STATE = "trainer_state.json"  # the Trainer writes it last
+KEPT = 2  # checkpoints; a third is written before the first is removed
+FLOAT = 4  # bytes
+VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+@contextlib.contextmanager
+def unfinished(
+    out: Path, args: TrainingArguments, settings: dict, model: Checkpoint, resume: bool
+) -> Iterator[str | None]:
+    """Makes the run's folder, or finds it; gives the checkpoint to go on from.
+
+    What the block leaves in the folder's `model` takes the place `out`. Where the block fails, a run that can
+    go on, or is done, stays, and a line says so; of any other nothing stays.
+    """
+    run, first = Path(args.output_dir), args.process_index == 0
+    new = [folder for folder in (run, *run.absolute().parents) if not os.path.lexists(folder)]
+    last = None
+    if first:
+        last = _resumed(run, args, settings, model) if resume else _begun(run, settings, model)
+    last = broadcast_object_list([last])[0]  # the others wait for it
+    try:
+        yield last
+    except BaseException as error:
+        if not first:
+            raise
+        if not (where := left(run)):
+            _remove(new)
+        # torch's archives know no OSError: a full disk is a RuntimeError that names this file of theirs.
+        if isinstance(error, OSError | SafetensorError) or "inline_container" in str(error):
+            got, remedy = str(error).splitlines()[0], where or "make room, and start again"
+            raise refuse(str(run), "files that can be read and written", got, remedy) from error
+        if where:
+            print(f"{run}: {where}", file=sys.stderr)
+        raise
+    if first:
+        try:
+            publish(run / MODEL, out)
+        finally:
+            if not (run / MODEL).exists():
+                shutil.rmtree(run, ignore_errors=True)
+
+
+def left(run: Path) -> str:
+    """Where the work of a stopped run is, and what to do; "" where there is none to keep."""
+    saved = [folder for folder in _checkpoints(run) if (folder / STATE).exists()]
+    return _trained(run) or (f"pass --resume to go on from {saved[0].name}" if saved else "")
+
+
+def _trained(run: Path) -> str:
+    try:
+        Checkpoint(run / MODEL)
+    except Refusal:
+        return ""
+    return f"the trained model is in {run / MODEL}, move it where you want it"
+
+
+def _remove(new: list[Path]) -> None:
+    """The run's folder, and those above that were made for it."""
+    shutil.rmtree(new[0], ignore_errors=True)
+    for above in new[1:]:
+        with contextlib.suppress(OSError):
+            above.rmdir()
+
+
+def refuse_full(run: Path, parameters: int, trained: int, saves: int) -> None:
+    """Raises Refusal where checkpoints and model, in float32, will not fit on the disk.
+
+    A checkpoint has two moments beside each of the parameters that are `trained`.
+    """
+    one, model = FLOAT * (parameters + 2 * trained), FLOAT * parameters
+    need = max(min(saves, KEPT + 1) * one, min(saves, KEPT) * one + model)
+    has = sum(file.stat().st_size for file in run.rglob("*") if file.is_file())  # will be replaced
+    if need > (free := shutil.disk_usage(run).free + has):
+        raise refuse(
+            str(run),
+            f"room for {need / 1e9:,.3g} GB, for {min(saves, KEPT + 1)} checkpoints of {one / 1e9:,.3g} GB "
+            "and a model",
+            f"{free / 1e9:,.3g} GB",
+            "make room, save less often, or name a folder on another disk",
+        )
+
+
+def damage(checkpoint: Path, processes: int) -> str:
+    """Why the Trainer could not go on from this folder; "" where it is whole.
+
+    All that it needs must be there, and every file is read by its kind: JSON parses, a safetensors file is as
+    long as its header says, torch's archives have the checksums that they say (5 GB/s), the pieces of a
+    sharded state (FSDP) are as long as their .metadata says. Weights in safetensors have no checksum.
+    """
+    numbers = [""] if processes == 1 else [f"_{i}" for i in range(processes)]
+    needed = [[STATE], ["scheduler.pt"], *([f"rng_state{number}.pth"] for number in numbers)]
+    needed.append(["model.safetensors", "model.safetensors.index.json", "pytorch_model_fsdp*"])
+    needed.append(["optimizer.pt", "optimizer.bin", "optimizer_*"])
+    for names in needed:
+        if not any(file for name in names for file in checkpoint.glob(name)):
+            return f"{names[0]} is missing"
+    try:
+        for file in sorted(checkpoint.rglob("*")):
+            if file.is_file() and (why := _flaw(file)):
+                return f"{file.relative_to(checkpoint)} {why}"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    return ""
+
+
+def _flaw(file: Path) -> str:
+    """What is wrong with a file; "" where it is what it says."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt"):
+                pass
+        elif file.suffix in (".pt", ".pth", ".bin"):
+            with zipfile.ZipFile(file) as archive:
+                return "does not match its checksums" if archive.testzip() else ""
+        elif file.name == STATE:
+            read_object(file, "global_step", "stateful_callbacks")
+        elif file.name == "model.safetensors.index.json":
+            shards = set(read_object(file, "weight_map")["weight_map"].values())
+            lost = sorted(shard for shard in shards if not (file.parent / shard).exists())
+            return f"names {lost[0]}, which is missing" if lost else ""
+        elif file.suffix == ".json":
+            read_object(file)
+        elif file.name == ".metadata":
+            pieces = FileSystemReader(file.parent).read_metadata().storage_data.values()
+            for piece in pieces:
+                end, part = piece.offset + piece.length, file.parent / piece.relative_path
+                if not part.exists() or part.stat().st_size < end:
+                    return f"names {end} bytes of {piece.relative_path}, which has fewer"
+    except Refusal as refusal:
+        return f"is damaged ({refusal})"
+    except (SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError) as error:
+        return f"is damaged ({error})"
+    except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
+        return f"is damaged ({type(error).__name__}: {error})"
+    return ""
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """The Trainer's folders, the newest first, whole or not."""
+    step = {
+        folder: int(found[1])
+        for folder in run.glob("checkpoint-*")
+        if (found := re.fullmatch(r"checkpoint-(\d+)", folder.name))
+    }
+    return sorted(step, key=step.get, reverse=True)
+
+
+def _begun(run: Path, settings: dict, model: Checkpoint) -> None:
+    if os.path.lexists(run):
+        remedy = f"{found}, or remove it" if (found := left(run)) else "remove it"
+        raise refuse(str(run), "no interrupted run", "one", remedy)
+    record = json.dumps(settings | {"weights": model.fingerprint()} | VERSIONS, indent=1)
+    try:
+        run.mkdir(parents=True)
+        (run / "settings.json").write_text(record)
+    except OSError as error:
+        raise refuse(str(run), "a folder that can be made", error.strerror, "name another") from error
+
+
+def _resumed(run: Path, args: TrainingArguments, settings: dict, model: Checkpoint) -> str:
+    """The newest whole checkpoint in the folder of a run that was the same as this one."""
+    record, again = run / "settings.json", f"remove {run} and start again"
+    if not run.is_dir():
+        raise refuse("resume", f"an interrupted run in {run}", "none", "leave --resume out")
+    try:
+        before = read_object(record)
+    except Refusal as refusal:
+        said = str(refusal).rpartition("; ")[0]
+        raise refuse("resume", "the settings of the run", said, f"put the file back, or {again}") from refusal
+    now = settings | {"weights": model.fingerprint()}
+    if changed := [key for key in now if key != "model" and now[key] != before.get(key)]:
+        expected, got = (", ".join(f"{key} {of.get(key)}" for key in changed) for of in (before, now))
+        raise refuse("resume", expected, got, f"use the settings of {record}")
+    for name, version in VERSIONS.items():
+        if before.get(name) != version:
+            print(f"{run}: began with {name} {before.get(name)}, goes on with {version}", file=sys.stderr)
+    for checkpoint in _checkpoints(run):
+        why = damage(checkpoint, args.world_size)
+        if checkpoint.name == f"checkpoint-{args.max_steps}" and any(checkpoint.glob("pytorch_model_fsdp*")):
+            why = why or "it holds the last step in pieces, and only a step puts these together"
+        if not why:
+            return str(checkpoint)
+        print(f"{checkpoint}: passed over, {why}", file=sys.stderr)
+    raise refuse("resume", f"a whole checkpoint in {run}", "none", _trained(run) or again)
