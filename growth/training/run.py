@@ -1,8 +1,10 @@
 """The folder of a run: what it goes on from, and what must not be lost.
 
-settings.json      what was asked for; a run goes on under the same
-checkpoint-N/      the Trainer's, of the newest two steps that were saved
-model/             the result, until it takes its place
+    settings.json      what was asked for; a run goes on under the same
+    checkpoint-N/      the Trainer's, of the newest two steps that were saved
+    model/             the result, until it takes its place
+
+A checkpoint that is not whole is passed over, and stays for who wants to look at it.
 """
 
 import contextlib
@@ -57,7 +59,7 @@ def unfinished(
         if not first:
             raise
         if not (where := left(run)):
-            _remove(new)
+            _remove(run, new)
         # torch's archives know no OSError: a full disk is a RuntimeError that names this file of theirs.
         if isinstance(error, OSError | SafetensorError) or "inline_container" in str(error):
             got, remedy = str(error).splitlines()[0], where or "make room, and start again"
@@ -87,12 +89,11 @@ def _trained(run: Path) -> str:
     return f"the trained model is in {run / MODEL}, move it where you want it"
 
 
-def _remove(new: list[Path]) -> None:
-    """The run's folder, and those above that were made for it."""
-    shutil.rmtree(new[0], ignore_errors=True)
-    for above in new[1:]:
+def _remove(run: Path, new: list[Path]) -> None:
+    """A run's folder and those above it, as far as they were made for it."""
+    for folder in new:
         with contextlib.suppress(OSError):
-            above.rmdir()
+            shutil.rmtree(folder) if folder == run else folder.rmdir()
 
 
 def refuse_full(run: Path, parameters: int, trained: int, saves: int) -> None:
@@ -102,7 +103,8 @@ def refuse_full(run: Path, parameters: int, trained: int, saves: int) -> None:
     """
     one, model = FLOAT * (parameters + 2 * trained), FLOAT * parameters
     need = max(min(saves, KEPT + 1) * one, min(saves, KEPT) * one + model)
-    has = sum(file.stat().st_size for file in run.rglob("*") if file.is_file())  # will be replaced
+    files = (file for folder in _checkpoints(run) for file in folder.rglob("*"))
+    has = sum(file.stat().st_size for file in files if file.is_file())  # new ones take their place
     if need > (free := shutil.disk_usage(run).free + has):
         raise refuse(
             str(run),

@@ -1,33 +1,41 @@
-"""Windows of text, schedules, unfreezing, counting, and whole runs of a tiny GPT-NeoX and a tiny BERT."""
+"""Schedules, unfreezing, counting, and whole runs of a tiny GPT-NeoX and a tiny BERT."""
 
+import errno
+import functools
 import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from checkpoints import bert
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.distributed import checkpoint as dcp
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    TokenizersBackend,
     Trainer,
     TrainingArguments,
 )
 
 from growth.adapters.bert import BERT
-from growth.adapters.gpt2 import GPT2
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
 from growth.loading import load_model
-from growth.training import data, trainer
+from growth.training import trainer
 from growth.training.curve import evaluate
-from growth.training.data import Windows, collator, load_text, tokens
+from growth.training.data import Windows, collator, tokens
 from growth.training.flops import count_flops
 from growth.training.freeze import Plateau, UnfreezeOnPlateau
+from growth.training.run import STATE, damage
 from growth.training.schedule import cosine, lemon
-from growth.training.trainer import _numbered, train
+from growth.training.trainer import train
 
 TEXT = "".join(chr(97 + i * i % 23) + ("\n" if i % 31 == 30 else "") for i in range(6000))
 
@@ -87,97 +95,6 @@ def weights(path) -> dict[str, torch.Tensor]:
 
 def run(folder, out, **settings):
     return train(folder / "model", folder / "text.txt", folder / out, **DEFAULTS | settings)
-
-
-# ---- data
-
-
-def test_byte_tokenizer_gives_every_byte_its_own_number_and_decodes_exactly(tmp_path):
-    byte_tokenizer().save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    text = "def f():\n\treturn 'é 漢字 🙂'  # \r\n\x7f\x00 <|endoftext|>"
-    assert tokenizer(text)["input_ids"] == list(text.encode())
-    assert tokenizer.decode(list(text.encode())) == text
-    assert len(tokenizer) == 256 and sorted(tokenizer.get_vocab().values()) == list(range(256))
-
-
-def test_tokens_are_the_bytes_of_all_texts_in_order():
-    texts = ["first\n", "", "zweite Zeile ä"]
-    assert tokens(texts, byte_tokenizer()).tolist() == list("".join(texts).encode())
-
-
-def test_every_text_ends_with_the_end_of_text_token_where_there_is_one():
-    tokenizer = byte_tokenizer()
-    tokenizer.eos_token = "!"
-    assert tokens(["ab", "c"], tokenizer).tolist() == list(b"ab!c!")
-
-
-def test_windows_follow_each_other_and_drop_the_rest():
-    windows = Windows(torch.arange(11), 4)
-    assert len(windows) == 2
-    assert windows[1]["input_ids"].tolist() == windows[1]["labels"].tolist() == [4, 5, 6, 7]
-
-
-def test_held_out_windows_are_not_trained_on_and_the_same_for_the_same_seed():
-    windows = Windows(torch.arange(40), 4)
-    rest, held_out = windows.hold_out(3, seed=5)
-    assert sorted(rest.windows[:, 0].tolist() + held_out[:, 0].tolist()) == list(range(0, 40, 4))
-    assert torch.equal(windows.hold_out(3, seed=5)[1], held_out)
-    assert not torch.equal(windows.hold_out(3, seed=6)[1], held_out)
-
-
-def test_windows_of_a_masked_model_are_masked_as_bert_s_were(tmp_path):
-    windows = Windows(torch.randint(256, (200 * 32,)), 32)
-    batch = collator(BERT, bert(tmp_path / "bert"))([windows[i] for i in range(200)])
-    x, y = batch.pop("input_ids"), batch.pop("labels")
-    assert not batch
-    truth, label = windows.windows, y != -100
-    assert torch.equal(y[label], truth[label]) and torch.equal(x[~label], truth[~label])
-    mask, same = x[label] == 256, x[label] == truth[label]
-    shares = torch.stack([label.float().mean(), mask.float().mean(), same.float().mean()])
-    # Of 6400 tokens, and of the 960 that are labels: three standard deviations are 0.013, 0.039 and 0.029.
-    assert (shares - torch.tensor([0.15, 0.8, 0.1])).abs().lt(torch.tensor([0.014, 0.04, 0.03])).all(), shares
-
-
-def test_masks_are_drawn_anew_for_every_batch_and_process_and_again_from_a_checkpoint(tmp_path):
-    mask = collator(BERT, bert(tmp_path / "bert"))
-    items = [{"input_ids": torch.arange(32)}] * 4
-
-    def masks(seed, process, last):
-        batch = _numbered(mask, SimpleNamespace(seed=seed, process_index=process), last)
-        return [tuple(batch(items)["labels"].flatten().tolist()) for _ in range(3)]
-
-    first = masks(0, 0, None)
-    assert len({*first, *masks(1, 0, None), *masks(0, 1, None)}) == 9
-    assert masks(0, 0, "run/checkpoint-1")[:2] == first[1:]
-
-
-def test_windows_of_a_causal_model_stay_as_they_are_and_a_tokenizer_without_a_mask_is_refused(tmp_path):
-    assert collator(GPT2, tmp_path) is None
-    with pytest.raises(Refusal, match="expected a tokenizer with a mask token, got none; "):
-        collator(BERT, bert(tmp_path / "bert", masked=False))
-
-
-def test_a_folder_is_read_in_the_order_of_names_without_hidden_and_empty_files(tmp_path):
-    for name, text in {"b.txt": "B", "a/z.py": "A", ".git/config": "no", "empty.py": " \n"}.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert load_text(tmp_path) == ["A", "B"]
-
-
-def test_text_that_cannot_be_used_is_refused_by_name(tmp_path):
-    (tmp_path / "empty.txt").write_text(" \n")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "none").mkdir()
-    for name, got in {
-        "empty.txt": "an empty file",
-        "latin.txt": "byte 0xe9 at 3",
-        "none": "a folder without any",
-        "absent.txt": "nothing there",
-    }.items():
-        with pytest.raises(Refusal, match=f"{name}: expected .*, got {got}.*; ") as refusal:
-            load_text(tmp_path / name)
-        assert "\n" not in str(refusal.value)
 
 
 # ---- schedules
@@ -354,9 +271,9 @@ def test_a_masked_model_trains_and_is_measured_on_the_same_masks_each_time(maske
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_another_order(folder):
-    run(folder, "one", steps=3)
-    run(folder, "two", steps=3)
-    run(folder, "three", steps=3, seed=1)
+    run(folder, "one", steps=1)
+    run(folder, "two", steps=1)
+    run(folder, "three", steps=1, seed=1)
     one, two, three = (weights(folder / name) for name in ("one", "two", "three"))
     assert all(torch.equal(one[n], two[n]) for n in one)
     assert any(not torch.equal(one[n], three[n]) for n in one)
@@ -375,78 +292,283 @@ def cut_at(monkeypatch, step):
 
 
 UNFREEZING = {"freeze": "transferred", "unfreeze": "plateau", "window": 2, "threshold": 9.0}  # after 4 steps
+SAVING = {"save_every": 3, "warmup": 3}
+KINDS = {
+    "plain": ("folder", SAVING),
+    "unfreezing": ("folder", SAVING | UNFREEZING),
+    "masked, epochs of 4 steps": ("masked", SAVING | {"batch_size": 40}),
+}
 
 
-SHORT_EPOCHS = {"batch_size": 40}  # of 4 steps
+@pytest.fixture(scope="module")
+def whole(request, tmp_path_factory):
+    """kind -> the report of an uninterrupted run, made once."""
+    root = tmp_path_factory.mktemp("whole")
+
+    @functools.cache
+    def made(kind):
+        folder, settings = KINDS[kind]
+        return run(request.getfixturevalue(folder), root / kind, **settings)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def interrupted(folder, tmp_path_factory):
+    """What a plain run leaves that was cut after 7 of its 8 steps: checkpoints 3 and 6."""
+    out = tmp_path_factory.mktemp("interrupted") / "out"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        cut_at(patch, 7)
+        run(folder, out, **SAVING)
+    return Path(f"{out}.unfinished")
+
+
+def assert_alike(report, expected):
+    assert report.unfrozen_at == expected.unfrozen_at
+    assert [(p.step, p.flops, p.loss) for p in report.curve] == [
+        (p.step, p.flops, p.loss) for p in expected.curve
+    ]
+    got, truth = weights(report.out), weights(expected.out)
+    assert got.keys() == truth.keys() and all(torch.equal(truth[name], got[name]) for name in truth)
 
 
 @pytest.mark.parametrize(
-    "kind, cut, more",
-    [
-        ("folder", 8, {}),
-        ("folder", 8, UNFREEZING),
-        ("folder", 5, UNFREEZING),
-        ("masked", 8, {}),
-        ("masked", 8, SHORT_EPOCHS),
-        ("masked", 5, SHORT_EPOCHS | UNFREEZING),
-    ],
+    "kind, cut", [("unfreezing", 5), ("unfreezing", 7), ("masked, epochs of 4 steps", 7)]
 )
-def test_a_resumed_run_ends_like_an_uninterrupted_one(request, tmp_path, monkeypatch, kind, cut, more):
-    folder = request.getfixturevalue(kind)
-    settings = {"steps": 12, "save_every": 3, "warmup": 3, **more}
-    whole = run(folder, tmp_path / "whole", **settings)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
+    request, tmp_path, monkeypatch, capfd, whole, kind, cut
+):
+    folder, settings = request.getfixturevalue(KINDS[kind][0]), KINDS[kind][1]
     with monkeypatch.context() as patch, pytest.raises(PowerCut):
         cut_at(patch, cut)
         run(folder, tmp_path / "cut", **settings)
+    saved = f"checkpoint-{cut // 3 * 3}"
+    assert f"cut.unfinished: pass --resume to go on from {saved}\n" in capfd.readouterr().err
     assert not (tmp_path / "cut").exists()
-    with pytest.raises(Refusal, match="cut.unfinished: expected no interrupted run"):
+    with pytest.raises(
+        Refusal, match=f"cut.unfinished: expected no interrupted run.* pass --resume .*{saved}"
+    ):
         run(folder, tmp_path / "cut", **settings)
-    with pytest.raises(Refusal, match="resume: expected seed 0, got seed 1"):
-        run(folder, tmp_path / "cut", **settings, seed=1, resume=True)
-    (folder / "other.txt").write_text(TEXT[::-1])
-    with pytest.raises(Refusal, match="resume: expected data 1.. windows, .*, got data 1.. windows"):
-        train(folder / "model", folder / "other.txt", tmp_path / "cut", **DEFAULTS | settings, resume=True)
-    resumed = run(folder, tmp_path / "cut", **settings, resume=True)
-    assert resumed.unfrozen_at == whole.unfrozen_at == (4 if "unfreeze" in more else None)
-    assert [(p.step, p.flops, p.loss) for p in resumed.curve] == [
-        (p.step, p.flops, p.loss) for p in whole.curve
-    ]
-    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(expected[name], got[name]) for name in expected)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "whole"]
+    assert_alike(run(folder, tmp_path / "cut", **settings, resume=True), whole(kind))
+    assert [p.name for p in tmp_path.iterdir()] == ["cut"]
+    assert whole(kind).unfrozen_at == (4 if "unfreeze" in settings else None)
 
 
-def test_a_run_that_could_not_save_its_result_resumes_without_a_step_too_many(folder, tmp_path, monkeypatch):
-    settings = {"steps": 12, "save_every": 3}
-    run(folder, tmp_path / "whole", **settings)
-    with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(trainer, "_save", lambda *arguments: (_ for _ in ()).throw(PowerCut))
-        run(folder, tmp_path / "cut", **settings)
-    run(folder, tmp_path / "cut", **settings, resume=True)
-    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(expected[name], got[name]) for name in expected)
+@pytest.mark.parametrize("lost", ["the place", "all but the checkpoints", "a side file", "an epoch's last"])
+def test_nothing_that_was_trained_is_lost_where_finishing_fails(folder, tmp_path, monkeypatch, whole, lost):
+    out, save = tmp_path / "out", trainer._save
+
+    def failing(engine, report):
+        if lost == "the place":
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out/job.log").write_text("another program's")
+        if lost == "a side file":
+            monkeypatch.setattr(trainer, "RECORD", "nowhere/training.json")
+        if lost in ("all but the checkpoints", "an epoch's last"):
+            (tmp_path / "out.unfinished/model/model.safetensors").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(engine, report)
+
+    settings = SAVING if lost != "an epoch's last" else SAVING | {"batch_size": 45}  # 8 steps are 2 epochs
+    with monkeypatch.context() as patch, pytest.raises(Refusal) as refusal:
+        patch.setattr(trainer, "_save", failing)
+        run(folder, out, **settings)
+    monkeypatch.undo()
+    expected = whole("plain")
+    if lost == "the place":
+        assert f"the result is in {out}-2; " in str(refusal.value)
+        assert (out / "job.log").exists() and not Path(f"{out}.unfinished").exists()
+        assert_alike(replace(expected, out=Path(f"{out}-2")), expected)
+    elif lost == "a side file":
+        assert f"the trained model is in {out}.unfinished/model" in str(refusal.value)
+        assert_alike(replace(expected, out=Path(f"{out}.unfinished/model")), expected)
+    else:
+        said = "No space left on device; pass --resume to go on from checkpoint-8"
+        assert said in str(refusal.value)
+        monkeypatch.setattr(Trainer, "training_step", None)  # no step is left to be done
+        resumed = run(folder, out, **settings, resume=True)
+        assert [p.step for p in resumed.curve] == [0, 4, 8]
+        if settings == SAVING:
+            assert_alike(resumed, expected)
+        assert not Path(f"{out}.unfinished").exists()
 
 
-def test_a_long_text_is_cut_at_line_ends_and_nothing_is_lost(monkeypatch):
-    monkeypatch.setattr(data, "BATCH_CHARS", 10)
-    texts = ["one\ntwo\nthree four five six\n\n" * 3, "x", "y" * 35]
-    pieces = [piece for batch in data._batches(texts) for piece in batch]
-    assert all(len(piece) <= 10 for piece, _ in pieces)
-    assert "".join(piece + "|" * last for piece, last in pieces) == "|".join(texts) + "|"
-    assert [piece for piece, _ in pieces][:2] == ["one\ntwo\n", "three four"]
+def test_a_source_that_vanishes_while_training_takes_nothing_along(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    monkeypatch.setattr(
+        "growth.training.progress.RunProgress.step", lambda *_: shutil.rmtree(tmp_path / "model")
+    )
+    train(tmp_path / "model", folder / "text.txt", tmp_path / "out", steps=1, save_every=0)
+    assert {"tokenizer.json", "growth.json"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("ab")["input_ids"] == [97, 98]
 
 
-def test_a_trained_checkpoint_keeps_its_history_and_promises_nothing(folder, tmp_path):
-    run(folder, tmp_path / "trained")
-    record = json.loads((tmp_path / "trained" / "growth.json").read_text())
-    assert record["tensors"] and not record["lossless"]
+def test_what_cannot_be_written_is_found_before_the_first_step(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "training_step", None)
+    size = sum(x.numel() for x in weights(folder / "model").values())
+    need = 4 * (2 * 3 + 1) * size  # two checkpoints with two moments a parameter, and the model
+    for free, said in ((need - 1, "out.unfinished: expected room for 0.000"), (0, "got 0 GB; make room")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        with pytest.raises(Refusal, match=said):
+            run(folder, tmp_path / "new/out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=need))
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(TokenizersBackend, "save_pretrained", full)
+    with pytest.raises(Refusal, match="got .*No space left on device; make room, and start again"):
+        run(folder, tmp_path / "new/out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interruption_before_the_first_checkpoint_leaves_nothing(folder, tmp_path, monkeypatch):
     cut_at(monkeypatch, 2)
     with pytest.raises(PowerCut):
-        run(folder, tmp_path / "cut", save_every=3)
+        run(folder, tmp_path / "new/cut", save_every=3)
     assert list(tmp_path.iterdir()) == []
+
+
+def sharded(checkpoint):
+    """Weights over two files, with their index."""
+    file, index = checkpoint / "model.safetensors", checkpoint / "model.safetensors.index.json"
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    names = sorted(weights(checkpoint))
+    for i, shard in enumerate(shards):
+        save_file({name: weights(checkpoint)[name] for name in names[i::2]}, checkpoint / shard)
+    index.write_text(json.dumps({"weight_map": {name: shards[i % 2] for i, name in enumerate(names)}}))
+    file.unlink()
+
+
+def fully_sharded(checkpoint):
+    """Weights and moments as FSDP writes them."""
+    for name, file in {"pytorch_model_fsdp_0": "model.safetensors", "optimizer_0": "optimizer.pt"}.items():
+        dcp.save({"x": torch.randn(100)}, checkpoint_id=checkpoint / name, no_dist=True)
+        (checkpoint / file).unlink()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+def test_a_checkpoint_is_whole_where_each_of_its_files_is(interrupted, tmp_path):
+    def case(*changes):
+        shutil.rmtree(tmp_path / "checkpoint-6", ignore_errors=True)
+        shutil.copytree(interrupted / "checkpoint-6", tmp_path / "checkpoint-6")
+        for change in changes:
+            change(tmp_path / "checkpoint-6")
+        return damage(tmp_path / "checkpoint-6", 1)
+
+    def cut(name):
+        return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+    def written(name, content):
+        return lambda folder: (folder / name).write_bytes(content)
+
+    def zeros(folder):
+        """As a power cut leaves a file whose blocks were never written."""
+        with (folder / "optimizer.pt").open("r+b") as file:
+            file.seek(4096)
+            file.write(bytes(4096))
+
+    def lost(name):
+        return lambda folder: (folder / name).unlink()
+
+    assert case() == case(sharded) == case(fully_sharded) == ""
+    assert case(zeros) == "optimizer.pt does not match its checksums"
+    for name in ("optimizer.pt", "model.safetensors", "scheduler.pt", "rng_state.pth", STATE):
+        assert case(cut(name)).startswith(f"{name} is damaged"), name
+        assert case(written(name, b"")).startswith(f"{name} is damaged"), name
+        assert case(lost(name)) == f"{name} is missing"
+    assert case(written(STATE, b"[]")).startswith(f"{STATE} is damaged")
+    second = "model-00002-of-00002.safetensors"
+    assert case(sharded, lost(second)) == f"model.safetensors.index.json names {second}, which is missing"
+    assert case(sharded, cut(second)).startswith(f"{second} is damaged")
+    piece = "optimizer_0/__0_0.distcp"
+    assert case(fully_sharded, cut(piece)).startswith("optimizer_0/.metadata names ")
+    assert case(fully_sharded, lost(piece)).startswith("optimizer_0/.metadata names ")
+    assert case(fully_sharded, cut("optimizer_0/.metadata")).startswith("optimizer_0/.metadata is damaged")
+    assert damage(interrupted / "checkpoint-6", 2) == "rng_state_0.pth is missing"
+
+
+def test_a_run_goes_on_from_its_newest_whole_checkpoint_or_says_that_there_is_none(
+    folder, interrupted, tmp_path, whole, capfd
+):
+    run_folder = tmp_path / "out.unfinished"
+    shutil.copytree(interrupted, run_folder)
+    os.truncate(run_folder / "checkpoint-6/optimizer.pt", 100)
+    shutil.copytree(run_folder, tmp_path / "none.unfinished")
+    resumed = run(folder, tmp_path / "out", **SAVING, resume=True)
+    assert_alike(resumed, whole("plain"))
+    assert "checkpoint-6: passed over, optimizer.pt is damaged" in capfd.readouterr().err
+    os.truncate(tmp_path / "none.unfinished/checkpoint-3/model.safetensors", 100)
+    said = "resume: expected a whole checkpoint in .*none.unfinished, got none; remove .* and start again"
+    with pytest.raises(Refusal, match=said):
+        run(folder, tmp_path / "none", **SAVING, resume=True)
+    assert (tmp_path / "none.unfinished/checkpoint-6").exists()
+
+
+def test_a_run_goes_on_under_the_settings_data_and_model_it_began_with(folder, interrupted, tmp_path, capfd):
+    shutil.copytree(interrupted, tmp_path / "out.unfinished")
+    shutil.copytree(folder / "model", tmp_path / "model")
+    changed = weights(folder / "model")
+    changed["embed_out.weight"][3, 5] += 1e-3
+    save_file(changed, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "other.txt").write_text(TEXT[::-1])
+    record, text, out = tmp_path / "out.unfinished/settings.json", folder / "text.txt", tmp_path / "out"
+    before = json.loads(record.read_text())
+    for said, model, data, settings in (
+        ("expected seed 0, got seed 1; ", folder / "model", text, {"seed": 1}),
+        ("expected save_every 3, got save_every 2; ", folder / "model", text, {"save_every": 2}),
+        ("expected data 1.. windows, .*, got data 1.. windows", folder / "model", tmp_path / "other.txt", {}),
+        ("expected data .*, validation 10 windows, .* got", folder / "model", text, {"validation": text}),
+        (
+            r"expected weights \w{64}, got weights \w{64}; use the settings of .*json",
+            tmp_path / "model",
+            text,
+            {},
+        ),
+    ):
+        with pytest.raises(Refusal, match=f"resume: {said}") as refusal:
+            train(model, data, out, **DEFAULTS | SAVING | settings, resume=True)
+        assert "\n" not in str(refusal.value)
+    for content, said in (
+        (b"{", "expected JSON, got "),
+        (b"[]", "expected an object, got list"),
+        (json.dumps(before | {"processes": 2}).encode(), "expected processes 2, got processes 1"),
+        (None, "got No such file or directory; put the file back, or remove"),
+    ):
+        record.write_bytes(content) if content else record.unlink()
+        with pytest.raises(Refusal, match=f"resume: .*{said}") as refusal:
+            run(folder, out, **SAVING, resume=True)
+        assert "\n" not in str(refusal.value)
+    capfd.readouterr()
+    record.write_text(json.dumps(before | {"torch": "2.0", "seed": 7}))
+    with pytest.raises(Refusal, match="expected seed 7, got seed 0"):
+        run(folder, out, **SAVING, resume=True)
+    for file in record.parent.glob(f"*/{STATE}"):
+        file.unlink()
+    record.write_text(json.dumps(before | {"torch": "2.0"}))
+    with pytest.raises(Refusal, match="expected a whole checkpoint"):
+        run(folder, out, **SAVING, resume=True)
+    assert (
+        f"out.unfinished: began with torch 2.0, goes on with {torch.__version__}\n" in capfd.readouterr().err
+    )
+
+
+def test_a_trained_model_is_configured_as_its_source_was_but_for_float32(tmp_path):
+    model = tiny().to(torch.bfloat16)
+    model.config.update({"use_cache": False, "attention_dropout": 0.1, "hidden_dropout": 0.2})
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(TEXT)
+    run(tmp_path, "out", steps=1)
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("model", "out"))
+    assert before["use_cache"] is False and before["attention_dropout"] == 0.1
+    assert after == before | {"dtype": "float32"}
+    assert {x.dtype for x in weights(tmp_path / "out").values()} == {torch.float32}
+
+
+def test_a_trained_checkpoint_keeps_its_history_and_promises_nothing(whole):
+    record = json.loads((whole("plain").out / "growth.json").read_text())
+    assert record["tensors"] and not record["lossless"]
 
 
 def test_frozen_weights_stay_to_the_end_and_cost_less(folder, tmp_path):
