@@ -9,11 +9,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lcikernels.layers.rotary import rotate
 
 
+class AttentionWeights(nn.Identity):
+    """Passed by the weights [B, H, T, past + T] of one layer, where transformers can record them."""
+
+
 class Attention(nn.Module):
     """o_proj(softmax(q k^T / sqrt(head_dim) + mask) v), with rotary positions on the first dims of q and k.
 
     x [B, T, hidden_size]; rotary from `rotary_angles`; mask from transformers' `create_causal_mask`;
-    past_key_values, where given, grows by T keys and values.
+    cache, where given, grows by T keys and values.
     """
 
     is_causal = True  # transformers' SDPA function reads it where there is no mask
@@ -27,21 +31,24 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(size, inner, bias=bias)
         self.v_proj = nn.Linear(size, inner, bias=bias)
         self.o_proj = nn.Linear(inner, size, bias=bias)
+        self.weights = AttentionWeights()
 
     def forward(
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in projections)
         q, k, v = (y.transpose(1, 2) for y in (rotate(q, *rotary), rotate(k, *rotary), v))
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        o, _ = attend(self, q, k, v, mask, scaling=self.head_dim**-0.5, dropout=0.0)
+        o, weights = attend(self, q, k, v, mask, scaling=self.head_dim**-0.5, dropout=0.0)
+        if weights is not None:
+            self.weights(weights)
         return self.o_proj(o.flatten(2))
 
 

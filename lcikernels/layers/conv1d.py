@@ -12,7 +12,7 @@ class CausalConv1d(nn.Module):
     """silu(causal_conv1d(x)), depthwise: weight [D, W], bias [D].
 
     x [B, T, D]; keep [B, T], where given, is False at tokens that are left out as if they were not there, and
-    whose result means nothing; past_key_values, where given, holds the last W-1 inputs, which are replaced.
+    whose result means nothing; cache, where given, holds the last W-1 inputs, which are replaced.
     """
 
     def __init__(self, D: int, W: int, layer_idx: int):
@@ -21,8 +21,8 @@ class CausalConv1d(nn.Module):
         self.weight = nn.Parameter(torch.empty(D, W))
         self.bias = nn.Parameter(torch.empty(D))
 
-    def forward(self, x: Tensor, keep: Tensor | None = None, past_key_values: Cache | None = None) -> Tensor:
-        cache, weight, bias = past_key_values, self.weight, self.bias
+    def forward(self, x: Tensor, keep: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        weight, bias = self.weight, self.bias
         state = None if cache is None else cache.get_conv_state(self.layer_idx)
         if decodes(x, keep, state):
             return causal_conv1d_step(x[:, 0], weight, bias, state=state, activation="silu")[:, None]

@@ -30,7 +30,7 @@ class Mamba(nn.Module):
         y = (selective_scan(u, dt, a = -exp(A_log), b, c) + D * u) * silu(z)
 
     x [B, T, hidden_size]; keep [B, T], where given, is False at tokens that leave no trace in the states
-    (padding); past_key_values, where given, is advanced by T tokens. rotary is not read: a scan has an order.
+    (padding); cache, where given, is advanced by T tokens. rotary is not read: a scan has an order.
     """
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int):
@@ -61,11 +61,11 @@ class Mamba(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor] | None = None,
         keep: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u = self.conv1d(u, keep, past_key_values)
-        return self.out_proj(self.scan(u, z, keep, past_key_values))
+        u = self.conv1d(u, keep, cache)
+        return self.out_proj(self.scan(u, z, keep, cache))
 
     def scan(self, u: Tensor, z: Tensor, keep: Tensor | None, cache: Cache | None) -> Tensor:
         """The gated scan from the cache's state on, which is advanced.  u, z and the result are [B, T, D]."""

@@ -43,7 +43,7 @@ class Mamba2(nn.Module):
     A head has its own dt, A_log and D; a group of heads shares b, c [B, T, state_size] and one norm.
 
     x [B, T, hidden_size]; keep [B, T], where given, is False at tokens that leave no trace in the states
-    (padding); past_key_values, where given, is advanced by T tokens. rotary is not read: a scan has an order.
+    (padding); cache, where given, is advanced by T tokens. rotary is not read: a scan has an order.
     """
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int):
@@ -77,11 +77,11 @@ class Mamba2(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor] | None = None,
         keep: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         z, u, dt = self.in_proj(x).split(self.projected, dim=-1)
-        u = self.conv1d(u, keep, past_key_values)
-        return self.out_proj(self.norm(self.scan(u, dt, keep, past_key_values), z))
+        u = self.conv1d(u, keep, cache)
+        return self.out_proj(self.norm(self.scan(u, dt, keep, cache), z))
 
     def scan(self, u: Tensor, dt: Tensor, keep: Tensor | None, cache: Cache | None) -> Tensor:
         """y [B, T, D] from the cache's state on, which is advanced.  u holds v, b and c; dt [B, T, H]."""

@@ -19,7 +19,7 @@ class Retention(nn.Module):
     """o_proj(rms_norm_per_head(retention(q, k, v)) * silu(g_proj(x))), with q and k rotated.
 
     x [B, T, hidden_size]; rotary from `rotary_angles`; keep [B, T], where given, is False at tokens that
-    leave no trace in the state (padding); past_key_values, where given, is advanced by T tokens. Each head
+    leave no trace in the state (padding); cache, where given, is advanced by T tokens. Each head
     has its own fixed decay; the norm has no weight.
     """
 
@@ -46,13 +46,13 @@ class Retention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         keep: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         projections = (self.q_proj, self.k_proj, self.v_proj, self.g_proj)
         q, k, v, g = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in projections)
         log_decay = self.log_decay.to(torch.promote_types(x.dtype, torch.float32))
         q, k = rotate(q, *rotary), rotate(k, *rotary)
-        o = retain(q, k, v, log_decay, keep, past_key_values, self.layer_idx)
+        o = retain(q, k, v, log_decay, keep, cache, self.layer_idx)
         return self.o_proj(gated_rms_norm(o, g, eps=self.eps).flatten(2))
 
 

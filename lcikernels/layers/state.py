@@ -69,12 +69,17 @@ STATIC_LAYER_TYPE_MAPPING[RecurrentLayer._layer_type] = RecurrentLayer
 
 
 def check_cache(cache: Cache, layer_types: list[str]) -> None:
-    """ValueError unless `cache` holds a RecurrentLayer exactly where `layer_types` says "recurrent"."""
+    """ValueError unless `cache` holds a RecurrentLayer exactly where `layer_types` says "recurrent", and no
+    layer that forgets what attention reads.
+    """
     want = [layer_type == "recurrent" for layer_type in layer_types]
     if any(want) and want != [isinstance(layer, RecurrentLayer) for layer in cache.layers]:
         at = [i for i, recurrent in enumerate(want) if recurrent]
         expected = f"DynamicCache(config=model.config), with a RecurrentLayer in layers {at}"
-        refuse("LCIModel", "past_key_values", expected, cache)
+        refuse("LCIModel", "cache", expected, cache)
+    if any(cache.is_sliding):
+        expected = "without sliding windows, for attention here reads all tokens"
+        refuse("LCIModel", "cache", expected, f"a window in layer {cache.is_sliding.index(True)}")
 
 
 def decodes(x: Tensor, keep: Tensor | None, state: Tensor | None) -> bool:

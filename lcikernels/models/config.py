@@ -1,6 +1,8 @@
 """The configuration of the one causal LM: a stack of blocks whose mixers are spelled by `pattern`."""
 
 import math
+import os
+from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -9,6 +11,26 @@ from lcikernels.ops.checks import refuse
 
 # The cache layer each mixer needs.
 CACHES = {"A": "full_attention", "R": "recurrent", "M": "recurrent", "S": "recurrent"}
+
+# What lies beside a checkpoint for `trust_remote_code=True` where nobody imported this package. The import is
+# in a `try`: what is imported outside one transformers asks for itself, without saying how to install it.
+CODE = "modeling_lci"
+SHIM = '''"""The classes of this checkpoint, which are those of lcikernels."""
+
+try:
+    from lcikernels.models import LCIConfig, LCIForCausalLM, LCIModel
+except ImportError as error:
+    raise ImportError(
+        f"this checkpoint is made of lcikernels' layers: pip install lcikernels[growth] ({error})"
+    ) from error
+
+__all__ = ["LCIConfig", "LCIForCausalLM", "LCIModel"]
+'''
+AUTO_MAP = {
+    "AutoConfig": f"{CODE}.LCIConfig",
+    "AutoModel": f"{CODE}.LCIModel",
+    "AutoModelForCausalLM": f"{CODE}.LCIForCausalLM",
+}
 
 
 @strict
@@ -31,7 +53,7 @@ class LCIConfig(PreTrainedConfig):
     """
 
     model_type = "lci"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache"]
 
     vocab_size: int = 50304
     hidden_size: int = 512
@@ -103,6 +125,12 @@ class LCIConfig(PreTrainedConfig):
         share = self.rope_parameters.get("partial_rotary_factor", 1.0)
         return {letter: int(size * share) for letter, size in self.head_sizes.items()}
 
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **options):
+        """As transformers', and beside config.json the file by which an Auto class finds the classes here."""
+        self.auto_map = AUTO_MAP
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **options)
+        Path(save_directory, f"{CODE}.py").write_text(SHIM)
+
     def validate_layer_type(self):
         """Nothing: `check_pattern` did, and the inherited check knows transformers' own layers only."""
 
@@ -139,7 +167,10 @@ def check_mamba2(config: LCIConfig) -> None:
 
 
 def check_rotary(config: LCIConfig) -> None:
-    """ValueError where the rotary positions are of another kind, or their pairs do not fit a head."""
+    """ValueError where the rotary positions are of another kind, or their pairs do not fit a head.
+
+    A model asks again: `rope_parameters` may change after construction.
+    """
     rope_type = config.rope_parameters["rope_type"]
     if rope_type != "default":
         refuse("LCIConfig", "rope_parameters['rope_type']", "'default'", repr(rope_type))

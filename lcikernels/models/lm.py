@@ -9,16 +9,17 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from lcikernels.layers import MLP, Attention, Mamba, Mamba2, Retention
+from lcikernels.layers.attention import AttentionWeights
 from lcikernels.layers.retention import retnet_log_decay
 from lcikernels.layers.rotary import rotary_angles
 from lcikernels.layers.state import check_cache
-from lcikernels.models.config import LCIConfig
+from lcikernels.models.config import LCIConfig, check_rotary
 from lcikernels.ops.checks import refuse
 
 MIXERS = {"A": Attention, "R": Retention, "M": Mamba, "S": Mamba2}
@@ -43,9 +44,9 @@ class LCIBlock(GradientCheckpointingLayer):
         x: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        mixed = self.mixer(self.mixer_norm(x), rotary, mask, past_key_values)
+        mixed = self.mixer(self.mixer_norm(x), rotary, mask, cache)
         if self.parallel:
             return self.mlp(self.mlp_norm(x)) + mixed + x
         x = mixed + x
@@ -59,9 +60,13 @@ class LCIPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["LCIBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache"]
     _supports_sdpa = True
-    _can_record_outputs = {"hidden_states": LCIBlock}
+    _can_record_outputs = {
+        "hidden_states": LCIBlock,
+        "attentions": OutputRecorder(AttentionWeights, index=0),
+    }
+    _keep_in_fp32_modules_strict = {"A_log"}  # 16 bits would put a Mamba's rates off by up to 0.4 %
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -83,6 +88,7 @@ class LCIModel(LCIPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -90,16 +96,21 @@ class LCIModel(LCIPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | dict[str, Tensor | None] | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
     ) -> BaseModelOutputWithPast:
         """input_ids [B, T] or inputs_embeds [B, T, hidden_size]; attention_mask [B, past + T], 0 at padding.
 
         Padding, wherever it stands, reaches neither another token nor a cached state. Without position_ids
-        tokens count on from the cache. Raises ValueError where an argument does not fit the pattern.
+        tokens count on from the cache. output_attentions gives the weights of the attention layers, where
+        attn_implementation is "eager". Raises ValueError where an argument does not fit the pattern.
         """
+        if output_attentions or self.config.output_attentions:
+            check_attentions(self.config)
+        check_rotary(self.config)
         if (input_ids is None) == (inputs_embeds is None):
             refuse("LCIModel", "input_ids", "given, or inputs_embeds, not both", "both or neither")
         pattern = self.config.pattern
@@ -107,11 +118,11 @@ class LCIModel(LCIPreTrainedModel):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         B, T, _ = x.shape
 
-        given = past_key_values  # not a fresh one: transformers looks for packed rows where there is none
+        given = cache  # not a fresh one: transformers looks for packed rows where there is none
         if given is not None:
             check_cache(given, self.config.layer_types)
         if use_cache and given is None:
-            past_key_values = DynamicCache(config=self.config)
+            cache = DynamicCache(config=self.config)
         past = 0 if given is None else given.get_seq_length()
         positions = position_ids
         if position_ids is None:
@@ -125,7 +136,8 @@ class LCIModel(LCIPreTrainedModel):
                 config=self.config,
                 inputs_embeds=x,
                 attention_mask=attention_mask,
-                past_key_values=given,
+                cache=given,
+                layer_idx=pattern.index("A"),
                 position_ids=position_ids,
                 # transformers gives a lone token no mask, but a StaticCache has empty places after it.
                 allow_is_causal_skip=not isinstance(given, StaticCache),
@@ -138,58 +150,80 @@ class LCIModel(LCIPreTrainedModel):
         rotary = {letter: rotary_angles(positions, dims[letter], theta, x.dtype) for letter in dims}
 
         for letter, layer in zip(pattern, self.layers):
-            x = layer(x, rotary.get(letter), masks[letter], past_key_values=past_key_values)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+            x = layer(x, rotary.get(letter), masks[letter], cache=cache)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), cache=cache)
 
 
 class LCIForCausalLM(LCIPreTrainedModel, GenerationMixin):
     """LCIModel and a head over the vocabulary, tied to the embedding where the config says so."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    accepts_loss_kwargs = True  # the Trainer hands over num_items_in_batch
 
     def __init__(self, config: LCIConfig):
         super().__init__(config)
         self.model = LCIModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._is_stateful = set(config.pattern) != {"A"}  # no assisted generation: it rewinds the cache
         self.post_init()
 
+    @property
+    def _is_stateful(self) -> bool:
+        """No assisted generation: it rewinds the cache."""
+        return set(self.config.pattern) != {"A"}
+
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | dict[str, Tensor | None] | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Unpack[TransformersKwargs],
+        num_items_in_batch: Tensor | int | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
     ) -> CausalLMOutputWithPast:
         """As LCIModel, and logits [B, T, vocab_size], or the last `logits_to_keep` tokens' where not 0.
 
-        labels [B, T], -100 where there is none: loss is the mean cross entropy of logits[t] and labels[t+1].
+        labels [B, T], -100 where there is none: loss is the mean cross entropy of logits[t] and labels[t+1],
+        or their sum over `num_items_in_batch`, which counts the labels of a whole step.
         """
+        recorded = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **kwargs,
+            **{name: wanted for name, wanted in recorded.items() if wanted is not None},
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            V = self.config.vocab_size
+            loss = self.loss_function(logits, labels, vocab_size=V, num_items_in_batch=num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
+
+
+def check_attentions(config: LCIConfig) -> None:
+    """ValueError where there are no attention weights to give."""
+    if "A" not in config.pattern:
+        got = f"True for the pattern {config.pattern!r}"
+        refuse("LCIModel", "output_attentions", "False where no layer is attention", got)
+    if (kind := config._attn_implementation) != "eager":
+        expected = "False, or attn_implementation='eager', for others keep no weights"
+        refuse("LCIModel", "output_attentions", expected, f"True with {kind!r}")
 
 
 def kept_tokens(attention_mask: Tensor | None, B: int, past: int, T: int) -> Tensor | None:

@@ -132,8 +132,8 @@ def test_padding_does_not_reach_a_token_nor_a_state(sizes, side):
     keep[0, 16:] = side == "left"
     caches = [cache(), cache()]
     with torch.no_grad():
-        want, got = run(theirs, x, attention_mask=keep.long()), ours(x, keep=keep, past_key_values=caches[0])
-        ours(x[:1, keep[0]], past_key_values=caches[1])
+        want, got = run(theirs, x, attention_mask=keep.long()), ours(x, keep=keep, cache=caches[0])
+        ours(x[:1, keep[0]], cache=caches[1])
     torch.testing.assert_close(got[keep], want[keep], **EXACT)
     padded, alone = caches
     for states in ("conv_states", "recurrent_states"):
@@ -156,7 +156,7 @@ def test_decoding_is_transformers_decoding(sizes, groups):
     mine, its = cache(), DynamicCache(config=Mamba2Config(num_hidden_layers=1))
     with torch.no_grad():
         for piece in x.split([17] + [1] * 13, dim=1):
-            want, got = run(theirs, piece, cache_params=its), ours(piece, past_key_values=mine)
+            want, got = run(theirs, piece, cache=its), ours(piece, cache=mine)
             torch.testing.assert_close(got, want, **EXACT)
     assert mine.layers[0].get_seq_length() == 30
 
@@ -165,10 +165,10 @@ def test_a_step_changes_the_states_in_place(sizes):
     ours, states = ours_like(published(sizes), sizes), cache()
     x = torch.randn(2, 9, sizes.hidden_size)
     with torch.no_grad():
-        ours(x, past_key_values=states)
+        ours(x, cache=states)
         layer = states.layers[0]
         before = layer.conv_states[0].data_ptr(), layer.recurrent_states[0].data_ptr()
-        ours(x[:, :1], past_key_values=states)
+        ours(x[:, :1], cache=states)
     assert before == (layer.conv_states[0].data_ptr(), layer.recurrent_states[0].data_ptr())
 
 
@@ -178,7 +178,7 @@ def test_steps_are_clamped_in_decoding_too(sizes):
     ours, states = ours_like(published(sizes).double(), sizes), cache()
     x = torch.randn(2, 12, sizes.hidden_size, dtype=torch.float64)
     with torch.no_grad():
-        pieces = [ours(piece, past_key_values=states) for piece in x.split([5] + [1] * 7, dim=1)]
+        pieces = [ours(piece, cache=states) for piece in x.split([5] + [1] * 7, dim=1)]
         torch.testing.assert_close(torch.cat(pieces, 1), ours(x), **EXACT)
 
 

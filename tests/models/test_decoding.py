@@ -25,7 +25,7 @@ def in_pieces(model, cache, ids: Tensor, sizes: list[int], mask: Tensor | None =
     for piece in ids.split(sizes, dim=1):
         end += piece.shape[1]
         attention_mask = None if mask is None else mask[:, :end]
-        out.append(model(piece, attention_mask=attention_mask, past_key_values=cache, use_cache=True).logits)
+        out.append(model(piece, attention_mask=attention_mask, cache=cache, use_cache=True).logits)
     return torch.cat(out, 1)
 
 
@@ -72,7 +72,7 @@ def test_padding_anywhere_changes_nothing(tiny, ids, pattern):
                     ids[:, part],
                     attention_mask=mask[:, :end],
                     position_ids=positions[:, part],
-                    past_key_values=cache,
+                    cache=cache,
                 ).logits
             )
         out = torch.cat(out, 1)
@@ -135,9 +135,9 @@ def test_a_cache_made_in_inference_mode_can_be_used_outside(tiny, ids, pattern):
 def test_generation_goes_on_from_a_kept_cache(tiny, ids):
     model = tiny("RAMS")
     prompt = DynamicCache(config=model.config)
-    model(ids[:, :10], past_key_values=prompt)
+    model(ids[:, :10], cache=prompt)
     for _ in range(2):  # generating changes the cache it is given, so each run gets a copy
-        out = model.generate(ids, past_key_values=copy.deepcopy(prompt), max_new_tokens=8, do_sample=False)
+        out = model.generate(ids, cache=copy.deepcopy(prompt), max_new_tokens=8, do_sample=False)
         assert torch.equal(out, model.generate(ids, max_new_tokens=8, do_sample=False))
 
 
@@ -145,13 +145,13 @@ def test_generation_goes_on_from_a_kept_cache(tiny, ids):
 def test_the_cache_of_a_recurrent_layer_does_not_grow_over_200_tokens(tiny, ids, pattern):
     model = tiny(pattern, torch.float32)
     cache = DynamicCache(config=model.config)
-    model(ids[:, :16], past_key_values=cache)
+    model(ids[:, :16], cache=cache)
     # Float32, 2 rows: retention 4 heads x 8 x 8; Mamba 64 channels x (16 states + 3 last inputs); Mamba-2 64
     # channels x 128 states + 3 last inputs of 64 channels, B and C.
     numbers = {"A": 0, "R": 4 * 8 * 8, "M": 64 * (16 + 3), "S": 64 * 128 + 3 * (64 + 128 + 128)}
     size = 4 * 2 * sum(numbers[letter] for letter in pattern)
     assert recurrent_bytes(cache) == size
-    model.generate(ids, past_key_values=cache, max_new_tokens=200, do_sample=False)
+    model.generate(ids, cache=cache, max_new_tokens=200, do_sample=False)
     assert cache.get_seq_length() == 16 + 200
     assert recurrent_bytes(cache) == size
 
@@ -168,15 +168,15 @@ def test_a_cache_that_does_not_fit_the_pattern_is_refused(tiny, ids):
     message = r"must be DynamicCache\(config=model.config\), with a RecurrentLayer in layers \[0\]"
     for cache in (DynamicCache(), DynamicCache(config=tiny("AR").config)):
         with pytest.raises(ValueError, match=message):
-            model(ids, past_key_values=cache)
+            model(ids, cache=cache)
 
 
 def test_a_mask_that_does_not_cover_the_past_is_refused(tiny, ids):
     model = tiny("R")
     cache = DynamicCache(config=model.config)
-    model(ids[:, :9], past_key_values=cache)
+    model(ids[:, :9], cache=cache)
     with pytest.raises(ValueError, match=r"attention_mask must be \[B, past \+ T\] = \[2, 17\].*\(2, 8\)"):
-        model(ids[:, 9:], attention_mask=torch.ones(2, 8), past_key_values=cache)
+        model(ids[:, 9:], attention_mask=torch.ones(2, 8), cache=cache)
 
 
 def test_packed_rows_are_refused_by_recurrent_layers(tiny, ids):
@@ -184,7 +184,7 @@ def test_packed_rows_are_refused_by_recurrent_layers(tiny, ids):
     model = tiny("AR")
     ones = {"attention_mask": torch.ones(1, 17)}
     padded = {"attention_mask": (torch.arange(17) > 1)[None]}
-    cached = {"past_key_values": DynamicCache(config=model.config)}
+    cached = {"cache": DynamicCache(config=model.config)}
     for options in ({}, ones, padded, cached):
         with pytest.raises(ValueError, match="cannot tell packed sequences apart"):
             model(ids[:1], position_ids=positions, **options)
