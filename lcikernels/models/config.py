@@ -131,6 +131,10 @@ class LCIConfig(PreTrainedConfig):
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **options)
         Path(save_directory, f"{CODE}.py").write_text(SHIM)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: `save_pretrained` writes what leads here, transformers would copy this one file."""
+
     def validate_layer_type(self):
         """Nothing: `check_pattern` did, and the inherited check knows transformers' own layers only."""
 

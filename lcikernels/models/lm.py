@@ -68,6 +68,10 @@ class LCIPreTrainedModel(PreTrainedModel):
     }
     _keep_in_fp32_modules_strict = {"A_log"}  # 16 bits would put a Mamba's rates off by up to 0.4 %
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing, as LCIConfig's."""
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # matrices and embeddings by initializer_range, norms 1 and 0

@@ -205,6 +205,7 @@ def test_a_checkpoint_loads_where_nobody_imported_this_package(tiny, tmp_path):
     assert total == pytest.approx(want, rel=1e-5)
     assert "pip install lcikernels[growth]" in json.loads(blocked[0].splitlines()[-1])[0]
     again = json.loads((tmp_path / "model-again" / "config.json").read_text())
+    assert {file.name for file in (tmp_path / "model-again").glob("*.py")} == {"modeling_lci.py"}
     assert again["auto_map"] == json.loads((folder / "config.json").read_text())["auto_map"]
     assert {file.name for file in folder.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors", "modeling_lci.py")
