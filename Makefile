@@ -1,17 +1,22 @@
 # `make demo` and `make test` set everything up by themselves; a second call finds the stamp and starts at once.
 
 PYTHON ?= python3
+TORCH := 2.13.0
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := python -m pip -qq --disable-pip-version-check
 INSTALL := $(PIP) install      # compiled to bytecode: where Python may not write it later, every start costs 16 s more
+PINS := tests/constraints.txt
 READY := .venv/ready
-RECENT = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	{ echo 'Python 3.10 or newer is needed; name one: make PYTHON=python3.12'; exit 1; }
+RECENT = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo 'Python 3.11 or newer is needed; name one: make PYTHON=python3.12'; exit 1; }
+# The libraries that pyproject.toml names; without torch, whose plain name is a build of gigabytes.
+NAMES := python -c 'import importlib.metadata as m, re; names = {re.match("[a-z_-]+", x)[0] for x in m.requires("lcikernels") \
+	if re.search("growth|test", x)}; print(*sorted(names - {"lcikernels", "torch"}))'
 
 SEES = $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
 	{ echo 'torch of $(PYTHON) sees no GPU; name a Python whose torch does: make gpu PYTHON=python3.12'; exit 1; }
 
-.PHONY: demo test lint bench gpu setup clean
+.PHONY: demo test lint bench gpu setup newest pins clean
 
 demo: setup
 	$(BIN)/growth demo
@@ -40,7 +45,7 @@ gpu:
 	benchmarks=$$?; exit $$((tests || benchmarks))
 
 .venv/bench: $(READY)
-	@$(INSTALL) --no-build-isolation -e '.[bench]'
+	@$(BIN)/$(INSTALL) --no-build-isolation -c $(PINS) -e '.[bench]'
 	@touch $@
 
 lint: setup
@@ -48,14 +53,31 @@ lint: setup
 
 setup: $(READY)
 
-$(READY): pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
-	@echo 'Setting up .venv: PyTorch and the rest, then the C++ kernels. This is done once, in 1 to 3 minutes.'
-	@$(PIP) --version >/dev/null 2>&1 || { $(RECENT) && $(PYTHON) -m venv --clear .venv; }
-	@$(BIN)/python -c 'import torch' 2>/dev/null || $(INSTALL) torch==2.13.0
-	@$(INSTALL) 'setuptools>=77' ninja
-	@$(INSTALL) --no-build-isolation -e '.[growth,test]'
-	@$(BIN)/python -m lcikernels
+$(READY): pyproject.toml setup.py $(PINS) $(wildcard csrc/* csrc/*/*)
+	@$(BIN)/$(PIP) --version >/dev/null 2>&1 || { $(RECENT) && $(PYTHON) -m venv --clear .venv; }
+	@$(BIN)/python -c 'import torch' 2>/dev/null || \
+		{ echo 'Installing PyTorch into .venv, once: half a minute, or what its download takes.'; \
+		$(BIN)/$(INSTALL) -c $(PINS) torch==$(TORCH); }
+	@echo 'Installing the other libraries, and compiling the kernels: 1 to 3 minutes.'
+	@$(BIN)/$(INSTALL) -c $(PINS) setuptools ninja
+	@$(BIN)/$(INSTALL) --no-build-isolation -c $(PINS) -e '.[growth,test]'
+	@$(BIN)/python -m lcikernels | head -1
 	@touch $@
 
+# The newest release of every library but torch, whatever pyproject.toml allows: pip tells what is beyond that.
+newest:
+	@$(RECENT) && $(PYTHON) -m venv --clear .venv-newest
+	@echo 'Installing the newest of every library into .venv-newest: 2 to 5 minutes.'
+	@.venv-newest/bin/$(INSTALL) torch==$(TORCH) setuptools ninja
+	@.venv-newest/bin/$(INSTALL) --no-build-isolation -e '.[growth,test]'
+	@.venv-newest/bin/$(INSTALL) --upgrade $$(.venv-newest/bin/$(NAMES))
+	@.venv-newest/bin/$(PIP) list --format=freeze
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-newest/bin/python -m pytest -q -n 2 tests/models tests/layers tests/growth
+
+# Where these are green in .venv-newest, what is there becomes what set-up installs.
+pins:
+	@{ head -1 $(PINS); .venv-newest/bin/$(PIP) freeze --all --exclude-editable --exclude pip | sed 's/+.*//'; } >build/pins
+	@mv build/pins $(PINS)
+
 clean:
-	rm -rf .venv build lcikernels/_C.so *.egg-info
+	rm -rf .venv .venv-newest build lcikernels/_C.so *.egg-info
