@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -228,7 +227,7 @@ def train(
             Path(args.output_dir), parameters, trained, math.ceil(steps / save_every) if save_every else 0
         )
         if args.process_index == 0:
-            _write_companions(Path(args.output_dir) / MODEL, network, tokenizer, record)
+            _write_companions(Path(args.output_dir) / MODEL, tokenizer, record)
         least = threshold if unfreeze else -math.inf  # no loss improves by less than that
         freezing = UnfreezeOnPlateau(frozen, least, patience, warmup) if freeze else None
         engine = ScheduledTrainer(
@@ -325,23 +324,13 @@ def _numbered(masked: Collator, args: TrainingArguments, last: str | None) -> Co
     return collate
 
 
-def _write_companions(
-    folder: Path, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict
-) -> None:
+def _write_companions(folder: Path, tokenizer: PreTrainedTokenizerBase, record: dict) -> None:
     """What lies beside the weights; written before the first step, it cannot fail after the last."""
     folder.mkdir(exist_ok=True)
     tokenizer.save_pretrained(folder)
     if record:
         # How it came to be, without the promise of the source's logits: training breaks that.
         (folder / GROWTH_RECORD).write_text(json.dumps(record | {"lossless": False}, indent=1))
-    if network.can_generate():
-        try:
-            network.generation_config.save_pretrained(folder)
-        except ValueError as error:
-            got = str(error).splitlines()[0]
-            raise refuse(
-                "generation_config.json", "one that can be saved", got, "mend it beside the model"
-            ) from error
 
 
 def _save(engine: Trainer, report: TrainReport) -> None:

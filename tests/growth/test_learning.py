@@ -400,7 +400,10 @@ def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
             "learning_rate": float("inf"),
         },
         "sequence-length: expected at least 2, got 1": {"method": "ligo", "sequence_length": 1},
-        "data: expected at least one batch, 999 windows of 32 tokens": {"method": "ligo", "batch_size": 999},
+        "one batch, 999 windows of 32 tokens, the model's positions .of 512 asked for., got 281": {
+            "method": "ligo",
+            "batch_size": 999,
+        },
         "data: expected none, for lemon has no use for it, got some; .* choose method ligo or mango$": {
             "method": "lemon"
         },
