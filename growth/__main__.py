@@ -17,6 +17,7 @@ app = typer.Typer(
     "(transfer), and train it on.",
 )
 out = Console()
+INTERRUPTED = 128 + signal.SIGINT
 UsageError = typer.BadParameter.__base__  # typer has click's exceptions, of its own or click's, and names few
 
 Src = Annotated[
@@ -235,8 +236,9 @@ def main() -> None:
         print(f"growth: {' '.join(what.split()).rstrip('.')}; see {where} --help", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # some typers return it by themselves
         print("growth: interrupted", file=sys.stderr)
-        code = 130
     sys.exit(code)
 
 

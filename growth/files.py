@@ -134,8 +134,9 @@ def _config(path: Path) -> PreTrainedConfig:
     import lcikernels.models  # noqa: F401  - registers its configuration with AutoConfig
 
     file = path / "config.json"
-    if not file.is_file():
-        got = "a folder without it" if path.is_dir() else "a file" if path.exists() else "nothing there"
+    if not os.path.isfile(file):  # false, too, where a name is too long or a link leads to itself
+        there = os.path.exists(path)
+        got = "a folder without it" if os.path.isdir(path) else "a file" if there else "nothing there"
         raise refuse(
             str(path), "a checkpoint folder with config.json", got, "name a folder that save_pretrained wrote"
         )
@@ -181,7 +182,7 @@ def _tensors(path: Path) -> dict[str, Stored]:
 
 
 def _header(file: Path) -> dict[str, Stored]:
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise refuse(
             str(file),
             "a safetensors file",

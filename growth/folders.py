@@ -66,6 +66,9 @@ def publish(folder: Path, dst: Path) -> None:
 
     Raises Refusal then, which names the place. Nothing finished is deleted, nothing is overwritten.
     """
+    for file in folder.rglob("*"):  # safetensors writes for the owner alone, whatever the umask
+        if file.is_file():
+            file.chmod(folder.stat().st_mode & 0o666)
     names = itertools.chain([dst], (dst.with_name(f"{dst.name}-{i}") for i in range(2, 100)))
     place, why = folder, "cannot be made"
     for name in names:

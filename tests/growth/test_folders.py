@@ -1,0 +1,182 @@
+"""Where results go: whole or not at all, nothing overwritten, nothing finished lost, nothing left behind."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from checkpoints import neox
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import growth
+from growth import files, folders
+from growth.errors import Refusal
+from growth.files import Writer
+from growth.folders import staged
+
+TAKEN = {
+    "a folder": lambda dst: dst.mkdir(),
+    "a folder with a file": lambda dst: (dst.mkdir(), (dst / "theirs").touch()),
+    "a file": lambda dst: dst.write_text("theirs"),
+    "a link": lambda dst: dst.symlink_to("/"),
+    "a dangling link": lambda dst: dst.symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_a_result_whose_place_was_taken_stays_beside_it_and_is_named(tmp_path, kind):
+    (tmp_path / "out-2").touch()
+    with pytest.raises(Refusal, match="the result is in .*out-3"), staged(tmp_path / "out") as folder:
+        (folder / "ours").touch()
+        TAKEN[kind](tmp_path / "out")
+    assert (tmp_path / "out-3" / "ours").exists() and not (tmp_path / "out" / "ours").exists()
+    assert {path.name for path in tmp_path.iterdir() if not path.is_symlink()} | {"out"} == {
+        *("out", "out-2", "out-3")
+    }
+
+
+def test_a_result_that_cannot_be_moved_stays_where_it_is_and_is_named(tmp_path, monkeypatch):
+    def gone(src, dst):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(folders.os, "rename", gone)
+    with (
+        pytest.raises(Refusal, match="Input/output error; the result is in") as refusal,
+        staged(tmp_path / "out") as folder,
+    ):
+        (folder / "ours").touch()
+    assert str(folder) in str(refusal.value) and (folder / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("No space")]
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(source, tmp_path, monkeypatch, error):
+    def full(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(Refusal, match="got No space.*; make room"):
+        growth.grow(source, tmp_path / "new" / "deep" / "out", method="lemon", num_layers=4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_too_small_is_found_before_the_work(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: type("", (), {"free": 10**6}))
+    monkeypatch.setattr(files, "save_file", None)
+    for make in (
+        lambda: growth.grow(source, tmp_path / "out", method="lemon", hidden_size=192),
+        lambda: growth.transfer(source, tmp_path / "out"),
+    ):
+        with pytest.raises(Refusal, match="expected room for 0.0 GB, got 0.0 GB that are free"):
+            make()
+    assert list(tmp_path.iterdir()) == []
+
+
+ODD = {"": "the name of a folder, got ''", "a\0b": "the name of a folder", "a" * 300: "File name too long"}
+
+
+@pytest.mark.parametrize("name", ODD, ids=["empty", "NUL", "too long"])
+def test_a_name_that_is_none_is_refused(source, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal, match=ODD[name]):
+        growth.grow(source, name, method="lemon", num_layers=4)
+    with pytest.raises(Refusal):
+        growth.grow(name, "out", method="lemon", num_layers=4)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_longest_name_there_is_can_be_written(source, tmp_path):
+    growth.transfer(source, tmp_path / ("a" * 255))
+    assert [len(path.name) for path in tmp_path.iterdir()] == [255]
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    src = neox(tmp_path / "src")
+    (src / "tokenizer.json").chmod(0o400)
+    before = os.umask(0o027)
+    try:
+        growth.transfer(src, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750 and modes == {0o640}
+
+
+def test_a_source_that_changes_while_it_is_read_leaves_no_target(tmp_path, monkeypatch):
+    src, add = neox(tmp_path / "src"), Writer.add
+
+    def touched(self, name, tensor):
+        add(self, name, tensor)
+        os.utime(src / "model.safetensors", ns=(1, 1))
+
+    monkeypatch.setattr(Writer, "add", touched)
+    with pytest.raises(Refusal, match="expected the file that was there at first, got another one now"):
+        growth.grow(src, tmp_path / "out", method="lemon", num_layers=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_a_source_that_vanishes_while_it_is_read_leaves_no_target(tmp_path, monkeypatch):
+    src, add = neox(tmp_path / "src"), Writer.add
+
+    def removed(self, name, tensor):
+        add(self, name, tensor)
+        (src / "model.safetensors").unlink(missing_ok=True)
+
+    monkeypatch.setattr(Writer, "add", removed)
+    with pytest.raises(Refusal, match="model.safetensors: expected .*, got none there any more"):
+        growth.grow(src, tmp_path / "out", method="lemon", num_layers=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+SLOW = """
+import sys, time
+from growth import files
+from growth.__main__ import main
+
+def add(self, name, tensor):
+    print("writing", flush=True)
+    time.sleep(60)
+
+files.Writer.add = add
+sys.argv = ["growth", "transfer", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_cleans_up_and_says_so_in_one_line(source, tmp_path, number, code):
+    command = [sys.executable, "-c", SLOW, str(source), str(tmp_path / "out")]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout.readline() == "writing\n"
+    run.send_signal(number)
+    began = time.monotonic()
+    _, err = run.communicate()
+    assert run.returncode == code and time.monotonic() - began < 30
+    assert err.strip() in ("growth: terminated", "growth: interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["lemon", "stack", "net2net", "ligo"])
+def test_what_is_not_finite_in_its_dtype_is_not_written(tmp_path, text, method):
+    src = neox(tmp_path / "src", torch.float16)
+    tensors = load_file(src / "model.safetensors")
+    tensors["gpt_neox.layers.1.mlp.dense_4h_to_h.bias"][3] = float("inf")
+    save_file(tensors, src / "model.safetensors", {"format": "pt"})
+    learned = {"data": text, "steps": 1, "batch_size": 2, "sequence_length": 16} if method == "ligo" else {}
+    with pytest.raises(
+        Refusal, match="expected (finite numbers in float16|one at which the loss stays finite)"
+    ):
+        growth.grow(src, tmp_path / "out", method=method, hidden_size=120, num_layers=4, **learned)
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_what_rounding_makes_infinite_is_not_written(tmp_path):
+    for number in (float("inf"), float("nan"), 1e6):
+        with pytest.raises(Refusal, match="w: expected finite numbers in float16, got others"):
+            Writer(tmp_path).add("w", torch.tensor([1.0, number]).half())
