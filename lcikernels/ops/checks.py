@@ -4,7 +4,9 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+STRIDED = torch.strided
 ACTIVATIONS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -18,40 +20,49 @@ def inner(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+# How a tensor must lie for a kernel that counts in elements: one of these three makes it so. Nothing else
+# does: cat, float() and empty_like keep the strides of views.
 def contiguous(u: Tensor | None) -> Tensor | None:
-    """u as kernels read it."""
+    """u as kernels read it that are given no strides."""
     return u if u is None else u.contiguous()
+
+
+def along_rows(x: Tensor) -> Tensor:
+    """x with a contiguous last axis, as half of a projection has; kernels are given the others' strides."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def rows(x: Tensor) -> Tensor:
     """[rows, D] with a contiguous last axis; no copy where the rows of x are equally far apart."""
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(1) == 1 else x.contiguous()
+    return along_rows(x.reshape(-1, x.shape[-1]))
 
 
-def shape(op: str, argument: str, x: Tensor, axes: str, sizes: dict[str, int]) -> None:
+def axes(op: str, argument: str, x: Tensor) -> int:
+    """How many `x` has, which must be a tensor whose every element is in memory."""
+    if isinstance(x, Tensor) and x.layout is STRIDED and not x.is_nested:
+        return x.dim()
+    if not isinstance(x, Tensor):
+        refuse(op, argument, "a torch.Tensor", "None" if x is None else type(x))
+    if x.is_nested:
+        refuse(op, argument, "dense (to_padded_tensor() makes it)", "a nested tensor")
+    refuse(op, argument, "dense (to_dense() makes it)", x.layout)
+
+
+def shape(op: str, argument: str, x: Tensor, names: str, sizes: dict[str, int]) -> None:
     """`x` must have the named axes: a size already in `sizes` must agree, a new one is entered there."""
-    names = axes.split()
-    layout = f"[{', '.join(names)}]"
-    if x.dim() != len(names):
-        refuse(op, argument, layout, f"{x.dim()} axes: shape {tuple(x.shape)}")
-    for axis, name in enumerate(names):
-        size = x.shape[axis]
-        if name in sizes and sizes[name] != size:
-            refuse(
-                op,
-                argument,
-                f"{layout} with {name}={sizes[name]}",
-                f"{size} on axis {axis} of shape {tuple(x.shape)}",
-            )
-        if size == 0 and name not in sizes:
-            refuse(
-                op,
-                argument,
-                f"{layout} with {name} at least 1",
-                f"0 on axis {axis} of shape {tuple(x.shape)}",
-            )
-        sizes[name] = size
+    names = names.split()
+    if axes(op, argument, x) != len(names):
+        refuse(op, argument, layout(names), f"{x.dim()} axes: shape {tuple(x.shape)}")
+    for axis, (name, size) in enumerate(zip(names, x.shape)):
+        known = sizes.setdefault(name, size or -1)
+        if known != size:
+            fits = " at least 1" if known == -1 else f"={known}"
+            got = f"{size} on axis {axis} of shape {tuple(x.shape)}"
+            refuse(op, argument, f"{layout(names)} with {name}{fits}", got)
+
+
+def layout(names: list[str]) -> str:
+    return f"[{', '.join(names)}]"
 
 
 def activations(op: str, **tensors: Tensor | None) -> None:
@@ -89,12 +100,27 @@ def same_device(op: str, **tensors: Tensor | None) -> None:
             refuse(op, name, f"on {device} like the other arguments", x.device)
 
 
-def no_gradient(op: str, **tensors: Tensor | None) -> None:
-    """Where autograd records, the named tensors must not ask for gradients: the op has none to give."""
+def no_derivative(op: str, **tensors: Tensor | None) -> None:
+    """The named tensors must not ask for derivatives, in reverse or forward mode: the op has none to give."""
     if torch.is_grad_enabled():
         for name, x in tensors.items():
             if x is not None and x.requires_grad:
                 refuse(op, name, "without requires_grad (decode under no_grad)", "requires_grad=True")
+    if forward_ad._current_level >= 0:
+        for name, x in tensors.items():
+            if has_tangent(x):
+                refuse(op, name, "without a tangent (there is no derivative)", "one of forward mode")
+
+
+def has_tangent(x: object) -> bool:
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
+
+
+def written(op: str, **tensors: Tensor) -> None:
+    """The named tensors are written to: no two of their elements may share memory."""
+    for name, x in tensors.items():
+        if not x.is_contiguous() and any(n > 1 and step == 0 for n, step in zip(x.shape, x.stride())):
+            refuse(op, name, "of elements of its own (clone() it)", f"strides {x.stride()}")
 
 
 def one_of(op: str, argument: str, value: object, choices: tuple) -> None:
@@ -113,7 +139,7 @@ def packing(op: str, cu_seqlens: Tensor | None, like: Tensor) -> int | None:
     """`cu_seqlens` must be int32 [N+1] with `like` [1, T, ...]; returns N. `boundaries` checks the values."""
     if cu_seqlens is None:
         return None
-    if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1:
+    if axes(op, "cu_seqlens", cu_seqlens) != 1 or cu_seqlens.dtype != torch.int32:
         refuse(op, "cu_seqlens", "int32 [N+1]", f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}")
     if cu_seqlens.shape[0] < 2:
         refuse(op, "cu_seqlens", "[N+1] with N at least 1", f"shape {tuple(cu_seqlens.shape)}")

@@ -1,15 +1,30 @@
-"""Entering an op in torch's dispatcher: schema, implementation, fake, autograd formula.
+"""Entering an op in torch's dispatcher: schema, implementation, fake, autograd formula, and what it refuses.
 
 `Library.define` and not `torch.library.custom_op`: 39 against 55 us a call without gradients, 64 against 102
 with, and no 1.6 s import of the compiler on the first call.
+
+An op has first derivatives in reverse mode, by `torch.autograd`, and no others. A kernel in front of
+autograd's says so: without it torch gives 0 for a forward-mode derivative.
 """
 
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .checks import has_tangent
+
+
+class Library(torch.library.Library):
+    """Where every kernel for autograd refuses derivatives that it does not compute, whoever registers it."""
+
+    def impl(self, name: str, kernel: Callable, key: str = "", **options) -> None:
+        super().impl(name, only_reverse_mode(name, kernel) if key == "Autograd" else kernel, key, **options)
+
 
 # An op lives as long as the Library that defined it.
-LIBRARY = torch.library.Library("lcikernels", "FRAGMENT")
+LIBRARY = Library("lcikernels", "FRAGMENT")
 
 
 def define(schema: str, impl: Callable, fake: Callable) -> None:
@@ -48,6 +63,16 @@ def on_its_device(impl: Callable) -> Callable:
     return run
 
 
+def in_place(state: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `step` returns of a contiguous state that it changes, and `state` changed likewise."""
+    torch.autograd.graph.increment_version(state)
+    whole = state.contiguous()
+    y = step(whole)
+    if whole is not state:
+        state.copy_(whole)
+    return y
+
+
 def differentiate(name: str, backward: Callable, setup_context: Callable) -> None:
     """Give `lcikernels::<name>` its formula. Gradients of outputs that nobody used arrive as None."""
 
@@ -65,3 +90,27 @@ def refuse_gradients(name: str) -> None:
         raise RuntimeError(f"{name}: it has no gradient of its own; second derivatives are not supported")
 
     torch.library.register_autograd(f"lcikernels::{name}", backward, lib=LIBRARY)
+
+
+def refuse_vmap(name: str) -> None:
+    """Of an op that writes to an argument, which vmap cannot repeat; every other is called slice by slice."""
+
+    def batched(*arguments):
+        raise NotImplementedError(f"{name}: vmap cannot map it; its first axis is a batch: call it once")
+
+    LIBRARY.impl(name, batched, "FuncTorchBatched")
+
+
+def only_reverse_mode(name: str, kernel: Callable) -> Callable:
+    """`kernel`, or a refusal where forward mode or torch.func asks for a derivative."""
+
+    def run(keys, *arguments):
+        if forward_ad._current_level >= 0 and any(map(has_tangent, arguments)):
+            why = "it has no forward-mode derivative; torch.autograd.grad and backward() are reverse mode"
+            raise NotImplementedError(f"{name}: {why}")
+        if torch._C._are_functorch_transforms_active() and torch._C._any_requires_grad(*arguments):
+            why = "torch.func does not differentiate it; torch.autograd.grad and backward() do"
+            raise NotImplementedError(f"{name}: {why}")
+        return kernel(keys, *arguments)
+
+    return run

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import boundaries, contiguous, inner
+from ..checks import along_rows, boundaries, contiguous, inner
 
 
 def forward(
@@ -38,12 +38,9 @@ def backward(
 
 
 def step(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, state: Tensor) -> Tensor:
-    """y [B, D]; `state` is updated in place."""
-    inputs, dense = filters(x, weight, bias), state.contiguous()
-    y = torch.ops.lcikernels_cpp.causal_conv1d_step(*inputs, activation == "silu", dense)
-    if dense is not state:
-        state.copy_(dense)
-    return y
+    """y [B, D]; `state`, contiguous, is updated in place."""
+    inputs = filters(x, weight, bias)
+    return torch.ops.lcikernels_cpp.causal_conv1d_step(*inputs, activation == "silu", state)
 
 
 def prepare(x, weight, bias, activation, initial_state, cu_seqlens) -> tuple:
@@ -55,7 +52,6 @@ def prepare(x, weight, bias, activation, initial_state, cu_seqlens) -> tuple:
 
 
 def filters(x, weight, bias) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x with a contiguous last axis, as half of a projection has; the others in what is computed in."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    """x by its rows; the others in what is computed in."""
     weight = weight.to(inner(x)).contiguous()
-    return x, weight, bias if bias is None else bias.to(weight.dtype).contiguous()
+    return along_rows(x), weight, bias if bias is None else bias.to(weight.dtype).contiguous()

@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from ..checks import boundaries, contiguous
+from ..checks import along_rows, boundaries, contiguous
 from ..curves import silu, silu_slope, within
 from ..launch import cdiv, power_of_2
 
@@ -377,22 +377,20 @@ def backward(
 
 
 def step(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, state: Tensor) -> Tensor:
-    """y [B, D]; `state` is updated in place."""
+    """y [B, D]; `state`, contiguous, is updated in place."""
     (B, D), W = x.shape, weight.shape[1]
-    x, weight, bias, dense = rows(x), weight.contiguous(), contiguous(bias), state.contiguous()
+    x, weight, bias = along_rows(x), weight.contiguous(), contiguous(bias)
     y = x.new_empty(x.shape)
     width = channels_at_once(D)
     grid = (B * cdiv(D, width),)
     silu = activation == "silu"
-    step_kernel[grid](x, weight, bias, dense, y, x.stride(0), D, W, min(max(W - 1, 1), 16), width, silu)
-    if dense is not state:
-        state.copy_(dense)
+    step_kernel[grid](x, weight, bias, state, y, x.stride(0), D, W, min(max(W - 1, 1), 16), width, silu)
     return y
 
 
 def prepare(x, weight, bias, initial_state, cu_seqlens) -> tuple[tuple, tuple]:
     """What every kernel reads, and the sizes of it."""
-    x, (_, T, D) = rows(x), x.shape
+    x, (_, T, D) = along_rows(x), x.shape
     N = 1 if cu_seqlens is None else cu_seqlens.shape[0] - 1
     tensors = x, weight.contiguous(), contiguous(bias), contiguous(initial_state), contiguous(cu_seqlens)
     return tensors, (*x.stride()[:2], T, D, N)
@@ -411,8 +409,3 @@ def programs(x, cu_seqlens, length: int, width: int, before: int = 0) -> tuple[i
 def new_state(x, W: int, cu_seqlens) -> Tensor:
     S = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     return x.new_empty(S, x.shape[2], W - 1, dtype=torch.float32)
-
-
-def rows(x: Tensor) -> Tensor:
-    """x with a contiguous last axis, as half of a projection has."""
-    return x if x.stride(-1) == 1 else x.contiguous()

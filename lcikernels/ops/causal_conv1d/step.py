@@ -6,7 +6,7 @@ from torch.nn.functional import silu
 
 from ... import backends, extension
 from .. import checks
-from ..library import define
+from ..library import define, in_place, refuse_vmap
 from .op import check
 
 OP = "causal_conv1d_step"
@@ -44,7 +44,8 @@ def causal_conv1d_step(
     check(OP, x, weight, bias, activation, sizes)
     checks.shape(OP, "state", state, "B D W-1", sizes)
     checks.full_precision(OP, x, state=state)
-    checks.no_gradient(OP, x=x, weight=weight, bias=bias, state=state)
+    checks.written(OP, state=state)
+    checks.no_derivative(OP, x=x, weight=weight, bias=bias, state=state)
     name = backends.choose(OP, backend, x)
     return torch.ops.lcikernels.causal_conv1d_step(x, weight, bias, activation, state, name)
 
@@ -59,8 +60,8 @@ def step(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None,
 
 
 def _step(x, weight, bias, activation, state, backend):
-    torch.autograd.graph.increment_version(state)
-    return backends.load(OP, backend).step(x, weight, bias, activation, state).to(x.dtype)
+    step = backends.load(OP, backend).step
+    return in_place(state, lambda state: step(x, weight, bias, activation, state)).to(x.dtype)
 
 
 def _step_fake(x, weight, bias, activation, state, backend):
@@ -73,3 +74,4 @@ define(
     _step,
     _step_fake,
 )
+refuse_vmap(OP)

@@ -37,7 +37,7 @@ def gated_rms_norm(
     `backend` cannot run.
     """
     sizes = {}
-    axes = " ".join([*(f"axis{i}" for i in range(x.dim() - 1)), "D"])
+    axes = " ".join([*(f"axis{i}" for i in range(checks.axes(OP, "x", x) - 1)), "D"])
     checks.shape(OP, "x", x, axes, sizes)
     if gate is not None:
         checks.shape(OP, "gate", gate, axes, sizes)

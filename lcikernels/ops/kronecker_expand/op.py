@@ -54,12 +54,13 @@ def kronecker_expand(
     sizes: dict[str, int] = {}
     checks.shape(OP, "weight", weight, "L1 m n", sizes)
     if added:  # none of them may be new, which is why their number is told beforehand
-        sizes |= {"M-m": write.shape[:1].numel(), "N-n": read.shape[:1].numel()}
+        for name, axis, u in (("write", "M-m", write), ("read", "N-n", read)):
+            sizes[axis] = u.shape[0] if checks.axes(OP, name, u) else 1
         checks.shape(OP, "write", write, "M-m m", sizes)
         checks.shape(OP, "read", read, "N-n n", sizes)
     else:
-        checks.shape(OP, "write", write, "M m" if write.dim() == 2 else "L1 M m", sizes)
-        checks.shape(OP, "read", read, "N n" if read.dim() == 2 else "L1 N n", sizes)
+        checks.shape(OP, "write", write, "M m" if checks.axes(OP, "write", write) == 2 else "L1 M m", sizes)
+        checks.shape(OP, "read", read, "N n" if checks.axes(OP, "read", read) == 2 else "L1 N n", sizes)
     if depth is not None:
         checks.shape(OP, "depth", depth, "L2 L1", sizes)
     checks.activations(OP, weight=weight, write=write, read=read, depth=depth)

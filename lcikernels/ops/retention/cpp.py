@@ -41,9 +41,5 @@ def backward(
 
 
 def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float) -> Tensor:
-    """o [B, H, V]; `state` is updated in place."""
-    whole = state.contiguous()
-    o = torch.ops.lcikernels_cpp.retention_step(*map(contiguous, (q, k, v, log_decay)), whole, scale)
-    if whole is not state:
-        state.copy_(whole)
-    return o
+    """o [B, H, V]; `state`, contiguous, is updated in place."""
+    return torch.ops.lcikernels_cpp.retention_step(*map(contiguous, (q, k, v, log_decay)), state, scale)

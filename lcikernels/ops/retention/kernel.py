@@ -524,11 +524,9 @@ def recurrent(p: Problem, enter: Tensor | None, leave: Tensor, o: Tensor) -> Non
 
 
 def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float) -> Tensor:
-    """o [B, H, V]; `state` is updated in place."""
+    """o [B, H, V]; `state`, contiguous, is updated in place."""
     per_token = log_decay.dim() == 2
     p = Problem(*(u[:, None] for u in (q, k, v)), log_decay[:, None] if per_token else log_decay, scale, None)
-    o, whole = v.new_empty(p.B, 1, p.H, p.V), contiguous(state)
-    recurrent(p, whole, whole, o)
-    if whole is not state:
-        state.copy_(whole)
+    o = v.new_empty(p.B, 1, p.H, p.V)
+    recurrent(p, state, state, o)
     return o[:, 0]

@@ -52,7 +52,10 @@ def retention(
     """
     sizes = check(q, k, v, log_decay, "B T H")
     N = checks.packing(OP, cu_seqlens, q)
-    check_state(q, initial_state, "initial_state", "B H K V" if N is None else "N H K V", {**sizes, "N": N})
+    if initial_state is not None:
+        axes = "B H K V" if N is None else "N H K V"
+        checks.shape(OP, "initial_state", initial_state, axes, {**sizes, "N": N})
+        checks.full_precision(OP, q, initial_state=initial_state)
     name = backends.choose(OP, backend, q)
     scale = sizes["K"] ** -0.5 if scale is None else float(scale)
     o, state = torch.ops.lcikernels.retention(q, k, v, log_decay, scale, initial_state, cu_seqlens, name)
@@ -69,19 +72,11 @@ def check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, per_token: str, op
     sizes["H"] = max(sizes["Hq"], sizes["Hk"], sizes["Hv"])
     for name, heads in (("q", "Hq"), ("k", "Hk"), ("v", "Hv")):
         checks.divides(op, name, sizes[heads], sizes["H"], "heads")
-    checks.shape(op, "log_decay", log_decay, "H" if log_decay.dim() == 1 else per_token, sizes)
+    rates = "H" if checks.axes(op, "log_decay", log_decay) == 1 else per_token
+    checks.shape(op, "log_decay", log_decay, rates, sizes)
     checks.activations(op, q=q, k=k, v=v)
     checks.full_precision(op, q, log_decay=log_decay)
     return sizes
-
-
-def check_state(
-    q: Tensor, state: Tensor | None, name: str, axes: str, sizes: dict[str, int], op: str = OP
-) -> None:
-    """Refuse a state that does not fit."""
-    if state is not None:
-        checks.shape(op, name, state, axes, sizes)
-        checks.full_precision(op, q, **{name: state})
 
 
 def _forward_fake(q, k, v, log_decay, scale, initial_state, cu_seqlens, backend):

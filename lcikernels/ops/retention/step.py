@@ -5,8 +5,8 @@ from torch import Tensor
 
 from ... import backends, extension
 from .. import checks
-from ..library import define
-from .op import check, check_state
+from ..library import define, in_place, refuse_vmap
+from .op import check
 
 OP = "retention_step"
 
@@ -40,9 +40,11 @@ def retention_step(
     cannot run.
     """
     sizes = check(q, k, v, log_decay, "B H", OP)
-    check_state(q, state, "state", "B H K V", sizes, OP)
+    checks.shape(OP, "state", state, "B H K V", sizes)
+    checks.full_precision(OP, q, state=state)
+    checks.written(OP, state=state)
+    checks.no_derivative(OP, q=q, k=k, v=v, log_decay=log_decay, state=state)
     scale = sizes["K"] ** -0.5 if scale is None else float(scale)
-    checks.no_gradient(OP, q=q, k=k, v=v, log_decay=log_decay, state=state)
     name = backends.choose(OP, backend, q)
     return torch.ops.lcikernels.retention_step(q, k, v, log_decay, state, scale, name)
 
@@ -56,8 +58,8 @@ def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scal
 
 
 def _step(q, k, v, log_decay, state, scale, backend):
-    torch.autograd.graph.increment_version(state)
-    return backends.load(OP, backend).step(q, k, v, log_decay, state, scale).to(v.dtype)
+    step = backends.load(OP, backend).step
+    return in_place(state, lambda state: step(q, k, v, log_decay, state, scale)).to(v.dtype)
 
 
 def _step_fake(q, k, v, log_decay, state, scale, backend):
@@ -70,3 +72,4 @@ define(
     _step,
     _step_fake,
 )
+refuse_vmap(OP)

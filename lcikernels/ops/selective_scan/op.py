@@ -79,7 +79,8 @@ def check(op, x, a, b, c, d, z, dt_bias, lead: str, sizes: dict[str, int]) -> No
     """Refuse what does not fit x [lead, D]; enters N and G in `sizes`."""
     checks.shape(op, "a", a, "D N", sizes)
     for name, u in (("b", b), ("c", c)):
-        checks.shape(op, name, u, f"{lead} N" if u.dim() == x.dim() else f"{lead} G N", sizes)
+        grouped = checks.axes(op, name, u) != x.dim()
+        checks.shape(op, name, u, f"{lead} G N" if grouped else f"{lead} N", sizes)
     if "G" in sizes:
         checks.divides(op, "b", sizes["G"], sizes["D"], "groups")
     if b.dim() != c.dim():

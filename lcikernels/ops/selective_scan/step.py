@@ -6,7 +6,7 @@ from torch.nn.functional import silu, softplus
 
 from ... import backends, extension
 from .. import checks
-from ..library import define
+from ..library import define, in_place, refuse_vmap
 from .op import check
 
 OP = "selective_scan_step"
@@ -51,7 +51,8 @@ def selective_scan_step(
     checks.activations(OP, x=x, dt=dt, b=b, c=c, z=z)
     checks.shape(OP, "state", state, "B D N", sizes)
     checks.full_precision(OP, x, state=state)
-    checks.no_gradient(OP, x=x, dt=dt, a=a, b=b, c=c, d=d, z=z, dt_bias=dt_bias, state=state)
+    checks.written(OP, state=state)
+    checks.no_derivative(OP, x=x, dt=dt, a=a, b=b, c=c, d=d, z=z, dt_bias=dt_bias, state=state)
     name = backends.choose(OP, backend, x)
     return torch.ops.lcikernels.selective_scan_step(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state, name)
 
@@ -84,8 +85,8 @@ def step(
 
 
 def _step(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state, backend):
-    torch.autograd.graph.increment_version(state)
-    return backends.load(OP, backend).step(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state).to(x.dtype)
+    step = backends.load(OP, backend).step
+    return in_place(state, lambda state: step(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state)).to(x.dtype)
 
 
 def _step_fake(x, dt, a, b, c, d, z, dt_bias, dt_softplus, state, backend):
@@ -98,3 +99,4 @@ define(
     _step,
     _step_fake,
 )
+refuse_vmap(OP)
