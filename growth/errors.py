@@ -8,3 +8,9 @@ class Refusal(ValueError):
 def refuse(what: str, expected: object, got: object, remedy: str) -> Refusal:
     """`what: expected ..., got ...; remedy`, ready to be raised."""
     return Refusal(" ".join(f"{what}: expected {expected}, got {got}; {remedy}".split()))
+
+
+def reason(error: BaseException, most: int = 300) -> str:
+    """What somebody else's error says, on one line; its kind where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]} ..."

@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from growth.card import made, write_card
 from growth.companions import copy_companions
-from growth.errors import refuse
+from growth.errors import reason, refuse
 from growth.folders import named_folder, publish, refuse_existing, staged  # noqa: F401
 from growth.jsonfile import read_object
 from growth.plan import Row
@@ -147,7 +147,7 @@ def _config(path: Path) -> PreTrainedConfig:
         raise refuse(
             str(file),
             "a configuration that transformers knows by itself",
-            (str(error) or type(error).__name__).splitlines()[0],
+            reason(error),
             "mend the file; Python code that comes with a checkpoint is not run",
         ) from error
     for name in SIZES:

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from growth.adapters import ADAPTERS
 from growth.companions import refuse_odd_generation, tokenizer_files
-from growth.errors import refuse
+from growth.errors import reason, refuse
 from growth.files import Checkpoint
 
 
@@ -32,8 +32,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
                 folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
             )
     except ValueError as error:  # a kind of model that has no language model, above all
-        got = str(error).splitlines()[0]
-        raise refuse(str(folder), "a language model", got, "name another checkpoint") from error
+        raise refuse(str(folder), "a language model", reason(error), "name another checkpoint") from error
     if adapter:
         info["unexpected_keys"] = {name for name in info["unexpected_keys"] if adapter.named(name)}
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -54,8 +53,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # damaged files raise whatever the parser that meets them does
-        got = (str(error) or type(error).__name__).splitlines()[0]
-        raise refuse(str(folder), "a tokenizer that transformers can load", got, "save it again") from error
+        remedy = "save it again"
+        raise refuse(str(folder), "a tokenizer that transformers can load", reason(error), remedy) from error
 
 
 @contextlib.contextmanager

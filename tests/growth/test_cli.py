@@ -1,5 +1,6 @@
 """The command line: what a person types, and the one line they get when it cannot be."""
 
+import subprocess
 import sys
 
 import pytest
@@ -197,6 +198,40 @@ def test_a_bad_call_is_one_line_exit_code_2_and_nothing_written(source, broken, 
     assert len(err.strip().splitlines()) == 1 and message in err, err
     assert "; " in err, "the remedy"
     assert sorted(broken.rglob("*")) == before
+
+
+WRONG = {
+    "an unknown option": (("grow", "a", "b", "--x"), "No such option: --x; see growth grow --help"),
+    "a missing argument": (("grow",), "Missing argument 'SRC'; see growth grow --help"),
+    "no number": (("grow", "a", "b", "--num-layers", "x"), "Invalid value for '--num-layers'"),
+    "a missing option": (("train", "a"), "Missing option '--"),
+    "an unknown verb": (("sing",), "No such command 'sing'; see growth --help"),
+    "an empty source": (
+        ("grow", "", "b", "--num-layers", 4),
+        "expected the name of a folder, got ''; name one",
+    ),
+    "an empty output": (("demo", "--out", ""), "expected the name of a folder, got ''; name one"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_error_of_the_command_line_is_one_line_and_exit_code_2(monkeypatch, capsys, name):
+    words, message = WRONG[name]
+    code, out, err = run(monkeypatch, capsys, *words)
+    assert code == 2 and out == "" and len(err.splitlines()) == 1
+    assert err.startswith("growth: ") and message in err
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("grow", "--help")])
+def test_help_imports_nothing_that_takes_long(words):
+    code = (
+        f"import sys; sys.argv = {['growth', *words]!r}\n"
+        "from growth.__main__ import main\n"
+        "try: main()\n"
+        "finally: print({'torch', 'transformers', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "Usage: growth" in done.stdout and done.stdout.endswith("set()\n")
 
 
 @pytest.mark.parametrize("family, hidden_size", [("gpt_neox", 168), ("gpt2", 168), ("bert", 192)])

@@ -1,0 +1,90 @@
+"""`check` judges a promise by the source it was made for, by the tensors' dtype, and says where it broke."""
+
+import json
+
+import pytest
+import torch
+from checkpoints import bert, gpt2, neox
+from safetensors.torch import load_file, save_file
+
+import growth
+from growth.errors import Refusal
+
+
+@pytest.fixture(scope="module")
+def grown(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("grown") / "out"
+    growth.grow(source, out, method="lemon", hidden_size=168, num_layers=5)
+    return out
+
+
+def changed(folder, name, by):
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = by(tensors[name])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_another_source_is_refused_and_so_are_swapped_arguments(source, grown, tmp_path):
+    other = neox(tmp_path / "other")
+    changed(other, "gpt_neox.final_layer_norm.bias", lambda x: x + 1)
+    with pytest.raises(Refusal, match="expected the source that .*/out was made of, .*source, got other"):
+        growth.check(other, grown)
+    with pytest.raises(Refusal, match="got what was made of it first; swap the two"):
+        growth.check(grown, source)
+    assert growth.check(source, grown).kept
+
+
+@pytest.mark.parametrize(
+    "family, name, where",
+    [
+        (neox, "gpt_neox.layers.3.mlp.dense_4h_to_h.bias", "gpt_neox.layers.3.mlp.dense_4h_to_h"),
+        (neox, "gpt_neox.layers.1.attention.query_key_value.weight", "gpt_neox.layers.1.attention.dense"),
+        (gpt2, "transformer.h.1.ln_2.weight", "transformer.h.1.ln_2"),
+        (bert, "bert.encoder.layer.0.output.LayerNorm.bias", "bert.encoder.layer.0.output.LayerNorm"),
+        (neox, "gpt_neox.final_layer_norm.bias", "the last norm or the head"),
+    ],
+)
+def test_where_two_models_first_differ_is_named(tmp_path, family, name, where):
+    src, out = family(tmp_path / "src"), tmp_path / "out"
+    growth.grow(src, out, method="lemon", hidden_size=192, num_layers=5)
+    assert growth.check(src, out).first == ""
+    changed(out, name, lambda x: 1.5 * x + 0.1)
+    agreement = growth.check(src, out)
+    assert not agreement.kept and agreement.first == where
+    assert f"they first differ in {where}" in str(agreement)
+
+
+def test_after_transfer_the_first_fresh_mixer_is_named(source, tmp_path):
+    growth.transfer(source, tmp_path / "out", keep_attention=[0])
+    assert growth.check(source, tmp_path / "out").first == "model.layers.1.mixer.o_proj"
+
+
+@pytest.mark.parametrize("named", ["float32", None])
+def test_the_limit_follows_the_dtype_of_the_tensors_not_that_of_the_configuration(tmp_path, named):
+    src = neox(tmp_path / "src", torch.float16)
+    config = json.loads((src / "config.json").read_text()) | {"dtype": named}
+    (src / "config.json").write_text(json.dumps({key: x for key, x in config.items() if x is not None}))
+    growth.grow(src, tmp_path / "out", method="lemon", hidden_size=168)
+    agreement = growth.check(src, tmp_path / "out")
+    assert agreement.kept and agreement.stored_dtype == "float16"
+    assert agreement.limit > 1e-3 * max(1.0, agreement.largest) > agreement.float32
+
+
+def test_the_card_says_what_it_is_and_what_was_measured(tmp_path):
+    src = neox(tmp_path / "src")
+    (src / "README.md").write_text(
+        "---\nlanguage: en\nlicense: apache-2.0\nlicense_link: L\n---\nlicense: no\n"
+    )
+    growth.grow(src, tmp_path / "out", method="lemon", hidden_size=168)
+    card = tmp_path / "out" / "README.md"
+    before = card.read_text()
+    assert before.startswith("---\nbase_model: src\nlicense: apache-2.0\nlicense_link: L\nlibrary_name:")
+    assert "method lemon" in before and "Not measured yet" in before and "license: no" not in before
+    assert 'AutoModelForCausalLM.from_pretrained("out")' in before
+    figures = str(growth.check(src, tmp_path / "out"))
+    after = card.read_text()
+    assert figures in after and "Not measured yet" not in after
+    growth.check(src, tmp_path / "out")
+    assert card.read_text() == after
+    growth.transfer(tmp_path / "out", tmp_path / "retnet")
+    assert 'from_pretrained("retnet", trust_remote_code=True)' in (tmp_path / "retnet/README.md").read_text()
