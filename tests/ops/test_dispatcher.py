@@ -312,11 +312,74 @@ def test_the_flop_counter_sees_forward_and_backward():
     assert counter.get_total_flops() == 2 * (7 * 2 * 6 * 5 + 2 * 6 * 3 * (4 + 5)) * (1 + 2)
 
 
-def test_second_derivatives_are_refused_not_wrong():
-    x = leaf(2, 3)
-    (grad,) = torch.autograd.grad(gated_rms_norm(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="gated_rms_norm_backward: it has no gradient"):
+def differentiable():
+    """Each public op as a function of its first argument, and that."""
+    def R(*shape):
+        return torch.randn(*shape)
+
+    k, b, token, a = R(1, 5, 2, 4), R(1, 5, 3), R(1, 2, 4), rate(4, 3).detach()
+    rates = rate(2).detach()
+    yield "retention", lambda q: retention(q, k, k, rates), k
+    yield "selective_scan", lambda x: selective_scan(x, x, a, b, b), R(1, 5, 4)
+    yield "causal_conv1d", lambda x: causal_conv1d(x, a, activation="silu"), R(1, 5, 4)
+    yield "gated_rms_norm", gated_rms_norm, R(5, 4)
+    yield "kronecker_expand", lambda weight: kronecker_expand(weight, R(5, 4), R(6, 3)), R(2, 4, 3)
+    yield "retention_step", lambda q: retention_step(q, token, token, rates, state=R(1, 2, 4, 4)), token
+    step = R(1, 3), R(1, 3)
+    yield "selective_scan_step", lambda x: selective_scan_step(x, x, a, *step, state=R(1, 4, 3)), R(1, 4)
+    yield "causal_conv1d_step", lambda x: causal_conv1d_step(x, a, state=R(1, 4, 2)), R(1, 4)
+
+
+EACH = pytest.mark.parametrize("name, op, x", [pytest.param(*case, id=case[0]) for case in differentiable()])
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own forward mode
+def test_derivatives_in_forward_mode_are_refused_not_zero(name, op, x):
+    refused = pytest.raises((NotImplementedError, ValueError), match=rf"{name}: .*(forward.mode|tangent)")
+    with refused:
+        torch.func.jvp(op, (x,), (x,))
+    with refused, torch.autograd.forward_ad.dual_level():
+        op(torch.autograd.forward_ad.make_dual(x, x))
+    with torch.autograd.forward_ad.dual_level():
+        op(x)  # a constant of what is differentiated
+
+
+@EACH
+def test_second_derivatives_and_those_of_torch_func_are_refused_not_wrong(name, op, x):
+    with pytest.raises((NotImplementedError, ValueError), match=f"{name}: "):
+        torch.func.grad(lambda x: op(x).sum())(x)
+    if name.endswith("_step"):
+        with pytest.raises(ValueError, match=rf"{name}: \w+ must be without requires_grad"):
+            op(x.clone().requires_grad_())
+        return
+    x = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(op(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{name}_backward: it has no gradient of its own"):
         grad.sum().backward()
+
+
+@EACH
+def test_vmap_is_a_loop_or_refused(name, op, x):
+    each = torch.stack([x, 2 * x])
+    if name.endswith("_step"):
+        with pytest.raises(NotImplementedError, match=f"{name}: vmap cannot map it"):
+            torch.vmap(op, randomness="same")(each)
+        return
+    torch.manual_seed(0)
+    want = op(each[0])
+    torch.manual_seed(0)
+    torch.testing.assert_close(torch.vmap(op, randomness="same")(each)[0], want)
+
+
+def test_gradients_through_vmap_are_right_or_refused():
+    x, weight = leaf(3, 1, 5, 4), leaf(4, 3)
+    torch.vmap(lambda x: causal_conv1d(x, weight, activation="silu"))(x).sum().backward()
+    want = torch.autograd.grad(causal_conv1d(x[:, 0], weight, activation="silu").sum(), (x, weight))
+    torch.testing.assert_close((x.grad, weight.grad), want)
+    a, b = rate(4, 3), leaf(1, 5, 3)
+    with pytest.raises(NotImplementedError, match="selective_scan: vmap has no gradient of it"):
+        torch.vmap(lambda x: selective_scan(x, x, a, b, b))(x)
 
 
 def test_every_public_name_is_there():

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from lcikernels import causal_conv1d, gated_rms_norm, retention, retention_step, selective_scan
+from lcikernels import (
+    causal_conv1d,
+    causal_conv1d_step,
+    gated_rms_norm,
+    kronecker_expand,
+    retention,
+    retention_step,
+    selective_scan,
+    selective_scan_step,
+)
 from lcikernels.backends import TABLES, Backend
 
 
@@ -107,6 +116,65 @@ def test_refusal(call, sentence):
     with pytest.raises(ValueError) as refused:
         call()
     assert str(refused.value) == sentence
+
+
+# A good call of every op, with every argument that is a tensor; those from d, bias, ... on may be None.
+CALLS = {
+    retention: dict(q=q(1, 5, 2, 4), k=q(1, 5, 2, 4), v=q(1, 5, 2, 3), log_decay=DECAY[:2])
+    | dict(initial_state=q(1, 2, 4, 3), cu_seqlens=cu(0, 5)),
+    retention_step: dict(q=q(1, 2, 4), k=q(1, 2, 4), v=q(1, 2, 3), log_decay=DECAY[:2], state=q(1, 2, 4, 3)),
+    selective_scan: dict(x=q(1, 5, 4), dt=q(1, 5, 4), a=q(4, 3), b=q(1, 5, 3), c=q(1, 5, 3))
+    | dict(d=q(4), z=q(1, 5, 4), dt_bias=q(4), initial_state=q(1, 4, 3), cu_seqlens=cu(0, 5)),
+    selective_scan_step: dict(x=q(1, 4), dt=q(1, 4), a=q(4, 3), b=q(1, 3), c=q(1, 3), state=q(1, 4, 3))
+    | dict(d=q(4), z=q(1, 4), dt_bias=q(4)),
+    causal_conv1d: dict(x=q(1, 5, 4), weight=q(4, 3))
+    | dict(bias=q(4), initial_state=q(1, 4, 2), cu_seqlens=cu(0, 5)),
+    causal_conv1d_step: dict(x=q(1, 4), weight=q(4, 3), state=q(1, 4, 2)) | dict(bias=q(4)),
+    gated_rms_norm: dict(x=q(5, 4)) | dict(gate=q(5, 4), weight=q(4)),
+    kronecker_expand: dict(weight=q(2, 4, 3), write=q(5, 4), read=q(6, 3)) | dict(depth=q(3, 2)),
+}
+OPTIONAL = {"initial_state", "cu_seqlens", "d", "z", "dt_bias", "bias", "gate", "depth"}
+
+
+def no_dense_tensors(x):
+    """What may come in x's place, and what is said of it."""
+    yield x.numpy(), "a torch.Tensor, got <class 'numpy.ndarray'>"
+    yield x.tolist(), "a torch.Tensor, got <class 'list'>"
+    yield x.to_sparse(), "dense (to_dense() makes it), got torch.sparse_coo"
+    yield torch.nested.as_nested_tensor([x, x], layout=torch.strided), "dense (to_padded_tensor() makes it)"
+    yield torch.nested.as_nested_tensor([x, x], layout=torch.jagged), "dense (to_padded_tensor() makes it)"
+    for other in (x.int(), x.to(torch.complex64), x.bool()):
+        if x.is_floating_point() or not other.dtype.is_signed or other.is_complex():
+            yield other, str(other.dtype)
+    if x.is_floating_point():
+        yield torch.quantize_per_tensor(x, 1.0, 0, torch.quint8), "torch.quint8"
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:.*quantize")
+@pytest.mark.parametrize("op", CALLS, ids=lambda op: op.__name__)
+def test_whatever_is_no_dense_tensor_of_a_dtype_that_fits_is_refused_by_name(op):
+    op(**CALLS[op])
+    for name, x in CALLS[op].items():
+        optional = name in OPTIONAL or (op is gated_rms_norm and name == "weight")
+        missing = [] if optional else [(None, "a torch.Tensor, got None")]
+        for bad, said in [*no_dense_tensors(x), *missing]:
+            with pytest.raises(ValueError) as refused:
+                op(**CALLS[op] | {name: bad})
+            assert str(refused.value).startswith(f"{op.__name__}: {name} must be "), refused.value
+            assert said in str(refused.value)
+        if optional:
+            op(**CALLS[op] | {name: None})
+
+
+@pytest.mark.parametrize("op", CALLS, ids=lambda op: op.__name__)
+def test_on_meta_all_or_none(op):
+    """Where all are, shapes come out; one alone is refused."""
+    out = op(**{name: x.to("meta") for name, x in CALLS[op].items()})
+    assert all(x.is_meta for x in (out if isinstance(out, tuple) else (out,)))
+    for name, x in [*CALLS[op].items()][1:]:
+        with pytest.raises(ValueError, match=f"{op.__name__}: {name} must be on cpu like"):
+            op(**CALLS[op] | {name: x.to("meta")})
 
 
 @pytest.mark.parametrize("bounds", [(1, 5), (0, 4), (0, 4, 2, 5)], ids=["late start", "early end", "falling"])
