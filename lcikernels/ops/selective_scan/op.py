@@ -135,7 +135,7 @@ define(
 def _setup(ctx, inputs, output):
     x, dt, a, b, c, d, z, dt_bias, ctx.dt_softplus, initial_state, cu_seqlens, ctx.every, ctx.backend = inputs
     if not ctx.every:  # vmap has hidden that something requires a gradient
-        raise NotImplementedError(f"{OP}: vmap has no gradient of it; its first axis is a batch: call it once")
+        raise NotImplementedError(f"{OP}: vmap has no gradient of it; call it once")
     ctx.save_for_backward(x, dt, a, b, c, d, z, dt_bias, initial_state, cu_seqlens, output[2])
 
 
