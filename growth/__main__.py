@@ -147,6 +147,9 @@ def train(
     unfreeze: Annotated[str | None, typer.Option(help="plateau: until the loss stops improving.")] = None,
     validation: Annotated[str | None, typer.Option(help="Text to measure on; default: held out.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between measurements.")] = None,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints to resume from, 0: none; default: as these.")
+    ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     seed: Seed = 0,
@@ -167,6 +170,7 @@ def train(
         unfreeze=unfreeze,
         validation=validation,
         eval_every=eval_every,
+        save_every=save_every,
         bf16=bf16,
         resume=resume,
         seed=seed,

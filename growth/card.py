@@ -26,11 +26,17 @@ import them; after `import lcikernels.models` it is not needed.
 
 
 def write_card(
-    folder: Path, name: str, source: Path, config: PreTrainedConfig, facts: Sequence[str], outlook: str
+    folder: Path,
+    name: str,
+    source: Path,
+    config: PreTrainedConfig,
+    facts: Sequence[str],
+    outlook: str,
+    figures: str,
 ) -> None:
     """Write the card of the checkpoint in `folder`, to be called `name`, which was made of that in `source`.
 
-    facts: a line each on how it came to be; outlook: what to expect of it.
+    facts: a line each on how it came to be; outlook: what to expect of it; figures: what was measured.
     """
     base, ours = base_model(source), config.model_type == LCI.model_type
     adapter = ADAPTERS.get(config.model_type)
@@ -39,22 +45,24 @@ def write_card(
     (folder / CARD).write_text(
         f"---\nbase_model: {base}\n{licence(source)}library_name: transformers\ntags:\n- growth\n---\n\n"
         f"# {name}\n\n* base model: {base}\n{''.join(f'* {fact}' + chr(10) for fact in facts)}\n{outlook}\n\n"
-        f"{BEGIN}\nNot measured yet: `growth check {source} {name}` does, and writes it here.\n{END}\n\n"
+        f"{BEGIN}\n{figures}\n{END}\n\n"
         f"## Loading\n\n{load}{OURS if ours else ''}",
         encoding="utf-8",
     )
 
 
-def made(record: dict) -> tuple[list[str], str]:
-    """What growth.json tells of how a checkpoint came to be, and of what it promises."""
+def made(record: dict) -> tuple[list[str], str, str]:
+    """What growth.json tells of how a checkpoint came to be, what it promises, and how to measure that."""
     old, new = record["parameters"]
     facts = [f"made by `growth {record['verb']}`, method {record['method']}: {old:,} -> {new:,} parameters"]
     for before in reversed(record["lineage"]):
         facts.append(f"before that, `growth {before['verb']}`, method {before['method']}")
     facts.append("settings, and where every tensor comes from: growth.json")
-    if record["lossless"]:
-        return [*facts, *record.get("notes", ())], "It computes the base model's logits, to rounding."
-    return [*facts, *record.get("notes", ())], "Its logits are not the base model's: train it on."
+    outlook = "It computes the base model's logits, to rounding."
+    if not record["lossless"]:
+        outlook = "Its logits are not the base model's: train it on."
+    figures = f"Not measured yet: `growth check {record['source']} FOLDER` does, and writes it here."
+    return [*facts, *record.get("notes", ())], outlook, figures
 
 
 def write_figures(folder: Path, figures: str) -> None:

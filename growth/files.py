@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from growth.card import made, write_card
 from growth.companions import copy_companions
 from growth.errors import reason, refuse
-from growth.folders import named_folder, publish, refuse_existing, staged  # noqa: F401
+from growth.folders import named_folder, staged
 from growth.jsonfile import read_object
 from growth.plan import Row
 from growth.record import RECORD, read_record

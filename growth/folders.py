@@ -10,7 +10,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from growth.errors import refuse
+from growth.errors import Refusal, refuse
+
+
+class Taken(Refusal, FileExistsError):
+    """A result that is finished, and is not where it was to go: the message says where it is."""
 
 
 def named_folder(path: str | Path, what: str) -> Path:
@@ -64,7 +68,7 @@ def _above(dst: Path) -> Path:
 def publish(folder: Path, dst: Path) -> None:
     """Rename a finished folder to `dst`. Where that was taken meanwhile, it becomes dst-2, dst-3, ...
 
-    Raises Refusal then, which names the place. Nothing finished is deleted, nothing is overwritten.
+    Raises Taken then, which names the place. Nothing finished is deleted, nothing is overwritten.
     """
     for file in folder.rglob("*"):  # safetensors writes for the owner alone, whatever the umask
         if file.is_file():
@@ -81,7 +85,7 @@ def publish(folder: Path, dst: Path) -> None:
             why = error.strerror or why
     if place != dst:
         got = f"one that {why if place == folder else 'was taken meanwhile'}; the result is in {place}"
-        raise refuse(str(dst), "a free place", got, "move it where you want it")
+        raise Taken(refuse(str(dst), "a free place", got, "move it where you want it"))
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from growth.report import Report
 from growth.spaces import Architecture
 from growth.training.data import Data, Windows
 
-LEARNING = {"data": None, "steps": 100, "batch_size": 16, "sequence_length": 512, "learning_rate": None}
+LEARNING = {"data": None, "steps": 100, "batch_size": 16, "sequence_length": None, "learning_rate": None}
 OPTIONS = {  # of methods that learn, and what they are unless given
     "ligo": LEARNING | {"start": "lossless", "ties": None, "learn": ("*",)},
     "mango": LEARNING | {"rank": 1},
@@ -157,7 +157,7 @@ def _options(method: str, hidden_size: int, given: dict[str, Any]) -> dict[str, 
     if not 0 < options["learning_rate"] < math.inf:
         raise refuse("learning-rate", "more than 0, and finite", options["learning_rate"], "leave it out")
     for name, least in (("steps", 1), ("batch_size", 1), ("sequence_length", 2)):
-        if options[name] < least:
+        if options[name] is not None and options[name] < least:
             raise refuse(name.replace("_", "-"), f"at least {least}", options[name], "choose a larger number")
     return options
 

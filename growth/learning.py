@@ -32,6 +32,8 @@ from growth.training.progress import RunProgress, ShowSteps
 from growth.training.schedule import cosine
 from growth.training.trainer import ScheduledTrainer
 
+LENGTH = 512  # tokens of a window, unless asked otherwise
+
 
 class Operator(nn.Module):
     """What learns: it holds the small model's weights, in float32, and makes large ones of them."""
@@ -191,20 +193,25 @@ def _path(model: nn.Module, wanted: nn.Module) -> str:
     return next(path for path, module in model.named_modules() if module is wanted)
 
 
-def windows_for(source: Source, data: Data, batch_size: int, sequence_length: int) -> Windows:
-    """Data as windows of `sequence_length` tokens, or as many as the model has positions.
+def windows_for(source: Source, data: Data, batch_size: int, sequence_length: int | None) -> Windows:
+    """Data as windows of `sequence_length` tokens; by default LENGTH, or as many as the model has positions.
 
     Raises Refusal where they do not fit the model, or fill no batch.
     """
     config, most = source.config, positions(source.config)
-    why = f", the model's positions (of {sequence_length} asked for)" if sequence_length > most else ""
     if isinstance(data, Windows):
-        why = ""
-    else:
-        data = windows_of(data, load_tokenizer(source.checkpoint.path), min(sequence_length, most))
-    if (length := data.windows.shape[1]) > most:
-        raise refuse("data", f"windows of at most {most} tokens, the model's", length, "cut shorter ones")
-    data.refuse_unfit(batch_size, config.vocab_size, why=why)
+        sequence_length = data.windows.shape[1] if sequence_length is None else sequence_length
+        if data.windows.shape[1] != sequence_length:
+            got = f"{sequence_length} and windows of {data.windows.shape[1]}"
+            raise refuse("sequence length", "that of the data's windows", got, "leave it out")
+    length = min(LENGTH, most) if sequence_length is None else sequence_length
+    if length > most:
+        raise refuse(
+            "sequence length", f"at most {most}, the model's positions", length, "choose a shorter one"
+        )
+    if not isinstance(data, Windows):
+        data = windows_of(data, load_tokenizer(source.checkpoint.path), length)
+    data.refuse_unfit(batch_size, config.vocab_size)
     return data
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import (
-    AutoConfig,
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
     PreTrainedConfig,
@@ -24,6 +23,7 @@ from transformers import (
 
 from growth.adapters.table import Adapter
 from growth.errors import refuse
+from growth.files import Checkpoint
 from growth.loading import load_tokenizer
 
 # The tokenizer holds about 100 bytes a token: a million characters at a time bound it to about 100 MB.
@@ -112,18 +112,18 @@ class Windows(Dataset):
         return f"{len(self)} windows, {zlib.crc32(self.windows.numpy()):08x}"
 
     def refuse_unfit(
-        self, batch_size: int, vocabulary: int, *, processes: int = 1, held_out: int = 0, why: str = ""
+        self, batch_size: int, vocabulary: int, *, processes: int = 1, held_out: int = 0
     ) -> None:
         """Raises Refusal where they are less than a batch on each process, or not of the model's tokenizer.
 
-        held_out: how many were taken out before; why: what to say of their length.
+        held_out: how many were taken out before.
         """
         if len(self) < batch_size * processes:
             each = f" on each of {processes} processes" if processes > 1 else ""
             raise refuse(
                 "data",
                 f"at least one batch{each}, {batch_size * processes} windows of "
-                f"{self.windows.shape[1]} tokens{why}",
+                f"{self.windows.shape[1]} tokens",
                 f"{len(self)} windows" + (f" besides {held_out} held out" if held_out else ""),
                 "give more text, or a smaller batch size or sequence length",
             )
@@ -212,7 +212,7 @@ def collator(adapter: Adapter, folder: str | Path) -> Collator | None:
     tokenizer = load_tokenizer(folder)
     if tokenizer.mask_token is None:
         raise refuse(str(folder), "a tokenizer with a mask token", "none", "save the model's own beside it")
-    if len(tokenizer) > (V := AutoConfig.from_pretrained(folder).vocab_size):  # any of it may be drawn
+    if len(tokenizer) > (V := Checkpoint(folder).config.vocab_size):  # any of it may be drawn
         raise refuse(
             str(folder),
             f"a tokenizer of the model's {V} tokens",

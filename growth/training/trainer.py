@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from growth.adapters import ADAPTERS
+from growth.card import write_card
 from growth.errors import refuse
 from growth.files import RECORD as GROWTH_RECORD
 from growth.files import Checkpoint
@@ -339,3 +340,8 @@ def _save(engine: Trainer, report: TrainReport) -> None:
     if engine.is_world_process_zero():
         (folder / "training_args.bin").unlink()
         (folder / RECORD).write_text(json.dumps(report.json(), indent=1))
+        first, last, source = report.curve[0], report.curve[-1], Path(report.settings["model"])
+        facts = [f"trained by `growth train`, {last.step} steps; settings and curve are in {RECORD}"]
+        figures = f"Validation loss {first.loss:.3f} -> {last.loss:.3f} nats a token."
+        data = f"Trained on {report.settings['data']}."
+        write_card(folder, report.out.absolute().name, source, engine.model.config, facts, data, figures)

@@ -400,7 +400,7 @@ def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
             "learning_rate": float("inf"),
         },
         "sequence-length: expected at least 2, got 1": {"method": "ligo", "sequence_length": 1},
-        "one batch, 999 windows of 32 tokens, the model's positions .of 512 asked for., got 281": {
+        "one batch, 999 windows of 32 tokens, got 281": {
             "method": "ligo",
             "batch_size": 999,
         },
@@ -417,7 +417,11 @@ def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
             "dry_run": True,
         },
         "learn: expected maps that learn, got none": {"method": "ligo", "learn": []},
-        "data: expected windows of at most 32 tokens": {
+        "sequence length: expected at most 32, the model's positions, got 33": {
+            "method": "ligo",
+            "sequence_length": 33,
+        },
+        "sequence length: expected at most 32, the model's positions, got 64": {
             "method": "ligo",
             "data": Windows(torch.zeros(256, dtype=torch.int), 64),
         },
