@@ -78,6 +78,16 @@ def test_a_decay_of_exp_minus_20_a_token_neither_overflows_nor_disturbs_its_neig
     assert_agrees(retain, reference, **strong)
 
 
+@pytest.mark.parametrize("T", [9, 70], ids=["few tokens", "several chunks"])
+def test_memory_may_grow_whatever_the_number_of_tokens(retain, T):
+    growing = inputs(1, T, 2, 1, 2, 4, 3, per_token=True)
+    with torch.no_grad():
+        growing["log_decay"].add_(0.15)
+    assert growing["log_decay"].max() > 0
+    assert_agrees(retain, reference, **growing)
+    assert_agrees(retain, reference, **growing | {"log_decay": torch.full((2,), 0.1, requires_grad=True)})
+
+
 @pytest.mark.parametrize("rate", [-torch.inf, torch.finfo(torch.float32).min / 2], ids=["-inf", "-1.7e38"])
 def test_forgetting_everything_disturbs_no_other_token(retain, rate):
     forgetting = inputs(2, 70, 2, 2, 2, 8, 8, per_token=True)

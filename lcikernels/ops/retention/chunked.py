@@ -6,8 +6,8 @@ sum of log_decay inside the chunk and S the state that enters it:
     P = (q k^T) * exp(A[t] - A[s]) for s <= t        o = P v + exp(A) q . S
     S' = exp(A[end]) S + (exp(A[end] - A) k)^T v
 
-Every exponent is <= 0. Tensors lead with the chunk, [NC, B, H, C, *], so that one chunk's states are
-contiguous.
+No exponent is positive where memory fades. Tensors lead with the chunk, [NC, B, H, C, *], so that one
+chunk's states are contiguous.
 """
 
 from typing import NamedTuple

@@ -124,7 +124,7 @@ def scores_kernel(
     end = tl.sum(tl.where(o_t == C - 1, A, 0.0), 0)
     tl.store(p_since + here * H + i_h + o_t * H, power(A), m_t)
     tl.store(p_until + here * H + i_h + o_t * H, power(end - A), m_t)
-    D = tl.where(o_j <= o_i, power(tl.minimum(A[:, None] - A[None, :], 0.0)), 0.0) * scale
+    D = power(tl.where(o_j <= o_i, A[:, None] - A[None, :], LEAST)) * scale
     P = products(p_q, p_k, here, m_t, i_h, Hq, Hk, H, K, C, BK, PRECISION) * D
     o_P = (here * H + i_h) * C + (o_i * (H * C) + o_j)
     tl.store(p_P + o_P, P.to(p_P.dtype.element_ty), m_t[:, None])

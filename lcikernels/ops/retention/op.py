@@ -39,11 +39,12 @@ def retention(
 
     q [B, T, Hq, K], k [B, T, Hk, K], v [B, T, Hv, V] share one dtype: float32, float64, bfloat16 or float16.
     With H = max(Hq, Hk, Hv), each count divides H and head h reads head h // (H // Hx). log_decay, float32,
-    each <= 0 (not checked: it would wait for the device), -inf where all is forgotten: [H], one rate per head
-    (RetNet), or [B, T, H], one per token (Mamba-2, simple GLA). scale: K ** -0.5 unless given. initial_state
-    [B, H, K, V] float32, zeros unless given. cu_seqlens int32 [N+1], B = 1: sequence n is tokens
-    cu_seqlens[n] to cu_seqlens[n+1]; states are [N, H, K, V]. Where q is float64, log_decay and the states
-    are too. A GPU takes K and V up to 512; it multiplies bfloat16 as such, float16 as tf32, sums in float32.
+    [H], one rate per head (RetNet), or [B, T, H], one per token (Mamba-2, simple GLA): negative where memory
+    fades, -inf where all is forgotten, positive where it grows, by less than exp(80) in 64 tokens. scale:
+    K ** -0.5 unless given. initial_state [B, H, K, V] float32, zeros unless given. cu_seqlens int32 [N+1],
+    B = 1: sequence n is tokens cu_seqlens[n] to cu_seqlens[n+1]; states are [N, H, K, V]. Where q is float64,
+    log_decay and the states are too. A GPU takes K and V up to 512; it multiplies bfloat16 as such, float16
+    as tf32, sums in float32.
 
     Returns o [B, T, H, V] in v's dtype, with return_final_state also S[T] [B or N, H, K, V]. Gradients reach
     q, k, v, log_decay and initial_state, from o and from S[T]. Raises ValueError where a shape, dtype or
