@@ -71,7 +71,7 @@ newest:
 	@.venv-newest/bin/$(INSTALL) torch==$(TORCH) setuptools ninja
 	@.venv-newest/bin/$(INSTALL) --no-build-isolation -e '.[growth,test]'
 	@.venv-newest/bin/$(INSTALL) --upgrade $$(.venv-newest/bin/$(NAMES))
-	@.venv-newest/bin/$(PIP) list --format=freeze
+	@.venv-newest/bin/$(PIP) freeze --exclude-editable
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-newest/bin/python -m pytest -q -n 2 tests/models tests/layers tests/growth
 
 # Where these are green in .venv-newest, what is there becomes what set-up installs.
