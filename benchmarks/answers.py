@@ -1,5 +1,7 @@
 """Whether an answer is right: asked of every side before it is timed."""
 
+from collections.abc import Callable
+
 import torch
 from tolerance import max_error
 from torch import Tensor
@@ -19,6 +21,15 @@ def agree(
     error = max_error(got, truth)
     where = f"{got.dtype}, largest {largest:.2e}"
     assert error <= budget, f"{name}: error {error:.2e}, budget {budget:.2e} ({where})"
+
+
+def wrong(check: Callable, *arguments: object) -> str:
+    """What a check that fails says in one line, else nothing. The side is timed all the same, and marked."""
+    try:
+        check(*arguments)
+    except AssertionError as error:
+        return str(error).partition("\n")[0] or "wrong"
+    return ""
 
 
 def exchange(u: Tensor, swap: bool) -> Tensor:

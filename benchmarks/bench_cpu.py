@@ -5,7 +5,7 @@
     ... -k "retention and forward"                      some; prints only
     ... -k Mamba-2 --benchmark-json=results/FILE        some; a section of its own for benchmarks.report
 
-An answer is checked before it is timed.
+An answer is checked before it is timed. Where it is wrong the case fails, and its ratio is marked.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import language_model, ligo_step, mamba2_layer, sides
-from benchmarks.answers import SAME_FUNCTION, agree, exchange, exchanged
+from benchmarks.answers import SAME_FUNCTION, agree, exchange, exchanged, wrong
 from benchmarks.measure import Race, attempt
 from benchmarks.shapes import CASES, FORWARD, TRAINING, Case, work
 from benchmarks.sides import PARAMETERS, Side
@@ -38,8 +38,7 @@ def test_op(case, limits, benchmark, record):
         pytest.skip(why)
     ours, rival = prepared(case, side), prepared(case, rival_side)
     tries = [attempt(ours), attempt(rival)]
-    check(case, side, tries[0].answer)
-    check(case, rival_side, tries[1].answer)
+    said = [wrong(check, case, one, tried.answer) for one, tried in zip((side, rival_side), tries)]
     if not case.minutes:  # the second time nothing is compiled any more
         tries = [attempt(ours), attempt(rival)]
     race = Race(ours, rival, tries[1].seconds if case.minutes else None)
@@ -58,6 +57,7 @@ def test_op(case, limits, benchmark, record):
         mb=tries[0].mb,
         rival_mb=tries[1].mb,
         targets=case.targets,
+        wrong=said[0] or said[1] and f"the rival's {said[1]}",
     )
 
 
@@ -180,8 +180,7 @@ def test_training_a_mamba_language_model(limits, benchmark, record, request):
     tries = [attempt(step), attempt(rival)]
     race = Race(step, rival, tries[1].seconds)
     seconds, rival_seconds = race.run(benchmark)
-    for loss in losses:  # from the same weights, and after each step
-        assert abs(same_step() - loss) <= SAME_FUNCTION
+    off = max(abs(same_step() - loss) for loss in losses)  # from the same weights, and after each step
 
     rival_mb, name = tries[1].mb, "transformers"
     if depth < layers:
@@ -204,6 +203,7 @@ def test_training_a_mamba_language_model(limits, benchmark, record, request):
         mb=tries[0].mb,
         rival_mb=rival_mb,
         targets={"ratio": 20},
+        wrong="" if off <= SAME_FUNCTION else f"losses: error {off:.2e}, budget {SAME_FUNCTION}",
     )
 
 
@@ -233,4 +233,5 @@ def test_a_step_of_ligo_s_learning(ours, limits, benchmark, record):
         mb=tries[0].mb,
         rival_mb=tries[1].mb,
         targets={} if ours == "LiGO" else {"ratio": 1 / 0.15},
+        wrong="",
     )

@@ -114,13 +114,13 @@ def test_every_kind_of_case_gives_a_row_of_the_report(op, mode, ours, rival, riv
     row = {"B": 1} if ours == "ours, packed" else {}
     row = bench_gpu.measured(tiny(op, mode, rival, ours, **row), CHIP)
     assert row["seconds"] > 0 and row["floor"] > 0
-    assert (row["rival_seconds"] is None) == (rival is None)
+    assert (row["rival_seconds"] is None) == (rival is None) and not row.pop("wrong")
     assert (row["memory"] is None) == (mode != (FORWARD if "expand" in op else TRAINING))
     *_, cells = report.tables([row]).splitlines()
     assert cells.startswith(f"| {mode}") and "≤ 1000000 ms |" in cells
 
 
-def test_a_wrong_output_and_a_wrong_gradient_are_no_result(monkeypatch):
+def test_a_wrong_output_and_a_wrong_gradient_are_said(monkeypatch):
     right = OPS["causal_conv1d"].sides["ours in torch"].run
 
     def wrong_gradient(x, **inputs):
@@ -130,11 +130,11 @@ def test_a_wrong_output_and_a_wrong_gradient_are_no_result(monkeypatch):
     for said, run in (scaled, ("x: ", wrong_gradient)):
         for ours in (True, False):
             monkeypatch.setitem(OPS["causal_conv1d"].sides, "wrong", Side(run, ours=ours))
-            with pytest.raises(AssertionError, match=said):
-                bench_gpu.measured(tiny("causal_conv1d", FORWARD, None, "wrong"), CHIP)
+            row = bench_gpu.measured(tiny("causal_conv1d", FORWARD, None, "wrong"), CHIP)
+            assert re.search(said, row["wrong"]) and row["seconds"] > 0
 
 
-def test_an_output_that_is_wrong_late_in_a_long_sequence_is_no_result(monkeypatch):
+def test_an_output_that_is_wrong_late_in_a_long_sequence_is_said(monkeypatch):
     """Which the small size does not show."""
     monkeypatch.setattr(bench_gpu, "SMALL", {"T": 8})
     right = OPS["causal_conv1d"].sides["ours in torch"].run
@@ -144,8 +144,8 @@ def test_an_output_that_is_wrong_late_in_a_long_sequence_is_no_result(monkeypatc
         return torch.cat([y[:, :30], 0 * y[:, 30:]], 1)
 
     monkeypatch.setitem(OPS["causal_conv1d"].sides, "wrong", Side(forgetful, ours=True))
-    with pytest.raises(AssertionError, match="output: error"):
-        bench_gpu.measured(tiny("causal_conv1d", BACKWARD, None, "wrong", T=40), CHIP)
+    row = bench_gpu.measured(tiny("causal_conv1d", BACKWARD, None, "wrong", T=40), CHIP)
+    assert "output: error" in row["wrong"]
 
 
 def test_long_sequences_are_held_against_the_torch_backend(monkeypatch):
@@ -312,5 +312,5 @@ def test_a_step_of_learning_to_grow_and_its_share_give_rows_of_the_report(monkey
     *_, step, share = report.tables([*rows.values()]).splitlines()
     assert "training, 0.0 GB" in step and "≤ 1x memory" in step and "≤ 15 % of it" in share
     monkeypatch.setattr(bench_gpu, "large_weights", lambda expansion: [])
-    with pytest.raises(AssertionError, match="logits: error"):
-        bench_gpu.learning.__wrapped__(CHIP)
+    rows = bench_gpu.learning.__wrapped__(CHIP)
+    assert all("logits: error" in row["wrong"] for row in rows.values())

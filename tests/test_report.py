@@ -1,8 +1,15 @@
 """RESULTS.md says what a run measured, and which targets it missed."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 from benchmarks import report
+
+ROOT = Path(__file__).parents[1]
 
 ROW = {
     "op": "selective_scan",
@@ -126,9 +133,31 @@ def test_gpus_come_after_processors_under_a_head_of_their_own(tmp_path):
     assert "790000 Gflop/s of torch's product of bfloat16 matrices" in text
 
 
-def test_a_red_run_reports_no_ratio(tmp_path):
-    for row, machine in ((ROW, MACHINE), (GPU_ROW, GPU_MACHINE)):
-        text = page(tmp_path, row, machine_info=machine, red=["tests", "test_op[a]"])
-        assert "**Red: tests, test_op[a] failed in this run. No ratio is reported.**" in text
-        (line,) = (line for line in text.splitlines() if line.startswith("| forward"))
-        assert "| red |" in line and "≥" not in line
+def test_a_wrong_answer_marks_its_own_ratio_and_no_other(tmp_path):
+    for row, machine, ratio in ((ROW, MACHINE, "250x"), (GPU_ROW, GPU_MACHINE, "2.5x")):
+        rows = row | {"red": "b: error 1, budget 0"}, row | {"red": ""}
+        text = page(tmp_path, *rows, machine_info=machine, red=["test_op[a]"])
+        assert "**Red: test_op[a] failed in this run.**" in text
+        wrong, right = (line for line in text.splitlines() if line.startswith("| forward"))
+        assert f"| **red** {ratio} | **b: error 1, budget 0** |" in wrong and "≥" not in wrong
+        assert f"| {ratio} | ≥ " in right
+
+
+RUN_OF_TWO = """
+import pytest
+
+@pytest.mark.parametrize("wrong", ["", "y: error 1, budget 0"], ids=["right", "wrong"])
+def test_op(benchmark, record, wrong):
+    benchmark.pedantic(int)
+    record(wrong=wrong, **{row})
+"""
+
+
+def test_a_run_with_a_wrong_answer_prints_every_ratio_and_fails(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    (tmp_path / "test_two.py").write_text(RUN_OF_TWO.replace("{row}", repr(ROW)))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.conftest", "-k", "test_op"]
+    done = subprocess.run([*command, tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout
+    right, wrong = (line for line in done.stdout.splitlines() if line.startswith("| forward"))
+    assert "| 250x | ≥ 230x" in right and "| **red** 250x | **y: error 1, budget 0** |" in wrong
