@@ -1,5 +1,6 @@
 """The only place in Python that says no: which op, which argument, what was expected, what came."""
 
+from collections.abc import Iterable
 from typing import NoReturn
 
 import torch
@@ -73,7 +74,7 @@ def activations(op: str, **tensors: Tensor | None) -> None:
     for other, x in others:
         if x is not None and x.dtype != first.dtype:
             refuse(op, other, f"{first.dtype} like {name}", x.dtype)
-    same_device(op, **tensors)
+    same_device(op, first, others)
 
 
 def parameters(op: str, like: Tensor, **tensors: Tensor | None) -> None:
@@ -81,7 +82,7 @@ def parameters(op: str, like: Tensor, **tensors: Tensor | None) -> None:
     for name, x in tensors.items():
         if x is not None and x.dtype not in ACTIVATIONS:
             refuse(op, name, "float32, float64, bfloat16 or float16", x.dtype)
-    same_device(op, _=like, **tensors)
+    same_device(op, like, tensors.items())
 
 
 def full_precision(op: str, like: Tensor, **tensors: Tensor | None) -> None:
@@ -89,13 +90,13 @@ def full_precision(op: str, like: Tensor, **tensors: Tensor | None) -> None:
     for name, x in tensors.items():
         if x is not None and x.dtype != inner(like):
             refuse(op, name, f"{inner(like)} for {like.dtype} activations", x.dtype)
-    same_device(op, _=like, **tensors)
+    same_device(op, like, tensors.items())
 
 
-def same_device(op: str, **tensors: Tensor | None) -> None:
-    """The named tensors must be where the first one is."""
-    device = next(iter(tensors.values())).device
-    for name, x in tensors.items():
+def same_device(op: str, like: Tensor, tensors: Iterable[tuple[str, Tensor | None]]) -> None:
+    """The named tensors must be where `like` is."""
+    device = like.device
+    for name, x in tensors:
         if x is not None and x.device != device:
             refuse(op, name, f"on {device} like the other arguments", x.device)
 
@@ -145,7 +146,7 @@ def packing(op: str, cu_seqlens: Tensor | None, like: Tensor) -> int | None:
         refuse(op, "cu_seqlens", "[N+1] with N at least 1", f"shape {tuple(cu_seqlens.shape)}")
     if like.shape[0] != 1:
         refuse(op, "cu_seqlens", "given only with B=1 (packed sequences share one row)", f"B={like.shape[0]}")
-    same_device(op, _=like, cu_seqlens=cu_seqlens)
+    same_device(op, like, [("cu_seqlens", cu_seqlens)])
     return cu_seqlens.shape[0] - 1
 
 
