@@ -155,7 +155,7 @@ def lci_config(config: PreTrainedConfig, pattern: str, dtype: str) -> LCIConfig:
 def plan_transfer(source: Source, config: LCIConfig, empty: PreTrainedModel, copy: str) -> Plan:
     """Where every tensor of the LCI model comes from, and what of the source has no place in it."""
     shapes = {name: tuple(x.shape) for name, x in empty.named_parameters()}
-    exact = set(empty._keep_in_fp32_modules_strict or ())  # rates, which 16 bits would put off
+    exact = empty._keep_in_fp32_modules_strict or ()  # rates, which 16 bits would put off
     rows = []
     for name, (entry, layer) in LCI.table(config).items():
         weight = entry.weights[0].name
@@ -172,7 +172,9 @@ def plan_transfer(source: Source, config: LCIConfig, empty: PreTrainedModel, cop
                 )
             )
         else:
-            stored = "float32" if exact & set(name.split(".")) else str(config.dtype).removeprefix("torch.")
+            stored = str(config.dtype).removeprefix("torch.")
+            if any(f".{part}." in f".{name}." for part in exact):
+                stored = "float32"
             rows.append(Row(name, shapes.pop(name), stored, "initialised", (), "fresh"))
     assert not shapes, f"the model has tensors that the table lacks: {sorted(shapes)}"
     taken = {name for row in rows for name in row.sources}
