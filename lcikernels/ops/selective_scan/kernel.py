@@ -604,7 +604,8 @@ def backward(
     """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty where one is missing."""
     assert every == CHUNK
     p = Problem(True, x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
-    grad_y, grad_final = grad_y.contiguous(), grad_state if grad_state is None else grad_state.mT.contiguous()
+    grad_y, checkpoints = grad_y.contiguous(), checkpoints.contiguous()
+    grad_final = grad_state if grad_state is None else grad_state.mT.contiguous()
     dx, ddt, dz = (u if u is None else torch.empty_like(u) for u in (p.x, p.dt, p.z))
     db, dc = (u.new_empty(u.shape) for u in (b, c))
     length = p.segment + (CHUNK - 1 if p.segment % CHUNK else 0)  # of a segment and its first chunk's start
