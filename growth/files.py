@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -105,8 +106,8 @@ class Checkpoint:
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name in sorted(self._tensors):
             stored = self._tensors[name]
-            digest.update(f"{name} {stored.kind} {stored.shape} ".encode())
-            digest.update(self.read(name).contiguous().flatten().view(torch.uint8).numpy())
+            crc = zlib.crc32(self.read(name).flatten().view(torch.uint8).numpy())  # four times sha256's speed
+            digest.update(f"{name} {stored.kind} {stored.shape} {crc:08x} ".encode())
         return digest.hexdigest()
 
     def record(self) -> dict:
