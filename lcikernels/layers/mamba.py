@@ -23,6 +23,13 @@ def fresh_dt_bias(count: int) -> Tensor:
     return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
 
 
+class StepProjection(nn.Linear):
+    """x weight^T, and the bias, which is left to the scan: their sum in 16 bits would put dt off by 1.6 %."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return linear(x, self.weight), self.bias
+
+
 class Mamba(nn.Module):
     """out_proj(y), where y is the gated selective scan of D = expand * hidden_size channels:
 
@@ -40,7 +47,7 @@ class Mamba(nn.Module):
         self.in_proj = nn.Linear(config.hidden_size, 2 * D, bias=False)
         self.conv1d = CausalConv1d(D, config.conv_kernel, layer_idx)
         self.x_proj = nn.Linear(D, R + 2 * N, bias=False)
-        self.dt_proj = nn.Linear(R, D)
+        self.dt_proj = StepProjection(R, D)
         self.A_log = nn.Parameter(torch.empty(D, N))
         self.D = nn.Parameter(torch.empty(D))
         self.out_proj = nn.Linear(D, config.hidden_size, bias=False)
@@ -70,11 +77,10 @@ class Mamba(nn.Module):
     def scan(self, u: Tensor, z: Tensor, keep: Tensor | None, cache: Cache | None) -> Tensor:
         """The gated scan from the cache's state on, which is advanced.  u, z and the result are [B, T, D]."""
         dt, b, c = self.x_proj(u).split(self.sizes, dim=-1)
-        dt = linear(dt, self.dt_proj.weight)
+        dt, bias = self.dt_proj(dt)
         if keep is not None:
             dt = dt.masked_fill(~keep[..., None], NO_STEP)
         a = -self.A_log.to(torch.promote_types(u.dtype, torch.float32)).exp()
-        bias = self.dt_proj.bias
         state = None if cache is None else cache.get_recurrent_state(self.layer_idx)
         if decodes(u, keep, state):
             u, dt, b, c, z = (y[:, 0] for y in (u, dt, b, c, z))

@@ -69,14 +69,18 @@ STATIC_LAYER_TYPE_MAPPING[RecurrentLayer._layer_type] = RecurrentLayer
 
 
 def check_cache(cache: Cache, layer_types: list[str]) -> None:
-    """ValueError unless `cache` holds a RecurrentLayer exactly where `layer_types` says "recurrent", and no
-    layer that forgets what attention reads.
+    """ValueError unless `cache` holds a RecurrentLayer exactly where `layer_types` says "recurrent", which it
+    does not offload, and no layer that forgets what attention reads.
     """
     want = [layer_type == "recurrent" for layer_type in layer_types]
-    if any(want) and want != [isinstance(layer, RecurrentLayer) for layer in cache.layers]:
+    layers = getattr(cache, "layers", None)
+    if layers is None or (any(want) and want != [isinstance(layer, RecurrentLayer) for layer in layers]):
         at = [i for i, recurrent in enumerate(want) if recurrent]
-        expected = f"DynamicCache(config=model.config), with a RecurrentLayer in layers {at}"
+        expected = "DynamicCache(config=model.config)"
+        expected += f", with a RecurrentLayer in layers {at}" if at else ""
         refuse("LCIModel", "cache", expected, cache)
+    if any(want) and cache.offloading:
+        refuse("LCIModel", "cache", "without offloading, for a state is needed whole in every step", cache)
     if any(cache.is_sliding):
         expected = "without sliding windows, for attention here reads all tokens"
         refuse("LCIModel", "cache", expected, f"a window in layer {cache.is_sliding.index(True)}")
@@ -85,8 +89,9 @@ def check_cache(cache: Cache, layer_types: list[str]) -> None:
 def decodes(x: Tensor, keep: Tensor | None, state: Tensor | None) -> bool:
     """Whether x [B, T, ...] is one real token on a state that may change in place.
 
-    It may not where gradients are recorded, nor outside torch.inference_mode() if it was made inside.
+    It may not where gradients are recorded, nor outside torch.inference_mode() if it was made inside, which a
+    graph that is being compiled cannot ask.
     """
     if x.shape[1] > 1 or keep is not None or state is None or torch.is_grad_enabled():
         return False
-    return torch.is_inference_mode_enabled() or not state.is_inference()
+    return torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not state.is_inference()

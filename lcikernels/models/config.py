@@ -21,7 +21,7 @@ try:
     from lcikernels.models import LCIConfig, LCIForCausalLM, LCIModel
 except ImportError as error:
     raise ImportError(
-        f"this checkpoint is made of lcikernels' layers: pip install lcikernels[growth] ({error})"
+        f"this checkpoint is made of lcikernels' layers: pip install 'lcikernels[growth]' ({error})"
     ) from error
 
 __all__ = ["LCIConfig", "LCIForCausalLM", "LCIModel"]
@@ -128,8 +128,10 @@ class LCIConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **options):
         """As transformers', and beside config.json the file by which an Auto class finds the classes here."""
         self.auto_map = AUTO_MAP
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **options)
-        Path(save_directory, f"{CODE}.py").write_text(SHIM)
+        super().save_pretrained(save_directory, **options)
+        Path(save_directory, f"{CODE}.py").write_text(SHIM, encoding="utf-8")
+        if push_to_hub:  # by itself transformers' would push config.json alone
+            self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
@@ -175,7 +177,7 @@ def check_rotary(config: LCIConfig) -> None:
 
     A model asks again: `rope_parameters` may change after construction.
     """
-    rope_type = config.rope_parameters["rope_type"]
+    rope_type = config.rope_parameters.get("rope_type", "default")
     if rope_type != "default":
         refuse("LCIConfig", "rope_parameters['rope_type']", "'default'", repr(rope_type))
     for letter, dims in config.rotary_dims.items():

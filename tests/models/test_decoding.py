@@ -5,12 +5,20 @@ import copy
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import (
+    CompileConfig,
+    DynamicCache,
+    EncoderDecoderCache,
+    PreTrainedConfig,
+    StaticCache,
+)
 
 from lcikernels.layers import RecurrentLayer
 
-PATTERNS = ["A", "R", "M", "S", "RAM", "MRA", "AMRS"]
+PATTERNS = ["A", "R", "M", "S", "RAMS", "AR"]
+RECURRENT = ["R", "M", "S", "RAMS"]
 TOLERANCE = {"rtol": 0, "atol": 1e-11}  # float64, logits of 1 to 10
+GREEDY = {"max_new_tokens": 8, "do_sample": False}
 
 
 @pytest.fixture(autouse=True)
@@ -20,12 +28,16 @@ def _no_gradients():
 
 
 def in_pieces(model, cache, ids: Tensor, sizes: list[int], mask: Tensor | None = None) -> Tensor:
-    """The logits of ids, fed to the cache in pieces of these sizes."""
+    """The logits of ids, fed to the cache in pieces of these sizes; positions count what is kept."""
     out, end = [], 0
+    positions = None if mask is None else (mask.cumsum(1) - 1).clamp(min=0)
     for piece in ids.split(sizes, dim=1):
-        end += piece.shape[1]
-        attention_mask = None if mask is None else mask[:, :end]
-        out.append(model(piece, attention_mask=attention_mask, cache=cache, use_cache=True).logits)
+        part = slice(end, end + piece.shape[1])
+        end = part.stop
+        padded = (
+            {"attention_mask": mask[:, :end], "position_ids": positions[:, part]} if mask is not None else {}
+        )
+        out.append(model(piece, cache=cache, **padded).logits)
     return torch.cat(out, 1)
 
 
@@ -40,7 +52,7 @@ def test_pieces_equal_the_whole_sequence(tiny, ids, pattern, sizes):
         assert cache.get_seq_length() == 17
 
 
-@pytest.mark.parametrize("pattern", ["R", "M", "S", "RAMS"])
+@pytest.mark.parametrize("pattern", RECURRENT)
 def test_pieces_have_gradients_through_the_cache(tiny, ids, pattern):
     model = tiny(pattern)
     first = model.model.layers[0].mixer
@@ -59,35 +71,13 @@ def test_padding_anywhere_changes_nothing(tiny, ids, pattern):
     model = tiny(pattern)
     mask = torch.ones(2, 17, dtype=torch.long)
     mask[0, [0, 1, 2, 8, 9, 13, 16]] = 0
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
     kept = mask[0].bool()
-    alone = model(ids[:1, kept]).logits
+    alone, whole = model(ids[:1, kept]).logits, model(ids[1:]).logits
     for sizes in ([17], [5, 8, 4], [1] * 17):
-        cache, out = DynamicCache(config=model.config), []
-        ends = torch.tensor(sizes).cumsum(0).tolist()
-        for size, end in zip(sizes, ends):
-            part = slice(end - size, end)
-            out.append(
-                model(
-                    ids[:, part],
-                    attention_mask=mask[:, :end],
-                    position_ids=positions[:, part],
-                    cache=cache,
-                ).logits
-            )
-        out = torch.cat(out, 1)
-        torch.testing.assert_close(out[:1, kept], alone, **TOLERANCE)
-        torch.testing.assert_close(out[1:], model(ids[1:]).logits, **TOLERANCE)
-
-
-def test_eager_attention_equals_the_fused_one(tiny, ids):
-    model = tiny("RA")
-    mask = torch.ones_like(ids)
-    mask[0, :6] = 0
-    fused = model(ids, attention_mask=mask).logits
-    model.set_attn_implementation("eager")
-    eager = model(ids, attention_mask=mask).logits
-    torch.testing.assert_close(eager[mask.bool()], fused[mask.bool()], **TOLERANCE)
+        for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=20)):
+            out = in_pieces(model, cache, ids, sizes, mask)
+            torch.testing.assert_close(out[:1, kept], alone, **TOLERANCE)
+            torch.testing.assert_close(out[1:], whole, **TOLERANCE)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -95,29 +85,53 @@ def test_a_left_padded_batch_generates_what_each_row_does_alone(tiny, ids, patte
     model = tiny(pattern)
     mask = torch.ones_like(ids)
     mask[0, :6] = 0
-    batch = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
+    batch = model.generate(ids, attention_mask=mask, **GREEDY)
     for row, start in enumerate((6, 0)):
-        single = model.generate(ids[row : row + 1, start:], max_new_tokens=8, do_sample=False)
+        single = model.generate(ids[row : row + 1, start:], **GREEDY)
         assert torch.equal(batch[row, start:], single[0])
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_generation_is_the_same_with_every_kind_of_cache(tiny, ids, pattern):
     model = tiny(pattern)
-    plain = {"max_new_tokens": 8, "do_sample": False}
-    want = model.generate(ids, **plain)
-    assert torch.equal(want, model.generate(ids, **plain, use_cache=False))
-    assert torch.equal(want, model.generate(ids, **plain, prefill_chunk_size=4))
-    assert torch.equal(want, model.generate(ids, **plain, cache_implementation="static"))
+    want = model.generate(ids, **GREEDY, use_cache=False)
+    assert torch.equal(want, model.generate(ids, **GREEDY))
+    assert torch.equal(want, model.generate(ids, **GREEDY, prefill_chunk_size=4))
+    assert torch.equal(want, model.generate(ids, **GREEDY, cache_implementation="static"))
+    embedded = model.get_input_embeddings()(ids)
+    assert torch.equal(want[:, 17:], model.generate(inputs_embeds=embedded, **GREEDY))
     with torch.inference_mode():
-        assert torch.equal(want, model.generate(ids, **plain))
-    beams = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False}
+        assert torch.equal(want, model.generate(ids, **GREEDY))
+    beams = GREEDY | {"num_beams": 3}
     assert torch.equal(model.generate(ids, **beams), model.generate(ids, **beams, use_cache=False))
     sample = {"max_new_tokens": 8, "do_sample": True, "top_k": 20}
     torch.manual_seed(3)
     want = model.generate(ids, **sample, use_cache=False)
     torch.manual_seed(3)
     assert torch.equal(want, model.generate(ids, **sample))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_chat_goes_on_where_it_was(tiny, ids, pattern):
+    """Two turns on one cache, whose second holds what the first wrote, against everything anew."""
+    model = tiny(pattern)
+    cache = DynamicCache(config=model.config)
+    first = model.generate(ids[:, :9], cache=cache, **GREEDY)
+    second = torch.cat([first, ids[:, 9:]], 1)
+    got = model.generate(second, cache=cache, **GREEDY)
+    assert torch.equal(got, model.generate(second, use_cache=False, **GREEDY))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_one_prefix_serves_many_ends(tiny, ids, pattern):
+    """Generating changes the cache it is given, so each end gets a copy."""
+    model = tiny(pattern)
+    prefix = DynamicCache(config=model.config)
+    model(ids[:, :9], cache=prefix)
+    for end in (ids[:, 9:], ids[:, 9:].flip(1)):
+        whole = torch.cat([ids[:, :9], end], 1)
+        got = model.generate(whole, cache=copy.deepcopy(prefix), **GREEDY)
+        assert torch.equal(got, model.generate(whole, use_cache=False, **GREEDY))
 
 
 @pytest.mark.parametrize("pattern", ["R", "M", "S"])
@@ -132,17 +146,31 @@ def test_a_cache_made_in_inference_mode_can_be_used_outside(tiny, ids, pattern):
     torch.testing.assert_close(out, model(ids).logits[:, 9:], **TOLERANCE)
 
 
-def test_generation_goes_on_from_a_kept_cache(tiny, ids):
-    model = tiny("RAMS")
-    prompt = DynamicCache(config=model.config)
-    model(ids[:, :10], cache=prompt)
-    for _ in range(2):  # generating changes the cache it is given, so each run gets a copy
-        out = model.generate(ids, cache=copy.deepcopy(prompt), max_new_tokens=8, do_sample=False)
-        assert torch.equal(out, model.generate(ids, max_new_tokens=8, do_sample=False))
+@pytest.mark.parametrize("pattern", ["ARMS", "RA"])
+def test_a_compiled_step_decodes_as_the_whole_model(tiny, ids, pattern):
+    """Each step is one graph, on the cache whose attention layers have one size."""
+    torch._dynamo.reset()
+    model = tiny(pattern)
+    cache = StaticCache(config=model.config, max_cache_len=20)
+    step = torch.compile(model, backend="aot_eager", fullgraph=True)
+    logits = [model(ids[:, :14], cache=cache).logits]
+    logits += [step(ids[:, i : i + 1], cache=cache).logits for i in range(14, 17)]
+    torch.testing.assert_close(torch.cat(logits, 1), model(ids).logits, **TOLERANCE)
 
 
-@pytest.mark.parametrize("pattern", ["R", "M", "S", "RM", "RAMS"])
-def test_the_cache_of_a_recurrent_layer_does_not_grow_over_200_tokens(tiny, ids, pattern):
+def test_generation_compiles_attention_by_itself(tiny, ids):
+    """As on an accelerator, where transformers compiles every step on a StaticCache."""
+    torch._dynamo.reset()
+    model = tiny("AA")
+    compiled = CompileConfig(backend="aot_eager", mode=None, fullgraph=True)
+    compiled._compile_all_devices = True
+    got = model.generate(ids, **GREEDY, cache_implementation="static", compile_config=compiled)
+    assert torch.equal(got, model.generate(ids, **GREEDY, use_cache=False))
+    assert "_compiled_call" in vars(model)
+
+
+@pytest.mark.parametrize("pattern", RECURRENT)
+def test_the_cache_of_a_recurrent_layer_does_not_grow_over_100_tokens(tiny, ids, pattern):
     model = tiny(pattern, torch.float32)
     cache = DynamicCache(config=model.config)
     model(ids[:, :16], cache=cache)
@@ -151,8 +179,8 @@ def test_the_cache_of_a_recurrent_layer_does_not_grow_over_200_tokens(tiny, ids,
     numbers = {"A": 0, "R": 4 * 8 * 8, "M": 64 * (16 + 3), "S": 64 * 128 + 3 * (64 + 128 + 128)}
     size = 4 * 2 * sum(numbers[letter] for letter in pattern)
     assert recurrent_bytes(cache) == size
-    model.generate(ids, cache=cache, max_new_tokens=200, do_sample=False)
-    assert cache.get_seq_length() == 16 + 200
+    model.generate(ids, cache=cache, max_new_tokens=100, do_sample=False)
+    assert cache.get_seq_length() == 16 + 100
     assert recurrent_bytes(cache) == size
 
 
@@ -166,9 +194,28 @@ def recurrent_bytes(cache: DynamicCache) -> int:
 def test_a_cache_that_does_not_fit_the_pattern_is_refused(tiny, ids):
     model = tiny("RA")
     message = r"must be DynamicCache\(config=model.config\), with a RecurrentLayer in layers \[0\]"
-    for cache in (DynamicCache(), DynamicCache(config=tiny("AR").config)):
+    for cache in (DynamicCache(), DynamicCache(config=tiny("AR").config), ((ids, ids),)):
         with pytest.raises(ValueError, match=message):
             model(ids, cache=cache)
+    with pytest.raises(ValueError, match=r"must be DynamicCache\(config=model.config\), got Encoder"):
+        tiny("A")(ids, cache=EncoderDecoderCache(DynamicCache(), DynamicCache()))
+
+
+def test_a_cache_that_forgets_or_moves_is_refused(tiny, ids):
+    sliding = DynamicCache(
+        config=PreTrainedConfig(num_hidden_layers=1, sliding_window=4, layer_types=["sliding_attention"])
+    )
+    with pytest.raises(ValueError, match="cache must be without sliding windows.* in layer 0"):
+        tiny("A")(ids, cache=sliding)
+    model = tiny("RA")
+    mixed = DynamicCache(config=model.config)
+    mixed.layers[1] = sliding.layers[0]
+    with pytest.raises(ValueError, match="cache must be without sliding windows.* in layer 1"):
+        model(ids, cache=mixed)
+    with pytest.raises(ValueError, match="cache must be without offloading"):
+        model.generate(ids, **GREEDY, cache_implementation="offloaded")
+    with pytest.raises(ValueError, match="only supported for models with only full attention"):
+        model.generate(ids, **GREEDY, cache_implementation="quantized")
 
 
 def test_a_mask_that_does_not_cover_the_past_is_refused(tiny, ids):
@@ -192,6 +239,28 @@ def test_packed_rows_are_refused_by_recurrent_layers(tiny, ids):
     torch.testing.assert_close(packed[:, 9:], tiny("A")(ids[:1, 9:]).logits, **TOLERANCE)
 
 
-def test_assisted_generation_is_refused_where_a_state_cannot_rewind(tiny, ids):
-    with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
-        tiny("RA").generate(ids[:1], assistant_model=tiny("A"), max_new_tokens=4, do_sample=False)
+def test_packed_rows_are_refused_in_a_compiled_graph_too(tiny, ids):
+    torch._dynamo.reset()
+    model, whole = tiny("R"), torch.arange(17)[None]
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    got = compiled(ids[:1], position_ids=whole).logits
+    torch.testing.assert_close(got, model(ids[:1]).logits, **TOLERANCE)
+    with pytest.raises(RuntimeError, match="cannot tell packed sequences apart"):
+        compiled(ids[:1], position_ids=whole % 9)
+
+
+@pytest.mark.parametrize("pattern", RECURRENT)
+def test_assisted_generation_is_refused_where_a_state_cannot_rewind(tiny, ids, pattern):
+    attention, model = tiny("A"), tiny(pattern)
+    for assistance in ({"assistant_model": attention}, {"prompt_lookup_num_tokens": 3}):
+        with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
+            model.generate(ids[:1], **GREEDY, **assistance)
+    with pytest.raises(ValueError, match="a recurrent state cannot forget its last tokens"):
+        attention.generate(ids[:1], **GREEDY, assistant_model=model)
+
+
+def test_assisted_generation_of_attention_gives_the_same_text(tiny, ids):
+    model = tiny("A")
+    want = model.generate(ids[:1], **GREEDY)
+    assert torch.equal(want, model.generate(ids[:1], **GREEDY, prompt_lookup_num_tokens=3))
+    assert torch.equal(want, model.generate(ids[:1], **GREEDY, assistant_model=tiny("AA")))

@@ -1,4 +1,7 @@
+import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -74,3 +77,110 @@ def test_bfloat16_models_keep_their_decays_in_float32(tmp_path, tiny, ids):
         logits = half(ids).logits
         assert logits.dtype == torch.bfloat16
         assert (logits.float() - want).norm() < 0.05 * want.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_rates_and_steps_of_a_mamba_stay_in_float32(tiny, tmp_path, dtype):
+    """They decode and train beside 16 bits, and are saved and loaded as they were."""
+    model = tiny("MS", torch.float32)
+    model.save_pretrained(tmp_path / "a")
+    half = LCIForCausalLM.from_pretrained(tmp_path / "a", dtype=dtype)
+    half.save_pretrained(tmp_path / "b")
+    again = LCIForCausalLM.from_pretrained(tmp_path / "b")
+    exact = {"0.mixer.A_log", "0.mixer.dt_proj.bias", "1.mixer.A_log", "1.mixer.dt_bias"}
+    for (name, x), y in zip(again.named_parameters(), model.parameters()):
+        kept = name.removeprefix("model.layers.") in exact
+        assert x.dtype == (torch.float32 if kept else dtype), name
+        assert torch.equal(x, y) == kept, name
+    ids = torch.tensor([[1, 2, 3, 4]])
+    again(ids, labels=ids).loss.backward()
+    assert all(x.grad.isfinite().all() and x.grad.any() for x in again.parameters())
+    with torch.no_grad():
+        whole = again(ids).logits
+        cache = again(ids[:, :3], use_cache=True).cache
+        assert whole.dtype == dtype
+        torch.testing.assert_close(again(ids[:, 3:], cache=cache).logits, whole[:, 3:])
+
+
+LOAD = """
+import json, sys
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+assert "lcikernels" not in sys.modules
+import torch
+folder, blocked = sys.argv[1:]
+if blocked == "blocked":
+    sys.modules["lcikernels"] = None
+try:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+except ImportError as error:
+    print(json.dumps([str(error)]))
+else:
+    base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    names = [type(x).__name__ for x in (model, base, config)]
+    model.save_pretrained(folder + "-again")
+    print(json.dumps([*names, model(torch.tensor([[1, 2, 3]])).logits.double().sum().item()]))
+"""
+
+
+def test_a_checkpoint_loads_where_nobody_imported_this_package(tiny, tmp_path):
+    """In an interpreter of its own; without the package, the error says what to install."""
+    model = tiny("RAMS", torch.float32)
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    environment = {"PATH": "", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOAD, str(folder), kind],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+        )  # fmt: skip
+        for kind in ("there", "blocked")
+    ]
+    there, blocked = (run.communicate() for run in runs)
+    *names, total = json.loads(there[0].splitlines()[-1]) if there[0] else pytest.fail(there[1])
+    assert names == ["LCIForCausalLM", "LCIModel", "LCIConfig"]
+    want = model(torch.tensor([[1, 2, 3]])).logits.double().sum().item()
+    assert total == pytest.approx(want, rel=1e-5)
+    (error,) = json.loads(blocked[0].splitlines()[-1])
+    assert "pip install 'lcikernels[growth]'" in error and "\n" not in error
+    again = json.loads((tmp_path / "model-again" / "config.json").read_text())
+    assert {file.name for file in (tmp_path / "model-again").glob("*.py")} == {"modeling_lci.py"}
+    assert again["auto_map"] == json.loads((folder / "config.json").read_text())["auto_map"]
+    assert {file.name for file in folder.iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors", "modeling_lci.py")
+    }
+
+
+@pytest.mark.parametrize("trust", [None, False, True])
+def test_where_the_package_is_imported_its_own_classes_are_used(tiny, tmp_path, trust, capfd):
+    tiny("R", torch.float32).save_pretrained(tmp_path)
+    capfd.readouterr()
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=trust)) is LCIForCausalLM
+    assert type(AutoConfig.from_pretrained(tmp_path, trust_remote_code=trust)) is LCIConfig
+    out, err = capfd.readouterr()
+    assert not out and "code" not in err and "arning" not in err
+
+
+def test_a_config_is_pushed_with_the_file_that_leads_here(tmp_path, tiny_config, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(
+        LCIConfig, "push_to_hub", lambda self, *args, **options: pushed.append((args, options))
+    )
+    tiny_config("R").save_pretrained(tmp_path / "mine", push_to_hub=True, private=True)
+    assert pushed == [(("mine",), {"private": True})] and (tmp_path / "mine" / "modeling_lci.py").exists()
+
+
+def test_layers_that_wait_on_the_disk_give_the_same_logits(tiny, tmp_path, ids):
+    model = tiny("RAMS", torch.float32)
+    model.save_pretrained(tmp_path / "model")
+    parts = dict.fromkeys(("model.embed_tokens", "model.norm", "lm_head"), "cpu")
+    parts |= {f"model.layers.{i}": "disk" for i in range(4)}
+    options = {"device_map": parts, "offload_folder": str(tmp_path / "waiting")}
+    loaded = LCIForCausalLM.from_pretrained(tmp_path / "model", **options)
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=0)
+    greedy = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(loaded.generate(ids, **greedy), model.generate(ids, **greedy))
