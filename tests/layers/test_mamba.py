@@ -1,10 +1,8 @@
 import pytest
 import torch
-from devices import device, why_not
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
-from lcikernels.backends import TABLES
 from lcikernels.layers import Mamba
 from lcikernels.layers.conv1d import masked_conv1d
 from lcikernels.ops import causal_conv1d
@@ -50,22 +48,3 @@ def test_a_masked_convolution_sees_the_kept_tokens_alone(W):
         torch.testing.assert_close(y[row : row + 1, keep[row]], want)
         torch.testing.assert_close(state[row : row + 1], end)
     torch.testing.assert_close(state[0], past[0])
-
-
-@pytest.mark.parametrize("backend", ["cpp", "triton"])
-def test_the_layer_compiles_and_exports_whole(sizes, backend, monkeypatch):
-    for op in ("selective_scan", "causal_conv1d"):
-        if why := why_not(op, backend):
-            pytest.skip(why)
-        monkeypatch.setitem(TABLES, op, {backend: TABLES[op][backend]})
-    layer = Mamba(sizes, 0)
-    layer.init_weights()
-    layer.to(device(backend))
-    x = torch.randn(2, 5, sizes.hidden_size, device=device(backend), requires_grad=True)
-    leaves, want = [x, *layer.parameters()], layer(x)
-    torch.compiler.reset()
-    got = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
-    assert torch.equal(got, want)
-    for one, other in zip(torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(want.sum(), leaves)):
-        torch.testing.assert_close(one, other)
-    assert torch.equal(torch.export.export(layer, (x,)).module()(x), want)

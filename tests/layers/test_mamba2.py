@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from devices import device, why_not
 from tolerance import Float64Kept, assert_agrees, max_error
 from torch import Tensor
 from torch.func import functional_call
@@ -13,7 +12,6 @@ from torch.nn.functional import softplus
 from transformers import DynamicCache, Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-from lcikernels.backends import TABLES
 from lcikernels.layers import Mamba2, RecurrentLayer, mamba2
 
 SIZES = {
@@ -97,9 +95,10 @@ def test_outputs_and_gradients_are_as_exact_as_transformers(sizes, changes):
     assert_agrees(lambda x, **weights: functional_call(ours, weights, (x,)), mixer, x=x, **weights)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_in_16_bits_the_layer_is_as_close_to_the_truth_as_transformers(sizes, dtype):
-    for seed in range(4):
+# float16 on a CPU is Triton's interpreter: half a second a seed.
+@pytest.mark.parametrize("dtype, seeds", [(torch.bfloat16, 4), (torch.float16, 1)])
+def test_in_16_bits_the_layer_is_as_close_to_the_truth_as_transformers(sizes, dtype, seeds):
+    for seed in range(seeds):
         torch.manual_seed(seed)
         theirs = published(sizes).to(dtype)
         ours, exact = ours_like(theirs, sizes), copy.deepcopy(theirs).double()
@@ -192,24 +191,3 @@ def test_a_fresh_layer_starts_as_published(sizes):
     assert torch.equal(layer.D, torch.ones(512)) and torch.equal(layer.norm.weight, torch.ones(512))
     assert not layer.conv1d.bias.any() and 0.49 < layer.conv1d.weight.abs().max() <= 0.5
     assert 0.99 / 16 < layer.in_proj.weight.abs().max() <= 1 / 16
-
-
-@pytest.mark.parametrize("backend", ["cpp", "triton", "torch"])
-def test_the_layer_compiles_and_exports_whole(sizes, backend, monkeypatch):
-    for op in ("retention", "causal_conv1d", "gated_rms_norm"):
-        if backend not in TABLES[op]:
-            pytest.skip(f"{op} has no backend {backend!r}")
-        if why := why_not(op, backend):
-            pytest.skip(why)
-        monkeypatch.setitem(TABLES, op, {backend: TABLES[op][backend]})
-    layer = Mamba2(sizes, 0)
-    layer.init_weights()
-    layer.to(device(backend))
-    x = torch.randn(2, 5, sizes.hidden_size, device=device(backend), requires_grad=True)
-    leaves, want = [x, *layer.parameters()], layer(x)
-    torch.compiler.reset()
-    got = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
-    torch.testing.assert_close(got, want)
-    for one, other in zip(torch.autograd.grad(got.sum(), leaves), torch.autograd.grad(want.sum(), leaves)):
-        torch.testing.assert_close(one, other)
-    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), want)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from devices import GPU
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 
@@ -29,6 +30,22 @@ def test_checkpointing_changes_no_gradient(tiny, ids, pattern):
         gradients.append({name: x.grad for name, x in model.named_parameters()})
     assert runs == [False, True, True]  # the second True is the recomputation
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
+
+
+def test_a_compiled_model_trains_as_the_plain_one_and_exports(tiny, ids):
+    """As one graph, by this machine's own kernels."""
+    torch._dynamo.reset()
+    model, ids = tiny("RAMS", torch.float32).to(GPU), ids.to(GPU)
+    inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
+    whole, leaves = model(**inputs), list(model.parameters())
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs)
+    torch.testing.assert_close(compiled.logits, whole.logits)
+    for one, other in zip(
+        torch.autograd.grad(compiled.loss, leaves), torch.autograd.grad(whole.loss, leaves)
+    ):
+        torch.testing.assert_close(one, other)
+    exported = torch.export.export(model, (), inputs).module()(**inputs)
+    torch.testing.assert_close(exported.logits, whole.logits)
 
 
 def test_the_loss_is_the_shifted_mean_cross_entropy_or_a_rows_share_of_it(tiny, ids):
