@@ -372,6 +372,15 @@ def test_vmap_is_a_loop_or_refused(name, op, x):
     torch.testing.assert_close(torch.vmap(op, randomness="same")(each)[0], want)
 
 
+@EACH
+def test_inference_mode_changes_no_bit(name, op, x):
+    torch.manual_seed(0)
+    want = op(x)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        assert torch.equal(op(x), want)
+
+
 def test_gradients_through_vmap_are_right_or_refused():
     x, weight = leaf(3, 1, 5, 4), leaf(4, 3)
     torch.vmap(lambda x: causal_conv1d(x, weight, activation="silu"))(x).sum().backward()
