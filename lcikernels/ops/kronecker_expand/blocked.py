@@ -108,6 +108,7 @@ def backward(
     p = problem(weight, write, read, depth, added)
     shapes = weight.shape if need_weight else 0, write.shape, read.shape, 0 if depth is None else depth.shape
     gradients = [p.write.new_zeros(shape) for shape in shapes]
+    gradients[3] = gradients[3].double()  # few numbers, each a sum over two whole matrices
     by_layers_or_rows = backward_by_layers if p.mixes_first else backward_by_rows
     by_layers_or_rows(p, grad_out, gradients, need_weight)
     return tuple(gradient.to(weight.dtype) for gradient in gradients)
@@ -147,10 +148,12 @@ def backward_by_rows(p: Problem, grad_out: Tensor, gradients: Sequence[Tensor], 
             grad = grad_out[:, rows, columns].to(h.dtype)
             g = mix_back(p, grad)
             h += g @ read
-            if dread.dim() == 2:
-                dread[place].addmm_(g.flatten(0, 1).T, half.flatten(0, 1))
-            else:
+            if dread.dim() == 3:
                 dread[:, place].baddbmm_(g.mT, half)
+            elif dread[place].numel() * len(g) <= CACHE:  # as short as the reference's sums, for nothing
+                dread[place] += (g.mT @ half).sum(0)
+            else:
+                dread[place] += g.flatten(0, 1).T @ half.flatten(0, 1)
             if p.depth is not None:
                 ddepth += dots(grad, half @ read.mT)
         if (made := made_by(p, rows)) is None:
@@ -234,8 +237,10 @@ def mix_into(p: Problem, i: int, out: Tensor) -> None:
 
 
 def dots(x: Tensor, y: Tensor) -> Tensor:
-    """<x[i], y[j]>, [i, j], of matrices: row by row, for a float32 sum of a whole matrix loses a digit."""
-    return torch.bmm(y.transpose(0, 1), x.permute(1, 2, 0)).sum(0).T  # of the longer one, y, no copy is made
+    """<x[i], y[j]>, [i, j], of matrices, in float64: of rows in the inputs' dtype, for a float32 sum of a
+    whole matrix loses a digit."""
+    rows = torch.bmm(y.transpose(0, 1), x.permute(1, 2, 0))  # of the longer one, y, no copy is made
+    return rows.sum(0, dtype=torch.float64).T
 
 
 def blocks(p: Problem) -> Iterator[slice]:
