@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from tolerance import max_error
+from tolerance import Errors
 from torch import Tensor
 
 SAME_FUNCTION = 1e-3  # of the largest element, or 4 ulps: a rival's rounding is its own affair
@@ -12,15 +12,11 @@ SAME_FUNCTION = 1e-3  # of the largest element, or 4 ulps: a rival's rounding is
 def agree(
     name: str, got: Tensor, truth: Tensor, plain: Tensor, ours: bool, products: torch.dtype | None = None
 ) -> None:
-    """Ours by the rule of tests/tolerance.py; that a rival computes the same function at all."""
-    exact = products or got.dtype
-    largest, eps = truth.abs().max().item(), torch.finfo(exact).eps
-    budget = max(SAME_FUNCTION, 4 * eps) * largest
-    if ours:
-        budget = 2 * max(max_error(plain.to(exact), truth), eps * largest)
-    error = max_error(got, truth)
-    where = f"{got.dtype}, largest {largest:.2e}"
-    assert error <= budget, f"{name}: error {error:.2e}, budget {budget:.2e} ({where})"
+    """Ours by the rule of tests/tolerance.py, `plain` as there; that a rival computes the same function."""
+    errors = Errors.of(got, truth, plain, products)
+    budget = errors.budget if ours else max(SAME_FUNCTION, 4 * errors.eps) * errors.largest
+    where = f"{got.dtype}, largest {errors.largest:.2e}"
+    assert errors.error <= budget, f"{name}: error {errors.error:.2e}, budget {budget:.2e} ({where})"
 
 
 def wrong(check: Callable, *arguments: object) -> str:

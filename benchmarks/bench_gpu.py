@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tolerance import assert_agrees
+from tolerance import assert_agrees, off_by_an_ulp
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -306,7 +306,7 @@ def check_once(op: str, sizes: tuple[tuple[str, int], ...], side: Side, whole: b
         some = partial(part, op, dict(sizes))
         inputs, grad = {name: some(name, u) for name, u in inputs.items()}, some(like, grad)
         got = {name: some(like, u) for name, u in got.items() if name in TOKENS | {"output"}}
-    truth, plain = (reference(op, inputs, grad, bounds, dtype) for dtype in (torch.float64, torch.float32))
+    truth, plain = (reference(op, inputs, grad, bounds, cast) for cast in (Tensor.double, off_by_an_ulp))
     for name, u in got.items():
         agree(name, u.to(truth[name].device), truth[name], plain[name], side.ours, products)
 
@@ -356,17 +356,17 @@ def answer(op: str, side: Side, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def reference(
-    op: str, inputs: dict[str, Tensor], grad: Tensor, bounds: Tensor | None, dtype: torch.dtype
+    op: str, inputs: dict[str, Tensor], grad: Tensor, bounds: Tensor | None, cast: Callable
 ) -> dict[str, Tensor]:
     train, grads = "state" not in inputs, ()
     device = gpu.DEVICE if op in ON_GPU else "cpu"
-    inputs = {name: u.detach().to(device, dtype) for name, u in inputs.items()}
+    inputs = {name: cast(u.detach().to(device)) for name, u in inputs.items()}
     leaves = {name: u.requires_grad_() for name, u in inputs.items() if train and learned(name, u)}
     long = OPS[op].output(inputs).shape[1] > LONG.get(op, inf)
     run = OPS[op].sides["ours in torch"].run if long else OPS[op].reference
     output = run(**inputs) if bounds is None else run(**inputs, cu_seqlens=bounds)
     if train:
-        grads = torch.autograd.grad(output, list(leaves.values()), grad.to(device, dtype))
+        grads = torch.autograd.grad(output, list(leaves.values()), grad.to(output))
     return {"output": output.detach()} | dict(zip(leaves, grads))
 
 
