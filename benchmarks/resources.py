@@ -1,7 +1,7 @@
 """What the Triton kernels take on each GPU, without one: registers, spills, shared memory, instructions.
 
     python -m benchmarks.resources           every configuration that the launchers choose, 5 minutes
-    ... "N=16 bfloat16" all                  those with these in their name
+    ... "N=16 bfloat16" all                  those in whose name these regular expressions are found
 
 The launchers run with kernels that only note their arguments; then these are compiled as a launch would, for
 AMD's GPU too. The last column: issue slots of a lane for each channel, state and token of the scan.
@@ -117,14 +117,15 @@ def resources(launch: Launch, sm: int) -> Resources:
     with NamedTemporaryFile(suffix=".cubin") as file:
         file.write(program.asm["cubin"])
         file.flush()
-        usage, code = (
-            subprocess.run(
-                [TOOLS / tool, option, file.name], check=True, capture_output=True, text=True
-            ).stdout
-            for tool, option in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c"))
-        )
+        usage = said("cuobjdump", "--dump-resource-usage", file.name)
+        spent = slots(launch, loops(said("nvdisasm", "-c", file.name))) if walks(launch) else None
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-    return Resources(registers, stack, program.metadata.shared, slots(launch, loops(code)))
+    return Resources(registers, stack, program.metadata.shared, spent)
+
+
+def said(tool: str, *arguments: str) -> str:
+    """By one of NVIDIA's tools that come with Triton."""
+    return subprocess.run([TOOLS / tool, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def loops(code: str) -> list[int]:
@@ -143,14 +144,17 @@ def loops(code: str) -> list[int]:
     return sorted((end - start for start, end in inner), reverse=True)
 
 
-def slots(launch: Launch, loops: list[int]) -> float | None:
-    """Of the scan, by its longest loops: the backward walks the tokens twice."""
-    walks = {"forward_kernel": 1, "backward_kernel": 2}.get(launch.kernel.__name__)
-    if not walks or "BN" not in launch.arguments:
-        return None
-    sizes = launch.arguments
-    states = sizes["BN"] * sizes["BD"] * (sizes["AHEAD"] if walks == 1 else sizes["STEPS"])
-    return sum(loops[:walks]) * 32 * launch.options["num_warps"] / states
+def walks(launch: Launch) -> int:
+    """How often a kernel of the scan walks the tokens; 0 of any other."""
+    times = {"forward_kernel": 1, "backward_kernel": 2}.get(launch.kernel.__name__, 0)
+    return times if "BN" in launch.arguments else 0
+
+
+def slots(launch: Launch, loops: list[int]) -> float:
+    """Of the scan, by its longest loops."""
+    sizes, times = launch.arguments, walks(launch)
+    states = sizes["BN"] * sizes["BD"] * (sizes["AHEAD"] if times == 1 else sizes["STEPS"])
+    return sum(loops[:times]) * 32 * launch.options["num_warps"] / states
 
 
 def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list[Launch]:
@@ -250,7 +254,7 @@ def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
     for case in cases:
         for launch in case():
             key = str((specialized(launch), launch.options))
-            if all(name in launch.what for name in names) and key not in seen:
+            if all(re.search(name, launch.what) for name in names) and key not in seen:
                 seen.add(key)
                 yield launch
 

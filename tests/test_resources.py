@@ -11,11 +11,18 @@ pytest.importorskip("triton.backends.nvidia")
 ROOT = Path(__file__).parents[1]
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that a program may have
 SLOTS = {"forward_kernel": 9, "backward_kernel": 40}  # on an H100, for each channel, state and token of Mamba
-# Of what `python -m benchmarks.resources` compiles: every kernel and tile, each dtype, with and without all
-# that is optional. The rest differs in masks, and in which of it is missing.
-CASES = [f"N={N} " for N in (1, 3, 32, 64, 128, 256)] + ["N=16 bfloat16", "N=16 float"]
-CASES += ["causal_conv1d", "gated_rms_norm", "K=256 V=512 bfloat16, all", "K=256 V=512 bfloat16, bare"]
-CASES += ["K=128 V=64", "V=128 float16", "V=128 float32"]
+# Of what `python -m benchmarks.resources` compiles: every kernel with all that is optional at once, and at
+# one size with nothing of it. The rest differs in masks, in which of it is missing, in warps that do the
+# same, or takes fewer registers: float16 those of bfloat16, filters of 2 and 3 taps less than of 4.
+CASES = [
+    "selective_scan N=(1|32|256) bfloat16, all",  # the fewest; one token in registers, not two; the most
+    "selective_scan N=16 bfloat16",
+    "selective_scan N=16 float32, all",
+    "causal_conv1d W=(4|6)",
+    "gated_rms_norm D=((64|5000) bfloat16, all|1536 bfloat16, bare|4096 float32, all)",
+    "retention K=256 V=512 bfloat16, (all|bare)",
+    "retention K=128 V=(64|128)",
+]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -28,5 +35,5 @@ def test_kernels_compile_for_every_gpu_and_spill_nothing(case):
     assert {int(sm) for _, sm, *_ in rows} == set(SHARED)
     for kernel, sm, _, spilled, shared, *slots in rows:
         assert int(spilled) == 0 and int(shared) <= SHARED[int(sm)], run.stdout
-        if case == "N=16 bfloat16" and sm == "90" and slots:
+        if case == "selective_scan N=16 bfloat16" and sm == "90" and slots:
             assert float(slots[0]) <= SLOTS[kernel], run.stdout
