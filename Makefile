@@ -1,16 +1,16 @@
 # `make demo` and `make test` set everything up by themselves; a second call finds the stamp and starts at once.
 
 PYTHON ?= python3
-TORCH := 2.13.0
-BIN := .venv/bin
-PIP := python -m pip -qq --disable-pip-version-check
-INSTALL := $(PIP) install      # compiled to bytecode: where Python may not write it later, every start costs 16 s more
 PINS := tests/constraints.txt
+TORCH := $(shell grep ^torch== $(PINS))
+BIN := .venv/bin
+PIP := bin/python -m pip -qq --disable-pip-version-check
+INSTALL := $(PIP) install      # compiled to bytecode: where Python may not write it later, every start costs 16 s more
 READY := .venv/ready
 RECENT = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo 'Python 3.11 or newer is needed; name one: make PYTHON=python3.12'; exit 1; }
 # The libraries that pyproject.toml names; without torch, whose plain name is a build of gigabytes.
-NAMES := python -c 'import importlib.metadata as m, re; names = {re.match("[a-z_-]+", x)[0] for x in m.requires("lcikernels") \
+NAMES := bin/python -c 'import importlib.metadata as m, re; names = {re.match("[a-z_-]+", x)[0] for x in m.requires("lcikernels") \
 	if re.search("extra == .(growth|test)", x)}; print(*sorted(names - {"lcikernels", "torch"}))'
 
 SEES = $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
@@ -45,7 +45,7 @@ gpu:
 	benchmarks=$$?; exit $$((tests || benchmarks))
 
 .venv/bench: $(READY)
-	@$(BIN)/$(INSTALL) --no-build-isolation -c $(PINS) -e '.[bench]'
+	@.venv/$(INSTALL) --no-build-isolation -c $(PINS) -e '.[bench]'
 	@touch $@
 
 lint: setup
@@ -54,13 +54,13 @@ lint: setup
 setup: $(READY)
 
 $(READY): pyproject.toml setup.py $(PINS) $(wildcard csrc/* csrc/*/*)
-	@$(BIN)/$(PIP) --version >/dev/null 2>&1 || { $(RECENT) && $(PYTHON) -m venv --clear .venv; }
+	@.venv/$(PIP) --version >/dev/null 2>&1 || { $(RECENT) && $(PYTHON) -m venv --clear .venv; }
 	@$(BIN)/python -c 'import torch' 2>/dev/null || \
 		{ echo 'Installing PyTorch into .venv, once: half a minute, or what its download takes.'; \
-		$(BIN)/$(INSTALL) -c $(PINS) torch==$(TORCH); }
+		.venv/$(INSTALL) -c $(PINS) $(TORCH); }
 	@echo 'Installing the other libraries, and compiling the kernels: 1 to 3 minutes.'
-	@$(BIN)/$(INSTALL) -c $(PINS) setuptools ninja
-	@$(BIN)/$(INSTALL) --no-build-isolation -c $(PINS) -e '.[growth,test]'
+	@.venv/$(INSTALL) -c $(PINS) setuptools ninja
+	@.venv/$(INSTALL) --no-build-isolation -c $(PINS) -e '.[growth,test]'
 	@$(BIN)/python -m lcikernels | head -1
 	@touch $@
 
@@ -68,16 +68,16 @@ $(READY): pyproject.toml setup.py $(PINS) $(wildcard csrc/* csrc/*/*)
 newest:
 	@$(RECENT) && $(PYTHON) -m venv --clear .venv-newest
 	@echo 'Installing the newest of every library into .venv-newest: 2 to 5 minutes.'
-	@.venv-newest/bin/$(INSTALL) torch==$(TORCH) setuptools ninja
-	@.venv-newest/bin/$(INSTALL) --no-build-isolation -e '.[growth,test]'
-	@.venv-newest/bin/$(INSTALL) --upgrade $$(.venv-newest/bin/$(NAMES))
-	@.venv-newest/bin/$(PIP) freeze --exclude-editable
+	@.venv-newest/$(INSTALL) $(TORCH) setuptools ninja
+	@.venv-newest/$(INSTALL) --no-build-isolation -e '.[growth,test]'
+	@.venv-newest/$(INSTALL) --upgrade $$(.venv-newest/$(NAMES))
+	@.venv-newest/$(PIP) freeze --exclude-editable
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-newest/bin/python -m pytest -q -n 2 tests/models tests/layers tests/growth
 
 # Where these are green in .venv-newest, what is there becomes what set-up installs.
 pins:
-	@{ head -1 $(PINS); .venv-newest/bin/$(PIP) freeze --all --exclude-editable --exclude pip | sed 's/+.*//'; } >build/pins
-	@mv build/pins $(PINS)
+	@.venv-newest/$(PIP) freeze --all --exclude-editable --exclude pip >.venv-newest/pins
+	@{ head -1 $(PINS); sed 's/+.*//' .venv-newest/pins; } >.venv-newest/all && mv .venv-newest/all $(PINS)
 
 clean:
 	rm -rf .venv .venv-newest build lcikernels/_C.so *.egg-info

@@ -12,7 +12,7 @@ from growth.adapters import ADAPTERS
 from growth.adapters.lci import LCI
 
 CARD = "README.md"
-BEGIN, END = "<!-- growth check -->", "<!-- end -->"
+BEGIN, END = "<!-- growth check -->", "<!-- growth check ends -->"
 LOAD = """```python
 from transformers import {auto}
 
@@ -42,9 +42,10 @@ def write_card(
     adapter = ADAPTERS.get(config.model_type)
     auto = adapter.auto.__name__ if adapter else "AutoModelForCausalLM"
     load = LOAD.format(auto=auto, name=name, trust=", trust_remote_code=True" if ours else "")
+    listed = "\n".join(f"* {fact}" for fact in (f"base model: {base}", *facts))
     (folder / CARD).write_text(
         f"---\nbase_model: {base}\n{licence(source)}library_name: transformers\ntags:\n- growth\n---\n\n"
-        f"# {name}\n\n* base model: {base}\n{''.join(f'* {fact}' + chr(10) for fact in facts)}\n{outlook}\n\n"
+        f"# {name}\n\n{listed}\n\n{outlook}\n\n"
         f"{BEGIN}\n{figures}\n{END}\n\n"
         f"## Loading\n\n{load}{OURS if ours else ''}",
         encoding="utf-8",

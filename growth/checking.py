@@ -33,8 +33,9 @@ class Agreement:
 
     limit: the largest difference in float32 that keeps the promise: 1e-4 for grown models, or 2 eps of the
     stored dtype where that is more, 1e-5 for transferred ones, each times the largest logit where that
-    exceeds 1; None where equality was not promised. first: the module of the new model whose output is the
-    first to differ by more than this share, such as layers.2.mlp.down_proj, "" where none does.
+    exceeds 1; None where equality was not promised. first: where the new model's outputs first differ by more
+    than this share: a module, such as layers.2.mlp.down_proj, or "the last norm or the head"; "" where they
+    do not.
     """
 
     float32: float
@@ -89,11 +90,18 @@ def check(src: str | Path, dst: str | Path, *, batch: int = 2, length: int = 128
         difference[dtype] = (got - truth).abs().max().item()
     largest, verb = truth.abs().max().item(), record.get("verb", "grow")
     relative = max(LIMIT[verb], ROUNDING[verb] * torch.finfo(stored).eps)
-    limit = max(1.0, largest) * relative if record.get("lossless") else None
+    most = max(1.0, largest) * relative
     apart = (name for name, y in outside.items() if _apart(inside[watched[name]], y) > relative)
-    beyond = "the last norm or the head" if difference[torch.float32] > largest * relative else ""
+    beyond = "the last norm or the head" if difference[torch.float32] > most else ""
     kind, first = str(stored).removeprefix("torch."), next(apart, beyond)
-    agreement = Agreement(difference[torch.float32], difference[stored], kind, largest, limit, first)
+    agreement = Agreement(
+        difference[torch.float32],
+        difference[stored],
+        kind,
+        largest,
+        most if record.get("lossless") else None,
+        first,
+    )
     write_figures(new.path, str(agreement))
     return agreement
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from growth.errors import refuse
+from growth.errors import reason, refuse
 from growth.jsonfile import read_object
 
 TOKENIZER = (
@@ -60,7 +60,7 @@ def refuse_odd_generation(folder: Path) -> None:
             GenerationConfig(**settings)
         except (TypeError, ValueError, AttributeError) as error:
             raise refuse(
-                str(file), "settings that transformers knows", error, "mend the file, or remove it"
+                str(file), "settings that transformers knows", reason(error), "mend the file, or remove it"
             ) from error
 
 

@@ -198,7 +198,7 @@ def _header(file: Path) -> dict[str, Stored]:
         raise refuse(
             str(file),
             "a whole safetensors file",
-            f"{file.stat().st_size} bytes that end early or are damaged ({error})",
+            f"{file.stat().st_size} bytes that end early or are damaged ({reason(error)})",
             "copy or download it again",
         ) from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from growth.errors import Refusal, refuse
+from growth.errors import Refusal, reason, refuse
 
 
 class Taken(Refusal, FileExistsError):
@@ -54,8 +54,8 @@ def refuse_too_large(dst: str | Path, size: int) -> None:
     if size > free:
         raise refuse(
             str(dst),
-            f"room for {size / 1e9:,.1f} GB",
-            f"{free / 1e9:,.1f} GB that are free",
+            f"room for {size / 1e9:,.3g} GB",
+            f"{free / 1e9:,.3g} GB that are free",
             "choose smaller sizes, or another disk",
         )
 
@@ -111,7 +111,7 @@ def staged(dst: str | Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 above.rmdir()
         if isinstance(error, OSError | SafetensorError):
-            why = getattr(error, "strerror", None) or str(error)
+            why = getattr(error, "strerror", None) or reason(error)
             raise refuse(str(dst), "a folder to write", why, "make room, or name another") from error
         raise
     try:

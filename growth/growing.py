@@ -95,8 +95,8 @@ def grow(
     config = resized(checkpoint.config, hidden_size, num_layers, num_heads, ffn_size)
     old, new = (adapter.describe(x, adapter) for x in (checkpoint.config, config))
     if not dry_run:
-        entry = max(checkpoint.dtype(name).itemsize for name in source.on_disk.values())
-        refuse_too_large(dst, new.parameters * entry)
+        itemsize = max(checkpoint.dtype(name).itemsize for name in source.on_disk.values())
+        refuse_too_large(dst, new.parameters * itemsize)  # before the maps, which memory may not hold either
     given = {"data": data, "steps": steps, "batch_size": batch_size, "sequence_length": sequence_length}
     given |= {"learning_rate": learning_rate, "start": start, "ties": ties, "learn": learn, "rank": rank}
     options = _options(method, checkpoint.config.hidden_size, given)

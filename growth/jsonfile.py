@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from growth.errors import refuse
+from growth.errors import reason, refuse
 
 MOST_BYTES = 10**9  # an index of a million tensors has a tenth of that
 
@@ -17,7 +17,7 @@ def read_object(path: Path, *keys: str) -> dict:
     except RecursionError as error:
         raise refuse(str(path), "JSON", "objects nested too deeply", "copy or download it again") from error
     except ValueError as error:
-        raise refuse(str(path), "JSON", error, "copy or download it again") from error
+        raise refuse(str(path), "JSON", reason(error), "copy or download it again") from error
     except OSError as error:
         raise refuse(str(path), "a file of JSON", error.strerror, "copy or download it again") from error
     wanted = "an object" if not keys else f"an object with {' and '.join(map(repr, keys))}"

@@ -26,7 +26,7 @@ from growth.errors import refuse
 from growth.loading import load_tokenizer, quiet
 from growth.plan import Source
 from growth.spaces import Weight
-from growth.training.data import Data, Windows, collator, positions, windows_of
+from growth.training.data import Data, Windows, collator, window_length, windows_of
 from growth.training.flops import count_flops
 from growth.training.progress import RunProgress, ShowSteps
 from growth.training.schedule import cosine
@@ -198,17 +198,8 @@ def windows_for(source: Source, data: Data, batch_size: int, sequence_length: in
 
     Raises Refusal where they do not fit the model, or fill no batch.
     """
-    config, most = source.config, positions(source.config)
-    if isinstance(data, Windows):
-        sequence_length = data.windows.shape[1] if sequence_length is None else sequence_length
-        if data.windows.shape[1] != sequence_length:
-            got = f"{sequence_length} and windows of {data.windows.shape[1]}"
-            raise refuse("sequence length", "that of the data's windows", got, "leave it out")
-    length = min(LENGTH, most) if sequence_length is None else sequence_length
-    if length > most:
-        raise refuse(
-            "sequence length", f"at most {most}, the model's positions", length, "choose a shorter one"
-        )
+    config = source.config
+    length = window_length(config, data, None, sequence_length, usual=LENGTH)
     if not isinstance(data, Windows):
         data = windows_of(data, load_tokenizer(source.checkpoint.path), length)
     data.refuse_unfit(batch_size, config.vocab_size)

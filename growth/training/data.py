@@ -144,12 +144,16 @@ def windows_of(data: Data, tokenizer: PreTrainedTokenizerBase, length: int, what
 
 
 def window_length(
-    config: PreTrainedConfig, data: Data, validation: Data | None, sequence_length: int | None
+    config: PreTrainedConfig,
+    data: Data,
+    validation: Data | None,
+    sequence_length: int | None,
+    *,
+    usual: int = 2048,
 ) -> int:
-    """Tokens a window: those of the Windows given, else `sequence_length`, else what the model allows.
+    """Tokens a window: those of the Windows given, else `sequence_length`, else `usual` if the model has them.
 
-    The latter is at most 2048. Raises Refusal where two of them differ, where it is no sequence, and where
-    the model has fewer positions.
+    Raises Refusal where two of them differ, where it is no sequence, and where the model has fewer positions.
     """
     lengths = [
         (name, given.windows.shape[1])
@@ -160,7 +164,7 @@ def window_length(
         lengths.insert(0, ("sequence length", sequence_length))
     most = positions(config)
     if not lengths:
-        return min(most or 2048, 2048)
+        return min(most or usual, usual)
     (name, length), *others = lengths
     for other, got in others:
         if got != length:

@@ -18,7 +18,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from growth.errors import refuse
-from growth.files import RECORD, Checkpoint
+from growth.files import Checkpoint
+from growth.record import RECORD
 
 
 @dataclass

@@ -24,10 +24,10 @@ from transformers import (
 from growth.adapters import ADAPTERS
 from growth.card import write_card
 from growth.errors import refuse
-from growth.files import RECORD as GROWTH_RECORD
 from growth.files import Checkpoint
 from growth.folders import refuse_existing
 from growth.loading import load_model, load_tokenizer, quiet
+from growth.record import RECORD
 from growth.training.curve import Curve, Point
 from growth.training.data import (
     Collator,
@@ -44,7 +44,7 @@ from growth.training.progress import RunProgress
 from growth.training.run import KEPT, MODEL, STATE, SUFFIX, refuse_full, unfinished
 from growth.training.schedule import Schedule, cosine, lemon
 
-RECORD = "training.json"  # how a checkpoint was trained
+TRAINING = "training.json"  # how a checkpoint was trained
 HELD_OUT = 256  # windows; of 128 tokens, they compare two models to about 0.005 nats
 
 
@@ -331,7 +331,7 @@ def _write_companions(folder: Path, tokenizer: PreTrainedTokenizerBase, record: 
     tokenizer.save_pretrained(folder)
     if record:
         # How it came to be, without the promise of the source's logits: training breaks that.
-        (folder / GROWTH_RECORD).write_text(json.dumps(record | {"lossless": False}, indent=1))
+        (folder / RECORD).write_text(json.dumps(record | {"lossless": False}, indent=1))
 
 
 def _save(engine: Trainer, report: TrainReport) -> None:
@@ -339,9 +339,11 @@ def _save(engine: Trainer, report: TrainReport) -> None:
     engine.save_model(str(folder))  # gathers sharded weights, so every process calls it
     if engine.is_world_process_zero():
         (folder / "training_args.bin").unlink()
-        (folder / RECORD).write_text(json.dumps(report.json(), indent=1))
+        (folder / TRAINING).write_text(json.dumps(report.json(), indent=1))
         first, last, source = report.curve[0], report.curve[-1], Path(report.settings["model"])
-        facts = [f"trained by `growth train`, {last.step} steps; settings and curve are in {RECORD}"]
-        figures = f"Validation loss {first.loss:.3f} -> {last.loss:.3f} nats a token."
-        data = f"Trained on {report.settings['data']}."
-        write_card(folder, report.out.absolute().name, source, engine.model.config, facts, data, figures)
+        facts = [
+            f"trained by `growth train`, {last.step} steps, on {report.settings['data']}",
+            f"validation loss {first.loss:.3f} -> {last.loss:.3f} nats a token; all of it is in {TRAINING}",
+        ]
+        outlook, figures = "Its logits are its own, not the base model's.", "Not measured."
+        write_card(folder, report.out.absolute().name, source, engine.model.config, facts, outlook, figures)

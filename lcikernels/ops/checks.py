@@ -118,9 +118,9 @@ def has_tangent(x: object) -> bool:
 
 
 def written(op: str, **tensors: Tensor) -> None:
-    """The named tensors are written to: no two of their elements may share memory."""
+    """The named tensors are written to: none may be expanded, one element standing for several."""
     for name, x in tensors.items():
-        if not x.is_contiguous() and any(n > 1 and step == 0 for n, step in zip(x.shape, x.stride())):
+        if not x.is_contiguous() and any(n > 1 and stride == 0 for n, stride in zip(x.shape, x.stride())):
             refuse(op, name, "of elements of its own (clone() it)", f"strides {x.stride()}")
 
 

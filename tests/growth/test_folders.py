@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,9 +36,7 @@ def test_a_result_whose_place_was_taken_stays_beside_it_and_is_named(tmp_path, k
         (folder / "ours").touch()
         TAKEN[kind](tmp_path / "out")
     assert (tmp_path / "out-3" / "ours").exists() and not (tmp_path / "out" / "ours").exists()
-    assert {path.name for path in tmp_path.iterdir() if not path.is_symlink()} | {"out"} == {
-        *("out", "out-2", "out-3")
-    }
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out-2", "out-3"}
 
 
 def test_a_result_that_cannot_be_moved_stays_where_it_is_and_is_named(tmp_path, monkeypatch):
@@ -67,13 +66,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(source, tmp_path, monkeypatc
 
 
 def test_a_disk_that_is_too_small_is_found_before_the_work(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: type("", (), {"free": 10**6}))
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
     monkeypatch.setattr(files, "save_file", None)
     for make in (
         lambda: growth.grow(source, tmp_path / "out", method="lemon", hidden_size=192),
         lambda: growth.transfer(source, tmp_path / "out"),
     ):
-        with pytest.raises(Refusal, match="expected room for 0.0 GB, got 0.0 GB that are free"):
+        with pytest.raises(Refusal, match=r"expected room for 0\.00\d+ GB, got 0\.001 GB that are free"):
             make()
     assert list(tmp_path.iterdir()) == []
 

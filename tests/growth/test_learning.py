@@ -417,11 +417,11 @@ def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
             "dry_run": True,
         },
         "learn: expected maps that learn, got none": {"method": "ligo", "learn": []},
-        "sequence length: expected at most 32, the model's positions, got 33": {
+        "sequence length: expected at most 32 tokens, the model's positions, got 33": {
             "method": "ligo",
             "sequence_length": 33,
         },
-        "sequence length: expected at most 32, the model's positions, got 64": {
+        "data: expected at most 32 tokens, the model's positions, got 64": {
             "method": "ligo",
             "data": Windows(torch.zeros(256, dtype=torch.int), 64),
         },

@@ -363,7 +363,7 @@ def test_nothing_that_was_trained_is_lost_where_finishing_fails(folder, tmp_path
             (tmp_path / "out").mkdir()
             (tmp_path / "out/job.log").write_text("another program's")
         if lost == "a side file":
-            monkeypatch.setattr(trainer, "RECORD", "nowhere/training.json")
+            monkeypatch.setattr(trainer, "TRAINING", "nowhere/training.json")
         if lost in ("all but the checkpoints", "an epoch's last"):
             (tmp_path / "out.unfinished/model/model.safetensors").write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
