@@ -1,6 +1,7 @@
 """README.md of a checkpoint, the model card: its origin, what `check` measured, how to load it."""
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ BEGIN, END = "<!-- growth check -->", "<!-- growth check ends -->"
 LOAD = """```python
 from transformers import {auto}
 
-model = {auto}.from_pretrained("{name}"{trust})
+model = {auto}.from_pretrained({name}{trust})
 ```
 """
 OURS = """
@@ -41,11 +42,11 @@ def write_card(
     base, ours = base_model(source), config.model_type == LCI.model_type
     adapter = ADAPTERS.get(config.model_type)
     auto = adapter.auto.__name__ if adapter else "AutoModelForCausalLM"
-    load = LOAD.format(auto=auto, name=name, trust=", trust_remote_code=True" if ours else "")
+    load = LOAD.format(auto=auto, name=json.dumps(name), trust=", trust_remote_code=True" if ours else "")
+    head = f"base_model: {json.dumps(base)}\n{licence(source)}library_name: transformers\ntags:\n- growth\n"
     listed = "\n".join(f"* {fact}" for fact in (f"base model: {base}", *facts))
     (folder / CARD).write_text(
-        f"---\nbase_model: {base}\n{licence(source)}library_name: transformers\ntags:\n- growth\n---\n\n"
-        f"# {name}\n\n{listed}\n\n{outlook}\n\n"
+        f"---\n{head}---\n\n# {name}\n\n{listed}\n\n{outlook}\n\n"
         f"{BEGIN}\n{figures}\n{END}\n\n"
         f"## Loading\n\n{load}{OURS if ours else ''}",
         encoding="utf-8",
@@ -69,6 +70,8 @@ def made(record: dict) -> tuple[list[str], str, str]:
 def write_figures(folder: Path, figures: str) -> None:
     """Put what `check` measured into the card, where growth wrote one and it may be written."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
+        if not os.path.isfile(folder / CARD):
+            return
         card = (folder / CARD).read_text(encoding="utf-8")
         head, begin, rest = card.partition(BEGIN)
         _, end, tail = rest.partition(END)
@@ -80,15 +83,18 @@ def write_figures(folder: Path, figures: str) -> None:
 
 def base_model(source: Path) -> str:
     """The Hub's name of a folder in its cache, else the folder's name."""
-    found = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{source.absolute()}/")
-    return f"{found[1]}/{found[2]}" if found else source.absolute().name
+    path = os.path.abspath(source)
+    found = re.search(r"models--([\w.-]+)/snapshots/", f"{path}/")
+    return found[1].replace("--", "/", 1) if found else os.path.basename(path)
 
 
 def licence(source: Path) -> str:
     """The lines on the licence in the head of the source's own card, "" where there are none."""
+    if not os.path.isfile(source / CARD):
+        return ""
     try:
         with (source / CARD).open(encoding="utf-8", errors="replace") as file:
             head = re.match(r"---\n(.*?\n)---\n", file.read(1 << 20), re.S)
     except OSError:
         return ""
-    return "".join(re.findall(r"^license\w*:.*\n", head[1], re.M)) if head else ""
+    return "".join(re.findall(r"^license\w*:.*\n(?:[ \t-].*\n)*", head[1], re.M)) if head else ""

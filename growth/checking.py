@@ -1,5 +1,6 @@
 """Do two models agree? The proof behind "lossless"."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -66,21 +67,19 @@ def check(src: str | Path, dst: str | Path, *, batch: int = 2, length: int = 128
     """Compare the logits of two language models on `batch` x `length` random tokens.
 
     src, dst: checkpoint folders; the promise is the one in dst's growth.json, and holds for the source whose
-    fingerprint that has. The figures go into dst's README.md where growth wrote one. Raises Refusal where
-    one cannot be read, their vocabularies differ, or src is not what the promise was made for.
+    fingerprint that has. The figures go into dst's README.md where growth made it of src. Raises Refusal
+    where one cannot be read, their vocabularies differ, or src is not what the promise was made for.
     """
     old, new = Checkpoint(src), Checkpoint(dst)
-    V = old.config.vocab_size
-    if new.config.vocab_size != V:
-        raise refuse(
-            str(dst),
-            f"the source's vocabulary of {V}",
-            new.config.vocab_size,
-            "compare models of one tokenizer",
-        )
+    V, words = (getattr(model.config, "vocab_size", None) for model in (old, new))
+    if not isinstance(V, int):
+        raise refuse(str(src), "a language model", f"a {old.config.model_type} without words", "name another")
+    if words != V:
+        raise refuse(str(dst), f"the source's vocabulary of {V}", words, "compare models of one tokenizer")
     record = new.record()
     of_this = _refuse_another_source(old, new, record)
-    T = min(length, *(getattr(model.config, "max_position_embeddings", length) for model in (old, new)))
+    positions = (getattr(model.config, "max_position_embeddings", None) for model in (old, new))
+    T = min(length, *(most or length for most in positions))
     ids = torch.randint(V, (batch, T), generator=torch.Generator().manual_seed(seed))
     stored, watched = new.coarsest, _watched(old, new, record) if of_this else {}
     difference = {}
@@ -92,7 +91,8 @@ def check(src: str | Path, dst: str | Path, *, batch: int = 2, length: int = 128
     relative = max(LIMIT[verb], ROUNDING[verb] * torch.finfo(stored).eps)
     most = max(1.0, largest) * relative
     apart = (name for name, y in outside.items() if _apart(inside[watched[name]], y) > relative)
-    beyond = "the last norm or the head" if difference[torch.float32] > most else ""
+    agrees = difference[torch.float32] <= most
+    beyond = "the last norm or the head" if not agrees and _to_the_end(old, watched) else ""
     kind, first = str(stored).removeprefix("torch."), next(apart, beyond)
     agreement = Agreement(
         difference[torch.float32],
@@ -102,7 +102,8 @@ def check(src: str | Path, dst: str | Path, *, batch: int = 2, length: int = 128
         most if record.get("lossless") else None,
         first,
     )
-    write_figures(new.path, str(agreement))
+    if record and of_this:
+        write_figures(new.path, str(agreement))
     return agreement
 
 
@@ -114,7 +115,8 @@ def _refuse_another_source(old: Checkpoint, new: Checkpoint, record: dict) -> bo
             f"{old.path}, {new.path}", "the source first", "what was made of it first", "swap the two"
         )
     if not record:
-        return old.config.hidden_size == new.config.hidden_size
+        widths = [getattr(model.config, "hidden_size", None) for model in (old, new)]
+        return widths[0] == widths[1]
     of_this = record["fingerprint"] == old.fingerprint()
     if record["lossless"] and not of_this:
         raise refuse(
@@ -149,6 +151,13 @@ def _watched(old: Checkpoint, new: Checkpoint, record: dict) -> dict[str, str]:
     return pairs
 
 
+def _to_the_end(old: Checkpoint, watched: dict[str, str]) -> bool:
+    """Was the last layer compared, so that only what comes after it is left?"""
+    adapter = ADAPTERS.get(old.config.model_type)
+    last = "layers.{}.mlp.down", old.config.num_hidden_layers - 1
+    return adapter is not None and _modules(adapter, old).get(last) in watched.values()
+
+
 def _modules(adapter: Adapter, checkpoint: Checkpoint) -> dict[tuple[str, int | None], str]:
     """(part, layer) -> the module that has its weight."""
     return {
@@ -175,4 +184,5 @@ def _keep(outputs: dict[str, Tensor], name: str, module: nn.Module, inputs: tupl
 
 def _apart(x: Tensor, y: Tensor) -> float:
     """The largest difference of the channels that both have, over the largest number there, at least 1."""
-    return ((y[..., : x.shape[-1]] - x).abs().max() / x.abs().max().clamp(min=1)).item()
+    apart = ((y[..., : x.shape[-1]] - x).abs().max() / x.abs().max().clamp(min=1)).item()
+    return math.inf if math.isnan(apart) else apart

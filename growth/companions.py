@@ -1,6 +1,7 @@
 """What travels with the weights: the tokenizer, whole, and how the model generates."""
 
 import shutil
+import stat
 from pathlib import Path
 
 from transformers import GenerationConfig
@@ -65,10 +66,13 @@ def refuse_odd_generation(folder: Path) -> None:
 
 
 def _refuse_unreadable(file: Path) -> None:
+    why = ""
     try:
-        with file.open("rb"):
-            pass
+        if stat.S_ISREG(file.stat().st_mode):
+            file.open("rb").close()
+        else:
+            why = "a folder, a pipe or a device"
     except OSError as error:
-        raise refuse(
-            str(file), "a file of the tokenizer", error.strerror, "copy it there again, or remove it"
-        ) from error
+        why = error.strerror
+    if why:
+        raise refuse(str(file), "a file of the tokenizer", why, "copy it there again, or remove it")

@@ -10,6 +10,12 @@ def refuse(what: str, expected: object, got: object, remedy: str) -> Refusal:
     return Refusal(" ".join(f"{what}: expected {expected}, got {got}; {remedy}".split()))
 
 
+def refuse_odd_seed(seed: int) -> None:
+    """Raises Refusal where a seed is none that every library here takes."""
+    if not 0 <= seed < 2**32:
+        raise refuse("seed", "0 to 4294967295", seed, "choose one of these")
+
+
 def reason(error: BaseException, most: int = 300) -> str:
     """What somebody else's error says, on one line; its kind where it says nothing."""
     text = " ".join(str(error).split()) or type(error).__name__

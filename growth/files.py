@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +30,8 @@ SHARD_BYTES = 5 * 10**9
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 LARGEST = 2**24  # of one size: a matrix of a thousand times that many entries is beyond any machine
 SIZES = """hidden_size num_hidden_layers num_attention_heads intermediate_size vocab_size
-    max_position_embeddings""".split()
+    max_position_embeddings n_inner type_vocab_size""".split()
+STEADY = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "initializer_range")
 
 
 class Stored(NamedTuple):
@@ -115,7 +117,7 @@ class Checkpoint:
         return read_record(self.path)
 
     def _changed(self, file: Path):
-        got = "another one now" if file.exists() else "none there any more"
+        got = "another one now" if os.path.exists(file) else "none there any more"
         return refuse(str(file), "the file that was there at first", got, "leave the source alone meanwhile")
 
     def _stamps(self) -> dict[Path, tuple[int, int, int] | None]:
@@ -151,6 +153,13 @@ def _config(path: Path) -> PreTrainedConfig:
             reason(error),
             "mend the file; Python code that comes with a checkpoint is not run",
         ) from error
+    if getattr(config, "quantization_config", None):
+        remedy = "dequantize the model, or remove that entry where its weights are floats"
+        raise refuse(str(file), "a model that is not quantized", "quantization_config", remedy)
+    for name in STEADY:
+        if not 0 <= getattr(config, name, 0.0) < math.inf:
+            remedy = "check that it belongs to these weights"
+            raise refuse(f"{file}: {name}", "at least 0, and finite", getattr(config, name), remedy)
     for name in SIZES:
         size = getattr(config, name, None)
         if isinstance(size, int) and not 0 < size <= LARGEST:
@@ -187,7 +196,7 @@ def _header(file: Path) -> dict[str, Stored]:
         raise refuse(
             str(file),
             "a safetensors file",
-            "none there" if not file.exists() else "something else",
+            "something else" if os.path.exists(file) else "none there",
             "download the checkpoint again, or save it with save_pretrained(safe_serialization=True)",
         )
     try:

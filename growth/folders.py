@@ -18,8 +18,12 @@ class Taken(Refusal, FileExistsError):
 
 
 def named_folder(path: str | Path, what: str) -> Path:
-    """`path` as it is, or a refusal where it is empty or no path at all."""
-    if not str(path) or "\0" in str(path):
+    """`path` as it is, or a refusal where it is empty, no path at all, or not UTF-8."""
+    try:
+        fits = str(path).encode() and "\0" not in str(path)
+    except UnicodeEncodeError:  # bytes that are no UTF-8: json and a card could not name it
+        fits = False
+    if not fits:
         raise refuse(what, "the name of a folder", repr(str(path)), "name one")
     return Path(path)
 
@@ -72,7 +76,8 @@ def publish(folder: Path, dst: Path) -> None:
     """
     for file in folder.rglob("*"):  # safetensors writes for the owner alone, whatever the umask
         if file.is_file():
-            file.chmod(folder.stat().st_mode & 0o666)
+            with contextlib.suppress(OSError):  # some mounts have no permissions to change
+                file.chmod(folder.stat().st_mode & 0o666)
     names = itertools.chain([dst], (dst.with_name(f"{dst.name}-{i}") for i in range(2, 100)))
     place, why = folder, "cannot be made"
     for name in names:

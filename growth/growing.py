@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from growth.adapters import source_adapter
 from growth.engine import grown, plan_growth
-from growth.errors import refuse
+from growth.errors import refuse, refuse_odd_seed
 from growth.files import LARGEST, Checkpoint, write_checkpoint
 from growth.folders import refuse_existing, refuse_too_large
 from growth.learning import Expansion, fit, windows_for
@@ -86,6 +86,7 @@ def grow(
         raise refuse("method", f"one of {', '.join(OPERATORS)}", method, "choose one of these")
     if is_torchelastic_launched():
         raise refuse("growth", "one process", "torchrun", "start it without; training takes several")
+    refuse_odd_seed(seed)
     if not dry_run:
         refuse_existing(dst)
     began = time.perf_counter()

@@ -1,6 +1,7 @@
 """JSON that somebody else wrote."""
 
 import json
+import os
 from pathlib import Path
 
 from growth.errors import reason, refuse
@@ -10,6 +11,8 @@ MOST_BYTES = 10**9  # an index of a million tensors has a tenth of that
 
 def read_object(path: Path, *keys: str) -> dict:
     """The object in a file of JSON; a refusal where it is none, or has not these keys."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise refuse(str(path), "a file of JSON", "something else", "copy or download it again")
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"{path.stat().st_size:,} bytes")

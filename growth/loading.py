@@ -29,7 +29,11 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     try:
         with quiet():
             model, info = auto.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
+                folder,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below
+                trust_remote_code=False,
             )
     except ValueError as error:  # a kind of model that has no language model, above all
         raise refuse(str(folder), "a language model", reason(error), "name another checkpoint") from error

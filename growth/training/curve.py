@@ -1,5 +1,6 @@
 """The validation loss of a run against the operations and the seconds spent on it."""
 
+import math
 import time
 from dataclasses import asdict, dataclass
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from growth.errors import refuse
 from growth.training.freeze import UnfreezeOnPlateau
 from growth.training.progress import RunProgress
 
@@ -59,6 +61,9 @@ class Curve(TrainerCallback, ExportableState):
             self._flops, self._seconds = saved["flops"], saved["seconds"]
         else:
             self._measure(model, 0)
+            if not math.isfinite(loss := self.points[0].loss):
+                remedy = "look for numbers that are not finite in the model"
+                raise refuse("model", "a finite loss before the first step", loss, remedy)
         self._since = time.perf_counter()
 
     def on_step_begin(self, args, state, control, **kwargs):

@@ -151,7 +151,7 @@ def window_length(
     *,
     usual: int = 2048,
 ) -> int:
-    """Tokens a window: those of the Windows given, else `sequence_length`, else `usual` if the model has them.
+    """Tokens a window: those of the Windows given, else `sequence_length`, else `usual` if the model has it.
 
     Raises Refusal where two of them differ, where it is no sequence, and where the model has fewer positions.
     """

@@ -50,7 +50,7 @@ def unfinished(
     new = [folder for folder in (run, *run.absolute().parents) if not os.path.lexists(folder)]
     last = None
     if first:
-        last = _resumed(run, args, settings, model) if resume else _begun(run, settings, model)
+        last = _resumed(run, args, settings, model) if resume else _begun(run, settings, model, new)
     last = broadcast_object_list([last])[0]  # the others wait for it
     try:
         yield last
@@ -179,7 +179,7 @@ def _checkpoints(run: Path) -> list[Path]:
     return sorted(step, key=step.get, reverse=True)
 
 
-def _begun(run: Path, settings: dict, model: Checkpoint) -> None:
+def _begun(run: Path, settings: dict, model: Checkpoint, new: list[Path]) -> None:
     if os.path.lexists(run):
         remedy = f"{found}, or remove it" if (found := left(run)) else "remove it"
         raise refuse(str(run), "no interrupted run", "one", remedy)
@@ -188,6 +188,7 @@ def _begun(run: Path, settings: dict, model: Checkpoint) -> None:
         run.mkdir(parents=True)
         (run / "settings.json").write_text(record)
     except OSError as error:
+        _remove(run, new)
         raise refuse(str(run), "a folder that can be made", error.strerror, "name another") from error
 
 

@@ -23,7 +23,7 @@ from transformers import (
 
 from growth.adapters import ADAPTERS
 from growth.card import write_card
-from growth.errors import refuse
+from growth.errors import refuse, refuse_odd_seed
 from growth.files import Checkpoint
 from growth.folders import refuse_existing
 from growth.loading import load_model, load_tokenizer, quiet
@@ -131,6 +131,7 @@ def train(
     if eval_every is None:
         eval_every = math.ceil(steps / 8)
     window = max(1, steps // 30) if window is None else window
+    refuse_odd_seed(seed)
     for name, got, least in (
         ("steps", steps, 1),
         ("batch size", batch_size, 1),
@@ -259,6 +260,10 @@ def train(
             freezing.unfrozen_at if freezing else None,
             settings,
         )
+        if not math.isfinite(curve.points[-1].loss):
+            raise refuse(
+                "learning rate", "one at which the loss stays finite", learning_rate, "choose a lower one"
+            )
         network.config = asked
         _save(engine, report)
     return report

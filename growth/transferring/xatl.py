@@ -19,12 +19,13 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
+from torch.distributed import is_torchelastic_launched
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from growth.adapters import source_adapter
 from growth.adapters.lci import LCI
 from growth.engine import named_seed, reader
-from growth.errors import refuse
+from growth.errors import refuse, refuse_odd_seed
 from growth.files import Checkpoint, write_checkpoint
 from growth.folders import refuse_existing, refuse_too_large
 from growth.plan import Plan, Row, Source
@@ -61,6 +62,9 @@ def transfer(
     Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the
     source cannot be read, a mixer, layer or letter does not exist, or `dst` does.
     """
+    if is_torchelastic_launched():
+        raise refuse("transfer", "one process", "torchrun", "start it without; training takes several")
+    refuse_odd_seed(seed)
     if mixers not in LETTERS:
         raise refuse("mixers", f"one of {', '.join(LETTERS)}", mixers, "choose one of these")
     if copy not in COPIED:

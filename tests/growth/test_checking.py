@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 from checkpoints import bert, gpt2, neox
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from transformers import GPTNeoXConfig, ViTConfig
 
 import growth
+from growth import card
 from growth.errors import Refusal
 
 
@@ -73,12 +76,13 @@ def test_the_limit_follows_the_dtype_of_the_tensors_not_that_of_the_configuratio
 def test_the_card_says_what_it_is_and_what_was_measured(tmp_path):
     src = neox(tmp_path / "src")
     (src / "README.md").write_text(
-        "---\nlanguage: en\nlicense: apache-2.0\nlicense_link: L\n---\nlicense: no\n"
+        "---\nlanguage: en\nlicense:\n- mit\n- apache-2.0\nlicense_link: L\n---\nlicense: no\n"
     )
     growth.grow(src, tmp_path / "out", method="lemon", hidden_size=168)
     card = tmp_path / "out" / "README.md"
     before = card.read_text()
-    assert before.startswith("---\nbase_model: src\nlicense: apache-2.0\nlicense_link: L\nlibrary_name:")
+    licence = "license:\n- mit\n- apache-2.0\nlicense_link: L\n"
+    assert before.startswith(f'---\nbase_model: "src"\n{licence}library_name:')
     assert "method lemon" in before and "Not measured yet" in before and "license: no" not in before
     assert 'AutoModelForCausalLM.from_pretrained("out")' in before
     figures = str(growth.check(src, tmp_path / "out"))
@@ -88,3 +92,57 @@ def test_the_card_says_what_it_is_and_what_was_measured(tmp_path):
     assert card.read_text() == after
     growth.transfer(tmp_path / "out", tmp_path / "retnet")
     assert 'from_pretrained("retnet", trust_remote_code=True)' in (tmp_path / "retnet/README.md").read_text()
+
+
+NAMES = {
+    "models--gpt2/snapshots/607a": "gpt2",
+    "models--EleutherAI--pythia-14m/snapshots/f33c": "EleutherAI/pythia-14m",
+    "a: b #c": "a: b #c",
+    "- x/..": None,
+}
+
+
+@pytest.mark.parametrize("path", NAMES)
+def test_the_head_of_a_card_names_the_base_model_whatever_its_name(tmp_path, path):
+    card.write_card(tmp_path, 'a"b', tmp_path / path, GPTNeoXConfig(), ["made"], "", "")
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.base_model == (NAMES[path] or tmp_path.name)
+
+
+def test_where_nothing_inside_was_compared_no_place_is_named(source, grown, tmp_path):
+    """Models of other depths, with no record between them."""
+    deeper = neox(tmp_path / "deeper", num_hidden_layers=4)
+    agreement = growth.check(source, deeper)
+    assert agreement.first == "" and agreement.limit is None
+    assert not (deeper / "README.md").exists()
+
+
+def test_a_number_that_is_none_is_a_difference(tmp_path):
+    src, out = neox(tmp_path / "src"), tmp_path / "out"
+    growth.grow(src, out, method="lemon", num_layers=4)
+    changed(out, "gpt_neox.layers.1.mlp.dense_4h_to_h.bias", lambda x: x * float("nan"))
+    agreement = growth.check(src, out)
+    assert not agreement.kept and agreement.first == "gpt_neox.layers.1.mlp.dense_4h_to_h"
+
+
+def test_figures_of_another_source_stay_out_of_the_card(source, tmp_path):
+    growth.grow(source, tmp_path / "out", method="stack", num_layers=6)
+    other = neox(tmp_path / "other")
+    changed(other, "gpt_neox.final_layer_norm.bias", lambda x: x + 1)
+    growth.check(other, tmp_path / "out")
+    assert "Not measured yet" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_tensor_of_another_shape_is_refused(tmp_path):
+    src, out = neox(tmp_path / "src"), tmp_path / "out"
+    growth.grow(src, out, method="lemon", num_layers=4)
+    changed(out, "gpt_neox.layers.0.attention.dense.bias", lambda x: x[1:].clone())
+    with pytest.raises(Refusal, match="mismatched_keys"):
+        growth.check(src, out)
+
+
+def test_a_model_without_words_is_no_language_model(tmp_path):
+    ViTConfig().save_pretrained(tmp_path)
+    save_file({f"a{i}": torch.zeros(1) for i in range(12)}, tmp_path / "model.safetensors")
+    with pytest.raises(Refusal, match="expected a language model, got a vit without words"):
+        growth.check(tmp_path, tmp_path)

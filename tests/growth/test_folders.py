@@ -78,9 +78,10 @@ def test_a_disk_that_is_too_small_is_found_before_the_work(source, tmp_path, mon
 
 
 ODD = {"": "the name of a folder, got ''", "a\0b": "the name of a folder", "a" * 300: "File name too long"}
+ODD["bad\udcff"] = "the name of a folder"
 
 
-@pytest.mark.parametrize("name", ODD, ids=["empty", "NUL", "too long"])
+@pytest.mark.parametrize("name", ODD, ids=["empty", "NUL", "too long", "not UTF-8"])
 def test_a_name_that_is_none_is_refused(source, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Refusal, match=ODD[name]):
@@ -179,3 +180,24 @@ def test_what_rounding_makes_infinite_is_not_written(tmp_path):
     for number in (float("inf"), float("nan"), 1e6):
         with pytest.raises(Refusal, match="w: expected finite numbers in float16, got others"):
             Writer(tmp_path).add("w", torch.tensor([1.0, number]).half())
+
+
+def test_a_mount_without_permissions_is_written_all_the_same(source, tmp_path, monkeypatch):
+    def refused(self, mode):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(folders.Path, "chmod", refused)
+    growth.transfer(source, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_is_none_is_refused_by_every_verb(source, text, tmp_path, seed):
+    for make in (
+        lambda out: growth.grow(source, out, method="lemon", num_layers=4, seed=seed),
+        lambda out: growth.transfer(source, out, seed=seed),
+        lambda out: growth.train(source, text, out, steps=1, batch_size=1, seed=seed),
+    ):
+        with pytest.raises(Refusal, match="seed: expected 0 to 4294967295"):
+            make(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

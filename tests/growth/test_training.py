@@ -634,3 +634,23 @@ def test_a_line_is_printed_for_every_evaluation_and_nothing_else(folder, tmp_pat
     assert [line.split(",")[0] for line in lines] == [
         f"{tmp_path / 'spoken'}: step {n} of 8" for n in (0, 4, 8)
     ]
+
+
+def test_what_is_not_finite_is_neither_trained_nor_kept(folder, tmp_path):
+    settings = {"steps": 3, "batch_size": 2, "sequence_length": 16}
+    wild = {"learning_rate": 1e30, "save_every": 0}
+    with pytest.raises(Refusal, match="learning rate: expected one at which the loss stays finite"):
+        train(folder / "model", folder / "text.txt", tmp_path / "a", **settings, **wild)
+    src = shutil.copytree(folder / "model", tmp_path / "src")
+    tensors = load_file(src / "model.safetensors")
+    tensors["gpt_neox.layers.0.mlp.dense_h_to_4h.bias"][0] = float("nan")
+    save_file(tensors, src / "model.safetensors", {"format": "pt"})
+    with pytest.raises(Refusal, match="model: expected a finite loss before the first step, got nan"):
+        train(src, folder / "text.txt", tmp_path / "b", **settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_a_run_whose_folder_cannot_be_made_leaves_nothing(folder, tmp_path):
+    with pytest.raises(Refusal, match="File name too long"):
+        train(folder / "model", folder / "text.txt", tmp_path / "new" / ("a" * 250), steps=1, batch_size=1)
+    assert list(tmp_path.iterdir()) == []
