@@ -17,9 +17,10 @@ SELECTIVE_SCAN = {
     "one token": (2, 1, 4, 3, None),
     "odd everything": (2, 7, 5, 3, None),
     "several chunks": (2, 45, 6, 16, None),
+    "a row of two chunks": (1, 34, 5, 3, None),
     "exactly two chunks": (1, 32, 8, 4, None),
     "one state": (2, 20, 4, 1, None),
-    "three groups": (2, 20, 6, 4, 3),
+    "three groups": (2, 17, 6, 4, 3),
     "one group, named": (2, 9, 6, 4, 1),
     "wider than a vector": (1, 18, 70, 16, None),
 }
@@ -39,6 +40,6 @@ CAUSAL_CONV1D = {
 PACKED = {
     "one sequence": (0, 21),
     "two": (0, 4, 21),
-    "of one token, of none, and longer than a chunk": (0, 1, 1, 90, 97),
+    "of one token, of none, and longer than a chunk": (0, 1, 1, 40, 47),
     "empty ones at both ends": (0, 0, 16, 32, 32),
 }
