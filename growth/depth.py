@@ -1,29 +1,24 @@
-"""Depth matrices [L_new, L_old]: which old layers each new layer is a mix of."""
+"""Which old layer each new layer is made of."""
 
-import torch
-from torch import Tensor
-
-
-def rearranged(order: list[int], old: int) -> Tensor:
-    """Row i is one-hot at order[i]; -1 gives a row of zeros."""
-    depth = torch.zeros(len(order), old, dtype=torch.float64)
-    for i, j in enumerate(order):
-        if j >= 0:
-            depth[i, j] = 1
-    return depth
+from growth.maps import Row
 
 
-def stacked(old: int, new: int) -> list[int]:
+def rows(order: tuple[int, ...]) -> tuple[Row, ...]:
+    """Row i is one-hot at order[i]; -1 gives an empty row."""
+    return tuple(((j, 1.0),) if j >= 0 else () for j in order)
+
+
+def stacked(old: int, new: int) -> tuple[int, ...]:
     """0 1 2 0 1 2: the whole model again on top of itself."""
-    return [i % old for i in range(new)]
+    return tuple(i % old for i in range(new))
 
 
-def interpolated(old: int, new: int) -> list[int]:
+def interpolated(old: int, new: int) -> tuple[int, ...]:
     """0 0 1 1 2 2: every layer next to its copies."""
-    return [i * old // new for i in range(new)]
+    return tuple(i * old // new for i in range(new))
 
 
-def with_identities(old: int, new: int) -> tuple[list[int], list[int], list[int]]:
+def with_identities(old: int, new: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Every old layer once, the added ones after it, the upper layers first to receive one.
 
     Returns the layer that each new layer takes its inside from, the same with -1 where the new layer must add
@@ -37,4 +32,4 @@ def with_identities(old: int, new: int) -> tuple[list[int], list[int], list[int]
         inside += [j] * (1 + added)
         active += [j] + [-1] * added
         last += [-1] * added + [j]
-    return inside, active, last
+    return tuple(inside), tuple(active), tuple(last)

@@ -1,126 +1,174 @@
-"""The only loop over parameters: new[i] = write . (sum_j depth[i, j] old[j]) . read^T"""
+"""What a plan's rows are made by, and the only loop over them.
+
+new[i] = write . (sum_j depth[i, j] old[j]) . read^T
+"""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 
-from growth.adapters.table import Adapter, Entry
+from growth import apply
+from growth.architecture import Architecture, Weight
+from growth.families.table import Entry, Model
 from growth.maps import Maps
-from growth.plan import Plan, Row, Source
-from growth.spaces import Architecture, Weight
+from growth.plan import Plan, Recipe, Row, Source, dropped
 
-Read = Callable[[str, int | None], Tensor]
-
-
-def reader(source: Source) -> Read:
-    """(weight, layer) -> the weight, in its own axis order; float32 at least, for W / 3 has no 16 bits."""
-    heads = source.config.num_attention_heads
-
-    @lru_cache(maxsize=1)  # the parts of a fused projection follow each other
-    def parts(name: str, entry) -> tuple[Tensor, ...]:
-        x = source.checkpoint.read(name)
-        return entry.from_disk(x.to(torch.promote_types(x.dtype, torch.float32)), heads)
-
-    def read(weight: str, layer: int | None) -> Tensor:
-        name, entry, part = source.place[weight, layer]
-        return parts(source.on_disk[name], entry)[part]
-
-    return read
+BLOCK = 2**24  # entries that are made at a time: 64 MB in float32
 
 
-def expand(weight: Weight, layer: int | None, old: Read, maps: Maps) -> Tensor:
-    """One wide weight of one target layer, without noise."""
-    if layer is None:
-        x = old(weight.name, None)
-    else:
-        row = maps.depth[weight.name][layer].tolist()
-        x = sum(w * old(weight.name, j) for j, w in enumerate(row) if w)
-        if not torch.is_tensor(x):
-            x = torch.zeros_like(old(weight.name, 0))
-        if weight.name in maps.constants:
-            x = x + float(maps.constants[weight.name][layer])
-    x = _map(maps, weight, layer, 0).write(x)
-    return _map(maps, weight, layer, 1).read(x) if x.ndim == 2 else x
+def made(plan: Plan, source: Source) -> Iterator[tuple[Row, Iterator[Tensor]]]:
+    """Every row with its tensor, in blocks of rows, not rounded yet."""
+    for row in plan.rows:
+        yield row, row.recipe(source)
 
 
-def _map(maps: Maps, weight: Weight, layer: int | None, axis: int):
-    return maps.spaces[weight.spaces[axis].format(layer)]
+@dataclass(frozen=True)
+class Copy:
+    """A tensor of the source as it is."""
+
+    tensor: str
+
+    def __call__(self, source: Source) -> Iterator[Tensor]:
+        for rows in blocks(source.checkpoint.shape(self.tensor)):
+            yield source.checkpoint.read(self.tensor, rows)
 
 
-def noise(
-    weight: Weight, layer: int | None, like: Tensor, maps: Maps, std: float, seed: int
-) -> Tensor | float:
-    """What parts the copies: a fresh matrix, less all that can be seen of it; 0 where nothing was copied."""
-    if like.ndim < 2 or not (reading := _map(maps, weight, layer, 1)).noise:
-        return 0.0
-    generator = torch.Generator().manual_seed(named_seed(seed, weight.name.format(layer)))
-    fresh = torch.randn(like.shape, dtype=like.dtype, generator=generator)
-    return reading.unseen(fresh * (std * reading.noise))
+@dataclass(frozen=True)
+class Expand:
+    """What the maps make of the weights of one tensor on disk; noise parts the copies."""
 
+    entry: Entry
+    layer: int | None
+    maps: Maps
+    old: Architecture
+    new: Architecture
+    seed: int
 
-def grown(
-    source: Source, adapter: Adapter, config: PreTrainedConfig, maps: Maps, old: Architecture, seed: int
-) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the grown model in its layout on disk, not rounded yet."""
-    read = reader(source)
-    for name, (entry, layer) in adapter.table(config).items():
-        parts = []
-        for weight in entry.weights:
-            x = expand(weight, layer, read, maps)
-            parts.append(x + noise(weight, layer, x, maps, old.init_std, seed))
-        yield name, entry.to_disk(parts, config.num_attention_heads)
+    def __call__(self, source: Source) -> Iterator[Tensor]:
+        shape = self.entry.shape(self.new)
+        if self.entry.by_rows and math.prod(shape) > BLOCK:
+            (weight,) = self.entry.weights
+            x = self.mixed(source, weight)
+            for rows in blocks(shape):
+                yield self.entry.to_disk([self.expanded(x, weight, rows)])
+        else:
+            weights = (self.expanded(self.mixed(source, weight), weight) for weight in self.entry.weights)
+            yield self.entry.to_disk(weights)
+
+    def mixed(self, source: Source, weight: Weight) -> Tensor:
+        """sum_j depth[i, j] old[j], times what the model multiplies the weight with now and will not then."""
+        if self.layer is None:
+            x = source.raw(weight.name, None)
+        else:
+            row = self.maps.depth[weight.name][self.layer]
+            olds = ((w, source.raw(weight.name, j)) for j, w in row)
+            if len(row) == 1 and row[0][1] == 1.0:
+                _, x = next(olds)
+            else:
+                zero = torch.zeros(self.old.shape(weight))
+                x = sum((w * apply.exact(x) for w, x in olds), zero)
+            factor = weight.scale / self._wide(weight).scale
+        return x if factor == 1.0 else apply.exact(x) * factor
+
+    def expanded(self, x: Tensor, weight: Weight, rows: slice | None = None) -> Tensor:
+        """The wide weight, or some of its rows."""
+        reads = len(weight.wires) - 1 if weight.reads else None
+        for axis, wire in enumerate(weight.wires):
+            of = self.maps.of(wire, self.layer)
+            part = rows if axis == 0 else None
+            if axis == reads:
+                x = apply.exact(x)
+                x = x if of is None else apply.read(of, x)
+            elif of is not None:
+                x = apply.write(of, x, axis, part)
+            elif part:
+                x = x[part]
+        x = apply.exact(x)
+        of = self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
+        if of is not None and of.noise:
+            x += self._noise(weight, x.shape, x.dtype, of, rows)
+        return x
+
+    def _noise(
+        self, weight: Weight, shape: torch.Size, dtype: torch.dtype, of: Any, rows: slice | None
+    ) -> Tensor:
+        """A fresh matrix, less all that can be seen of it."""
+        name = weight.name if self.layer is None else weight.name.format(self.layer)
+        name = f"{name}[{rows.start}]" if rows and rows.start else name
+        generator = torch.Generator().manual_seed(named_seed(self.seed, name))
+        fresh = torch.randn(shape, dtype=dtype, generator=generator)
+        return apply.unseen(of, fresh.mul_(self.old.init_std * of.noise))
+
+    def _wide(self, weight: Weight) -> Weight:
+        """The same weight of the target."""
+        weights = self.new.outside if self.layer is None else self.new.layered.values()
+        return next(x for x in weights if x.name == weight.name)
+
+    def layers(self, weight: Weight) -> list[int | None]:
+        """The old layers that take part."""
+        if self.layer is None:
+            return [None]
+        if weight.name in self.maps.mixed:
+            stack = self.old.stack_of(weight.name)[1]
+            return [j for j, kind in enumerate(stack.kinds) if weight in stack.weights[kind]]
+        return [j for j, _ in self.maps.depth[weight.name][self.layer]]
+
+    def stays(self, weight: Weight) -> bool:
+        """Nothing changes but its place."""
+        if any(self.maps.of(wire, self.layer) is not None for wire in weight.wires):
+            return False
+        if self.layer is not None:
+            one = [w for _, w in self.maps.depth[weight.name][self.layer]] == [1.0]
+            if not one or weight.name in self.maps.mixed or weight.name in self.maps.constants:
+                return False
+        return weight.scale == self._wide(weight).scale
 
 
 def plan_growth(
-    source: Source, adapter: Adapter, config: PreTrainedConfig, maps: Maps, new: Architecture
+    source: Source, target: Model, maps: Maps, seed: int, learned: Callable[[str], Recipe] | None = None
 ) -> Plan:
-    """Where every grown tensor comes from."""
-    rows = []
-    for name, (entry, layer) in adapter.table(config).items():
-        used = [(weight, j) for weight in entry.weights for j in _layers(maps, weight, layer)]
-        sources = tuple(dict.fromkeys(source.where(weight.name, j) for weight, j in used))
-        same = all(
-            _map(maps, weight, layer, axis).same
-            for weight in entry.weights
-            for axis in range(len(weight.spaces))
-        ) and all(layer is None or maps.depth[x.name][layer].sum() == 1 for x in entry.weights)
+    """Where every grown tensor comes from, and what makes it: `learned` gives the recipes of what learns."""
+    old, new, rows = source.model.architecture, target.architecture, []
+    for name, (entry, layer) in target.table().items():
+        expand = Expand(entry, layer, maps, old, new, seed)
+        used = [source.where(weight.name, j) for weight in entry.weights for j in expand.layers(weight)]
+        sources, note, recipe = tuple(dict.fromkeys(used)), "", expand
+        copied = len(sources) == 1 and all(map(expand.stays, entry.weights))
+        if copied:
+            recipe = Copy(sources[0])
+        elif learned:
+            recipe = learned(name)
+        if not sources:
+            value = "one" if any(maps.constants.get(entry.weights[0].name, ())) else "zero"
+            note = f"{value}: added layers change nothing at first"
+        of_all = [source.on_disk[x] for x, (e, _) in source.table.items() if e.weights == entry.weights]
         rows.append(
             Row(
                 name,
-                entry.disk_shape(new.spaces, config.num_attention_heads),
-                source.dtype(sources or _of_all_layers(source, entry)),
-                "copied" if same and len(sources) == 1 else "expanded",
+                entry.shape(new),
+                source.dtype(sources or of_all),
+                "copied" if copied else "expanded",
                 sources,
-                "" if sources else f"{_constant(maps, entry, layer)}: added layers change nothing at first",
+                note,
+                recipe=recipe,
             )
         )
-    used_names = {source for row in rows for source in row.sources}
-    of_the_model = set(source.on_disk.values())
-    return Plan(
-        tuple(rows),
-        {
-            name: "no layer of the target takes it" if name in of_the_model else "the model does not use it"
-            for name in source.checkpoint.names
-            if name not in used_names
-        },
-    )
+    return Plan(tuple(rows), dropped(source, rows))
 
 
-def _layers(maps: Maps, weight: Weight, layer: int | None) -> list[int | None]:
-    return [None] if layer is None else maps.depth[weight.name][layer].nonzero().flatten().tolist()
-
-
-def _of_all_layers(source: Source, entry: Entry) -> list[str]:
-    return [source.where(entry.weights[0].name, j) for j in range(source.config.num_hidden_layers)]
-
-
-def _constant(maps: Maps, entry: Entry, layer: int) -> str:
-    constants = maps.constants.get(entry.weights[0].name)
-    return "one" if constants is not None and constants[layer] else "zero"
+def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """The rows of a tensor, as many at a time as BLOCK entries hold."""
+    if not shape:
+        yield slice(None)
+        return
+    step = max(1, BLOCK // max(1, math.prod(shape[1:])))
+    for first in range(0, shape[0], step):
+        yield slice(first, min(first + step, shape[0]))
 
 
 def named_seed(seed: int, name: str) -> int:

@@ -1,16 +1,19 @@
-"""Every source and target tensor accounted for, before anything is computed."""
+"""Every source and target tensor accounted for, before anything is computed; the plan is what is executed."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields
 from functools import reduce
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import Tensor
 
-from growth.adapters.table import Adapter, Entry
+from growth.apply import exact
 from growth.errors import refuse
+from growth.families import family_of
+from growth.families.table import Entry
 
 if TYPE_CHECKING:
     from growth.files import Checkpoint
@@ -19,27 +22,28 @@ Origin = Literal["copied", "expanded", "initialised"]
 
 
 class Source:
-    """A checkpoint seen through its adapter: weights by their own names, whatever the layout on disk."""
+    """A checkpoint seen through its family: weights by their own names, whatever the layout on disk."""
 
-    def __init__(self, checkpoint: "Checkpoint", adapter: Adapter):
-        self.checkpoint, self.adapter, self.config = checkpoint, adapter, checkpoint.config
-        table = adapter.table(self.config)
-        self.on_disk = adapter.match(checkpoint.names, self.config, str(checkpoint.path))
+    def __init__(self, checkpoint: "Checkpoint"):
+        self.checkpoint, self.config = checkpoint, checkpoint.config
+        self.family = family_of(checkpoint.config, str(checkpoint.path))
+        self.model = self.family.model(checkpoint.config, self.family.parts_of(checkpoint.names))
+        self.table = self.model.table()
+        self.on_disk = self.model.match(checkpoint.names, str(checkpoint.path))
         self.place = {
             (weight.name, layer): (name, entry, part)
-            for name, (entry, layer) in table.items()
+            for name, (entry, layer) in self.table.items()
             for part, weight in enumerate(entry.weights)
         }
+        self._parts: tuple[str, tuple[Tensor, ...]] = ("", ())
         checkpoint.refuse_other_dtypes(self.on_disk.values())
-        if adapter.describe is not None:
-            self._refuse_other_shapes(table)
+        self._refuse_other_shapes()
         self._refuse_other_twins()
 
-    def _refuse_other_shapes(self, table: dict[str, tuple[Entry, int | None]]) -> None:
-        spaces = self.adapter.describe(self.config, self.adapter).spaces
-        for name, (entry, _) in table.items():
+    def _refuse_other_shapes(self) -> None:
+        for name, (entry, _) in self.table.items():
             expected, got = (
-                entry.disk_shape(spaces, self.config.num_attention_heads),
+                entry.shape(self.model.architecture),
                 self.checkpoint.shape(self.on_disk[name]),
             )
             if got != expected:
@@ -52,9 +56,9 @@ class Source:
 
     def _refuse_other_twins(self) -> None:
         """Two names for one weight hold the same values: an older name, or a head that is tied."""
-        tied = self.adapter.head if self.config.tie_word_embeddings else {}
+        tied = self.model.tied
         for name in self.checkpoint.names:
-            named = self.adapter.named(name)
+            named = self.family.named(name)
             twin = self.on_disk.get(tied.get(named, named))
             if twin in (None, name) or torch.equal(self.checkpoint.read(name), self.checkpoint.read(twin)):
                 continue
@@ -73,6 +77,20 @@ class Source:
         kinds = {self.checkpoint.dtype(name) for name in tensors}
         return str(reduce(torch.promote_types, kinds)).removeprefix("torch.")
 
+    def raw(self, weight: str, layer: int | None) -> Tensor:
+        """A weight in its own axis order, in the dtype it is stored in."""
+        name, entry, part = self.place[weight, layer]
+        if self._parts[0] != name:  # the parts of a fused projection follow each other
+            parts = entry.from_disk(self.checkpoint.read(self.on_disk[name]))
+            if len(parts) == 1:
+                return parts[0]
+            self._parts = name, parts
+        return self._parts[1][part]
+
+    def read(self, weight: str, layer: int | None) -> Tensor:
+        """The same in float32 at least."""
+        return exact(self.raw(weight, layer))
+
     @property
     def parameters(self) -> int:
         return sum(math.prod(self.checkpoint.shape(name)) for name in self.on_disk.values())
@@ -81,9 +99,16 @@ class Source:
         return key in self.place
 
 
+# What makes a row: the source -> the tensor in its layout on disk, not rounded yet, in blocks of rows.
+Recipe = Callable[[Source], Iterator[Tensor]]
+
+
 @dataclass(frozen=True)
 class Row:
-    """One target tensor on disk and where it comes from; `freeze` asks training to hold it still at first."""
+    """One target tensor on disk, where it comes from, and the recipe that makes it.
+
+    freeze asks training to hold it still at first.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -92,6 +117,14 @@ class Row:
     sources: tuple[str, ...] = ()
     note: str = ""
     freeze: bool = False
+    recipe: Recipe | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
+
+    def json(self) -> dict:
+        return {x.name: getattr(self, x.name) for x in fields(self) if x.name != "recipe"}
 
 
 @dataclass(frozen=True)
@@ -108,10 +141,20 @@ class Plan:
     @property
     def bytes(self) -> int:
         """What all the tensors take on disk."""
-        return sum(math.prod(row.shape) * getattr(torch, row.dtype).itemsize for row in self.rows)
+        return sum(row.bytes for row in self.rows)
 
     def json(self) -> dict:
-        return {"tensors": [asdict(row) for row in self.rows], "dropped": self.dropped}
+        return {"tensors": [row.json() for row in self.rows], "dropped": self.dropped}
 
     def origins(self) -> Counter[Origin]:
         return Counter(row.origin for row in self.rows)
+
+
+def dropped(source: Source, rows: Iterable[Row]) -> dict[str, str]:
+    """The tensors of the source that no row uses, and why."""
+    used, of_the_model = {name for row in rows for name in row.sources}, set(source.on_disk.values())
+    return {
+        name: "no layer of the target takes it" if name in of_the_model else "the model does not use it"
+        for name in source.checkpoint.names
+        if name not in used
+    }

@@ -1,0 +1,175 @@
+"""The transformer's frame, in the variants that families have of it: the ops of a layer and their wires."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from growth.architecture import (
+    Architecture,
+    Attention,
+    Linear,
+    Norm,
+    Op,
+    Pointwise,
+    Stack,
+    Table,
+    Tied,
+    Wire,
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a layer is made of.
+
+    norms   before: each block reads a norm of the stream      after: a norm stands after each sum
+            around: before, and each block's output is normed before it is added
+            inside: the same, but blocks read the stream itself
+    qk_norm "" for none, "unit" for one per head, "wire" for one over all heads
+    biases  of q, k, v / of the attention's output / of the feed-forward block
+    prefix  of the names of a stack beside another one
+    """
+
+    hidden: int
+    heads: int
+    ffn: int
+    kv_heads: int = 0
+    head_dim: int = 0
+    kind: Literal["layer", "rms"] = "rms"
+    eps: str = "rms_norm_eps"
+    norms: Literal["before", "after", "around", "inside"] = "before"
+    gated: bool = True
+    qk_norm: Literal["", "unit", "wire"] = ""
+    biases: tuple[bool, bool, bool] = (False, False, False)
+    prefix: str = ""
+
+    def wires(self) -> dict[str, Wire]:
+        """Every wire that a layer and what is around it may name."""
+        stream = ("residual", "normed", "gain", "branch", "branch_gain", "final", "final_gain")
+        size = self.head_dim or self.hidden // self.heads
+        queries, keys = Wire(self.heads, size), Wire(self.kv_heads or self.heads, size)
+        inner = {name: queries for name in ("query", "query_raw", "query_gain", "mixed")}
+        inner |= {name: keys for name in ("key", "key_raw", "key_gain", "value")}
+        inner["ffn"] = Wire(self.ffn)
+        own = {f"{self.prefix}{name}.{{}}": wire for name, wire in inner.items()}
+        return {name: Wire(self.hidden) for name in stream} | own | {"head": Wire(size, fixed=True)}
+
+    def layer(self) -> tuple[Op, ...]:
+        """The ops of one layer: attention, then the feed-forward block."""
+        return (
+            *self.block("mixer", self.attention(), self.reads, self.writes),
+            *self.block("mlp", self.feed_forward(), self.reads, self.writes),
+        )
+
+    @property
+    def reads(self) -> str:
+        """The wire that a block reads."""
+        return "normed" if self.norms in ("before", "around") else "residual"
+
+    @property
+    def writes(self) -> str:
+        """The wire that a block writes."""
+        return "branch" if self.norms in ("around", "inside") else "residual"
+
+    def norm(self, name: str, reads: str, writes: str, gain: str) -> Norm:
+        return Norm(name, reads, writes, gain, self.kind, self.eps, bias=self.kind == "layer")
+
+    def block(self, name: str, ops: tuple[Op, ...], reads: str, writes: str) -> tuple[Op, ...]:
+        """With the norms around it."""
+        name = self.named(name)
+        before = self.norm(f"{name}_norm", "residual", reads, "gain")
+        after = self.norm(f"{name}_norm", "residual", "residual", "gain")
+        out = self.norm(f"{name}_out_norm", writes, "residual", "branch_gain")
+        return {
+            "before": (before, *ops),
+            "after": (*ops, after),
+            "around": (before, *ops, out),
+            "inside": (*ops, out),
+        }[self.norms]
+
+    def named(self, name: str) -> str:
+        return f"{self.prefix}layers.{{}}.{name}"
+
+    def wire(self, name: str) -> str:
+        return f"{self.prefix}{name}.{{}}"
+
+    def attention(self, mixer: str = "mixer", keys: str = "", along: tuple[str, ...] = ()) -> tuple[Op, ...]:
+        """keys: the wire that keys and values read, where it is not the queries'."""
+        qkv, out, _ = self.biases
+        module, wire = self.named(mixer), self.wire
+        raw = "_raw" if self.qk_norm else ""
+        return (
+            Linear(f"{module}.q", self.reads, wire(f"query{raw}"), qkv),
+            Linear(f"{module}.k", keys or self.reads, wire(f"key{raw}"), qkv),
+            Linear(f"{module}.v", keys or self.reads, wire("value"), qkv),
+            *(self._head_norm(f"{module}.{part[0]}_norm", part) for part in ("query", "key") if raw),
+            Attention(wire("query"), wire("key"), wire("value"), wire("mixed"), along),
+            Linear(f"{module}.o", wire("mixed"), self.writes, out),
+        )
+
+    def _head_norm(self, name: str, part: str) -> Norm:
+        gain = "head" if self.qk_norm == "unit" else self.wire(f"{part}_gain")
+        return Norm(name, self.wire(f"{part}_raw"), self.wire(part), gain, "rms", self.eps, per=self.qk_norm)
+
+    def feed_forward(self, mlp: str = "mlp") -> tuple[Op, ...]:
+        module, ffn, bias = self.named(mlp), self.wire("ffn"), self.biases[2]
+        gate = (Linear(f"{module}.gate", self.reads, ffn, bias),) if self.gated else ()
+        return (
+            *gate,
+            Linear(f"{module}.up", self.reads, ffn, bias),
+            Pointwise((ffn,)),
+            Linear(f"{module}.down", ffn, self.writes, bias),
+        )
+
+    def head(
+        self, tied: bool, reads: str = "final", bias: bool = False, scale: float = 1.0
+    ) -> tuple[Op, ...]:
+        """The words' logits."""
+        if tied:
+            return (Tied("head", "embed", reads, "vocab", bias, scale),)
+        return (Linear("head", reads, "vocab", bias),)
+
+
+def decoder(
+    frame: Frame,
+    *,
+    vocab: int,
+    layers: int,
+    tied: bool,
+    eps: float,
+    init_std: float,
+    positions: int = 0,
+    embed_scale: float = 1.0,
+) -> Architecture:
+    """A language model: an embedding, layers, a last norm, a head."""
+    ops = [Table("embed", "vocab", "residual", embed_scale)]
+    if positions:
+        ops.append(Table("positions", "positions", "residual"))
+    ops += [frame.norm("norm", "residual", "final", "final_gain"), *frame.head(tied)]
+    fixed = {"vocab": Wire(vocab, fixed=True), "positions": Wire(positions, fixed=True)}
+    stacks = {"": Stack(("",) * layers, {"": frame.layer()})}
+    return assembled(frame.wires() | fixed, ops, stacks, {frame.eps: eps}, init_std)
+
+
+def assembled(
+    wires: Mapping[str, Wire],
+    ops: Iterable[Op],
+    stacks: Mapping[str, Stack],
+    eps: Mapping[str, float],
+    init_std: float,
+) -> Architecture:
+    """With the wires that these ops name, and no others."""
+    model = Architecture(wires, tuple(ops), stacks, eps, init_std)
+    named = {wire for op in model.all_ops for wire in _wires(op)}
+    return Architecture(
+        {name: wire for name, wire in wires.items() if name in named}, model.ops, stacks, eps, init_std
+    )
+
+
+def _wires(op: Op) -> Iterable[str]:
+    for weight in op.weights():
+        yield from weight.wires
+    for role in ("reads", "writes", "query", "key", "value", "mixed"):
+        yield getattr(op, role, "")
+    yield from getattr(op, "wires", ())
+    yield from getattr(op, "along", ())

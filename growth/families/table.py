@@ -1,0 +1,247 @@
+"""What a family is: an architecture, and two columns of names that are read both ways.
+
+A tensor on disk may hold several weights (a fused projection) or one with its axes in another order; its
+layout is an einops pattern from the disk to the weight, whose reverse writes it back.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from growth.architecture import Architecture, Weight
+from growth.errors import refuse
+
+Parts = frozenset[str]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a module's tensors, or one tensor, lie on disk.
+
+    name      of the module there, without ".weight"; of a tensor, with it
+    layout    einops, from the disk to the weight, "" where that is as it is. Of a fused tensor it puts the
+              weights on a first axis `part`; `h` is the number of heads. Without one they lie side by side
+    bias      the layout of a fused bias
+    lengths   of axes that the pattern cannot tell: the fields of the configuration that hold them
+    offset    what is stored is so much less than the weight: 1 for a gain that is stored as w - 1
+    """
+
+    name: str
+    layout: str = ""
+    bias: str = ""
+    lengths: tuple[tuple[str, str], ...] = ()
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor on disk: its weights, and the layout from the disk to them.
+
+    sizes: of the weights' first axes; lengths: of the axes that the layout names.
+    """
+
+    weights: tuple[Weight, ...]
+    sizes: tuple[int, ...]
+    layout: str = ""
+    lengths: tuple[tuple[str, int], ...] = ()
+    offset: float = 0.0
+
+    def from_disk(self, x: Tensor) -> tuple[Tensor, ...]:
+        if self.offset:
+            x = x.double() + self.offset  # in float32, 1 + w would round w
+        if not self.layout:
+            return x.split(self.sizes) if len(self.sizes) > 1 else (x,)
+        x = rearrange(x, self.layout, **dict(self.lengths))
+        return tuple(x) if self.fused else (x,)
+
+    def to_disk(self, weights: Iterable[Tensor]) -> Tensor:
+        weights = tuple(weights)
+        if not self.layout:
+            x = torch.cat(weights) if len(weights) > 1 else weights[0]
+        else:
+            disk, inside = self.layout.split("->")
+            x = torch.stack(weights) if self.fused else weights[0]
+            x = rearrange(x, f"{inside}->{disk}", **dict(self.lengths))
+        return x - self.offset if self.offset else x
+
+    @property
+    def fused(self) -> bool:
+        return "part" in self.layout
+
+    @property
+    def by_rows(self) -> bool:
+        """Is a block of rows on disk one of the weight's own?"""
+        return len(self.weights) == 1 and not self.layout
+
+    def shape(self, model: Architecture) -> tuple[int, ...]:
+        """The shape on disk where the wires have the sizes of `model`."""
+        return tuple(self.to_disk(torch.empty(model.shape(x), device="meta") for x in self.weights).shape)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a configuration calls its sizes. kv_heads, head_dim: "" where heads are all alike, and where their
+    size follows from the width. eps: of the norms."""
+
+    hidden: str = "hidden_size"
+    layers: tuple[str, ...] = ("num_hidden_layers",)
+    heads: str = "num_attention_heads"
+    kv_heads: str = ""
+    head_dim: str = ""
+    ffn: str = "intermediate_size"
+
+
+def nothing(config: PreTrainedConfig) -> None:
+    """Every setting is computed."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of checkpoints.
+
+    architecture  of a configuration and the parts that a checkpoint has
+    names         weights' modules, several where they are fused, or one weight -> how they lie on disk
+    fields        the sizes' names in the configuration
+    parts         what a checkpoint may have or not -> a tensor by which it is known
+    auto          the auto class of a checkpoint with these parts
+    probe         the kind of input that a model of the family takes: "tokens", "images" or "pairs" of tokens
+    accepts       refuses what the architecture does not compute
+    lists         fields with an entry for each layer, which follow the order of layers
+    resized       further fields that follow from the sizes: (old configuration, new one) -> their values
+    tied          tensors that a tied model's file need not hold -> the one that they would repeat
+    memory        patterns of names in memory, which some versions write too -> the table's names
+    older         patterns of what older files write -> what stands there now
+    ignored       patterns of what the model does not use
+    numbered      the setting, if any, under which a layer's number enters what it computes
+    learns        can it learn from windows of text?
+    """
+
+    model_type: str
+    architecture: Callable[[PreTrainedConfig, Parts], Architecture]
+    names: Mapping[str | tuple[str, ...], Stored]
+    fields: Fields = Fields()
+    parts: Mapping[str, str] = field(default_factory=dict)
+    auto: Callable[[Parts], type] = lambda parts: AutoModelForCausalLM
+    probe: str = "tokens"
+    accepts: Callable[[PreTrainedConfig], None] = nothing
+    lists: tuple[str, ...] = ()
+    resized: Callable[[PreTrainedConfig, PreTrainedConfig], Mapping[str, Any]] = lambda old, new: {}
+    tied: Mapping[str, str] = field(default_factory=dict)
+    memory: Mapping[str, str] = field(default_factory=dict)
+    older: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    numbered: str = ""
+    learns: bool = True
+
+    def named(self, name: str) -> str | None:
+        """The table's name of a tensor on disk, None where the model does not use it."""
+        for pattern, now in (self.older | self.memory).items():
+            name = re.sub(pattern, now, name)
+        return None if any(re.fullmatch(pattern, name) for pattern in self.ignored) else name
+
+    def parts_of(self, names: Iterable[str]) -> Parts:
+        """What a checkpoint with these tensors has."""
+        found = {self.named(name) for name in names}
+        return frozenset(part for part, tensor in self.parts.items() if tensor in found)
+
+    def model(self, config: PreTrainedConfig, parts: Parts = frozenset()) -> "Model":
+        """Raises Refusal where the table does not compute what the configuration says."""
+        self.accepts(config)
+        return Model(self, config, parts)
+
+
+class Model:
+    """A configuration seen through its family: the architecture, and every tensor on disk."""
+
+    def __init__(self, family: Family, config: PreTrainedConfig, parts: Parts):
+        self.family, self.config, self.parts = family, config, parts
+        self.architecture = family.architecture(config, parts)
+        self.tied = dict(family.tied) if config.tie_word_embeddings else {}
+
+    @property
+    def auto(self) -> type:
+        return self.family.auto(self.parts)
+
+    def table(self) -> dict[str, tuple[Entry, int | None]]:
+        """Every tensor: name on disk -> its entry and its layer."""
+        model = self.architecture
+        rows = {name: (entry, None) for name, entry in self._entries(model.outside).items()}
+        for stack in model.stacks.values():
+            blocks = {kind: self._entries(weights) for kind, weights in stack.weights.items()}
+            for layer, kind in enumerate(stack.kinds):
+                rows |= {name.format(layer): (entry, layer) for name, entry in blocks[kind].items()}
+        return rows
+
+    def _entries(self, weights: Iterable[Weight]) -> dict[str, Entry]:
+        """Name on disk, with "{}" for the layer -> the weights that lie there, in their order."""
+        lies: dict[str, tuple[Stored, dict[int, Weight]]] = {}
+        for weight in weights:
+            name, stored, position = self._where(weight.name)
+            lies.setdefault(name, (stored, {}))[1][position] = weight
+        return {name: self._entry(stored, held) for name, (stored, held) in lies.items()}
+
+    def _entry(self, stored: Stored, held: dict[int, Weight]) -> Entry:
+        weights, wires = tuple(held[i] for i in sorted(held)), self.architecture.wires
+        layout = stored.layout
+        if "part" in layout and len(weights[0].wires) == 1:
+            layout = stored.bias
+        lengths = {axis: _length(self.config, name) for axis, name in stored.lengths}
+        if "part" in layout:
+            lengths |= {"h": wires[weights[0].wires[0]].units, "part": len(weights)}
+        sizes = tuple(wires[weight.wires[0]].size for weight in weights)
+        return Entry(weights, sizes, layout, tuple(lengths.items()), stored.offset)
+
+    def _where(self, weight: str) -> tuple[str, Stored, int]:
+        """The tensor on disk, how it lies there, and the weight's place among those in it."""
+        module, _, kind = weight.rpartition(".")
+        for key, stored in self.family.names.items():
+            keys = key if isinstance(key, tuple) else (key,)
+            if weight in keys:
+                return stored.name, stored, keys.index(weight)
+            if module in keys:
+                return f"{stored.name}.{kind}", stored, keys.index(module)
+        raise AssertionError(f"{self.family.model_type}: no tensor holds {weight}")
+
+    def match(self, names: Iterable[str], where: str) -> dict[str, str]:
+        """Name in the table -> name on disk, or a refusal that lists what is unknown and what is missing."""
+        table = self.table()
+        found = {named: name for name in names if (named := self.family.named(name)) is not None}
+        found = {named: name for named, name in found.items() if named not in self.tied}
+        unknown, missing = sorted(set(found) - set(table)), sorted(set(table) - set(found))
+        if unknown or missing:
+            raise refuse(
+                where,
+                f"the {len(table)} tensors of a {self.family.model_type} checkpoint",
+                f"unknown: {listed(unknown)}, missing: {listed(missing)}",
+                "check that config.json belongs to these weights",
+            )
+        return found
+
+
+def _length(config: PreTrainedConfig, name: str) -> int:
+    size = getattr(config, name)
+    return size if isinstance(size, int) else size[0]
+
+
+def block(
+    disk: str, modules: Mapping[str | tuple[str, ...], str | Stored], weights: str = "layers.{}."
+) -> dict:
+    """Names of a layer: both columns with their prefixes."""
+    out = {}
+    for key, stored in modules.items():
+        keys = tuple(weights + name for name in key) if isinstance(key, tuple) else weights + key
+        stored = stored if isinstance(stored, Stored) else Stored(stored)
+        out[keys] = Stored(disk + stored.name, stored.layout, stored.bias, stored.lengths, stored.offset)
+    return out
+
+
+def listed(names: list[str], most: int = 4) -> str:
+    """none, or the first few names and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "none"

@@ -1,0 +1,94 @@
+"""Training what an operator learns."""
+
+import math
+import tempfile
+
+import torch
+from transformers import TrainingArguments
+
+from growth.errors import refuse
+from growth.learned.expansion import Expansion
+from growth.loading import load_tokenizer, quiet
+from growth.plan import Source
+from growth.training.data import Data, Windows, collator, window_length, windows_of
+from growth.training.flops import count_flops
+from growth.training.progress import RunProgress, ShowSteps
+from growth.training.schedule import cosine
+from growth.training.trainer import ScheduledTrainer
+
+LENGTH = 512  # tokens of a window, unless asked otherwise
+
+
+def windows_for(source: Source, data: Data, batch_size: int, sequence_length: int | None) -> Windows:
+    """Data as windows of `sequence_length` tokens; by default LENGTH, or as many as the model has positions.
+
+    Raises Refusal where they do not fit the model, or fill no batch.
+    """
+    config = source.config
+    length = window_length(config, data, None, sequence_length, usual=LENGTH)
+    if not isinstance(data, Windows):
+        data = windows_of(data, load_tokenizer(source.checkpoint.path), length)
+    data.refuse_unfit(batch_size, config.vocab_size)
+    return data
+
+
+def fit(
+    expansion: Expansion,
+    windows: Windows,
+    *,
+    name: str,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+) -> tuple[int, float]:
+    """Train what the operator learns for `steps` steps of AdamW: the operations that took, and the mean loss.
+
+    Warm-up over the first tenth (LiGO's published recipe warms up for 10000 steps and stops after 100), then
+    a cosine to 0; no weight decay; gradients clipped at 1; bfloat16 on a GPU that has it. Afterwards the
+    operator is on the CPU. Raises Refusal where the loss did not stay finite.
+    """
+    folder = expansion.source.checkpoint.path
+    with quiet(), tempfile.TemporaryDirectory() as scratch, RunProgress(name, steps) as progress:
+        arguments = TrainingArguments(
+            scratch,
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+            dataloader_drop_last=True,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            save_strategy="no",
+            logging_steps=math.ceil(steps / 10),
+            logging_nan_inf_filter=False,
+            disable_tqdm=True,
+            report_to="none",
+            log_level="error",
+        )
+        trainer = ScheduledTrainer(
+            cosine(steps, warmup=steps // 10, floor=0.0),
+            model=expansion,
+            args=arguments,
+            train_dataset=windows,
+            data_collator=collator(expansion.target, folder),
+            callbacks=[ShowSteps(progress)],
+        )
+        flops = step_flops(expansion, windows, batch_size, arguments.device) * steps
+        loss = trainer.train().training_loss
+    if not math.isfinite(loss):
+        raise refuse(
+            "learning-rate", "one at which the loss stays finite", learning_rate, "choose a lower one"
+        )
+    expansion.operator.rounded.clear()
+    expansion.cpu().requires_grad_(False)
+    return flops, loss
+
+
+def step_flops(expansion: Expansion, windows: Windows, batch_size: int, device: torch.device) -> int:
+    """Operations of one step, from those of one window and of two: counting keeps what checkpoints free."""
+    one, two = (
+        count_flops(expansion, {name: x.to(device) for name, x in windows.batch([0] * B).items()})
+        for B in (1, 2)
+    )
+    return one + (batch_size - 1) * (two - one)

@@ -1,0 +1,115 @@
+"""Where LiGO's maps start: as the published ones do, or as maps that preserve the function."""
+
+import math
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+
+from growth import apply
+from growth.architecture import Architecture, Attention
+from growth.depth import rows, stacked
+from growth.engine import named_seed
+from growth.errors import refuse
+from growth.learned.maps import Added, chosen, table
+from growth.lossless import lost
+from growth.maps import Copies, Maps
+
+DEPTH_NOISE = 0.03
+UNSEEN = 0.1  # the random part of a reader, relative to the weight that it is drawn from
+
+
+def preserving(
+    old: Architecture, new: Architecture, maps: Maps, learn: Collection[str], seed: int, must: bool
+) -> Maps:
+    """Maps that copy, as maps that learn. must: raises Refusal where they lose anything."""
+    if must and (why := lost(old, new, maps)):
+        remedy = "choose one of these, or sizes at which nothing is lost"
+        raise refuse("start", "net2net or published", f"lossless, and {'; '.join(why)}", remedy)
+    generator = torch.Generator().manual_seed(named_seed(seed, "ligo"))
+    read = _read(old)
+    wires = {name: added(of, _unnumbered(name) in read, generator) for name, of in maps.wires.items()}
+    return _planned(old, replace(maps, wires=wires), learn)
+
+
+def added(of: Copies, is_read: bool, generator: torch.Generator) -> Added:
+    """A map that duplicates, with readers that see the originals alone."""
+    S, first = of.sources * of.width, {}
+    for t, s in enumerate(of.index):
+        first.setdefault(s, t)
+    later = [t for t, s in enumerate(of.index) if first[s] != t or s < 0]
+    below = replace(
+        of, index=tuple(of.index[t] for t in later), share=tuple(of.share[t] for t in later), scale=1.0
+    )
+    written = apply.write(below, torch.eye(S, dtype=torch.float64)) if later else torch.zeros(0, S)
+    scale = of.scale
+    if isinstance(scale, tuple):  # copies that share what a tied head reads: the originals keep it all
+        scale, written = sum(x for x, s in zip(scale, of.index, strict=True) if s == 0), written * 0
+    place = _places(of, first, later)
+    if not is_read:
+        return Added(written, None, scale, place)
+    fresh = torch.randn(S, len(written), dtype=torch.float64, generator=generator) * UNSEEN / math.sqrt(S)
+    taken = apply.unseen(below, fresh).T.contiguous() if later else written.clone()
+    return Added(written, taken, scale, place)
+
+
+def _places(of: Copies, first: dict[int, int], later: list[int]) -> torch.Tensor | None:
+    """Where the rows of [old; new] go; None where the old ones come first and in order."""
+    if later and later[0] >= of.sources and [first[s] for s in range(of.sources)] == list(range(of.sources)):
+        return None
+    row = {first[s]: s for s in range(of.sources)} | {t: of.sources + i for i, t in enumerate(later)}
+    units = torch.tensor([row[t] for t in range(len(of.index))])
+    return (units[:, None] * of.width + torch.arange(of.width)).flatten()
+
+
+def published(
+    old: Architecture, new: Architecture, tied: bool, learn: Collection[str], seed: int
+) -> Maps:
+    """Averages at random, on top of a stack of the layers. tied: A = B."""
+    generator, read = torch.Generator().manual_seed(named_seed(seed, "ligo")), _read(old)
+
+    def averaged(name: str) -> Added:
+        a, b = old.wires[name].size, new.wires[name].size
+        written = torch.rand(b - a, a, dtype=torch.float64, generator=generator)
+        written /= written.sum(1, keepdim=True)
+        return Added(written, None if name not in read else written if tied else written.clone())
+
+    def layers(name: str) -> range:
+        return range(new.stack_of(name)[1].layers if "{}" in name else 1)
+
+    grown = [name for name, wire in old.growing.items() if new.wires[name] != wire]
+    wires = {name.format(i): averaged(name) for name in grown for i in layers(name)}
+    if tied:
+        stream = [name for name in grown if "{}" not in name and old.wires[name] == old.wires["residual"]]
+        wires |= dict.fromkeys(stream, next((wires[name] for name in stream if name in read), None))
+        for op in (op for op in old.all_ops if isinstance(op, Attention) and op.mixed in grown):
+            if old.wires[op.mixed] == old.wires[op.value]:  # A of the outputs is B of the values
+                wires |= {op.value.format(i): wires[op.mixed.format(i)] for i in layers(op.value)}
+    depth, orders = {}, {}
+    for name in old.layered:
+        prefix, stack = old.stack_of(name)
+        L, M = stack.layers, new.stacks[prefix].layers
+        orders[prefix] = stacked(L, M)
+        depth[name] = rows(orders[prefix])
+        if M > L:
+            mixed = table(depth[name], L)
+            mixed += torch.rand(mixed.shape, dtype=torch.float64, generator=generator) * DEPTH_NOISE
+            mixed /= mixed.sum(1, keepdim=True)
+            depth[name] = tuple(tuple(enumerate(row)) for row in mixed.tolist())
+    return _planned(old, Maps(wires, depth, orders), learn)
+
+
+def _planned(old: Architecture, maps: Maps, learn: Collection[str]) -> Maps:
+    """With the weights whose depth will be learned."""
+    names = (name for name in chosen(old, maps, learn) if name.startswith("depth."))
+    return replace(maps, mixed=frozenset(name.removeprefix("depth.") for name in names))
+
+
+def _read(old: Architecture) -> set[str]:
+    """The wires that a matrix reads."""
+    return {weight.wires[-1] for weight in (*old.outside, *old.layered.values()) if weight.reads}
+
+
+def _unnumbered(wire: str) -> str:
+    head, _, last = wire.rpartition(".")
+    return f"{head}.{{}}" if last.isdigit() else wire

@@ -1,0 +1,287 @@
+"""Does a grown model compute the same function in exact arithmetic? One rule per kind of op, from maps alone.
+
+A rule answers None, or a sentence that says what is lost. Identities are settled by random vectors, in O(T)
+and with probability one.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from growth import apply
+from growth.architecture import (
+    Architecture,
+    Attention,
+    Linear,
+    Norm,
+    Op,
+    Output,
+    Pointwise,
+    Stack,
+    Table,
+    Tied,
+    Vector,
+    Wire,
+)
+from growth.maps import Copies, Maps
+
+close = partial(torch.allclose, rtol=1e-9, atol=1e-9)
+
+
+def lost(old: Architecture, new: Architecture, maps: Maps) -> list[str]:
+    """What is lost, a sentence for each kind of loss; nothing where the function is preserved.
+
+    A norm of a norm is the norm but for O(eps): layers are added losslessly to a model whose norms stand
+    after the sum where its eps does not show in nine digits.
+    """
+    found: dict[str, None] = {}
+    for op in old.ops:
+        found |= dict.fromkeys(filter(None, [_rule(old, new, maps, op, None)]))
+    for prefix, stack in old.stacks.items():
+        for layer, kind in enumerate(new.stacks[prefix].kinds):
+            for op in stack.blocks[kind]:
+                found |= dict.fromkeys(filter(None, [_rule(old, new, maps, op, layer)]))
+        found |= dict.fromkeys(filter(None, [_depth(old, maps, prefix, stack)]))
+    return list(found)
+
+
+def _rule(old: Architecture, new: Architecture, maps: Maps, op: Op, layer: int | None) -> str | None:
+    of = _Wires(old, new, maps, layer)
+    rules: dict[type, Callable[[Any, _Wires], str | None]] = {
+        Linear: linear,
+        Tied: tied,
+        Norm: norm,
+        Pointwise: pointwise,
+        Attention: attention,
+        Output: output,
+    }
+    return None if isinstance(op, Table | Vector) else rules[type(op)](op, of)
+
+
+class _Wires:
+    """The maps of one layer's wires, and random vectors that stand for what the narrow ones carry."""
+
+    def __init__(self, old: Architecture, new: Architecture, maps: Maps, layer: int | None):
+        self.old, self.new, self.maps, self.layer = old, new, maps, layer
+
+    def map(self, wire: str) -> Any:
+        return self.maps.of(wire, self.layer)
+
+    def write(self, wire: str, x: Tensor) -> Tensor:
+        return _write(self.map(wire), x)
+
+    def probe(self, wire: str, which: int = 0) -> Tensor:
+        return _random(self.old.wires[wire].size, which)
+
+    def same(self, *wires: str) -> bool:
+        """None of them grows: nothing can be lost."""
+        return all(self.map(wire) is None for wire in wires if wire)
+
+    def units(self, wire: str, scaled: bool = False) -> tuple[int, ...] | None:
+        """The unit that each wide one copies, -1 where it is zero; None where some is neither. scaled: or
+        copies, all times one number."""
+        of = self.map(wire)
+        if scaled and isinstance(of, Copies) and not isinstance(of.scale, tuple):
+            of = replace(of, scale=1.0)
+        return _units(of, self.old.wires[wire])
+
+    def scale(self, wire: str) -> float | tuple[float, ...]:
+        return getattr(self.map(wire), "scale", 1.0)
+
+
+def _write(of: Any, x: Tensor) -> Tensor:
+    return x if of is None else apply.write(of, x)
+
+
+@lru_cache(maxsize=64)
+def _random(size: int, which: int) -> Tensor:
+    return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(which))
+
+
+def _units(of: Any, wire: Wire) -> tuple[int, ...] | None:
+    if of is None:
+        return tuple(range(wire.units))
+    if isinstance(of, Copies):
+        fits = of.plain or (of.scale == 1.0 and of.rest == "zero")
+        return of.index if fits else None
+    narrow = _random(wire.size, 0)
+    places = {tuple(unit): i for i, unit in enumerate(narrow.view(-1, wire.width).tolist())}
+    places[(0.0,) * wire.width] = -1
+    found = tuple(places.get(tuple(unit)) for unit in apply.write(of, narrow).view(-1, wire.width).tolist())
+    return None if None in found else found
+
+
+def linear(op: Linear, of: _Wires) -> str | None:
+    """read^T write = 1 on the wire it reads."""
+    reads = of.map(op.reads)
+    if reads is None:
+        return None
+    unit, reader = of.probe(op.reads), of.probe(op.reads, 1)
+    wide = apply.write(reads, unit)
+    if not close(apply.read(reads, reader) @ wide, reader @ unit):
+        return f"{op.name}: its columns do not add up to the source's"
+    if reads.noise and not close(
+        apply.unseen(reads, apply.read(reads, reader)) @ wide, torch.zeros_like(unit[0])
+    ):
+        return f"{op.name}: what parts the copies is seen, for some units are no copies and not zero"
+    return None
+
+
+def tied(op: Tied, of: _Wires) -> str | None:
+    """The table's columns are written, not read: write^T write = 1 between its wire and the one it reads."""
+    before, after = of.old.table(op.table), of.new.table(op.table)
+    if of.same(op.reads, before.writes):
+        return None
+    head = next(x for x in of.new.ops if x.name == op.name)
+    unit, reader = of.probe(op.reads), of.probe(op.reads, 1)
+    row = of.write(before.writes, reader) * (before.scale / after.scale)
+    if close(head.scale * (row @ of.write(op.reads, unit)), op.scale * (reader @ unit)):
+        return None
+    return f"{op.name}: the table that it shares with {op.table} reads copies more than once"
+
+
+def norm(op: Norm, of: _Wires) -> str | None:
+    """norm(write x) with the grown gain and eps is write norm(x)."""
+    factor = of.maps.eps.get(op.eps, 1.0)
+    if of.same(op.reads, op.writes, op.gain) and factor == 1.0:
+        return None
+    eps, wire = of.old.eps[op.eps], of.old.wires[op.reads]
+    x = of.probe(op.reads)
+    size = wire.width if op.per == "unit" else None
+    gain = of.probe(op.gain, 1) if op.gain else torch.ones(size or wire.size, dtype=torch.float64)
+    bias = of.probe(op.writes, 2) if op.bias else torch.zeros(wire.size, dtype=torch.float64)
+    wide_gain = of.write(op.gain, gain) if op.gain else None
+    want = of.write(op.writes, _normal(op, x, gain, eps, size) + bias)
+    wide = of.write(op.reads, x)
+    if wide_gain is None:
+        wide_gain = torch.ones(size or len(wide), dtype=torch.float64)
+    got = _normal(op, wide, wide_gain, eps * factor, size) + of.write(op.writes, bias)
+    if got.shape == want.shape and close(got, want):
+        return None
+    if factor != 1.0 and of.same(op.reads, op.writes, op.gain):
+        return f"{op.name}: it shares {op.eps} with norms whose eps has to change"
+    S, T = len(x), len(wide)
+    statistic = "mean and variance" if op.kind == "layer" else "mean square"
+    return f"{op.name}: the {statistic} of {T} channels are not those of the source's {S}"
+
+
+def _normal(op: Norm, x: Tensor, gain: Tensor, eps: float, size: int | None) -> Tensor:
+    rows = x.view(-1, size or len(x))
+    if op.kind == "layer":
+        return F.layer_norm(rows, rows.shape[1:], gain, None, eps).flatten()
+    return F.rms_norm(rows, rows.shape[1:], gain, eps).flatten()
+
+
+def pointwise(op: Pointwise, of: _Wires) -> str | None:
+    """Its wires are copies, by one index."""
+    if of.same(*op.wires):
+        return None
+    found = {of.units(wire) for wire in op.wires}
+    if len(found) == 1 and None not in found and (op.zero or -1 not in found.pop()):
+        return None
+    return f"{' and '.join(op.wires)}: units are mixed before a function that is not linear"
+
+
+def attention(op: Attention, of: _Wires) -> str | None:
+    """Whole heads are copied; copies of a query head read copies of the key and value head of the original.
+
+    What is mixed is linear in the values, so a factor passes through. A head of no unit gives zero where its
+    keys and values are zero too, else something that no reader may be given noise for.
+    """
+    if of.same(op.query, op.key, op.value, op.mixed, *op.along):
+        return None
+    query, key, along = of.units(op.query), of.units(op.key), [of.units(wire) for wire in op.along]
+    value, mixed = of.units(op.value, scaled=True), of.units(op.mixed, scaled=True)
+    if None in (query, key, value, mixed):
+        return f"attention: the heads of {op.query} and {op.key} are mixed, not copied"
+    (Q, G), (P, H) = ((model.wires[op.query].units, model.wires[op.key].units) for model in (of.old, of.new))
+    n, m = Q // G, P // H
+    heads = [(q, key[t // m]) for t, q in enumerate(query)] if P % H == 0 else [(0, -1)]
+    fits = (
+        all(k == q // n if q >= 0 else k < 0 or not getattr(of.map(op.mixed), "noise", 0.0) for q, k in heads)
+        and (key, query) == (value, mixed)
+        and all(units == query for units in along)
+        and of.scale(op.value) == of.scale(op.mixed)
+    )
+    if fits:
+        return None
+    return f"attention: {P} query heads do not divide among {H} key and value heads as {Q} do among {G}"
+
+
+def output(op: Output, of: _Wires) -> str | None:
+    """Every unit as often as every other: cosines between outputs stay."""
+    wide = of.map(op.reads)
+    if wide is None:
+        return None
+    a, b = of.probe(op.reads), of.probe(op.reads, 1)
+    x, y = of.write(op.reads, a), of.write(op.reads, b)
+    if close(x @ y / (x.norm() * y.norm()), a @ b / (a.norm() * b.norm())):
+        return None
+    return f"{op.reads}: some channels of the output stand there more often than others"
+
+
+def _depth(old: Architecture, maps: Maps, prefix: str, stack: Stack) -> str | None:
+    """Every old layer acts once and in order; the layers between them add nothing to the stream."""
+    why = f"{prefix}layers: not every layer acts once and in order"
+    kept = None
+    for kind, ops in stack.blocks.items():
+        after = stack.after_sum(kind)
+        for op in (op for op in ops if stack.adds(op) and op not in after):
+            for weight in op.weights():
+                active = [bool(row) for row in maps.depth[weight.name]]
+                if maps.constants.get(weight.name) or kept not in (None, active):
+                    return why
+                kept = active
+    if kept is None:
+        kept = [True] * len(next(iter(maps.depth.values())))
+    if sum(kept) != stack.layers:
+        return why
+    old_layer = dict(zip([i for i, acts in enumerate(kept) if acts], range(stack.layers), strict=True))
+    for kind, ops in stack.blocks.items():
+        after = stack.after_sum(kind)
+        for op in (op for op in ops if op not in after):
+            for weight in op.weights():
+                rows = maps.depth[weight.name]
+                mine = [i for i, j in old_layer.items() if stack.kinds[j] == kind]
+                if weight.name in maps.constants or any(rows[i] != ((old_layer[i], 1.0),) for i in mine):
+                    return why
+        if after and not _after_sum_is_lossless(old, maps, after, stack.layers, torch.tensor(kept)):
+            return f"{prefix}layers: the norms of added layers change the stream"
+    return None
+
+
+def _after_sum_is_lossless(old: Architecture, maps: Maps, norms: list[Norm], L: int, kept: Tensor) -> bool:
+    """A random stream, random outputs of the kept layers: do these read what the old layers read?"""
+    generator, D = torch.Generator().manual_seed(0), 64
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, D, dtype=torch.float64, generator=generator)
+
+    start, outputs = random(), random(len(norms), L)
+    narrow = {weight.name: random(L) for norm in norms for weight in norm.weights()}
+    wide = {}
+    for name, x in narrow.items():
+        made = [sum((w * x[j] for j, w in row), torch.zeros(D, dtype=x.dtype)) for row in maps.depth[name]]
+        constants = maps.constants.get(name, (0.0,) * len(made))
+        wide[name] = torch.stack([row + c for row, c in zip(made, constants, strict=True)])
+    added = outputs.new_zeros(len(norms), len(kept), D)
+    added[:, kept] = outputs
+
+    def stream(weights: dict[str, Tensor], outputs: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+        """What each block reads, [L, norms, D], and what the last layer leaves, [D]."""
+        x, read = start, []
+        for layer in range(outputs.shape[1]):
+            for norm, output in zip(norms, outputs[:, layer], strict=True):
+                read.append(x)
+                own = [weights[weight.name][layer] for weight in norm.weights()]
+                x = _normal(norm, x + output, own[0], old.eps[norm.eps] * factor, None) + sum(own[1:])
+        return torch.stack(read).unflatten(0, (-1, len(norms))), x
+
+    want, left = stream(narrow, outputs, 1.0)
+    got, also = stream(wide, added, maps.eps.get(norms[0].eps, 1.0))
+    return close(got[kept], want) and close(also, left)

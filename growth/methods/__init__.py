@@ -1,0 +1,43 @@
+"""One paper, one file, one frozen dataclass of its options with maps(old, new, seed)."""
+
+from typing import Any, ClassVar, Protocol
+
+from growth.architecture import Architecture
+from growth.errors import refuse
+from growth.maps import Maps
+from growth.methods.lemon import Lemon
+from growth.methods.ligo import Ligo
+from growth.methods.mango import Mango
+from growth.methods.net2net import Net2Net
+from growth.methods.stacking import Interpolate, Stack
+
+
+class Method(Protocol):
+    """name: on the command line. lossless: does it promise to preserve the function, where that is possible?
+    learned: does it learn from data? Its fields are its options."""
+
+    name: ClassVar[str]
+    lossless: ClassVar[bool]
+    learned: ClassVar[bool]
+
+    def order(self, old: int, new: int) -> tuple[int, ...]:
+        """The old layer that each of `new` layers takes its inside from."""
+
+    def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
+        """The maps from `old` to `new`; those that learning starts from."""
+
+
+METHODS: dict[str, type] = {
+    method.name: method for method in (Stack, Interpolate, Net2Net, Lemon, Ligo, Mango)
+}
+
+
+def method_of(given: Any) -> Method:
+    """A method, or the one of that name as it is by default."""
+    if isinstance(given, str):
+        if given not in METHODS:
+            raise refuse("method", f"one of {', '.join(METHODS)}", given, "choose one of these")
+        return METHODS[given]()
+    if type(given) not in METHODS.values():
+        raise refuse("method", "a method of growth.methods, or its name", repr(given), "such as Lemon()")
+    return given

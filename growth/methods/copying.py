@@ -1,0 +1,143 @@
+"""Which unit each new unit copies, on every wire at once: what the methods that copy have in common."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from growth.architecture import Architecture, Attention, Linear, Norm, Pointwise, Table, Tied, Vector
+from growth.maps import Copies, copied
+
+Index = tuple[int, ...]
+
+
+def round_robin(old: int, new: int) -> Index:
+    """0 1 2 0 1: every unit in turn."""
+    return tuple(t % old for t in range(new))
+
+
+def grouped(heads: tuple[int, int], groups: tuple[int, int]) -> Index:
+    """Heads whose group copies a group of the source: each group's copies share its heads out in turn.
+
+    heads, groups: of the source and of the target. With whole groups added the new ones are copies of groups;
+    with none, heads are added inside each.
+    """
+    (Q, P), (G, H) = heads, groups
+    n, m = Q // G, P // H
+    return tuple((g % G) * n + ((g // G) * m + i) % n for g in range(H) for i in range(m))
+
+
+def indices(old: Architecture, new: Architecture) -> dict[str, Index]:
+    """Of every wire that grows: unit t copies unit index[t] of the source."""
+    classes, fixed = _classes(old), {}
+    for op in old.all_ops:
+        if isinstance(op, Attention):
+            heads, groups = (
+                tuple(model.wires[wire].units for model in (old, new)) for wire in (op.query, op.key)
+            )
+            fixed[classes[op.query]] = grouped(heads, groups)
+    return {
+        name: fixed.get(classes[name]) or round_robin(wire.units, new.wires[name].units)
+        for name, wire in old.growing.items()
+        if new.wires[name] != wire
+    }
+
+
+def evened(old: Architecture, index: dict[str, Index]) -> dict[str, Index]:
+    """The same with -1 at the copies that some units have and others have not, where a norm sums over the
+    wire and the wire can hold what is no copy.
+
+    A norm sees every unit as often as every other then. What is no copy has to be zero, or for a LayerNorm
+    the mean of all units: only what linear maps write can be that, and what a norm writes cannot.
+    """
+    classes, uneven = _classes(old), {}
+    for norm in old.norms:
+        if norm.per == "wire" and norm.reads in index:
+            kept = _kept(index[norm.reads])
+            uneven.setdefault(classes[norm.reads], set()).update(
+                t for t, keeps in enumerate(kept) if not keeps
+            )
+    for wire in old.growing:
+        if wire in needs_mean(old) and not _linear(old, wire):
+            uneven.pop(classes[wire], None)
+    return {
+        name: tuple(-1 if t in uneven.get(classes[name], ()) else s for t, s in enumerate(of))
+        for name, of in index.items()
+    }
+
+
+def needs_mean(model: Architecture) -> set[str]:
+    """The wires that a LayerNorm reads: what is no copy there has to be the mean."""
+    return {norm.reads for norm in model.norms if norm.kind == "layer" and norm.per == "wire"}
+
+
+def widened(old: Architecture, new: Architecture, noise: float) -> dict[str, Copies]:
+    """Copies of every unit, as plain as can be; what a tied head reads is shared out among the copies."""
+    index = indices(old, new)
+    maps = {name: copied(of, old.wires[name], noise=noise) for name, of in index.items()}
+    for wire, factor in tied_factors(old, new).items():
+        share = maps[wire].share if wire in maps else (1.0,) * old.wires[wire].units
+        scaled = tuple(x / factor for x in share)
+        for name in (wire, *(norm.gain for norm in old.norms if norm.writes == wire and norm.gain)):
+            maps[name] = copied(
+                index.get(name, tuple(range(old.wires[name].units))),
+                old.wires[name],
+                noise=noise,
+                scale=scaled,
+            )
+    return maps
+
+
+def tied_factors(old: Architecture, new: Architecture) -> dict[str, float]:
+    """Of each wire that a tied head reads and whose width grows: how many times what it should the head takes
+    from a copy, for the table's own scale and the head's may follow the width."""
+    found = {}
+    for small, wide in zip(old.ops, new.ops, strict=True):
+        if isinstance(small, Tied) and old.wires[small.reads] != new.wires[small.reads]:
+            before, after = (model.table(small.table).scale for model in (old, new))
+            found[small.reads] = before / after * wide.scale / small.scale
+    return found
+
+
+def per_layer(new: Architecture, maps: dict[str, Copies]) -> dict[str, Copies]:
+    """Keyed as Maps.wires is: one map of a layered wire serves all layers."""
+    return {
+        name.format(i): of
+        for name, of in maps.items()
+        for i in range(new.stack_of(name)[1].layers if "{}" in name else 1)
+    }
+
+
+def _classes(model: Architecture) -> dict[str, str]:
+    """The wires whose units go together, each with one of them as the name of all."""
+    of = {name: name for name in model.wires}
+
+    def join(wires: Iterable[str]) -> None:
+        names = {of[wire] for wire in wires if wire and not model.wires[wire].fixed}
+        for wire, name in of.items():
+            if name in names:
+                of[wire] = min(names)
+
+    for op in model.all_ops:
+        if isinstance(op, Norm):
+            join((op.reads, op.writes, op.gain))
+        elif isinstance(op, Pointwise):
+            join(op.wires)
+        elif isinstance(op, Attention):
+            join((op.query, op.mixed, *op.along))
+            join((op.key, op.value))
+    return of
+
+
+def _kept(index: Index) -> list[bool]:
+    """False at the copies beyond the least number that any unit has."""
+    least, seen, kept = min(Counter(index).values()), Counter(), []
+    for i in index:
+        kept.append(seen[i] < least)
+        seen[i] += 1
+    return kept
+
+
+def _linear(model: Architecture, wire: str) -> bool:
+    """Is all that is written there linear in weights, so that it can be written as a mean?"""
+    writers = [op for op in model.all_ops if wire in (getattr(op, "writes", ""), getattr(op, "mixed", ""))]
+    changed = any(isinstance(op, Pointwise) and wire in op.wires for op in model.all_ops)
+    return not changed and all(isinstance(op, Linear | Table | Vector) for op in writers)

@@ -1,0 +1,34 @@
+"""What all methods that learn can be told."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from growth.errors import refuse
+from growth.methods.option import option, refuse_below
+
+if TYPE_CHECKING:
+    from growth.training.data import Data
+
+RATE = 0.5  # over the source's width: at 96 it learns more than 0.2 does, and no less than 1
+
+
+@dataclass(frozen=True)
+class Learning:
+    """data: files, folders, or Windows. learning_rate: RATE / the source's width unless given, for a new unit
+    sums over as many old ones."""
+
+    data: "Data | None" = option(None, "a text file or a folder of them to learn from", str)
+    steps: int = option(100, "learning steps")
+    batch_size: int = option(16, "windows a step")
+    sequence_length: int | None = option(None, "tokens a window; default: 512, or the model's positions")
+    learning_rate: float | None = option(None, "the highest; default: 0.5 / the source's width")
+
+    learned: ClassVar[bool] = True
+    lossless: ClassVar[bool] = False
+
+    def __post_init__(self):
+        for name, least in (("steps", 1), ("batch_size", 1), ("sequence_length", 2)):
+            refuse_below(name.replace("_", "-"), getattr(self, name), least)
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise refuse("learning-rate", "more than 0, and finite", self.learning_rate, "leave it out")

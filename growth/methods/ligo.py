@@ -1,0 +1,92 @@
+"""LiGO: learn how to grow.  Wang et al., ICLR 2023 (arXiv 2303.00980).
+
+    new[i] = B (sum_j w[i, j] W[j]) Aᵀ          B = [I; C] writes, A = [I; C'] reads, w = depth, mixed first
+
+The units of the source stay, new ones are mixes of them: C and w are trained for a few steps on the large
+model's own loss, the source's weights stay as they are. Queries, keys, values and neurons have a map per
+target layer, each weight has its own depth coefficients; what does not grow has nothing to learn. What LEMON
+scales, gains, is written by a scaled B.
+
+    starts   lossless    C from LEMON's maps, C' = 0: step 0 is the source, then they go where the loss leads.
+                         Units that no map writes, and copies of one unit, are read at random, unseen.
+             net2net     the same from Net2Net's maps: close to the source where lossless is impossible
+             published   rows of C random with sum 1; depth: stacking plus noise, rows with sum 1
+    ties     published   A = B of the producer, one for all of the residual stream. Preserves nothing: readers
+                         see each channel more than once.
+             untied      A and B apart, for every wire
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from growth.architecture import Architecture
+from growth.depth import stacked, with_identities
+from growth.errors import refuse
+from growth.maps import Maps
+from growth.methods.learning import Learning
+from growth.methods.lemon import Lemon
+from growth.methods.net2net import Net2Net
+from growth.methods.option import option, refuse_other
+
+if TYPE_CHECKING:
+    from growth.learned.operator import Operator
+    from growth.plan import Source
+
+PRESERVING = {"lossless": Lemon, "net2net": Net2Net}
+STARTS = (*PRESERVING, "published")
+TIES = ("published", "untied")
+
+
+@dataclass(frozen=True)
+class Ligo(Learning):
+    """Maps of units and layers, learned.  Wang et al., ICLR 2023.
+
+    learn: patterns of the maps that learn, write.WIRE, read.WIRE, depth.WEIGHT, such as read.ffn.*; WIRE in a
+    layer has its number, ffn.3; WEIGHT is a name of `growth inspect`.
+    """
+
+    start: str = option("lossless", "lossless | net2net | published")
+    ties: str | None = option(None, "published | untied; default: as the start needs")
+    learn: tuple[str, ...] = option(("*",), "maps that learn, such as depth.*; may be repeated")
+
+    name: ClassVar[str] = "ligo"
+
+    def __post_init__(self):
+        super().__post_init__()
+        refuse_other("start", self.start, STARTS)
+        refuse_other("ties", self.ties, TIES)
+        if not self.learn:
+            raise refuse("learn", "maps that learn", "none", "leave it out for all of them")
+
+    @property
+    def tied(self) -> bool:
+        """Are readers tied to producers?"""
+        return (self.ties or ("published" if self.start == "published" else "untied")) == "published"
+
+    def order(self, old: int, new: int) -> tuple[int, ...]:
+        """The old layer that each of `new` layers has most of at the start."""
+        return stacked(old, new) if self.start == "published" else with_identities(old, new)[0]
+
+    def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
+        """The maps that learning starts from.
+
+        Raises Refusal where preserving maps are to be tied, for readers of a unit and of its copies see it
+        twice, where none is lossless and that is asked for, and where `learn` fits nothing.
+        """
+        from growth.learned import starts  # torch, which the command line's --help does not wait for
+
+        if self.start == "published":
+            return starts.published(old, new, self.tied, self.learn, seed)
+        maps = PRESERVING[self.start](noise=0.0).maps(old, new)
+        if self.tied and maps.wires:
+            got = "published, and a width that grows"
+            raise refuse("ties", f"untied in the {self.start} start", got, "choose start published, or untied")
+        return starts.preserving(old, new, maps, self.learn, seed, must=self.start == "lossless")
+
+    def operator(
+        self, source: "Source", old: Architecture, new: Architecture, maps: Maps, seed: int
+    ) -> "Operator":
+        """What learns."""
+        from growth.learned.maps import LearnedMaps
+
+        return LearnedMaps(maps, source, self.learn)

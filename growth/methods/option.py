@@ -1,0 +1,25 @@
+"""What a method can be told: fields of its dataclass, from which the command line's flags follow."""
+
+import math
+from dataclasses import field
+from typing import Any
+
+from growth.errors import refuse
+
+
+def option(default: Any, help: str, kind: type | None = None) -> Any:
+    """A field of a method, with the line that `growth grow --help` prints; kind: its type there, where that is
+    not the field's."""
+    return field(default=default, metadata={"help": help, "kind": kind})
+
+
+def refuse_below(name: str, got: float | None, least: float) -> None:
+    """Raises Refusal where a number is too small, or not finite."""
+    if got is not None and not least <= got < math.inf:
+        raise refuse(name, f"at least {least}, and finite", got, "choose a larger number")
+
+
+def refuse_other(name: str, got: str | None, known: tuple[str, ...]) -> None:
+    """Raises Refusal where a word is none of those that are known."""
+    if got not in (None, *known):
+        raise refuse(name, f"one of {', '.join(known)}", got, "choose one of these")

@@ -1,0 +1,52 @@
+"""StackBERT and interpolation: a deeper model from copies of the layers.
+
+    stack        W_new[i] = W[i mod L]            Gong et al., ICML 2019
+    interpolate  W_new[i] = W[floor(i L / L_new)]  Chang et al., ICLR 2018; Dong et al., ICML 2020
+
+Neither preserves the function. Where width grows too, it grows by Net2Net's copies (stack with them is
+bert2BERT's FPI, Chen et al., ACL 2022).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from growth.architecture import Architecture
+from growth.depth import interpolated, stacked
+from growth.maps import Maps
+from growth.methods.copying import per_layer, widened
+from growth.methods.identities import rearranged
+from growth.methods.option import option, refuse_below
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The whole model again on top of itself.  Gong et al., ICML 2019."""
+
+    noise: float = option(0.1, "how far copies differ, in units of a fresh matrix")
+
+    name: ClassVar[str] = "stack"
+    lossless: ClassVar[bool] = False
+    learned: ClassVar[bool] = False
+
+    def __post_init__(self):
+        refuse_below("noise", self.noise, 0)
+
+    def order(self, old: int, new: int) -> tuple[int, ...]:
+        """The old layer that each of `new` layers is a copy of."""
+        return stacked(old, new)
+
+    def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
+        """The maps from `old` to `new`."""
+        depth, order = rearranged(old, new, self.order)
+        return Maps(per_layer(new, widened(old, new, self.noise)), depth, order)
+
+
+@dataclass(frozen=True)
+class Interpolate(Stack):
+    """Every layer next to its copies.  Chang et al., ICLR 2018."""
+
+    name: ClassVar[str] = "interpolate"
+
+    def order(self, old: int, new: int) -> tuple[int, ...]:
+        """The old layer that each of `new` layers is a copy of."""
+        return interpolated(old, new)
