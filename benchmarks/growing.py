@@ -16,6 +16,7 @@ import json
 import math
 import multiprocessing
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +28,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from benchmarks.measure import attempt, resident
+from benchmarks.measure import attempt, processor, resident
 from growth.growing import grow
 
 COPIED, DRAWN = 2**24, 2**24  # bytes, numbers of a block
@@ -222,7 +223,8 @@ def main() -> None:
     figures = {
         "source_gb": size(src) / 1e9,
         "grown_gb": size(dst) / 1e9,
-        "cores": cores,
+        "machine": f"{processor()}, {cores} cores, torch {torch.__version__}",
+        "commit": commit(),
         "seconds": grown.seconds,
         "copy_seconds": copied.seconds,
         "noise_seconds": drawn.seconds,
@@ -240,6 +242,11 @@ def main() -> None:
     )
     if options.out:
         options.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
 
 def met(got: float, most: float) -> str:
