@@ -4,14 +4,13 @@ import re
 import warnings
 from importlib.metadata import version
 from pathlib import PosixPath
-from platform import machine
 from time import time
 
 import pytest
 import torch
 
 from benchmarks import gpu, limits, report
-from benchmarks.measure import allocate_as_after_a_while
+from benchmarks.measure import allocate_as_after_a_while, processor
 
 LIMITS = pytest.StashKey[limits.Limits | gpu.Limits]()
 ROWS, TARGET = pytest.StashKey[list[dict]](), pytest.StashKey[PosixPath]()
@@ -59,9 +58,7 @@ def slug(config) -> str:
     """Of this machine: its newest results take the place of the older ones."""
     if on_gpu(config):
         return dashed(torch.cuda.get_device_name())
-    with open("/proc/cpuinfo") as file:
-        model = next((line.partition(":")[2] for line in file if line.startswith("model name")), machine())
-    return f"{dashed(model)}-{torch.get_num_threads()}-threads"
+    return f"{dashed(processor())}-{torch.get_num_threads()}-threads"
 
 
 def dashed(name: str) -> str:

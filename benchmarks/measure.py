@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from platform import machine
 from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from time import perf_counter
@@ -65,6 +66,12 @@ def attempt(call: Callable) -> Attempt:
     answer = call()
     seconds = perf_counter() - start
     return Attempt(answer, seconds, (resident("VmHWM") - before) / 1e6)
+
+
+def processor() -> str:
+    """Its model's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), machine())
 
 
 def resident(which: str) -> int:

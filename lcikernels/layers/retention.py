@@ -15,17 +15,25 @@ def retnet_log_decay(H: int, device: torch.device | None = None) -> Tensor:
     return torch.log1p(-torch.exp2(-5.0 - torch.arange(H, dtype=torch.float32, device=device)))
 
 
+def log_decays(config: PreTrainedConfig, device: torch.device | None = None) -> Tensor:
+    """One for each retention head of a model, float32 [H]: as listed in retention_log_decay, or RetNet's."""
+    if config.retention_log_decay is None:
+        return retnet_log_decay(config.retention_num_heads, device)
+    return torch.tensor(config.retention_log_decay, dtype=torch.float32, device=device)
+
+
 class Retention(nn.Module):
     """o_proj(rms_norm_per_head(retention(q, k, v)) * silu(g_proj(x))), with q and k rotated.
 
     x [B, T, hidden_size]; rotary from `rotary_angles`; keep [B, T], where given, is False at tokens that
     leave no trace in the state (padding); cache, where given, is advanced by T tokens. Each head
-    has its own fixed decay; the norm has no weight.
+    has its own fixed decay, exp of the config's retention_log_decay (None: RetNet's, by the head's number);
+    the norm has no weight.
     """
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int):
         super().__init__()
-        self.layer_idx, self.eps = layer_idx, config.layer_norm_eps
+        self.config, self.layer_idx, self.eps = config, layer_idx, config.layer_norm_eps
         self.num_heads = config.retention_num_heads
         size, bias = config.hidden_size, config.attention_bias
         self.q_proj = nn.Linear(size, size, bias=bias)
@@ -33,12 +41,12 @@ class Retention(nn.Module):
         self.v_proj = nn.Linear(size, size, bias=bias)
         self.g_proj = nn.Linear(size, size, bias=bias)
         self.o_proj = nn.Linear(size, size, bias=bias)
-        self.register_buffer("log_decay", retnet_log_decay(self.num_heads), persistent=False)
+        self.register_buffer("log_decay", log_decays(config), persistent=False)
 
     def _apply(self, fn, recurse: bool = True):
         # The buffer follows devices, not dtypes: bfloat16 would put the rates off by up to 0.4 %.
         super()._apply(fn, recurse)
-        self.log_decay = retnet_log_decay(self.num_heads, self.log_decay.device)
+        self.log_decay = log_decays(self.config, self.log_decay.device)
         return self
 
     def forward(

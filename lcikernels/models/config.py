@@ -4,6 +4,7 @@ import math
 import os
 from pathlib import Path
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -42,7 +43,9 @@ class LCIConfig(PreTrainedConfig):
     mixer comes first.
 
     Attention: `num_attention_heads` heads of `head_dim` (None: hidden_size / num_attention_heads).
-    Retention: `retention_num_heads` heads (None: num_attention_heads) of hidden_size / retention_num_heads.
+    Retention: `retention_num_heads` heads (None: num_attention_heads) of hidden_size / retention_num_heads;
+    `retention_log_decay` lists, one for each head of every layer and at most 0, the log of the share of its
+    memory that a head keeps from token to token (None: RetNet's, log(1 - 2^(-5-h)) for head h).
     Both: `rope_parameters` holds rope_theta (10000) and partial_rotary_factor (1.0), the share of a head.
     Mamba-1: expand * hidden_size channels of `state_size`; time_step_rank "auto" is ceil(hidden_size / 16).
     Mamba-2: as many channels of `mamba2_state_size`, in `mamba2_num_heads` heads (None: of gcd(64, channels)
@@ -75,6 +78,7 @@ class LCIConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     pattern: str | None = None
     retention_num_heads: int | None = None
+    retention_log_decay: list[float] | None = None
     state_size: int = 16
     conv_kernel: int = 4
     expand: int = 2
@@ -91,6 +95,7 @@ class LCIConfig(PreTrainedConfig):
         if self.retention_num_heads is None:
             self.retention_num_heads = self.num_attention_heads
         check_heads(self, "R", "retention_num_heads")
+        check_decays(self)
         if self.head_dim is None:
             check_heads(self, "A", "num_attention_heads")
             self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
@@ -154,6 +159,19 @@ def check_heads(config: LCIConfig, letter: str, name: str) -> None:
     count = getattr(config, name)
     if letter in config.pattern and (count < 1 or config.hidden_size % count):
         refuse("LCIConfig", name, f"a divisor of hidden_size={config.hidden_size}", count)
+
+
+def check_decays(config: LCIConfig) -> None:
+    """ValueError where retention is in the pattern and the listed decays are not one a head, each <= 0."""
+    decays, H = config.retention_log_decay, config.retention_num_heads
+    if "R" not in config.pattern or decays is None:
+        return
+    if len(decays) != H:
+        expected = f"as many numbers as retention_num_heads={H}"
+        refuse("LCIConfig", "retention_log_decay", expected, len(decays))
+    least = torch.finfo(torch.float32).min  # what is beyond is -inf in a layer, and NaN at padding
+    if wrong := [x for x in decays if not least <= x <= 0]:
+        refuse("LCIConfig", "retention_log_decay", "finite numbers of float32, each <= 0", wrong[0])
 
 
 def check_mamba2(config: LCIConfig) -> None:

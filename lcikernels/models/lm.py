@@ -16,7 +16,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from lcikernels.layers import MLP, Attention, Mamba, Mamba2, Retention
 from lcikernels.layers.attention import AttentionWeights
-from lcikernels.layers.retention import retnet_log_decay
+from lcikernels.layers.retention import log_decays
 from lcikernels.layers.rotary import rotary_angles
 from lcikernels.layers.state import check_cache
 from lcikernels.models.config import LCIConfig, check_rotary
@@ -77,7 +77,7 @@ class LCIPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # matrices and embeddings by initializer_range, norms 1 and 0
         if isinstance(module, Retention):
-            init.copy_(module.log_decay, retnet_log_decay(module.num_heads))
+            init.copy_(module.log_decay, log_decays(module.config))
         elif isinstance(module, Mamba | Mamba2):
             module.init_weights()
 

@@ -10,6 +10,7 @@ def sizes() -> SimpleNamespace:
     return SimpleNamespace(
         hidden_size=24,
         retention_num_heads=3,
+        retention_log_decay=None,
         attention_bias=True,
         layer_norm_eps=1e-5,
         expand=2,

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.nn.functional import silu
 
@@ -12,10 +13,12 @@ def test_the_decays_are_those_of_retnet():
     torch.testing.assert_close(got, want, rtol=0, atol=1e-8)
 
 
-def test_the_layer_is_the_papers_parallel_form(sizes):
+@pytest.mark.parametrize("log_decay", [None, [-0.3, -0.01, -2.0]], ids=["RetNet's decays", "given decays"])
+def test_the_layer_is_the_papers_parallel_form(sizes, log_decay):
     """RetNet eq. 5, 7, 8: (q k^T * D) v, q and k turned as complex numbers; then norm, gate, projection."""
     torch.manual_seed(0)
     B, T, H, K, P = 2, 11, 3, 8, 2
+    sizes.retention_log_decay = log_decay
     layer = Retention(sizes, 0).double()
     x = torch.randn(B, T, sizes.hidden_size, dtype=torch.float64)
     positions = torch.arange(T)[None]
@@ -31,6 +34,8 @@ def test_the_layer_is_the_papers_parallel_form(sizes):
         scores += torch.einsum("bthk,bshk->bhts", q_rest, k_rest)
         distance = torch.arange(T)[:, None] - torch.arange(T)
         gamma = 1 - 2.0 ** (-5 - torch.arange(H).double())
+        if log_decay:
+            gamma = torch.tensor(log_decay, dtype=torch.float64).exp()
         decay = torch.where(distance >= 0, gamma[:, None, None] ** distance, 0.0)
         o = torch.einsum("bhts,bshv->bthv", scores * decay / K**0.5, v)
         o = o / (o.square().mean(-1, keepdim=True) + 1e-5).sqrt() * silu(layer.g_proj(x)).view(B, T, H, K)

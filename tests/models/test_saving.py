@@ -79,6 +79,19 @@ def test_bfloat16_models_keep_their_decays_in_float32(tmp_path, tiny, ids):
         assert (logits.float() - want).norm() < 0.05 * want.norm()
 
 
+def test_the_decays_a_config_lists_are_saved_loaded_and_kept_exactly(tmp_path, tiny, ids):
+    given = [-1 / 3, -0.1, 0.0, -0.1]
+    model, want = tiny("RA", torch.float32, retention_log_decay=given), torch.tensor(given)
+    model.save_pretrained(tmp_path)
+    loaded = LCIForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.retention_log_decay == given
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        fresh = LCIForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+        for kept in (fresh, loaded.to(dtype)):
+            assert torch.equal(kept.model.layers[0].mixer.log_decay, want)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_rates_and_steps_of_a_mamba_stay_in_float32(tiny, tmp_path, dtype):
     """They are saved and loaded as they were."""

@@ -1,0 +1,257 @@
+"""Growing a checkpoint that is larger than memory should be, beside copying as many bytes:
+
+    python tests/large_checkpoint.py SRC
+    python -m benchmarks.growing SRC DST [--hidden-size 4096] [--ffn-size ...] [--num-layers ...] [--out FILE]
+
+A Llama of 6.0 GB, 22 layers of 3072, grows to 9.9 GB, 22 layers of 4096, by LEMON. The least it could take
+is the copy (SRC read in blocks of 16 MB, as many bytes written as DST has) and the noise of every matrix
+whose inputs are copied: randn, a product, a rounding to bfloat16, on all cores. Each part runs in a process
+of its own, finds nothing of SRC in the page cache, and ends when its bytes are on the disk. Memory is the
+most that was resident, less what was after the imports; pages of SRC that are mapped count in it. In the
+anonymous part, which is sampled every 5 ms, they do not.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from benchmarks.measure import attempt, processor, resident
+from growth.growing import grow
+
+COPIED, DRAWN = 2**24, 2**24  # bytes, numbers of a block
+MOST_GB, MOST_RATIO = 1.5, 2.0
+
+
+class Names(NamedTuple):
+    """Of the tensors that are checked, and what the config calls the heads whose rows `reader` has."""
+
+    embedding: str
+    gain: str
+    reader: str
+    heads: str
+
+
+NAMES = {
+    "llama": Names(
+        "model.embed_tokens.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.layers.0.self_attn.k_proj.weight",
+        "num_key_value_heads",
+    ),
+    "gpt_neox": Names(
+        "gpt_neox.embed_in.weight",
+        "gpt_neox.layers.0.input_layernorm.weight",
+        "gpt_neox.layers.0.attention.query_key_value.weight",
+        "num_attention_heads",
+    ),
+}
+
+
+class Part(NamedTuple):
+    seconds: float
+    gb: float = 0.0
+    anonymous_gb: float = 0.0
+
+
+def weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in weights(folder))
+
+
+def on_disk(files: list[Path]) -> None:
+    for file in files:
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+
+
+def forgotten(files: list[Path]) -> None:
+    """Their pages leave the cache, which they can only once they are written."""
+    on_disk(files)
+    for file in files:
+        with open(file, "rb") as read:
+            os.posix_fadvise(read.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def alone(part: Callable, *arguments) -> Part:
+    """In a process that has imported this module and done nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(part, *arguments).result()
+
+
+def growing(src: Path, dst: Path, target: dict[str, int]) -> Part:
+    done, most = threading.Event(), 0
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.005):
+            most = max(most, resident("RssAnon"))
+
+    def run() -> None:
+        grow(src, dst, method="lemon", **target)
+        on_disk(weights(dst))
+
+    forgotten(weights(src))
+    before, watcher = resident("RssAnon"), threading.Thread(target=watch)
+    watcher.start()
+    try:
+        _, seconds, mb = attempt(run)
+    finally:
+        done.set()
+        watcher.join()
+    return Part(seconds, mb / 1e3, (most - before) / 1e9)
+
+
+def copying(src: Path, beside: Path, count: int) -> Part:
+    """Reads SRC and writes `count` bytes of it, over and over, to a file that is removed again."""
+    forgotten(weights(src))
+    begin, block = perf_counter(), b""
+    try:
+        with open(beside, "wb") as out:
+            for file in weights(src):
+                with open(file, "rb") as read:
+                    while data := read.read(COPIED):
+                        block = data if len(data) == COPIED else block or data
+                        out.write(data[: count - out.tell()])
+            while out.tell() < count:
+                out.write(block[: count - out.tell()])
+            out.flush()
+            os.fsync(out.fileno())
+        return Part(perf_counter() - begin)
+    finally:
+        beside.unlink()
+
+
+def drawing(count: int, cores: int) -> Part:
+    """One thread's time for `count` numbers, taken from 16 blocks where there are more, over the cores."""
+    torch.set_num_threads(1)
+    blocks = min(16, math.ceil(count / DRAWN))
+    torch.randn(DRAWN).mul_(0.02).bfloat16()
+    begin = perf_counter()
+    for _ in range(blocks):
+        torch.randn(DRAWN).mul_(0.02).bfloat16()
+    return Part((perf_counter() - begin) * count / (blocks * DRAWN) / cores)
+
+
+def noisy(folder: Path) -> int:
+    """Numbers of its matrices that read a space which grows: all but the embeddings."""
+    count = 0
+    for file in weights(folder):
+        with safe_open(file, "pt") as tensors:
+            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
+        count += sum(math.prod(x) for name, x in shapes.items() if len(x) == 2 and "embed_" not in name)
+    return count
+
+
+def rows(folder: Path, name: str, count: int | None = None) -> Tensor:
+    """The first of a tensor, or all, in float64."""
+    for file in weights(folder):
+        with safe_open(file, "pt") as tensors:
+            if name in tensors.keys():
+                return tensors.get_slice(name)[:count].double()
+    raise AssertionError(f"{folder} has no {name}")
+
+
+def check(src: Path, dst: Path) -> None:
+    """AssertionError unless sampled tensors are what LEMON's equations say, to rounding.
+
+    Of a width of S that became T, k = T // S whole copies, the rest r:  embedding [x; ..; x; r], r = 0 for an
+    RMSNorm and the mean of x for a LayerNorm; gain sqrt(k S / T) g; head h of a reader has rows of head h
+    modulo the old number, whose columns' copies sum to the old column and whose other columns are noise as
+    wide as a fresh matrix.
+    """
+    old, new = (json.loads((folder / "config.json").read_text()) for folder in (src, dst))
+    names = NAMES[old["model_type"]]
+    S, T = old["hidden_size"], new["hidden_size"]
+    k = T // S
+    (x, wide), (gain, wide_gain), (w, wide_w) = (
+        (rows(src, name, count), rows(dst, name, count))
+        for name, count in ((names.embedding, 64), (names.gain, None), (names.reader, None))
+    )
+    eps = torch.finfo(getattr(torch, new["dtype"])).eps
+
+    def agree(what: str, got: Tensor, want: Tensor, largest: Tensor) -> None:
+        budget = eps * largest
+        error = (got - want).abs().max()
+        assert got.shape == want.shape and error <= budget, f"{what}: error {error:.2e}, budget {budget:.2e}"
+
+    mean = x.mean(1, keepdim=True) * (old["model_type"] != "llama")
+    wanted = torch.cat([x.repeat(1, k), mean.expand(-1, T - k * S)], 1)
+    agree("embedding", wide, wanted, x.abs().max())
+    agree("gain", wide_gain[: k * S], gain.repeat(k) * math.sqrt(k * S / T), gain.abs().max())
+    heads = w.unflatten(0, (old[names.heads], -1))[torch.arange(new[names.heads]) % old[names.heads]]
+    copies, free = wide_w[:, : k * S].unflatten(1, (k, S)), wide_w[:, k * S :]
+    agree("reader", copies.sum(1), heads.flatten(0, 1), k * copies.abs().max())
+    if free.numel():
+        std, want = free.square().mean().sqrt(), old["initializer_range"]
+        # Six standard deviations of an estimate from so many numbers.
+        assert abs(std / want - 1) < 6 / math.sqrt(2 * free.numel()), f"noise: std {std:.4f}, not {want}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("src", type=Path)
+    parser.add_argument("dst", type=Path, help="a new folder; the copy needs as much room beside it")
+    parser.add_argument("--hidden-size", type=int, default=4096)
+    parser.add_argument("--ffn-size", type=int)
+    parser.add_argument("--num-layers", type=int)
+    parser.add_argument("--out", type=Path, help="a JSON file of the figures")
+    options = parser.parse_args()
+    target = {name: getattr(options, name) for name in ("hidden_size", "ffn_size", "num_layers")}
+    src, dst, cores = options.src, options.dst, len(os.sched_getaffinity(0))
+
+    grown = alone(growing, src, dst, target)
+    check(src, dst)
+    copied = alone(copying, src, dst.with_name(f"{dst.name}.copy"), size(dst))
+    drawn = alone(drawing, noisy(dst), cores)
+    ratio = grown.seconds / (copied.seconds + drawn.seconds)
+    figures = {
+        "source_gb": size(src) / 1e9,
+        "grown_gb": size(dst) / 1e9,
+        "machine": f"{processor()}, {cores} cores, torch {torch.__version__}",
+        "commit": commit(),
+        "seconds": grown.seconds,
+        "copy_seconds": copied.seconds,
+        "noise_seconds": drawn.seconds,
+        "ratio": ratio,
+        "peak_gb": grown.gb,
+        "peak_anonymous_gb": grown.anonymous_gb,
+        "reached": {"peak_gb": grown.gb <= MOST_GB, "ratio": ratio <= MOST_RATIO},
+    }
+    print("| GB | grown | s | copy | noise | ratio | goal | peak GB | anonymous | goal |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        f"| {size(src) / 1e9:.2f} | {size(dst) / 1e9:.2f} | {grown.seconds:.1f} | {copied.seconds:.1f}"
+        f" | {drawn.seconds:.1f} | {ratio:.2f} | {met(ratio, MOST_RATIO)}"
+        f" | {grown.gb:.2f} | {grown.anonymous_gb:.2f} | {met(grown.gb, MOST_GB)} |"
+    )
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+
+def met(got: float, most: float) -> str:
+    return f"≤ {most}" if got <= most else f"**≤ {most} missed**"
+
+
+if __name__ == "__main__":
+    main()
