@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from growth.adapters import ADAPTERS
 from growth.adapters.table import Adapter
 from growth.card import write_figures
+from growth.checkpoint import Checkpoint
 from growth.errors import refuse
-from growth.files import Checkpoint
 from growth.loading import load_model
 
 # Of the largest logit. A grown weight of 16 bits is a rounded one: measured, 0.2 to 0.75 eps of the largest
@@ -102,7 +102,7 @@ def check(src: str | Path, dst: str | Path, *, batch: int = 2, length: int = 128
         most if record.get("lossless") else None,
         first,
     )
-    if record and of_this:
+    if record and of_this and new.path == Path(dst):  # not in the Hub's cache
         write_figures(new.path, str(agreement))
     return agreement
 

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
 from growth.adapters import source_adapter
+from growth.checkpoint import LARGEST, Checkpoint
 from growth.engine import grown, plan_growth
 from growth.errors import refuse, refuse_odd_seed
-from growth.files import LARGEST, Checkpoint, write_checkpoint
 from growth.folders import refuse_existing, refuse_too_large
 from growth.learning import Expansion, fit, windows_for
 from growth.maps import Maps
@@ -27,6 +27,7 @@ from growth.record import new_record
 from growth.report import Report
 from growth.spaces import Architecture
 from growth.training.data import Data, Windows
+from growth.writing import write_checkpoint
 
 LEARNING = {"data": None, "steps": 100, "batch_size": 16, "sequence_length": None, "learning_rate": None}
 OPTIONS = {  # of methods that learn, and what they are unless given
@@ -122,11 +123,12 @@ def grow(
             tensors = expansion.tensors()
         else:
             tensors = grown(source, adapter, config, maps, old, seed)
+        made = ((row, (x,)) for row, (_, x) in zip(plan.rows, tensors, strict=True))
         how = {"parameters": parameters, "from": sizes(old), "to": sizes(new), "seed": seed, **options}
         record = new_record("grow", method, checkpoint, lossless, plan, **how)
         # Copying counts no operations; dense maps do, and the counter slows small tensors down fivefold.
         with FlopCounterMode(display=False) if method in LEARNED else nullcontext() as counter:
-            write_checkpoint(dst, config, tensors, plan.rows, checkpoint, record)
+            write_checkpoint(dst, config, made, plan.rows, checkpoint, record)
         flops += counter.get_total_flops() if counter else 0
     return Report(
         Path(src),

@@ -13,7 +13,7 @@ from growth.adapters.table import Adapter, Entry
 from growth.errors import refuse
 
 if TYPE_CHECKING:
-    from growth.files import Checkpoint
+    from growth.checkpoint import Checkpoint
 
 Origin = Literal["copied", "expanded", "initialised"]
 

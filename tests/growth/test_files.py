@@ -9,9 +9,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import growth
-from growth import files
+from growth import writing
+from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
-from growth.files import Checkpoint, Writer, staged
+from growth.folders import staged
+from growth.record import RECORD
 
 
 def test_a_folder_appears_only_when_all_of_it_is_written(tmp_path):
@@ -26,7 +28,7 @@ def test_a_folder_appears_only_when_all_of_it_is_written(tmp_path):
 
 
 def test_shards_are_bounded_and_loaded_by_transformers(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(Writer.__init__, "__defaults__", (200_000,))
+    monkeypatch.setitem(writing.write_checkpoint.__kwdefaults__, "shard_bytes", 200_000)
     growth.grow(source, tmp_path / "out", method="lemon", hidden_size=120)
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 2
@@ -38,7 +40,7 @@ def test_shards_are_bounded_and_loaded_by_transformers(source, tmp_path, monkeyp
 def test_the_result_carries_tokenizer_and_history(source, tmp_path):
     growth.grow(source, tmp_path / "out", method="stack", num_layers=6, seed=3)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").decode(list(b"def f(): ...")) == "def f(): ..."
-    record = json.loads((tmp_path / "out" / files.RECORD).read_text())
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
     assert record["method"] == "stack" and record["seed"] == 3 and record["from"]["num_layers"] == 3
     names = {row["name"] for row in record["tensors"]}
     assert names == set(Checkpoint(tmp_path / "out").names)

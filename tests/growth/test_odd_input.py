@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import growth
+from growth.checkpoint import INDEX, Checkpoint
 from growth.errors import Refusal
-from growth.files import INDEX, Checkpoint
 
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
 
