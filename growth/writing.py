@@ -26,6 +26,7 @@ from growth.record import RECORD
 
 SHARD_BYTES = 2 * 10**9
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
+GB = 10**9
 SECONDS = 30  # between two lines where standard error is no terminal
 
 
@@ -82,7 +83,7 @@ class WriteProgress:
             self._bar.update(self._bar.task_ids[0], completed=self.done)
         elif time.monotonic() - self._said >= SECONDS:
             self._said = time.monotonic()
-            text = f"growth: {self.done / 1e9:.1f} of {self.total / 1e9:.1f} GB written"
+            text = f"growth: {self.done / GB:.1f} of {self.total / GB:.1f} GB written"
             print(text, file=sys.stderr, flush=True)
 
 
