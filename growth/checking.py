@@ -66,9 +66,10 @@ class Agreement:
 def check(src: str | Path, dst: str | Path, *, batch: int = 2, length: int = 128, seed: int = 0) -> Agreement:
     """Compare the logits of two language models on `batch` x `length` random tokens.
 
-    src, dst: checkpoint folders; the promise is the one in dst's growth.json, and holds for the source whose
-    fingerprint that has. The figures go into dst's README.md where growth made it of src. Raises Refusal
-    where one cannot be read, their vocabularies differ, or src is not what the promise was made for.
+    src, dst: checkpoints, each a folder or the Hub's; the promise is the one in dst's growth.json, and holds
+    for the source whose fingerprint that has. The figures go into dst's README.md where growth made it of src
+    and it is a folder. Raises Refusal where one cannot be read, their vocabularies differ, or src is not what
+    the promise was made for.
     """
     old, new = Checkpoint(src), Checkpoint(dst)
     V, words = (getattr(model.config, "vocab_size", None) for model in (old, new))

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from growth.record import read_record
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BLOCK = 2**26  # entries that are read at once where a tensor need not be whole
 LARGEST = 2**24  # of one size: a matrix of a thousand times that many entries is beyond any machine
 SIZES = """hidden_size num_hidden_layers num_attention_heads intermediate_size vocab_size
     max_position_embeddings n_inner type_vocab_size""".split()
@@ -103,6 +104,15 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise self._changed(file) from error
 
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """A tensor in consecutive blocks along axis 0, of at most BLOCK entries unless a row has more."""
+        if not (shape := self.shape(name)):
+            yield self.read(name)
+            return
+        step = max(1, BLOCK // max(1, math.prod(shape[1:])))
+        for i in range(0, shape[0], step):
+            yield self.read(name, slice(i, i + step))
+
     def refuse_changed(self) -> None:
         """Raises Refusal where a file is not the one that was there at first."""
         now = self._stamps()
@@ -116,8 +126,9 @@ class Checkpoint:
         config.pop("transformers_version", None)
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name in sorted(self._tensors):
-            stored = self._tensors[name]
-            crc = zlib.crc32(self.read(name).flatten().view(torch.uint8).numpy())  # four times sha256's speed
+            stored, crc = self._tensors[name], 0
+            for block in self.blocks(name):
+                crc = zlib.crc32(block.flatten().view(torch.uint8).numpy(), crc)  # four times sha256's speed
             digest.update(f"{name} {stored.kind} {stored.shape} {crc:08x} ".encode())
         return digest.hexdigest()
 

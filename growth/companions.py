@@ -57,9 +57,8 @@ def copy_companions(src: Path, dst: Path, widths: tuple[int, int] = (0, 0)) -> N
     if (generation := src / GENERATION).exists():
         refuse_odd_generation(src)
         files.append(generation)
+    files += [file for name in (MODULES, *SENTENCE) if (file := src / name).exists()]
     modules = sentence_modules(src, widths)
-    if modules:
-        files += [file for name in (MODULES, *SENTENCE) if (file := src / name).exists()]
     for folder in modules:
         (dst / folder.name).mkdir()  # of some it is all there is
         files += [file for file in sorted(folder.rglob("*")) if not file.is_dir()]

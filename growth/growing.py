@@ -58,7 +58,7 @@ def grow(
     seed: int = 0,
     dry_run: bool = False,
 ) -> Report:
-    """Grow the checkpoint in folder `src` into a larger one in the new folder `dst`.
+    """Grow the checkpoint `src`, a folder or the Hub's, into a larger one in the new folder `dst`.
 
     method          stack | interpolate | net2net | lemon | ligo | mango (see growth.operators)
     hidden_size     width of the residual stream; default: the source's, or num_heads x the head size

@@ -62,7 +62,7 @@ def resolve(src: str | Path) -> Path:
         return Path(got(local_files_only=True))
     except IncompleteSnapshotError as error:
         why = error
-    except OSError:
+    except (OSError, ValueError):  # not there, or under a name that is none
         pass
     raise _refusal(str(src), name, revision, why) from why
 

@@ -99,7 +99,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
 ) -> TrainReport:
-    """Train the language model in folder `model` on text for `steps` steps; save it in folder `out`.
+    """Train the language model `model`, a folder or the Hub's, for `steps` steps; save it in folder `out`.
 
     data, validation   files or folders of UTF-8 text, or Windows. Without `validation`, a twentieth of the
                        data's windows, at most 256, are held out and not trained on

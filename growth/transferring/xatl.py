@@ -53,7 +53,7 @@ def transfer(
     seed: int = 0,
     dry_run: bool = False,
 ) -> Report:
-    """Transfer the checkpoint in folder `src` to an LCI model of the same size in the new folder `dst`.
+    """Transfer the checkpoint `src`, a folder or the Hub's, to an LCI model of its size in folder `dst`.
 
     mixers          retention | mamba | attention, in every layer
     keep_attention  the layers, from 0, that stay attention

@@ -49,6 +49,8 @@ def src(tmp_path):
 
 
 def with_dense(folder):
+    for name in ("1_Pooling", "2_Normalize"):
+        shutil.rmtree(folder / name)
     modules(folder, Pooling=POOLING, Normalize={}, Dense=DENSE)
     save_file({"linear.weight": torch.randn(8, 96)}, folder / "3_Dense" / "model.safetensors")
 
@@ -75,8 +77,6 @@ def test_a_pooling_of_another_width_is_left_alone_whatever_the_name_of_its_width
 
 
 def test_a_module_with_weights_travels_where_the_width_stays(src, tmp_path):
-    shutil.rmtree(src / "1_Pooling")
-    shutil.rmtree(src / "2_Normalize")
     with_dense(src)
     growth.grow(src, tmp_path / "out", method="stack", num_layers=4)
     for name in ("config.json", "model.safetensors"):
@@ -84,8 +84,6 @@ def test_a_module_with_weights_travels_where_the_width_stays(src, tmp_path):
 
 
 def test_a_module_whose_weights_no_longer_fit_is_refused_by_name(src, tmp_path):
-    shutil.rmtree(src / "1_Pooling")
-    shutil.rmtree(src / "2_Normalize")
     with_dense(src)
     message = (
         "3_Dense: expected .* 96, which becomes 120, got model.safetensors of its Dense module; grow the"

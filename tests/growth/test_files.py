@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig
 
 import growth
+from growth import checkpoint as checkpoint_module
 from growth import writing
 from growth.checkpoint import INDEX, Checkpoint, chosen_dtype
 from growth.errors import Refusal
@@ -203,6 +204,14 @@ def test_some_rows_of_a_tensor_are_those_of_the_whole(tmp_path, dtype):
         whole = checkpoint.read(name)
         for rows in (slice(0, 1), slice(5, 17), slice(9, None), slice(3, 3)):
             assert torch.equal(checkpoint.read(name, rows), whole[rows])
+
+
+def test_a_fingerprint_reads_blocks_and_is_that_of_the_whole(source, monkeypatch):
+    checkpoint = Checkpoint(source)
+    whole = checkpoint.fingerprint()
+    monkeypatch.setattr(checkpoint_module, "BLOCK", 200)
+    assert [len(block) for block in checkpoint.blocks("embed_out.weight")] == [2] * 128
+    assert checkpoint.fingerprint() == whole
 
 
 def test_rows_of_a_source_that_vanished_are_refused(tmp_path):

@@ -60,7 +60,7 @@ CONFIG = {
     "compressed": ({"compression_config": {"format": "pack-quantized"}}, "not quantized, got compression"),
     "a kind of nobody": (
         {"model_type": "gpt-neoxx"},
-        "knows by itself, got 'gpt-neoxx'; the nearest is gpt_neox",
+        "got 'gpt-neoxx'; the nearest is gpt_neox",
     ),
     "no kind": ({"model_type": None}, "expected a configuration"),
 }
