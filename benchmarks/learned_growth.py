@@ -18,8 +18,8 @@ from transformers import BertConfig, GPT2Config, GPTNeoXConfig, PreTrainedConfig
 
 import growth
 from growth.adapters import source_adapter
+from growth.checkpoint import Checkpoint
 from growth.demo.corpus import byte_tokenizer, corpus
-from growth.files import Checkpoint
 from growth.loading import load_model, quiet
 from growth.training.curve import evaluate
 from growth.training.data import Windows, collator, tokens

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, GPT2Config, PreTrainedConfig, masking_utils
 
 from growth.adapters import source_adapter
-from growth.files import Checkpoint
+from growth.checkpoint import Checkpoint
 from growth.growing import resized
 from growth.learning import Expansion
 from growth.loading import quiet

@@ -21,7 +21,7 @@ INTERRUPTED = 128 + signal.SIGINT
 UsageError = typer.BadParameter.__base__  # typer has click's exceptions, of its own or click's, and names few
 
 Src = Annotated[
-    str, typer.Argument(metavar="SRC", help="Folder of the trained checkpoint.", show_default=False)
+    str, typer.Argument(metavar="SRC", help="A checkpoint: a folder, or the Hub's name.", show_default=False)
 ]
 Dst = Annotated[str, typer.Argument(metavar="DST", help="New folder for the result.", show_default=False)]
 DryRun = Annotated[

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from growth.adapters import ADAPTERS
 from growth.adapters.table import Adapter
 from growth.card import write_figures
+from growth.checkpoint import Checkpoint
 from growth.errors import refuse
-from growth.files import Checkpoint
 from growth.loading import load_model
 
 # Of the largest logit. A grown weight of 16 bits is a rounded one: measured, 0.2 to 0.75 eps of the largest
@@ -66,9 +66,10 @@ class Agreement:
 def check(src: str | Path, dst: str | Path, *, batch: int = 2, length: int = 128, seed: int = 0) -> Agreement:
     """Compare the logits of two language models on `batch` x `length` random tokens.
 
-    src, dst: checkpoint folders; the promise is the one in dst's growth.json, and holds for the source whose
-    fingerprint that has. The figures go into dst's README.md where growth made it of src. Raises Refusal
-    where one cannot be read, their vocabularies differ, or src is not what the promise was made for.
+    src, dst: checkpoints, each a folder or the Hub's; the promise is the one in dst's growth.json, and holds
+    for the source whose fingerprint that has. The figures go into dst's README.md where growth made it of src
+    and it is a folder. Raises Refusal where one cannot be read, their vocabularies differ, or src is not what
+    the promise was made for.
     """
     old, new = Checkpoint(src), Checkpoint(dst)
     V, words = (getattr(model.config, "vocab_size", None) for model in (old, new))
@@ -102,7 +103,7 @@ def check(src: str | Path, dst: str | Path, *, batch: int = 2, length: int = 128
         most if record.get("lossless") else None,
         first,
     )
-    if record and of_this:
+    if record and of_this and new.path == Path(dst):  # not in the Hub's cache
         write_figures(new.path, str(agreement))
     return agreement
 

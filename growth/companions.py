@@ -1,5 +1,6 @@
-"""What travels with the weights: the tokenizer, whole, and how the model generates."""
+"""What travels with the weights: tokenizer, generation, images' numbers, sentences' vectors."""
 
+import json
 import shutil
 import stat
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from transformers import GenerationConfig
 
 from growth.errors import reason, refuse
-from growth.jsonfile import read_object
+from growth.jsonfile import read_list, read_object
 
 TOKENIZER = (
     "tokenizer.json",
@@ -29,6 +30,11 @@ TOKENIZER = (
     "additional_chat_templates/*.jinja",
 )
 GENERATION = "generation_config.json"
+BESIDE = ("preprocessor_config.json", "processor_config.json")  # how images become numbers
+MODULES = "modules.json"  # of sentence-transformers: what follows the model, a folder each
+SENTENCE = ("sentence_bert_config.json", "config_sentence_transformers.json")
+POOLED = ("word_embedding_dimension", "embedding_dimension")  # the model's width, by its older and newer name
+WEIGHTS = ("safetensors", "bin")
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -37,20 +43,67 @@ def tokenizer_files(folder: Path) -> list[Path]:
     # glob passes over a dangling link where the pattern is a plain name.
     found += [link for name in TOKENIZER if (link := folder / name).is_symlink() and link not in found]
     for file in found:
-        _refuse_unreadable(file)
+        _refuse_unreadable(file, "the tokenizer")
     return found
 
 
-def copy_companions(src: Path, dst: Path) -> None:
-    """Copy what belongs to a tokenizer and to generation; whatever else lies in `src` stays there."""
-    files = tokenizer_files(src)
+def copy_companions(src: Path, dst: Path, widths: tuple[int, int] = (0, 0)) -> None:
+    """Copy what belongs to the tokenizer, to generation and to sentences' vectors; all else stays in `src`.
+
+    widths: the hidden sizes of the model in `src` and of that in `dst`. A pooling module learns of the new
+    one. Raises Refusal where a module's own weights do not fit it.
+    """
+    files = tokenizer_files(src) + [file for name in BESIDE if (file := src / name).exists()]
     if (generation := src / GENERATION).exists():
         refuse_odd_generation(src)
         files.append(generation)
+    files += [file for name in (MODULES, *SENTENCE) if (file := src / name).exists()]
+    modules = sentence_modules(src, widths)
+    for folder in modules:
+        (dst / folder.name).mkdir()  # of some it is all there is
+        files += [file for file in sorted(folder.rglob("*")) if not file.is_dir()]
     for file in files:
+        _refuse_unreadable(file, "the model")
         target = dst / file.relative_to(src)
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)  # not its mode: permissions follow the umask
+    for folder, kind in modules.items():
+        if kind == "Pooling":
+            _widen(dst / folder.name / "config.json", widths)
+
+
+def sentence_modules(folder: Path, widths: tuple[int, int]) -> dict[Path, str]:
+    """The folders of what sentence-transformers puts behind the model, and their kinds; {} where it is none.
+
+    Raises Refusal where one has weights, which are made for a width that is no longer the model's.
+    """
+    if not (file := folder / MODULES).exists():
+        return {}
+    found = {}
+    for module in read_list(file, "path", "type"):
+        name, kind = str(module["path"]), str(module["type"]).rpartition(".")[2]
+        if name == ".." or Path(name).name != name:
+            raise refuse(str(file), "modules in folders beside it", repr(name), "save the model again")
+        if name and (folder / name).is_dir():
+            found[folder / name] = kind
+    old, new = widths
+    for module, kind in found.items():
+        weights = [file for ending in WEIGHTS for file in module.glob(f"*.{ending}")]
+        if weights and old != new:
+            raise refuse(
+                str(module),
+                f"no weights for a hidden size of {old}, which becomes {new}",
+                f"{weights[0].name} of its {kind} module",
+                f"grow the layers alone, or take the module out of {MODULES} and train a new one",
+            )
+    return found
+
+
+def _widen(file: Path, widths: tuple[int, int]) -> None:
+    """Tell a pooling module's configuration the model's new width, where it had the old one."""
+    config = read_object(file)
+    changed = {name: widths[1] for name in POOLED if config.get(name) == widths[0]}
+    file.write_text(json.dumps(config | changed, indent=4))
 
 
 def refuse_odd_generation(folder: Path) -> None:
@@ -65,7 +118,7 @@ def refuse_odd_generation(folder: Path) -> None:
             ) from error
 
 
-def _refuse_unreadable(file: Path) -> None:
+def _refuse_unreadable(file: Path, what: str) -> None:
     why = ""
     try:
         if stat.S_ISREG(file.stat().st_mode):
@@ -75,4 +128,4 @@ def _refuse_unreadable(file: Path) -> None:
     except OSError as error:
         why = error.strerror
     if why:
-        raise refuse(str(file), "a file of the tokenizer", why, "copy it there again, or remove it")
+        raise refuse(str(file), f"a file of {what}", why, "copy it there again, or remove it")

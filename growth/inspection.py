@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from growth.adapters import adapter_of
-from growth.files import Checkpoint
+from growth.checkpoint import Checkpoint
 from growth.plan import Source
 from growth.transferring.xatl import SOURCES
 
 
 def inspect(src: str | Path) -> Iterator[str]:
-    """Lines on the spaces, the tensors and the possible operations of the checkpoint in folder `src`."""
+    """Lines on the spaces, tensors and possible operations of the checkpoint `src`, a folder or the Hub's."""
     checkpoint = Checkpoint(src)
     config = checkpoint.config
     adapter = adapter_of(config, str(src))

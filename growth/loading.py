@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from growth.adapters import ADAPTERS
+from growth.checkpoint import Checkpoint
 from growth.companions import refuse_odd_generation, tokenizer_files
 from growth.errors import reason, refuse
-from growth.files import Checkpoint
+from growth.hub import resolve
 
 
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -29,7 +30,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     try:
         with quiet():
             model, info = auto.from_pretrained(
-                folder,
+                checkpoint.path,
                 dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below
@@ -50,12 +51,13 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The folder's own: without its files transformers would make an empty one of the model's kind."""
-    if not tokenizer_files(Path(folder)):
+    path = resolve(folder)
+    if not tokenizer_files(path):
         raise refuse(
             str(folder), "a tokenizer beside the model", "none", "save it there with save_pretrained"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # damaged files raise whatever the parser that meets them does
         remedy = "save it again"
         raise refuse(str(folder), "a tokenizer that transformers can load", reason(error), remedy) from error

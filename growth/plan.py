@@ -16,7 +16,7 @@ from growth.families import family_of
 from growth.families.table import Entry
 
 if TYPE_CHECKING:
-    from growth.files import Checkpoint
+    from growth.checkpoint import Checkpoint
 
 Origin = Literal["copied", "expanded", "initialised"]
 

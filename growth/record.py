@@ -10,7 +10,7 @@ from growth.jsonfile import read_object
 from growth.plan import Plan
 
 if TYPE_CHECKING:
-    from growth.files import Checkpoint
+    from growth.checkpoint import Checkpoint
 
 RECORD = "growth.json"
 # What is read again of a record, and of each tensor's row in it.
@@ -33,7 +33,7 @@ def new_record(
         "growth": __version__,
         "verb": verb,
         "method": method,
-        "source": str(source.path),
+        "source": source.name,
         "fingerprint": source.fingerprint(),
         "lossless": lossless,
         **settings,

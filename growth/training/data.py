@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from growth.adapters.table import Adapter
+from growth.checkpoint import Checkpoint
 from growth.errors import refuse
-from growth.files import Checkpoint
 from growth.loading import load_tokenizer
 
 # The tokenizer holds about 100 bytes a token: a million characters at a time bound it to about 100 MB.

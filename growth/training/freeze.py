@@ -17,8 +17,8 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from growth.checkpoint import Checkpoint
 from growth.errors import refuse
-from growth.files import Checkpoint
 from growth.record import RECORD
 
 

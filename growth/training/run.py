@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import TrainingArguments
 
+from growth.checkpoint import Checkpoint
 from growth.errors import Refusal, reason, refuse
-from growth.files import Checkpoint
 from growth.folders import publish
 from growth.jsonfile import read_object
 
@@ -81,6 +81,8 @@ def left(run: Path) -> str:
 
 
 def _trained(run: Path) -> str:
+    if not (run / MODEL).is_dir():  # whose name could be that of a model on the Hub
+        return ""
     try:
         Checkpoint(run / MODEL)
     except Refusal:

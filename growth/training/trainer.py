@@ -23,8 +23,8 @@ from transformers import (
 
 from growth.adapters import ADAPTERS
 from growth.card import write_card
+from growth.checkpoint import Checkpoint
 from growth.errors import refuse, refuse_odd_seed
-from growth.files import Checkpoint
 from growth.folders import refuse_existing
 from growth.loading import load_model, load_tokenizer, quiet
 from growth.record import RECORD
@@ -99,7 +99,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
 ) -> TrainReport:
-    """Train the language model in folder `model` on text for `steps` steps; save it in folder `out`.
+    """Train the language model `model`, a folder or the Hub's, for `steps` steps; save it in folder `out`.
 
     data, validation   files or folders of UTF-8 text, or Windows. Without `validation`, a twentieth of the
                        data's windows, at most 256, are held out and not trained on
@@ -156,10 +156,10 @@ def train(
     warmup = steps // 20 if warmup is None else warmup
     rate = cosine(steps, warmup=warmup) if schedule == "cosine" else lemon(steps, warmup=warmup, share=decay)
     save_every = eval_every if save_every is None else save_every
-    frozen = transferred(model) if freeze else []
-    tokenizer = load_tokenizer(model)
+    frozen = transferred(checkpoint.path) if freeze else []
+    tokenizer = load_tokenizer(checkpoint.path)
     adapter = ADAPTERS.get(config.model_type)
-    masked = collator(adapter, model) if adapter else None
+    masked = collator(adapter, checkpoint.path) if adapter else None
     args = TrainingArguments(
         output_dir=str(out) + SUFFIX,
         max_steps=steps,
@@ -220,7 +220,7 @@ def train(
         unfinished(out, args, settings, checkpoint, resume) as last,
         RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
     ):
-        network = load_model(model)
+        network = load_model(checkpoint.path)
         asked = copy.deepcopy(network.config)  # the Trainer turns its cache off, and leaves it off
         held = named_parameters(network, frozen)
         parameters = network.num_parameters()
@@ -265,7 +265,7 @@ def train(
                 "learning rate", "one at which the loss stays finite", learning_rate, "choose a lower one"
             )
         network.config = asked
-        _save(engine, report)
+        _save(engine, report, checkpoint.path)
     return report
 
 
@@ -339,13 +339,13 @@ def _write_companions(folder: Path, tokenizer: PreTrainedTokenizerBase, record: 
         (folder / RECORD).write_text(json.dumps(record | {"lossless": False}, indent=1))
 
 
-def _save(engine: Trainer, report: TrainReport) -> None:
+def _save(engine: Trainer, report: TrainReport, source: Path) -> None:
     folder = Path(engine.args.output_dir) / MODEL
     engine.save_model(str(folder))  # gathers sharded weights, so every process calls it
     if engine.is_world_process_zero():
         (folder / "training_args.bin").unlink()
         (folder / TRAINING).write_text(json.dumps(report.json(), indent=1))
-        first, last, source = report.curve[0], report.curve[-1], Path(report.settings["model"])
+        first, last = report.curve[0], report.curve[-1]
         facts = [
             f"trained by `growth train`, {last.step} steps, on {report.settings['data']}",
             f"validation loss {first.loss:.3f} -> {last.loss:.3f} nats a token; all of it is in {TRAINING}",

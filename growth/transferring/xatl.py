@@ -24,13 +24,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from growth.adapters import source_adapter
 from growth.adapters.lci import LCI
+from growth.checkpoint import Checkpoint
 from growth.engine import named_seed, reader
 from growth.errors import refuse, refuse_odd_seed
-from growth.files import Checkpoint, write_checkpoint
 from growth.folders import refuse_existing, refuse_too_large
 from growth.plan import Plan, Row, Source
 from growth.record import new_record
 from growth.report import Report
+from growth.writing import write_checkpoint
 from lcikernels.models import LCIConfig, LCIForCausalLM
 
 SOURCES = ("gpt_neox",)  # what an LCI model has every part of but the mixers
@@ -52,7 +53,7 @@ def transfer(
     seed: int = 0,
     dry_run: bool = False,
 ) -> Report:
-    """Transfer the checkpoint in folder `src` to an LCI model of the same size in the new folder `dst`.
+    """Transfer the checkpoint `src`, a folder or the Hub's, to an LCI model of its size in folder `dst`.
 
     mixers          retention | mamba | attention, in every layer
     keep_attention  the layers, from 0, that stay attention
@@ -96,8 +97,8 @@ def transfer(
         refuse_too_large(dst, plan.bytes)
         how = {"parameters": parameters, "pattern": config.pattern, "copy": copy, "seed": seed}
         record = new_record("transfer", "xatl", checkpoint, lossless, plan, notes=notes, **how)
-        tensors = transferred(source, plan, empty, seed)
-        write_checkpoint(dst, config, tensors, plan.rows, checkpoint, record)
+        made = transferred(source, plan, empty, seed)
+        write_checkpoint(dst, config, made, plan.rows, checkpoint, record)
     return Report(
         Path(src),
         None if dry_run else Path(dst),
@@ -215,8 +216,8 @@ def _why(weight: str, letter: str) -> str:
 
 def transferred(
     source: Source, plan: Plan, empty: PreTrainedModel, seed: int
-) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the LCI model, not rounded yet."""
+) -> Iterator[tuple[Row, tuple[Tensor]]]:
+    """Every tensor of the LCI model, whole, not rounded yet."""
     read, heads = reader(source), source.config.num_attention_heads
     table = LCI.table(empty.config)
     fresh: dict[str, Tensor] = {}
@@ -229,7 +230,8 @@ def transferred(
             if row.name not in fresh:
                 fresh = dict(initialised(empty, ".".join(row.name.split(".")[:4]), seed))
             x = fresh[row.name]
-        yield row.name, x
+        yield row, (x,)
+        del x
 
 
 def initialised(empty: PreTrainedModel, path: str, seed: int) -> Iterator[tuple[str, Tensor]]:

@@ -11,8 +11,8 @@ from growth.adapters import ADAPTERS
 from growth.adapters.gpt2 import GPT2
 from growth.adapters.gpt_neox import GPT_NEOX
 from growth.adapters.lci import LCI
+from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
-from growth.files import Checkpoint
 from growth.inspection import inspect
 from growth.loading import load_model
 from growth.plan import Source

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import growth
 from growth.adapters import source_adapter
+from growth.checkpoint import Checkpoint
 from growth.engine import grown
 from growth.errors import Refusal
-from growth.files import Checkpoint
 from growth.growing import resized
 from growth.learning import Expansion, step_flops
 from growth.loading import load_model

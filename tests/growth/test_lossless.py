@@ -8,8 +8,8 @@ from checkpoints import FAMILIES, bert
 
 import growth
 from growth.adapters import source_adapter
+from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
-from growth.files import Checkpoint
 from growth.growing import resized
 from growth.loading import load_model
 from growth.operators import OPERATORS

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import growth
+from growth.checkpoint import INDEX, Checkpoint
 from growth.errors import Refusal
-from growth.files import INDEX, Checkpoint
 
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
 
@@ -57,6 +57,11 @@ CONFIG = {
     "an eps below zero": ({"layer_norm_eps": -1.0}, "layer_norm_eps: expected at least 0, and finite"),
     "an eps of nothing": ({"layer_norm_eps": float("nan")}, "layer_norm_eps: expected at least 0"),
     "quantized": ({"quantization_config": {"quant_method": "gptq"}}, "that is not quantized"),
+    "compressed": ({"compression_config": {"format": "pack-quantized"}}, "not quantized, got compression"),
+    "a kind of nobody": (
+        {"model_type": "gpt-neoxx"},
+        "got 'gpt-neoxx'; the nearest is gpt_neox",
+    ),
     "no kind": ({"model_type": None}, "expected a configuration"),
 }
 
@@ -66,6 +71,25 @@ def test_a_configuration_that_cannot_be_is_refused(src, refused, name):
     values, message = CONFIG[name]
     change(src / "config.json", **values)
     refused(message)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_adapter_is_to_be_merged_first(src, refused, whole):
+    """Beside the weights of its base model, too: without it these are another model."""
+    (src / "adapter_config.json").write_text("{}")
+    growth.grow(src, src.parent / "out", method="lemon", num_layers=4)  # nothing is left of the adapter
+    shutil.rmtree(src.parent / "out")
+    (src / "adapter_model.safetensors").touch()
+    if not whole:
+        (src / "config.json").unlink()
+        (src / "model.safetensors").unlink()
+    refused("expected a whole model, got an adapter .*; merge it into its base model .* merge_and_unload")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.gguf"])
+def test_weights_in_another_format_are_named(src, refused, name):
+    (src / "model.safetensors").rename(src / name)
+    refused(f"expected a safetensors file, got {name} alone; .* save it with save_pretrained")
 
 
 @pytest.mark.parametrize(

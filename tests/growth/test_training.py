@@ -358,7 +358,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
 def test_nothing_that_was_trained_is_lost_where_finishing_fails(folder, tmp_path, monkeypatch, whole, lost):
     out, save = tmp_path / "out", trainer._save
 
-    def failing(engine, report):
+    def failing(engine, report, source):
         if lost == "the place":
             (tmp_path / "out").mkdir()
             (tmp_path / "out/job.log").write_text("another program's")
@@ -367,7 +367,7 @@ def test_nothing_that_was_trained_is_lost_where_finishing_fails(folder, tmp_path
         if lost in ("all but the checkpoints", "an epoch's last"):
             (tmp_path / "out.unfinished/model/model.safetensors").write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(engine, report)
+        save(engine, report, source)
 
     settings = SAVING if lost != "an epoch's last" else SAVING | {"batch_size": 45}  # 8 steps are 2 epochs
     with monkeypatch.context() as patch, pytest.raises(Refusal) as refusal:

@@ -8,7 +8,7 @@ from checkpoints import neox
 from transformers import AutoModelForCausalLM
 
 import growth
-from growth.files import Checkpoint
+from growth.checkpoint import Checkpoint
 
 
 @pytest.mark.parametrize(

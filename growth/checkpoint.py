@@ -1,37 +1,43 @@
-"""Checkpoints as folders of safetensors: read one tensor at a time, written all at once or not at all."""
+"""Checkpoints as folders of safetensors: read one tensor, or some rows of it, at a time."""
 
+import difflib
 import hashlib
 import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from growth.card import made, write_card
-from growth.companions import copy_companions
 from growth.errors import reason, refuse
-from growth.folders import named_folder, staged
+from growth.hub import resolve
 from growth.jsonfile import read_object
-from growth.plan import Row
-from growth.record import RECORD, read_record
+from growth.record import read_record
 
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 5 * 10**9
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BLOCK = 2**26  # entries that are read at once where a tensor need not be whole
 LARGEST = 2**24  # of one size: a matrix of a thousand times that many entries is beyond any machine
 SIZES = """hidden_size num_hidden_layers num_attention_heads intermediate_size vocab_size
     max_position_embeddings n_inner type_vocab_size""".split()
+QUANTIZED = ("quantization_config", "compression_config")
+OTHER_FORMATS = ("pytorch_model*.bin", "tf_model.h5", "flax_model.msgpack", "*.gguf")
 STEADY = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "initializer_range")
+
+
+def chosen_dtype(name: str | None) -> str | None:
+    """The name of a dtype to write in, None for each tensor's own; a refusal for any other."""
+    names = [str(dtype).removeprefix("torch.") for dtype in DTYPES.values()]
+    if name is not None and name not in names:
+        raise refuse("dtype", f"one of {', '.join(names)}", name, "leave it out to keep the source's")
+    return name
 
 
 class Stored(NamedTuple):
@@ -43,10 +49,13 @@ class Stored(NamedTuple):
 
 
 class Checkpoint:
-    """A folder in the Hugging Face format. Tensors are read one by one; nothing else is held in memory."""
+    """A folder in the Hugging Face format, or a model of the Hub. Tensors are read one by one, none is kept.
 
-    def __init__(self, path: str | Path):
-        self.path = named_folder(path, "checkpoint")
+    name: what was asked for, a folder or the Hub's owner/name. path: the folder that it is in.
+    """
+
+    def __init__(self, src: str | Path):
+        self.name, self.path = str(src), resolve(src)
         self.config = _config(self.path)
         self._tensors = _tensors(self.path)
         self._found = self._stamps()
@@ -86,13 +95,23 @@ class Checkpoint:
                     "save the model again in one of these; quantized weights are restored to it first",
                 )
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor, or these rows of it, along axis 0: the rest of the file is not touched."""
         file = self._tensors[name].file
         try:
             with safe_open(file, "pt") as tensors:
-                return tensors.get_tensor(name)
+                return tensors.get_tensor(name) if rows is None else tensors.get_slice(name)[rows]
         except (SafetensorError, OSError) as error:
             raise self._changed(file) from error
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """A tensor in consecutive blocks along axis 0, of at most BLOCK entries unless a row has more."""
+        if not (shape := self.shape(name)):
+            yield self.read(name)
+            return
+        step = max(1, BLOCK // max(1, math.prod(shape[1:])))
+        for i in range(0, shape[0], step):
+            yield self.read(name, slice(i, i + step))
 
     def refuse_changed(self) -> None:
         """Raises Refusal where a file is not the one that was there at first."""
@@ -107,8 +126,9 @@ class Checkpoint:
         config.pop("transformers_version", None)
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name in sorted(self._tensors):
-            stored = self._tensors[name]
-            crc = zlib.crc32(self.read(name).flatten().view(torch.uint8).numpy())  # four times sha256's speed
+            stored, crc = self._tensors[name], 0
+            for block in self.blocks(name):
+                crc = zlib.crc32(block.flatten().view(torch.uint8).numpy(), crc)  # four times sha256's speed
             digest.update(f"{name} {stored.kind} {stored.shape} {crc:08x} ".encode())
         return digest.hexdigest()
 
@@ -137,13 +157,22 @@ def _config(path: Path) -> PreTrainedConfig:
     import lcikernels.models  # noqa: F401  - registers its configuration with AutoConfig
 
     file = path / "config.json"
+    _refuse_adapter(path)
     if not os.path.isfile(file):  # false, too, where a name is too long or a link leads to itself
         there = os.path.exists(path)
         got = "a folder without it" if os.path.isdir(path) else "a file" if there else "nothing there"
         raise refuse(
             str(path), "a checkpoint folder with config.json", got, "name a folder that save_pretrained wrote"
         )
-    read_object(file)
+    kind = read_object(file).get("model_type")
+    if isinstance(kind, str) and kind not in CONFIG_MAPPING:
+        (nearest,) = difflib.get_close_matches(kind, CONFIG_MAPPING.keys(), 1, cutoff=0)
+        raise refuse(
+            f"{file}: model_type",
+            "one that transformers knows by itself",
+            repr(kind),
+            f"the nearest is {nearest}; Python code that comes with a checkpoint is not run",
+        )
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # a value of a wrong type or size raises whatever the code that it meets does
@@ -153,9 +182,10 @@ def _config(path: Path) -> PreTrainedConfig:
             reason(error),
             "mend the file; Python code that comes with a checkpoint is not run",
         ) from error
-    if getattr(config, "quantization_config", None):
-        remedy = "dequantize the model, or remove that entry where its weights are floats"
-        raise refuse(str(file), "a model that is not quantized", "quantization_config", remedy)
+    for name in QUANTIZED:
+        if getattr(config, name, None):
+            remedy = "dequantize the model, or remove that entry where its weights are floats"
+            raise refuse(str(file), "a model that is not quantized", name, remedy)
     for name in STEADY:
         if not 0 <= getattr(config, name, 0.0) < math.inf:
             remedy = "check that it belongs to these weights"
@@ -168,9 +198,20 @@ def _config(path: Path) -> PreTrainedConfig:
     return config
 
 
+def _refuse_adapter(path: Path) -> None:
+    alone = not os.path.exists(path / "config.json")
+    if os.path.exists(path / "adapter_config.json") and (alone or any(path.glob("adapter_model.*"))):
+        raise refuse(
+            str(path),
+            "a whole model",
+            "an adapter (adapter_config.json)",
+            "merge it into its base model first, with peft's merge_and_unload, and save that",
+        )
+
+
 def _tensors(path: Path) -> dict[str, Stored]:
     """Every tensor by its name; each file is opened once, so a damaged one is found before any work."""
-    file, index = path / "model.safetensors", path / INDEX
+    file, index = path / WEIGHTS, path / INDEX
     if file.exists() or not index.exists():  # where both are, transformers reads the one file
         return _header(file)
     where = read_object(index, "weight_map")["weight_map"]
@@ -193,11 +234,13 @@ def _tensors(path: Path) -> dict[str, Stored]:
 
 def _header(file: Path) -> dict[str, Stored]:
     if not os.path.isfile(file):
+        others = sorted(x.name for form in OTHER_FORMATS for x in file.parent.glob(form))
+        got = "something else" if os.path.exists(file) else "none there"
         raise refuse(
             str(file),
             "a safetensors file",
-            "something else" if os.path.exists(file) else "none there",
-            "download the checkpoint again, or save it with save_pretrained(safe_serialization=True)",
+            f"{others[0]} alone" if others and file.name == WEIGHTS else got,
+            "download the checkpoint again, or load it with transformers and save it with save_pretrained",
         )
     try:
         with safe_open(file, "pt") as tensors:
@@ -210,75 +253,3 @@ def _header(file: Path) -> dict[str, Stored]:
             f"{file.stat().st_size} bytes that end early or are damaged ({reason(error)})",
             "copy or download it again",
         ) from error
-
-
-class Writer:
-    """Safetensors shards of a bounded size, with the index that transformers reads."""
-
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES):
-        self.folder, self.shard_bytes = folder, shard_bytes
-        self._pending: dict[str, Tensor] = {}
-        self._shards: list[list[str]] = []
-        self._bytes = self._total = 0
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Raises Refusal where a number is not finite in the tensor's dtype."""
-        if tensor.numel() and not all(x.isfinite() for x in tensor.aminmax()):
-            raise refuse(
-                name,
-                f"finite numbers in {str(tensor.dtype).removeprefix('torch.')}",
-                "others",
-                "look for such numbers in the source, or for a learning rate that was too high; "
-                "what grows beyond float16 fits into bfloat16",
-            )
-        size = tensor.numel() * tensor.element_size()
-        if self._pending and self._bytes + size > self.shard_bytes:
-            self._flush()
-        self._pending[name] = tensor.contiguous()
-        self._bytes += size
-        self._total += size
-
-    def _flush(self) -> None:
-        save_file(self._pending, self.folder / f"{len(self._shards)}.part", metadata={"format": "pt"})
-        self._shards.append(list(self._pending))
-        self._pending, self._bytes = {}, 0
-
-    def close(self) -> None:
-        self._flush()
-        N = len(self._shards)
-        files = [
-            f"model-{i + 1:05d}-of-{N:05d}.safetensors" if N > 1 else "model.safetensors" for i in range(N)
-        ]
-        for i, file in enumerate(files):
-            os.rename(self.folder / f"{i}.part", self.folder / file)
-        if N > 1:
-            where = {name: file for names, file in zip(self._shards, files, strict=True) for name in names}
-            index = {"metadata": {"total_size": self._total}, "weight_map": where}
-            (self.folder / INDEX).write_text(json.dumps(index, indent=2))
-
-
-def write_checkpoint(
-    dst: str | Path,
-    config: PreTrainedConfig,
-    tensors: Iterator[tuple[str, Tensor]],
-    rows: Sequence[Row],
-    source: Checkpoint,
-    record: dict,
-) -> None:
-    """Configuration, a tensor for each row, growth.json, a card, the source's tokenizer: all, or nothing.
-
-    tensors: by the rows' names and in their order; each is rounded to its row's dtype here, and only here.
-    """
-    console = Console(stderr=True)
-    with staged(dst) as folder:
-        copy_companions(source.path, folder)
-        config.save_pretrained(folder)
-        writer = Writer(folder)
-        live = {"console": console, "transient": True, "disable": not console.is_terminal}
-        for row, (name, tensor) in zip(rows, track(tensors, str(dst), len(rows), **live), strict=True):
-            assert name == row.name
-            writer.add(name, tensor.to(getattr(torch, row.dtype)))
-        source.refuse_changed()
-        writer.close()
-        (folder / RECORD).write_text(json.dumps(record, indent=1))
-        write_card(folder, Path(dst).absolute().name, source.path, config, *made(record))
