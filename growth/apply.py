@@ -1,7 +1,7 @@
 """Maps applied to tensors: what producers write, what readers read, what readers cannot see.
 
-Copies are applied run by run, at the speed of a copy: a run is a stretch of the wide wire that is a stretch of
-the narrow one, or no copy at all.
+Copies are applied run by run, at the speed of a copy: a run is a stretch of the wide wire that is a stretch
+of the narrow one, or no copy at all.
 """
 
 from functools import lru_cache

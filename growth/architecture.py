@@ -31,8 +31,8 @@ class Wire(NamedTuple):
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor; `wires` names its axes. Each is written along, but for axis `reads`, the last where there is
-    one: a matrix is [written, read], a table [row, written], a vector [written].
+    """One tensor; `wires` names its axes. Each is written along, but where it `reads` the last one: a matrix
+    is [written, read], a table [row, written], a vector [written].
 
     scale: the model multiplies the tensor by it.
     """
@@ -251,6 +251,7 @@ class Architecture:
         return {name: wire for name, wire in self.wires.items() if not wire.fixed}
 
     def table(self, name: str) -> Table:
+        """The table that a tied head shares."""
         return next(op for op in self.ops if isinstance(op, Table) and op.name == name)
 
     @property

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from growth.adapters import ADAPTERS
-from growth.adapters.lci import LCI
+from growth.families import auto_of
 
 CARD = "README.md"
 BEGIN, END = "<!-- growth check -->", "<!-- growth check ends -->"
@@ -39,9 +38,8 @@ def write_card(
 
     facts: a line each on how it came to be; outlook: what to expect of it; figures: what was measured.
     """
-    base, ours = base_model(source), config.model_type == LCI.model_type
-    adapter = ADAPTERS.get(config.model_type)
-    auto = adapter.auto.__name__ if adapter else "AutoModelForCausalLM"
+    base, ours = base_model(source), config.model_type == "lci"
+    auto = auto_of(config).__name__
     load = LOAD.format(auto=auto, name=json.dumps(name), trust=", trust_remote_code=True" if ours else "")
     head = f"base_model: {json.dumps(base)}\n{licence(source)}library_name: transformers\ntags:\n- growth\n"
     listed = "\n".join(f"* {fact}" for fact in (f"base model: {base}", *facts))

@@ -34,8 +34,7 @@ class Copy:
     tensor: str
 
     def __call__(self, source: Source) -> Iterator[Tensor]:
-        for rows in blocks(source.checkpoint.shape(self.tensor)):
-            yield source.checkpoint.read(self.tensor, rows)
+        return source.checkpoint.blocks(self.tensor)
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,15 @@ class Expand:
             x = source.raw(weight.name, None)
         else:
             row = self.maps.depth[weight.name][self.layer]
-            olds = ((w, source.raw(weight.name, j)) for j, w in row)
-            if len(row) == 1 and row[0][1] == 1.0:
-                _, x = next(olds)
+            if [w for _, w in row] == [1.0]:
+                x = source.raw(weight.name, row[0][0])
             else:
-                zero = torch.zeros(self.old.shape(weight))
-                x = sum((w * apply.exact(x) for w, x in olds), zero)
-            factor = weight.scale / self._wide(weight).scale
+                any_layer = next(j for name, j in source.place if name == weight.name)
+                zero = torch.zeros_like(source.read(weight.name, any_layer))
+                x = sum((w * source.read(weight.name, j) for j, w in row), zero)
+            if constants := self.maps.constants.get(weight.name):
+                x = apply.exact(x) + constants[self.layer]
+        factor = self._scale_in(self.old, weight) / weight.scale
         return x if factor == 1.0 else apply.exact(x) * factor
 
     def expanded(self, x: Tensor, weight: Weight, rows: slice | None = None) -> Tensor:
@@ -104,10 +105,10 @@ class Expand:
         fresh = torch.randn(shape, dtype=dtype, generator=generator)
         return apply.unseen(of, fresh.mul_(self.old.init_std * of.noise))
 
-    def _wide(self, weight: Weight) -> Weight:
-        """The same weight of the target."""
-        weights = self.new.outside if self.layer is None else self.new.layered.values()
-        return next(x for x in weights if x.name == weight.name)
+    def _scale_in(self, model: Architecture, weight: Weight) -> float:
+        """What that model multiplies the weight with."""
+        weights = model.outside if self.layer is None else model.layered.values()
+        return next(x.scale for x in weights if x.name == weight.name)
 
     def layers(self, weight: Weight) -> list[int | None]:
         """The old layers that take part."""
@@ -126,7 +127,7 @@ class Expand:
             one = [w for _, w in self.maps.depth[weight.name][self.layer]] == [1.0]
             if not one or weight.name in self.maps.mixed or weight.name in self.maps.constants:
                 return False
-        return weight.scale == self._wide(weight).scale
+        return weight.scale == self._scale_in(self.old, weight)
 
 
 def plan_growth(

@@ -1,6 +1,5 @@
 """The verb `grow`: a checkpoint and a method in, a larger checkpoint out."""
 
-import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -11,7 +10,6 @@ from torch.distributed import is_torchelastic_launched
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig
 
-from growth.architecture import Architecture
 from growth.checkpoint import Checkpoint, chosen_dtype
 from growth.engine import made, plan_growth
 from growth.errors import refuse, refuse_odd_seed
@@ -57,8 +55,8 @@ def grow(
     dry_run     plan only; `dst` may be left out then
 
     Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the
-    source cannot be read, the target is smaller or does not divide into heads, `dst` exists, a lossless method
-    would lose something, the data do not fit the model or fill no batch, or learning diverges.
+    source cannot be read, the target is smaller or does not divide into heads, `dst` exists, a lossless
+    method would lose something, the data do not fit the model or fill no batch, or learning diverges.
     """
     method = method_of(method)
     if is_torchelastic_launched():
@@ -79,7 +77,7 @@ def grow(
     old, new = source.model.architecture, target.architecture
     if not dry_run:
         itemsize = max(source.checkpoint.dtype(name).itemsize for name in source.on_disk.values())
-        refuse_too_large(dst, new.parameters * (kept.itemsize if kept else itemsize))
+        refuse_too_large(dst, new.parameters * (getattr(torch, kept).itemsize if kept else itemsize))
     maps = method.maps(old, new, seed)
     losses = lost(old, new, maps)
     if method.lossless and losses and not allow_lossy:
@@ -94,8 +92,7 @@ def grow(
             operator = Expansion(method.operator(source, old, new, maps, seed), source, target)
     plan = plan_growth(source, target, maps, seed, operator.recipe if operator else None)
     if kept:
-        name = str(kept).removeprefix("torch.")
-        plan = replace(plan, rows=tuple(replace(row, dtype=name) for row in plan.rows))
+        plan = replace(plan, rows=tuple(replace(row, dtype=kept) for row in plan.rows))
     config.architectures = [target.written_as]
     config.dtype = plan.rows[0].dtype
     lossless, flops = not losses and not method.learned, 0  # learning leaves the lossless start
@@ -176,6 +173,12 @@ def _write(
     # Copying counts no operations; dense maps do, and the counter slows small tensors down fivefold.
     with FlopCounterMode(display=False) if method.learned else nullcontext() as counter:
         write_checkpoint(
-            dst, target.config, made(plan, source), plan.rows, source.checkpoint, record, shard_bytes=shard_bytes
+            dst,
+            target.config,
+            made(plan, source),
+            plan.rows,
+            source.checkpoint,
+            record,
+            shard_bytes=shard_bytes,
         )
     return flops + (counter.get_total_flops() if counter else 0)

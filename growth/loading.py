@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from growth.adapters import ADAPTERS
 from growth.checkpoint import Checkpoint
 from growth.companions import refuse_odd_generation, tokenizer_files
 from growth.errors import reason, refuse
+from growth.families import model_of
 from growth.hub import resolve
 
 
@@ -21,12 +21,12 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     Raises Refusal where a tensor is missing, unknown, or of another shape or no float's dtype.
     """
     checkpoint = Checkpoint(folder)
-    adapter = ADAPTERS.get(checkpoint.config.model_type)
+    seen = model_of(checkpoint.config, checkpoint.names)
     checkpoint.refuse_other_dtypes(
-        name for name in checkpoint.names if not adapter or adapter.named(name) is not None
+        name for name in checkpoint.names if not seen or seen.named(name) is not None
     )
     refuse_odd_generation(checkpoint.path)
-    auto = adapter.auto if adapter else AutoModelForCausalLM
+    auto = seen.auto if seen else AutoModelForCausalLM
     try:
         with quiet():
             model, info = auto.from_pretrained(
@@ -38,8 +38,8 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
             )
     except ValueError as error:  # a kind of model that has no language model, above all
         raise refuse(str(folder), "a language model", reason(error), "name another checkpoint") from error
-    if adapter:
-        info["unexpected_keys"] = {name for name in info["unexpected_keys"] if adapter.named(name)}
+    if seen:
+        info["unexpected_keys"] = {name for name in info["unexpected_keys"] if seen.named(name)}
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             names = f"{kind} {sorted(map(str, info[kind]))}"

@@ -137,7 +137,7 @@ def tied(op: Tied, of: _Wires) -> str | None:
     before, after = of.old.table(op.table), of.new.table(op.table)
     if of.same(op.reads, before.writes):
         return None
-    head = next(x for x in of.new.ops if x.name == op.name)
+    head = next(x for x in of.new.ops if isinstance(x, Tied))
     unit, reader = of.probe(op.reads), of.probe(op.reads, 1)
     row = of.write(before.writes, reader) * (before.scale / after.scale)
     if close(head.scale * (row @ of.write(op.reads, unit)), op.scale * (reader @ unit)):
@@ -200,14 +200,15 @@ def attention(op: Attention, of: _Wires) -> str | None:
     if None in (query, key, value, mixed):
         return f"attention: the heads of {op.query} and {op.key} are mixed, not copied"
     (Q, G), (P, H) = ((model.wires[op.query].units, model.wires[op.key].units) for model in (of.old, of.new))
-    n, m = Q // G, P // H
-    heads = [(q, key[t // m]) for t, q in enumerate(query)] if P % H == 0 else [(0, -1)]
-    fits = (
-        all(k == q // n if q >= 0 else k < 0 or not getattr(of.map(op.mixed), "noise", 0.0) for q, k in heads)
-        and (key, query) == (value, mixed)
-        and all(units == query for units in along)
-        and of.scale(op.value) == of.scale(op.mixed)
-    )
+    own = of.old.wires[op.value].units == Q  # a value for each head of query
+    fits = P % H == 0 and query == mixed and all(units == query for units in along)
+    fits = fits and of.scale(op.value) == of.scale(op.mixed)
+    for t, q in enumerate(query if fits else ()):
+        k, v = key[t // (P // H)], value[t if own else t // (P // H)]
+        if q >= 0:
+            fits = fits and k == q // (Q // G) and v == (q if own else q // (Q // G))
+        else:
+            fits = fits and (v < 0 or not getattr(of.map(op.mixed), "noise", 0.0))
     if fits:
         return None
     return f"attention: {P} query heads do not divide among {H} key and value heads as {Q} do among {G}"

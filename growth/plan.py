@@ -13,7 +13,6 @@ from torch import Tensor
 from growth.apply import exact
 from growth.errors import refuse
 from growth.families import family_of
-from growth.families.table import Entry
 
 if TYPE_CHECKING:
     from growth.checkpoint import Checkpoint
@@ -58,7 +57,7 @@ class Source:
         """Two names for one weight hold the same values: an older name, or a head that is tied."""
         tied = self.model.tied
         for name in self.checkpoint.names:
-            named = self.family.named(name)
+            named = self.model.named(name)
             twin = self.on_disk.get(tied.get(named, named))
             if twin in (None, name) or torch.equal(self.checkpoint.read(name), self.checkpoint.read(twin)):
                 continue

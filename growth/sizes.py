@@ -94,7 +94,9 @@ def resized(model: Model, wanted: Sizes, order: Order) -> PreTrainedConfig:
 
 
 def _mixing(model: Model) -> Attention | None:
-    return next((op for op in model.architecture.all_ops if isinstance(op, Attention)), None)
+    """Softmax attention, if there is any."""
+    ops, queries = model.architecture.all_ops, {f"{prefix}query.{{}}" for prefix in model.architecture.stacks}
+    return next((op for op in ops if isinstance(op, Attention) and op.query in queries), None)
 
 
 def _head(model: Model) -> int:

@@ -1,16 +1,29 @@
 """Families of checkpoints: a table each."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 
-from transformers import PreTrainedConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+)
 
 from growth.errors import refuse
+from growth.families.encoders import ENCODERS
 from growth.families.gpt2 import GPT2
 from growth.families.gpt_neox import GPT_NEOX
+from growth.families.lci import LCI
 from growth.families.llama import LLAMAS
-from growth.families.table import Family
+from growth.families.table import Family, Model
 
-FAMILIES = {family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMAS)}
+FAMILIES = {family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMAS, *ENCODERS, LCI)}
 
 
 def family_of(config: PreTrainedConfig, where: str) -> Family:
@@ -20,3 +33,31 @@ def family_of(config: PreTrainedConfig, where: str) -> Family:
     near = get_close_matches(config.model_type, FAMILIES, 1, 0.5)
     remedy = f"the nearest is {near[0]}" if near else "no table knows its tensors yet"
     raise refuse(where, f"a checkpoint of one of: {', '.join(FAMILIES)}", config.model_type, remedy)
+
+
+def model_of(config: PreTrainedConfig, names: Iterable[str]) -> Model | None:
+    """A checkpoint with these tensors, seen through its family; None where no family knows it."""
+    family = FAMILIES.get(config.model_type)
+    return family and family.model(config, family.parts_of(names))
+
+
+AUTOS = (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForImageClassification,
+    AutoModel,
+)
+
+
+def auto_of(config: PreTrainedConfig) -> type:
+    """The auto class that loads the class which config.json names; that of causal models where it names none."""
+    named = (getattr(config, "architectures", None) or [""])[0]
+    for auto in AUTOS:
+        classes = auto._model_mapping.get(type(config), ())
+        if named in [x.__name__ for x in (classes if isinstance(classes, tuple) else (classes,))]:
+            return auto
+    return AutoModelForCausalLM

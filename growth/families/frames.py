@@ -48,8 +48,8 @@ class Frame:
         stream = ("residual", "normed", "gain", "branch", "branch_gain", "final", "final_gain")
         size = self.head_dim or self.hidden // self.heads
         queries, keys = Wire(self.heads, size), Wire(self.kv_heads or self.heads, size)
-        inner = {name: queries for name in ("query", "query_raw", "query_gain", "mixed")}
-        inner |= {name: keys for name in ("key", "key_raw", "key_gain", "value")}
+        inner = dict.fromkeys(("query", "query_raw", "query_gain", "mixed"), queries)
+        inner |= dict.fromkeys(("key", "key_raw", "key_gain", "value"), keys)
         inner["ffn"] = Wire(self.ffn)
         own = {f"{self.prefix}{name}.{{}}": wire for name, wire in inner.items()}
         return {name: Wire(self.hidden) for name in stream} | own | {"head": Wire(size, fixed=True)}

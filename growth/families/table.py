@@ -27,7 +27,7 @@ class Stored:
     name      of the module there, without ".weight"; of a tensor, with it
     layout    einops, from the disk to the weight, "" where that is as it is. Of a fused tensor it puts the
               weights on a first axis `part`; `h` is the number of heads. Without one they lie side by side
-    bias      the layout of a fused bias
+    bias      the layout of the bias
     lengths   of axes that the pattern cannot tell: the fields of the configuration that hold them
     offset    what is stored is so much less than the weight: 1 for a gain that is stored as w - 1
     """
@@ -55,18 +55,14 @@ class Entry:
     def from_disk(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.offset:
             x = x.double() + self.offset  # in float32, 1 + w would round w
-        if not self.layout:
-            return x.split(self.sizes) if len(self.sizes) > 1 else (x,)
-        x = rearrange(x, self.layout, **dict(self.lengths))
-        return tuple(x) if self.fused else (x,)
+        if self.layout:
+            x = rearrange(x, self.layout, **dict(self.lengths))
+        return tuple(x) if self.fused else x.split(self.sizes)
 
     def to_disk(self, weights: Iterable[Tensor]) -> Tensor:
-        weights = tuple(weights)
-        if not self.layout:
-            x = torch.cat(weights) if len(weights) > 1 else weights[0]
-        else:
+        x = torch.stack([*weights]) if self.fused else torch.cat([*weights])
+        if self.layout:
             disk, inside = self.layout.split("->")
-            x = torch.stack(weights) if self.fused else weights[0]
             x = rearrange(x, f"{inside}->{disk}", **dict(self.lengths))
         return x - self.offset if self.offset else x
 
@@ -108,7 +104,8 @@ class Family:
     architecture  of a configuration and the parts that a checkpoint has
     names         weights' modules, several where they are fused, or one weight -> how they lie on disk
     fields        the sizes' names in the configuration
-    parts         what a checkpoint may have or not -> a tensor by which it is known
+    parts         what a checkpoint may have or not -> the tensors by which it is known, those with "!" by
+                  their absence
     auto          the auto class of a checkpoint with these parts
     probe         the kind of input that a model of the family takes: "tokens", "images" or "pairs" of tokens
     accepts       refuses what the architecture does not compute
@@ -118,6 +115,8 @@ class Family:
     memory        patterns of names in memory, which some versions write too -> the table's names
     older         patterns of what older files write -> what stands there now
     ignored       patterns of what the model does not use
+    surplus       of some parts, patterns of what a model that has them does not use
+    bare          the prefix that a model without a head leaves out of its names
     numbered      the setting, if any, under which a layer's number enters what it computes
     learns        can it learn from windows of text?
     """
@@ -126,7 +125,7 @@ class Family:
     architecture: Callable[[PreTrainedConfig, Parts], Architecture]
     names: Mapping[str | tuple[str, ...], Stored]
     fields: Fields = Fields()
-    parts: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     auto: Callable[[Parts], type] = lambda parts: AutoModelForCausalLM
     probe: str = "tokens"
     accepts: Callable[[PreTrainedConfig], None] = nothing
@@ -136,6 +135,8 @@ class Family:
     memory: Mapping[str, str] = field(default_factory=dict)
     older: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    surplus: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    bare: str = ""
     numbered: str = ""
     learns: bool = True
 
@@ -143,12 +144,19 @@ class Family:
         """The table's name of a tensor on disk, None where the model does not use it."""
         for pattern, now in (self.older | self.memory).items():
             name = re.sub(pattern, now, name)
-        return None if any(re.fullmatch(pattern, name) for pattern in self.ignored) else name
+        return None if _fits(name, self.ignored) else name
 
     def parts_of(self, names: Iterable[str]) -> Parts:
         """What a checkpoint with these tensors has."""
         found = {self.named(name) for name in names}
-        return frozenset(part for part, tensor in self.parts.items() if tensor in found)
+        for part, patterns in self.surplus.items():
+            if found.issuperset(self.parts[part]):
+                found = {name for name in found if not _fits(name, patterns)}
+        return frozenset(
+            part
+            for part, tensors in self.parts.items()
+            if all((name[1:] not in found) if name[0] == "!" else (name in found) for name in tensors)
+        )
 
     def model(self, config: PreTrainedConfig, parts: Parts = frozenset()) -> "Model":
         """Raises Refusal where the table does not compute what the configuration says."""
@@ -163,10 +171,28 @@ class Model:
         self.family, self.config, self.parts = family, config, parts
         self.architecture = family.architecture(config, parts)
         self.tied = dict(family.tied) if config.tie_word_embeddings else {}
+        # A model that is its own base has no prefix to tell it by.
+        self.bare = family.bare if not parts - {"pooler"} else ""
 
     @property
     def auto(self) -> type:
+        """The auto class that loads such a checkpoint."""
         return self.family.auto(self.parts)
+
+    @property
+    def written_as(self) -> str:
+        """The class whose tensors the table has, as config.json names it."""
+        named, known = getattr(self.config, "architectures", None) or [], self.auto._model_mapping
+        classes = known[type(self.config)]
+        names = [x.__name__ for x in (classes if isinstance(classes, tuple) else (classes,))]
+        return next((name for name in named if name in names), names[0])
+
+    def named(self, name: str) -> str | None:
+        """The table's name of a tensor on disk, None where the model does not use it."""
+        named = self.family.named(name)
+        if any(_fits(named, self.family.surplus.get(part, ())) for part in self.parts):
+            return None
+        return named and named.removeprefix(self.bare)
 
     def table(self) -> dict[str, tuple[Entry, int | None]]:
         """Every tensor: name on disk -> its entry and its layer."""
@@ -189,7 +215,7 @@ class Model:
     def _entry(self, stored: Stored, held: dict[int, Weight]) -> Entry:
         weights, wires = tuple(held[i] for i in sorted(held)), self.architecture.wires
         layout = stored.layout
-        if "part" in layout and len(weights[0].wires) == 1:
+        if weights[0].name.endswith(".bias"):
             layout = stored.bias
         lengths = {axis: _length(self.config, name) for axis, name in stored.lengths}
         if "part" in layout:
@@ -202,16 +228,17 @@ class Model:
         module, _, kind = weight.rpartition(".")
         for key, stored in self.family.names.items():
             keys = key if isinstance(key, tuple) else (key,)
+            name = stored.name.removeprefix(self.bare)
             if weight in keys:
-                return stored.name, stored, keys.index(weight)
+                return name, stored, keys.index(weight)
             if module in keys:
-                return f"{stored.name}.{kind}", stored, keys.index(module)
+                return f"{name}.{kind}", stored, keys.index(module)
         raise AssertionError(f"{self.family.model_type}: no tensor holds {weight}")
 
     def match(self, names: Iterable[str], where: str) -> dict[str, str]:
         """Name in the table -> name on disk, or a refusal that lists what is unknown and what is missing."""
         table = self.table()
-        found = {named: name for name in names if (named := self.family.named(name)) is not None}
+        found = {named: name for name in names if (named := self.named(name)) is not None}
         found = {named: name for named, name in found.items() if named not in self.tied}
         unknown, missing = sorted(set(found) - set(table)), sorted(set(table) - set(found))
         if unknown or missing:
@@ -222,6 +249,10 @@ class Model:
                 "check that config.json belongs to these weights",
             )
         return found
+
+
+def _fits(name: str | None, patterns: Iterable[str]) -> bool:
+    return name is not None and any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _length(config: PreTrainedConfig, name: str) -> int:

@@ -19,11 +19,15 @@ from growth.training.trainer import ScheduledTrainer
 LENGTH = 512  # tokens of a window, unless asked otherwise
 
 
-def windows_for(source: Source, data: Data, batch_size: int, sequence_length: int | None) -> Windows:
+def windows_for(
+    source: Source, data: Data | None, batch_size: int, sequence_length: int | None, method: str
+) -> Windows:
     """Data as windows of `sequence_length` tokens; by default LENGTH, or as many as the model has positions.
 
-    Raises Refusal where they do not fit the model, or fill no batch.
+    Raises Refusal where there are none, where they do not fit the model, or fill no batch.
     """
+    if data is None:
+        raise refuse("data", f"text that {method} learns from", "none", "pass a file or a folder of text")
     config = source.config
     length = window_length(config, data, None, sequence_length, usual=LENGTH)
     if not isinstance(data, Windows):

@@ -23,8 +23,8 @@ UNUSED = 0.1  # of cores whose terms another core holds at zero: how long their 
 class Ring(Operator):
     """The cores and the small model that they enlarge.
 
-    read, write [R, R, T, D]  layers [R, 2, L', L]  slots [2, R, B, B], as I, O, L and B in growth.methods.mango;
-    of sizes that Mango.maps takes.
+    read, write [R, R, T, D]  layers [R, 2, L', L]  slots [2, R, B, B], as I, O, L and B in
+    growth.methods.mango; of sizes that Mango.maps takes.
     """
 
     def __init__(self, source: Source, old: Architecture, new: Architecture, *, rank: int = 1, seed: int = 0):

@@ -62,9 +62,7 @@ def _places(of: Copies, first: dict[int, int], later: list[int]) -> torch.Tensor
     return (units[:, None] * of.width + torch.arange(of.width)).flatten()
 
 
-def published(
-    old: Architecture, new: Architecture, tied: bool, learn: Collection[str], seed: int
-) -> Maps:
+def published(old: Architecture, new: Architecture, tied: bool, learn: Collection[str], seed: int) -> Maps:
     """Averages at random, on top of a stack of the layers. tied: A = B."""
     generator, read = torch.Generator().manual_seed(named_seed(seed, "ligo")), _read(old)
 

@@ -1,7 +1,7 @@
 """Which unit each new unit copies, on every wire at once: what the methods that copy have in common."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from growth.architecture import Architecture, Attention, Linear, Norm, Pointwise, Table, Tied, Vector
 from growth.maps import Copies, copied

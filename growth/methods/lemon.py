@@ -25,7 +25,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from growth.architecture import Architecture, Attention, Norm
+from growth.architecture import Architecture, Attention
 from growth.depth import with_identities
 from growth.maps import Copies, Maps, copied
 from growth.methods.copying import evened, indices, needs_mean, per_layer, tied_factors
@@ -73,7 +73,7 @@ class Lemon:
                 for wire in _written_for(old, norm.reads):
                     maps[wire] = replace(maps.get(wire) or _same(old, wire), scale=shift)
         for op in old.all_ops:
-            if isinstance(op, Attention) and _own_heads(maps, op):
+            if isinstance(op, Attention) and _own_heads(old, maps, op):
                 maps[op.mixed] = replace(maps[op.mixed], noise=0.0)
         depth, constants, order = identities(old, new)
         eps = {field: factor for field, factor in eps.items() if factor != 1.0}
@@ -114,11 +114,10 @@ def _written_for(old: Architecture, wire: str) -> list[str]:
     return [wire, *values]
 
 
-def _own_heads(maps: dict[str, Copies], op: Attention) -> bool:
-    """Are there query heads of their own whose keys and values are not? They mix what nobody may read."""
+def _own_heads(old: Architecture, maps: dict[str, Copies], op: Attention) -> bool:
+    """Are there query heads of their own whose values are not? They mix what nobody may read."""
     if op.mixed not in maps:
         return False
     heads = maps[op.mixed].index
-    groups = maps[op.key].index if op.key in maps else ()
-    n = len(heads) // len(groups) if groups else 1
-    return any(i < 0 and not (groups and groups[t // n] < 0) for t, i in enumerate(heads))
+    values = maps[op.value].index if op.value in maps else (0,) * old.wires[op.value].units
+    return any(i < 0 <= values[t * len(values) // len(heads)] for t, i in enumerate(heads))

@@ -80,7 +80,9 @@ class Ligo(Learning):
         maps = PRESERVING[self.start](noise=0.0).maps(old, new)
         if self.tied and maps.wires:
             got = "published, and a width that grows"
-            raise refuse("ties", f"untied in the {self.start} start", got, "choose start published, or untied")
+            raise refuse(
+                "ties", f"untied in the {self.start} start", got, "choose start published, or untied"
+            )
         return starts.preserving(old, new, maps, self.learn, seed, must=self.start == "lossless")
 
     def operator(

@@ -8,8 +8,8 @@ from growth.errors import refuse
 
 
 def option(default: Any, help: str, kind: type | None = None) -> Any:
-    """A field of a method, with the line that `growth grow --help` prints; kind: its type there, where that is
-    not the field's."""
+    """A field of a method, with the line that `growth grow --help` prints; kind: its type there, if not the
+    field's own."""
     return field(default=default, metadata={"help": help, "kind": kind})
 
 

@@ -21,9 +21,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from growth.adapters.table import Adapter
 from growth.checkpoint import Checkpoint
 from growth.errors import refuse
+from growth.families.table import Model
 from growth.loading import load_tokenizer
 
 # The tokenizer holds about 100 bytes a token: a million characters at a time bound it to about 100 MB.
@@ -204,14 +204,14 @@ def _refuse_short(what: str, tokens: int, length: int) -> NoReturn:
 Collator = Callable[..., dict[str, Tensor]]  # of windows, and a seed where it draws
 
 
-def collator(adapter: Adapter, folder: str | Path) -> Collator | None:
+def collator(model: Model, folder: str | Path) -> Collator | None:
     """How windows become a batch: None, the Trainer's own way, for a causal model; masked for a masked one.
 
     Of 15 % of the tokens, which alone are labels, 80 % turn into the mask, 10 % into any token; drawn anew
     for every batch, or alike for one `seed`. Raises Refusal where the tokenizer in `folder` is needed and has
     no mask.
     """
-    if adapter.auto is not AutoModelForMaskedLM:
+    if model.auto is not AutoModelForMaskedLM:
         return None
     tokenizer = load_tokenizer(folder)
     if tokenizer.mask_token is None:

@@ -21,10 +21,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from growth.adapters import ADAPTERS
 from growth.card import write_card
 from growth.checkpoint import Checkpoint
 from growth.errors import refuse, refuse_odd_seed
+from growth.families import model_of
 from growth.folders import refuse_existing
 from growth.loading import load_model, load_tokenizer, quiet
 from growth.record import RECORD
@@ -158,8 +158,8 @@ def train(
     save_every = eval_every if save_every is None else save_every
     frozen = transferred(checkpoint.path) if freeze else []
     tokenizer = load_tokenizer(checkpoint.path)
-    adapter = ADAPTERS.get(config.model_type)
-    masked = collator(adapter, checkpoint.path) if adapter else None
+    seen = model_of(config, checkpoint.names)
+    masked = collator(seen, checkpoint.path) if seen else None
     args = TrainingArguments(
         output_dir=str(out) + SUFFIX,
         max_steps=steps,
