@@ -14,15 +14,17 @@ from growth.errors import Refusal
 if TYPE_CHECKING:
     from growth.checking import check
     from growth.growing import grow
+    from growth.sizes import Sizes
     from growth.training.trainer import train
     from growth.transferring.xatl import transfer
 
 __version__ = "0.1.0"
-__all__ = ["Refusal", "check", "grow", "train", "transfer"]
+__all__ = ["Refusal", "Sizes", "check", "grow", "train", "transfer"]
 
 VERBS = {
     "check": "growth.checking",
     "grow": "growth.growing",
+    "Sizes": "growth.sizes",
     "train": "growth.training.trainer",
     "transfer": "growth.transferring.xatl",
 }

@@ -1,14 +1,19 @@
 """The command line: growth inspect | grow | transfer | train | check | demo."""
 
+import json
 import signal
 import sys
-from typing import Annotated
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, get_origin
 
 import typer
 from rich.console import Console
 
 import growth
 from growth.errors import Refusal, refuse
+from growth.methods import METHODS, method_of  # without torch: --help answers at once
 
 app = typer.Typer(
     add_completion=False,
@@ -27,79 +32,115 @@ Dst = Annotated[str, typer.Argument(metavar="DST", help="New folder for the resu
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print where every tensor would come from; write nothing.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
 @app.command()
-def inspect(src: Src) -> None:
-    """Spaces, sizes and tensors of a checkpoint, and what can be grown."""
-    from growth import inspection  # each verb imports what it needs when it runs: --help answers at once
+def inspect(src: Src, as_json: Json = False) -> None:
+    """Wires, sizes and tensors of a checkpoint, and what can be done with it."""
+    from growth import inspection  # each verb imports what it needs when it runs
 
-    for line in inspection.inspect(src):
+    found = inspection.inspect(src)
+    for line in [json.dumps(found.json())] if as_json else found.lines():
         say(line)
 
 
-@app.command()
-def grow(
+def _flags(methods: Iterable[type]) -> dict[str, tuple[type, str, list[str]]]:
+    """Of every option that a method has: its type, what --help says, the methods that have it."""
+    found: dict[str, tuple[type, str, list[str]]] = {}
+    for method in methods:
+        for field in fields(method):
+            kind, help = field.metadata["kind"] or field.type, field.metadata["help"]
+            if field.default is not None and field.name != "noise":  # which differs from method to method
+                default = field.default if not isinstance(field.default, tuple) else " ".join(field.default)
+                help = f"{help}; default: {default}"
+            found.setdefault(field.name, (kind, help, []))[2].append(method.name)
+    return found
+
+
+def _grow(
     src: Src,
-    dst: Dst,
-    method: Annotated[
-        str, typer.Option(help="stack | interpolate | net2net | lemon | ligo | mango")
-    ] = "lemon",
-    hidden_size: Annotated[
-        int | None, typer.Option(help="Width of the target; default: the source's.")
+    dst: Annotated[
+        str | None, typer.Argument(metavar="DST", help="New folder; may be left out of a dry run.")
     ] = None,
-    num_layers: Annotated[
-        int | None, typer.Option(help="Layers of the target; default: the source's.")
+    method: Annotated[str, typer.Option(help=" | ".join(METHODS))] = "lemon",
+    hidden_size: Annotated[int | None, typer.Option(help="Width; default: the source's.")] = None,
+    num_layers: Annotated[int | None, typer.Option(help="Layers; default: the source's.")] = None,
+    num_heads: Annotated[int | None, typer.Option(help="Default: in proportion to the width.")] = None,
+    num_kv_heads: Annotated[
+        int | None, typer.Option(help="Heads of keys and values; default: in proportion to the heads.")
     ] = None,
-    num_heads: Annotated[int | None, typer.Option(help="Default: hidden size / head size.")] = None,
-    ffn_size: Annotated[int | None, typer.Option(help="Default: in proportion to the hidden size.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="ligo, mango: a text file or a folder of them to learn from.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="ligo, mango: learning steps; default: 100.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="ligo, mango: windows a step; default: 16.")] = None,
-    sequence_length: Annotated[
-        int | None, typer.Option(help="ligo, mango: tokens a window; default: 512.")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="ligo, mango: the highest; default: 0.5 / the source's width.")
-    ] = None,
-    start: Annotated[
-        str | None, typer.Option(help="ligo: lossless | net2net | published; default: lossless.")
-    ] = None,
-    ties: Annotated[
-        str | None, typer.Option(help="ligo: published | untied; default: as the start needs.")
-    ] = None,
-    learn: Annotated[
-        list[str] | None, typer.Option(help="ligo: maps that learn, such as depth.*; may be repeated.")
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="mango: terms of its ring; default: 1.")] = None,
+    ffn_size: Annotated[int | None, typer.Option(help="Default: in proportion to the width.")] = None,
+    allow_lossy: Annotated[
+        bool, typer.Option("--allow-lossy", help="By a lossless method also where something is lost.")
+    ] = False,
+    dtype: Annotated[str | None, typer.Option(help="Of the result; default: the source's.")] = None,
+    shard_size: Annotated[float, typer.Option(help="Largest file, in GB.")] = 2.0,
     seed: Seed = 0,
     dry_run: DryRun = False,
+    as_json: Json = False,
+    **options,
 ) -> None:
     """Grow a checkpoint into a larger one."""
+    given = {name: x for name, x in options.items() if x not in (None, [])}
     report = growth.grow(
         src,
         dst,
-        method=method,
-        hidden_size=hidden_size,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        ffn_size=ffn_size,
-        data=data,
-        steps=steps,
-        batch_size=batch_size,
-        sequence_length=sequence_length,
-        learning_rate=learning_rate,
-        start=start,
-        ties=ties,
-        learn=learn or None,
-        rank=rank,
+        growth.Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size),
+        _method(method, given),
+        allow_lossy=allow_lossy,
+        dtype=dtype,
+        shard_bytes=_bytes(shard_size),
         seed=seed,
         dry_run=dry_run,
     )
-    _print(report, dry_run)
+    _print(report, dry_run, as_json)
+
+
+def _method(name: str, given: dict[str, Any]) -> Any:
+    """The method of that name with these options; a refusal where it has no use for one."""
+    kind = type(method_of(name))
+    takes = _flags([kind])
+    for option, value in given.items():
+        if option not in takes:
+            takers = " or ".join(_flags(METHODS.values())[option][2])
+            got, remedy = "some" if option == "data" else value, f"leave it out, or choose method {takers}"
+            raise refuse(option.replace("_", "-"), f"none, for {name} has no use for it", got, remedy)
+    return kind(**{option: tuple(x) if isinstance(x, list) else x for option, x in given.items()})
+
+
+def _bytes(gigabytes: float) -> int:
+    if not 0 < gigabytes < float("inf"):
+        raise refuse("shard-size", "more than 0 GB, and finite", gigabytes, "choose a larger number")
+    return max(1, int(gigabytes * 10**9))
+
+
+def _signature() -> Signature:
+    """That of _grow, with a flag for each option of each method in the place of **options."""
+    own = signature(_grow, eval_str=True)
+    flags = [
+        Parameter(
+            name,
+            Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[_typed(kind), typer.Option(help=f"{', '.join(takers)}: {help}")],
+        )
+        for name, (kind, help, takers) in _flags(METHODS.values()).items()
+    ]
+    kept = [x for x in own.parameters.values() if x.kind is not Parameter.VAR_KEYWORD]
+    return own.replace(parameters=[*kept, *flags])
+
+
+def _typed(kind: Any) -> Any:
+    """What a flag of this type is read as: several words for a tuple, nothing where it is left out."""
+    if get_origin(kind) is tuple:
+        return list[str] | None
+    return kind | None
+
+
+_grow.__signature__ = _signature()
+app.command("grow")(_grow)
 
 
 @app.command()
@@ -112,6 +153,7 @@ def transfer(
     copy: Annotated[str, typer.Option(help="norms | mlp | output | all")] = "output",
     seed: Seed = 0,
     dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Transfer a checkpoint to retention or Mamba layers (XATL)."""
     report = growth.transfer(
@@ -124,7 +166,7 @@ def transfer(
         seed=seed,
         dry_run=dry_run,
     )
-    _print(report, dry_run)
+    _print(report, dry_run, as_json)
 
 
 @app.command()
@@ -179,10 +221,15 @@ def train(
 
 
 @app.command()
-def check(src: Src, dst: Dst) -> None:
-    """Compare two models' logits; exit code 1 when an equality that growth promised fails."""
-    agreement = growth.check(src, dst)
-    say(str(agreement))
+def check(
+    src: Src,
+    dst: Dst,
+    text: Annotated[str | None, typer.Option(help="A file whose text they read, not random input.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare what two models compute; exit code 1 when an equality that growth promised fails."""
+    agreement = growth.check(src, dst, text=text)
+    say(json.dumps(asdict(agreement) | {"kept": agreement.kept}) if as_json else str(agreement))
     if not agreement.kept:
         raise typer.Exit(1)
 
@@ -209,7 +256,10 @@ def _layers(text: str) -> list[int]:
         ) from error
 
 
-def _print(report, dry_run: bool) -> None:
+def _print(report, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        say(json.dumps(report.json()))
+        return
     if dry_run:
         wide = max(len(row.name) for row in report.plan.rows)
         for row in report.plan.rows:
@@ -219,6 +269,10 @@ def _print(report, dry_run: bool) -> None:
             say(f"dropped {name}: {why}")
     for note in report.notes:
         say(note)
+    if dry_run:
+        say(
+            f"{report.plan.bytes:,} bytes on disk; at most about {report.plan.memory:,} of memory to make them"
+        )
     say(str(report))
 
 

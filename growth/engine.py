@@ -157,6 +157,7 @@ def plan_growth(
                 sources,
                 note,
                 recipe=recipe,
+                block=min(math.prod(entry.shape(new)), BLOCK if copied or entry.by_rows else 2**62),
             )
         )
     return Plan(tuple(rows), dropped(source, rows))

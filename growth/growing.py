@@ -2,7 +2,7 @@
 
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -153,7 +153,7 @@ def _write(
     seed: int,
 ) -> int:
     """Learn, where the method does, and write: the operations that took."""
-    flops, options = 0, asdict(method)
+    flops, options = 0, {x.name: getattr(method, x.name) for x in fields(method)}
     if operator is not None:
         from growth.learned.fit import fit, windows_for
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from growth.families import family_of
 from growth.checkpoint import Checkpoint
 from growth.plan import Source
 from growth.transferring.xatl import SOURCES

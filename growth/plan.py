@@ -2,10 +2,10 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import reduce
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -98,15 +98,18 @@ class Source:
         return key in self.place
 
 
-# What makes a row: the source -> the tensor in its layout on disk, not rounded yet, in blocks of rows.
-Recipe = Callable[[Source], Iterator[Tensor]]
+class Recipe(Protocol):
+    """What makes a row."""
+
+    def __call__(self, source: Source) -> Iterator[Tensor]:
+        """The tensor in its layout on disk, not rounded yet, in blocks of rows."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One target tensor on disk, where it comes from, and the recipe that makes it.
 
-    freeze asks training to hold it still at first.
+    freeze asks training to hold it still at first. block: the entries that are made at a time.
     """
 
     name: str
@@ -117,13 +120,14 @@ class Row:
     note: str = ""
     freeze: bool = False
     recipe: Recipe | None = field(default=None, compare=False, repr=False)
+    block: int = field(default=0, compare=False)
 
     @property
     def bytes(self) -> int:
         return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
 
     def json(self) -> dict:
-        return {x.name: getattr(self, x.name) for x in fields(self) if x.name != "recipe"}
+        return {x.name: getattr(self, x.name) for x in fields(self) if x.compare}
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,14 @@ class Plan:
     def bytes(self) -> int:
         """What all the tensors take on disk."""
         return sum(row.bytes for row in self.rows)
+
+    @property
+    def memory(self) -> int:
+        """An estimate of the most that making them holds at a time, in bytes; what learns is not counted.
+
+        That is a block in float32, what it is made of, its noise, what of that is seen, and its source.
+        """
+        return max(4 * 4 * row.block + row.bytes for row in self.rows)
 
     def json(self) -> dict:
         return {"tensors": [row.json() for row in self.rows], "dropped": self.dropped}

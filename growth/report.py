@@ -1,6 +1,6 @@
 """What one call of growth did."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from growth.plan import Plan
@@ -13,7 +13,7 @@ class Report:
     lossless: does the new model promise the source's logits. seconds, flops: what making it took; flops
     counts the multiplications and additions of matrix products (2 per pair), training steps of a learned
     operator included. target is None for a dry run. parameters: of the source and of the target. notes:
-    what the target lacks of the source's settings.
+    what is lost, and what the target lacks of the source's settings.
     """
 
     source: Path
@@ -25,6 +25,12 @@ class Report:
     parameters: tuple[int, int]
     plan: Plan
     notes: tuple[str, ...] = ()
+
+    def json(self) -> dict:
+        """All of it, as JSON has it."""
+        told = {x.name: getattr(self, x.name) for x in fields(self) if x.name != "plan"}
+        told |= {"source": str(self.source), "target": None if self.target is None else str(self.target)}
+        return told | {"bytes": self.plan.bytes, "memory": self.plan.memory} | self.plan.json()
 
     def __str__(self) -> str:
         origins = ", ".join(f"{count} {origin}" for origin, count in self.plan.origins().items())

@@ -11,9 +11,12 @@ the source's is dropped there, and the plan says so. A model whose layers all st
 source's logits.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,11 +25,11 @@ from torch import Tensor
 from torch.distributed import is_torchelastic_launched
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from growth.adapters import source_adapter
-from growth.adapters.lci import LCI
 from growth.checkpoint import Checkpoint
-from growth.engine import named_seed, reader
+from growth.engine import made, named_seed
 from growth.errors import refuse, refuse_odd_seed
+from growth.families.lci import LCI
+from growth.families.table import Entry
 from growth.folders import refuse_existing, refuse_too_large
 from growth.plan import Plan, Row, Source
 from growth.record import new_record
@@ -74,15 +77,14 @@ def transfer(
         refuse_existing(dst)
     began = time.perf_counter()
     checkpoint = Checkpoint(src)
-    adapter = source_adapter(checkpoint.config, str(src))
-    if adapter.model_type not in SOURCES:
+    if checkpoint.config.model_type not in SOURCES:
         raise refuse(
             str(src),
             f"a checkpoint to transfer: {', '.join(SOURCES)}",
-            adapter.model_type,
+            checkpoint.config.model_type,
             "no table leads from its norms and embeddings to an LCI model's yet",
         )
-    source = Source(checkpoint, adapter)
+    source = Source(checkpoint)
     stored = source.dtype([source.where("embed.weight", None)])
     config = lci_config(
         checkpoint.config, _pattern(checkpoint.config, mixers, pattern, keep_attention), stored
@@ -90,15 +92,14 @@ def transfer(
     with init_empty_weights(include_buffers=False):
         empty = LCIForCausalLM(config)
     empty.tie_weights()
-    plan = plan_transfer(source, config, empty, copy)
+    plan = plan_transfer(source, config, empty, copy, seed)
     lossless = set(config.pattern) == {"A"}
     notes, parameters = _left_behind(checkpoint.config), (source.parameters, plan.parameters)
     if not dry_run:
         refuse_too_large(dst, plan.bytes)
         how = {"parameters": parameters, "pattern": config.pattern, "copy": copy, "seed": seed}
         record = new_record("transfer", "xatl", checkpoint, lossless, plan, notes=notes, **how)
-        made = transferred(source, plan, empty, seed)
-        write_checkpoint(dst, config, made, plan.rows, checkpoint, record)
+        write_checkpoint(dst, config, made(plan, source), plan.rows, checkpoint, record)
     return Report(
         Path(src),
         None if dry_run else Path(dst),
@@ -157,30 +158,35 @@ def lci_config(config: PreTrainedConfig, pattern: str, dtype: str) -> LCIConfig:
         ) from error
 
 
-def plan_transfer(source: Source, config: LCIConfig, empty: PreTrainedModel, copy: str) -> Plan:
+def plan_transfer(source: Source, config: LCIConfig, empty: PreTrainedModel, copy: str, seed: int) -> Plan:
     """Where every tensor of the LCI model comes from, and what of the source has no place in it."""
     shapes = {name: tuple(x.shape) for name, x in empty.named_parameters()}
     exact = empty._keep_in_fp32_modules_strict or ()  # rates, which 16 bits would put off
-    rows = []
-    for name, (entry, layer) in LCI.table(config).items():
-        weight = entry.weights[0].name
+    rows, fresh = [], Fresh(empty, seed)
+    for name, (entry, layer) in LCI.model(config).table().items():
+        shape, weight = shapes.pop(name), entry.weights[0].name
         letter = None if layer is None else config.pattern[layer]
         if (weight, layer) in source and _copied(weight, letter, copy):
             rows.append(
                 Row(
                     name,
-                    shapes.pop(name),
+                    shape,
                     source.dtype([source.where(weight, layer)]),
                     "copied",
                     (source.where(weight, layer),),
                     freeze=_settled(weight, letter, copy),
+                    recipe=Moved(entry, layer),
+                    block=math.prod(shape),
                 )
             )
         else:
             stored = str(config.dtype).removeprefix("torch.")
             if any(f".{part}." in f".{name}." for part in exact):
                 stored = "float32"
-            rows.append(Row(name, shapes.pop(name), stored, "initialised", (), "fresh"))
+            recipe = partial(fresh, name)
+            rows.append(
+                Row(name, shape, stored, "initialised", (), "fresh", recipe=recipe, block=math.prod(shape))
+            )
     assert not shapes, f"the model has tensors that the table lacks: {sorted(shapes)}"
     taken = {name for row in rows for name in row.sources}
     dropped = {
@@ -214,24 +220,28 @@ def _why(weight: str, letter: str) -> str:
     return "starts fresh in this copy mode"
 
 
-def transferred(
-    source: Source, plan: Plan, empty: PreTrainedModel, seed: int
-) -> Iterator[tuple[Row, tuple[Tensor]]]:
-    """Every tensor of the LCI model, whole, not rounded yet."""
-    read, heads = reader(source), source.config.num_attention_heads
-    table = LCI.table(empty.config)
-    fresh: dict[str, Tensor] = {}
-    for row in plan.rows:
-        entry, layer = table[row.name]
-        weight = entry.weights[0].name
-        if row.origin == "copied":
-            x = entry.to_disk([read(weight, layer)], heads)
-        else:
-            if row.name not in fresh:
-                fresh = dict(initialised(empty, ".".join(row.name.split(".")[:4]), seed))
-            x = fresh[row.name]
-        yield row, (x,)
-        del x
+@dataclass(frozen=True)
+class Moved:
+    """Weights of the source, in the layout of another family's tensor."""
+
+    entry: Entry
+    layer: int | None
+
+    def __call__(self, source: Source) -> Iterator[Tensor]:
+        yield self.entry.to_disk(source.raw(weight.name, self.layer) for weight in self.entry.weights)
+
+
+class Fresh:
+    """Tensors of a model without weights, as the model itself initialises them, a submodule at a time."""
+
+    def __init__(self, empty: PreTrainedModel, seed: int):
+        self.empty, self.seed = empty, seed
+        self._made: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, source: Source) -> Iterator[Tensor]:
+        if name not in self._made:
+            self._made = dict(initialised(self.empty, ".".join(name.split(".")[:4]), self.seed))
+        yield self._made[name]
 
 
 def initialised(empty: PreTrainedModel, path: str, seed: int) -> Iterator[tuple[str, Tensor]]:
