@@ -22,8 +22,9 @@ from growth.families.gpt_neox import GPT_NEOX
 from growth.families.lci import LCI
 from growth.families.llama import LLAMAS
 from growth.families.table import Family, Model
+from growth.families.vision import DEIT, VIT
 
-FAMILIES = {family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMAS, *ENCODERS, LCI)}
+FAMILIES = {family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMAS, *ENCODERS, VIT, DEIT, LCI)}
 
 
 def family_of(config: PreTrainedConfig, where: str) -> Family:

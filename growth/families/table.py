@@ -170,7 +170,7 @@ class Model:
     def __init__(self, family: Family, config: PreTrainedConfig, parts: Parts):
         self.family, self.config, self.parts = family, config, parts
         self.architecture = family.architecture(config, parts)
-        self.tied = dict(family.tied) if config.tie_word_embeddings else {}
+        self.tied = dict(family.tied) if getattr(config, "tie_word_embeddings", False) else {}
         # A model that is its own base has no prefix to tell it by.
         self.bare = family.bare if not parts - {"pooler"} else ""
 
