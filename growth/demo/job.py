@@ -29,7 +29,7 @@ from growth.demo.page import page
 from growth.demo.saving import COSTS, compare, remarks, table
 from growth.folders import named_folder, refuse_existing
 from growth.loading import quiet
-from growth.operators import LEARNED, OPERATORS
+from growth.methods import METHODS
 from growth.report import Report
 from growth.training.curve import window_losses
 from growth.training.data import Windows, tokens
@@ -186,7 +186,7 @@ class _Demo:
         job = self.job
         source = self.scratch("source", self.neox(job.source), job.training)
         arms = [self.scratch("scratch", self.neox(job.target), job.growing)]
-        for method in ("lemon", *(name for name in OPERATORS if name != "lemon")):
+        for method in ("lemon", *(name for name in METHODS if name != "lemon")):
             arms.append(self.grown(method, arms[0]))
             self.say(arms[-1])
         for name, settings in TRANSFERS.items():
