@@ -271,7 +271,7 @@ def _print(report, dry_run: bool, as_json: bool) -> None:
         say(note)
     if dry_run:
         say(
-            f"{report.plan.bytes:,} bytes on disk; at most about {report.plan.memory:,} of memory to make them"
+            f"{report.plan.bytes:,} bytes on disk, and about {report.plan.memory:,} of memory to make them"
         )
     say(str(report))
 

@@ -111,8 +111,8 @@ class Norm:
 
     The mean is over the whole wire, or over each unit of it (`per`). eps is the field of the configuration
     that holds it, which several norms may share. gain: the wire of the gains, "" where there are none; those
-    of a norm per unit are shared by the units. Where a norm writes what it reads, it stands after the sum of a
-    block and the stream; where it writes another wire that others write too, its output is added there.
+    of a norm per unit are shared by the units. Where a norm writes what it reads, it stands after the sum of
+    a block and the stream; where it writes another wire that others write too, its output is added there.
     """
 
     name: str
@@ -210,8 +210,9 @@ class Stack:
 class Architecture:
     """All that an operator may look at: wires, ops, depth, and how a fresh model starts.
 
-    ops: those outside the layers. stacks: by the prefix of their names, "" where there is but one stack; their
-    weights are called PREFIXlayers.{}.NAME and their wires PREFIXNAME.{}. eps: of each field that norms name.
+    ops: those outside the layers. stacks: by the prefix of their names, "" where there is but one stack;
+    their weights are called PREFIXlayers.{}.NAME and their wires PREFIXNAME.{}. eps: of each field that norms
+    name.
     init_std: the standard deviation of a freshly initialised matrix.
     """
 

@@ -131,7 +131,7 @@ def _width(model: Model, have: Sizes, wanted: Sizes) -> tuple[int, int | None]:
 
 
 def _groups(have: Sizes, heads: int, wanted: int | None) -> int:
-    """Heads of keys and values: whole groups as the source has them, else the fewest that divide the heads."""
+    """Heads of keys and values: groups as the source has them, else the fewest that divide the heads."""
     if wanted is not None:
         if heads % wanted:
             choices = [n for n in range(have.kv_heads, heads + 1) if heads % n == 0]

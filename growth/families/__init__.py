@@ -55,7 +55,7 @@ AUTOS = (
 
 
 def auto_of(config: PreTrainedConfig) -> type:
-    """The auto class that loads the class which config.json names; that of causal models where it names none."""
+    """The auto class of the class that config.json names; that of causal models where it names none."""
     named = (getattr(config, "architectures", None) or [""])[0]
     for auto in AUTOS:
         classes = auto._model_mapping.get(type(config), ())

@@ -1,5 +1,4 @@
-"""lcikernels' own models: a mixer per layer (A attention, R retention, M Mamba, S Mamba-2) in a block shared by
-all."""
+"""lcikernels' own models: a mixer per layer (A attention, R retention, M Mamba, S Mamba-2) in one frame."""
 
 from collections.abc import Mapping
 from typing import Any

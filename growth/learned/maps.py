@@ -37,18 +37,27 @@ class Widen:
 class Added(nn.Module):
     """The old units as they are and new ones among them: write = scale [I; written], read = [I; taken].
 
-    written, taken [T - S, S], in float32; taken is None where nothing reads the wire. place [T]: where the
-    rows of [old; new] go, None where the new ones come last.
+    written, taken [T - S, S], in float32; taken is None where nothing reads the wire, and written learns
+    nothing where no weight writes it. place [T]: where the rows of [old; new] go, None where the new ones
+    come last.
     """
 
     noise = 0.0
 
     def __init__(
-        self, written: Tensor, taken: Tensor | None, scale: float = 1.0, place: Tensor | None = None
+        self,
+        written: Tensor,
+        taken: Tensor | None,
+        scale: float = 1.0,
+        place: Tensor | None = None,
+        is_written: bool = True,
     ):
         super().__init__()
         self.scale = scale
-        self.written = nn.Parameter(written.float())
+        if is_written:
+            self.written = nn.Parameter(written.float())
+        else:
+            self.register_buffer("written", written.float(), persistent=False)
         self.taken = (
             self.written if taken is written else None if taken is None else nn.Parameter(taken.float())
         )
@@ -99,8 +108,7 @@ def chosen(old: Architecture, maps: Maps, patterns: Collection[str]) -> list[str
     Raises Refusal where a pattern fits none.
     """
     grown = {name: of for name, of in maps.wires.items() if isinstance(of, Added) and len(of.written)}
-    written = {wire for weight in _weights(old) for wire in weight.wires[: -1 if weight.reads else None]}
-    names = [f"write.{name}" for name in grown if _kind(name) in map(_kind, written)]
+    names = [f"write.{name}" for name, of in grown.items() if isinstance(of.written, nn.Parameter)]
     names += [f"read.{name}" for name, of in grown.items() if of.taken is not None]
     names += [f"depth.{name}" for name, rows in maps.depth.items() if len(rows) > _layers(old, name)]
     for pattern in patterns:
@@ -108,14 +116,6 @@ def chosen(old: Architecture, maps: Maps, patterns: Collection[str]) -> list[str
             kinds = ", ".join(sorted({f"{name.partition('.')[0]}.*" for name in names}))
             raise refuse("learn", f"patterns of maps: {kinds}", pattern, f"such as {names[0]}")
     return [name for name in names if any(matching([name], pattern) for pattern in patterns)]
-
-
-def _weights(old: Architecture) -> list[Weight]:
-    return [*old.outside, *old.layered.values()]
-
-
-def _kind(wire: str) -> str:
-    return ".".join(part for part in wire.split(".") if part != "{}" and not part.isdigit())
 
 
 def _layers(old: Architecture, weight: str) -> int:

@@ -56,7 +56,7 @@ class Ring(Operator):
         if stream is None:
             read, write = torch.eye(D), torch.eye(D)
         else:
-            made = dense(added(stream, True, generator), D)
+            made = dense(added(stream, generator), D)
             read, write = made.read_matrix.detach(), made.write_matrix.detach()
         ring = {
             "read": _core(read, rank),

@@ -27,12 +27,15 @@ def preserving(
         remedy = "choose one of these, or sizes at which nothing is lost"
         raise refuse("start", "net2net or published", f"lossless, and {'; '.join(why)}", remedy)
     generator = torch.Generator().manual_seed(named_seed(seed, "ligo"))
-    read = _read(old)
-    wires = {name: added(of, _unnumbered(name) in read, generator) for name, of in maps.wires.items()}
+    read, written = _read(old), _written(old)
+    wires = {
+        name: added(of, generator, _unnumbered(name) in read, _unnumbered(name) in written)
+        for name, of in maps.wires.items()
+    }
     return _planned(old, replace(maps, wires=wires), learn)
 
 
-def added(of: Copies, is_read: bool, generator: torch.Generator) -> Added:
+def added(of: Copies, generator: torch.Generator, is_read: bool = True, is_written: bool = True) -> Added:
     """A map that duplicates, with readers that see the originals alone."""
     S, first = of.sources * of.width, {}
     for t, s in enumerate(of.index):
@@ -47,10 +50,10 @@ def added(of: Copies, is_read: bool, generator: torch.Generator) -> Added:
         scale, written = sum(x for x, s in zip(scale, of.index, strict=True) if s == 0), written * 0
     place = _places(of, first, later)
     if not is_read:
-        return Added(written, None, scale, place)
+        return Added(written, None, scale, place, is_written)
     fresh = torch.randn(S, len(written), dtype=torch.float64, generator=generator) * UNSEEN / math.sqrt(S)
     taken = apply.unseen(below, fresh).T.contiguous() if later else written.clone()
-    return Added(written, taken, scale, place)
+    return Added(written, taken, scale, place, is_written)
 
 
 def _places(of: Copies, first: dict[int, int], later: list[int]) -> torch.Tensor | None:
@@ -106,6 +109,12 @@ def _planned(old: Architecture, maps: Maps, learn: Collection[str]) -> Maps:
 def _read(old: Architecture) -> set[str]:
     """The wires that a matrix reads."""
     return {weight.wires[-1] for weight in (*old.outside, *old.layered.values()) if weight.reads}
+
+
+def _written(old: Architecture) -> set[str]:
+    """The wires that a weight writes."""
+    weights = (*old.outside, *old.layered.values())
+    return {wire for weight in weights for wire in weight.wires[: -1 if weight.reads else None]}
 
 
 def _unnumbered(wire: str) -> str:

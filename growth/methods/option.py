@@ -16,7 +16,8 @@ def option(default: Any, help: str, kind: type | None = None) -> Any:
 def refuse_below(name: str, got: float | None, least: float) -> None:
     """Raises Refusal where a number is too small, or not finite."""
     if got is not None and not least <= got < math.inf:
-        raise refuse(name, f"at least {least}, and finite", got, "choose a larger number")
+        finite = ", and finite" if isinstance(least, float) else ""
+        raise refuse(name, f"at least {least}{finite}", got, "choose a larger number")
 
 
 def refuse_other(name: str, got: str | None, known: tuple[str, ...]) -> None:

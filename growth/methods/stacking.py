@@ -29,7 +29,7 @@ class Stack:
     learned: ClassVar[bool] = False
 
     def __post_init__(self):
-        refuse_below("noise", self.noise, 0)
+        refuse_below("noise", self.noise, 0.0)
 
     def order(self, old: int, new: int) -> tuple[int, ...]:
         """The old layer that each of `new` layers is a copy of."""

@@ -7,12 +7,15 @@ import torch
 from checkpoints import FAMILIES, bert
 
 import growth
-from growth.adapters import source_adapter
+from growth.apply import read, unseen, write
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
-from growth.growing import resized
+from growth.learned.maps import dense
 from growth.loading import load_model
-from growth.operators import OPERATORS
+from growth.lossless import lost
+from growth.methods import Lemon, method_of
+from growth.plan import Source
+from growth.sizes import Sizes, resized
 
 SIZES = {
     "ratio that divides nothing": (168, 5),
@@ -24,10 +27,9 @@ SIZES = {
 
 
 def architectures(folder, hidden_size, num_layers):
-    config = Checkpoint(folder).config
-    adapter = source_adapter(config, str(folder))
-    target = resized(config, hidden_size, num_layers, None, None)
-    return adapter.describe(config, adapter), adapter.describe(target, adapter)
+    model = Source(Checkpoint(folder)).model
+    target = resized(model, Sizes(hidden_size, num_layers), Lemon().order)
+    return model.architecture, model.family.model(target, model.parts).architecture
 
 
 def difference64(src, dst):
@@ -45,10 +47,16 @@ def difference64(src, dst):
 def test_a_model_is_promised_lossless_exactly_when_its_logits_stay(source64, tmp_path, method, name):
     hidden_size, num_layers = SIZES[name]
     wanted = {"method": method, "hidden_size": hidden_size, "num_layers": num_layers}
-    old, _ = architectures(source64, hidden_size, num_layers)
-    if method == "lemon" and old.post_norm and hidden_size % 96:
-        with pytest.raises(Refusal, match="a multiple of the source's 96, .* got .*; choose (192|288), or"):
+    old, new = architectures(source64, hidden_size, num_layers)
+    if method == "lemon" and lost(old, new, Lemon().maps(old, new)):
+        assert Checkpoint(source64).config.model_type == "bert" and hidden_size % 96
+        with pytest.raises(
+            Refusal,
+            match="nothing is lost, got .*norm: the mean and variance of .*; choose hidden size (192|288), ",
+        ):
             growth.grow(source64, tmp_path / "out", **wanted)
+        report = growth.grow(source64, tmp_path / "out", allow_lossy=True, **wanted)
+        assert not report.lossless and difference64(source64, tmp_path / "out") > 1e-3
         return
     report = growth.grow(source64, tmp_path / "out", **wanted)
     error = difference64(source64, tmp_path / "out")
@@ -84,7 +92,8 @@ def test_layers_added_to_a_bert_with_a_large_eps_are_close_and_not_promised(tmp_
     """A norm of a norm is the norm, but for O(eps)."""
     src = bert(tmp_path / "src", torch.float64, layer_norm_eps=1e-5)
     wider = growth.grow(src, tmp_path / "wider", method=method, hidden_size=192)
-    deeper = growth.grow(src, tmp_path / "deeper", method=method, num_layers=6)
+    deeper = growth.grow(src, tmp_path / "deeper", method=method, num_layers=6, allow_lossy=True)
+    assert deeper.notes == ("layers: the norms of added layers change the stream",)
     assert wider.lossless and difference64(src, tmp_path / "wider") < 1e-10
     assert not deeper.lossless and 1e-8 < difference64(src, tmp_path / "deeper") < 1e-4
 
@@ -105,56 +114,73 @@ def test_lemon_keeps_the_logits_in_float32(source, tmp_path):
 
 def test_maps_that_are_slightly_wrong_are_not_called_lossless(source):
     old, new = architectures(source, 168, 5)
-    maps = OPERATORS["lemon"](old, new)
-    assert maps.lossless(old)
-    final, value = maps.spaces["final"], maps.spaces["value.0"]
-    other = replace(value, index=value.index.roll(1), share=value.share.roll(1))
+    maps = Lemon().maps(old, new)
+    assert not lost(old, new, maps)
+    final, value = maps.wires["final"], maps.wires["value.0"]
+    turned = value.index[-1:] + value.index[:-1]
+    other = replace(value, index=turned, share=value.share[-1:] + value.share[:-1])
     down = "layers.{}.mlp.down.weight"
     for wrong in (
-        replace(maps, norm_eps=1.0),
-        replace(maps, spaces=maps.spaces | {"final": replace(final, share=final.share * 1.001)}),
-        replace(maps, spaces=maps.spaces | {"gain": replace(maps.spaces["gain"], scale=1.0)}),
-        replace(maps, spaces=maps.spaces | {"residual": replace(maps.spaces["residual"], rest="zero")}),
-        replace(maps, spaces=maps.spaces | {"value.0": other}),
-        replace(maps, depth=maps.depth | {down: maps.depth[down].flip(0)}),
-        replace(maps, constants={"layers.{}.mlp_norm.weight": torch.ones(5)}),
+        replace(maps, eps={}),
+        replace(
+            maps, wires=maps.wires | {"final": replace(final, share=tuple(1.001 * x for x in final.share))}
+        ),
+        replace(maps, wires=maps.wires | {"gain": replace(maps.wires["gain"], scale=1.0)}),
+        replace(maps, wires=maps.wires | {"residual": replace(maps.wires["residual"], rest="zero")}),
+        replace(maps, wires=maps.wires | {"value.0": other}),
+        replace(maps, depth=maps.depth | {down: maps.depth[down][::-1]}),
+        replace(maps, constants={"layers.{}.mlp_norm.weight": (1.0,) * 5}),
     ):
-        assert not wrong.lossless(old)
+        assert lost(old, new, wrong)
 
 
 def test_maps_of_a_post_norm_model_that_are_slightly_wrong_are_not_called_lossless(tmp_path):
     old, new = architectures(bert(tmp_path / "src"), 192, 5)
-    maps = OPERATORS["lemon"](old, new)
-    assert maps.lossless(old)
-    assert not replace(maps, constants={}).lossless(old)
-    assert not replace(maps, norm_eps=1e6).lossless(old)
+    maps = Lemon().maps(old, new)
+    assert not lost(old, new, maps)
+    assert lost(old, new, replace(maps, constants={}))
+    assert lost(old, new, replace(maps, eps={"layer_norm_eps": 1e6}))
     for part in ("mixer_norm.weight", "mixer_norm.bias", "mlp_norm.weight", "mlp_norm.bias"):
         name = f"layers.{{}}.{part}"
-        assert not replace(maps, depth=maps.depth | {name: maps.depth[name].roll(1, 0)}).lossless(old)
-    for name in ("residual", "gain", "normed", "transform", "final_gain", "final"):
-        space = maps.spaces[name]
-        for wrong in (replace(space, scale=1.001), replace(space, index=space.index.roll(1))):
-            assert not replace(maps, spaces=maps.spaces | {name: wrong}).lossless(old)
+        turned = maps.depth[name][-1:] + maps.depth[name][:-1]
+        assert lost(old, new, replace(maps, depth=maps.depth | {name: turned}))
+    for name in ("residual", "gain", "transform", "final_gain", "final"):
+        of = maps.wires[name]
+        for wrong in (replace(of, scale=1.001), replace(of, index=of.index[-1:] + of.index[:-1])):
+            assert lost(old, new, replace(maps, wires=maps.wires | {name: wrong}))
+
+
+def test_a_loss_is_told_by_the_op_that_has_it(source):
+    old, new = architectures(source, 168, 5)
+    maps = method_of("net2net").maps(old, new)
+    assert (
+        "layers.{}.mixer_norm: the mean and variance of 168 channels are not those of the source's 96"
+        in lost(old, new, maps)
+    )
+    (why,) = lost(old, new, method_of("stack").maps(*architectures(source, 96, 5)))
+    assert why == "layers: not every layer acts once and in order"
 
 
 def test_what_is_given_to_readers_as_noise_is_unseen(source):
     old, new = architectures(source, 168, 5)
-    maps = OPERATORS["lemon"](old, new)
+    maps = Lemon().maps(old, new)
     for name in ("normed", "ffn.4", "value.2"):
-        space = maps.spaces[name]
-        T, S = space.dense().write_matrix.shape
-        r = torch.randn(7, T, dtype=torch.float64)
-        assert space.unseen(r).abs().max() > 0.1
-        assert (space.unseen(r) @ space.write(torch.randn(S, dtype=torch.float64))).abs().max() < 1e-12
-        assert torch.allclose(space.unseen(r), space.dense().unseen(r))
+        of = maps.wires[name]
+        S = of.sources * of.width
+        r = torch.randn(7, len(of.index) * of.width, dtype=torch.float64)
+        hidden, x = unseen(of, r.clone()), torch.randn(S, dtype=torch.float64)
+        assert hidden.abs().max() > 0.1
+        assert (hidden @ write(of, x)).abs().max() < 1e-12
+        whole = dense(of, S)
+        assert torch.allclose(hidden, whole.unseen(r))
+        assert torch.allclose(write(of, x), whole.write(x)) and torch.allclose(read(of, x), whole.read(x))
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_copies_part_ways_only_because_their_readers_differ(family, noise, monkeypatch, tmp_path):
-    monkeypatch.setitem(OPERATORS, "lemon", lambda old, new, f=OPERATORS["lemon"]: f(old, new, noise=noise))
+def test_copies_part_ways_only_because_their_readers_differ(family, noise, tmp_path):
     source = FAMILIES[family](tmp_path / "src")
-    growth.grow(source, tmp_path / "out", method="lemon", hidden_size=192)
+    growth.grow(source, tmp_path / "out", Sizes(hidden=192), Lemon(noise=noise))
     model = load_model(tmp_path / "out").eval()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for step in range(5):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from checkpoints import bert
+from growth.adapters.bert import BERT
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as dcp
 from transformers import (
@@ -24,7 +25,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from growth.adapters.bert import BERT
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
 from growth.loading import load_model

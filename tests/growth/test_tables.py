@@ -3,14 +3,14 @@
 import pytest
 import torch
 from checkpoints import FAMILIES, bert, gpt2, neox
-from safetensors.torch import load_file, save_file
-from transformers import GPTNeoXConfig, GPTNeoXModel
-
-import growth
 from growth.adapters import ADAPTERS
 from growth.adapters.gpt2 import GPT2
 from growth.adapters.gpt_neox import GPT_NEOX
 from growth.adapters.lci import LCI
+from safetensors.torch import load_file, save_file
+from transformers import GPTNeoXConfig, GPTNeoXModel
+
+import growth
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
 from growth.inspection import inspect
