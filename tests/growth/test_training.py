@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from checkpoints import bert
-from growth.adapters.bert import BERT
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as dcp
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BertConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     TokenizersBackend,
@@ -27,6 +27,7 @@ from transformers import (
 
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
+from growth.families import FAMILIES
 from growth.loading import load_model
 from growth.training import trainer
 from growth.training.curve import evaluate
@@ -38,8 +39,7 @@ from growth.training.schedule import cosine, lemon
 from growth.training.trainer import train
 
 TEXT = "".join(chr(97 + i * i % 23) + ("\n" if i % 31 == 30 else "") for i in range(6000))
-
-
+BERT = FAMILIES["bert"].model(BertConfig(), frozenset({"lm"}))
 DEFAULTS = {"steps": 8, "batch_size": 4, "learning_rate": 1e-2, "eval_every": 4}
 
 
@@ -267,7 +267,7 @@ def test_a_masked_model_trains_and_is_measured_on_the_same_masks_each_time(maske
     assert report.curve[-1].loss < report.curve[0].loss - 0.3
     assert [p.flops for p in report.curve] == [p.step * report.step_flops for p in report.curve]
     windows = Windows(tokens([TEXT], byte_tokenizer()), 32)
-    held_out = [{"input_ids": window} for window in windows.hold_out(10)[1]]
+    held_out = [{"input_ids": window} for window in windows.hold_out(10)[1].windows]
     model = load_model(masked / "whole")
     again = [evaluate(model, *collator(BERT, masked / "whole")(held_out, seed=0).values()) for _ in range(2)]
     assert again[0] == again[1] == pytest.approx(report.curve[-1].loss, rel=1e-6)
