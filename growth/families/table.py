@@ -60,7 +60,8 @@ class Entry:
         return tuple(x) if self.fused else x.split(self.sizes)
 
     def to_disk(self, weights: Iterable[Tensor]) -> Tensor:
-        x = torch.stack([*weights]) if self.fused else torch.cat([*weights])
+        weights = [*weights]
+        x = torch.stack(weights) if self.fused else torch.cat(weights) if len(weights) > 1 else weights[0]
         if self.layout:
             disk, inside = self.layout.split("->")
             x = rearrange(x, f"{inside}->{disk}", **dict(self.lengths))
