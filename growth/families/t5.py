@@ -1,4 +1,4 @@
-"""T5: an encoder and a decoder on one stream, RMSNorm, biases by distance, which each stack's first layer holds.
+"""T5: an encoder and a decoder on one stream, RMSNorm, biases by distance, which first layers hold for all.
 
 A checkpoint has both stacks or the encoder alone. Its head is the embedding, times hidden^-1/2, or one of its
 own without that factor (T5 1.1); configurations that say nothing else mean the first.
@@ -44,7 +44,9 @@ def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
         ]
     else:
         ops.append(Output("memory"))
-    return assembled(wires, ops, stacks, {EPS: config.layer_norm_epsilon}, config.initializer_factor * D**-0.5)
+    return assembled(
+        wires, ops, stacks, {EPS: config.layer_norm_epsilon}, config.initializer_factor * D**-0.5
+    )
 
 
 def layer(frame: Frame) -> tuple[Op, ...]:
@@ -53,9 +55,7 @@ def layer(frame: Frame) -> tuple[Op, ...]:
     return (
         *frame.block("mixer", frame.attention(along=(f"{frame.prefix}bias",)), frame.reads, frame.writes),
         *(frame.block("cross", crossing, frame.reads, frame.writes) if crossing else ()),
-        *frame.block(
-            "mlp", frame.feed_forward("mlp" if frame.gated else "plain"), frame.reads, frame.writes
-        ),
+        *frame.block("mlp", frame.feed_forward("mlp" if frame.gated else "plain"), frame.reads, frame.writes),
     )
 
 
