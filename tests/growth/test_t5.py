@@ -1,13 +1,20 @@
 """T5: what two stacks on one stream have that no other family has."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from checkpoints import ALL
 from safetensors.torch import load_file, save_file
 
 import growth
+from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
 from growth.loading import load_model
+from growth.lossless import lost
+from growth.methods import Lemon
+from growth.plan import Source
+from growth.sizes import Sizes, resized
 
 BIAS = "{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 WEIGHTS = "model.safetensors"
@@ -71,3 +78,17 @@ def test_methods_that_learn_from_text_are_refused(tmp_path, method):
     src = ALL["t5"](tmp_path / "src")
     with pytest.raises(Refusal, match="a model that learns from windows of text, got t5"):
         growth.grow(src, tmp_path / "out", hidden_size=112, method=method)
+
+
+@pytest.mark.parametrize(
+    "wire, why", [("decoder.bias", "attention: "), ("memory", "decoder.layers.{}.cross.k: ")]
+)
+def test_heads_without_their_biases_and_keys_of_another_memory_are_not_called_lossless(tmp_path, wire, why):
+    model = Source(Checkpoint(ALL["t5"](tmp_path / "src"))).model
+    config = resized(model, Sizes(hidden=112), Lemon().order)
+    old, new = model.architecture, model.family.model(config, model.parts).architecture
+    maps = Lemon().maps(old, new)
+    assert not lost(old, new, maps)
+    wrong = replace(maps.wires[wire], index=maps.wires[wire].index[1:] + maps.wires[wire].index[:1])
+    notes = lost(old, new, replace(maps, wires=maps.wires | {wire: wrong}))
+    assert any(note.startswith(why) for note in notes), notes
