@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
     AutoModelForTokenClassification,
     PreTrainedConfig,
 )
@@ -21,9 +22,10 @@ from growth.families.gpt2 import GPT2
 from growth.families.gpt_neox import GPT_NEOX
 from growth.families.lci import LCI
 from growth.families.llama import LLAMAS
+from growth.families.t5 import T5
 from growth.families.table import Family, Model
 
-FAMILIES = {family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMAS, *ENCODERS, LCI)}
+FAMILIES = {family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMAS, *ENCODERS, T5, LCI)}
 
 
 def family_of(config: PreTrainedConfig, where: str) -> Family:
@@ -49,6 +51,7 @@ AUTOS = (
     AutoModelForTokenClassification,
     AutoModelForQuestionAnswering,
     AutoModelForImageClassification,
+    AutoModelForTextEncoding,
     AutoModel,
 )
 

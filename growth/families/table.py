@@ -171,9 +171,10 @@ class Model:
     def __init__(self, family: Family, config: PreTrainedConfig, parts: Parts):
         self.family, self.config, self.parts = family, config, parts
         self.architecture = family.architecture(config, parts)
-        self.tied = dict(family.tied) if config.tie_word_embeddings else {}
         # A model that is its own base has no prefix to tell it by.
         self.bare = family.bare if not parts - {"pooler"} else ""
+        own = self._entries(self.architecture.outside)
+        self.tied = {name: twin for name, twin in family.tied.items() if name not in own}
 
     @property
     def auto(self) -> type:
