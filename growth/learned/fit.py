@@ -75,7 +75,7 @@ def fit(
             model=expansion,
             args=arguments,
             train_dataset=windows,
-            data_collator=collator(expansion.target, folder),
+            data_collator=collator(expansion.target.auto, folder),
             callbacks=[ShowSteps(progress)],
         )
         flops = step_flops(expansion, windows, batch_size, arguments.device) * steps

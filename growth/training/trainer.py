@@ -159,7 +159,7 @@ def train(
     frozen = transferred(checkpoint.path) if freeze else []
     tokenizer = load_tokenizer(checkpoint.path)
     seen = model_of(config, checkpoint.names)
-    masked = collator(seen, checkpoint.path) if seen else None
+    masked = collator(seen.auto, checkpoint.path) if seen else None
     args = TrainingArguments(
         output_dir=str(out) + SUFFIX,
         max_steps=steps,
