@@ -4,8 +4,8 @@
     python -m benchmarks.growing SRC DST [--hidden-size 4096] [--ffn-size ...] [--num-layers ...] [--out FILE]
 
 A Llama of 6.0 GB, 22 layers of 3072, grows to 9.9 GB, 22 layers of 4096, by LEMON. The least it could take
-is the copy (SRC read in blocks of 16 MB, as many bytes written as DST has) and the noise of every matrix
-whose inputs are copied: randn, a product, a rounding to bfloat16, on all cores. Each part runs in a process
+is the copy (SRC read in blocks of 16 MB, as many bytes written as DST has) and the noise of the columns that
+read copies or new channels: randn, a product, a rounding to bfloat16, on all cores. Each part runs in a process
 of its own, finds nothing of SRC in the page cache, and ends when its bytes are on the disk. Memory is the
 most that was resident, less what was after the imports; pages of SRC that are mapped count in it. In the
 anonymous part, which is sampled every 5 ms, they do not.
@@ -33,6 +33,7 @@ from growth.growing import grow
 
 COPIED, DRAWN = 2**24, 2**24  # bytes, numbers of a block
 MOST_GB, MOST_RATIO = 1.5, 2.0
+COPIERS = ("o_proj.weight", "down_proj.weight", "attention.dense.weight", "dense_4h_to_h.weight")
 
 
 class Names(NamedTuple):
@@ -148,14 +149,23 @@ def drawing(count: int, cores: int) -> Part:
     return Part((perf_counter() - begin) * count / (blocks * DRAWN) / cores)
 
 
-def noisy(folder: Path) -> int:
-    """Numbers of its matrices that read a space which grows: all but the embeddings."""
-    count = 0
+def noisy(src: Path, dst: Path) -> int:
+    """Numbers in the columns of matrices that read a unit with another copy, or with none in SRC."""
+    count, old = 0, shapes(src)
+    for name, shape in shapes(dst).items():
+        if len(shape) == 2 and "embed_" not in name and name in old:
+            (rows, T), S = shape, old[name][1]
+            each = 2 if name.endswith(COPIERS) else 1  # the stream's new channels are no copies
+            count += rows * (T if T >= 2 * S else each * (T - S))
+    return count
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    found = {}
     for file in weights(folder):
         with safe_open(file, "pt") as tensors:
-            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
-        count += sum(math.prod(x) for name, x in shapes.items() if len(x) == 2 and "embed_" not in name)
-    return count
+            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+    return found
 
 
 def rows(folder: Path, name: str, count: int | None = None) -> Tensor:
@@ -218,7 +228,7 @@ def main() -> None:
     grown = alone(growing, src, dst, target)
     check(src, dst)
     copied = alone(copying, src, dst.with_name(f"{dst.name}.copy"), size(dst))
-    drawn = alone(drawing, noisy(dst), cores)
+    drawn = alone(drawing, noisy(src, dst), cores)
     ratio = grown.seconds / (copied.seconds + drawn.seconds)
     figures = {
         "source_gb": size(src) / 1e9,

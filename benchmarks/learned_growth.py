@@ -9,18 +9,28 @@ tokens are a lesson. BERT grows by a whole factor, as a lossless start of a post
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import BertConfig, GPT2Config, GPTNeoXConfig, PreTrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    PreTrainedConfig,
+)
 
 import growth
-from growth.adapters import source_adapter
 from growth.checkpoint import Checkpoint
 from growth.demo.corpus import byte_tokenizer, corpus
 from growth.loading import load_model, quiet
+from growth.methods import Ligo, Net2Net, Stack
+from growth.plan import Source
+from growth.sizes import Sizes
 from growth.training.curve import evaluate
 from growth.training.data import Windows, collator, tokens
 
@@ -33,10 +43,10 @@ FAMILIES = {
     "BERT": (BertConfig(vocab_size=257, intermediate_size=384, **SMALL), 192, 32),
 }
 METHODS = {
-    "StackBERT": {"method": "stack"},
-    "Net2Net": {"method": "net2net"},
-    "LiGO": {"method": "ligo"},
-    "LiGO, published start": {"method": "ligo", "start": "published"},
+    "StackBERT": Stack(),
+    "Net2Net": Net2Net(),
+    "LiGO": Ligo(),
+    "LiGO, published start": Ligo(start="published"),
 }
 
 
@@ -46,10 +56,10 @@ def pretrain(folder: Path, config: PreTrainedConfig, data: Windows, seed: int) -
     tokenizer.add_special_tokens({"mask_token": AddedToken("[MASK]", special=True)})
     tokenizer.save_pretrained(folder)
     config.save_pretrained(folder)
-    adapter = source_adapter(config, str(folder))
-    batch_of = collator(adapter, folder) or torch.utils.data.default_collate
+    auto = AutoModelForMaskedLM if config.model_type == "bert" else AutoModelForCausalLM
+    batch_of = collator(auto, folder) or torch.utils.data.default_collate
     torch.manual_seed(seed)
-    model = adapter.auto.from_config(config)
+    model = auto.from_config(config)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, PRETRAINING)
     for _ in range(PRETRAINING):
@@ -66,7 +76,7 @@ def pretrain(folder: Path, config: PreTrainedConfig, data: Windows, seed: int) -
 
 def loss(folder: Path, windows: Tensor) -> float:
     """On held-out windows, for a masked model with the same masks each time."""
-    masked = collator(source_adapter(Checkpoint(folder).config, str(folder)), folder)
+    masked = collator(Source(Checkpoint(folder)).model.auto, folder)
     batch = masked([{"input_ids": x} for x in windows], seed=0) if masked else {"input_ids": windows}
     return evaluate(load_model(folder), *batch.values())
 
@@ -88,10 +98,11 @@ def main() -> None:
                 source = pretrain(Path(scratch, "source"), config, data, seed)
                 found = [loss(source, held_out.sample(128))]
                 for i, method in enumerate(METHODS.values()):
-                    grown, target = Path(scratch, f"{i}"), {"hidden_size": width, "num_layers": 6}
-                    if method["method"] == "ligo":
-                        target |= {"data": data, "steps": options.steps, "batch_size": batch_size}
-                    growth.grow(source, grown, seed=seed, **method, **target)
+                    grown = Path(scratch, f"{i}")
+                    if method.learned:
+                        how = {"data": data, "steps": options.steps, "batch_size": batch_size}
+                        method = replace(method, **how)
+                    growth.grow(source, grown, Sizes(hidden=width, layers=6), method, seed=seed)
                     found.append(loss(grown, held_out.sample(128)))
             print(f"| {family} | {seed} | " + " | ".join(f"{x:.3f}" for x in found) + " |", flush=True)
 

@@ -18,15 +18,21 @@ import torch
 from memory import Memory
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, GPT2Config, PreTrainedConfig, masking_utils
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    GPT2Config,
+    PreTrainedConfig,
+    masking_utils,
+)
 
-from growth.adapters import source_adapter
 from growth.checkpoint import Checkpoint
-from growth.growing import resized
-from growth.learning import Expansion
+from growth.learned.expansion import Expansion
 from growth.loading import quiet
-from growth.operators.ligo import LearnedMaps, ligo
+from growth.methods import Ligo
 from growth.plan import Source
+from growth.sizes import Sizes, resized
 from growth.training.flops import CPU_ATTENTION
 
 LENGTH = 512
@@ -40,15 +46,17 @@ PAIRS: dict[str, tuple[PreTrainedConfig, tuple[int, int], str]] = {
 def models(pair: str, device: str) -> tuple[Expansion, nn.Module]:
     """What LiGO trains, and the large model; weights are random."""
     small, (hidden_size, num_layers), start = PAIRS[pair]
-    adapter = source_adapter(small, pair)
+    auto, method = (AutoModelForMaskedLM if small is BERT else AutoModelForCausalLM), Ligo(start=start)
     with tempfile.TemporaryDirectory() as folder, quiet():
-        adapter.auto.from_config(small).save_pretrained(folder)
-        source = Source(Checkpoint(Path(folder)), adapter)
-        config = resized(small, hidden_size, num_layers, None, None)
-        maps = ligo(*(adapter.describe(x, adapter) for x in (small, config)), start=start)
-        expansion = Expansion(LearnedMaps(maps, source), source, adapter, config).to(device)
+        auto.from_config(small).save_pretrained(folder)
+        source = Source(Checkpoint(Path(folder)))
+        config = resized(source.model, Sizes(hidden_size, num_layers), method.order)
+        target = source.family.model(config, source.model.parts)
+        old, new = source.model.architecture, target.architecture
+        operator = method.operator(source, old, new, method.maps(old, new), seed=0)
+        expansion = Expansion(operator, source, target).to(device)
     with torch.device(device):
-        large = adapter.auto.from_config(config).train()
+        large = auto.from_config(config).train()
     large.config.use_cache = False
     return expansion, large
 

@@ -270,9 +270,7 @@ def _print(report, dry_run: bool, as_json: bool) -> None:
     for note in report.notes:
         say(note)
     if dry_run:
-        say(
-            f"{report.plan.bytes:,} bytes on disk, and about {report.plan.memory:,} of memory to make them"
-        )
+        say(f"{report.plan.bytes:,} bytes on disk, and about {report.plan.memory:,} of memory to make them")
     say(str(report))
 
 

@@ -4,6 +4,8 @@ Copies are applied run by run, at the speed of a copy: a run is a stretch of the
 of the narrow one, or no copy at all.
 """
 
+from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -34,9 +36,9 @@ def runs(of: Copies) -> tuple[Run, ...]:
 
 
 @lru_cache(maxsize=64)
-def _each(numbers: tuple[float, ...], width: int) -> Tensor:
+def _each(numbers: tuple[float, ...], width: int, dtype: torch.dtype) -> Tensor:
     """A number per unit as one per entry."""
-    return torch.tensor(numbers, dtype=torch.float64).repeat_interleave(width)
+    return torch.tensor(numbers, dtype=dtype).repeat_interleave(width)
 
 
 def exact(x: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ def write(of: Any, x: Tensor, axis: int = 0, rows: slice | None = None) -> Tenso
             parts.append((mean if of.rest == "mean" else torch.zeros_like(mean)).expand(size))
     out = torch.cat(parts, axis)
     if isinstance(of.scale, tuple):
-        scale = _each(of.scale, of.width)[first:last].to(out)
+        scale = _each(of.scale, of.width, out.dtype)[first:last].to(out.device)
         return out * scale.view(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
     return out if of.scale == 1.0 else out * of.scale
 
@@ -75,7 +77,8 @@ def read(of: Any, x: Tensor) -> Tensor:
         x.narrow(-1, run.source, run.length) if run.source >= 0 else x.new_zeros(*x.shape[:-1], run.length)
         for run in runs(of)
     ]
-    return torch.cat(parts, -1).mul_(_each(of.share, of.width).to(x))
+    out = torch.cat(parts, -1)
+    return out if set(of.share) <= {0.0, 1.0} else out.mul_(_each(of.share, of.width, x.dtype).to(x.device))
 
 
 def unseen(of: Any, r: Tensor) -> Tensor:
@@ -91,3 +94,33 @@ def unseen(of: Any, r: Tensor) -> Tensor:
     for run in copied:
         r.narrow(-1, run.start, run.length).sub_(seen.narrow(-1, run.source, run.length))
     return r
+
+
+def add_noise(of: Copies, x: Tensor, std: float, generator: torch.Generator) -> None:
+    """Add what readers cannot see of normal numbers to a reader's columns [rows, T], in place.
+
+    That is nothing where a unit has no other copy, so no numbers are drawn there.
+    """
+    free, places = _free(of)
+    if places:
+        fresh = torch.randn(len(x), len(free.index) * of.width, dtype=x.dtype, generator=generator)
+        unseen(free, fresh.mul_(std))
+    for run in places:
+        x.narrow(-1, run.start, run.length).add_(fresh.narrow(-1, run.source, run.length))
+
+
+@lru_cache(maxsize=64)
+def _free(of: Copies) -> tuple[Copies, tuple[Run, ...]]:
+    """The units that have other copies, or no source, and where they stand in the wide wire."""
+    count = Counter(of.index)
+    free = [t for t, s in enumerate(of.index) if s < 0 or count[s] > 1]
+    number = {s: i for i, s in enumerate(sorted({of.index[t] for t in free} - {-1}))}
+    index = tuple(number.get(of.index[t], -1) for t in free)
+    places: list[Run] = []
+    for i, t in enumerate(free):
+        start, source = t * of.width, i * of.width
+        if places and start == places[-1].start + places[-1].length:
+            places[-1] = places[-1]._replace(length=places[-1].length + of.width)
+        else:
+            places.append(Run(start, source, of.width))
+    return replace(of, index=index, share=(0.0,) * len(index), sources=len(number)), tuple(places)

@@ -6,8 +6,8 @@ new[i] = write . (sum_j depth[i, j] old[j]) . read^T
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from growth.families.table import Entry, Model
 from growth.maps import Maps
 from growth.plan import Plan, Recipe, Row, Source, dropped
 
-BLOCK = 2**24  # entries that are made at a time: 64 MB in float32
+BLOCK = 2**20  # entries that are made at a time: 4 MB in float32, which stay in a core's cache
 
 
 def made(plan: Plan, source: Source) -> Iterator[tuple[Row, Iterator[Tensor]]]:
@@ -49,15 +49,16 @@ class Expand:
     seed: int
 
     def __call__(self, source: Source) -> Iterator[Tensor]:
-        shape = self.entry.shape(self.new)
-        if self.entry.by_rows and math.prod(shape) > BLOCK:
-            (weight,) = self.entry.weights
-            x = self.mixed(source, weight)
-            for rows in blocks(shape):
-                yield self.entry.to_disk([self.expanded(x, weight, rows)])
-        else:
-            weights = (self.expanded(self.mixed(source, weight), weight) for weight in self.entry.weights)
-            yield self.entry.to_disk(weights)
+        with one_thread():
+            shape = self.entry.shape(self.new)
+            if self.entry.by_rows and math.prod(shape) > BLOCK:
+                (weight,) = self.entry.weights
+                x = self.mixed(source, weight)
+                for rows in blocks(shape):
+                    yield self.entry.to_disk([self.expanded(x, weight, rows)])
+            else:
+                weights = (self.expanded(self.mixed(source, weight), weight) for weight in self.entry.weights)
+                yield self.entry.to_disk(weights)
 
     def mixed(self, source: Source, weight: Weight) -> Tensor:
         """sum_j depth[i, j] old[j], times what the model multiplies the weight with now and will not then."""
@@ -92,18 +93,11 @@ class Expand:
         x = apply.exact(x)
         of = self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
         if of is not None and of.noise:
-            x += self._noise(weight, x.shape, x.dtype, of, rows)
+            name = weight.name if self.layer is None else weight.name.format(self.layer)
+            name = f"{name}[{rows.start}]" if rows and rows.start else name
+            generator = torch.Generator().manual_seed(named_seed(self.seed, name))
+            apply.add_noise(of, x, self.old.init_std * of.noise, generator)
         return x
-
-    def _noise(
-        self, weight: Weight, shape: torch.Size, dtype: torch.dtype, of: Any, rows: slice | None
-    ) -> Tensor:
-        """A fresh matrix, less all that can be seen of it."""
-        name = weight.name if self.layer is None else weight.name.format(self.layer)
-        name = f"{name}[{rows.start}]" if rows and rows.start else name
-        generator = torch.Generator().manual_seed(named_seed(self.seed, name))
-        fresh = torch.randn(shape, dtype=dtype, generator=generator)
-        return apply.unseen(of, fresh.mul_(self.old.init_std * of.noise))
 
     def _scale_in(self, model: Architecture, weight: Weight) -> float:
         """What that model multiplies the weight with."""
@@ -161,6 +155,17 @@ def plan_growth(
             )
         )
     return Plan(tuple(rows), dropped(source, rows))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Blocks that lie in one core's cache: others gain little, and on a busy machine are waited for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def blocks(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -69,6 +69,9 @@ def grow(
         refuse_existing(dst)
     began = time.perf_counter()
     source = Source(Checkpoint(src))
+    if method.learned and not source.family.learns:
+        got = f"{source.family.model_type}, which takes more than that"
+        raise refuse(method.name, "a model that learns from windows of text", got, "choose lemon or net2net")
     short = Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size)
     if sizes is not None and short != Sizes():
         raise refuse("sizes", "Sizes, or the short forms", "both", "leave one out")

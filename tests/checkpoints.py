@@ -1,17 +1,57 @@
-"""Checkpoints for the growth tests: real transformers classes, pico sizes, weights larger than fresh ones."""
+"""Checkpoints for the growth tests: real transformers classes, pico sizes, weights larger than fresh ones.
+
+ALL has every family that grows, in its variants: a maker each, of (folder, dtype, **fields of the
+configuration). Gains are not one and biases are not zero. `inputs` makes what such a model takes.
+"""
+
+from functools import partial
 
 import torch
 from tokenizers import AddedToken
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaModel,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
 )
 
 from growth.demo.corpus import byte_tokenizer
+from lcikernels.models import LCIConfig, LCIForCausalLM
 
 
 def neox(folder, dtype=torch.float32, **sizes):
@@ -51,3 +91,127 @@ def saved(kind, config, folder, dtype):
 
 
 FAMILIES = {"gpt_neox": neox, "gpt2": gpt2, "bert": bert}
+
+VOCAB, POSITIONS = 61, 40
+WIDE = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+WIDE |= {"intermediate_size": 96, "max_position_embeddings": POSITIONS}
+GROUPED = WIDE | {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+HEADED = GROUPED | {"head_dim": 16}
+LCI = WIDE | {"state_size": 8, "mamba2_state_size": 8, "mamba2_num_heads": 8}
+T5 = {"vocab_size": VOCAB, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 3, "num_heads": 4}
+T5 |= {
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+    "decoder_start_token_id": 0,
+}
+
+
+def pico(kind, config, **fields):
+    """A maker of random checkpoints of this class: mostly 3 layers x 64, 4 heads of 16."""
+
+    def make(folder, dtype=torch.float32, **sizes):
+        return saved(kind, config(**fields | sizes), folder, dtype)
+
+    return make
+
+
+def t5_1_1(folder, dtype=torch.float32, **sizes):
+    """A T5 with a head of its own, which transformers makes none of but loads."""
+    config = T5Config(**T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} | sizes)
+    torch.manual_seed(1)
+    own = torch.nn.Parameter(torch.randn(config.vocab_size, config.d_model, dtype=dtype))
+    return saved(partial(_with_head, own), config, folder, dtype)
+
+
+def _with_head(own, config):
+    model = T5ForConditionalGeneration(config)
+    model.lm_head.weight = own
+    return model
+
+
+ALL = {
+    "gpt_neox": pico(GPTNeoXForCausalLM, GPTNeoXConfig, **WIDE),
+    "gpt_neox tied": pico(GPTNeoXForCausalLM, GPTNeoXConfig, **WIDE, tie_word_embeddings=True),
+    "gpt2": pico(
+        GPT2LMHeadModel,
+        GPT2Config,
+        vocab_size=VOCAB,
+        n_embd=64,
+        n_head=4,
+        n_layer=3,
+        n_positions=POSITIONS,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
+    "llama": pico(LlamaForCausalLM, LlamaConfig, **GROUPED),
+    "llama with biases, tied": pico(
+        LlamaForCausalLM,
+        LlamaConfig,
+        **GROUPED,
+        attention_bias=True,
+        mlp_bias=True,
+        tie_word_embeddings=True,
+    ),
+    "mistral": pico(MistralForCausalLM, MistralConfig, **HEADED, sliding_window=8),
+    "qwen2": pico(
+        Qwen2ForCausalLM,
+        Qwen2Config,
+        **GROUPED,
+        use_sliding_window=True,
+        sliding_window=8,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+    ),
+    "qwen3": pico(Qwen3ForCausalLM, Qwen3Config, **GROUPED, head_dim=24),
+    "gemma": pico(GemmaForCausalLM, GemmaConfig, **HEADED),
+    "gemma2": pico(Gemma2ForCausalLM, Gemma2Config, **HEADED, sliding_window=8),
+    "gemma3_text": pico(
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        **HEADED,
+        sliding_window=8,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    ),
+    "phi3": pico(Phi3ForCausalLM, Phi3Config, **GROUPED),
+    "olmo2": pico(Olmo2ForCausalLM, Olmo2Config, **GROUPED),
+    "granite": pico(
+        GraniteForCausalLM,
+        GraniteConfig,
+        **GROUPED,
+        embedding_multiplier=3.0,
+        logits_scaling=2.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.2,
+    ),
+    "smollm3": pico(SmolLM3ForCausalLM, SmolLM3Config, **GROUPED, no_rope_layers=[1, 0, 1]),
+    "bert": pico(BertForMaskedLM, BertConfig, **WIDE),
+    "bert headless": pico(BertModel, BertConfig, **WIDE),
+    "bert classifier": pico(BertForSequenceClassification, BertConfig, **WIDE, num_labels=5),
+    "bert token classifier": pico(BertForTokenClassification, BertConfig, **WIDE, num_labels=5),
+    "bert answers": pico(BertForQuestionAnswering, BertConfig, **WIDE),
+    "roberta": pico(RobertaForMaskedLM, RobertaConfig, **WIDE),
+    "roberta headless": pico(RobertaModel, RobertaConfig, **WIDE),
+    "roberta classifier": pico(RobertaForSequenceClassification, RobertaConfig, **WIDE, num_labels=5),
+    "t5": pico(T5ForConditionalGeneration, T5Config, **T5),
+    "t5 gated": pico(T5ForConditionalGeneration, T5Config, **T5, feed_forward_proj="gated-gelu"),
+    "t5 1.1": t5_1_1,
+    "t5 encoder": pico(T5EncoderModel, T5Config, **T5),
+    **{
+        f"lci {pattern}": pico(LCIForCausalLM, LCIConfig, **LCI, pattern=pattern)
+        for pattern in ("AAA", "RRR", "MMM", "SSS", "RAM", "SMA")
+    },
+}
+
+
+def inputs(config, T=24):
+    """Two sequences, as a model of this configuration takes them: with token types, or for a decoder too."""
+    generator = torch.Generator().manual_seed(1)
+
+    def some(V):
+        return torch.randint(3, V, (2, T), generator=generator)
+
+    made = {"input_ids": some(config.vocab_size)}
+    if config.model_type == "bert":
+        made["token_type_ids"] = torch.randint(config.type_vocab_size, (2, T), generator=generator)
+    if config.is_encoder_decoder:
+        made["decoder_input_ids"] = some(config.vocab_size)[:, : T - 5]
+    return made

@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
     AutoModelForTokenClassification,
     PreTrainedConfig,
 )
@@ -21,10 +22,13 @@ from growth.families.gpt2 import GPT2
 from growth.families.gpt_neox import GPT_NEOX
 from growth.families.lci import LCI
 from growth.families.llama import LLAMAS
+from growth.families.t5 import T5
 from growth.families.table import Family, Model
 from growth.families.vision import DEIT, VIT
 
-FAMILIES = {family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMAS, *ENCODERS, VIT, DEIT, LCI)}
+FAMILIES = {
+    family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMAS, *ENCODERS, T5, VIT, DEIT, LCI)
+}
 
 
 def family_of(config: PreTrainedConfig, where: str) -> Family:
@@ -50,6 +54,7 @@ AUTOS = (
     AutoModelForTokenClassification,
     AutoModelForQuestionAnswering,
     AutoModelForImageClassification,
+    AutoModelForTextEncoding,
     AutoModel,
 )
 

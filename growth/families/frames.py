@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from growth.architecture import (
@@ -50,6 +51,7 @@ class Frame:
         queries, keys = Wire(self.heads, size), Wire(self.kv_heads or self.heads, size)
         inner = dict.fromkeys(("query", "query_raw", "query_gain", "mixed"), queries)
         inner |= dict.fromkeys(("key", "key_raw", "key_gain", "value"), keys)
+        inner |= {f"cross.{name}": wire for name, wire in inner.items()}
         inner["ffn"] = Wire(self.ffn)
         own = {f"{self.prefix}{name}.{{}}": wire for name, wire in inner.items()}
         return {name: Wire(self.hidden) for name in stream} | own | {"head": Wire(size, fixed=True)}
@@ -90,26 +92,30 @@ class Frame:
     def named(self, name: str) -> str:
         return f"{self.prefix}layers.{{}}.{name}"
 
-    def wire(self, name: str) -> str:
-        return f"{self.prefix}{name}.{{}}"
+    def wire(self, name: str, mixer: str = "mixer") -> str:
+        return f"{self.prefix}{'' if mixer == 'mixer' else f'{mixer}.'}{name}.{{}}"
 
     def attention(self, mixer: str = "mixer", keys: str = "", along: tuple[str, ...] = ()) -> tuple[Op, ...]:
-        """keys: the wire that keys and values read, where it is not the queries'."""
+        """mixer: its name, "cross" where keys and values read another wire than the queries do, namely
+        `keys`; along: wires whose units go with the heads of query."""
         qkv, out, _ = self.biases
-        module, wire = self.named(mixer), self.wire
+        module, wire = self.named(mixer), partial(self.wire, mixer=mixer)
         raw = "_raw" if self.qk_norm else ""
         return (
             Linear(f"{module}.q", self.reads, wire(f"query{raw}"), qkv),
             Linear(f"{module}.k", keys or self.reads, wire(f"key{raw}"), qkv),
             Linear(f"{module}.v", keys or self.reads, wire("value"), qkv),
-            *(self._head_norm(f"{module}.{part[0]}_norm", part) for part in ("query", "key") if raw),
+            *(self._head_norm(mixer, part) for part in ("query", "key") if raw),
             Attention(wire("query"), wire("key"), wire("value"), wire("mixed"), along),
             Linear(f"{module}.o", wire("mixed"), self.writes, out),
         )
 
-    def _head_norm(self, name: str, part: str) -> Norm:
-        gain = "head" if self.qk_norm == "unit" else self.wire(f"{part}_gain")
-        return Norm(name, self.wire(f"{part}_raw"), self.wire(part), gain, "rms", self.eps, per=self.qk_norm)
+    def _head_norm(self, mixer: str, part: str) -> Norm:
+        raw, out, gain = (self.wire(f"{part}{what}", mixer) for what in ("_raw", "", "_gain"))
+        if self.qk_norm == "unit":
+            gain = "head"
+        name = f"{self.named(mixer)}.{part[0]}_norm"
+        return Norm(name, raw, out, gain, "rms", self.eps, per=self.qk_norm)
 
     def feed_forward(self, mlp: str = "mlp") -> tuple[Op, ...]:
         module, ffn, bias = self.named(mlp), self.wire("ffn"), self.biases[2]

@@ -60,7 +60,8 @@ class Entry:
         return tuple(x) if self.fused else x.split(self.sizes)
 
     def to_disk(self, weights: Iterable[Tensor]) -> Tensor:
-        x = torch.stack([*weights]) if self.fused else torch.cat([*weights])
+        weights = [*weights]
+        x = torch.stack(weights) if self.fused else torch.cat(weights) if len(weights) > 1 else weights[0]
         if self.layout:
             disk, inside = self.layout.split("->")
             x = rearrange(x, f"{inside}->{disk}", **dict(self.lengths))
@@ -170,9 +171,10 @@ class Model:
     def __init__(self, family: Family, config: PreTrainedConfig, parts: Parts):
         self.family, self.config, self.parts = family, config, parts
         self.architecture = family.architecture(config, parts)
-        self.tied = dict(family.tied) if getattr(config, "tie_word_embeddings", False) else {}
         # A model that is its own base has no prefix to tell it by.
         self.bare = family.bare if not parts - {"pooler"} else ""
+        own = self._entries(self.architecture.outside)
+        self.tied = {name: twin for name, twin in family.tied.items() if name not in own}
 
     @property
     def auto(self) -> type:

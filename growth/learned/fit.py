@@ -81,7 +81,7 @@ def fit(
             model=expansion,
             args=arguments,
             train_dataset=examples,
-            data_collator=collator(expansion.target, folder),
+            data_collator=collator(expansion.target.auto, folder),
             callbacks=[ShowSteps(progress)],
         )
         flops = step_flops(expansion, examples, batch_size, arguments.device) * steps

@@ -21,7 +21,6 @@ from transformers import (
 
 from growth.checkpoint import Checkpoint
 from growth.errors import refuse
-from growth.families.table import Model
 from growth.loading import load_tokenizer
 from growth.training.curve import window_losses
 from growth.training.examples import Examples
@@ -185,14 +184,14 @@ def _refuse_short(what: str, tokens: int, length: int) -> NoReturn:
 Collator = Callable[..., dict[str, Tensor]]  # of windows, and a seed where it draws
 
 
-def collator(model: Model, folder: str | Path) -> Collator | None:
+def collator(auto: type, folder: str | Path) -> Collator | None:
     """How windows become a batch: None, the Trainer's own way, for a causal model; masked for a masked one.
 
     Of 15 % of the tokens, which alone are labels, 80 % turn into the mask, 10 % into any token; drawn anew
     for every batch, or alike for one `seed`. Raises Refusal where the tokenizer in `folder` is needed and has
     no mask.
     """
-    if model.auto is not AutoModelForMaskedLM:
+    if auto is not AutoModelForMaskedLM:
         return None
     tokenizer = load_tokenizer(folder)
     if tokenizer.mask_token is None:

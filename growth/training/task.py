@@ -51,7 +51,7 @@ def task(checkpoint: Checkpoint, data: Data, validation: Data | None, sequence_l
             refuse_other_kind(seen, given, name)
     length = window_length(checkpoint.config, data, validation, sequence_length)
     tokenizer = load_tokenizer(checkpoint.path) if length else None
-    collate = collator(seen, checkpoint.path) if seen else None
+    collate = collator(seen.auto, checkpoint.path) if seen else None
     examples, held_out = split(data, validation, tokenizer, length)
     if not collate:
         return Task(examples, held_out, lambda model: held_out.losses(model).mean().item(), None, tokenizer)

@@ -9,18 +9,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from checkpoints import bert
-from transformers import AutoTokenizer, BertConfig, GPT2Config, GPTNeoXConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPTNeoXConfig,
+)
 
-from growth.families import FAMILIES
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
 from growth.training import data
 from growth.training.data import Windows, collator, load_text, tokens, window_length
 from growth.training.task import split
 from growth.training.trainer import _numbered
-
-BERT = FAMILIES["bert"].model(BertConfig(), frozenset({"lm"}))
-GPT2 = FAMILIES["gpt2"].model(GPT2Config())
 from lcikernels.models import LCIConfig
 
 
@@ -60,7 +62,7 @@ def test_held_out_windows_are_not_trained_on_and_the_same_for_the_same_seed():
 
 def test_windows_of_a_masked_model_are_masked_as_bert_s_were(tmp_path):
     windows = Windows(torch.randint(256, (200 * 32,)), 32)
-    batch = collator(BERT, bert(tmp_path / "bert"))([windows[i] for i in range(200)])
+    batch = collator(AutoModelForMaskedLM, bert(tmp_path / "bert"))([windows[i] for i in range(200)])
     x, y = batch.pop("input_ids"), batch.pop("labels")
     assert not batch
     truth, label = windows.windows, y != -100
@@ -72,7 +74,7 @@ def test_windows_of_a_masked_model_are_masked_as_bert_s_were(tmp_path):
 
 
 def test_masks_are_drawn_anew_for_every_batch_and_process_and_again_from_a_checkpoint(tmp_path):
-    mask = collator(BERT, bert(tmp_path / "bert"))
+    mask = collator(AutoModelForMaskedLM, bert(tmp_path / "bert"))
     items = [{"input_ids": torch.arange(32)}] * 4
 
     def masks(seed, process, last):
@@ -85,9 +87,9 @@ def test_masks_are_drawn_anew_for_every_batch_and_process_and_again_from_a_check
 
 
 def test_windows_of_a_causal_model_stay_as_they_are_and_a_tokenizer_without_a_mask_is_refused(tmp_path):
-    assert collator(GPT2, tmp_path) is None
+    assert collator(AutoModelForCausalLM, tmp_path) is None
     with pytest.raises(Refusal, match="expected a tokenizer with a mask token, got none; "):
-        collator(BERT, bert(tmp_path / "bert", masked=False))
+        collator(AutoModelForMaskedLM, bert(tmp_path / "bert", masked=False))
 
 
 def test_a_folder_is_read_in_the_order_of_names_without_hidden_and_empty_files(tmp_path):

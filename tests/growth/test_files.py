@@ -37,9 +37,8 @@ def test_a_folder_appears_only_when_all_of_it_is_written(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "all"]
 
 
-def test_shards_are_bounded_and_loaded_by_transformers(source, tmp_path, monkeypatch):
-    monkeypatch.setitem(writing.write_checkpoint.__kwdefaults__, "shard_bytes", 200_000)
-    growth.grow(source, tmp_path / "out", method="lemon", hidden_size=120)
+def test_shards_are_bounded_and_loaded_by_transformers(source, tmp_path):
+    growth.grow(source, tmp_path / "out", method="lemon", hidden_size=120, shard_bytes=200_000)
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 2
     assert all(sum(x.numel() * 4 for x in load_file(shard).values()) <= 200_000 for shard in shards)

@@ -20,7 +20,9 @@ from growth import folders, writing
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
 from growth.folders import staged
+from growth.methods import Ligo
 from growth.plan import Row
+from growth.sizes import Sizes
 from growth.writing import Writer, write_checkpoint
 
 TAKEN = {
@@ -171,11 +173,12 @@ def test_what_is_not_finite_in_its_dtype_is_not_written(tmp_path, text, method):
     tensors = load_file(src / "model.safetensors")
     tensors["gpt_neox.layers.1.mlp.dense_4h_to_h.bias"][3] = float("inf")
     save_file(tensors, src / "model.safetensors", {"format": "pt"})
-    learned = {"data": text, "steps": 1, "batch_size": 2, "sequence_length": 16} if method == "ligo" else {}
+    learned = Ligo(data=text, steps=1, batch_size=2, sequence_length=16)
     with pytest.raises(
         Refusal, match="expected (finite numbers in float16|one at which the loss stays finite)"
     ):
-        growth.grow(src, tmp_path / "out", method=method, hidden_size=120, num_layers=4, **learned)
+        how = learned if method == "ligo" else method
+        growth.grow(src, tmp_path / "out", Sizes(hidden=120, layers=4), how)
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 

@@ -3,16 +3,14 @@
 import pytest
 import torch
 from checkpoints import FAMILIES, bert, gpt2, neox
-from growth.adapters import ADAPTERS
-from growth.adapters.gpt2 import GPT2
-from growth.adapters.gpt_neox import GPT_NEOX
-from growth.adapters.lci import LCI
 from safetensors.torch import load_file, save_file
 from transformers import GPTNeoXConfig, GPTNeoXModel
 
 import growth
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
+from growth.families import FAMILIES as TABLES
+from growth.families.lci import LCI
 from growth.inspection import inspect
 from growth.loading import load_model
 from growth.plan import Source
@@ -21,30 +19,28 @@ from lcikernels.models import LCIConfig, LCIForCausalLM
 
 @pytest.fixture(params=FAMILIES)
 def family(request, tmp_path):
-    """Its adapter, and a checkpoint with a head of its own: all the tensors there are."""
-    folder = FAMILIES[request.param](tmp_path / "source", tie_word_embeddings=False)
-    return ADAPTERS[request.param], Checkpoint(folder)
+    """A checkpoint with a head of its own: all the tensors there are."""
+    return Source(Checkpoint(FAMILIES[request.param](tmp_path / "source", tie_word_embeddings=False)))
 
 
 def test_every_tensor_survives_being_read_and_written(family):
-    adapter, checkpoint = family
-    for name, (entry, _) in adapter.table(checkpoint.config).items():
-        x = checkpoint.read(name)
-        assert torch.equal(entry.to_disk(entry.from_disk(x, heads=4), heads=4), x)
+    for name, (entry, _) in family.table.items():
+        x = family.checkpoint.read(name)
+        assert torch.equal(entry.to_disk(entry.from_disk(x)), x)
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_table_names_exactly_what_transformers_writes(tmp_path, name, tied):
-    checkpoint = Checkpoint(FAMILIES[name](tmp_path / "source", tie_word_embeddings=tied))
-    assert set(ADAPTERS[name].table(checkpoint.config)) == set(checkpoint.names)
+    source = Source(Checkpoint(FAMILIES[name](tmp_path / "source", tie_word_embeddings=tied)))
+    assert set(source.table) == set(source.checkpoint.names)
 
 
 def test_queries_are_the_first_rows_of_each_head(source):
-    checkpoint = Checkpoint(source)
+    found = Source(Checkpoint(source))
     name = "gpt_neox.layers.1.attention.query_key_value.weight"
-    q, k, v = GPT_NEOX.table(checkpoint.config)[name][0].from_disk(checkpoint.read(name), heads=4)
-    per_head = checkpoint.read(name).view(4, 3, 24, 96)
+    q, k, v = found.table[name][0].from_disk(found.checkpoint.read(name))
+    per_head = found.checkpoint.read(name).view(4, 3, 24, 96)
     assert torch.equal(q, per_head[:, 0].reshape(96, 96)) and torch.equal(v, per_head[:, 2].reshape(96, 96))
 
 
@@ -54,23 +50,24 @@ def test_gpt_2_s_fused_projection_computes_q_k_and_v(tmp_path):
     x = torch.randn(5, 96)
     fused = attention.c_attn(x).detach()
     tensors = {}
+    source = Source(Checkpoint(folder))
     for kind in ("weight", "bias"):
         name = f"transformer.h.1.attn.c_attn.{kind}"
-        entry, layer = GPT2.table(Checkpoint(folder).config)[name]
-        parts = entry.from_disk(Checkpoint(folder).read(name), heads=4)
+        entry, layer = source.table[name]
+        parts = entry.from_disk(source.checkpoint.read(name))
         tensors |= {weight.name.format(layer): part for weight, part in zip(entry.weights, parts)}
     for part, own in zip("qkv", fused.split(96, dim=1)):
         W, b = (tensors[f"layers.1.mixer.{part}.{kind}"] for kind in ("weight", "bias"))
         assert torch.allclose(x @ W.T + b, own, atol=1e-5)
 
 
-def test_every_declared_space_is_used_and_every_used_one_declared(family):
-    adapter, checkpoint = family
-    architecture = adapter.describe(checkpoint.config, adapter)
-    assert {space for weight in architecture.weights for space in weight.spaces} == set(architecture.spaces)
+def test_every_wire_that_a_weight_has_is_declared(family):
+    model = family.model.architecture
+    weights = (*model.outside, *model.layered.values())
+    assert {wire for weight in weights for wire in weight.wires} <= set(model.wires)
 
 
-@pytest.mark.parametrize("pattern", ["AAA", "RRR", "MMM", "RAM"])
+@pytest.mark.parametrize("pattern", ["AAA", "RRR", "MMM", "RAM", "SSS", "SMA"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_lci_table_names_exactly_the_model_s_tensors(pattern, tied):
     config = LCIConfig(
@@ -82,13 +79,15 @@ def test_the_lci_table_names_exactly_the_model_s_tensors(pattern, tied):
         pattern=pattern,
         tie_word_embeddings=tied,
     )
-    assert set(LCI.table(config)) == {name for name, _ in LCIForCausalLM(config).named_parameters()}
+    model = LCI.model(config)
+    shapes = {name: entry.shape(model.architecture) for name, (entry, _) in model.table().items()}
+    assert shapes == {name: tuple(x.shape) for name, x in LCIForCausalLM(config).named_parameters()}
 
 
-def test_a_pattern_with_mamba_2_is_refused():
-    config = LCIConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, pattern="RS")
-    with pytest.raises(Refusal, match="expected mixers A, R and M, got S, Mamba-2; .* no table yet"):
-        LCI.table(config)
+def test_groups_of_mamba_2_s_heads_are_refused():
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mamba2_num_heads": 4}
+    with pytest.raises(Refusal, match="mamba2_n_groups: expected 1, got 2"):
+        LCI.model(LCIConfig(**sizes, pattern="RS", mamba2_n_groups=2))
 
 
 def rewrite(folder, change):
@@ -104,7 +103,7 @@ def test_names_of_other_versions_and_old_buffers_are_accepted(tmp_path):
         tensors["gpt_neox.layers.0.attention.masked_bias"] = torch.tensor(-1e9)
 
     checkpoint = Checkpoint(rewrite(neox(tmp_path / "old"), change))
-    assert Source(checkpoint, GPT_NEOX).where("head.weight", None) == "lm_head.weight"
+    assert Source(checkpoint).where("head.weight", None) == "lm_head.weight"
 
 
 def hub_s_gpt2(tensors):
@@ -132,7 +131,7 @@ def google_s_bert(tensors):
 @pytest.mark.parametrize("write, change", [(gpt2, hub_s_gpt2), (bert, google_s_bert)])
 def test_files_as_they_were_published_grow_and_what_is_left_behind_is_named(tmp_path, write, change):
     src = rewrite(write(tmp_path / "src"), change)
-    assert any("residual" in line for line in inspect(src))
+    assert any("residual" in line for line in inspect(src).lines())
     report = growth.grow(src, tmp_path / "out", method="lemon", hidden_size=192, num_layers=4)
     agreement = growth.check(src, tmp_path / "out")
     assert agreement.limit and agreement.kept
@@ -145,14 +144,14 @@ def test_files_as_they_were_published_grow_and_what_is_left_behind_is_named(tmp_
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_tied_head_that_is_stored_and_differs_is_refused(tmp_path, name):
     """transformers reads it as a head of its own."""
-    (head, twin), *_ = ADAPTERS[name].head.items()
+    (head, twin), *_ = TABLES[name].tied.items()
 
     def change(tensors):
         tensors[head] = tensors[twin] + 1
 
     folder = rewrite(FAMILIES[name](tmp_path / "src", tie_word_embeddings=True), change)
     with pytest.raises(Refusal, match=f"{head}: expected the values of {twin}.*; set tie_word_embeddings"):
-        Source(Checkpoint(folder), ADAPTERS[name])
+        Source(Checkpoint(folder))
 
 
 def test_models_that_the_tables_do_not_describe_are_refused(tmp_path):
@@ -183,7 +182,7 @@ def test_a_refusal_lists_what_is_unknown_and_what_is_missing(tmp_path):
     with pytest.raises(
         Refusal, match=r"unknown: gpt_neox.layers.9.mlp.new, missing: gpt_neox.embed_in.weight"
     ):
-        Source(Checkpoint(folder), GPT_NEOX)
+        Source(Checkpoint(folder))
 
 
 def test_a_tensor_of_another_shape_is_named(tmp_path):
@@ -192,7 +191,7 @@ def test_a_tensor_of_another_shape_is_named(tmp_path):
 
     folder = rewrite(neox(tmp_path / "wrong"), change)
     with pytest.raises(Refusal, match=r"final_layer_norm.bias: expected shape \(96,\).*got \(95,\)"):
-        Source(Checkpoint(folder), GPT_NEOX)
+        Source(Checkpoint(folder))
 
 
 def test_a_model_without_its_head_is_refused(tmp_path):
@@ -201,4 +200,4 @@ def test_a_model_without_its_head_is_refused(tmp_path):
     )
     GPTNeoXModel(config).save_pretrained(tmp_path)
     with pytest.raises(Refusal, match="missing"):
-        Source(Checkpoint(tmp_path), GPT_NEOX)
+        Source(Checkpoint(tmp_path))

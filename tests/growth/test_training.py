@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as dcp
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoTokenizer,
-    BertConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     TokenizersBackend,
@@ -27,7 +27,6 @@ from transformers import (
 
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
-from growth.families import FAMILIES
 from growth.loading import load_model
 from growth.training import trainer
 from growth.training.curve import evaluate
@@ -39,7 +38,8 @@ from growth.training.schedule import cosine, lemon
 from growth.training.trainer import train
 
 TEXT = "".join(chr(97 + i * i % 23) + ("\n" if i % 31 == 30 else "") for i in range(6000))
-BERT = FAMILIES["bert"].model(BertConfig(), frozenset({"lm"}))
+
+
 DEFAULTS = {"steps": 8, "batch_size": 4, "learning_rate": 1e-2, "eval_every": 4}
 
 
@@ -236,7 +236,9 @@ def test_evaluation_equals_the_mean_of_the_windows_losses():
 
 def test_evaluation_of_a_masked_model_is_its_own_loss_over_all_that_is_masked(tmp_path, monkeypatch):
     model = load_model(bert(tmp_path / "bert")).eval()
-    batch = collator(BERT, tmp_path / "bert")([{"input_ids": w} for w in torch.randint(256, (5, 32))])
+    batch = collator(AutoModelForMaskedLM, tmp_path / "bert")(
+        [{"input_ids": w} for w in torch.randint(256, (5, 32))]
+    )
     monkeypatch.setattr("growth.training.curve.EVAL_TOKENS", 64)  # the parts have different numbers of labels
     assert evaluate(model, *batch.values()) == pytest.approx(model(**batch).loss.item(), rel=1e-6)
 
@@ -269,7 +271,10 @@ def test_a_masked_model_trains_and_is_measured_on_the_same_masks_each_time(maske
     windows = Windows(tokens([TEXT], byte_tokenizer()), 32)
     held_out = [{"input_ids": window} for window in windows.hold_out(10)[1].windows]
     model = load_model(masked / "whole")
-    again = [evaluate(model, *collator(BERT, masked / "whole")(held_out, seed=0).values()) for _ in range(2)]
+    again = [
+        evaluate(model, *collator(AutoModelForMaskedLM, masked / "whole")(held_out, seed=0).values())
+        for _ in range(2)
+    ]
     assert again[0] == again[1] == pytest.approx(report.curve[-1].loss, rel=1e-6)
     assert run(masked, "other", steps=1, seed=1).curve[0].loss == report.curve[0].loss
 

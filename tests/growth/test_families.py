@@ -1,0 +1,238 @@
+"""Every family, under every method: do models compute what is promised, and does transformers load them?"""
+
+import json
+
+import pytest
+import torch
+from checkpoints import ALL, inputs
+from exact import exact
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
+    AutoModelForTokenClassification,
+)
+
+import growth
+from growth.checkpoint import Checkpoint
+from growth.errors import Refusal
+from growth.loading import quiet
+from growth.plan import Source
+
+AUTOS = {
+    "ForCausalLM": AutoModelForCausalLM,
+    "LMHeadModel": AutoModelForCausalLM,
+    "ForMaskedLM": AutoModelForMaskedLM,
+    "ForQuestionAnswering": AutoModelForQuestionAnswering,
+    "ForConditionalGeneration": AutoModelForSeq2SeqLM,
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForTokenClassification": AutoModelForTokenClassification,
+    "EncoderModel": AutoModelForTextEncoding,
+    "Model": AutoModel,
+}
+GIVEN = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
+METHODS = ("stack", "interpolate", "net2net", "lemon")
+TABLE = [
+    ("lemon", {"hidden_size": 112, "num_layers": 7}),  # 4 heads to 7
+    ("net2net", {"hidden_size": 128, "num_layers": 5}),
+    ("lemon", {"hidden_size": 112}),
+    ("lemon", {"hidden_size": 128, "num_layers": 5}),
+    ("net2net", {"hidden_size": 112}),
+    ("stack", {"hidden_size": 128}),
+    ("interpolate", {"num_layers": 5}),
+]
+PLAIN = [name for name in ALL if " " not in name] + ["t5 1.1", "lci RAM", "lci SMA"]
+LARGER = {
+    "384 to 768": ({"hidden_size": 384, "num_attention_heads": 6}, {"hidden_size": 768}),
+    "512 to 768": ({"hidden_size": 512, "num_attention_heads": 8}, {"hidden_size": 768, "num_layers": 3}),
+    "576 to 960": ({"hidden_size": 576, "num_attention_heads": 9}, {"hidden_size": 960}),
+}
+GROUPS = {
+    "groups 2 to 3": (2, {"num_heads": 6, "num_kv_heads": 3}),
+    "groups 1 to 2": (1, {"num_heads": 8, "num_kv_heads": 2}),
+    "groups 1 to 3": (1, {"num_heads": 6, "num_kv_heads": 3}),
+    "heads inside groups": (2, {"num_heads": 6, "num_kv_heads": 2}),
+    "twice as many inside groups": (2, {"num_heads": 8, "num_kv_heads": 2}),
+    "a group for each head": (2, {"num_heads": 8, "num_kv_heads": 8}),
+    "heads that do not divide into the groups": (2, {"num_heads": 5}),
+}
+
+
+def run(folder, dtype):
+    """The model's configuration and what it gives; transformers loads it with no tensor missing or left."""
+    with quiet():
+        named = json.loads((folder / "config.json").read_text())["architectures"][0]
+        auto = next(auto for end, auto in AUTOS.items() if named.endswith(end))
+        model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    assert type(model).__name__ == named
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    with torch.no_grad():
+        out = exact(model)(**inputs(model.config))
+    return model.config, [out[name] for name in GIVEN if out.get(name) is not None]
+
+
+def error(truth, got):
+    """The largest difference of the channels that both have, over the largest number there."""
+    return max(((y[..., : x.shape[-1]] - x).abs().max() / x.abs().max()).item() for x, y in zip(truth, got))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """On busy cores two wait for each other ten times as long as matrices of this size take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """name, dtype, sizes -> the folder of such a checkpoint, its configuration and what it gives."""
+    made = {}
+
+    def make(name, dtype=torch.float64, **sizes):
+        key = name, dtype, *sorted(sizes.items())
+        if key not in made:
+            with quiet():
+                folder = ALL[name](tmp_path_factory.mktemp("source") / "src", dtype, **sizes)
+            made[key] = folder, *run(folder, dtype)
+        return made[key]
+
+    return make
+
+
+def promised(method, old, new):
+    """What the equations say."""
+    whole, deeper = new.hidden_size % old.hidden_size == 0, new.num_hidden_layers > old.num_hidden_layers
+    after_the_sum = old.model_type in ("bert", "roberta")
+    return {
+        "stack": whole and not deeper,
+        "interpolate": whole and not deeper,
+        "net2net": whole,
+        "lemon": whole or not after_the_sum,
+    }[method]
+
+
+def agrees(source, tmp_path, method, sizes):
+    """Grows, and holds the promise against the equations and against the numbers."""
+    folder, old, truth = source
+    report = growth.grow(folder, tmp_path / "out", method=method, allow_lossy=True, **sizes)
+    new, got = run(tmp_path / "out", torch.float64)
+    assert report.lossless == promised(method, old, new), report.notes
+    assert error(truth, got) < 1e-9 if report.lossless else error(truth, got) > 1e-4
+    notes = " ".join(report.notes)
+    assert report.lossless == (not notes)
+    if new.hidden_size % old.hidden_size and not report.lossless:
+        assert f"norm: the mean{' square' if 'mean square' in notes else ' and variance'} of" in notes
+    if method in ("stack", "interpolate") and new.num_hidden_layers > old.num_hidden_layers:
+        assert "layers: not every layer acts once and in order" in notes
+    return new
+
+
+@pytest.mark.parametrize("method, sizes", TABLE, ids=str)
+@pytest.mark.parametrize("name", ALL)
+def test_a_family_is_promised_lossless_exactly_where_the_equations_say_so(
+    source, tmp_path, name, method, sizes
+):
+    agrees(source(name), tmp_path, method, sizes)
+
+
+@pytest.mark.parametrize("method", ["net2net", "lemon"])
+@pytest.mark.parametrize("ratio", LARGER)
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_real_widths_and_heads_grow_as_small_ones_do(source, tmp_path, name, ratio, method):
+    given, wanted = LARGER[ratio]
+    groups = {"num_key_value_heads": 3} if given["num_attention_heads"] % 3 == 0 and name == "llama" else {}
+    src = source(name, num_hidden_layers=2, intermediate_size=64, **given, **groups)
+    config = agrees(src, tmp_path, method, wanted)
+    if ratio == "576 to 960":
+        assert config.num_attention_heads == 15
+        assert name != "llama" or config.num_key_value_heads == 5
+
+
+@pytest.mark.parametrize("method", ["net2net", "lemon"])
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_groups_of_heads_grow(source, tmp_path, name, groups, method):
+    kv_heads, wanted = GROUPS[groups]
+    config = agrees(source(name, num_key_value_heads=kv_heads), tmp_path, method, wanted)
+    assert config.num_attention_heads == wanted["num_heads"]
+    assert config.num_key_value_heads == wanted.get("num_kv_heads", 5)
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_groups_grow_under_a_norm_of_all_heads(source, tmp_path, groups):
+    kv_heads, wanted = GROUPS[groups]
+    agrees(source("olmo2", num_key_value_heads=kv_heads), tmp_path, "lemon", wanted)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_lemon_keeps_a_family_in_float32(source, tmp_path, name):
+    folder, old, truth = source(name, torch.float32)
+    width = 128 if old.model_type in ("bert", "roberta") else 112
+    growth.grow(folder, tmp_path / "out", hidden_size=width, num_layers=5)
+    _, got = run(tmp_path / "out", torch.float32)
+    assert error(truth, got) < 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name.startswith(("bert", "roberta"))])
+def test_lemon_refuses_what_it_would_lose_and_says_how_to_go_on(source, tmp_path, name):
+    folder, *_ = source(name)
+    with pytest.raises(
+        Refusal, match="embed_norm: the mean and variance of 96 .*hidden size 128.*--allow-lossy"
+    ):
+        growth.grow(folder, tmp_path / "out", hidden_size=96)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name, width", [("bert headless", 128), ("roberta headless", 128), ("t5 encoder", 112)]
+)
+def test_cosines_of_what_an_encoder_gives_stay(source, tmp_path, name, width):
+    folder, _, (truth, *_) = source(name)
+    growth.grow(folder, tmp_path / "out", hidden_size=width, num_layers=5)
+    _, (got, *_) = run(tmp_path / "out", torch.float64)
+    cosines = [torch.cosine_similarity(x[0, :, None], x[1, None], dim=-1) for x in (truth, got)]
+    assert (cosines[0] - cosines[1]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_tensor_is_written_back_to_the_byte(source, name):
+    folder, *_ = source(name, torch.float32)
+    read = Source(Checkpoint(folder))
+    assert set(read.on_disk.values()) == set(read.checkpoint.names)
+    for tensor, (entry, _) in read.table.items():
+        x = read.checkpoint.read(read.on_disk[tensor])
+        parts = entry.from_disk(x)
+        shapes = [read.model.architecture.shape(weight) for weight in entry.weights]
+        assert [tuple(part.shape) for part in parts] == shapes
+        assert torch.equal(entry.to_disk(parts).to(x.dtype), x), tensor
+
+
+ORDERS = {"stack": "01201", "interpolate": "00112", "net2net": "01122", "lemon": "01122"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "name, field",
+    [
+        ("qwen2", "layer_types"),
+        ("qwen3", "layer_types"),
+        ("gemma2", "layer_types"),
+        ("gemma3_text", "layer_types"),
+        ("smollm3", "layer_types"),
+        ("smollm3", "no_rope_layers"),
+        ("lci RAM", "pattern"),
+        ("lci SMA", "pattern"),
+    ],
+)
+def test_lists_of_layers_follow_the_method_s_order(source, tmp_path, name, field, method):
+    folder, config, _ = source(name)
+    growth.grow(folder, tmp_path / "out", method=method, num_layers=5)
+    entries = getattr(config, field)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [*written[field]] == [entries[int(i)] for i in ORDERS[method]]
