@@ -96,14 +96,14 @@ def main() -> None:
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory() as scratch:
                 source = pretrain(Path(scratch, "source"), config, data, seed)
-                found = [loss(source, held_out.sample(128))]
+                found = [loss(source, held_out.sample(128).windows)]
                 for i, method in enumerate(METHODS.values()):
                     grown = Path(scratch, f"{i}")
                     if method.learned:
                         how = {"data": data, "steps": options.steps, "batch_size": batch_size}
                         method = replace(method, **how)
                     growth.grow(source, grown, Sizes(hidden=width, layers=6), method, seed=seed)
-                    found.append(loss(grown, held_out.sample(128)))
+                    found.append(loss(grown, held_out.sample(128).windows))
             print(f"| {family} | {seed} | " + " | ".join(f"{x:.3f}" for x in found) + " |", flush=True)
 
 

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 AXES = {"flops": "FLOPs", "seconds": "seconds"}
 
 
-def charts(arms: list[dict], source: float) -> str:
-    """The arms of one group; baselines are dashed, the dotted line is the source model's loss."""
+def charts(arms: list[dict], source: float, unit: str) -> str:
+    """The arms of one group; baselines are dashed, the dotted line is the source model's loss, in `unit`."""
     figure = Figure(figsize=(11.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axis, cost in ((left, "flops"), (right, "seconds")):
@@ -23,7 +23,7 @@ def charts(arms: list[dict], source: float) -> str:
     # The first losses, of 5 nats and more, would press all that matters into the last tenth of the picture.
     ends = [arm["curve"][-1]["loss"] for arm in arms]
     low = min(source, *(point["loss"] for arm in arms for point in arm["curve"]))
-    left.set(ylabel="validation loss, nats a byte", ylim=(low - 0.02, low + 4 * (max(ends) - low + 0.1)))
+    left.set(ylabel=f"validation loss, {unit}", ylim=(low - 0.02, low + 4 * (max(ends) - low + 0.1)))
     left.legend(frameon=False)
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text

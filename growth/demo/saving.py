@@ -35,10 +35,15 @@ def compare(arm: dict, baseline: dict) -> dict:
     return {"reached": reached, "saved": saved}
 
 
+def arms_of(report: dict) -> list[dict]:
+    """The arms of all groups, each baseline before those that it is for."""
+    return [arm for group in report["groups"] for arm in group["arms"]]
+
+
 def rows(report: dict) -> list[tuple[str, ...]]:
     """The cells of the table: name, loss at the start and the end, FLOPs, saved, seconds, saved."""
     out = []
-    for arm in report["arms"]:
+    for arm in arms_of(report):
         first, last = arm["curve"][0], arm["curve"][-1]
         cells = arm["name"], f"{first['loss']:.3f}", f"{last['loss']:.3f}"
         if arm["baseline"] is None:
@@ -64,7 +69,7 @@ def table(report: dict) -> Table:
     )
     for i, name in enumerate(COLUMNS):
         out.add_column(name, justify="right" if i else "left", no_wrap=True)
-    arms = report["arms"]
+    arms = arms_of(report)
     ends = [after["baseline"] is None for after in arms[1:]] + [True]
     for row, end in zip(rows(report), ends):
         out.add_row(*row, end_section=end)
@@ -72,23 +77,25 @@ def table(report: dict) -> Table:
 
 
 def remarks(report: dict) -> list[str]:
-    """What the table does not say: arms that never arrived, and whether the comparison is worth anything."""
-    arms = {arm["name"]: arm for arm in report["arms"]}
-    out = []
-    for arm in report["arms"]:
+    """What the table does not say: arms that never arrived, whether the comparisons are worth anything, and
+    what was left out."""
+    return [line for group in report["groups"] for line in _remarks(group)] + report["skipped"]
+
+
+def _remarks(group: dict) -> list[str]:
+    arms, out = {arm["name"]: arm for arm in group["arms"]}, []
+    for arm in group["arms"]:
         if arm["baseline"] and not arm["reached"]:
             goal = arms[arm["baseline"]]["curve"][-1]["loss"]
             out.append(
                 f"{arm['name']}: not reached: ended at {arm['curve'][-1]['loss']:.3f} against {goal:.3f}."
             )
-    source = report["source"]["curve"][-1]["loss"]
+    source = group["source"]["curve"][-1]["loss"]
     above = [
         name for name in arms if arms[name]["baseline"] is None and arms[name]["curve"][-1]["loss"] >= source
     ]
     if above:
-        out.append(f"Not a fair test: {', '.join(above)} did not get below the source's {source:.3f}.")
+        said = f"not a fair test, for {', '.join(above)} did not get below the source's {source:.3f}."
     else:
-        out.append(
-            f"Every baseline ended below the source model's {source:.3f}: none was beaten by copying it."
-        )
-    return out
+        said = f"every baseline ended below the source model's {source:.3f}: none was beaten by copying it."
+    return [*out, f"{group['name']}: {said}"]

@@ -1,0 +1,133 @@
+"""Models of one kind of data, trained beside each other: a source, baselines, and arms that start ahead.
+
+Every arm sees the same examples in the same order as its baseline, for as many steps, at the same peak rate.
+A baseline falls along a cosine over all its steps; an arm, which starts ahead, over a part of them (LEMON's
+schedule).
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+import growth
+from growth.demo.budgets import Budget, Group
+from growth.demo.saving import COSTS, compare
+from growth.loading import load_model, quiet
+from growth.methods import METHODS
+from growth.report import Report
+from growth.sizes import Sizes
+from growth.training.examples import Examples
+from growth.training.trainer import TrainReport
+
+
+class Arms:
+    """One group of the report; everything is written below `out`.
+
+    prefix: of the models' names. auto: what makes a fresh model. unit: of the loss.
+    """
+
+    prefix: ClassVar[str] = ""
+    auto: ClassVar[type]
+    unit: ClassVar[str]
+
+    def __init__(
+        self, numbers: Group, out: Path, console: Console, seed: int, examples: Examples, held_out: Examples
+    ):
+        self.numbers, self.out, self.console, self.seed = numbers, out, console, seed
+        self.examples, self.held_out = examples, held_out
+        self.losses: dict[str, Tensor] = {}  # of every held-out example, at the end of every arm
+
+    def beside(self, folder: Path) -> None:
+        """Writes what belongs beside a fresh model."""
+
+    def told(self, model: PreTrainedModel) -> dict:
+        """What the report says of a trained model, beside its numbers."""
+        raise NotImplementedError
+
+    def trained(self, name: str) -> Path:
+        return self.out / "trained" / name
+
+    def start(self, name: str) -> Path:
+        return self.out / "start" / name
+
+    def scratch(self, name: str, config: PreTrainedConfig, budget: Budget) -> dict:
+        """A baseline: a fresh model of that configuration, trained."""
+        torch.manual_seed(self.seed)
+        with quiet():
+            self.auto.from_config(config).save_pretrained(self.start(name))
+        self.beside(self.start(name))
+        report = self.train(name, budget, schedule="cosine", warmup=budget.steps // 20)
+        return self.record(name, report, baseline=None, start={"flops": 0, "seconds": 0.0})
+
+    def grown(self, source: str, methods: Iterable[str], baseline: dict) -> list[dict]:
+        """An arm for each method."""
+        numbers, arms = self.numbers, []
+        for method in methods:
+            kind, name = METHODS[method], self.prefix + method
+            learned = {"data": self.examples, "steps": numbers.learning} if kind.learned else {}
+            made = growth.grow(
+                self.trained(source),
+                self.start(name),
+                Sizes(hidden=numbers.target.hidden, layers=numbers.target.layers),
+                kind(**learned),
+                seed=self.seed,
+            )
+            arms.append(self.arm(name, made, baseline, numbers.growing))
+        return arms
+
+    def arm(self, name: str, made: Report, baseline: dict, budget: Budget, **freezing) -> dict:
+        report = self.train(
+            name, budget, schedule="lemon", warmup=budget.warmup, decay=budget.decay, **freezing
+        )
+        start = {"flops": made.flops, "seconds": made.seconds}
+        arm = self.record(name, report, baseline["name"], start) | {"lossless": made.lossless}
+        apart = self.losses[name] - self.losses[baseline["name"]]
+        arm |= {"noise": apart.std().item() / len(apart) ** 0.5} | compare(arm, baseline)
+        self.say(arm)
+        return arm
+
+    def train(self, name: str, budget: Budget, **settings) -> TrainReport:
+        return growth.train(
+            self.start(name),
+            self.examples,
+            self.trained(name),
+            steps=budget.steps,
+            batch_size=self.numbers.batch_size,
+            learning_rate=budget.rate,
+            validation=self.held_out,
+            eval_every=math.ceil(budget.steps / self.numbers.evaluations),
+            save_every=0,
+            seed=self.seed,
+            **settings,
+        )
+
+    def record(self, name: str, report: TrainReport, baseline: str | None, start: dict) -> dict:
+        """What the report says of a trained model."""
+        model = load_model(report.out).eval()
+        self.losses[name] = self.held_out.losses(model)
+        return {
+            "name": name,
+            "baseline": baseline,
+            "start": start,
+            "checkpoint": str(report.out.relative_to(self.out)),
+            "parameters": report.parameters,
+            "step_flops": report.step_flops,
+            "unfrozen_at": report.unfrozen_at,
+            "curve": [asdict(point) for point in report.curve],
+            **self.told(model),
+        }
+
+    def say(self, arm: dict) -> None:
+        """The arm's result, as soon as it is known."""
+        result = "the from-scratch loss was not reached"
+        if arm["saved"]:
+            flops, seconds = (f"{arm['saved'][cost]:.0%}" for cost in COSTS)
+            result = f"the from-scratch loss with {flops} of its FLOPs and {seconds} of its time saved"
+        self.console.print(f"{arm['name']}: {result}", highlight=False, soft_wrap=True)

@@ -1,0 +1,126 @@
+"""Every number of the demo: sizes, steps and rates, which were chosen in trials."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    layers: int
+    hidden: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What arms and their baseline get: steps, peak learning rate; the arms' warm-up and the share of decay.
+
+    A baseline warms up over a twentieth of the steps and decays over all of them.
+    """
+
+    steps: int
+    rate: float
+    warmup: int
+    decay: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """A source, and the larger model that it is grown to. learning: steps of LiGO's maps; the loss is
+    measured `evaluations` times, on `held_out` examples."""
+
+    source: Size
+    target: Size
+    training: Budget
+    growing: Budget
+    learning: int
+    batch_size: int
+    held_out: int
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Text(Group):
+    """Windows are `length` bytes. transferring: one budget for each of TRANSFERS; text: bytes; words: bytes
+    that each model writes."""
+
+    transferring: dict[str, Budget]
+    length: int
+    text: int
+    words: int
+
+
+@dataclass(frozen=True)
+class Job:
+    text: Text
+    images: Group
+    seed: int = 0
+    # A second thread gains a quarter at these sizes; on a busy machine, waiting for it costs ten times that.
+    threads: int = 1
+
+
+TRANSFERS = {
+    "retnet": {"mixers": "retention"},
+    "mamba": {"mixers": "mamba"},
+    "hybrid": {"mixers": "retention", "keep_attention": [1]},
+}
+
+FULL = Job(
+    text=Text(
+        source=Size(3, 64, 2),
+        target=Size(4, 96, 3),
+        training=Budget(350, 8e-3, 0, 1.0),
+        growing=Budget(400, 5e-3, 40, 0.43),
+        transferring={
+            "retnet": Budget(440, 1e-2, 40, 0.8),
+            "mamba": Budget(160, 1.2e-2, 40, 0.8),
+            "hybrid": Budget(400, 1e-2, 40, 0.6),
+        },
+        learning=25,
+        batch_size=8,
+        length=128,
+        held_out=128,
+        evaluations=8,
+        text=4_000_000,
+        words=80,
+    ),
+    images=Group(
+        source=Size(2, 32, 2),
+        target=Size(3, 48, 3),
+        training=Budget(600, 5e-3, 0, 1.0),
+        growing=Budget(1000, 3e-3, 100, 0.5),
+        learning=60,
+        batch_size=32,
+        held_out=256,
+        evaluations=10,
+    ),
+)
+QUICK = Job(
+    text=Text(
+        source=Size(2, 32, 2),
+        target=Size(3, 48, 3),
+        training=Budget(60, 8e-3, 0, 1.0),
+        growing=Budget(80, 8e-3, 8, 0.6),
+        transferring={
+            "retnet": Budget(100, 1e-2, 10, 0.8),
+            "mamba": Budget(60, 1.2e-2, 10, 0.8),
+            "hybrid": Budget(100, 1e-2, 10, 0.6),
+        },
+        learning=5,
+        batch_size=8,
+        length=128,
+        held_out=64,
+        evaluations=5,
+        text=500_000,
+        words=20,
+    ),
+    images=Group(
+        source=Size(2, 32, 2),
+        target=Size(3, 48, 3),
+        training=Budget(200, 5e-3, 0, 1.0),
+        growing=Budget(300, 5e-3, 30, 0.6),
+        learning=20,
+        batch_size=32,
+        held_out=256,
+        evaluations=5,
+    ),
+)

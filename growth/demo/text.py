@@ -1,0 +1,80 @@
+"""The demo's language models: grown by every method, transferred to every LCI."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, PreTrainedModel
+
+import growth
+from growth.demo.arms import Arms
+from growth.demo.budgets import TRANSFERS, Size, Text
+from growth.demo.corpus import byte_tokenizer, corpus
+from growth.methods import METHODS
+from growth.training.data import Windows, tokens
+
+PROMPT = "def "
+
+
+class Texts(Arms):
+    """GPT-NeoX of the bytes of Python's standard library."""
+
+    auto = AutoModelForCausalLM
+    unit = "nats a byte"
+
+    def __init__(self, numbers: Text, out: Path, console: Console, seed: int):
+        self.tokenizer = byte_tokenizer()
+        train, validation = corpus(numbers.text)
+        self.corpus = {
+            "what": "Python's standard library",
+            "files": (len(train), len(validation)),
+            "bytes": tuple(sum(len(text.encode()) for text in texts) for texts in (train, validation)),
+        }
+        (out / "text").mkdir()
+        for name, texts in (("train", train), ("validation", validation)):
+            (out / "text" / f"{name}.txt").write_text("".join(texts), encoding="utf-8")
+        windows, held_out = (
+            Windows(tokens(texts, self.tokenizer), numbers.length) for texts in (train, validation)
+        )
+        super().__init__(numbers, out, console, seed, windows, held_out.sample(numbers.held_out))
+
+    def report(self) -> dict:
+        numbers = self.numbers
+        source = self.scratch("source", self.neox(numbers.source), numbers.training)
+        arms = [self.scratch("scratch", self.neox(numbers.target), numbers.growing)]
+        methods = ("lemon", *(name for name in METHODS if name != "lemon"))
+        arms += self.grown("source", methods, arms[0])
+        for name, settings in TRANSFERS.items():
+            budget = numbers.transferring[name]
+            made = growth.transfer(self.trained("source"), self.start(name), seed=self.seed, **settings)
+            config = AutoConfig.from_pretrained(self.start(name))
+            arms.append(self.scratch(f"{name}-scratch", config, budget))
+            arms.append(self.arm(name, made, arms[-1], budget, freeze="transferred", unfreeze="plateau"))
+        return {"name": "text", "unit": self.unit, "corpus": self.corpus, "source": source, "arms": arms}
+
+    def neox(self, size: Size) -> GPTNeoXConfig:
+        """A GPT-NeoX of bytes. Rotary positions on whole heads and weights of about 1 / sqrt(width): the
+        usual quarter and 0.02 end a fifth of a nat higher at these widths."""
+        return GPTNeoXConfig(
+            vocab_size=len(self.tokenizer),
+            hidden_size=size.hidden,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            intermediate_size=4 * size.hidden,
+            max_position_embeddings=self.numbers.length,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+            initializer_range=0.1,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+
+    def beside(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+    def told(self, model: PreTrainedModel) -> dict:
+        """A few words that it writes."""
+        prompt = self.tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
+        torch.manual_seed(self.seed)
+        text = model.generate(**prompt, max_new_tokens=self.numbers.words, do_sample=True, temperature=0.7)
+        return {"sample": self.tokenizer.decode(text[0])}
