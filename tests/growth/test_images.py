@@ -9,6 +9,7 @@ from checkpoints import neox
 from transformers import (
     AutoModelForImageClassification,
     DeiTConfig,
+    DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
     ViTConfig,
     ViTForImageClassification,
@@ -226,12 +227,15 @@ def test_methods_that_learn_learn_from_images(folder, tmp_path, method):
     assert record["data"] == data.fingerprint() and record["sequence_length"] is None
 
 
-def test_the_start_of_what_learns_is_the_source(folder, tmp_path):
+@pytest.mark.parametrize(
+    "model, config", [(ViTForImageClassification, ViTConfig), (DeiTForImageClassification, DeiTConfig)]
+)
+def test_the_start_of_what_learns_is_the_source(tmp_path, model, config):
     """A rate of almost nothing leaves the lossless start, so that maps, patches and tokens are all right."""
-    data = images()
+    data, source = images(), vit(tmp_path / "source", model, config, qkv_bias=False)
     learned = Ligo(data=data, steps=1, batch_size=8, learning_rate=1e-12)
-    growth.grow(folder, tmp_path / "grown", Sizes(hidden=40, layers=3), learned)
-    before, after = (data.losses(load_model(x)) for x in (folder, tmp_path / "grown"))
+    growth.grow(source, tmp_path / "grown", Sizes(hidden=40, layers=3), learned)
+    before, after = (data.losses(load_model(x)) for x in (source, tmp_path / "grown"))
     torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
 
 
