@@ -7,7 +7,7 @@ import torch
 from checkpoints import bert, gpt2, neox
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from transformers import GPTNeoXConfig, ViTConfig
+from transformers import GPTNeoXConfig, SwinConfig
 
 import growth
 from growth import card
@@ -141,8 +141,8 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path):
         growth.check(src, out)
 
 
-def test_a_model_without_words_is_no_language_model(tmp_path):
-    ViTConfig().save_pretrained(tmp_path)
+def test_a_model_of_no_family_that_reads_no_words_is_refused(tmp_path):
+    SwinConfig().save_pretrained(tmp_path)
     save_file({f"a{i}": torch.zeros(1) for i in range(12)}, tmp_path / "model.safetensors")
-    with pytest.raises(Refusal, match="expected a language model, got a vit without words"):
+    with pytest.raises(Refusal, match="expected a model that reads words or images, got a swin, of no"):
         growth.check(tmp_path, tmp_path)
