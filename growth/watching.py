@@ -43,15 +43,21 @@ def paired(old: Model, new: Model, record: dict) -> dict[str, str]:
         return {name: left[place] for place, name in right.items() if alike and place in left}
     rows = {row["name"]: row for row in record["tensors"] if row["name"] in right.values()}
     places, found = {name: place for place, name in left.items()}, {}
+    stacks = new.architecture.stacks.values()
+    after = {f"{op.name}.weight" for stack in stacks for kind in stack.blocks for op in stack.after_sum(kind)}
+    blocks = ((stack, ops) for stack in stacks for ops in stack.blocks.values())
+    adding = {f"{op.name}.weight" for stack, ops in blocks for op in ops if stack.adds(op)} - after
     added = {
         (_stack(weight), layer)
         for (weight, _, layer), name in right.items()
-        if name in rows and not rows[name]["sources"] and rows[name].get("origin") == "expanded"
+        if weight in adding and name in rows and not rows[name]["sources"]
+        if rows[name].get("origin") == "expanded"  # what a transfer starts fresh is not
     }
     for (weight, scale, layer), name in right.items():
         sources = rows[name]["sources"] if name in rows else ()
         place = places.get(old.named(sources[0])) if len(sources) == 1 else None
-        if place and place[:2] == (weight, scale) and (_stack(weight), layer) not in added:
+        acts = weight in after or (_stack(weight), layer) not in added
+        if place and place[:2] == (weight, scale) and acts:
             found[name] = left[place]
     return found
 
