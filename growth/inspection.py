@@ -128,7 +128,7 @@ def inspect(src: str | Path) -> Inspection:
         dict(model.architecture.wires),
         tuple(_ways(model)),
         transfer,
-        TRAINED.get(model.auto, f"not a model that {model.auto.__name__} loads: nothing says what it learns"),
+        TRAINED.get(model.auto, f"no: there are no data for what {model.auto.__name__} loads"),
     )
 
 
@@ -137,7 +137,9 @@ def _ways(model: Model) -> Iterator[Way]:
     have = sizes_of(model)
     D, H, G, L, F = have.hidden, have.heads, have.kv_heads, have.layers, have.ffn
     step = next((step for step in range(1, D + 1) if _fits(model, Sizes(D + step))), D)
-    to = f"to any multiple of {'the head size ' if H and step == D // H else ''}{step} above it"
+    to = "to any number above"
+    if step > 1:
+        to = f"to any multiple of {'the head size ' if H and step == D // H else ''}{step} above it"
     if step > 1 and H and _fits(model, Sizes(D + 1, heads=H)):
         to += ", or to any number above where the heads are given"
     yield _way(model, "hidden size", D, to, {str(T): Sizes(T) for T in (D + step, 2 * D)})
