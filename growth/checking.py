@@ -147,9 +147,9 @@ def _run(
     """What a model gives, by name and in float64, and what the modules of the watched tensors give, in the
     order in which they do."""
     model, inside = load_model(checkpoint.path, dtype).eval(), {}
-    for name, _ in model.named_parameters():
-        if seen and (named := seen.named(name)) in watched:
-            module = model.get_submodule(name.removesuffix(".weight"))
+    names = {weight: seen.named(name) for name, weight in model.named_parameters()} if seen else {}
+    for module in model.modules():  # several may share a weight: the first that runs is kept
+        if (named := names.get(getattr(module, "weight", None))) in watched:
             module.register_forward_hook(partial(_keep, inside, named))
     given = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
     outputs = model(**given)
@@ -158,7 +158,7 @@ def _run(
 
 
 def _keep(inside: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-    """Channels last; of a module that runs twice, what it gave first."""
+    """Channels last; what was given first, where it is several times."""
     inside.setdefault(name, output.movedim(1, -1) if isinstance(module, nn.Conv2d) else output)
 
 

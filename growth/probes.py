@@ -10,7 +10,7 @@ from growth.checkpoint import Checkpoint
 from growth.errors import Refusal, refuse
 from growth.families import FAMILIES
 from growth.loading import load_tokenizer
-from growth.training.data import load_text, positions, refuse_foreign, tokens
+from growth.training.data import load_text, positions, tokens
 
 MASKED = 0.15  # of the tokens, as in training
 
@@ -102,7 +102,8 @@ def _read(text: str | Path, old: Checkpoint, batch: int, T: int) -> Tensor:
     corpus = tokens(load_text(text, "text"), load_tokenizer(old.path))
     if not len(corpus):
         raise refuse(f"text {text}", "a token at least", "none", "name another")
-    refuse_foreign(corpus, old.config.vocab_size, "text")
+    if (most := corpus.max().item()) >= (V := old.config.vocab_size):
+        raise refuse(f"text {text}", f"tokens below the model's {V}", most, "use the model's tokenizer")
     T = min(T, len(corpus))
     rows = min(batch, len(corpus) // T)
     return corpus[: rows * T].view(rows, T).long()
