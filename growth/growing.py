@@ -158,12 +158,12 @@ def _write(
     """Learn, where the method does, and write: the operations that took."""
     flops, options = 0, {x.name: getattr(method, x.name) for x in fields(method)}
     if operator is not None:
-        from growth.learned.fit import fit, windows_for
+        from growth.learned.fit import examples_for, fit
 
-        windows = windows_for(source, method.data, method.batch_size, method.sequence_length, method.name)
-        options |= {"data": windows.fingerprint(), "sequence_length": windows.windows.shape[1]}
+        examples = examples_for(source, method.data, method.batch_size, method.sequence_length, method.name)
+        options |= {"data": examples.fingerprint(), "sequence_length": examples.length}
         how = {name: getattr(method, name) for name in ("steps", "batch_size", "learning_rate")}
-        flops, options["training_loss"] = fit(operator, windows, name=method.name, seed=seed, **how)
+        flops, options["training_loss"] = fit(operator, examples, name=method.name, seed=seed, **how)
     how = {
         "parameters": (source.parameters, plan.parameters),
         "from": json(sizes_of(source.model)),

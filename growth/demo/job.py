@@ -31,6 +31,7 @@ from growth.folders import named_folder, refuse_existing
 from growth.loading import quiet
 from growth.methods import METHODS
 from growth.report import Report
+from growth.sizes import Sizes
 from growth.training.curve import window_losses
 from growth.training.data import Windows, tokens
 from growth.training.trainer import TrainReport
@@ -234,18 +235,14 @@ class _Demo:
         return self.record(name, report, baseline=None, start={"flops": 0, "seconds": 0.0})
 
     def grown(self, method: str, baseline: dict) -> dict:
-        size, learned = (
-            self.job.target,
-            {"data": self.windows, "steps": self.job.learning} if method in LEARNED else {},
-        )
+        kind = METHODS[method]
+        learned = {"data": self.windows, "steps": self.job.learning} if kind.learned else {}
         made = growth.grow(
             self.trained("source"),
             self.out / "start" / method,
-            method=method,
-            hidden_size=size.hidden,
-            num_layers=size.layers,
+            Sizes(hidden=self.job.target.hidden, layers=self.job.target.layers),
+            kind(**learned),
             seed=self.job.seed,
-            **learned,
         )
         return self.arm(method, made, baseline, self.job.growing)
 

@@ -48,7 +48,7 @@ class Expansion(nn.Module):
             large = target.auto.from_config(copy.deepcopy(target.config))
         large.tie_weights()
         large.config.use_cache = False
-        in_memory = {target.family.named(name): name for name, _ in large.named_parameters()}
+        in_memory = {target.named(name): name for name, _ in large.named_parameters()}
         self.memory_name = {name: in_memory[name] for name in self.table}
         self.factored = set(self._factor(large))
         for layer in range(target.architecture.layers):

@@ -10,35 +10,41 @@ from growth.errors import refuse
 from growth.learned.expansion import Expansion
 from growth.loading import load_tokenizer, quiet
 from growth.plan import Source
-from growth.training.data import Data, Windows, collator, window_length, windows_of
+from growth.training.data import Data, collator, examples_of, window_length
+from growth.training.examples import Examples
 from growth.training.flops import count_flops
 from growth.training.progress import RunProgress, ShowSteps
 from growth.training.schedule import cosine
-from growth.training.trainer import ScheduledTrainer
+from growth.training.scheduled import ScheduledTrainer
+from growth.training.task import refuse_other_kind
 
 LENGTH = 512  # tokens of a window, unless asked otherwise
 
 
-def windows_for(
+def examples_for(
     source: Source, data: Data | None, batch_size: int, sequence_length: int | None, method: str
-) -> Windows:
-    """Data as windows of `sequence_length` tokens; by default LENGTH, or as many as the model has positions.
+) -> Examples:
+    """Data as examples: text in windows of `sequence_length` tokens; by default LENGTH, or as many as the
+    model has positions.
 
     Raises Refusal where there are none, where they do not fit the model, or fill no batch.
     """
-    if data is None:
-        raise refuse("data", f"text that {method} learns from", "none", "pass a file or a folder of text")
     config = source.config
+    if data is None:
+        sees = source.family.probe == "images"
+        remedy = "pass growth.training.images.Images" if sees else "pass a file or a folder of text"
+        raise refuse("data", f"{'Images' if sees else 'text'} that {method} learns from", "none", remedy)
+    refuse_other_kind(source.model, data)
     length = window_length(config, data, None, sequence_length, usual=LENGTH)
-    if not isinstance(data, Windows):
-        data = windows_of(data, load_tokenizer(source.checkpoint.path), length)
-    data.refuse_unfit(batch_size, config.vocab_size)
+    if not isinstance(data, Examples):
+        data = examples_of(data, load_tokenizer(source.checkpoint.path), length)
+    data.refuse_unfit(batch_size, config)
     return data
 
 
 def fit(
     expansion: Expansion,
-    windows: Windows,
+    examples: Examples,
     *,
     name: str,
     seed: int,
@@ -74,11 +80,11 @@ def fit(
             cosine(steps, warmup=steps // 10, floor=0.0),
             model=expansion,
             args=arguments,
-            train_dataset=windows,
+            train_dataset=examples,
             data_collator=collator(expansion.target.auto, folder),
             callbacks=[ShowSteps(progress)],
         )
-        flops = step_flops(expansion, windows, batch_size, arguments.device) * steps
+        flops = step_flops(expansion, examples, batch_size, arguments.device) * steps
         loss = trainer.train().training_loss
     if not math.isfinite(loss):
         raise refuse(
@@ -89,10 +95,10 @@ def fit(
     return flops, loss
 
 
-def step_flops(expansion: Expansion, windows: Windows, batch_size: int, device: torch.device) -> int:
-    """Operations of one step, from those of one window and of two: counting keeps what checkpoints free."""
+def step_flops(expansion: Expansion, examples: Examples, batch_size: int, device: torch.device) -> int:
+    """Operations of one step, from those of one example and of two: counting keeps what checkpoints free."""
     one, two = (
-        count_flops(expansion, {name: x.to(device) for name, x in windows.batch([0] * B).items()})
+        count_flops(expansion, {name: x.to(device) for name, x in examples.batch([0] * B).items()})
         for B in (1, 2)
     )
     return one + (batch_size - 1) * (two - one)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from growth.architecture import Architecture, Attention, Linear, Norm, Pointwise, Table, Tied, Vector
+from growth.architecture import Architecture, Attention, Linear, Norm, Output, Pointwise, Table, Tied, Vector
 from growth.maps import Copies, copied
 
 Index = tuple[int, ...]
@@ -43,18 +43,17 @@ def indices(old: Architecture, new: Architecture) -> dict[str, Index]:
 
 def evened(old: Architecture, index: dict[str, Index]) -> dict[str, Index]:
     """The same with -1 at the copies that some units have and others have not, where a norm sums over the
-    wire and the wire can hold what is no copy.
+    wire, or cosines of what the model gives do, and the wire can hold what is no copy.
 
-    A norm sees every unit as often as every other then. What is no copy has to be zero, or for a LayerNorm
+    They see every unit as often as every other then. What is no copy has to be zero, or for a LayerNorm
     the mean of all units: only what linear maps write can be that, and what a norm writes cannot.
     """
     classes, uneven = _classes(old), {}
-    for norm in old.norms:
-        if norm.per == "wire" and norm.reads in index:
-            kept = _kept(index[norm.reads])
-            uneven.setdefault(classes[norm.reads], set()).update(
-                t for t, keeps in enumerate(kept) if not keeps
-            )
+    given = [op.reads for op in old.ops if isinstance(op, Output)]
+    for wire in (*(norm.reads for norm in old.norms if norm.per == "wire"), *given):
+        if wire in index:
+            kept = _kept(index[wire])
+            uneven.setdefault(classes[wire], set()).update(t for t, keeps in enumerate(kept) if not keeps)
     for wire in old.growing:
         if wire in needs_mean(old) and not _linear(old, wire):
             uneven.pop(classes[wire], None)

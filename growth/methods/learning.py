@@ -16,12 +16,12 @@ RATE = 0.5  # over the source's width: at 96 it learns more than 0.2 does, and n
 
 @dataclass(frozen=True)
 class Learning:
-    """data: files, folders, or Windows. learning_rate: RATE / the source's width unless given, for a new unit
-    sums over as many old ones."""
+    """data: files, folders, or Windows; for an image classifier Images. learning_rate: RATE / the source's
+    width unless given, for a new unit sums over as many old ones."""
 
     data: "Data | None" = option(None, "a text file or a folder of them to learn from", str)
     steps: int = option(100, "learning steps")
-    batch_size: int = option(16, "windows a step")
+    batch_size: int = option(16, "windows or images a step")
     sequence_length: int | None = option(None, "tokens a window; default: 512, or the model's positions")
     learning_rate: float | None = option(None, "the highest; default: 0.5 / the source's width")
 

@@ -1,1 +1,1 @@
-"""Finish a grown or transferred checkpoint: windows of text, schedules, unfreezing, the run and its curve."""
+"""Finish a grown or transferred checkpoint: text or images, schedules, unfreezing, the run and its curve."""

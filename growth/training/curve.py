@@ -1,7 +1,9 @@
 """The validation loss of a run against the operations and the seconds spent on it."""
 
+import contextlib
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -15,11 +17,13 @@ from growth.training.freeze import UnfreezeOnPlateau
 from growth.training.progress import RunProgress
 
 EVAL_TOKENS = 8192  # a batch of evaluation: its float32 logits take 1.6 GB with a vocabulary of 50k
+EVAL_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class Point:
-    """After `step` steps: floating-point operations and seconds of training so far, loss in nats a token."""
+    """After `step` steps: floating-point operations and seconds of training so far, loss in nats a token, or
+    an image."""
 
     step: int
     flops: int
@@ -28,23 +32,23 @@ class Point:
 
 
 class Curve(TrainerCallback, ExportableState):
-    """Measures the loss on `held_out` before the first step, every `every` steps, after the last one.
+    """Measures the loss before the first step, every `every` steps, after the last one.
 
-    held_out: windows, and labels if masked, as `evaluate` takes them; step_flops: what a step costs;
-    frozen_flops: while `freezing`, if any, keeps weights frozen. The clock stands still during measurements
+    measure: a model's validation loss; step_flops: what a step costs; frozen_flops: while `freezing`, if any,
+    keeps weights frozen. The clock stands still during measurements
     and saves. A resumed run goes on with the points and the clock it had.
     """
 
     def __init__(
         self,
-        held_out: tuple[Tensor, ...],
+        measure: Callable[[nn.Module], float],
         every: int,
         step_flops: int,
         frozen_flops: int,
         freezing: UnfreezeOnPlateau | None,
         progress: RunProgress,
     ):
-        self.held_out, self.every = held_out, every
+        self.measure, self.every = measure, every
         self.step_flops, self.frozen_flops, self.freezing = step_flops, frozen_flops, freezing
         self.progress = progress
         self.points: list[Point] = []
@@ -86,7 +90,7 @@ class Curve(TrainerCallback, ExportableState):
         self._since = time.perf_counter()
 
     def _measure(self, model: nn.Module, step: int) -> None:
-        loss = evaluate(model, *self.held_out)
+        loss = self.measure(model)
         self.points.append(Point(step, self._flops, self._seconds, loss))
         self.progress.loss(step, loss, self._seconds)
 
@@ -106,15 +110,33 @@ def window_losses(model: nn.Module, windows: Tensor) -> Tensor:
     return _losses(model, windows, windows[:, 1:]).mean(1)
 
 
-@torch.no_grad()
+def image_losses(model: nn.Module, pixel_values: Tensor, labels: Tensor) -> Tensor:
+    """A classifier's loss on each image, [N]."""
+    return F.cross_entropy(class_logits(model, pixel_values), labels, reduction="none")
+
+
+def class_logits(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """A classifier's logits [N, classes], in float32, dropout off."""
+    with _evaluating(model) as device:
+        parts = [model(pixel_values=x.to(device)).logits.float() for x in pixel_values.split(EVAL_IMAGES)]
+    return torch.cat(parts).cpu()
+
+
 def _losses(model: nn.Module, windows: Tensor, labels: Tensor) -> Tensor:
     """The loss at the first positions of each window, as many as there are labels."""
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    losses = []
-    N = max(1, EVAL_TOKENS // windows.shape[1])
-    for x, y in zip(windows.split(N), labels.split(N)):
-        logits = model(input_ids=x.to(device)).logits[:, : y.shape[1]].float()
-        losses.append(F.cross_entropy(logits.mT, y.to(device), reduction="none").cpu())
-    model.train(training)
+    losses, N = [], max(1, EVAL_TOKENS // windows.shape[1])
+    with _evaluating(model) as device:
+        for x, y in zip(windows.split(N), labels.split(N)):
+            logits = model(input_ids=x.to(device)).logits[:, : y.shape[1]].float()
+            losses.append(F.cross_entropy(logits.mT, y.to(device), reduction="none").cpu())
     return torch.cat(losses)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """No gradients and no dropout inside; gives the model's device."""
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        yield next(model.parameters()).device
+    model.train(training)

@@ -6,14 +6,12 @@ end-of-text token where it has one; a window is `length` neighbouring tokens of 
 
 import codecs
 import stat
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch import Tensor, nn
 from transformers import (
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
@@ -24,6 +22,8 @@ from transformers import (
 from growth.checkpoint import Checkpoint
 from growth.errors import refuse
 from growth.loading import load_tokenizer
+from growth.training.curve import window_losses
+from growth.training.examples import Examples
 
 # The tokenizer holds about 100 bytes a token: a million characters at a time bound it to about 100 MB.
 BATCH_CHARS = 1 << 20
@@ -70,7 +70,7 @@ def tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
     return torch.cat(parts)
 
 
-class Windows(Dataset):
+class Windows(Examples):
     """A corpus cut into windows of `length` tokens that do not overlap; what is left at the end is dropped.
 
     Item i is {"input_ids": [length], "labels": [length]}, both tokens i * length to (i + 1) * length: models
@@ -78,63 +78,45 @@ class Windows(Dataset):
     where the corpus is shorter than one window.
     """
 
+    unit = "windows"
+
     def __init__(self, corpus: Tensor, length: int):
         count = len(corpus) // length
         if count < 1:
             _refuse_short("data", len(corpus), length)
-        self.windows = corpus[: count * length].view(count, length).long()
+        super().__init__(corpus[: count * length].view(count, length).long())
+        self.length = length
 
-    def __len__(self) -> int:
-        return len(self.windows)
+    @property
+    def windows(self) -> Tensor:
+        return self.tensors[0]
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.windows[index], "labels": self.windows[index]}
-
-    def batch(self, indices: Iterable[int]) -> dict[str, Tensor]:
-        """The windows of those indices as one batch, each tensor [B, length]."""
-        windows = self.windows[list(indices)]
+    def named(self, *tensors: Tensor) -> dict[str, Tensor]:
+        (windows,) = tensors
         return {"input_ids": windows, "labels": windows}
 
-    def hold_out(self, count: int, seed: int = 0) -> tuple["Windows", Tensor]:
-        """The dataset without `count` windows, and those, [count, length]; the same for the same seed."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        rest = order[count:].sort().values
-        return Windows(self.windows[rest].flatten(), self.windows.shape[1]), self.windows[order[:count]]
+    def at(self, indices: Tensor) -> "Windows":
+        return Windows(self.windows[indices].flatten(), self.length)
 
-    def sample(self, count: int, seed: int = 0) -> Tensor:
-        """`count` windows, or all where there are fewer, [count, length]; the same for the same seed."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self.windows[order[:count]]
+    def losses(self, model: nn.Module) -> Tensor:
+        return window_losses(model, self.windows)
 
-    def fingerprint(self) -> str:
-        """How many they are, and a checksum of their tokens."""
-        return f"{len(self)} windows, {zlib.crc32(self.windows.numpy()):08x}"
-
-    def refuse_unfit(
-        self, batch_size: int, vocabulary: int, *, processes: int = 1, held_out: int = 0
-    ) -> None:
-        """Raises Refusal where they are less than a batch on each process, or not of the model's tokenizer.
-
-        held_out: how many were taken out before.
-        """
-        if len(self) < batch_size * processes:
-            each = f" on each of {processes} processes" if processes > 1 else ""
-            raise refuse(
-                "data",
-                f"at least one batch{each}, {batch_size * processes} windows of "
-                f"{self.windows.shape[1]} tokens",
-                f"{len(self)} windows" + (f" besides {held_out} held out" if held_out else ""),
-                "give more text, or a smaller batch size or sequence length",
-            )
-        refuse_foreign(self.windows, vocabulary)
+    def refuse_foreign(self, config: PreTrainedConfig, what: str = "data") -> None:
+        """Raises Refusal where a token is none of the model's: the text was cut by another tokenizer."""
+        V = config.vocab_size
+        for token in (self.windows.max().item(), self.windows.min().item()):
+            if not 0 <= token < V:
+                raise refuse(what, f"tokens below the model's {V}", token, "use the model's tokenizer")
 
 
-Data = str | Path | Sequence[str | Path] | Windows
+Data = str | Path | Sequence[str | Path] | Examples
 
 
-def windows_of(data: Data, tokenizer: PreTrainedTokenizerBase, length: int, what: str = "data") -> Windows:
-    """Windows as they are, files and folders cut into them; a refusal calls them `what`."""
-    if isinstance(data, Windows):
+def examples_of(
+    data: Data, tokenizer: PreTrainedTokenizerBase | None, length: int | None, what: str = "data"
+) -> Examples:
+    """Examples as they are, files and folders cut into windows; a refusal calls them `what`."""
+    if isinstance(data, Examples):
         return data
     corpus = tokens(load_text(data, what), tokenizer)
     if len(corpus) < length:
@@ -149,13 +131,19 @@ def window_length(
     sequence_length: int | None,
     *,
     usual: int = 2048,
-) -> int:
+) -> int | None:
     """Tokens a window: those of the Windows given, else `sequence_length`, else `usual` if the model has it.
 
-    Raises Refusal where two of them differ, where it is no sequence, and where the model has fewer positions.
+    None for examples without tokens. Raises Refusal where two of them differ, where it is no sequence, and
+    where the model has fewer positions.
     """
+    if isinstance(data, Examples) and data.length is None:
+        if sequence_length is not None:
+            got = f"{sequence_length} for {data.unit}"
+            raise refuse("sequence length", "none, where there are no tokens", got, "leave it out")
+        return None
     lengths = [
-        (name, given.windows.shape[1])
+        (name, given.length)
         for name, given in (("data", data), ("validation", validation))
         if isinstance(given, Windows)
     ]
@@ -186,13 +174,6 @@ def positions(config: PreTrainedConfig) -> int | None:
     if config.model_type == "lci" and "A" not in (config.pattern or ""):
         return None
     return getattr(config, "max_position_embeddings", None)
-
-
-def refuse_foreign(windows: Tensor, vocabulary: int, what: str = "data") -> None:
-    """Raises Refusal where a token is none of the model's: the text was cut by another tokenizer."""
-    for token in (windows.max().item(), windows.min().item()):
-        if not 0 <= token < vocabulary:
-            raise refuse(what, f"tokens below the model's {vocabulary}", token, "use the model's tokenizer")
 
 
 def _refuse_short(what: str, tokens: int, length: int) -> NoReturn:

@@ -1,10 +1,10 @@
-"""The verb `train`: a checkpoint and text in, a trained one out. `transformers.Trainer` is the engine."""
+"""The verb `train`: a checkpoint and text, or images, in, a trained one out, by `transformers.Trainer`."""
 
 import copy
 import itertools
 import json
 import math
-import os
+import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,40 +12,26 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import (
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainingArguments
 
 from growth.card import write_card
 from growth.checkpoint import Checkpoint
+from growth.companions import BESIDE
 from growth.errors import refuse, refuse_odd_seed
-from growth.families import model_of
 from growth.folders import refuse_existing
-from growth.loading import load_model, load_tokenizer, quiet
+from growth.loading import load_model, quiet
 from growth.record import RECORD
 from growth.training.curve import Curve, Point
-from growth.training.data import (
-    Collator,
-    Data,
-    Windows,
-    collator,
-    refuse_foreign,
-    window_length,
-    windows_of,
-)
+from growth.training.data import Collator, Data
 from growth.training.flops import count_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters, transferred
 from growth.training.progress import RunProgress
-from growth.training.run import KEPT, MODEL, STATE, SUFFIX, refuse_full, unfinished
-from growth.training.schedule import Schedule, cosine, lemon
+from growth.training.run import KEPT, MODEL, SUFFIX, refuse_full, unfinished
+from growth.training.schedule import cosine, lemon
+from growth.training.scheduled import ScheduledTrainer
+from growth.training.task import Task, task
 
 TRAINING = "training.json"  # how a checkpoint was trained
-HELD_OUT = 256  # windows; of 128 tokens, they compare two models to about 0.005 nats
 
 
 @dataclass(frozen=True)
@@ -99,11 +85,12 @@ def train(
     seed: int = 0,
     resume: bool = False,
 ) -> TrainReport:
-    """Train the language model `model`, a folder or the Hub's, for `steps` steps; save it in folder `out`.
+    """Train the model `model`, a folder or the Hub's, for `steps` steps; save it in folder `out`.
 
-    data, validation   files or folders of UTF-8 text, or Windows. Without `validation`, a twentieth of the
-                       data's windows, at most 256, are held out and not trained on
-    batch_size         windows a step, on each process
+    data, validation   files or folders of UTF-8 text, or Windows, for a language model; Images for an image
+                       classifier. Without `validation`, a twentieth of the data's windows or images, at most
+                       256, are held out and not trained on
+    batch_size         windows or images a step, on each process
     sequence_length    tokens a window, at most the model's positions; default: these, at most 2048
     schedule           cosine | lemon, which falls over the share `decay` of the steps (training.schedule)
     warmup             steps in which the rate rises; default: a twentieth of them
@@ -127,7 +114,6 @@ def train(
     out = Path(out)
     checkpoint = Checkpoint(model)
     config, record = checkpoint.config, checkpoint.record()
-    length = window_length(config, data, validation, sequence_length)
     if eval_every is None:
         eval_every = math.ceil(steps / 8)
     window = max(1, steps // 30) if window is None else window
@@ -157,9 +143,7 @@ def train(
     rate = cosine(steps, warmup=warmup) if schedule == "cosine" else lemon(steps, warmup=warmup, share=decay)
     save_every = eval_every if save_every is None else save_every
     frozen = transferred(checkpoint.path) if freeze else []
-    tokenizer = load_tokenizer(checkpoint.path)
-    seen = model_of(config, checkpoint.names)
-    masked = collator(seen.auto, checkpoint.path) if seen else None
+    work = task(checkpoint, data, validation, sequence_length)
     args = TrainingArguments(
         output_dir=str(out) + SUFFIX,
         max_steps=steps,
@@ -172,7 +156,7 @@ def train(
         weight_decay=0.1,
         max_grad_norm=1.0,
         bf16=bf16,
-        average_tokens_across_devices=not masked,  # BERT's mean would be times the processes
+        average_tokens_across_devices=not work.collate,  # BERT's mean would be times the processes
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.accelerator.is_available(),
         use_cpu=not torch.accelerator.is_available(),
@@ -185,21 +169,17 @@ def train(
         report_to="none",
         log_level="error",
     )
-    windows, held_out = split(data, validation, tokenizer, length)
-    taken = 0 if validation is not None else len(held_out)
-    windows.refuse_unfit(batch_size, config.vocab_size, processes=args.world_size, held_out=taken)
-    refuse_foreign(held_out, config.vocab_size, "data" if validation is None else "validation")
-    measured = (held_out,)
-    if masked:
-        measured = tuple(masked([{"input_ids": window} for window in held_out], seed=0).values())
+    taken = 0 if validation is not None else len(work.held_out)
+    work.examples.refuse_unfit(batch_size, config, processes=args.world_size, held_out=taken)
+    work.held_out.refuse_foreign(config, "data" if validation is None else "validation")
     settings = {
         "model": str(model),
-        "data": windows.fingerprint(),
-        "validation": Windows(held_out.flatten(), length).fingerprint(),
+        "data": work.examples.fingerprint(),
+        "validation": work.held_out.fingerprint(),
         "processes": args.world_size,
         "steps": steps,
         "batch_size": batch_size,
-        "sequence_length": length,
+        "sequence_length": work.examples.length,
         "learning_rate": learning_rate,
         "warmup": warmup,
         "schedule": schedule,
@@ -229,24 +209,22 @@ def train(
             Path(args.output_dir), parameters, trained, math.ceil(steps / save_every) if save_every else 0
         )
         if args.process_index == 0:
-            _write_companions(Path(args.output_dir) / MODEL, tokenizer, record)
+            _write_companions(Path(args.output_dir) / MODEL, checkpoint.path, work, record)
         least = threshold if unfreeze else -math.inf  # no loss improves by less than that
         freezing = UnfreezeOnPlateau(frozen, least, patience, warmup) if freeze else None
         engine = ScheduledTrainer(
             rate,
             model=network,
             args=args,
-            data_collator=_numbered(masked, args, last) if masked else None,
-            train_dataset=windows,
+            data_collator=_numbered(work.collate, args, last) if work.collate else None,
+            train_dataset=work.examples,
             callbacks=[freezing] if freezing else None,
         )
-        sample = [windows[i] for i in range(batch_size)]
-        batch = masked(sample, seed=0) if masked else windows.batch(range(batch_size))
-        batch = {key: value.to(args.device) for key, value in batch.items()}
+        batch = {key: value.to(args.device) for key, value in work.first(batch_size).items()}
         step_flops = count_flops(network, batch)
         frozen_flops = count_flops(network, batch, frozen) if freezing else step_flops
         N = args.world_size
-        curve = Curve(measured, eval_every, N * step_flops, N * frozen_flops, freezing, progress)
+        curve = Curve(work.measure, eval_every, N * step_flops, N * frozen_flops, freezing, progress)
         engine.add_callback(curve)
         if last and last.endswith(f"-{steps}"):
             engine.restore(last)
@@ -269,54 +247,6 @@ def train(
     return report
 
 
-def split(
-    data: Data, validation: Data | None, tokenizer: PreTrainedTokenizerBase, length: int
-) -> tuple[Windows, Tensor]:
-    """The windows to train on and those to measure on, [N, length]; the same ones for the same data."""
-    windows = windows_of(data, tokenizer, length)
-    if validation is not None:
-        return windows, windows_of(validation, tokenizer, length, "validation").sample(HELD_OUT)
-    if len(windows) < 2:
-        raise refuse(
-            "data",
-            f"at least 2 windows of {length} tokens, one to train on and one to measure on",
-            len(windows),
-            "give more text, a shorter sequence length, or validation text",
-        )
-    return windows.hold_out(min(HELD_OUT, math.ceil(len(windows) / 20)))
-
-
-class ScheduledTrainer(Trainer):
-    """The Trainer with our schedule, a GPU a process, and a resume that reads the model whole.
-
-    The Trainer's own looks for the names in memory, not strictly, so that what save_pretrained renames stays
-    untrained: GPT-NeoX's head. Sharded models (FSDP) have their own format and keep their own way.
-    """
-
-    def __init__(self, rate: Schedule, *, model, args, data_collator, train_dataset, callbacks):
-        self.rate = rate
-        args._n_gpu = min(args.n_gpu, 1)  # it would give each GPU a batch of its own; torchrun does that
-        super().__init__(model, args, data_collator, train_dataset, callbacks=callbacks)
-        self.remove_callback(PrinterCallback)
-
-    def create_scheduler(self, num_training_steps, optimizer=None):
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.rate)
-        return self.lr_scheduler
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.model.load_state_dict(load_model(resume_from_checkpoint).state_dict())
-
-    def restore(self, checkpoint: str) -> None:
-        """What `train` leaves behind, from a checkpoint of the last step: `train` would add a step."""
-        self.state = TrainerState.load_from_json(os.path.join(checkpoint, STATE))
-        self._load_from_checkpoint(checkpoint)
-        self.callback_handler.on_train_begin(self.args, self.state, self.control)
-        self.callback_handler.on_train_end(self.args, self.state, self.control)
-
-
 def _numbered(masked: Collator, args: TrainingArguments, last: str | None) -> Collator:
     """Masks each batch under a seed of its own: a run resumed from `last` goes on with the same masks.
 
@@ -330,10 +260,14 @@ def _numbered(masked: Collator, args: TrainingArguments, last: str | None) -> Co
     return collate
 
 
-def _write_companions(folder: Path, tokenizer: PreTrainedTokenizerBase, record: dict) -> None:
+def _write_companions(folder: Path, source: Path, work: Task, record: dict) -> None:
     """What lies beside the weights; written before the first step, it cannot fail after the last."""
     folder.mkdir(exist_ok=True)
-    tokenizer.save_pretrained(folder)
+    if work.tokenizer:
+        work.tokenizer.save_pretrained(folder)
+    for file in (source / name for name in BESIDE):
+        if file.exists():
+            shutil.copyfile(file, folder / file.name)
     if record:
         # How it came to be, without the promise of the source's logits: training breaks that.
         (folder / RECORD).write_text(json.dumps(record | {"lossless": False}, indent=1))
@@ -346,9 +280,10 @@ def _save(engine: Trainer, report: TrainReport, source: Path) -> None:
         (folder / "training_args.bin").unlink()
         (folder / TRAINING).write_text(json.dumps(report.json(), indent=1))
         first, last = report.curve[0], report.curve[-1]
+        each = "a token" if report.settings["sequence_length"] else "an image"
         facts = [
             f"trained by `growth train`, {last.step} steps, on {report.settings['data']}",
-            f"validation loss {first.loss:.3f} -> {last.loss:.3f} nats a token; all of it is in {TRAINING}",
+            f"validation loss {first.loss:.3f} -> {last.loss:.3f} nats {each}; all of it is in {TRAINING}",
         ]
         outlook, figures = "Its logits are its own, not the base model's.", "Not measured."
         write_card(folder, report.out.absolute().name, source, engine.model.config, facts, outlook, figures)

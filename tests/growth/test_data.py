@@ -21,7 +21,8 @@ from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
 from growth.training import data
 from growth.training.data import Windows, collator, load_text, tokens, window_length
-from growth.training.trainer import _numbered, split
+from growth.training.task import split
+from growth.training.trainer import _numbered
 from lcikernels.models import LCIConfig
 
 
@@ -54,9 +55,9 @@ def test_windows_follow_each_other_and_drop_the_rest():
 def test_held_out_windows_are_not_trained_on_and_the_same_for_the_same_seed():
     windows = Windows(torch.arange(40), 4)
     rest, held_out = windows.hold_out(3, seed=5)
-    assert sorted(rest.windows[:, 0].tolist() + held_out[:, 0].tolist()) == list(range(0, 40, 4))
-    assert torch.equal(windows.hold_out(3, seed=5)[1], held_out)
-    assert not torch.equal(windows.hold_out(3, seed=6)[1], held_out)
+    assert sorted(rest.windows[:, 0].tolist() + held_out.windows[:, 0].tolist()) == list(range(0, 40, 4))
+    assert torch.equal(windows.hold_out(3, seed=5)[1].windows, held_out.windows)
+    assert not torch.equal(windows.hold_out(3, seed=6)[1].windows, held_out.windows)
 
 
 def test_windows_of_a_masked_model_are_masked_as_bert_s_were(tmp_path):
@@ -223,9 +224,9 @@ def test_too_little_text_is_refused_with_what_there_is_and_a_length_that_works(t
         "at least one batch on each of 2 processes, 6 windows of 20 tokens, got 1 windows besides 1 held out"
     )
     with pytest.raises(Refusal, match=said):
-        windows.refuse_unfit(3, 256, processes=2, held_out=1)
+        windows.refuse_unfit(3, GPT2Config(vocab_size=256), processes=2, held_out=1)
     with pytest.raises(Refusal, match="tokens below the model's 256, got -1"):
-        Windows(torch.full((4,), -1), 4).refuse_unfit(1, 256)
+        Windows(torch.full((4,), -1), 4).refuse_unfit(1, GPT2Config(vocab_size=256))
 
 
 def test_a_long_text_is_cut_at_line_ends_and_nothing_is_lost(monkeypatch):

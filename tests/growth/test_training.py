@@ -269,7 +269,7 @@ def test_a_masked_model_trains_and_is_measured_on_the_same_masks_each_time(maske
     assert report.curve[-1].loss < report.curve[0].loss - 0.3
     assert [p.flops for p in report.curve] == [p.step * report.step_flops for p in report.curve]
     windows = Windows(tokens([TEXT], byte_tokenizer()), 32)
-    held_out = [{"input_ids": window} for window in windows.hold_out(10)[1]]
+    held_out = [{"input_ids": window} for window in windows.hold_out(10)[1].windows]
     model = load_model(masked / "whole")
     again = [
         evaluate(model, *collator(AutoModelForMaskedLM, masked / "whole")(held_out, seed=0).values())

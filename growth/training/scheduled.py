@@ -1,0 +1,41 @@
+"""The engine of every run: `transformers.Trainer` under our schedules."""
+
+import os
+
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PrinterCallback, Trainer, TrainerState
+
+from growth.loading import load_model
+from growth.training.run import STATE
+from growth.training.schedule import Schedule
+
+
+class ScheduledTrainer(Trainer):
+    """The Trainer with our schedule, a GPU a process, and a resume that reads the model whole.
+
+    The Trainer's own looks for the names in memory, not strictly, so that what save_pretrained renames stays
+    untrained: GPT-NeoX's head. Sharded models (FSDP) have their own format and keep their own way.
+    """
+
+    def __init__(self, rate: Schedule, *, model, args, data_collator, train_dataset, callbacks):
+        self.rate = rate
+        args._n_gpu = min(args.n_gpu, 1)  # it would give each GPU a batch of its own; torchrun does that
+        super().__init__(model, args, data_collator, train_dataset, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.rate)
+        return self.lr_scheduler
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.model.load_state_dict(load_model(resume_from_checkpoint).state_dict())
+
+    def restore(self, checkpoint: str) -> None:
+        """What `train` leaves behind, from a checkpoint of the last step: `train` would add a step."""
+        self.state = TrainerState.load_from_json(os.path.join(checkpoint, STATE))
+        self._load_from_checkpoint(checkpoint)
+        self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
