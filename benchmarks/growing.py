@@ -5,9 +5,9 @@
 
 A Llama of 6.0 GB, 22 layers of 3072, grows to 9.9 GB, 22 layers of 4096, by LEMON. The least it could take
 is the copy (SRC read in blocks of 16 MB, as many bytes written as DST has) and the noise of the columns that
-read copies or new channels: randn, a product, a rounding to bfloat16, on all cores. Each part runs in a process
-of its own, finds nothing of SRC in the page cache, and ends when its bytes are on the disk. Memory is the
-most that was resident, less what was after the imports; pages of SRC that are mapped count in it. In the
+read copies or new channels: randn, a product, a rounding to bfloat16, on all cores. Each part runs in a
+process of its own, finds nothing of SRC in the page cache, and ends when its bytes are on the disk. Memory is
+the most that was resident, less what was after the imports; pages of SRC that are mapped count in it. In the
 anonymous part, which is sampled every 5 ms, they do not.
 """
 

@@ -3,17 +3,16 @@
 import json
 import signal
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict, fields
-from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, get_origin
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 import growth
 from growth.errors import Refusal, refuse
-from growth.methods import METHODS, method_of  # without torch: --help answers at once
+from growth.flags import method_with, with_flags  # without torch: --help answers at once
+from growth.methods import METHODS
 
 app = typer.Typer(
     add_completion=False,
@@ -46,19 +45,6 @@ def inspect(src: Src, as_json: Json = False) -> None:
         say(line)
 
 
-def _flags(methods: Iterable[type]) -> dict[str, tuple[type, str, list[str]]]:
-    """Of every option that a method has: its type, what --help says, the methods that have it."""
-    found: dict[str, tuple[type, str, list[str]]] = {}
-    for method in methods:
-        for field in fields(method):
-            kind, help = field.metadata["kind"] or field.type, field.metadata["help"]
-            if field.default is not None and field.name != "noise":  # which differs from method to method
-                default = field.default if not isinstance(field.default, tuple) else " ".join(field.default)
-                help = f"{help}; default: {default}"
-            found.setdefault(field.name, (kind, help, []))[2].append(method.name)
-    return found
-
-
 def _grow(
     src: Src,
     dst: Annotated[
@@ -88,7 +74,7 @@ def _grow(
         src,
         dst,
         growth.Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size),
-        _method(method, given),
+        method_with(method, given),
         allow_lossy=allow_lossy,
         dtype=dtype,
         shard_bytes=_bytes(shard_size),
@@ -98,48 +84,13 @@ def _grow(
     _print(report, dry_run, as_json)
 
 
-def _method(name: str, given: dict[str, Any]) -> Any:
-    """The method of that name with these options; a refusal where it has no use for one."""
-    kind = type(method_of(name))
-    takes = _flags([kind])
-    for option, value in given.items():
-        if option not in takes:
-            takers = " or ".join(_flags(METHODS.values())[option][2])
-            got, remedy = "some" if option == "data" else value, f"leave it out, or choose method {takers}"
-            raise refuse(option.replace("_", "-"), f"none, for {name} has no use for it", got, remedy)
-    return kind(**{option: tuple(x) if isinstance(x, list) else x for option, x in given.items()})
-
-
 def _bytes(gigabytes: float) -> int:
     if not 0 < gigabytes < float("inf"):
         raise refuse("shard-size", "more than 0 GB, and finite", gigabytes, "choose a larger number")
     return max(1, int(gigabytes * 10**9))
 
 
-def _signature() -> Signature:
-    """That of _grow, with a flag for each option of each method in the place of **options."""
-    own = signature(_grow, eval_str=True)
-    flags = [
-        Parameter(
-            name,
-            Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[_typed(kind), typer.Option(help=f"{', '.join(takers)}: {help}")],
-        )
-        for name, (kind, help, takers) in _flags(METHODS.values()).items()
-    ]
-    kept = [x for x in own.parameters.values() if x.kind is not Parameter.VAR_KEYWORD]
-    return own.replace(parameters=[*kept, *flags])
-
-
-def _typed(kind: Any) -> Any:
-    """What a flag of this type is read as: several words for a tuple, nothing where it is left out."""
-    if get_origin(kind) is tuple:
-        return list[str] | None
-    return kind | None
-
-
-_grow.__signature__ = _signature()
+_grow.__signature__ = with_flags(_grow)
 app.command("grow")(_grow)
 
 

@@ -9,22 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from growth.adapters import ADAPTERS
-from growth.adapters.table import Adapter
 from growth.card import write_figures
 from growth.checkpoint import Checkpoint
 from growth.errors import refuse
+from growth.families import model_of
+from growth.families.table import Model
 from growth.loading import load_model
+from growth.probes import probe
+from growth.watching import paired, reaches_the_end
 
 # Of the largest logit. A grown weight of 16 bits is a rounded one: measured, 0.2 to 0.75 eps of the largest
 # logit for 3 to 12 layers, so 2 eps are allowed. Transfer only copies.
 LIMIT = {"grow": 1e-4, "transfer": 1e-5}
 ROUNDING = {"grow": 2.0, "transfer": 0.0}
-# What is compared inside: the outputs of what writes to the stream, and of the norms. A unit of the source's
-# comes first among its copies, so the first channels are those of the source. Not so the last norm's: a tied
-# head counts every copy, so it is divided.
-LAYER = ("mixer_norm", "mixer.o", "mlp_norm", "mlp.down")
-WATCHED = ("embed.weight", *(f"layers.{{}}.{part}.weight" for part in LAYER))
+HEADLESS = ("last_hidden_state", "pooler_output")  # what is compared where there are no logits
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,8 @@ class Agreement:
     stored dtype where that is more, 1e-5 for transferred ones, each times the largest logit where that
     exceeds 1; None where equality was not promised. first: where the new model's outputs first differ by more
     than this share: a module, such as layers.2.mlp.down_proj, or "the last norm or the head"; "" where they
-    do not.
+    do not. lost: why equality was not promised, as far as growth.json says so. compared: "logit", or "output"
+    for models without a head: the channels of the last hidden state that the source has, and the pooled ones.
     """
 
     float32: float
@@ -45,6 +44,8 @@ class Agreement:
     largest: float
     limit: float | None
     first: str = ""
+    lost: tuple[str, ...] = ()
+    compared: str = "logit"
 
     @property
     def kept(self) -> bool:
@@ -53,55 +54,62 @@ class Agreement:
 
     def __str__(self) -> str:
         measured = (
-            f"max |logit difference|: {self.float32:.2e} in float32, {self.stored:.2e} in "
-            f"{self.stored_dtype} (largest logit {self.largest:.2f})"
+            f"max |{self.compared} difference|: {self.float32:.2e} in float32, {self.stored:.2e} in "
+            f"{self.stored_dtype} (largest {self.compared} {self.largest:.2f})"
         )
         where = f"; they first differ in {self.first}" if self.first else ""
         if self.limit is None:
-            return f"{measured}{where}; no equality was promised"
+            why = f": {'; '.join(self.lost)}" if self.lost else ""
+            return f"{measured}{where}; no equality was promised{why}"
         return f"{measured}{where}; promised at most {self.limit:.1e}: {'kept' if self.kept else 'BROKEN'}"
 
 
 @torch.no_grad()
-def check(src: str | Path, dst: str | Path, *, batch: int = 2, length: int = 128, seed: int = 0) -> Agreement:
-    """Compare the logits of two language models on `batch` x `length` random tokens.
+def check(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    text: str | Path | None = None,
+    batch: int = 2,
+    length: int = 128,
+    seed: int = 0,
+) -> Agreement:
+    """Compare what two models compute of `batch` random inputs of their kind: of `length` tokens, or images.
 
     src, dst: checkpoints, each a folder or the Hub's; the promise is the one in dst's growth.json, and holds
-    for the source whose fingerprint that has. The figures go into dst's README.md where growth made it of src
-    and it is a folder. Raises Refusal where one cannot be read, their vocabularies differ, or src is not what
-    the promise was made for.
+    for the source whose fingerprint that has. text: a file whose first tokens they read instead. The figures
+    go into dst's README.md where growth made it of src and it is a folder. Raises Refusal where one cannot be
+    read, they do not take or give the same, the text does not fit, or src is not what the promise was made
+    for.
     """
     old, new = Checkpoint(src), Checkpoint(dst)
-    V, words = (getattr(model.config, "vocab_size", None) for model in (old, new))
-    if not isinstance(V, int):
-        raise refuse(str(src), "a language model", f"a {old.config.model_type} without words", "name another")
-    if words != V:
-        raise refuse(str(dst), f"the source's vocabulary of {V}", words, "compare models of one tokenizer")
+    inputs = probe(old, new, text, batch=batch, length=length, seed=seed)
     record = new.record()
     of_this = _refuse_another_source(old, new, record)
-    positions = (getattr(model.config, "max_position_embeddings", None) for model in (old, new))
-    T = min(length, *(most or length for most in positions))
-    ids = torch.randint(V, (batch, T), generator=torch.Generator().manual_seed(seed))
-    stored, watched = new.coarsest, _watched(old, new, record) if of_this else {}
-    difference = {}
+    left, right = (model_of(model.config, model.names) for model in (old, new))
+    pairs = paired(left, right, record) if of_this and left and right else {}
+    stored, difference = new.coarsest, {}
     for dtype in dict.fromkeys((stored, torch.float32)):
-        truth, inside = _run(old, dtype, ids, watched.values())
-        got, outside = _run(new, dtype, ids, watched)
-        difference[dtype] = (got - truth).abs().max().item()
-    largest, verb = truth.abs().max().item(), record.get("verb", "grow")
+        truth, inside = _run(old, left, dtype, inputs, set(pairs.values()))
+        got, outside = _run(new, right, dtype, inputs, pairs.keys())
+        difference[dtype] = _difference(truth, got, new)
+    largest = torch.stack([x.abs().max() for x in truth.values()]).max().item()
+    verb = record.get("verb", "grow")
     relative = max(LIMIT[verb], ROUNDING[verb] * torch.finfo(stored).eps)
     most = max(1.0, largest) * relative
-    apart = (name for name, y in outside.items() if _apart(inside[watched[name]], y) > relative)
+    both = ((name, inside[pairs[name]], y) for name, y in outside.items() if pairs[name] in inside)
+    apart = (name.removesuffix(".weight") for name, x, y in both if _apart(x, y) > relative)
     agrees = difference[torch.float32] <= most
-    beyond = "the last norm or the head" if not agrees and _to_the_end(old, watched) else ""
-    kind, first = str(stored).removeprefix("torch."), next(apart, beyond)
+    beyond = "the last norm or the head" if not agrees and pairs and reaches_the_end(left, pairs) else ""
     agreement = Agreement(
         difference[torch.float32],
         difference[stored],
-        kind,
+        str(stored).removeprefix("torch."),
         largest,
         most if record.get("lossless") else None,
-        first,
+        next(apart, beyond),
+        () if record.get("lossless") else tuple(record.get("lost", ())),
+        "output" if truth.keys() <= set(HEADLESS) else "logit",
     )
     if record and of_this and new.path == Path(dst):  # not in the Hub's cache
         write_figures(new.path, str(agreement))
@@ -129,58 +137,46 @@ def _refuse_another_source(old: Checkpoint, new: Checkpoint, record: dict) -> bo
     return of_this
 
 
-def _watched(old: Checkpoint, new: Checkpoint, record: dict) -> dict[str, str]:
-    """Modules of the new model -> those of the old one that give the same where nothing was lost.
-
-    Layers that were added, or mixed of several, have none.
-    """
-    adapters = [ADAPTERS.get(model.config.model_type) for model in (old, new)]
-    if None in adapters:
-        return {}
-    left, right = (_modules(adapter, x) for adapter, x in zip(adapters, (old, new), strict=True))
-    if not record:
-        return {name: left[key] for key, name in right.items() if key in left and len(left) == len(right)}
-    keys, pairs = {name: key for key, name in left.items()}, {}
-    sources = {row["name"]: row["sources"] for row in record["tensors"]}
-    for (part, layer), name in right.items():
-        output = right.get(("layers.{}.mixer.o", layer))
-        made_of = [adapters[0].named(source) or "" for source in sources.get(f"{name}.weight", ())]
-        added = layer is not None and output is not None and not sources.get(f"{output}.weight", ["fresh"])
-        key = keys.get(made_of[0].rpartition(".")[0]) if len(made_of) == 1 else None
-        if key and key[0] == part and not added:
-            pairs[name] = left[key]
-    return pairs
-
-
-def _to_the_end(old: Checkpoint, watched: dict[str, str]) -> bool:
-    """Was the last layer compared, so that only what comes after it is left?"""
-    adapter = ADAPTERS.get(old.config.model_type)
-    last = "layers.{}.mlp.down", old.config.num_hidden_layers - 1
-    return adapter is not None and _modules(adapter, old).get(last) in watched.values()
-
-
-def _modules(adapter: Adapter, checkpoint: Checkpoint) -> dict[tuple[str, int | None], str]:
-    """(part, layer) -> the module that has its weight."""
-    return {
-        (weight.removesuffix(".weight"), layer): name.rpartition(".")[0]
-        for name, (entry, layer) in adapter.table(checkpoint.config).items()
-        if (weight := entry.weights[0].name) in WATCHED
-    }
-
-
 def _run(
-    checkpoint: Checkpoint, dtype: torch.dtype, ids: Tensor, watched: Iterable[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The logits of a model in float64, and what the watched modules give, in the order in which they do."""
-    model, outputs = load_model(checkpoint.path, dtype).eval(), {}
-    for name in set(watched):
-        keep = partial(_keep, outputs, name)
-        model.get_submodule(name).register_forward_hook(keep)
-    return model(input_ids=ids).logits.double(), outputs
+    checkpoint: Checkpoint,
+    seen: Model | None,
+    dtype: torch.dtype,
+    inputs: dict[str, Tensor],
+    watched: Iterable[str],
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a model gives, by name and in float64, and what the modules of the watched tensors give, in the
+    order in which they do."""
+    model, inside = load_model(checkpoint.path, dtype).eval(), {}
+    names = {weight: seen.named(name) for name, weight in model.named_parameters()} if seen else {}
+    for module in model.modules():  # several may share a weight: the first that runs is kept
+        if (named := names.get(getattr(module, "weight", None))) in watched:
+            module.register_forward_hook(partial(_keep, inside, named))
+    given = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+    outputs = model(**given)
+    names = [name for name in outputs if "logits" in name] or [name for name in HEADLESS if name in outputs]
+    return {name: outputs[name].double() for name in names}, inside
 
 
-def _keep(outputs: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-    outputs[name] = output
+def _keep(inside: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    """Channels last; what was given first, where it is several times."""
+    inside.setdefault(name, output.movedim(1, -1) if isinstance(module, nn.Conv2d) else output)
+
+
+def _difference(truth: dict[str, Tensor], got: dict[str, Tensor], new: Checkpoint) -> float:
+    """The largest, of all outputs that both give; of hidden states, the channels that the source has."""
+    found = []
+    for name in truth.keys() & got.keys():
+        x, y = truth[name], got[name] if "logits" in name else got[name][..., : truth[name].shape[-1]]
+        if x.shape != y.shape:
+            shape = tuple(got[name].shape)
+            raise refuse(str(new.path), f"{name} of shape {tuple(x.shape)}", shape, "compare models alike")
+        found.append((y - x).abs().max())
+    if not found:
+        gives = " and ".join(truth)
+        raise refuse(
+            str(new.path), f"{gives}, as the source gives", " and ".join(got), "compare models alike"
+        )
+    return torch.stack(found).max().item()
 
 
 def _apart(x: Tensor, y: Tensor) -> float:

@@ -1,25 +1,29 @@
 """The verb `grow`: a checkpoint and a method in, a larger checkpoint out."""
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed import is_torchelastic_launched
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedConfig
 
+from growth.architecture import Architecture
 from growth.checkpoint import Checkpoint, chosen_dtype
+from growth.companions import sentence_modules
 from growth.engine import made, plan_growth
-from growth.errors import refuse, refuse_odd_seed
-from growth.families.table import Model
+from growth.errors import Refusal, refuse, refuse_odd_seed
+from growth.families.table import Model, in_modules
 from growth.folders import refuse_existing, refuse_too_large
 from growth.lossless import lost
 from growth.maps import Maps
 from growth.methods import Method, method_of
 from growth.methods.learning import RATE, Learning
-from growth.plan import Plan, Source
+from growth.plan import Plan, Recipe, Source
 from growth.record import new_record
 from growth.report import Report
 from growth.sizes import Sizes, json, resized, sizes_of
@@ -69,49 +73,121 @@ def grow(
         refuse_existing(dst)
     began = time.perf_counter()
     source = Source(Checkpoint(src))
-    if method.learned and not source.family.learns:
-        got = f"{source.family.model_type}, which takes more than that"
-        raise refuse(method.name, "a model that learns from windows of text", got, "choose lemon or net2net")
     short = Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size)
     if sizes is not None and short != Sizes():
         raise refuse("sizes", "Sizes, or the short forms", "both", "leave one out")
+    if method.learned:
+        method = learnable(source, method)
     config = resized(source.model, sizes or short, method.order)
     target = source.family.model(config, source.model.parts)
-    old, new = source.model.architecture, target.architecture
-    if not dry_run:
+    refuse_other_companions(source, target)
+    if not dry_run:  # before the maps, which memory may not hold either
         itemsize = max(source.checkpoint.dtype(name).itemsize for name in source.on_disk.values())
-        refuse_too_large(dst, new.parameters * (getattr(torch, kept).itemsize if kept else itemsize))
-    maps = method.maps(old, new, seed)
-    losses = lost(old, new, maps)
-    if method.lossless and losses and not allow_lossy:
-        raise _refuse_lossy(method, source.model, config, losses)
-    scaled(target, maps)
-    operator = None
-    if method.learned:
-        method = _settled(method, source)
-        if not dry_run:
-            from growth.learned.expansion import Expansion
-
-            operator = Expansion(method.operator(source, old, new, maps, seed), source, target)
-    plan = plan_growth(source, target, maps, seed, operator.recipe if operator else None)
-    if kept:
-        plan = replace(plan, rows=tuple(replace(row, dtype=kept) for row in plan.rows))
+        itemsize = getattr(torch, kept).itemsize if kept else itemsize
+        refuse_too_large(dst, target.architecture.parameters * itemsize)
+    growth = Growth(source, target, method, method.maps(*models(source, target), seed), seed)
+    if method.lossless and growth.lost and not allow_lossy:
+        raise _refuse_lossy(growth)
+    scaled(target, growth.maps)
+    learned = None if dry_run or not method.learned else Learned(growth)
+    plan = growth.plan(kept, learned and learned.recipe)
     config.architectures = [target.written_as]
     config.dtype = plan.rows[0].dtype
-    lossless, flops = not losses and not method.learned, 0  # learning leaves the lossless start
+    flops, settings = learned.fit() if learned else (0, {})
     if not dry_run:
-        flops = _write(dst, source, target, plan, method, operator, losses, lossless, shard_bytes, seed)
+        record = growth.record(plan, settings)
+        # Copying counts no operations; dense maps do, and the counter slows small tensors down fivefold.
+        with FlopCounterMode(display=False) if learned else nullcontext() as counter:
+            rows = made(plan, source)
+            write_checkpoint(dst, config, rows, plan.rows, source.checkpoint, record, shard_bytes=shard_bytes)
+        flops += counter.get_total_flops() if counter else 0
     return Report(
         Path(src),
         None if dry_run else Path(dst),
         f"ligo from its {method.start} start" if method.name == "ligo" else method.name,
-        lossless,
+        growth.lossless,
         time.perf_counter() - began,
         flops,
         (source.parameters, plan.parameters),
         plan,
-        tuple(losses),
+        tuple(growth.lost),
     )
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A source, what it is to become, and how."""
+
+    source: Source
+    target: Model
+    method: Method
+    maps: Maps
+    seed: int
+
+    @cached_property
+    def lost(self) -> list[str]:
+        return lost(*models(self.source, self.target), self.maps)
+
+    @property
+    def lossless(self) -> bool:
+        """Learning leaves the lossless start."""
+        return not self.lost and not self.method.learned
+
+    def plan(self, dtype: str | None, learned: Callable[[str], Recipe] | None) -> Plan:
+        """dtype: of what is written, but for what a model keeps in float32; None for the source's own."""
+        plan = plan_growth(self.source, self.target, self.maps, self.seed, learned)
+        if dtype is None:
+            return plan
+        exact = self.target.exact if getattr(torch, dtype).itemsize < 4 else ()
+        rows = (replace(row, dtype="float32" if in_modules(row.name, exact) else dtype) for row in plan.rows)
+        return replace(plan, rows=tuple(rows))
+
+    def record(self, plan: Plan, settings: dict[str, Any]) -> dict:
+        """growth.json: options of the method, and what they are as it turned out."""
+        options = {x.name: getattr(self.method, x.name) for x in fields(self.method)}
+        return new_record(
+            "grow",
+            self.method.name,
+            self.source.checkpoint,
+            self.lossless,
+            plan,
+            parameters=(self.source.parameters, plan.parameters),
+            lost=self.lost,
+            seed=self.seed,
+            **{"from": json(sizes_of(self.source.model)), "to": json(sizes_of(self.target))},
+            **options | settings,
+        )
+
+
+class Learned:
+    """The large model of a method that learns, and what it learns from."""
+
+    def __init__(self, growth: Growth):
+        from growth.learned.expansion import Expansion  # these import the trainer, which takes a second
+        from growth.learned.fit import examples_for
+
+        self.growth, method, source = growth, growth.method, growth.source
+        self.examples = examples_for(
+            source, method.data, method.batch_size, method.sequence_length, method.name
+        )
+        old, new = models(source, growth.target)
+        operator = method.operator(source, old, new, growth.maps, growth.seed)
+        self.expansion = Expansion(operator, source, growth.target)
+        self.recipe = self.expansion.recipe
+
+    def fit(self) -> tuple[int, dict[str, Any]]:
+        """The operations that took, and what growth.json tells of it."""
+        from growth.learned.fit import fit
+
+        method, examples = self.growth.method, self.examples
+        how = {name: getattr(method, name) for name in ("steps", "batch_size", "learning_rate")}
+        flops, loss = fit(self.expansion, examples, name=method.name, seed=self.growth.seed, **how)
+        told = {"data": examples.fingerprint(), "sequence_length": examples.length, "training_loss": loss}
+        return flops, told
+
+
+def models(source: Source, target: Model) -> tuple[Architecture, Architecture]:
+    return source.model.architecture, target.architecture
 
 
 def scaled(target: Model, maps: Maps) -> None:
@@ -120,68 +196,34 @@ def scaled(target: Model, maps: Maps) -> None:
         setattr(target.config, name, getattr(target.config, name) * factor)
 
 
-def _refuse_lossy(method: Method, model: Model, config: PreTrainedConfig, losses: list[str]):
-    """With the nearest whole multiple of the width, where that helps."""
-    old, name = model.architecture, model.family.fields.hidden
-    S, T = old.wires["residual"].size, getattr(config, name)
-    layers = getattr(config, model.family.fields.layers[0])
-    ways = ["method net2net, which comes close", "--allow-lossy"]
-    if T % S:
-        larger = model.family.model(
-            resized(model, Sizes(hidden=T // S * S + S, layers=layers), method.order), model.parts
-        ).architecture
-        if not lost(old, larger, method.maps(old, larger)):
-            ways.insert(0, f"hidden size {T // S * S + S}")
-    got = "; ".join(losses)
-    return refuse(method.name, "sizes at which nothing is lost", got, f"choose {', or '.join(ways)}")
+def learnable(source: Source, method: Learning) -> Learning:
+    """The method with the rate that follows from the source, unless it is given.
 
+    Raises Refusal where the source has no head whose loss it could learn by.
+    """
+    from growth.training.task import refuse_headless
 
-def _settled(method: Learning, source: Source) -> Learning:
-    """With the rate that follows from the source, unless it is given."""
+    refuse_headless(source.model, method.name)
     if method.learning_rate is not None:
         return method
     return replace(method, learning_rate=RATE / source.model.architecture.wires["residual"].size)
 
 
-def _write(
-    dst: str | Path,
-    source: Source,
-    target: Model,
-    plan: Plan,
-    method: Method,
-    operator: torch.nn.Module | None,
-    losses: list[str],
-    lossless: bool,
-    shard_bytes: int,
-    seed: int,
-) -> int:
-    """Learn, where the method does, and write: the operations that took."""
-    flops, options = 0, {x.name: getattr(method, x.name) for x in fields(method)}
-    if operator is not None:
-        from growth.learned.fit import examples_for, fit
+def refuse_other_companions(source: Source, target: Model) -> None:
+    """Raises Refusal where what lies beside the source would not fit the target; found before any work."""
+    widths = (model.wires["residual"].size for model in models(source, target))
+    sentence_modules(source.checkpoint.path, tuple(widths))
 
-        examples = examples_for(source, method.data, method.batch_size, method.sequence_length, method.name)
-        options |= {"data": examples.fingerprint(), "sequence_length": examples.length}
-        how = {name: getattr(method, name) for name in ("steps", "batch_size", "learning_rate")}
-        flops, options["training_loss"] = fit(operator, examples, name=method.name, seed=seed, **how)
-    how = {
-        "parameters": (source.parameters, plan.parameters),
-        "from": json(sizes_of(source.model)),
-        "to": json(sizes_of(target)),
-        "lost": losses,
-        "seed": seed,
-        **options,
-    }
-    record = new_record("grow", method.name, source.checkpoint, lossless, plan, **how)
-    # Copying counts no operations; dense maps do, and the counter slows small tensors down fivefold.
-    with FlopCounterMode(display=False) if method.learned else nullcontext() as counter:
-        write_checkpoint(
-            dst,
-            target.config,
-            made(plan, source),
-            plan.rows,
-            source.checkpoint,
-            record,
-            shard_bytes=shard_bytes,
-        )
-    return flops + (counter.get_total_flops() if counter else 0)
+
+def _refuse_lossy(growth: Growth) -> Refusal:
+    """With the nearest whole multiple of the width, where that helps."""
+    model, method, config = growth.source.model, growth.method, growth.target.config
+    S, T = (x.wires["residual"].size for x in models(growth.source, growth.target))
+    ways = ["method net2net, which comes close", "--allow-lossy"]
+    if T % S:
+        sizes = Sizes(hidden=T // S * S + S, layers=getattr(config, model.family.fields.layers[0]))
+        larger = model.family.model(resized(model, sizes, method.order), model.parts).architecture
+        if not lost(model.architecture, larger, method.maps(model.architecture, larger)):
+            ways.insert(0, f"hidden size {sizes.hidden}")
+    got = "; ".join(growth.lost)
+    return refuse(method.name, "sizes at which nothing is lost", got, f"choose {', or '.join(ways)}")

@@ -1,37 +1,181 @@
 """What a checkpoint is made of, and what growth can do with it."""
 
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForMaskedLM
+
+from growth.architecture import Wire
 from growth.checkpoint import Checkpoint
+from growth.errors import Refusal
+from growth.families.table import Model
+from growth.lossless import lost
+from growth.methods.lemon import Lemon
 from growth.plan import Source
+from growth.sizes import Sizes, resized, sizes_of
 from growth.transferring.xatl import SOURCES
 
+LEMON = Lemon()
+TRAINED = {
+    AutoModelForCausalLM: "on windows of text",
+    AutoModelForMaskedLM: "on windows of text, masked anew for every batch",
+    AutoModelForImageClassification: "on images and their classes",
+}
 
-def inspect(src: str | Path) -> Iterator[str]:
-    """Lines on the spaces, tensors and possible operations of the checkpoint `src`, a folder or the Hub's."""
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor on disk, and the weights in it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Way:
+    """What one size can grow to.
+
+    to: the sizes, or why there are none. lossless: of some that were tried, what lemon loses there.
+    """
+
+    size: str
+    have: int
+    to: str
+    lossless: dict[str, list[str]]
+
+    def __str__(self) -> str:
+        kept = [tried for tried, losses in self.lossless.items() if not losses]
+        parts = [f"lossless at {' and '.join(kept)}"] if kept else []
+        parts += [f"not at {tried}: {'; '.join(losses)}" for tried, losses in self.lossless.items() if losses]
+        return f"{self.size} {self.have} {self.to}" + (f" ({', '.join(parts)})" if parts else "")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A checkpoint: its family, tensors and wires, and what each verb does with it, or why it does not.
+
+    auto: the class of transformers that loads it. parts: what it has of what its family may have. layers: of
+    each stack, by its prefix.
+    """
+
+    source: str
+    family: str
+    auto: str
+    parts: tuple[str, ...]
+    layers: dict[str, int]
+    parameters: int
+    tensors: tuple[Held, ...]
+    wires: dict[str, Wire]
+    grow: tuple[Way, ...]
+    transfer: str
+    train: str
+
+    def lines(self) -> Iterator[str]:
+        """All of it, to be read."""
+        layers = " and ".join(map(str, self.layers.values()))
+        yield f"{self.source}: {self.family}, {layers} layers, {len(self.tensors)} tensors"
+        parts = f" with {', '.join(self.parts)}" if self.parts else ""
+        yield f"{self.auto}{parts}, {self.parameters:,} parameters"
+        wide = max(len(held.name) for held in self.tensors)
+        for held in self.tensors:
+            shape = "x".join(map(str, held.shape))
+            yield f"{held.name:{wide}}  {shape:12} {held.dtype:9} {', '.join(held.weights)}"
+        wide = max(map(len, self.wires))
+        for name, wire in self.wires.items():
+            each = f" of {wire.width}" if wire.width > 1 else ""
+            yield f"wire {name:{wide}}  {wire.units}{each}{' (fixed)' if wire.fixed else ''}"
+        for way in self.grow:
+            yield f"grow: {way}"
+        yield f"transfer: {self.transfer}"
+        yield f"train: {self.train}"
+
+    def json(self) -> dict:
+        """All of it, as JSON has it."""
+        return asdict(self) | {"wires": {name: wire._asdict() for name, wire in self.wires.items()}}
+
+
+def inspect(src: str | Path) -> Inspection:
+    """Look at the checkpoint `src`, a folder or the Hub's.
+
+    Raises Refusal where it cannot be read, or its tensors are not those of its family.
+    """
     checkpoint = Checkpoint(src)
-    config = checkpoint.config
-    adapter = adapter_of(config, str(src))
-    source = Source(checkpoint, adapter)
-    yield f"{src}: {adapter.model_type}, {config.num_hidden_layers} layers, {len(source.on_disk)} tensors"
-    wide = max(map(len, source.on_disk.values()))
-    for name, (entry, _) in adapter.table(config).items():
-        shape = "x".join(map(str, checkpoint.shape(source.on_disk[name])))
-        weights = ", ".join(weight.name for weight in entry.weights)
-        yield f"{source.on_disk[name]:{wide}}  {shape:12} {weights}"
-    if adapter.describe is None:
-        yield "it can be trained; to grow it, grow the model that it was transferred from, then transfer that"
-        return
-    model = adapter.describe(config, adapter)
-    for name, space in model.spaces.items():
-        each = f" of {space.width}" if space.width > 1 else ""
-        yield f"space {name:12} {space.units}{each}"
-    D, head, ffn = model.spaces["residual"].size, model.spaces["query.{}"].width, model.spaces["ffn.{}"].size
-    lossless = f" (lossless: of {D} itself)" if model.post_norm else ""
-    yield (
-        f"grow: hidden size {D} to any multiple of the head size {head} above it{lossless}, "
-        f"layers {model.layers} and ffn size {ffn} to any number above"
+    source = Source(checkpoint)
+    model, family = source.model, source.family.model_type
+    tensors = tuple(
+        Held(
+            disk := source.on_disk[name],
+            checkpoint.shape(disk),
+            str(checkpoint.dtype(disk)).removeprefix("torch."),
+            tuple(weight.name for weight in entry.weights),
+        )
+        for name, (entry, _) in source.table.items()
     )
-    if adapter.model_type in SOURCES:
-        yield "transfer: to retention, Mamba, or a pattern of both with attention"
+    transfer = "to retention, Mamba, or a pattern of both with attention"
+    if family not in SOURCES:
+        transfer = f"from {' or '.join(SOURCES)} alone: no table leads from a {family} to an LCI model"
+    return Inspection(
+        str(src),
+        family,
+        model.auto.__name__,
+        tuple(sorted(model.parts)),
+        {prefix: stack.layers for prefix, stack in model.architecture.stacks.items()},
+        source.parameters,
+        tensors,
+        dict(model.architecture.wires),
+        tuple(_ways(model)),
+        transfer,
+        TRAINED.get(model.auto, f"no: there are no data for what {model.auto.__name__} loads"),
+    )
+
+
+def _ways(model: Model) -> Iterator[Way]:
+    """Each size by itself, by trying."""
+    have = sizes_of(model)
+    D, H, G, L, F = have.hidden, have.heads, have.kv_heads, have.layers, have.ffn
+    step = next((step for step in range(1, D + 1) if _fits(model, Sizes(D + step))), D)
+    to = "to any number above"
+    if step > 1:
+        to = f"to any multiple of {'the head size ' if H and step == D // H else ''}{step} above it"
+    if step > 1 and H and _fits(model, Sizes(D + 1, heads=H)):
+        to += ", or to any number above where the heads are given"
+    yield _way(model, "hidden size", D, to, {str(T): Sizes(T) for T in (D + step, 2 * D)})
+    if H:
+        n = H // G
+        yield _way(model, "heads", H, "to any number above", {str(H + n): Sizes(D, heads=H + n)})
+    if H and model.family.fields.kv_heads:
+        groups = {
+            f"{G + 1} groups of {n}": Sizes(D, heads=H + n, kv_heads=G + 1),
+            f"{G} groups of {n + 1}": Sizes(D, heads=H + G, kv_heads=G),
+        }
+        yield _way(model, "kv heads", G, "to any divisor of the heads above", groups)
+    yield _way(model, "layers", L, "to any number above", {str(L + 1): Sizes(layers=L + 1)})
+    if F:
+        yield _way(model, "ffn size", F, "to any number above", {str(F + 1): Sizes(ffn=F + 1)})
+
+
+def _way(model: Model, size: str, have: int, to: str, wanted: dict[str, Sizes]) -> Way:
+    """With what lemon loses at the sizes that are wanted, or why none of them can be had."""
+    old, found, why = model.architecture, {}, ""
+    for name, sizes in wanted.items():
+        try:
+            new = _resized(model, sizes).architecture
+        except Refusal as refusal:
+            why = str(refusal)
+        else:
+            found[name] = lost(old, new, LEMON.maps(old, new))
+    return Way(size, have, to if found else f"does not grow by itself: {why}", found)
+
+
+def _fits(model: Model, sizes: Sizes) -> bool:
+    try:
+        return bool(_resized(model, sizes))
+    except Refusal:
+        return False
+
+
+def _resized(model: Model, sizes: Sizes) -> Model:
+    return model.family.model(resized(model, sizes, LEMON.order), model.parts)

@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from growth.checkpoint import Checkpoint
@@ -27,6 +33,8 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     )
     refuse_odd_generation(checkpoint.path)
     auto = seen.auto if seen else AutoModelForCausalLM
+    # A sentence encoder's file need not have the pooler that its class would make anew.
+    poolerless = seen and auto is AutoModel and "pooler" in seen.family.parts.keys() - seen.parts
     try:
         with quiet():
             model, info = auto.from_pretrained(
@@ -35,6 +43,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below
                 trust_remote_code=False,
+                **({"add_pooling_layer": False} if poolerless else {}),
             )
     except ValueError as error:  # a kind of model that has no language model, above all
         raise refuse(str(folder), "a language model", reason(error), "name another checkpoint") from error

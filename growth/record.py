@@ -51,6 +51,8 @@ def read_record(folder: Path) -> dict:
     fits = (
         record["verb"] in ("grow", "transfer")
         and _typed(record, TYPES)
+        and isinstance(record.get("lost", []), list)
+        and all(isinstance(x, str) for x in record.get("lost", []))
         and all(isinstance(x, dict) and {"verb", "method"} <= set(x) for x in record["lineage"])
         and all(isinstance(row, dict) and _typed(row, ROW) for row in record["tensors"])
         and all(isinstance(name, str) for row in record["tensors"] for name in row["sources"])

@@ -109,7 +109,7 @@ def _width(model: Model, have: Sizes, wanted: Sizes) -> tuple[int, int | None]:
         return wanted.hidden or have.hidden, None
     head, tight = _head(model), have.heads * _head(model) == have.hidden
     hidden = wanted.hidden or (wanted.heads * head if wanted.heads and tight else have.hidden)
-    if tight and wanted.heads is None and hidden % head:
+    if tight and hidden % head and not (wanted.heads and model.family.fields.head_dim):
         raise refuse(
             FLAGS["hidden"],
             f"a multiple of the head size {head}",

@@ -33,7 +33,7 @@ extern "C" __attribute__((visibility("default"))) int cuda_kernel(float* x) {
   return (int)cudaGetLastError();
 }
 """
-LIBRARY = '#include <torch/csrc/stable/library.h>\nSTABLE_TORCH_LIBRARY(setup_test, m) {}\n'
+LIBRARY = "#include <torch/csrc/stable/library.h>\nSTABLE_TORCH_LIBRARY(setup_test, m) {}\n"
 CXX = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
 
 compiler = pytest.mark.skipif(

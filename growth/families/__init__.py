@@ -26,9 +26,7 @@ from growth.families.t5 import T5
 from growth.families.table import Family, Model
 from growth.families.vision import DEIT, VIT
 
-FAMILIES = {
-    family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMAS, *ENCODERS, T5, VIT, DEIT, LCI)
-}
+FAMILIES = {family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMAS, *ENCODERS, T5, VIT, DEIT, LCI)}
 
 
 def family_of(config: PreTrainedConfig, where: str) -> Family:

@@ -189,6 +189,15 @@ class Model:
         names = [x.__name__ for x in (classes if isinstance(classes, tuple) else (classes,))]
         return next((name for name in named if name in names), names[0])
 
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """The modules and tensors that it keeps in float32, whatever the dtype of the others."""
+        classes = self.auto._model_mapping[type(self.config)]
+        kept = (
+            x._keep_in_fp32_modules_strict for x in (classes if isinstance(classes, tuple) else (classes,))
+        )
+        return tuple(name for names in kept for name in names or ())
+
     def named(self, name: str) -> str | None:
         """The table's name of a tensor on disk, None where the model does not use it."""
         named = self.family.named(name)
@@ -272,6 +281,11 @@ def block(
         stored = stored if isinstance(stored, Stored) else Stored(stored)
         out[keys] = Stored(disk + stored.name, stored.layout, stored.bias, stored.lengths, stored.offset)
     return out
+
+
+def in_modules(tensor: str, modules: Iterable[str]) -> bool:
+    """Is a tensor one of these, or in one of these modules?"""
+    return any(f".{module}." in f".{tensor}." for module in modules)
 
 
 def listed(names: list[str], most: int = 4) -> str:

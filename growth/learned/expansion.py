@@ -34,7 +34,8 @@ class Block(nn.Module):
         return checkpoint(self.run, *inputs, use_reentrant=False, **options)
 
     def run(self, *inputs, **options):
-        return functional_call(self.block, self.weights(), inputs, options, strict=True)
+        held = self.weights() | dict(self.block.named_buffers())
+        return functional_call(self.block, held, inputs, options, strict=True)
 
 
 class Expansion(nn.Module):

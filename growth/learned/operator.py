@@ -1,6 +1,7 @@
 """What learns: the small model's weights and the parameters that make large ones of them."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +48,10 @@ class Operator(nn.Module):
         raise NotImplementedError
 
 
-def exactly(x: Tensor) -> torch.autocast:
+def exactly(x: Tensor) -> AbstractContextManager:
     """No 16 bits: for what makes vectors and the stream of embeddings, which models have in float32."""
-    return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def key(name: str) -> str:

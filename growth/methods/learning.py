@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from growth.architecture import Architecture
 from growth.errors import refuse
 from growth.methods.option import option, refuse_below
 
@@ -32,3 +33,11 @@ class Learning:
             refuse_below(name.replace("_", "-"), getattr(self, name), least)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise refuse("learning-rate", "more than 0, and finite", self.learning_rate, "leave it out")
+
+
+def refuse_several_kinds(method: str, old: Architecture) -> None:
+    """Raises Refusal where layers that are not alike would be mixed."""
+    kinds = {kind for stack in old.stacks.values() for kind in stack.blocks}
+    if len(old.stacks) > 1 or len(kinds) > 1:
+        got = "several stacks" if len(old.stacks) > 1 else f"layers of kinds {', '.join(sorted(kinds))}"
+        raise refuse(method, "layers of one kind, for it mixes them", got, "choose method lemon")

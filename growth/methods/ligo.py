@@ -23,7 +23,7 @@ from growth.architecture import Architecture
 from growth.depth import stacked, with_identities
 from growth.errors import refuse
 from growth.maps import Maps
-from growth.methods.learning import Learning
+from growth.methods.learning import Learning, refuse_several_kinds
 from growth.methods.lemon import Lemon
 from growth.methods.net2net import Net2Net
 from growth.methods.option import option, refuse_other
@@ -73,6 +73,7 @@ class Ligo(Learning):
         Raises Refusal where preserving maps are to be tied, for readers of a unit and of its copies see it
         twice, where none is lossless and that is asked for, and where `learn` fits nothing.
         """
+        refuse_several_kinds(self.name, old)
         from growth.learned import starts  # torch, which the command line's --help does not wait for
 
         if self.start == "published":

@@ -23,7 +23,7 @@ from growth.depth import with_identities
 from growth.errors import refuse
 from growth.maps import Maps, copied
 from growth.methods.copying import per_layer, round_robin
-from growth.methods.learning import Learning
+from growth.methods.learning import Learning, refuse_several_kinds
 from growth.methods.net2net import Net2Net
 from growth.methods.option import option, refuse_below
 
@@ -54,8 +54,7 @@ class Mango(Learning):
         Raises Refusal where a matrix of a layer is not a whole number of streams wide, the same before and
         after, and where layers or stacks of several kinds would be mixed.
         """
-        if len(old.stacks) > 1 or any(len(stack.blocks) > 1 for stack in old.stacks.values()):
-            raise refuse("mango", "layers of one kind", "several", "choose another method")
+        refuse_several_kinds(self.name, old)
         D, T = (model.wires["residual"].size for model in (old, new))
         for name, weight in old.layered.items():
             if not weight.reads:

@@ -90,7 +90,13 @@ def refuse_other_kind(model: Model | None, data: Data, what: str = "data") -> No
         raise refuse(what, f"Images, which {kind} learns from", "text", remedy)
     if images and not sees:
         raise refuse(what, f"text, which {kind} learns from", "Images", "name files of text")
+    refuse_headless(model)
+
+
+def refuse_headless(model: Model, what: str = "model") -> None:
+    """Raises Refusal where a model has no head that learns from examples."""
+    sees = model.family.probe == "images"
     learns = "classes" in model.parts if sees else model.auto in (AutoModelForCausalLM, AutoModelForMaskedLM)
     if not learns:
-        head = "one classifier" if sees else "a language model's head"
-        raise refuse("model", f"{kind} with {head}", model.written_as, "name another checkpoint")
+        wanted = "an image classifier with one head" if sees else "a causal or a masked language model"
+        raise refuse(what, wanted, model.written_as, "name another checkpoint")

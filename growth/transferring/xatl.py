@@ -29,7 +29,7 @@ from growth.checkpoint import Checkpoint
 from growth.engine import made, named_seed
 from growth.errors import refuse, refuse_odd_seed
 from growth.families.lci import LCI
-from growth.families.table import Entry
+from growth.families.table import Entry, in_modules
 from growth.folders import refuse_existing, refuse_too_large
 from growth.plan import Plan, Row, Source
 from growth.record import new_record
@@ -181,7 +181,7 @@ def plan_transfer(source: Source, config: LCIConfig, empty: PreTrainedModel, cop
             )
         else:
             stored = str(config.dtype).removeprefix("torch.")
-            if any(f".{part}." in f".{name}." for part in exact):
+            if in_modules(name, exact):
                 stored = "float32"
             recipe = partial(fresh, name)
             rows.append(

@@ -130,7 +130,7 @@ def test_a_nan_stays_in_its_sequence_and_channel(instruction_set, where):
         channels = next(axis for axis, size in enumerate(x.shape) if size == 18)
         x, y = x.movedim(channels, 0), y.movedim(channels, 0)
         assert torch.equal(x[:17], y[:17])
-        if where in ("x", "initial_state") and x.dim() == 3:             # not the sums over sequences
+        if where in ("x", "initial_state") and x.dim() == 3:  # not the sums over sequences
             assert torch.equal(x[17, 1], y[17, 1])
 
 

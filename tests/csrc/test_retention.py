@@ -87,7 +87,7 @@ def test_packed_sequences_and_rows_of_a_batch_have_the_same_bits(instruction_set
 @pytest.mark.parametrize("shape", ["V in parts, q and k shared", "three heads share q, two share k"])
 def test_the_number_of_threads_changes_no_bit(instruction_set, shape):
     B, T, Hq, Hk, Hv, K, V = SHAPES[shape]
-    arguments = inputs(B, 300, Hq, Hk, Hv, K, V, per_token=True)         # work enough for two threads
+    arguments = inputs(B, 300, Hq, Hk, Hv, K, V, per_token=True)  # work enough for two threads
     threads = torch.get_num_threads()
     try:
         results = []
@@ -112,7 +112,7 @@ def test_a_nan_stays_in_its_sequence_and_head(instruction_set, where):
     got, want = run(dirty), run(clean)
     assert got[0][0, :, 0].isnan().any()
     for x, y in zip(got, want):
-        heads = 1 if x.shape[1] == 2 else 2                              # [B, H, K, V] or [B, T, H, ...]
+        heads = 1 if x.shape[1] == 2 else 2  # [B, H, K, V] or [B, T, H, ...]
         x, y = x.movedim(heads, 1), y.movedim(heads, 1)
         assert torch.equal(x[1], y[1])
         assert torch.equal(x[0, 1], y[0, 1])

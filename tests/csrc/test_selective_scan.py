@@ -88,7 +88,7 @@ def test_the_gradient_of_the_final_state_alone_reaches_every_input():
         return reference(**arguments)[1]
 
     arguments = inputs(2, 40, 17, 3, 1)
-    for unused in ("c", "d", "z"):                                        # they do not enter the state
+    for unused in ("c", "d", "z"):  # they do not enter the state
         arguments[unused] = arguments[unused].detach()
     assert_agrees(last, last_reference, **arguments)
 
@@ -103,9 +103,7 @@ def decays(dt, rate):
     """exp(dt a) of each dt for a = rate log(2): with x = 0 and one step it is y."""
     D, one = dt.shape[0], torch.ones(1, 1, 1)
     a = torch.full((D, 1), rate)
-    y = scan(
-        x=torch.zeros(1, 1, D), dt=dt[None, None], a=a, b=one, c=one, initial_state=torch.ones(1, D, 1)
-    )
+    y = scan(x=torch.zeros(1, 1, D), dt=dt[None, None], a=a, b=one, c=one, initial_state=torch.ones(1, D, 1))
     in_units_of_log_2 = (a[0] * torch.tensor(1.4426950408889634)).double()
     return y[0, 0], torch.exp2(dt.double() * in_units_of_log_2)
 
@@ -153,7 +151,7 @@ def test_the_state_of_a_step_may_be_a_view():
 def test_nan_stays_in_its_sequence_and_its_channel(poison):
     clean = packed()
     dirty = dict(clean, x=clean["x"].detach().clone().requires_grad_())
-    start, end, channel = 7, 39, 4                                        # sequence 2
+    start, end, channel = 7, 39, 4  # sequence 2
     with torch.no_grad():
         dirty["x"][0, 10, channel] = poison
     y, state, dx = (outputs_and_gradients(clean)[i] for i in (0, 1, 2))

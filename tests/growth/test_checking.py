@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
-from checkpoints import bert, gpt2, neox
+from checkpoints import bert, gpt2, neox, saved
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from transformers import GPTNeoXConfig, ViTConfig
+from transformers import GPTNeoXConfig, SwinConfig
 
 import growth
 from growth import card
 from growth.errors import Refusal
+from lcikernels.models import LCIConfig, LCIForCausalLM
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,13 @@ def test_another_source_is_refused_and_so_are_swapped_arguments(source, grown, t
     assert growth.check(source, grown).kept
 
 
+def hybrid(folder):
+    """An LCI model of a retention, a Mamba and an attention layer."""
+    sizes = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 160, "vocab_size": 256}
+    config = LCIConfig(**sizes, num_hidden_layers=3, pattern="RMA", state_size=8)
+    return saved(LCIForCausalLM, config, folder, torch.float32)
+
+
 @pytest.mark.parametrize(
     "family, name, where",
     [
@@ -44,7 +52,10 @@ def test_another_source_is_refused_and_so_are_swapped_arguments(source, grown, t
         (neox, "gpt_neox.layers.1.attention.query_key_value.weight", "gpt_neox.layers.1.attention.dense"),
         (gpt2, "transformer.h.1.ln_2.weight", "transformer.h.1.ln_2"),
         (bert, "bert.encoder.layer.0.output.LayerNorm.bias", "bert.encoder.layer.0.output.LayerNorm"),
+        (hybrid, "model.layers.1.mixer.A_log", "model.layers.1.mixer.out_proj"),
+        (hybrid, "model.layers.3.mixer_norm.weight", "model.layers.3.mixer_norm"),
         (neox, "gpt_neox.final_layer_norm.bias", "the last norm or the head"),
+        (bert, "cls.predictions.bias", "the last norm or the head"),
     ],
 )
 def test_where_two_models_first_differ_is_named(tmp_path, family, name, where):
@@ -141,8 +152,8 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path):
         growth.check(src, out)
 
 
-def test_a_model_without_words_is_no_language_model(tmp_path):
-    ViTConfig().save_pretrained(tmp_path)
+def test_a_model_of_no_family_that_reads_no_words_is_refused(tmp_path):
+    SwinConfig().save_pretrained(tmp_path)
     save_file({f"a{i}": torch.zeros(1) for i in range(12)}, tmp_path / "model.safetensors")
-    with pytest.raises(Refusal, match="expected a language model, got a vit without words"):
+    with pytest.raises(Refusal, match="expected a model that reads words or images, got a swin, of no"):
         growth.check(tmp_path, tmp_path)

@@ -284,4 +284,4 @@ def test_inspect_names_spaces_and_tensors(family, tensor, tmp_path, monkeypatch,
     code, out, _ = run(monkeypatch, capsys, "inspect", FAMILIES[family](tmp_path / "src"))
     assert code == 0 and "ffn.{}" in out and tensor in out
     assert "hidden size 96 to any multiple of the head size 24" in out and "ffn size 160" in out
-    assert ("transfer" in out) == (family == "gpt_neox")
+    assert ("transfer: to" in out) == (family == "gpt_neox")

@@ -59,7 +59,7 @@ def test_every_verb_takes_a_model_of_the_hub_by_its_name_and_leaves_the_cache_al
     growth.transfer("owner/name", "moved", mixers="attention")
     growth.train("owner/name", text, "trained", steps=1, batch_size=2, sequence_length=16)
     assert growth.check("owner/name", "grown").kept and growth.check("owner/name", "owner/name").kept
-    assert next(inspect("owner/name")).startswith("owner/name: gpt_neox, 3 layers")
+    assert next(inspect("owner/name").lines()).startswith("owner/name: gpt_neox, 3 layers")
     assert state(cache) == before
     for name in ("grown", "moved", "trained"):
         assert ModelCard.load(tmp_path / name / "README.md").data.base_model == "owner/name"

@@ -224,6 +224,7 @@ def test_the_ops_compile_into_one_graph_with_gradients(device):
 
 def exported():
     """A call of each public op, one that exports it with any number of tokens."""
+
     def R(*shape):
         return torch.randn(*shape)
 
@@ -314,6 +315,7 @@ def test_the_flop_counter_sees_forward_and_backward():
 
 def differentiable():
     """Each public op as a function of its first argument, and that."""
+
     def R(*shape):
         return torch.randn(*shape)
 

@@ -1,6 +1,5 @@
 """Retention in Triton: what the shapes of test_retention.py do not reach."""
 
-
 import pytest
 import torch
 from devices import GPU, on_device, why_not

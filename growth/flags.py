@@ -1,0 +1,59 @@
+"""The flags of `growth grow` that follow from what the methods can be told."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, get_origin
+
+import typer
+
+from growth.errors import refuse
+from growth.methods import METHODS, Method, method_of
+
+
+def flags(methods: Iterable[type]) -> dict[str, tuple[type, str, list[str]]]:
+    """Of every option that a method has: its type, what --help says, the methods that have it."""
+    found: dict[str, tuple[type, str, list[str]]] = {}
+    for method in methods:
+        for field in fields(method):
+            kind, help = field.metadata["kind"] or field.type, field.metadata["help"]
+            if field.default is not None and field.name != "noise":  # which differs from method to method
+                default = field.default if not isinstance(field.default, tuple) else " ".join(field.default)
+                help = f"{help}; default: {default}"
+            found.setdefault(field.name, (kind, help, []))[2].append(method.name)
+    return found
+
+
+def method_with(name: str, given: dict[str, Any]) -> Method:
+    """The method of that name with these options; a refusal where it has no use for one."""
+    kind = type(method_of(name))
+    takes = flags([kind])
+    for option, value in given.items():
+        if option not in takes:
+            takers = " or ".join(flags(METHODS.values())[option][2])
+            got, remedy = "some" if option == "data" else value, f"leave it out, or choose method {takers}"
+            raise refuse(option.replace("_", "-"), f"none, for {name} has no use for it", got, remedy)
+    return kind(**{option: tuple(x) if isinstance(x, list) else x for option, x in given.items()})
+
+
+def with_flags(command: Callable) -> Signature:
+    """A command's signature, with a flag for each option of each method in the place of **options."""
+    own = signature(command, eval_str=True)
+    added = [
+        Parameter(
+            name,
+            Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[_typed(kind), typer.Option(help=f"{', '.join(takers)}: {help}")],
+        )
+        for name, (kind, help, takers) in flags(METHODS.values()).items()
+    ]
+    kept = [x for x in own.parameters.values() if x.kind is not Parameter.VAR_KEYWORD]
+    return own.replace(parameters=[*kept, *added])
+
+
+def _typed(kind: Any) -> Any:
+    """What a flag of this type is read as: several words for a tuple, nothing where it is left out."""
+    if get_origin(kind) is tuple:
+        return list[str] | None
+    return kind | None
