@@ -140,9 +140,9 @@ def test_images_are_refused_for_a_language_model(tmp_path):
 )
 def test_a_model_without_one_classifier_does_not_learn(tmp_path, model, config):
     source = vit(tmp_path / "source", model, config)
-    with pytest.raises(Refusal, match=f"with one classifier, got {model.__name__}"):
+    with pytest.raises(Refusal, match=f"an image classifier with one head, got {model.__name__}"):
         growth.train(source, images(), tmp_path / "out", steps=2)
-    with pytest.raises(Refusal, match=f"with one classifier, got {model.__name__}"):
+    with pytest.raises(Refusal, match=f"an image classifier with one head, got {model.__name__}"):
         growth.grow(source, tmp_path / "out", Sizes(layers=4), Ligo(data=images(), steps=1))
 
 
