@@ -45,7 +45,7 @@ def inspect(src: Src, as_json: Json = False) -> None:
         say(line)
 
 
-def _grow(
+def grow(
     src: Src,
     dst: Annotated[
         str | None, typer.Argument(metavar="DST", help="New folder; may be left out of a dry run.")
@@ -90,8 +90,8 @@ def _bytes(gigabytes: float) -> int:
     return max(1, int(gigabytes * 10**9))
 
 
-_grow.__signature__ = with_flags(_grow)
-app.command("grow")(_grow)
+grow.__signature__ = with_flags(grow)
+app.command()(grow)
 
 
 @app.command()

@@ -41,6 +41,12 @@ def _each(numbers: tuple[float, ...], width: int, dtype: torch.dtype) -> Tensor:
     return torch.tensor(numbers, dtype=dtype).repeat_interleave(width)
 
 
+@lru_cache(maxsize=64)
+def _whole(of: Copies) -> bool:
+    """Do readers take all of every copy?"""
+    return all(share == 1.0 for share, s in zip(of.share, of.index, strict=True) if s >= 0)
+
+
 def exact(x: Tensor) -> Tensor:
     """In float32 at least: W / 3 has no 16 bits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -78,7 +84,7 @@ def read(of: Any, x: Tensor) -> Tensor:
         for run in runs(of)
     ]
     out = torch.cat(parts, -1)
-    return out if set(of.share) <= {0.0, 1.0} else out.mul_(_each(of.share, of.width, x.dtype).to(x.device))
+    return out if _whole(of) else out.mul_(_each(of.share, of.width, x.dtype).to(x.device))
 
 
 def unseen(of: Any, r: Tensor) -> Tensor:

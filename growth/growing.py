@@ -225,5 +225,6 @@ def _refuse_lossy(growth: Growth) -> Refusal:
         larger = model.family.model(resized(model, sizes, method.order), model.parts).architecture
         if not lost(model.architecture, larger, method.maps(model.architecture, larger)):
             ways.insert(0, f"hidden size {sizes.hidden}")
-    got = "; ".join(growth.lost)
+    more = f"; and {len(growth.lost) - 1} more" if len(growth.lost) > 1 else ""
+    got = growth.lost[0] + more
     return refuse(method.name, "sizes at which nothing is lost", got, f"choose {', or '.join(ways)}")

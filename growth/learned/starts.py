@@ -25,7 +25,7 @@ def preserving(
     """Maps that copy, as maps that learn. must: raises Refusal where they lose anything."""
     if must and (why := lost(old, new, maps)):
         remedy = "choose one of these, or sizes at which nothing is lost"
-        raise refuse("start", "net2net or published", f"lossless, and {'; '.join(why)}", remedy)
+        raise refuse("start", "net2net or published", f"lossless, and {why[0]}", remedy)
     generator = torch.Generator().manual_seed(named_seed(seed, "ligo"))
     read, written = _read(old), _written(old)
     wires = {

@@ -1,10 +1,13 @@
 """The command line: what a person types, and the one line they get when it cannot be."""
 
+import json
 import subprocess
 import sys
 
 import pytest
-from checkpoints import FAMILIES, bert, gpt2, neox
+import torch
+from checkpoints import ALL, FAMILIES, bert, gpt2, neox, saved
+from transformers import OPTConfig, OPTForCausalLM
 
 import growth
 from growth.__main__ import main
@@ -42,11 +45,15 @@ def broken(tmp_path_factory):
     growth.transfer(neox(tmp_path / "whole"), tmp_path / "attention", mixers="attention")
     gpt2(tmp_path / "gpt2")
     bert(tmp_path / "bert")
+    ALL["llama"](tmp_path / "llama")
+    saved(OPTForCausalLM, OPTConfig(**OPT), tmp_path / "opt", torch.float32)
     (tmp_path / "words.txt").write_text("one two three four five six seven " * 100)
     (tmp_path / "text.txt").write_text("  \n")
     return tmp_path
 
 
+OPT = {"vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16}
+OPT |= {"word_embed_proj_dim": 16, "max_position_embeddings": 32}
 TRAIN = ("--data", "{}/words.txt", "--out", "{}/out", "--steps", 2)
 REFUSALS = {
     "a folder that is not there": (("grow", "{}/nothing", "{}/out", "--num-layers", 4), "nothing there"),
@@ -149,13 +156,38 @@ REFUSALS = {
     ),
     "a broken index": (("transfer", "{}/index", "{}/out"), "model.safetensors.index.json: expected JSON"),
     "a broken record": (("check", "{src}", "{}/record"), "growth.json: expected an object with 'verb'"),
-    "a model that does not grow": (
-        ("grow", "{}/retnet", "{}/out", "--num-layers", 4),
-        "a checkpoint to start from",
-    ),
     "a model that was transferred": (
         ("transfer", "{}/retnet", "{}/out"),
-        "a checkpoint to start from: gpt_neox",
+        "a checkpoint to transfer: gpt_neox, got lci",
+    ),
+    "a family that is not known": (
+        ("grow", "{}/opt", "{}/out", "--num-layers", 4),
+        "expected a checkpoint of one of: gpt_neox, gpt2, llama,",
+    ),
+    "an option of another method": (
+        ("grow", "{src}", "{}/out", "--num-layers", 4, "--data", "{}/words.txt"),
+        "data: expected none, for lemon has no use for it, got some; leave it out, or choose method ligo or",
+    ),
+    "an option of one other method": (
+        ("grow", "{src}", "{}/out", "--num-layers", 4, "--method", "mango", "--start", "lossless"),
+        "start: expected none, for mango has no use for it, got lossless; leave it out, or choose",
+    ),
+    "a dtype of nobody": (
+        ("grow", "{src}", "{}/out", "--num-layers", 4, "--dtype", "int4"),
+        "dtype: expected one of",
+    ),
+    "files of nothing": (
+        ("grow", "{src}", "{}/out", "--num-layers", 4, "--shard-size", 0),
+        "shard-size: expected more than 0 GB",
+    ),
+    "no output and no dry run": (("grow", "{src}", "--num-layers", 4), "output folder: expected the name of"),
+    "groups that do not divide": (
+        ("grow", "{}/llama", "{}/out", "--num-heads", 6, "--num-kv-heads", 4),
+        "num-kv-heads: expected a divisor of the 6 heads, got 4; choose 2, 3, 6",
+    ),
+    "groups of a family that has none": (
+        ("grow", "{src}", "{}/out", "--hidden-size", 120, "--num-kv-heads", 2),
+        "num-kv-heads: expected ",
     ),
     "a family that is not transferred": (
         ("transfer", "{}/gpt2", "{}/out"),
@@ -167,7 +199,7 @@ REFUSALS = {
     ),
     "a post-norm width between whole factors": (
         ("grow", "{}/bert", "{}/out", "--hidden-size", 168),
-        "hidden-size: expected a multiple of the source's 96",
+        "168 channels are not those of the source's 96; and 3 more; choose hidden size 192, or",
     ),
     "ligo without a tokenizer": (
         ("grow", "{}/wordless", "{}/out", "--method", "ligo", "--num-layers", 4, "--data", "{}/text.txt"),
@@ -265,6 +297,48 @@ def test_a_dry_run_prints_every_tensor_and_writes_nothing(source, tmp_path, monk
         assert code == 0 and "dry run" in out
         assert "layers.2.mlp" in out and all(len(line.split()) > 3 for line in out.splitlines())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_needs_no_output_and_tells_bytes_and_memory(source, monkeypatch, capsys):
+    words = "grow", source, "--num-layers", 4, "--dry-run"
+    code, out, _ = run(monkeypatch, capsys, *words)
+    assert code == 0 and "bytes on disk, and about" in out
+    code, out, _ = run(monkeypatch, capsys, *words, "--json")
+    told = json.loads(out)
+    assert code == 0 and told["target"] is None and told["lossless"]
+    assert told["bytes"] == 4 * told["parameters"][1] < told["memory"] + 10**6
+    assert {row["name"] for row in told["tensors"]} >= {"gpt_neox.layers.3.mlp.dense_4h_to_h.bias"}
+
+
+def test_every_verb_that_reports_does_so_in_json_too(source, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    code, told, _ = run(
+        monkeypatch, capsys, "grow", source, out, "--hidden-size", 168, "--noise", 0.5, "--json"
+    )
+    assert code == 0 and json.loads(told)["target"] == str(out)
+    assert json.loads((out / "growth.json").read_text())["noise"] == 0.5
+    code, told, _ = run(monkeypatch, capsys, "check", source, out, "--json")
+    assert code == 0 and json.loads(told)["kept"] and json.loads(told)["first"] == ""
+    code, told, _ = run(monkeypatch, capsys, "inspect", out, "--json")
+    assert code == 0 and json.loads(told)["family"] == "gpt_neox"
+    code, told, _ = run(monkeypatch, capsys, "transfer", source, tmp_path / "retnet", "--json")
+    assert code == 0 and json.loads(told)["method"] == "xatl RRR"
+
+
+def test_check_reads_a_text(source, text, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, capsys, "grow", source, tmp_path / "out", "--hidden-size", 168)
+    code, out, _ = run(monkeypatch, capsys, "check", source, tmp_path / "out", "--text", text)
+    assert code == 0 and "kept" in out
+    code, _, err = run(monkeypatch, capsys, "check", source, tmp_path / "out", "--text", tmp_path / "none")
+    assert code == 2 and "nothing there" in err
+
+
+def test_what_is_lost_is_told_where_it_is_allowed(tmp_path, monkeypatch, capsys):
+    words = "grow", bert(tmp_path / "src"), tmp_path / "out", "--hidden-size", 168
+    assert run(monkeypatch, capsys, *words)[0] == 2
+    code, out, _ = run(monkeypatch, capsys, *words, "--allow-lossy")
+    assert code == 0 and "mixer_norm: the mean and variance of 168 channels" in out
+    assert "other logits than the source" in out
 
 
 def test_brackets_in_a_name_are_printed_as_they_are(source, tmp_path, monkeypatch, capsys):

@@ -183,9 +183,8 @@ def test_blocks_that_are_not_the_row_are_never_written(source, tmp_path, shape):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shards_and_index_are_called_and_counted_as_transformers_does(source, tmp_path, monkeypatch):
-    monkeypatch.setitem(writing.write_checkpoint.__kwdefaults__, "shard_bytes", 200_000)
-    growth.grow(source, tmp_path / "ours", method="lemon", hidden_size=120)
+def test_shards_and_index_are_called_and_counted_as_transformers_does(source, tmp_path):
+    growth.grow(source, tmp_path / "ours", method="lemon", hidden_size=120, shard_bytes=200_000)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     model.save_pretrained(tmp_path / "theirs", max_shard_size="200KB")
     ours, theirs = (json.loads((tmp_path / name / INDEX).read_text()) for name in ("ours", "theirs"))
