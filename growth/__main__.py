@@ -192,7 +192,7 @@ def demo(
         str, typer.Option("--out", help="New folder for the checkpoints and the report.")
     ] = "growth-demo",
 ) -> None:
-    """The main job, end to end, on the text of Python's standard library."""
+    """The main job, end to end: the text of Python's standard library, and handwritten digits."""
     from growth.demo import run  # and matplotlib, a second that no other verb needs
 
     run(folder, quick=quick)

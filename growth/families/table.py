@@ -119,7 +119,6 @@ class Family:
     surplus       of some parts, patterns of what a model that has them does not use
     bare          the prefix that a model without a head leaves out of its names
     numbered      the setting, if any, under which a layer's number enters what it computes
-    learns        can it learn from windows of text?
     """
 
     model_type: str
@@ -139,7 +138,6 @@ class Family:
     surplus: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bare: str = ""
     numbered: str = ""
-    learns: bool = True
 
     def named(self, name: str) -> str | None:
         """The table's name of a tensor on disk, None where the model does not use it."""
