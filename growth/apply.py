@@ -65,9 +65,9 @@ def write(of: Any, x: Tensor, axis: int = 0, rows: slice | None = None) -> Tenso
         if run.source >= 0:
             parts.append(exact(x.narrow(axis, run.source + a - run.start, b - a)))
         else:
-            mean = exact(x).mean(axis, keepdim=True)
-            size = [b - a if i == axis % x.ndim else -1 for i in range(x.ndim)]
-            parts.append((mean if of.rest == "mean" else torch.zeros_like(mean)).expand(size))
+            size = [b - a if i == axis % x.ndim else n for i, n in enumerate(x.shape)]
+            rest = exact(x).mean(axis, keepdim=True) if of.rest == "mean" else exact(x.new_zeros(()))
+            parts.append(rest.expand(size))
     out = torch.cat(parts, axis)
     if isinstance(of.scale, tuple):
         scale = _each(of.scale, of.width, out.dtype)[first:last].to(out.device)

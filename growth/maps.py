@@ -17,7 +17,7 @@ from growth.architecture import Wire
 Row = tuple[tuple[int, float], ...]  # of a depth matrix: the old layers and their coefficients
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # told apart as objects: comparing would read every index
 class Copies:
     """Unit t of the wide wire is a copy of unit index[t]; index -1 marks a unit of its own, which no reader
     sees.
