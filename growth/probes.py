@@ -46,7 +46,7 @@ def probe(
         return {"pixel_values": torch.randn(batch, *shape, generator=draw)}
     V = old.config.vocab_size
     _refuse_other(new, "vocabulary", V, new.config.vocab_size, "compare models of one tokenizer")
-    T = min(length, *(_positions(model.config, kind) or length for model in (old, new)))
+    T = min(length, *(positions(model.config) or length for model in (old, new)))
     if text is None:
         ids, others = (_random(old.config, kind, (batch, T), draw) for _ in range(2))
     else:
@@ -73,13 +73,6 @@ def _image(config: PreTrainedConfig) -> tuple[int, int, int]:
     """Channels, height, width."""
     size = config.image_size
     return (config.num_channels, *((size, size) if isinstance(size, int) else size))
-
-
-def _positions(config: PreTrainedConfig, kind: str) -> int | None:
-    """The most tokens that a model takes. RoBERTa's first position is the one after the number of its pad
-    token; other masked models are given as few."""
-    most = positions(config)
-    return most and most - (_pad(config) + 1 if kind == "masked" else 0)
 
 
 def _pad(config: PreTrainedConfig) -> int:

@@ -5,7 +5,7 @@ the wire `transform`, and a decoder with a bias. Without a head the stream is wh
 encoders), and a pooled first token where there is a pooler; a classifier reads one or the other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from transformers import (
     AutoModel,
@@ -19,7 +19,7 @@ from transformers import (
 from growth.architecture import Architecture, Linear, Norm, Op, Output, Pointwise, Stack, Table, Vector, Wire
 from growth.errors import refuse
 from growth.families.frames import Frame, assembled
-from growth.families.table import Family, Parts, Stored, block
+from growth.families.table import Family, Parts, Stored, all_positions, block
 
 LAYER = {
     "mixer.q": "attention.self.query",
@@ -106,8 +106,17 @@ def accepts(config: PreTrainedConfig) -> None:
         raise refuse("position_embedding_type", "absolute", kind, "relative positions have no table")
 
 
+def behind_pad(config: PreTrainedConfig) -> int:
+    """RoBERTa's first position is the one behind the number of its pad token."""
+    return config.max_position_embeddings - config.pad_token_id - 1
+
+
 def encoder(
-    model_type: str, prefix: str, head: Mapping[str, Stored], parts: Mapping[str, tuple[str, ...]]
+    model_type: str,
+    prefix: str,
+    head: Mapping[str, Stored],
+    parts: Mapping[str, tuple[str, ...]],
+    positions: Callable[[PreTrainedConfig], int | None],
 ) -> Family:
     """A family of this frame. head: what reads the stream; parts: how it is known."""
     decoder, bias = head["own_bias.weight"].name.removesuffix(".bias"), head["head.bias"].name
@@ -131,6 +140,7 @@ def encoder(
         },
         parts=parts | {"pooler": (f"{pooler}.weight",), "qa": ("qa_outputs.weight",)},
         auto=auto,
+        positions=positions,
         probe="masked",
         accepts=accepts,
         tied={
@@ -166,6 +176,7 @@ BERT = encoder(
         "classes": ("classifier.weight", "bert.pooler.dense.weight"),
         "tokens": ("classifier.weight", "!bert.pooler.dense.weight"),
     },
+    all_positions,
 )
 ROBERTA, XLM_ROBERTA = (
     encoder(
@@ -185,6 +196,7 @@ ROBERTA, XLM_ROBERTA = (
             "classes": ("classifier.out_proj.weight",),
             "tokens": ("classifier.weight",),
         },
+        behind_pad,
     )
     for model_type in ("roberta", "xlm-roberta")
 )

@@ -19,7 +19,7 @@ from growth.architecture import (
 )
 from growth.errors import refuse
 from growth.families.frames import Frame, assembled
-from growth.families.table import Family, Fields, Parts, Stored, block
+from growth.families.table import Family, Fields, Parts, Stored, all_positions, block
 from growth.methods.copying import round_robin
 from lcikernels.layers.retention import log_decays
 
@@ -198,6 +198,8 @@ LCI = Family(
     },
     Fields(head_dim="head_dim"),
     accepts=accepts,
+    # Layers that carry a state have none.
+    positions=lambda config: all_positions(config) if "A" in config.pattern else None,
     lists=("pattern",),
     resized=resized,
     tied={"lm_head.weight": "model.embed_tokens.weight"},

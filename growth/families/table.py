@@ -94,6 +94,12 @@ class Fields:
     ffn: str = "intermediate_size"
 
 
+def all_positions(config: PreTrainedConfig) -> int | None:
+    """What the configuration says. Rotary positions compute on, but what attention makes of them was never
+    trained."""
+    return getattr(config, "max_position_embeddings", None)
+
+
 def nothing(config: PreTrainedConfig) -> None:
     """Every setting is computed."""
 
@@ -108,6 +114,7 @@ class Family:
     parts         what a checkpoint may have or not -> the tensors by which it is known, those with "!" by
                   their absence
     auto          the auto class of a checkpoint with these parts
+    positions     the tokens that a model is made for at most, None where there is no such number
     probe         the kind of input that a model of the family takes: "tokens", "images" or "pairs" of tokens
     accepts       refuses what the architecture does not compute
     lists         fields with an entry for each layer, which follow the order of layers
@@ -127,6 +134,7 @@ class Family:
     fields: Fields = Fields()
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     auto: Callable[[Parts], type] = lambda parts: AutoModelForCausalLM
+    positions: Callable[[PreTrainedConfig], int | None] = all_positions
     probe: str = "tokens"
     accepts: Callable[[PreTrainedConfig], None] = nothing
     lists: tuple[str, ...] = ()

@@ -21,6 +21,8 @@ from transformers import (
 
 from growth.checkpoint import Checkpoint
 from growth.errors import refuse
+from growth.families import FAMILIES
+from growth.families.table import all_positions
 from growth.loading import load_tokenizer
 from growth.training.curve import window_losses
 from growth.training.examples import Examples
@@ -167,13 +169,9 @@ def window_length(
 
 
 def positions(config: PreTrainedConfig) -> int | None:
-    """The positions that a model is made for; None for one whose layers all carry a state instead.
-
-    Learned ones end there. Rotary ones compute on, but what attention makes of them was never trained.
-    """
-    if config.model_type == "lci" and "A" not in (config.pattern or ""):
-        return None
-    return getattr(config, "max_position_embeddings", None)
+    """The tokens that a model is made for at most; None where there is no such number."""
+    family = FAMILIES.get(config.model_type)
+    return family.positions(config) if family else all_positions(config)
 
 
 def _refuse_short(what: str, tokens: int, length: int) -> NoReturn:

@@ -15,6 +15,7 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPTNeoXConfig,
+    RobertaConfig,
 )
 
 from growth.demo.corpus import byte_tokenizer
@@ -175,6 +176,8 @@ def test_windows_are_as_long_as_what_was_given_or_the_model_allows():
     assert window_length(ROTARY, "text", WINDOWS[32], 32) == 32
     assert window_length(RETENTION, "text", None, 128) == 128  # a state has no positions
     assert window_length(GPT2Config(n_positions=4096), "text", None, None) == 2048
+    roberta = RobertaConfig(max_position_embeddings=34, pad_token_id=1)  # positions begin behind the pad
+    assert window_length(roberta, "text", None, None) == 32
 
 
 def test_windows_that_do_not_fit_the_model_or_each_other_are_refused_with_their_lengths():
