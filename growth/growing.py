@@ -26,7 +26,7 @@ from growth.methods.learning import RATE, Learning
 from growth.plan import Plan, Recipe, Source
 from growth.record import new_record
 from growth.report import Report
-from growth.sizes import Sizes, json, resized, sizes_of
+from growth.sizes import Sizes, recorded, resized, sizes_of
 from growth.writing import SHARD_BYTES, write_checkpoint
 
 
@@ -154,7 +154,7 @@ class Growth:
             parameters=(self.source.parameters, plan.parameters),
             lost=self.lost,
             seed=self.seed,
-            **{"from": json(sizes_of(self.source.model)), "to": json(sizes_of(self.target))},
+            **{"from": recorded(sizes_of(self.source.model)), "to": recorded(sizes_of(self.target))},
             **options | settings,
         )
 

@@ -36,11 +36,6 @@ class Copies:
     scale: float | tuple[float, ...] = 1.0
     noise: float = 0.0
 
-    @property
-    def plain(self) -> bool:
-        """Every unit is a copy, as it was."""
-        return self.scale == 1.0 and -1 not in self.index
-
 
 def copied(index: tuple[int, ...], wire: Wire, **how: Any) -> Copies:
     """The map that copies by `index`; readers divide by the number of copies."""
@@ -56,7 +51,6 @@ class Maps:
     wires     keyed by the name of the wire, in a layer with its number in the target ("ffn.3"); a wire that
               is not there stays as it is
     depth     of each layered weight, a row for each layer of the target
-    order     of each stack, the old layer that each new one takes its inside from
     constants of some weights, what is added to each layer's mix
     eps       of some fields of norms' eps, what they are multiplied by
     mixed     the weights whose depth will be learned: every old layer takes part
@@ -64,7 +58,6 @@ class Maps:
 
     wires: Mapping[str, Any]
     depth: Mapping[str, tuple[Row, ...]]
-    order: Mapping[str, tuple[int, ...]]
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     eps: Mapping[str, float] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()

@@ -124,6 +124,7 @@ class Row:
 
     @property
     def bytes(self) -> int:
+        """What it takes on disk."""
         return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
 
     def json(self) -> dict:

@@ -1,6 +1,6 @@
 """The demo's job: one small source model, every way to reuse it, and what each way saves.
 
-    text -> source -> grown by every operator -> trained on      against the large model from scratch
+    text -> source -> grown by every method   -> trained on      against the large model from scratch
                    -> transferred to each LCI   -> trained on      against the same LCI model from scratch
 
 Every arm sees the same windows in the same order as its baseline, for as many steps, at the same peak rate. A

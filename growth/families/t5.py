@@ -96,5 +96,4 @@ T5 = Family(
     tied={"lm_head.weight": "shared.weight"},
     older={r"^(encoder|decoder)\.embed_tokens\.weight$": "shared.weight"},
     ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
-    learns=False,
 )

@@ -83,8 +83,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Fields:
-    """What a configuration calls its sizes. kv_heads, head_dim: "" where heads are all alike, and where their
-    size follows from the width. eps: of the norms."""
+    """What a configuration calls its sizes. layers: one for each stack. kv_heads, head_dim: "" where heads
+    are all alike, and where their size follows from the width."""
 
     hidden: str = "hidden_size"
     layers: tuple[str, ...] = ("num_hidden_layers",)
@@ -108,7 +108,7 @@ class Family:
     parts         what a checkpoint may have or not -> the tensors by which it is known, those with "!" by
                   their absence
     auto          the auto class of a checkpoint with these parts
-    probe         the kind of input that a model of the family takes: "tokens", "images" or "pairs" of tokens
+    probe         the kind of input that a model of the family takes: a key of growth.probes
     accepts       refuses what the architecture does not compute
     lists         fields with an entry for each layer, which follow the order of layers
     resized       further fields that follow from the sizes: (old configuration, new one) -> their values
@@ -119,7 +119,6 @@ class Family:
     surplus       of some parts, patterns of what a model that has them does not use
     bare          the prefix that a model without a head leaves out of its names
     numbered      the setting, if any, under which a layer's number enters what it computes
-    learns        can it learn from windows of text?
     """
 
     model_type: str
@@ -139,7 +138,6 @@ class Family:
     surplus: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bare: str = ""
     numbered: str = ""
-    learns: bool = True
 
     def named(self, name: str) -> str | None:
         """The table's name of a tensor on disk, None where the model does not use it."""

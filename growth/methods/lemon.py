@@ -75,9 +75,9 @@ class Lemon:
         for op in old.all_ops:
             if isinstance(op, Attention) and _own_heads(old, maps, op):
                 maps[op.mixed] = replace(maps[op.mixed], noise=0.0)
-        depth, constants, order = identities(old, new)
+        depth, constants = identities(old, new)
         eps = {field: factor for field, factor in eps.items() if factor != 1.0}
-        return Maps(per_layer(new, maps), depth, order, constants, eps)
+        return Maps(per_layer(new, maps), depth, constants, eps)
 
 
 def shared_out(of: Copies, factor: float) -> float | tuple[float, ...]:

@@ -38,5 +38,5 @@ class Net2Net:
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`."""
-        depth, constants, order = identities(old, new)
-        return Maps(per_layer(new, widened(old, new, self.noise)), depth, order, constants)
+        depth, constants = identities(old, new)
+        return Maps(per_layer(new, widened(old, new, self.noise)), depth, constants)

@@ -37,8 +37,7 @@ class Stack:
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`."""
-        depth, order = rearranged(old, new, self.order)
-        return Maps(per_layer(new, widened(old, new, self.noise)), depth, order)
+        return Maps(per_layer(new, widened(old, new, self.noise)), rearranged(old, new, self.order))
 
 
 @dataclass(frozen=True)

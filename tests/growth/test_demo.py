@@ -15,7 +15,7 @@ from growth.demo.job import TRANSFERS, Budget, Job, Size, machine, perform
 from growth.demo.page import page
 from growth.demo.saving import compare, reach, remarks, rows, table
 from growth.errors import Refusal
-from growth.operators import OPERATORS
+from growth.methods import METHODS
 
 TOY = Job(
     source=Size(2, 16, 2),
@@ -168,7 +168,7 @@ def done(tmp_path_factory):
 def test_every_arm_is_trained_beside_its_baseline_on_the_same_budget(done):
     report, _, _ = done
     arms = {arm["name"]: arm for arm in report["arms"]}
-    assert set(arms) == {"scratch", *OPERATORS, *TRANSFERS, *(f"{name}-scratch" for name in TRANSFERS)}
+    assert set(arms) == {"scratch", *METHODS, *TRANSFERS, *(f"{name}-scratch" for name in TRANSFERS)}
     for arm in arms.values():
         assert [p["step"] for p in arm["curve"]] == [0, 2, 4]
         if arm["baseline"]:
