@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.distributed import is_torchelastic_launched
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig
 
 from growth.architecture import Architecture
 from growth.checkpoint import Checkpoint, chosen_dtype
@@ -88,7 +89,7 @@ def grow(
     growth = Growth(source, target, method, method.maps(*models(source, target), seed), seed)
     if method.lossless and growth.lost and not allow_lossy:
         raise _refuse_lossy(growth)
-    scaled(target, growth.maps)
+    scale_eps(target.config, growth.maps)
     learned = None if dry_run or not method.learned else Learned(growth)
     plan = growth.plan(kept, learned and learned.recipe)
     config.architectures = [target.written_as]
@@ -138,8 +139,8 @@ class Growth:
         plan = plan_growth(self.source, self.target, self.maps, self.seed, learned)
         if dtype is None:
             return plan
-        exact = self.target.exact if getattr(torch, dtype).itemsize < 4 else ()
-        rows = (replace(row, dtype="float32" if in_modules(row.name, exact) else dtype) for row in plan.rows)
+        kept = self.target.in_float32 if getattr(torch, dtype).itemsize < 4 else ()
+        rows = (replace(row, dtype="float32" if in_modules(row.name, kept) else dtype) for row in plan.rows)
         return replace(plan, rows=tuple(rows))
 
     def record(self, plan: Plan, settings: dict[str, Any]) -> dict:
@@ -190,10 +191,10 @@ def models(source: Source, target: Model) -> tuple[Architecture, Architecture]:
     return source.model.architecture, target.architecture
 
 
-def scaled(target: Model, maps: Maps) -> None:
-    """The configuration's eps, as the maps ask for."""
+def scale_eps(config: PreTrainedConfig, maps: Maps) -> None:
+    """Give a target's configuration the eps that the maps ask for."""
     for name, factor in maps.eps.items():
-        setattr(target.config, name, getattr(target.config, name) * factor)
+        setattr(config, name, getattr(config, name) * factor)
 
 
 def learnable(source: Source, method: Learning) -> Learning:

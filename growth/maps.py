@@ -37,11 +37,22 @@ class Copies:
     noise: float = 0.0
 
 
-def copied(index: tuple[int, ...], wire: Wire, **how: Any) -> Copies:
-    """The map that copies by `index`; readers divide by the number of copies."""
+def copies(
+    index: tuple[int, ...],
+    wire: Wire,
+    rest: Literal["zero", "mean"] = "zero",
+    scale: float | tuple[float, ...] = 1.0,
+    noise: float = 0.0,
+) -> Copies:
+    """The map that copies the units of a wire by `index`; readers divide by the number of copies."""
     count = Counter(index)
     share = tuple(1 / count[i] if i >= 0 else 0.0 for i in index)
-    return Copies(index, share, wire.units, wire.width, **how)
+    return Copies(index, share, wire.units, wire.width, rest, scale, noise)
+
+
+def round_robin(old: int, new: int) -> tuple[int, ...]:
+    """0 1 2 0 1: every unit in turn."""
+    return tuple(t % old for t in range(new))
 
 
 @dataclass(frozen=True)

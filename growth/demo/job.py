@@ -1,6 +1,6 @@
 """The demo's job: one small source model, every way to reuse it, and what each way saves.
 
-    text -> source -> grown by every method   -> trained on      against the large model from scratch
+    text -> source -> grown by every method     -> trained on      against the large model from scratch
                    -> transferred to each LCI   -> trained on      against the same LCI model from scratch
 
 Every arm sees the same windows in the same order as its baseline, for as many steps, at the same peak rate. A
@@ -10,21 +10,19 @@ schedule).
 
 import json
 import math
-import os
-import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import transformers
 from rich.console import Console
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, PreTrainedConfig
 
 import growth
 from growth.demo.corpus import byte_tokenizer, corpus
+from growth.demo.machine import machine
 from growth.demo.page import page
 from growth.demo.saving import COSTS, compare, remarks, table
 from growth.folders import named_folder, refuse_existing
@@ -179,8 +177,7 @@ class _Demo:
         for name, texts in (("train", train), ("validation", validation)):
             (out / "text" / f"{name}.txt").write_text("".join(texts), encoding="utf-8")
         self.windows = Windows(tokens(train, self.tokenizer), job.length)
-        sample = Windows(tokens(validation, self.tokenizer), job.length).sample(job.held_out)
-        self.held_out = Windows(sample.flatten(), job.length)
+        self.held_out = Windows(tokens(validation, self.tokenizer), job.length).sample(job.held_out)
         self.losses: dict[str, Tensor] = {}  # of every held-out window, at the end of every arm
 
     def report(self) -> dict:
@@ -299,25 +296,3 @@ class _Demo:
             flops, seconds = (f"{arm['saved'][cost]:.0%}" for cost in COSTS)
             result = f"the from-scratch loss with {flops} of its FLOPs and {seconds} of its time saved"
         self.console.print(f"{arm['name']}: {result}", highlight=False, soft_wrap=True)
-
-
-def machine() -> dict:
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "growth": growth.__version__,
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-    }
-
-
-def processor() -> str:
-    """The processor's name, which Linux keeps in /proc/cpuinfo."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -182,18 +182,14 @@ class Model:
     @property
     def written_as(self) -> str:
         """The class whose tensors the table has, as config.json names it."""
-        named, known = getattr(self.config, "architectures", None) or [], self.auto._model_mapping
-        classes = known[type(self.config)]
-        names = [x.__name__ for x in (classes if isinstance(classes, tuple) else (classes,))]
+        named = getattr(self.config, "architectures", None) or []
+        names = [x.__name__ for x in classes(self.auto, self.config)]
         return next((name for name in named if name in names), names[0])
 
     @property
-    def exact(self) -> tuple[str, ...]:
+    def in_float32(self) -> tuple[str, ...]:
         """The modules and tensors that it keeps in float32, whatever the dtype of the others."""
-        classes = self.auto._model_mapping[type(self.config)]
-        kept = (
-            x._keep_in_fp32_modules_strict for x in (classes if isinstance(classes, tuple) else (classes,))
-        )
+        kept = (x._keep_in_fp32_modules_strict for x in classes(self.auto, self.config))
         return tuple(name for names in kept for name in names or ())
 
     def named(self, name: str) -> str | None:
@@ -258,6 +254,12 @@ class Model:
                 "check that config.json belongs to these weights",
             )
         return found
+
+
+def classes(auto: type, config: PreTrainedConfig) -> tuple[type, ...]:
+    """The model classes that an auto class has for a configuration; none where it has none."""
+    found = auto._model_mapping.get(type(config), ())
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _fits(name: str | None, patterns: Iterable[str]) -> bool:

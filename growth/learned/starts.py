@@ -11,7 +11,7 @@ from growth.architecture import Architecture, Attention
 from growth.depth import rows, stacked
 from growth.engine import named_seed
 from growth.errors import refuse
-from growth.learned.maps import Added, chosen, table
+from growth.learned.maps import Added, chosen, depth_matrix
 from growth.lossless import lost
 from growth.maps import Copies, Maps
 
@@ -92,7 +92,7 @@ def published(old: Architecture, new: Architecture, tied: bool, learn: Collectio
         L, M = stack.layers, new.stacks[prefix].layers
         depth[name] = rows(stacked(L, M))
         if M > L:
-            mixed = table(depth[name], L)
+            mixed = depth_matrix(depth[name], L)
             mixed += torch.rand(mixed.shape, dtype=torch.float64, generator=generator) * DEPTH_NOISE
             mixed /= mixed.sum(1, keepdim=True)
             depth[name] = tuple(tuple(enumerate(row)) for row in mixed.tolist())

@@ -27,7 +27,7 @@ from typing import ClassVar
 
 from growth.architecture import Architecture, Attention
 from growth.depth import with_identities
-from growth.maps import Copies, Maps, copied
+from growth.maps import Copies, Maps, copies
 from growth.methods.copying import evened, indices, needs_mean, per_layer, tied_factors
 from growth.methods.identities import identities
 from growth.methods.option import option, refuse_below
@@ -54,7 +54,7 @@ class Lemon:
         """The maps from `old` to `new`."""
         index, means = evened(old, indices(old, new)), needs_mean(old)
         maps = {
-            name: copied(of, old.wires[name], noise=self.noise, rest="mean" if name in means else "zero")
+            name: copies(of, old.wires[name], noise=self.noise, rest="mean" if name in means else "zero")
             for name, of in index.items()
         }
         for wire, factor in tied_factors(old, new).items():
@@ -91,7 +91,7 @@ def times(scale: float | tuple[float, ...], factor: float) -> float | tuple[floa
 
 
 def _same(old: Architecture, wire: str) -> Copies:
-    return copied(tuple(range(old.wires[wire].units)), old.wires[wire])
+    return copies(tuple(range(old.wires[wire].units)), old.wires[wire])
 
 
 def _spread(of: Copies | None) -> float:

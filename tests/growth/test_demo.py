@@ -11,7 +11,8 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from growth.demo.corpus import corpus
-from growth.demo.job import TRANSFERS, Budget, Job, Size, machine, perform
+from growth.demo.job import TRANSFERS, Budget, Job, Size, perform
+from growth.demo.machine import machine
 from growth.demo.page import page
 from growth.demo.saving import compare, reach, remarks, rows, table
 from growth.errors import Refusal
