@@ -28,7 +28,7 @@ import growth
 from growth.checkpoint import Checkpoint
 from growth.demo.corpus import byte_tokenizer, corpus
 from growth.loading import load_model, quiet
-from growth.methods import Ligo, Net2Net, Stack
+from growth.methods import Ligo, Net2Net, StackBert
 from growth.plan import Source
 from growth.sizes import Sizes
 from growth.training.curve import evaluate
@@ -43,7 +43,7 @@ FAMILIES = {
     "BERT": (BertConfig(vocab_size=257, intermediate_size=384, **SMALL), 192, 32),
 }
 METHODS = {
-    "StackBERT": Stack(),
+    "StackBERT": StackBert(),
     "Net2Net": Net2Net(),
     "LiGO": Ligo(),
     "LiGO, published start": Ligo(start="published"),
@@ -96,14 +96,14 @@ def main() -> None:
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory() as scratch:
                 source = pretrain(Path(scratch, "source"), config, data, seed)
-                found = [loss(source, held_out.sample(128))]
+                found = [loss(source, held_out.sample(128).windows)]
                 for i, method in enumerate(METHODS.values()):
                     grown = Path(scratch, f"{i}")
                     if method.learned:
                         how = {"data": data, "steps": options.steps, "batch_size": batch_size}
                         method = replace(method, **how)
                     growth.grow(source, grown, Sizes(hidden=width, layers=6), method, seed=seed)
-                    found.append(loss(grown, held_out.sample(128)))
+                    found.append(loss(grown, held_out.sample(128).windows))
             print(f"| {family} | {seed} | " + " | ".join(f"{x:.3f}" for x in found) + " |", flush=True)
 
 

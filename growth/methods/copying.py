@@ -1,12 +1,33 @@
-"""Which unit each new unit copies, on every wire at once: what the methods that copy have in common."""
+"""What the methods that copy have in common: which unit each new unit copies, on every wire at once."""
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from growth.architecture import Architecture, Attention, Linear, Norm, Output, Pointwise, Table, Tied, Vector
+from growth.depth import with_identities
 from growth.maps import Copies, copies, round_robin
+from growth.methods.option import option, refuse_below
 
 Index = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Copying:
+    """What all methods that copy can be told."""
+
+    noise: float = option(0.1, "how far copies differ, in units of a fresh matrix")
+
+    lossless: ClassVar[bool] = False
+    learned: ClassVar[bool] = False
+
+    def __post_init__(self):
+        refuse_below("noise", self.noise, 0.0)
+
+    def order(self, old: int, new: int) -> Index:
+        """The old layer that each of `new` layers takes its inside from."""
+        return with_identities(old, new)[0]
 
 
 def grouped(heads: tuple[int, int], groups: tuple[int, int]) -> Index:

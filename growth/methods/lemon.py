@@ -26,29 +26,20 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from growth.architecture import Architecture, Attention
-from growth.depth import with_identities
 from growth.maps import Copies, Maps, copies
-from growth.methods.copying import evened, indices, needs_mean, per_layer, tied_factors
+from growth.methods.copying import Copying, evened, indices, needs_mean, per_layer, tied_factors
 from growth.methods.identities import identities
-from growth.methods.option import option, refuse_below
+from growth.methods.option import option
 
 
 @dataclass(frozen=True)
-class Lemon:
+class Lemon(Copying):
     """Lossless: copies, with norms, readers and added layers made to fit.  Wang et al., ICLR 2024."""
 
     noise: float = option(1.0, "how far copies differ, in units of a fresh matrix")
 
     name: ClassVar[str] = "lemon"
     lossless: ClassVar[bool] = True
-    learned: ClassVar[bool] = False
-
-    def __post_init__(self):
-        refuse_below("noise", self.noise, 0.0)
-
-    def order(self, old: int, new: int) -> tuple[int, ...]:
-        """The old layer that each of `new` layers takes its inside from."""
-        return with_identities(old, new)[0]
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`."""
