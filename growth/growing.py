@@ -90,7 +90,11 @@ def grow(
     if method.lossless and growth.lost and not allow_lossy:
         raise _refuse_lossy(growth)
     scale_eps(target.config, growth.maps)
-    learned = None if dry_run or not method.learned else Learned(growth)
+    learned = None
+    if method.learned and not dry_run:
+        from growth.learned.fit import Learned  # and the trainer, which takes a second to import
+
+        learned = Learned(growth)
     plan = growth.plan(kept, learned and learned.recipe)
     config.architectures = [target.written_as]
     config.dtype = plan.rows[0].dtype
@@ -158,33 +162,6 @@ class Growth:
             **{"from": recorded(sizes_of(self.source.model)), "to": recorded(sizes_of(self.target))},
             **options | settings,
         )
-
-
-class Learned:
-    """The large model of a method that learns, and what it learns from."""
-
-    def __init__(self, growth: Growth):
-        from growth.learned.expansion import Expansion  # these import the trainer, which takes a second
-        from growth.learned.fit import examples_for
-
-        self.growth, method, source = growth, growth.method, growth.source
-        self.examples = examples_for(
-            source, method.data, method.batch_size, method.sequence_length, method.name
-        )
-        old, new = models(source, growth.target)
-        operator = method.operator(source, old, new, growth.maps, growth.seed)
-        self.expansion = Expansion(operator, source, growth.target)
-        self.recipe = self.expansion.recipe
-
-    def fit(self) -> tuple[int, dict[str, Any]]:
-        """The operations that took, and what growth.json tells of it."""
-        from growth.learned.fit import fit
-
-        method, examples = self.growth.method, self.examples
-        how = {name: getattr(method, name) for name in ("steps", "batch_size", "learning_rate")}
-        flops, loss = fit(self.expansion, examples, name=method.name, seed=self.growth.seed, **how)
-        told = {"data": examples.fingerprint(), "sequence_length": examples.length, "training_loss": loss}
-        return flops, told
 
 
 def models(source: Source, target: Model) -> tuple[Architecture, Architecture]:

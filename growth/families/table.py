@@ -108,7 +108,7 @@ class Family:
     parts         what a checkpoint may have or not -> the tensors by which it is known, those with "!" by
                   their absence
     auto          the auto class of a checkpoint with these parts
-    probe         the kind of input that a model of the family takes: a key of growth.probes
+    probe         the kind of input that a model takes: tokens | masked | pairs | images, see growth.probes
     accepts       refuses what the architecture does not compute
     lists         fields with an entry for each layer, which follow the order of layers
     resized       further fields that follow from the sizes: (old configuration, new one) -> their values
