@@ -28,7 +28,7 @@ import growth
 from growth.checkpoint import Checkpoint
 from growth.demo.corpus import byte_tokenizer, corpus
 from growth.loading import load_model, quiet
-from growth.methods import Ligo, Net2Net, Stack
+from growth.methods import Ligo, Net2Net, StackBert
 from growth.plan import Source
 from growth.sizes import Sizes
 from growth.training.curve import evaluate
@@ -43,7 +43,7 @@ FAMILIES = {
     "BERT": (BertConfig(vocab_size=257, intermediate_size=384, **SMALL), 192, 32),
 }
 METHODS = {
-    "StackBERT": Stack(),
+    "StackBERT": StackBert(),
     "Net2Net": Net2Net(),
     "LiGO": Ligo(),
     "LiGO, published start": Ligo(start="published"),

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
+STREAM = "residual"  # the wire that every layer adds to
+
 
 class Wire(NamedTuple):
     """`units` interchangeable units of `width` entries each: 7 heads of 24, or 168 channels of 1.
@@ -41,10 +43,6 @@ class Weight:
     wires: tuple[str, ...]
     reads: bool = False
     scale: float = 1.0
-
-    @property
-    def layered(self) -> bool:
-        return "{}" in self.name
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,6 @@ class Stack:
 
     kinds: tuple[str, ...]
     blocks: Mapping[str, tuple[Op, ...]]
-    stream: str = "residual"
 
     @property
     def layers(self) -> int:
@@ -192,13 +189,11 @@ class Stack:
 
     def adds(self, op: Op) -> bool:
         """Does this op write the stream?"""
-        return isinstance(op, Linear | Norm) and op.writes == self.stream
+        return isinstance(op, Linear | Norm) and op.writes == STREAM
 
     def after_sum(self, kind: str) -> list[Norm]:
         """The norms of the stream itself, in the order in which it meets them."""
-        return [
-            op for op in self.blocks[kind] if isinstance(op, Norm) and op.reads == op.writes == self.stream
-        ]
+        return [op for op in self.blocks[kind] if isinstance(op, Norm) and op.reads == op.writes == STREAM]
 
     @cached_property
     def weights(self) -> dict[str, tuple[Weight, ...]]:

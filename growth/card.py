@@ -51,7 +51,7 @@ def write_card(
     )
 
 
-def made(record: dict) -> tuple[list[str], str, str]:
+def told(record: dict) -> tuple[list[str], str, str]:
     """What growth.json tells of how a checkpoint came to be, what it promises, and how to measure that."""
     old, new = record["parameters"]
     facts = [f"made by `growth {record['verb']}`, method {record['method']}: {old:,} -> {new:,} parameters"]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.distributed import is_torchelastic_launched
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig
 
 from growth.architecture import Architecture
 from growth.checkpoint import Checkpoint, chosen_dtype
@@ -26,7 +27,7 @@ from growth.methods.learning import RATE, Learning
 from growth.plan import Plan, Recipe, Source
 from growth.record import new_record
 from growth.report import Report
-from growth.sizes import Sizes, json, resized, sizes_of
+from growth.sizes import Sizes, recorded, resized, sizes_of
 from growth.writing import SHARD_BYTES, write_checkpoint
 
 
@@ -88,8 +89,12 @@ def grow(
     growth = Growth(source, target, method, method.maps(*models(source, target), seed), seed)
     if method.lossless and growth.lost and not allow_lossy:
         raise _refuse_lossy(growth)
-    scaled(target, growth.maps)
-    learned = None if dry_run or not method.learned else Learned(growth)
+    scale_eps(target.config, growth.maps)
+    learned = None
+    if method.learned and not dry_run:
+        from growth.learned.fit import Learned  # and the trainer, which takes a second to import
+
+        learned = Learned(growth)
     plan = growth.plan(kept, learned and learned.recipe)
     config.architectures = [target.written_as]
     config.dtype = plan.rows[0].dtype
@@ -138,8 +143,8 @@ class Growth:
         plan = plan_growth(self.source, self.target, self.maps, self.seed, learned)
         if dtype is None:
             return plan
-        exact = self.target.exact if getattr(torch, dtype).itemsize < 4 else ()
-        rows = (replace(row, dtype="float32" if in_modules(row.name, exact) else dtype) for row in plan.rows)
+        kept = self.target.in_float32 if getattr(torch, dtype).itemsize < 4 else ()
+        rows = (replace(row, dtype="float32" if in_modules(row.name, kept) else dtype) for row in plan.rows)
         return replace(plan, rows=tuple(rows))
 
     def record(self, plan: Plan, settings: dict[str, Any]) -> dict:
@@ -154,46 +159,19 @@ class Growth:
             parameters=(self.source.parameters, plan.parameters),
             lost=self.lost,
             seed=self.seed,
-            **{"from": json(sizes_of(self.source.model)), "to": json(sizes_of(self.target))},
+            **{"from": recorded(sizes_of(self.source.model)), "to": recorded(sizes_of(self.target))},
             **options | settings,
         )
-
-
-class Learned:
-    """The large model of a method that learns, and what it learns from."""
-
-    def __init__(self, growth: Growth):
-        from growth.learned.expansion import Expansion  # these import the trainer, which takes a second
-        from growth.learned.fit import examples_for
-
-        self.growth, method, source = growth, growth.method, growth.source
-        self.examples = examples_for(
-            source, method.data, method.batch_size, method.sequence_length, method.name
-        )
-        old, new = models(source, growth.target)
-        operator = method.operator(source, old, new, growth.maps, growth.seed)
-        self.expansion = Expansion(operator, source, growth.target)
-        self.recipe = self.expansion.recipe
-
-    def fit(self) -> tuple[int, dict[str, Any]]:
-        """The operations that took, and what growth.json tells of it."""
-        from growth.learned.fit import fit
-
-        method, examples = self.growth.method, self.examples
-        how = {name: getattr(method, name) for name in ("steps", "batch_size", "learning_rate")}
-        flops, loss = fit(self.expansion, examples, name=method.name, seed=self.growth.seed, **how)
-        told = {"data": examples.fingerprint(), "sequence_length": examples.length, "training_loss": loss}
-        return flops, told
 
 
 def models(source: Source, target: Model) -> tuple[Architecture, Architecture]:
     return source.model.architecture, target.architecture
 
 
-def scaled(target: Model, maps: Maps) -> None:
-    """The configuration's eps, as the maps ask for."""
+def scale_eps(config: PreTrainedConfig, maps: Maps) -> None:
+    """Give a target's configuration the eps that the maps ask for."""
     for name, factor in maps.eps.items():
-        setattr(target.config, name, getattr(target.config, name) * factor)
+        setattr(config, name, getattr(config, name) * factor)
 
 
 def learnable(source: Source, method: Learning) -> Learning:

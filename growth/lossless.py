@@ -107,8 +107,8 @@ def _units(of: Any, wire: Wire) -> tuple[int, ...] | None:
     if of is None:
         return tuple(range(wire.units))
     if isinstance(of, Copies):
-        fits = of.plain or (of.scale == 1.0 and of.rest == "zero")
-        return of.index if fits else None
+        copies = of.scale == 1.0 and (of.rest == "zero" or -1 not in of.index)
+        return of.index if copies else None
     narrow = _random(wire.size, 0)
     places = {tuple(unit): i for i, unit in enumerate(narrow.view(-1, wire.width).tolist())}
     places[(0.0,) * wire.width] = -1

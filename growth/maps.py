@@ -36,17 +36,23 @@ class Copies:
     scale: float | tuple[float, ...] = 1.0
     noise: float = 0.0
 
-    @property
-    def plain(self) -> bool:
-        """Every unit is a copy, as it was."""
-        return self.scale == 1.0 and -1 not in self.index
 
-
-def copied(index: tuple[int, ...], wire: Wire, **how: Any) -> Copies:
-    """The map that copies by `index`; readers divide by the number of copies."""
+def copies(
+    index: tuple[int, ...],
+    wire: Wire,
+    rest: Literal["zero", "mean"] = "zero",
+    scale: float | tuple[float, ...] = 1.0,
+    noise: float = 0.0,
+) -> Copies:
+    """The map that copies the units of a wire by `index`; readers divide by the number of copies."""
     count = Counter(index)
     share = tuple(1 / count[i] if i >= 0 else 0.0 for i in index)
-    return Copies(index, share, wire.units, wire.width, **how)
+    return Copies(index, share, wire.units, wire.width, rest, scale, noise)
+
+
+def round_robin(old: int, new: int) -> tuple[int, ...]:
+    """0 1 2 0 1: every unit in turn."""
+    return tuple(t % old for t in range(new))
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,6 @@ class Maps:
     wires     keyed by the name of the wire, in a layer with its number in the target ("ffn.3"); a wire that
               is not there stays as it is
     depth     of each layered weight, a row for each layer of the target
-    order     of each stack, the old layer that each new one takes its inside from
     constants of some weights, what is added to each layer's mix
     eps       of some fields of norms' eps, what they are multiplied by
     mixed     the weights whose depth will be learned: every old layer takes part
@@ -64,7 +69,6 @@ class Maps:
 
     wires: Mapping[str, Any]
     depth: Mapping[str, tuple[Row, ...]]
-    order: Mapping[str, tuple[int, ...]]
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     eps: Mapping[str, float] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()

@@ -34,7 +34,7 @@ class Source:
             for name, (entry, layer) in self.table.items()
             for part, weight in enumerate(entry.weights)
         }
-        self._parts: tuple[str, tuple[Tensor, ...]] = ("", ())
+        self._fused: tuple[str, tuple[Tensor, ...]] = ("", ())
         checkpoint.refuse_other_dtypes(self.on_disk.values())
         self._refuse_other_shapes()
         self._refuse_other_twins()
@@ -79,12 +79,12 @@ class Source:
     def raw(self, weight: str, layer: int | None) -> Tensor:
         """A weight in its own axis order, in the dtype it is stored in."""
         name, entry, part = self.place[weight, layer]
-        if self._parts[0] != name:  # the parts of a fused projection follow each other
+        if self._fused[0] != name:  # the parts of a fused projection follow each other
             parts = entry.from_disk(self.checkpoint.read(self.on_disk[name]))
             if len(parts) == 1:
                 return parts[0]
-            self._parts = name, parts
-        return self._parts[1][part]
+            self._fused = name, parts
+        return self._fused[1][part]
 
     def read(self, weight: str, layer: int | None) -> Tensor:
         """The same in float32 at least."""
@@ -124,6 +124,7 @@ class Row:
 
     @property
     def bytes(self) -> int:
+        """What it takes on disk."""
         return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
 
     def json(self) -> dict:

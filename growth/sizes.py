@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from transformers import PreTrainedConfig
 
 from growth.architecture import Attention
+from growth.checkpoint import LARGEST
 from growth.errors import refuse
 from growth.families.table import Model
 
-LARGEST = 2**24  # of one size: a matrix of a thousand times that many entries is beyond any machine
 Order = Callable[[int, int], tuple[int, ...]]
 
 
@@ -170,7 +170,6 @@ def _deepen(model: Model, target: PreTrainedConfig, wanted: int | None, order: O
             setattr(target, name, "".join(moved) if isinstance(entries, str) else moved)
 
 
-def json(sizes: Sizes) -> dict[str, int | None]:
-    """As growth.json has them."""
-    names = {"hidden": "hidden_size", "layers": "num_layers", "heads": "num_heads", "ffn": "ffn_size"}
-    return {names.get(name, f"num_{name}"): size for name, size in asdict(sizes).items()}
+def recorded(sizes: Sizes) -> dict[str, int | None]:
+    """As growth.json has them: by the names of the flags."""
+    return {FLAGS[name].replace("-", "_"): size for name, size in asdict(sizes).items()}

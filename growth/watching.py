@@ -1,12 +1,12 @@
-"""Where two models have to give the same inside: the outputs of what writes a stream, and of the norms of it
-that blocks read.
+"""Where two models have to give the same inside: the outputs of what writes the stream, and of the norms that
+blocks read of it.
 
 Of every unit there the first copy is written as it was, and the first units are the source's in order. Not so
 elsewhere: a tied head's norm is divided by the copies that the head counts, and new heads stand inside their
 groups.
 """
 
-from growth.architecture import Linear, Norm
+from growth.architecture import STREAM, Linear, Norm
 from growth.families.table import Model
 
 Place = tuple[str, float, int | None]  # a weight, what the model multiplies it with, and its layer
@@ -15,14 +15,13 @@ Place = tuple[str, float, int | None]  # a weight, what the model multiplies it 
 def watched(model: Model) -> dict[Place, str]:
     """Place -> the tensor, by its name in the table, whose module gives such an output."""
     stacks = model.architecture.stacks.values()
-    streams = {stack.stream for stack in stacks}
     inside = [op for stack in stacks for ops in stack.blocks.values() for op in ops]
     read = {op.reads for op in inside if isinstance(op, Linear)}
     names = {
         f"{op.name}.weight"
         for op in model.architecture.all_ops
-        if getattr(op, "writes", "") in streams
-        or (isinstance(op, Norm) and op.reads in streams and op.writes in read)
+        if getattr(op, "writes", "") == STREAM
+        or (isinstance(op, Norm) and op.reads == STREAM and op.writes in read)
     }
     return {
         (weight.name, weight.scale, layer): name

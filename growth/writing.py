@@ -15,8 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from growth.card import made as told
-from growth.card import write_card
+from growth.card import told, write_card
 from growth.checkpoint import DTYPES, INDEX, WEIGHTS, Checkpoint
 from growth.companions import copy_companions
 from growth.errors import refuse
@@ -50,7 +49,7 @@ def write_checkpoint(
     with staged(dst) as folder:
         copy_companions(source.path, folder, widths)
         config.save_pretrained(folder)
-        with WriteProgress(str(dst), sum(map(size, rows))) as progress:
+        with WriteProgress(str(dst), sum(row.bytes for row in rows)) as progress:
             Writer(folder, rows, shard_bytes, progress).write(made)
         source.refuse_changed()
         (folder / RECORD).write_text(json.dumps(record, indent=1))
@@ -133,27 +132,22 @@ class Writer:
     def _write_index(self) -> None:
         metadata = {
             "total_parameters": sum(math.prod(row.shape) for row in self.rows),
-            "total_size": sum(map(size, self.rows)),
+            "total_size": sum(row.bytes for row in self.rows),
         }
         where = {row.name: name for name, rows in self.files.items() for row in rows}
         index = json.dumps({"metadata": metadata, "weight_map": where}, indent=2, sort_keys=True)
         (self.folder / INDEX).write_text(f"{index}\n")
 
 
-def size(row: Row) -> int:
-    """What a tensor takes on disk, in bytes."""
-    return math.prod(row.shape) * getattr(torch, row.dtype).itemsize
-
-
 def planned(rows: Sequence[Row], shard_bytes: int) -> dict[str, list[Row]]:
     """File -> its tensors, in order; a new one begins where the next tensor would exceed `shard_bytes`."""
     parts, room = [[]], shard_bytes
     for row in rows:
-        if parts[-1] and size(row) > room:
+        if parts[-1] and row.bytes > room:
             parts.append([])
             room = shard_bytes
         parts[-1].append(row)
-        room -= size(row)
+        room -= row.bytes
     N = len(parts)
     if N == 1:
         return {WEIGHTS: parts[0]}
@@ -167,7 +161,7 @@ def layout(rows: Sequence[Row]) -> tuple[bytes, dict[str, int]]:
     """
     starts, entries, end = {}, {}, 0
     for row in sorted(rows, key=lambda row: -getattr(torch, row.dtype).itemsize):
-        starts[row.name], end = end, end + size(row)
+        starts[row.name], end = end, end + row.bytes
         offsets = [starts[row.name], end]
         kind = KINDS[getattr(torch, row.dtype)]
         entries[row.name] = {"dtype": kind, "shape": list(row.shape), "data_offsets": offsets}

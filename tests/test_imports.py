@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,24 @@ FLOORS = {
     "lcikernels.models": 5,
     "lcikernels.compat": 6,
     "growth": 7,
+}
+# Inside growth: what a module, or a folder of them, may import besides itself.
+KNOWN = {
+    "growth.architecture": (),
+    "growth.maps": ("growth.architecture",),
+    "growth.depth": ("growth.maps",),
+    "growth.apply": ("growth.maps",),
+    "growth.lossless": ("growth.architecture", "growth.maps", "growth.apply"),
+    "growth.families": ("growth.architecture", "growth.maps", "growth.errors", "lcikernels.layers"),
+    "growth.methods": (  # training, learned, plan: for annotations, and where learning runs
+        "growth.architecture",
+        "growth.maps",
+        "growth.depth",
+        "growth.errors",
+        "growth.plan",
+        "growth.learned",
+        "growth.training",
+    ),
 }
 FILES = sorted(path for package in ("lcikernels", "growth") for path in (ROOT / package).rglob("*.py"))
 
@@ -59,6 +78,22 @@ def test_no_import_goes_up(path):
     here = floor(name_of(path))
     up = [name for name in imports(path) if floor(name) > here]
     assert not up, f"{name_of(path)} imports {up} from a floor above its own"
+
+
+def within(name: str, modules: Iterable[str]) -> bool:
+    return any(f"{name}.".startswith(f"{module}.") for module in modules)
+
+
+@pytest.mark.parametrize("module", KNOWN)
+def test_wires_know_no_files_families_no_methods_and_methods_no_families(module):
+    files = [path for path in FILES if within(name_of(path), [module])]
+    beyond = {
+        f"{name_of(path)} imports {name}"
+        for path in files
+        for name in imports(path)
+        if not within(name, [module, *KNOWN[module]])
+    }
+    assert files and not beyond
 
 
 def test_every_import_leads_to_a_module_of_the_repository():

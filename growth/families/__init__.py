@@ -23,7 +23,7 @@ from growth.families.gpt_neox import GPT_NEOX
 from growth.families.lci import LCI
 from growth.families.llama import LLAMAS
 from growth.families.t5 import T5
-from growth.families.table import Family, Model
+from growth.families.table import Family, Model, classes
 from growth.families.vision import DEIT, VIT
 
 FAMILIES = {family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMAS, *ENCODERS, T5, VIT, DEIT, LCI)}
@@ -61,7 +61,6 @@ def auto_of(config: PreTrainedConfig) -> type:
     """The auto class of the class that config.json names; that of causal models where it names none."""
     named = (getattr(config, "architectures", None) or [""])[0]
     for auto in AUTOS:
-        classes = auto._model_mapping.get(type(config), ())
-        if named in [x.__name__ for x in (classes if isinstance(classes, tuple) else (classes,))]:
+        if named in [x.__name__ for x in classes(auto, config)]:
             return auto
     return AutoModelForCausalLM

@@ -1,7 +1,7 @@
 """The transformer's frame, in the variants that families have of it: the ops of a layer and their wires."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -59,8 +59,8 @@ class Frame:
     def layer(self) -> tuple[Op, ...]:
         """The ops of one layer: attention, then the feed-forward block."""
         return (
-            *self.block("mixer", self.attention(), self.reads, self.writes),
-            *self.block("mlp", self.feed_forward(), self.reads, self.writes),
+            *self.block("mixer", self.attention()),
+            *self.block("mlp", self.feed_forward()),
         )
 
     @property
@@ -76,12 +76,12 @@ class Frame:
     def norm(self, name: str, reads: str, writes: str, gain: str) -> Norm:
         return Norm(name, reads, writes, gain, self.kind, self.eps, bias=self.kind == "layer")
 
-    def block(self, name: str, ops: tuple[Op, ...], reads: str, writes: str) -> tuple[Op, ...]:
+    def block(self, name: str, ops: tuple[Op, ...]) -> tuple[Op, ...]:
         """With the norms around it."""
-        name = self.named(name)
-        before = self.norm(f"{name}_norm", "residual", reads, "gain")
-        after = self.norm(f"{name}_norm", "residual", "residual", "gain")
-        out = self.norm(f"{name}_out_norm", writes, "residual", "branch_gain")
+        module = self.module(name)
+        before = self.norm(f"{module}_norm", "residual", self.reads, "gain")
+        after = self.norm(f"{module}_norm", "residual", "residual", "gain")
+        out = self.norm(f"{module}_out_norm", self.writes, "residual", "branch_gain")
         return {
             "before": (before, *ops),
             "after": (*ops, after),
@@ -89,17 +89,19 @@ class Frame:
             "inside": (*ops, out),
         }[self.norms]
 
-    def named(self, name: str) -> str:
+    def module(self, name: str) -> str:
+        """The name of a module of a layer."""
         return f"{self.prefix}layers.{{}}.{name}"
 
     def wire(self, name: str, mixer: str = "mixer") -> str:
+        """The name of a wire inside a layer."""
         return f"{self.prefix}{'' if mixer == 'mixer' else f'{mixer}.'}{name}.{{}}"
 
     def attention(self, mixer: str = "mixer", keys: str = "", along: tuple[str, ...] = ()) -> tuple[Op, ...]:
         """mixer: its name, "cross" where keys and values read another wire than the queries do, namely
         `keys`; along: wires whose units go with the heads of query."""
         qkv, out, _ = self.biases
-        module, wire = self.named(mixer), partial(self.wire, mixer=mixer)
+        module, wire = self.module(mixer), partial(self.wire, mixer=mixer)
         raw = "_raw" if self.qk_norm else ""
         return (
             Linear(f"{module}.q", self.reads, wire(f"query{raw}"), qkv),
@@ -114,11 +116,11 @@ class Frame:
         raw, out, gain = (self.wire(f"{part}{what}", mixer) for what in ("_raw", "", "_gain"))
         if self.qk_norm == "unit":
             gain = "head"
-        name = f"{self.named(mixer)}.{part[0]}_norm"
+        name = f"{self.module(mixer)}.{part[0]}_norm"
         return Norm(name, raw, out, gain, "rms", self.eps, per=self.qk_norm)
 
     def feed_forward(self, mlp: str = "mlp") -> tuple[Op, ...]:
-        module, ffn, bias = self.named(mlp), self.wire("ffn"), self.biases[2]
+        module, ffn, bias = self.module(mlp), self.wire("ffn"), self.biases[2]
         gate = (Linear(f"{module}.gate", self.reads, ffn, bias),) if self.gated else ()
         return (
             *gate,
@@ -127,13 +129,11 @@ class Frame:
             Linear(f"{module}.down", ffn, self.writes, bias),
         )
 
-    def head(
-        self, tied: bool, reads: str = "final", bias: bool = False, scale: float = 1.0
-    ) -> tuple[Op, ...]:
-        """The words' logits."""
+    def head(self, tied: bool, bias: bool = False, scale: float = 1.0) -> tuple[Op, ...]:
+        """The words' logits. scale: of a tied one."""
         if tied:
-            return (Tied("head", "embed", reads, "vocab", bias, scale),)
-        return (Linear("head", reads, "vocab", bias),)
+            return (Tied("head", "embed", "final", "vocab", bias, scale),)
+        return (Linear("head", "final", "vocab", bias),)
 
 
 def decoder(
@@ -167,9 +167,7 @@ def assembled(
     """With the wires that these ops name, and no others."""
     model = Architecture(wires, tuple(ops), stacks, eps, init_std)
     named = {wire for op in model.all_ops for wire in _wires(op)}
-    return Architecture(
-        {name: wire for name, wire in wires.items() if name in named}, model.ops, stacks, eps, init_std
-    )
+    return replace(model, wires={name: wire for name, wire in wires.items() if name in named})
 
 
 def _wires(op: Op) -> Iterable[str]:

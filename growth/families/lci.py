@@ -20,7 +20,7 @@ from growth.architecture import (
 from growth.errors import refuse
 from growth.families.frames import Frame, assembled
 from growth.families.table import Family, Fields, Parts, Stored, all_positions, block
-from growth.methods.copying import round_robin
+from growth.maps import round_robin
 from lcikernels.layers.retention import log_decays
 
 EPS = "layer_norm_eps"
@@ -38,12 +38,11 @@ def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
         gated=False,
         biases=(bias, bias, True),
     )
-    mixers = {"A": frame.attention, "R": lambda: retention(frame), "M": lambda: mamba(frame)}
-    mixers["S"] = lambda: mamba2(frame)
+    mixers = {"A": frame.attention(), "R": retention(frame), "M": mamba(frame), "S": mamba2(frame)}
     blocks = {
         letter: (
-            *frame.block("mixer", mixers[letter](), frame.reads, frame.writes),
-            *frame.block("mlp", frame.feed_forward(), frame.reads, frame.writes),
+            *frame.block("mixer", mixers[letter]),
+            *frame.block("mlp", frame.feed_forward()),
         )
         for letter in sorted(set(config.pattern))
     }
@@ -83,7 +82,7 @@ def wires(config: PreTrainedConfig) -> dict[str, Wire]:
 
 def retention(frame: Frame) -> tuple[Op, ...]:
     """Heads, each normed by itself, without gains, and gated."""
-    module, bias = frame.named("mixer"), frame.biases[0]
+    module, bias = frame.module("mixer"), frame.biases[0]
     query, key, value, mixed, out = (
         f"retention.{name}.{{}}" for name in ("query", "key", "value", "mixed", "out")
     )
@@ -99,7 +98,7 @@ def retention(frame: Frame) -> tuple[Op, ...]:
 
 def mamba(frame: Frame) -> tuple[Op, ...]:
     """Channels by themselves, but for what they share: steps, b and c."""
-    module, channel = frame.named("mamba"), "channel.{}"
+    module, channel = frame.module("mamba"), "channel.{}"
     own = (
         Weight(f"{module}.conv1d.weight", (channel, "taps")),
         Weight(f"{module}.conv1d.bias", (channel,)),
@@ -118,7 +117,7 @@ def mamba(frame: Frame) -> tuple[Op, ...]:
 
 def mamba2(frame: Frame) -> tuple[Op, ...]:
     """Heads with a step of their own; b and c are shared by all, and so is the norm."""
-    module, ssm, step = frame.named("mamba2"), "ssm.{}", "step.{}"
+    module, ssm, step = frame.module("mamba2"), "ssm.{}", "step.{}"
     own = (
         Weight(f"{module}.conv1d.v.weight", (ssm, "taps")),
         Weight(f"{module}.conv1d.v.bias", (ssm,)),

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from growth.architecture import Architecture
 from growth.errors import refuse
 from growth.families.frames import Frame, decoder
-from growth.families.table import Family, Fields, Parts, Stored, block
+from growth.families.table import Family, Fields, Parts, Stored, block, nothing
 
 BLOCK = {
     "mixer_norm": "input_layernorm",
@@ -41,7 +41,7 @@ def llama(
     head_dim: str = "head_dim",
     biases: Callable[[PreTrainedConfig], tuple[bool, bool, bool]] = lambda config: (False, False, False),
     less_one: bool = False,
-    accepts: Callable[[PreTrainedConfig], None] = lambda config: None,
+    accepts: Callable[[PreTrainedConfig], None] = nothing,
     lists: tuple[str, ...] = (),
     norms: str = "before",
     qk_norm: str = "",

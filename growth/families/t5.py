@@ -51,11 +51,11 @@ def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
 
 def layer(frame: Frame) -> tuple[Op, ...]:
     """Attention, in the decoder attention to what the encoder gives, and the feed-forward block."""
-    crossing = frame.attention("cross", keys="memory") if frame.prefix == "decoder." else ()
+    crosses = frame.prefix == "decoder."
     return (
-        *frame.block("mixer", frame.attention(along=(f"{frame.prefix}bias",)), frame.reads, frame.writes),
-        *(frame.block("cross", crossing, frame.reads, frame.writes) if crossing else ()),
-        *frame.block("mlp", frame.feed_forward("mlp" if frame.gated else "plain"), frame.reads, frame.writes),
+        *frame.block("mixer", frame.attention(along=(f"{frame.prefix}bias",))),
+        *(frame.block("cross", frame.attention("cross", keys="memory")) if crosses else ()),
+        *frame.block("mlp", frame.feed_forward("mlp" if frame.gated else "plain")),
     )
 
 

@@ -83,8 +83,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Fields:
-    """What a configuration calls its sizes. kv_heads, head_dim: "" where heads are all alike, and where their
-    size follows from the width. eps: of the norms."""
+    """What a configuration calls its sizes. layers: one for each stack. kv_heads, head_dim: "" where heads
+    are all alike, and where their size follows from the width."""
 
     hidden: str = "hidden_size"
     layers: tuple[str, ...] = ("num_hidden_layers",)
@@ -115,7 +115,7 @@ class Family:
                   their absence
     auto          the auto class of a checkpoint with these parts
     positions     the tokens that a model is made for at most, None where there is no such number
-    probe         the kind of input that a model of the family takes: "tokens", "images" or "pairs" of tokens
+    probe         the kind of input that a model takes: tokens | masked | pairs | images, see growth.probes
     accepts       refuses what the architecture does not compute
     lists         fields with an entry for each layer, which follow the order of layers
     resized       further fields that follow from the sizes: (old configuration, new one) -> their values
@@ -190,18 +190,14 @@ class Model:
     @property
     def written_as(self) -> str:
         """The class whose tensors the table has, as config.json names it."""
-        named, known = getattr(self.config, "architectures", None) or [], self.auto._model_mapping
-        classes = known[type(self.config)]
-        names = [x.__name__ for x in (classes if isinstance(classes, tuple) else (classes,))]
+        named = getattr(self.config, "architectures", None) or []
+        names = [x.__name__ for x in classes(self.auto, self.config)]
         return next((name for name in named if name in names), names[0])
 
     @property
-    def exact(self) -> tuple[str, ...]:
+    def in_float32(self) -> tuple[str, ...]:
         """The modules and tensors that it keeps in float32, whatever the dtype of the others."""
-        classes = self.auto._model_mapping[type(self.config)]
-        kept = (
-            x._keep_in_fp32_modules_strict for x in (classes if isinstance(classes, tuple) else (classes,))
-        )
+        kept = (x._keep_in_fp32_modules_strict for x in classes(self.auto, self.config))
         return tuple(name for names in kept for name in names or ())
 
     def named(self, name: str) -> str | None:
@@ -266,6 +262,12 @@ class Model:
                 "check that config.json belongs to these weights",
             )
         return found
+
+
+def classes(auto: type, config: PreTrainedConfig) -> tuple[type, ...]:
+    """The model classes that an auto class has for a configuration; none where it has none."""
+    found = auto._model_mapping.get(type(config), ())
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _fits(name: str | None, patterns: Iterable[str]) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainingArguments
@@ -18,7 +19,32 @@ from growth.training.schedule import cosine
 from growth.training.scheduled import ScheduledTrainer
 from growth.training.task import refuse_other_kind
 
+if TYPE_CHECKING:
+    from growth.growing import Growth
+
 LENGTH = 512  # tokens of a window, unless asked otherwise
+
+
+class Learned:
+    """The large model of a method that learns, and what it learns from."""
+
+    def __init__(self, growth: "Growth"):
+        self.growth, method, source = growth, growth.method, growth.source
+        self.examples = examples_for(
+            source, method.data, method.batch_size, method.sequence_length, method.name
+        )
+        old, new = source.model.architecture, growth.target.architecture
+        operator = method.operator(source, old, new, growth.maps, growth.seed)
+        self.expansion = Expansion(operator, source, growth.target)
+        self.recipe = self.expansion.recipe
+
+    def fit(self) -> tuple[int, dict[str, Any]]:
+        """The operations that took, and what growth.json tells of it."""
+        method, examples = self.growth.method, self.examples
+        how = {name: getattr(method, name) for name in ("steps", "batch_size", "learning_rate")}
+        flops, loss = fit(self.expansion, examples, name=method.name, seed=self.growth.seed, **how)
+        told = {"data": examples.fingerprint(), "sequence_length": examples.length, "training_loss": loss}
+        return flops, told
 
 
 def examples_for(

@@ -93,7 +93,7 @@ def dense(of: Copies | Added | Widen, size: int) -> Widen:
     return Widen(apply.write(of, eye), apply.read(of, eye).T, of.noise)
 
 
-def table(rows: Sequence[Row], old: int) -> Tensor:
+def depth_matrix(rows: Sequence[Row], old: int) -> Tensor:
     """A depth matrix [L_new, L_old]."""
     out = torch.zeros(len(rows), old, dtype=torch.float64)
     for i, row in enumerate(rows):
@@ -136,7 +136,7 @@ class LearnedMaps(Operator):
         self.start = maps
         self.wires = nn.ModuleDict({key(name): x for name, x in maps.wires.items() if isinstance(x, Added)})
         self.depth = nn.ParameterDict(
-            {key(name): table(rows, _layers(old, name)).float() for name, rows in maps.depth.items()}
+            {key(name): depth_matrix(rows, _layers(old, name)).float() for name, rows in maps.depth.items()}
         )
         self.requires_grad_(False)
         for name in chosen(old, maps, learn):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from growth.architecture import Architecture, Tied, Weight
 from growth.engine import named_seed
-from growth.learned.maps import dense, table
+from growth.learned.maps import dense, depth_matrix
 from growth.learned.operator import Operator, exactly, key
 from growth.learned.starts import added
 from growth.methods.net2net import Net2Net
@@ -67,12 +67,12 @@ class Ring(Operator):
         ring["slots"][:, 0] = 0
         for name, slots in self.where.items():
             term = INSIDE if self.rows[name] else WRITES
-            ring["layers"][0, term] = table(start.depth[name], old.layers)
+            ring["layers"][0, term] = depth_matrix(start.depth[name], old.layers)
             ring["slots"][term, 0, list(slots), list(slots)] = 1.0
         self.ring = nn.ParameterDict(ring)
         depth = {name: rows for name, rows in start.depth.items() if name not in self.where}
         self.depth = nn.ParameterDict(
-            {key(name): table(rows, old.layers).float() for name, rows in depth.items()}
+            {key(name): depth_matrix(rows, old.layers).float() for name, rows in depth.items()}
         )
 
     def wide(self, weights: Sequence[Weight], layer: int | None) -> list[Tensor]:

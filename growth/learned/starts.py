@@ -11,7 +11,7 @@ from growth.architecture import Architecture, Attention
 from growth.depth import rows, stacked
 from growth.engine import named_seed
 from growth.errors import refuse
-from growth.learned.maps import Added, chosen, table
+from growth.learned.maps import Added, chosen, depth_matrix
 from growth.lossless import lost
 from growth.maps import Copies, Maps
 
@@ -86,18 +86,17 @@ def published(old: Architecture, new: Architecture, tied: bool, learn: Collectio
         for op in (op for op in old.all_ops if isinstance(op, Attention) and op.mixed in grown):
             if old.wires[op.mixed] == old.wires[op.value]:  # A of the outputs is B of the values
                 wires |= {op.value.format(i): wires[op.mixed.format(i)] for i in layers(op.value)}
-    depth, orders = {}, {}
+    depth = {}
     for name in old.layered:
         prefix, stack = old.stack_of(name)
         L, M = stack.layers, new.stacks[prefix].layers
-        orders[prefix] = stacked(L, M)
-        depth[name] = rows(orders[prefix])
+        depth[name] = rows(stacked(L, M))
         if M > L:
-            mixed = table(depth[name], L)
+            mixed = depth_matrix(depth[name], L)
             mixed += torch.rand(mixed.shape, dtype=torch.float64, generator=generator) * DEPTH_NOISE
             mixed /= mixed.sum(1, keepdim=True)
             depth[name] = tuple(tuple(enumerate(row)) for row in mixed.tolist())
-    return _planned(old, Maps(wires, depth, orders), learn)
+    return _planned(old, Maps(wires, depth), learn)
 
 
 def _planned(old: Architecture, maps: Maps, learn: Collection[str]) -> Maps:

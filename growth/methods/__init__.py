@@ -9,7 +9,7 @@ from growth.methods.lemon import Lemon
 from growth.methods.ligo import Ligo
 from growth.methods.mango import Mango
 from growth.methods.net2net import Net2Net
-from growth.methods.stacking import Interpolate, Stack
+from growth.methods.stacking import Interpolate, StackBert
 
 
 class Method(Protocol):
@@ -28,7 +28,7 @@ class Method(Protocol):
 
 
 METHODS: dict[str, type] = {
-    method.name: method for method in (Stack, Interpolate, Net2Net, Lemon, Ligo, Mango)
+    method.name: method for method in (StackBert, Interpolate, Net2Net, Lemon, Ligo, Mango)
 }
 
 

@@ -1,17 +1,33 @@
-"""Which unit each new unit copies, on every wire at once: what the methods that copy have in common."""
+"""What the methods that copy have in common: which unit each new unit copies, on every wire at once."""
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from growth.architecture import Architecture, Attention, Linear, Norm, Output, Pointwise, Table, Tied, Vector
-from growth.maps import Copies, copied
+from growth.depth import with_identities
+from growth.maps import Copies, copies, round_robin
+from growth.methods.option import option, refuse_below
 
 Index = tuple[int, ...]
 
 
-def round_robin(old: int, new: int) -> Index:
-    """0 1 2 0 1: every unit in turn."""
-    return tuple(t % old for t in range(new))
+@dataclass(frozen=True)
+class Copying:
+    """What all methods that copy can be told."""
+
+    noise: float = option(0.1, "how far copies differ, in units of a fresh matrix")
+
+    lossless: ClassVar[bool] = False
+    learned: ClassVar[bool] = False
+
+    def __post_init__(self):
+        refuse_below("noise", self.noise, 0.0)
+
+    def order(self, old: int, new: int) -> Index:
+        """The old layer that each of `new` layers takes its inside from."""
+        return with_identities(old, new)[0]
 
 
 def grouped(heads: tuple[int, int], groups: tuple[int, int]) -> Index:
@@ -71,12 +87,12 @@ def needs_mean(model: Architecture) -> set[str]:
 def widened(old: Architecture, new: Architecture, noise: float) -> dict[str, Copies]:
     """Copies of every unit, as plain as can be; what a tied head reads is shared out among the copies."""
     index = indices(old, new)
-    maps = {name: copied(of, old.wires[name], noise=noise) for name, of in index.items()}
+    maps = {name: copies(of, old.wires[name], noise=noise) for name, of in index.items()}
     for wire, factor in tied_factors(old, new).items():
         share = maps[wire].share if wire in maps else (1.0,) * old.wires[wire].units
         scaled = tuple(x / factor for x in share)
         for name in (wire, *(norm.gain for norm in old.norms if norm.writes == wire and norm.gain)):
-            maps[name] = copied(
+            maps[name] = copies(
                 index.get(name, tuple(range(old.wires[name].units))),
                 old.wires[name],
                 noise=noise,

@@ -9,16 +9,15 @@ from growth.maps import Row
 
 def identities(
     old: Architecture, new: Architecture
-) -> tuple[dict[str, tuple[Row, ...]], dict[str, tuple[float, ...]], dict[str, tuple[int, ...]]]:
-    """Depth, constants and order: added layers take their inside from the layer below and write nothing.
+) -> tuple[dict[str, tuple[Row, ...]], dict[str, tuple[float, ...]]]:
+    """Depth and constants: added layers take their inside from the layer below and write nothing.
 
     Where norms stand after the sum, a norm of a norm is the norm but for O(eps): from the last norm of the
     layer below added ones on, all have gain 1 and bias 0, and the very last has what that one had.
     """
-    depth, constants, orders = {}, {}, {}
+    depth, constants = {}, {}
     for prefix, stack in old.stacks.items():
         inside, active, last = with_identities(stack.layers, new.stacks[prefix].layers)
-        orders[prefix] = inside
         for kind, ops in stack.blocks.items():
             after = stack.after_sum(kind)
             for op in ops:
@@ -31,13 +30,12 @@ def identities(
                     depth[weight.name] = rows(order)
                     if op in after and weight.name.endswith(".weight"):
                         constants[weight.name] = tuple(0.0 if row else 1.0 for row in rows(order))
-    return depth, constants, orders
+    return depth, constants
 
 
 def rearranged(
     old: Architecture, new: Architecture, order: Callable[[int, int], tuple[int, ...]]
-) -> tuple[dict[str, tuple[Row, ...]], dict[str, tuple[int, ...]]]:
-    """Depth and order of layers that are whole copies of others."""
+) -> dict[str, tuple[Row, ...]]:
+    """Depth of layers that are whole copies of others."""
     orders = {prefix: order(stack.layers, new.stacks[prefix].layers) for prefix, stack in old.stacks.items()}
-    depth = {name: rows(orders[old.stack_of(name)[0]]) for name in old.layered}
-    return depth, orders
+    return {name: rows(orders[old.stack_of(name)[0]]) for name in old.layered}

@@ -26,35 +26,26 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from growth.architecture import Architecture, Attention
-from growth.depth import with_identities
-from growth.maps import Copies, Maps, copied
-from growth.methods.copying import evened, indices, needs_mean, per_layer, tied_factors
+from growth.maps import Copies, Maps, copies
+from growth.methods.copying import Copying, evened, indices, needs_mean, per_layer, tied_factors
 from growth.methods.identities import identities
-from growth.methods.option import option, refuse_below
+from growth.methods.option import option
 
 
 @dataclass(frozen=True)
-class Lemon:
+class Lemon(Copying):
     """Lossless: copies, with norms, readers and added layers made to fit.  Wang et al., ICLR 2024."""
 
     noise: float = option(1.0, "how far copies differ, in units of a fresh matrix")
 
     name: ClassVar[str] = "lemon"
     lossless: ClassVar[bool] = True
-    learned: ClassVar[bool] = False
-
-    def __post_init__(self):
-        refuse_below("noise", self.noise, 0.0)
-
-    def order(self, old: int, new: int) -> tuple[int, ...]:
-        """The old layer that each of `new` layers takes its inside from."""
-        return with_identities(old, new)[0]
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`."""
         index, means = evened(old, indices(old, new)), needs_mean(old)
         maps = {
-            name: copied(of, old.wires[name], noise=self.noise, rest="mean" if name in means else "zero")
+            name: copies(of, old.wires[name], noise=self.noise, rest="mean" if name in means else "zero")
             for name, of in index.items()
         }
         for wire, factor in tied_factors(old, new).items():
@@ -75,9 +66,9 @@ class Lemon:
         for op in old.all_ops:
             if isinstance(op, Attention) and _own_heads(old, maps, op):
                 maps[op.mixed] = replace(maps[op.mixed], noise=0.0)
-        depth, constants, order = identities(old, new)
+        depth, constants = identities(old, new)
         eps = {field: factor for field, factor in eps.items() if factor != 1.0}
-        return Maps(per_layer(new, maps), depth, order, constants, eps)
+        return Maps(per_layer(new, maps), depth, constants, eps)
 
 
 def shared_out(of: Copies, factor: float) -> float | tuple[float, ...]:
@@ -91,7 +82,7 @@ def times(scale: float | tuple[float, ...], factor: float) -> float | tuple[floa
 
 
 def _same(old: Architecture, wire: str) -> Copies:
-    return copied(tuple(range(old.wires[wire].units)), old.wires[wire])
+    return copies(tuple(range(old.wires[wire].units)), old.wires[wire])
 
 
 def _spread(of: Copies | None) -> float:

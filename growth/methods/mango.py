@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, ClassVar
 from growth.architecture import Architecture
 from growth.depth import with_identities
 from growth.errors import refuse
-from growth.maps import Maps, copied
-from growth.methods.copying import per_layer, round_robin
+from growth.maps import Maps, copies, round_robin
+from growth.methods.copying import per_layer
 from growth.methods.learning import Learning, refuse_several_kinds
 from growth.methods.net2net import Net2Net
 from growth.methods.option import option, refuse_below
@@ -71,7 +71,7 @@ class Mango(Learning):
                     )
         maps = Net2Net(noise=0.0).maps(old, new)
         every = {
-            name: copied(round_robin(wire.units, new.wires[name].units), wire)
+            name: copies(round_robin(wire.units, new.wires[name].units), wire)
             for name, wire in old.growing.items()
         }
         return replace(maps, wires=per_layer(new, every), mixed=frozenset(maps.depth))

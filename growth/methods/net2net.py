@@ -12,31 +12,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from growth.architecture import Architecture
-from growth.depth import with_identities
 from growth.maps import Maps
-from growth.methods.copying import per_layer, widened
+from growth.methods.copying import Copying, per_layer, widened
 from growth.methods.identities import identities
-from growth.methods.option import option, refuse_below
 
 
 @dataclass(frozen=True)
-class Net2Net:
+class Net2Net(Copying):
     """Copies of units and idle layers.  Chen et al., ICLR 2016."""
 
-    noise: float = option(0.1, "how far copies differ, in units of a fresh matrix")
-
     name: ClassVar[str] = "net2net"
-    lossless: ClassVar[bool] = False
-    learned: ClassVar[bool] = False
-
-    def __post_init__(self):
-        refuse_below("noise", self.noise, 0.0)
-
-    def order(self, old: int, new: int) -> tuple[int, ...]:
-        """The old layer that each of `new` layers takes its inside from."""
-        return with_identities(old, new)[0]
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`."""
-        depth, constants, order = identities(old, new)
-        return Maps(per_layer(new, widened(old, new, self.noise)), depth, order, constants)
+        depth, constants = identities(old, new)
+        return Maps(per_layer(new, widened(old, new, self.noise)), depth, constants)

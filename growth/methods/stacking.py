@@ -13,23 +13,15 @@ from typing import ClassVar
 from growth.architecture import Architecture
 from growth.depth import interpolated, stacked
 from growth.maps import Maps
-from growth.methods.copying import per_layer, widened
+from growth.methods.copying import Copying, per_layer, widened
 from growth.methods.identities import rearranged
-from growth.methods.option import option, refuse_below
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackBert(Copying):
     """The whole model again on top of itself.  Gong et al., ICML 2019."""
 
-    noise: float = option(0.1, "how far copies differ, in units of a fresh matrix")
-
     name: ClassVar[str] = "stack"
-    lossless: ClassVar[bool] = False
-    learned: ClassVar[bool] = False
-
-    def __post_init__(self):
-        refuse_below("noise", self.noise, 0.0)
 
     def order(self, old: int, new: int) -> tuple[int, ...]:
         """The old layer that each of `new` layers is a copy of."""
@@ -37,12 +29,11 @@ class Stack:
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`."""
-        depth, order = rearranged(old, new, self.order)
-        return Maps(per_layer(new, widened(old, new, self.noise)), depth, order)
+        return Maps(per_layer(new, widened(old, new, self.noise)), rearranged(old, new, self.order))
 
 
 @dataclass(frozen=True)
-class Interpolate(Stack):
+class Interpolate(StackBert):
     """Every layer next to its copies.  Chang et al., ICLR 2018."""
 
     name: ClassVar[str] = "interpolate"

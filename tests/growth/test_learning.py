@@ -15,7 +15,7 @@ import growth
 from growth.checkpoint import Checkpoint
 from growth.engine import made, plan_growth
 from growth.errors import Refusal
-from growth.growing import scaled
+from growth.growing import scale_eps
 from growth.learned.expansion import Expansion
 from growth.learned.fit import step_flops
 from growth.learned.maps import LearnedMaps, dense
@@ -53,7 +53,7 @@ class Grown:
     def ligo(self, learn=("*",), **options):
         method = Ligo(learn=learn, **options)
         maps = method.maps(self.old, self.new)
-        scaled(self.target, maps)
+        scale_eps(self.target.config, maps)
         return self.expansion(LearnedMaps(maps, self.source, learn))
 
     def mango(self, **options):
