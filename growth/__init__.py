@@ -1,6 +1,7 @@
 """growth: make a larger transformer out of a trained one, or one that is cheap to run.
 
-grow(src, dst, method="lemon", hidden_size=768, num_layers=12)      a bigger model
+grow(src, dst, Sizes(hidden=768, layers=12), Lemon())               a bigger model, in short form
+grow(src, dst, method="lemon", hidden_size=768, num_layers=12)
 transfer(src, dst, mixers="retention")                              a linear-cost one (XATL)
 train(model, data, out, steps=1000)                                 finish either
 check(src, dst)                                                     do the two agree?
@@ -14,14 +15,17 @@ from growth.errors import Refusal
 if TYPE_CHECKING:
     from growth.checking import check
     from growth.growing import grow
+    from growth.methods import Interpolate, Lemon, Ligo, Mango, Net2Net, StackBert
     from growth.sizes import Sizes
     from growth.training.trainer import train
     from growth.transferring.xatl import transfer
 
 __version__ = "0.1.0"
-__all__ = ["Refusal", "Sizes", "check", "grow", "train", "transfer"]
+__all__ = ["Interpolate", "Lemon", "Ligo", "Mango", "Net2Net", "Refusal", "Sizes", "StackBert"]
+__all__ += ["check", "grow", "train", "transfer"]
 
-VERBS = {
+METHODS = ("Interpolate", "Lemon", "Ligo", "Mango", "Net2Net", "StackBert")
+LAZY = dict.fromkeys(METHODS, "growth.methods") | {
     "check": "growth.checking",
     "grow": "growth.growing",
     "Sizes": "growth.sizes",
@@ -32,6 +36,6 @@ VERBS = {
 
 def __getattr__(name: str):
     # torch and transformers take 3 s to import, which `growth --help` and a typing error do not wait for.
-    if name not in VERBS:
+    if name not in LAZY:
         raise AttributeError(f"module 'growth' has no attribute {name!r}")
-    return getattr(import_module(VERBS[name]), name)
+    return getattr(import_module(LAZY[name]), name)
