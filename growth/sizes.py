@@ -4,10 +4,11 @@ import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig
 
 from growth.architecture import Attention
-from growth.errors import refuse
+from growth.errors import reason, refuse
 from growth.families.table import Model
 
 LARGEST = 2**24  # of one size: a matrix of a thousand times that many entries is beyond any machine
@@ -55,7 +56,7 @@ def resized(model: Model, wanted: Sizes, order: Order) -> PreTrainedConfig:
     """The target's configuration: larger, with lists of layers in the order in which a method puts them.
 
     Raises Refusal where a size is smaller than the source's, does not divide into heads or heads into groups,
-    or has no place in the configuration.
+    or has no place in the configuration, and where transformers takes no such model.
     """
     have, names, config = sizes_of(model), model.family.fields, model.config
     for size in fields(Sizes):
@@ -90,6 +91,11 @@ def resized(model: Model, wanted: Sizes, order: Order) -> PreTrainedConfig:
     if sizes_of(model.family.model(target, model.parts)) == have:
         remedy = f"pass {', '.join(f'--{flag}' for flag in FLAGS.values() if flag != 'num-kv-heads')}"
         raise refuse("target", "something larger than the source", "the same sizes", remedy)
+    try:
+        target.validate()
+    except StrictDataclassClassValidationError as error:
+        got, remedy = reason(error.__cause__ or error), "choose other sizes"
+        raise refuse("target", f"sizes that a {config.model_type} may have", got, remedy) from error
     return target
 
 
@@ -131,7 +137,8 @@ def _width(model: Model, have: Sizes, wanted: Sizes) -> tuple[int, int | None]:
 
 
 def _groups(have: Sizes, heads: int, wanted: int | None) -> int:
-    """Heads of keys and values: groups as the source has them, else the fewest that divide the heads."""
+    """Heads of keys and values: groups as the source has them, else the fewest that divide the heads and whose
+    groups hold every head of the source."""
     if wanted is not None:
         if heads % wanted:
             choices = [n for n in range(have.kv_heads, heads + 1) if heads % n == 0]
@@ -141,7 +148,8 @@ def _groups(have: Sizes, heads: int, wanted: int | None) -> int:
     group = have.heads // have.kv_heads
     if heads % group == 0:
         return heads // group
-    return next(n for n in range(have.kv_heads, heads + 1) if heads % n == 0)
+    choices = (n for n in range(have.kv_heads, heads + 1) if heads % n == 0)
+    return next(n for n in choices if n // have.kv_heads * (heads // n) >= group)
 
 
 def _deepen(model: Model, target: PreTrainedConfig, wanted: int | None, order: Order) -> None:

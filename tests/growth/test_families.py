@@ -164,6 +164,19 @@ def test_groups_of_heads_grow(source, tmp_path, name, groups, method):
     assert config.num_key_value_heads == wanted.get("num_kv_heads", 5)
 
 
+def test_groups_that_are_chosen_hold_every_head(source, tmp_path):
+    """9 heads in 3 groups would hold 3 of the 4 in the second, which has no copy."""
+    eight = source("llama", num_attention_heads=8, num_key_value_heads=2, head_dim=8)
+    assert agrees(eight, tmp_path, "lemon", {"hidden_size": 72}).num_key_value_heads == 9
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_sizes_that_transformers_refuses_are_refused_before_any_work(source, tmp_path, name):
+    folder, *_ = source(name)
+    with pytest.raises(Refusal, match=r"target: .*\(80\) is not a multiple .* heads \(12\).*; choose other"):
+        growth.grow(folder, method="net2net", hidden_size=80, num_heads=12, dry_run=True)
+
+
 @pytest.mark.parametrize("groups", GROUPS)
 def test_groups_grow_under_a_norm_of_all_heads(source, tmp_path, groups):
     kv_heads, wanted = GROUPS[groups]
