@@ -74,7 +74,7 @@ class Expand:
                 x = sum((w * source.read(weight.name, j) for j, w in row), zero)
             if constants := self.maps.constants.get(weight.name):
                 x = apply.exact(x) + constants[self.layer]
-        factor = self._scale_in(self.old, weight) / weight.scale
+        factor = self.old.scale(weight.name) / weight.scale
         return x if factor == 1.0 else apply.exact(x) * factor
 
     def expanded(self, x: Tensor, weight: Weight, rows: slice | None = None) -> Tensor:
@@ -99,11 +99,6 @@ class Expand:
             apply.add_noise(of, x, self.old.init_std * of.noise, generator)
         return x
 
-    def _scale_in(self, model: Architecture, weight: Weight) -> float:
-        """What that model multiplies the weight with."""
-        weights = model.outside if self.layer is None else model.layered.values()
-        return next(x.scale for x in weights if x.name == weight.name)
-
     def layers(self, weight: Weight) -> list[int | None]:
         """The old layers that take part."""
         if self.layer is None:
@@ -121,7 +116,7 @@ class Expand:
             one = [w for _, w in self.maps.depth[weight.name][self.layer]] == [1.0]
             if not one or weight.name in self.maps.mixed or weight.name in self.maps.constants:
                 return False
-        return weight.scale == self._scale_in(self.old, weight)
+        return weight.scale == self.old.scale(weight.name)
 
 
 def plan_growth(
