@@ -137,8 +137,8 @@ def _width(model: Model, have: Sizes, wanted: Sizes) -> tuple[int, int | None]:
 
 
 def _groups(have: Sizes, heads: int, wanted: int | None) -> int:
-    """Heads of keys and values: groups as the source has them, else the fewest that divide the heads and whose
-    groups hold every head of the source."""
+    """Heads of keys and values: groups as the source has them, else the fewest that divide the heads and hold
+    every head of the source."""
     if wanted is not None:
         if heads % wanted:
             choices = [n for n in range(have.kv_heads, heads + 1) if heads % n == 0]

@@ -31,7 +31,7 @@ class Ring(Operator):
     def __init__(self, source: Source, old: Architecture, new: Architecture, *, rank: int = 1, seed: int = 0):
         super().__init__(source)
         D = old.wires["residual"].size
-        # What a tied head reads is not written: it is read from the copies of the table, whose scale may change.
+        # What a tied head reads is not written: it is read from the copies of the table, which may be scaled.
         factors = {op.reads: 1.0 for op in old.ops if isinstance(op, Tied)} | tied_factors(old, new)
         gains = {norm.gain: factors[norm.writes] for norm in old.norms if norm.writes in factors}
         self.read_by_table = factors | gains

@@ -104,7 +104,7 @@ def test_ligo_starts_where_it_says(tmp_path, family, start, tied, name):
 @pytest.mark.parametrize("hidden_size", [112, 128])
 @pytest.mark.parametrize("name", ["gemma", "gemma3_text", "olmo2", "phi3", "lci RRR", "lci MMM", "lci SSS"])
 def test_families_of_other_frames_start_as_the_source(tmp_path, name, hidden_size):
-    """Gemma multiplies embeddings by the root of the width; OLMo-2's added heads mix values that are not 0."""
+    """Gemma multiplies embeddings by the root of the width; OLMo-2's added heads mix what others do."""
     model = Grown(ALL[name](tmp_path / "src"), hidden_size, 4)
     assert model.away(model.ligo()) < 1e-4
 
