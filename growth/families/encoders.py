@@ -107,11 +107,16 @@ def accepts(config: PreTrainedConfig) -> None:
 
 
 def encoder(
-    model_type: str, prefix: str, head: Mapping[str, Stored], parts: Mapping[str, tuple[str, ...]]
+    model_type: str,
+    prefix: str,
+    head: Mapping[str, Stored],
+    parts: Mapping[str, tuple[str, ...]],
+    poolerless: tuple[str, ...],
 ) -> Family:
-    """A family of this frame. head: what reads the stream; parts: how it is known."""
+    """A family of this frame. head: what reads the stream; parts: how it is known; poolerless: the parts and
+    classes that read no pooler."""
     decoder, bias = head["own_bias.weight"].name.removesuffix(".bias"), head["head.bias"].name
-    pooler = f"{prefix}pooler.dense"
+    pooler, poolers = f"{prefix}pooler.dense", rf"{prefix}pooler\..*"
     outside = {
         "embed": "word_embeddings",
         "positions": "position_embeddings",
@@ -143,8 +148,9 @@ def encoder(
             r"^(?=(embeddings|encoder|pooler)\.)": prefix,
         },
         ignored=(rf"{prefix}embeddings\.(position|token_type)_ids",),
-        # What pretraining had for pairs of sentences, and a masked language model does without.
-        surplus={"lm": (rf"{prefix}pooler\..*", r"cls\.seq_relationship\..*")},
+        # What pretraining had for pairs of sentences; many files of models that do without hold it still.
+        surplus={"lm": (poolers, r"cls\.seq_relationship\..*")}
+        | dict.fromkeys((*poolerless, "qa"), (poolers,)),
         bare=prefix,
     )
 
@@ -166,6 +172,7 @@ BERT = encoder(
         "classes": ("classifier.weight", "bert.pooler.dense.weight"),
         "tokens": ("classifier.weight", "!bert.pooler.dense.weight"),
     },
+    ("BertForTokenClassification",),
 )
 ROBERTA, XLM_ROBERTA = (
     encoder(
@@ -185,6 +192,7 @@ ROBERTA, XLM_ROBERTA = (
             "classes": ("classifier.out_proj.weight",),
             "tokens": ("classifier.weight",),
         },
+        ("classes", "tokens"),
     )
     for model_type in ("roberta", "xlm-roberta")
 )

@@ -1,11 +1,13 @@
 """Every family, under every method: do models compute what is promised, and does transformers load them?"""
 
 import json
+import shutil
 
 import pytest
 import torch
 from checkpoints import ALL, inputs
 from exact import exact
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -211,6 +213,18 @@ def test_cosines_of_what_an_encoder_gives_stay(source, tmp_path, name, width):
     _, (got, *_) = run(tmp_path / "out", torch.float64)
     cosines = [torch.cosine_similarity(x[0, :, None], x[1, None], dim=-1) for x in (truth, got)]
     assert (cosines[0] - cosines[1]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ["bert token classifier", "bert answers", "roberta classifier"])
+def test_a_pooler_that_the_class_does_not_read_is_left_behind(source, tmp_path, name):
+    """Files that were saved by older versions hold it still."""
+    folder, old, truth = source(name)
+    held = shutil.copytree(folder, tmp_path / "src") / "model.safetensors"
+    base, weight = name.split()[0], torch.ones(old.hidden_size, old.hidden_size, dtype=torch.float64)
+    pooler = {f"{base}.pooler.dense.weight": weight, f"{base}.pooler.dense.bias": weight[0].clone()}
+    save_file(load_file(held) | pooler, held, {"format": "pt"})
+    new = agrees((held.parent, old, truth), tmp_path, "lemon", {"hidden_size": 128})
+    assert new.architectures == old.architectures
 
 
 @pytest.mark.parametrize("name", ALL)
