@@ -63,6 +63,8 @@ def resized(model: Model, wanted: Sizes, order: Order) -> PreTrainedConfig:
         got, least = getattr(wanted, size.name), getattr(have, size.name)
         if got is None:
             continue
+        if type(got) is not int:
+            raise refuse(FLAGS[size.name], "a whole number", repr(got), "give it as an int")
         if least is None:
             raise refuse(FLAGS[size.name], "none, for the model has no such size", got, "leave it out")
         if got < least:

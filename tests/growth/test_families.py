@@ -172,6 +172,12 @@ def test_groups_that_are_chosen_hold_every_head(source, tmp_path):
     assert agrees(eight, tmp_path, "lemon", {"hidden_size": 72}).num_key_value_heads == 9
 
 
+@pytest.mark.parametrize("size", [128.0, "128", True], ids=repr)
+def test_a_size_is_a_whole_number(source, size):
+    with pytest.raises(Refusal, match="hidden-size: expected a whole number, got "):
+        growth.grow(source("llama")[0], hidden_size=size, dry_run=True)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
 def test_sizes_that_transformers_refuses_are_refused_before_any_work(source, tmp_path, name):
     folder, *_ = source(name)
