@@ -55,7 +55,8 @@ def added(of: Copies, generator: torch.Generator, is_read: bool = True, is_writt
     fresh = torch.randn(S, len(written), dtype=torch.float64, generator=generator) * UNSEEN / math.sqrt(S)
     taken = apply.unseen(below, fresh).T.contiguous() if later else written.clone()
     if not of.noise:
-        taken[torch.tensor([s < 0 for s in below.index]).repeat_interleave(of.width)] = 0
+        own = torch.tensor([s < 0 for s in below.index], dtype=torch.bool)
+        taken[own.repeat_interleave(of.width)] = 0
     return Added(written, taken, scale, place, is_written)
 
 
