@@ -250,6 +250,11 @@ class Architecture:
         """The table that a tied head shares."""
         return next(op for op in self.ops if isinstance(op, Table) and op.name == name)
 
+    def scale(self, name: str) -> float:
+        """What the model multiplies the weight of that name with."""
+        weights = self.layered.values() if "{}" in name else self.outside
+        return next(weight.scale for weight in weights if weight.name == name)
+
     @property
     def layers(self) -> int:
         """Of the first stack."""

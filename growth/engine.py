@@ -49,19 +49,18 @@ class Expand:
     seed: int
 
     def __call__(self, source: Source) -> Iterator[Tensor]:
-        with one_thread():
-            shape = self.entry.shape(self.new)
-            if self.entry.by_rows and math.prod(shape) > BLOCK:
-                (weight,) = self.entry.weights
-                x = self.mixed(source, weight)
-                for rows in blocks(shape):
-                    yield self.entry.to_disk([self.expanded(x, weight, rows)])
-            else:
-                weights = (self.expanded(self.mixed(source, weight), weight) for weight in self.entry.weights)
-                yield self.entry.to_disk(weights)
+        shape = self.entry.shape(self.new)
+        if self.entry.by_rows and math.prod(shape) > BLOCK:
+            (weight,) = self.entry.weights
+            x = self.mixed(source, weight)
+            for rows in blocks(shape):
+                yield self.entry.to_disk([self.expanded(x, weight, rows)])
+        else:
+            weights = (self.expanded(self.mixed(source, weight), weight) for weight in self.entry.weights)
+            yield self.entry.to_disk(weights)
 
     def mixed(self, source: Source, weight: Weight) -> Tensor:
-        """sum_j depth[i, j] old[j], times what the model multiplies the weight with now and will not then."""
+        """sum_j depth[i, j] old[j]."""
         if self.layer is None:
             x = source.raw(weight.name, None)
         else:
@@ -74,11 +73,10 @@ class Expand:
                 x = sum((w * source.read(weight.name, j) for j, w in row), zero)
             if constants := self.maps.constants.get(weight.name):
                 x = apply.exact(x) + constants[self.layer]
-        factor = self._scale_in(self.old, weight) / weight.scale
-        return x if factor == 1.0 else apply.exact(x) * factor
+        return x
 
     def expanded(self, x: Tensor, weight: Weight, rows: slice | None = None) -> Tensor:
-        """The wide weight, or some of its rows."""
+        """The wide weight, or some of its rows, times what the model no longer multiplies it with."""
         reads = len(weight.wires) - 1 if weight.reads else None
         for axis, wire in enumerate(weight.wires):
             of = self.maps.of(wire, self.layer)
@@ -90,7 +88,8 @@ class Expand:
                 x = apply.write(of, x, axis, part)
             elif part:
                 x = x[part]
-        x = apply.exact(x)
+        x, factor = apply.exact(x), self.old.scale(weight.name) / weight.scale
+        x = x if factor == 1.0 else x * factor
         of = self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
         if of is not None and of.noise:
             name = weight.name if self.layer is None else weight.name.format(self.layer)
@@ -98,11 +97,6 @@ class Expand:
             generator = torch.Generator().manual_seed(named_seed(self.seed, name))
             apply.add_noise(of, x, self.old.init_std * of.noise, generator)
         return x
-
-    def _scale_in(self, model: Architecture, weight: Weight) -> float:
-        """What that model multiplies the weight with."""
-        weights = model.outside if self.layer is None else model.layered.values()
-        return next(x.scale for x in weights if x.name == weight.name)
 
     def layers(self, weight: Weight) -> list[int | None]:
         """The old layers that take part."""
@@ -121,7 +115,7 @@ class Expand:
             one = [w for _, w in self.maps.depth[weight.name][self.layer]] == [1.0]
             if not one or weight.name in self.maps.mixed or weight.name in self.maps.constants:
                 return False
-        return weight.scale == self._scale_in(self.old, weight)
+        return weight.scale == self.old.scale(weight.name)
 
 
 def plan_growth(

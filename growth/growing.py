@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import PreTrainedConfig
 from growth.architecture import Architecture
 from growth.checkpoint import Checkpoint, chosen_dtype
 from growth.companions import sentence_modules
-from growth.engine import made, plan_growth
+from growth.engine import made, one_thread, plan_growth
 from growth.errors import Refusal, refuse, refuse_odd_seed
 from growth.families.table import Model, in_modules
 from growth.folders import refuse_existing, refuse_too_large
@@ -102,7 +101,7 @@ def grow(
     if not dry_run:
         record = growth.record(plan, settings)
         # Copying counts no operations; dense maps do, and the counter slows small tensors down fivefold.
-        with FlopCounterMode(display=False) if learned else nullcontext() as counter:
+        with FlopCounterMode(display=False) if learned else one_thread() as counter:
             rows = made(plan, source)
             write_checkpoint(dst, config, rows, plan.rows, source.checkpoint, record, shard_bytes=shard_bytes)
         flops += counter.get_total_flops() if counter else 0

@@ -26,7 +26,9 @@ class Source:
     def __init__(self, checkpoint: "Checkpoint"):
         self.checkpoint, self.config = checkpoint, checkpoint.config
         self.family = family_of(checkpoint.config, str(checkpoint.path))
-        self.model = self.family.model(checkpoint.config, self.family.parts_of(checkpoint.names))
+        self.model = self.family.model(
+            checkpoint.config, self.family.parts_of(checkpoint.config, checkpoint.names)
+        )
         self.table = self.model.table()
         self.on_disk = self.model.match(checkpoint.names, str(checkpoint.path))
         self.place = {

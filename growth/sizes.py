@@ -4,11 +4,12 @@ import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig
 
 from growth.architecture import Attention
 from growth.checkpoint import LARGEST
-from growth.errors import refuse
+from growth.errors import reason, refuse
 from growth.families.table import Model
 
 Order = Callable[[int, int], tuple[int, ...]]
@@ -55,13 +56,15 @@ def resized(model: Model, wanted: Sizes, order: Order) -> PreTrainedConfig:
     """The target's configuration: larger, with lists of layers in the order in which a method puts them.
 
     Raises Refusal where a size is smaller than the source's, does not divide into heads or heads into groups,
-    or has no place in the configuration.
+    or has no place in the configuration, and where transformers takes no such model.
     """
     have, names, config = sizes_of(model), model.family.fields, model.config
     for size in fields(Sizes):
         got, least = getattr(wanted, size.name), getattr(have, size.name)
         if got is None:
             continue
+        if type(got) is not int:
+            raise refuse(FLAGS[size.name], "a whole number", repr(got), "give it as an int")
         if least is None:
             raise refuse(FLAGS[size.name], "none, for the model has no such size", got, "leave it out")
         if got < least:
@@ -90,6 +93,11 @@ def resized(model: Model, wanted: Sizes, order: Order) -> PreTrainedConfig:
     if sizes_of(model.family.model(target, model.parts)) == have:
         remedy = f"pass {', '.join(f'--{flag}' for flag in FLAGS.values() if flag != 'num-kv-heads')}"
         raise refuse("target", "something larger than the source", "the same sizes", remedy)
+    try:
+        target.validate()
+    except StrictDataclassClassValidationError as error:
+        got, remedy = reason(error.__cause__ or error), "choose other sizes"
+        raise refuse("target", f"sizes that a {config.model_type} may have", got, remedy) from error
     return target
 
 
@@ -131,7 +139,8 @@ def _width(model: Model, have: Sizes, wanted: Sizes) -> tuple[int, int | None]:
 
 
 def _groups(have: Sizes, heads: int, wanted: int | None) -> int:
-    """Heads of keys and values: groups as the source has them, else the fewest that divide the heads."""
+    """Heads of keys and values: groups as the source has them, else the fewest that divide the heads and hold
+    every head of the source."""
     if wanted is not None:
         if heads % wanted:
             choices = [n for n in range(have.kv_heads, heads + 1) if heads % n == 0]
@@ -141,7 +150,8 @@ def _groups(have: Sizes, heads: int, wanted: int | None) -> int:
     group = have.heads // have.kv_heads
     if heads % group == 0:
         return heads // group
-    return next(n for n in range(have.kv_heads, heads + 1) if heads % n == 0)
+    choices = (n for n in range(have.kv_heads, heads + 1) if heads % n == 0)
+    return next(n for n in choices if n // have.kv_heads * (heads // n) >= group)
 
 
 def _deepen(model: Model, target: PreTrainedConfig, wanted: int | None, order: Order) -> None:

@@ -41,7 +41,7 @@ def family_of(config: PreTrainedConfig, where: str) -> Family:
 def model_of(config: PreTrainedConfig, names: Iterable[str]) -> Model | None:
     """A checkpoint with these tensors, seen through its family; None where no family knows it."""
     family = FAMILIES.get(config.model_type)
-    return family and family.model(config, family.parts_of(names))
+    return family and family.model(config, family.parts_of(config, names))
 
 
 AUTOS = (

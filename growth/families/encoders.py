@@ -117,10 +117,12 @@ def encoder(
     head: Mapping[str, Stored],
     parts: Mapping[str, tuple[str, ...]],
     positions: Callable[[PreTrainedConfig], int | None],
+    poolerless: tuple[str, ...],
 ) -> Family:
-    """A family of this frame. head: what reads the stream; parts: how it is known."""
+    """A family of this frame. head: what reads the stream; parts: how it is known; poolerless: the parts and
+    classes that read no pooler."""
     decoder, bias = head["own_bias.weight"].name.removesuffix(".bias"), head["head.bias"].name
-    pooler = f"{prefix}pooler.dense"
+    pooler, poolers = f"{prefix}pooler.dense", rf"{prefix}pooler\..*"
     outside = {
         "embed": "word_embeddings",
         "positions": "position_embeddings",
@@ -153,8 +155,9 @@ def encoder(
             r"^(?=(embeddings|encoder|pooler)\.)": prefix,
         },
         ignored=(rf"{prefix}embeddings\.(position|token_type)_ids",),
-        # What pretraining had for pairs of sentences, and a masked language model does without.
-        surplus={"lm": (rf"{prefix}pooler\..*", r"cls\.seq_relationship\..*")},
+        # What pretraining had for pairs of sentences; many files of models that do without hold it still.
+        surplus={"lm": (poolers, r"cls\.seq_relationship\..*")}
+        | dict.fromkeys((*poolerless, "qa"), (poolers,)),
         bare=prefix,
     )
 
@@ -177,6 +180,7 @@ BERT = encoder(
         "tokens": ("classifier.weight", "!bert.pooler.dense.weight"),
     },
     all_positions,
+    ("BertForTokenClassification",),
 )
 ROBERTA, XLM_ROBERTA = (
     encoder(
@@ -197,6 +201,7 @@ ROBERTA, XLM_ROBERTA = (
             "tokens": ("classifier.weight",),
         },
         behind_pad,
+        ("classes", "tokens"),
     )
     for model_type in ("roberta", "xlm-roberta")
 )

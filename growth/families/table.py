@@ -5,7 +5,7 @@ layout is an einops pattern from the disk to the weight, whose reverse writes it
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,7 +123,7 @@ class Family:
     memory        patterns of names in memory, which some versions write too -> the table's names
     older         patterns of what older files write -> what stands there now
     ignored       patterns of what the model does not use
-    surplus       of some parts, patterns of what a model that has them does not use
+    surplus       of some parts, or classes that config.json names, patterns of what they do not use
     bare          the prefix that a model without a head leaves out of its names
     numbered      the setting, if any, under which a layer's number enters what it computes
     """
@@ -153,12 +153,18 @@ class Family:
             name = re.sub(pattern, now, name)
         return None if _fits(name, self.ignored) else name
 
-    def parts_of(self, names: Iterable[str]) -> Parts:
+    def parts_of(self, config: PreTrainedConfig, names: Iterable[str]) -> Parts:
         """What a checkpoint with these tensors has."""
         found = {self.named(name) for name in names}
-        for part, patterns in self.surplus.items():
-            if found.issuperset(self.parts[part]):
-                found = {name for name in found if not _fits(name, patterns)}
+        unused = self.unused(config, self._parts(found))
+        return self._parts({name for name in found if not _fits(name, unused)})
+
+    def unused(self, config: PreTrainedConfig, parts: Parts) -> tuple[str, ...]:
+        """Patterns of what a model of this class, with these parts, does not use."""
+        has = {*parts, *(getattr(config, "architectures", None) or ())}
+        return tuple(name for known, names in self.surplus.items() if known in has for name in names)
+
+    def _parts(self, found: Container[str | None]) -> Parts:
         return frozenset(
             part
             for part, tensors in self.parts.items()
@@ -203,7 +209,7 @@ class Model:
     def named(self, name: str) -> str | None:
         """The table's name of a tensor on disk, None where the model does not use it."""
         named = self.family.named(name)
-        if any(_fits(named, self.family.surplus.get(part, ())) for part in self.parts):
+        if _fits(named, self.family.unused(self.config, self.parts)):
             return None
         return named and named.removeprefix(self.bare)
 

@@ -98,8 +98,13 @@ class Expansion(nn.Module):
 
     def _made(self, entries: dict[str, Entry], layer: int | None) -> dict[str, Tensor]:
         weights = [weight for entry in entries.values() for weight in entry.weights]
-        made = iter(self.operator.wide(weights, layer))
+        made = map(self._rescaled, weights, self.operator.wide(weights, layer))
         return {name: entry.to_disk([next(made) for _ in entry.weights]) for name, entry in entries.items()}
+
+    def _rescaled(self, weight: Weight, x: Tensor) -> Tensor:
+        """Times what the small model multiplies it with and the large one does not."""
+        factor = self.source.model.architecture.scale(weight.name) / weight.scale
+        return x if factor == 1.0 else x * factor
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
@@ -120,7 +125,7 @@ class Expansion(nn.Module):
         weights = self._made({name: x for name, x in outside.items() if name not in self.factored}, None)
         for name in self.factored & outside.keys():
             entry = outside[name]
-            weights[name] = entry.to_disk(map(self.operator.small, entry.weights))
+            weights[name] = entry.to_disk(self._rescaled(x, self.operator.small(x)) for x in entry.weights)
         batch = {"input_ids": input_ids, "labels": labels, "pixel_values": pixel_values}
         given = {name: x for name, x in batch.items() if x is not None}
         return functional_call(self.large[0], weights, kwargs=given)

@@ -12,6 +12,7 @@ from growth.engine import named_seed
 from growth.learned.maps import dense, depth_matrix
 from growth.learned.operator import Operator, exactly, key
 from growth.learned.starts import added
+from growth.methods.copying import tied_factors
 from growth.methods.net2net import Net2Net
 from growth.plan import Source
 from lcikernels import kronecker_expand
@@ -30,9 +31,10 @@ class Ring(Operator):
     def __init__(self, source: Source, old: Architecture, new: Architecture, *, rank: int = 1, seed: int = 0):
         super().__init__(source)
         D = old.wires["residual"].size
-        tied = {op.reads for op in old.ops if isinstance(op, Tied)}
-        # What a tied head reads is not written: it is read from the copies of the table.
-        self.read_by_table = tied | {norm.gain for norm in old.norms if norm.writes in tied}
+        # What a tied head reads is not written: it is read from the copies of the table, which may be scaled.
+        factors = {op.reads: 1.0 for op in old.ops if isinstance(op, Tied)} | tied_factors(old, new)
+        gains = {norm.gain: factors[norm.writes] for norm in old.norms if norm.writes in factors}
+        self.read_by_table = factors | gains
         self.fixed = {name for name, wire in old.wires.items() if wire.fixed}
         start = Net2Net(noise=0.0).maps(old, new)
         self.constants = start.constants
@@ -112,6 +114,7 @@ class Ring(Operator):
                     core = self.ring["read" if wire in self.read_by_table else "write"][0, 0]
                     units = x.movedim(axis, 0).unflatten(0, (-1, core.shape[1]))  # neurons are several parts
                     x = torch.einsum("td, bd... -> bt...", core, units).flatten(0, 1).movedim(0, axis)
+                    x = x / self.read_by_table.get(wire, 1.0)
             return x
 
     def matrix(self, weight: Weight) -> Tensor | None:

@@ -36,7 +36,8 @@ def preserving(
 
 
 def added(of: Copies, generator: torch.Generator, is_read: bool = True, is_written: bool = True) -> Added:
-    """A map that duplicates, with readers that see the originals alone."""
+    """A map that duplicates, with readers that see the originals alone. Without noise none sees what is no
+    copy, for it may not be zero."""
     S, first = of.sources * of.width, {}
     for t, s in enumerate(of.index):
         first.setdefault(s, t)
@@ -53,6 +54,9 @@ def added(of: Copies, generator: torch.Generator, is_read: bool = True, is_writt
         return Added(written, None, scale, place, is_written)
     fresh = torch.randn(S, len(written), dtype=torch.float64, generator=generator) * UNSEEN / math.sqrt(S)
     taken = apply.unseen(below, fresh).T.contiguous() if later else written.clone()
+    if not of.noise:
+        own = torch.tensor([s < 0 for s in below.index], dtype=torch.bool)
+        taken[own.repeat_interleave(of.width)] = 0
     return Added(written, taken, scale, place, is_written)
 
 

@@ -42,7 +42,8 @@ def grouped(heads: tuple[int, int], groups: tuple[int, int]) -> Index:
 
 
 def indices(old: Architecture, new: Architecture) -> dict[str, Index]:
-    """Of every wire that grows: unit t copies unit index[t] of the source."""
+    """Of every wire that grows: unit t copies unit index[t] of the source. Heads that stay as many are put in
+    another order where groups are added."""
     classes, fixed = _classes(old), {}
     for op in old.all_ops:
         if isinstance(op, Attention):
@@ -50,10 +51,14 @@ def indices(old: Architecture, new: Architecture) -> dict[str, Index]:
                 tuple(model.wires[wire].units for model in (old, new)) for wire in (op.query, op.key)
             )
             fixed[classes[op.query]] = grouped(heads, groups)
-    return {
+    found = {
         name: fixed.get(classes[name]) or round_robin(wire.units, new.wires[name].units)
         for name, wire in old.growing.items()
-        if new.wires[name] != wire
+    }
+    return {
+        name: index
+        for name, index in found.items()
+        if new.wires[name] != old.wires[name] or index != tuple(range(len(index)))
     }
 
 

@@ -78,7 +78,7 @@ class Ligo(Learning):
 
         if self.start == "published":
             return starts.published(old, new, self.tied, self.learn, seed)
-        maps = PRESERVING[self.start](noise=0.0).maps(old, new)
+        maps = PRESERVING[self.start](noise=1.0).maps(old, new)
         if self.tied and maps.wires:
             got = "published, and a width that grows"
             raise refuse(

@@ -1,11 +1,13 @@
 """Every family, under every method: do models compute what is promised, and does transformers load them?"""
 
 import json
+import shutil
 
 import pytest
 import torch
 from checkpoints import ALL, inputs
 from exact import exact
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -58,6 +60,7 @@ GROUPS = {
     "heads inside groups": (2, {"num_heads": 6, "num_kv_heads": 2}),
     "twice as many inside groups": (2, {"num_heads": 8, "num_kv_heads": 2}),
     "a group for each head": (2, {"num_heads": 8, "num_kv_heads": 8}),
+    "groups alone": (2, {"num_heads": 4, "num_kv_heads": 4}),
     "heads that do not divide into the groups": (2, {"num_heads": 5}),
 }
 
@@ -164,6 +167,25 @@ def test_groups_of_heads_grow(source, tmp_path, name, groups, method):
     assert config.num_key_value_heads == wanted.get("num_kv_heads", 5)
 
 
+def test_groups_that_are_chosen_hold_every_head(source, tmp_path):
+    """9 heads in 3 groups would hold 3 of the 4 in the second, which has no copy."""
+    eight = source("llama", num_attention_heads=8, num_key_value_heads=2, head_dim=8)
+    assert agrees(eight, tmp_path, "lemon", {"hidden_size": 72}).num_key_value_heads == 9
+
+
+@pytest.mark.parametrize("size", [128.0, "128", True], ids=repr)
+def test_a_size_is_a_whole_number(source, size):
+    with pytest.raises(Refusal, match="hidden-size: expected a whole number, got "):
+        growth.grow(source("llama")[0], hidden_size=size, dry_run=True)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+def test_sizes_that_transformers_refuses_are_refused_before_any_work(source, tmp_path, name):
+    folder, *_ = source(name)
+    with pytest.raises(Refusal, match=r"target: .*\(80\) is not a multiple .* heads \(12\).*; choose other"):
+        growth.grow(folder, method="net2net", hidden_size=80, num_heads=12, dry_run=True)
+
+
 @pytest.mark.parametrize("groups", GROUPS)
 def test_groups_grow_under_a_norm_of_all_heads(source, tmp_path, groups):
     kv_heads, wanted = GROUPS[groups]
@@ -198,6 +220,18 @@ def test_cosines_of_what_an_encoder_gives_stay(source, tmp_path, name, width):
     _, (got, *_) = run(tmp_path / "out", torch.float64)
     cosines = [torch.cosine_similarity(x[0, :, None], x[1, None], dim=-1) for x in (truth, got)]
     assert (cosines[0] - cosines[1]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ["bert token classifier", "bert answers", "roberta classifier"])
+def test_a_pooler_that_the_class_does_not_read_is_left_behind(source, tmp_path, name):
+    """Files that were saved by older versions hold it still."""
+    folder, old, truth = source(name)
+    held = shutil.copytree(folder, tmp_path / "src") / "model.safetensors"
+    base, weight = name.split()[0], torch.ones(old.hidden_size, old.hidden_size, dtype=torch.float64)
+    pooler = {f"{base}.pooler.dense.weight": weight, f"{base}.pooler.dense.bias": weight[0].clone()}
+    save_file(load_file(held) | pooler, held, {"format": "pt"})
+    new = agrees((held.parent, old, truth), tmp_path, "lemon", {"hidden_size": 128})
+    assert new.architectures == old.architectures
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -7,19 +7,22 @@ import weakref
 
 import pytest
 import torch
-from checkpoints import neox
+from checkpoints import ALL, neox
+from memory import Memory
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig
 
 import growth
 from growth import checkpoint as checkpoint_module
-from growth import writing
+from growth import engine, writing
 from growth.checkpoint import INDEX, Checkpoint, chosen_dtype
 from growth.errors import Refusal
 from growth.folders import staged
-from growth.plan import Row
+from growth.methods import Lemon
+from growth.plan import Row, Source
 from growth.record import RECORD
+from growth.sizes import Sizes, resized
 from growth.writing import WriteProgress, write_checkpoint
 
 RECORDED = {"verb": "grow", "method": "lemon", "source": "src", "parameters": (1, 2), "lossless": False}
@@ -35,6 +38,35 @@ def test_a_folder_appears_only_when_all_of_it_is_written(tmp_path):
         (folder / "all").write_text("done")
         assert not (tmp_path / "out").exists()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "all"]
+
+
+def test_threads_are_as_they_were_where_writing_is_refused(tmp_path):
+    """Also while the error, and with it every frame that it went through, is alive."""
+    src, threads = neox(tmp_path / "src"), torch.get_num_threads()
+    tensors = load_file(src / "model.safetensors")
+    tensors["gpt_neox.layers.1.mlp.dense_h_to_4h.weight"][0, 0] = torch.nan
+    save_file(tensors, src / "model.safetensors", {"format": "pt"})
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(Refusal, match="finite numbers") as held:
+            growth.grow(src, tmp_path / "out", hidden_size=192)
+        assert held.traceback and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_no_second_embedding_is_held_where_the_width_scales_it(tmp_path, monkeypatch):
+    """Gemma's is multiplied block by block."""
+    monkeypatch.setattr(engine, "BLOCK", 2**12)
+    source = Source(Checkpoint(ALL["gemma"](tmp_path / "src", torch.bfloat16, vocab_size=1000)))
+    config = resized(source.model, Sizes(128), Lemon().order)
+    target = source.family.model(config, source.model.parts)
+    old, new = source.model.architecture, target.architecture
+    plan = engine.plan_growth(source, target, Lemon().maps(old, new), seed=0)
+    row = next(row for row in plan.rows if row.shape == (1000, 128))
+    with Memory() as memory:
+        assert sum(len(block) for block in row.recipe(source)) == 1000
+    assert 1000 * 64 * 2 in memory.made and 1000 * 64 * 4 not in memory.made
 
 
 def test_shards_are_bounded_and_loaded_by_transformers(source, tmp_path):
