@@ -14,7 +14,8 @@ from torch import Tensor
 
 from growth import apply
 from growth.architecture import Architecture, Weight
-from growth.families.table import Entry, Model
+from growth.families.stored import Entry
+from growth.families.table import Model
 from growth.maps import Maps
 from growth.plan import Plan, Recipe, Row, Source, dropped
 

@@ -19,7 +19,8 @@ from transformers import (
 from growth.architecture import Architecture, Linear, Norm, Op, Output, Pointwise, Stack, Table, Vector, Wire
 from growth.errors import refuse
 from growth.families.frames import Frame, assembled
-from growth.families.table import Family, Parts, Stored, all_positions, block
+from growth.families.stored import Stored, block
+from growth.families.table import Family, Parts, all_positions
 
 LAYER = {
     "mixer.q": "attention.self.query",

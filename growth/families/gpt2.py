@@ -5,7 +5,8 @@ from transformers import PreTrainedConfig
 from growth.architecture import Architecture
 from growth.errors import refuse
 from growth.families.frames import Frame, decoder
-from growth.families.table import Family, Fields, Parts, Stored, block
+from growth.families.stored import Stored, block
+from growth.families.table import Family, Fields, Parts
 
 TURNED = "i o -> o i"
 

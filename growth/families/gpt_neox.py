@@ -4,7 +4,8 @@ from transformers import PreTrainedConfig
 
 from growth.architecture import Architecture
 from growth.families.frames import Frame, decoder
-from growth.families.table import Family, Parts, Stored, block
+from growth.families.stored import Stored, block
+from growth.families.table import Family, Parts
 
 
 def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:

@@ -19,7 +19,8 @@ from growth.architecture import (
 )
 from growth.errors import refuse
 from growth.families.frames import Frame, assembled
-from growth.families.table import Family, Fields, Parts, Stored, all_positions, block
+from growth.families.stored import Stored, block
+from growth.families.table import Family, Fields, Parts, all_positions
 from growth.maps import round_robin
 from lcikernels.layers.retention import log_decays
 

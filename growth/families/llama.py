@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 from growth.architecture import Architecture
 from growth.errors import refuse
 from growth.families.frames import Frame, decoder
-from growth.families.table import Family, Fields, Parts, Stored, block, nothing
+from growth.families.stored import Stored, block
+from growth.families.table import Family, Fields, Parts, nothing
 
 BLOCK = {
     "mixer_norm": "input_layernorm",

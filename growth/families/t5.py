@@ -8,7 +8,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForTextEncoding, PreTra
 
 from growth.architecture import Architecture, Op, Output, Stack, Table, Wire
 from growth.families.frames import Frame, assembled
-from growth.families.table import Family, Fields, Parts, Stored, block
+from growth.families.stored import Stored, block
+from growth.families.table import Family, Fields, Parts
 
 EPS = "layer_norm_epsilon"
 BIAS = "block.0.layer.0.SelfAttention.relative_attention_bias"

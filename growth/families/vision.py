@@ -11,7 +11,8 @@ from transformers import AutoModel, AutoModelForImageClassification, PreTrainedC
 
 from growth.architecture import Architecture, Linear, Op, Output, Pointwise, Stack, Table, Vector, Wire
 from growth.families.frames import Frame, assembled
-from growth.families.table import Family, Parts, Stored, block
+from growth.families.stored import Stored, block
+from growth.families.table import Family, Parts
 
 LAYER = {
     "mixer_norm": "layernorm_before",

@@ -18,7 +18,8 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from growth.architecture import Weight
-from growth.families.table import Entry, Model
+from growth.families.stored import Entry
+from growth.families.table import Model
 from growth.learned.operator import Operator, exactly
 from growth.plan import Recipe, Source
 

@@ -29,7 +29,8 @@ from growth.checkpoint import Checkpoint
 from growth.engine import made, named_seed
 from growth.errors import refuse, refuse_odd_seed
 from growth.families.lci import LCI
-from growth.families.table import Entry, in_modules
+from growth.families.stored import Entry
+from growth.families.table import in_modules
 from growth.folders import refuse_existing, refuse_too_large
 from growth.plan import Plan, Row, Source
 from growth.record import new_record
