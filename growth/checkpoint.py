@@ -159,11 +159,16 @@ def _config(path: Path) -> PreTrainedConfig:
     file = path / "config.json"
     _refuse_adapter(path)
     if not os.path.isfile(file):  # false, too, where a name is too long or a link leads to itself
-        there = os.path.exists(path)
+        there, remedy = os.path.exists(path), "name a folder that save_pretrained wrote"
         got = "a folder without it" if os.path.isdir(path) else "a file" if there else "nothing there"
-        raise refuse(
-            str(path), "a checkpoint folder with config.json", got, "name a folder that save_pretrained wrote"
-        )
+        if os.path.isfile(path) and os.path.isfile(path.parent / "config.json"):
+            remedy = f"name the folder that it is in, {path.parent}"
+        elif ggufs := [path] if path.suffix == ".gguf" and there else sorted(path.glob("*.gguf")):
+            got, remedy = (
+                f"{ggufs[0].name}, which is none",
+                f"{remedy}, such as the model that it was made from",
+            )
+        raise refuse(str(path), "a checkpoint folder with config.json", got, remedy)
     kind = read_object(file).get("model_type")
     if isinstance(kind, str) and kind not in CONFIG_MAPPING:
         (nearest,) = difflib.get_close_matches(kind, CONFIG_MAPPING.keys(), 1, cutoff=0)

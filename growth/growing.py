@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from growth.architecture import Architecture
 from growth.checkpoint import Checkpoint, chosen_dtype
 from growth.companions import sentence_modules
 from growth.engine import made, plan_growth
-from growth.errors import Refusal, refuse, refuse_odd_seed
+from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model, in_modules
 from growth.folders import refuse_existing, refuse_too_large
 from growth.lossless import lost
@@ -26,7 +26,7 @@ from growth.methods.learning import RATE, Learning
 from growth.plan import Plan, Recipe, Source
 from growth.record import new_record
 from growth.report import Report
-from growth.sizes import Sizes, json, resized, sizes_of
+from growth.sizes import Sizes, changed, json, resized, sizes_of
 from growth.writing import SHARD_BYTES, write_checkpoint
 
 
@@ -87,7 +87,7 @@ def grow(
         refuse_too_large(dst, target.architecture.parameters * itemsize)
     growth = Growth(source, target, method, method.maps(*models(source, target), seed), seed)
     if method.lossless and growth.lost and not allow_lossy:
-        raise _refuse_lossy(growth)
+        raise _refuse_lossy(growth, sizes or short)
     scaled(target, growth.maps)
     learned = None if dry_run or not method.learned else Learned(growth)
     plan = growth.plan(kept, learned and learned.recipe)
@@ -111,6 +111,7 @@ def grow(
         (source.parameters, plan.parameters),
         plan,
         tuple(growth.lost),
+        changed(source.model, target),
     )
 
 
@@ -215,16 +216,27 @@ def refuse_other_companions(source: Source, target: Model) -> None:
     sentence_modules(source.checkpoint.path, tuple(widths))
 
 
-def _refuse_lossy(growth: Growth) -> Refusal:
-    """With the nearest whole multiple of the width, where that helps."""
-    model, method, config = growth.source.model, growth.method, growth.target.config
-    S, T = (x.wires["residual"].size for x in models(growth.source, growth.target))
-    ways = ["method net2net, which comes close", "--allow-lossy"]
-    if T % S:
-        sizes = Sizes(hidden=T // S * S + S, layers=getattr(config, model.family.fields.layers[0]))
-        larger = model.family.model(resized(model, sizes, method.order), model.parts).architecture
-        if not lost(model.architecture, larger, method.maps(model.architecture, larger)):
-            ways.insert(0, f"hidden size {sizes.hidden}")
-    more = f"; and {len(growth.lost) - 1} more" if len(growth.lost) > 1 else ""
-    got = growth.lost[0] + more
-    return refuse(method.name, "sizes at which nothing is lost", got, f"choose {', or '.join(ways)}")
+def _refuse_lossy(growth: Growth, wanted: Sizes) -> Refusal:
+    """With sizes nearby, where these help."""
+    ways = [*_lossless_near(growth, wanted), "method net2net, which comes close", "--allow-lossy"]
+    got = several(growth.lost)
+    return refuse(growth.method.name, "sizes at which nothing is lost", got, f"choose {', or '.join(ways)}")
+
+
+def _lossless_near(growth: Growth, wanted: Sizes) -> list[str]:
+    """The least larger heads or width that keep groups whole, else that copy all channels as often."""
+    model, method, have = growth.source.model, growth.method, sizes_of(growth.source.model)
+    T, near = growth.target.architecture.wires["residual"].size, {}
+    if wanted.kv_heads:
+        heads = wanted.kv_heads * have.heads // have.kv_heads
+        near[f"{heads} heads"] = replace(wanted, heads=heads, hidden=None)
+    for whole in (have.hidden // (have.kv_heads or 1), have.hidden):
+        if T % whole:
+            width = (T // whole + 1) * whole
+            near[f"hidden size {width}"] = replace(wanted, hidden=width, heads=None, kv_heads=None)
+    for name, sizes in near.items():
+        with suppress(Refusal):
+            larger = model.family.model(resized(model, sizes, method.order), model.parts).architecture
+            if not lost(model.architecture, larger, method.maps(model.architecture, larger)):
+                return [name]
+    return []

@@ -47,7 +47,7 @@ def lost(old: Architecture, new: Architecture, maps: Maps) -> list[str]:
             for op in stack.blocks[kind]:
                 found |= dict.fromkeys(filter(None, [_rule(old, new, maps, op, layer)]))
         found |= dict.fromkeys(filter(None, [_depth(old, maps, prefix, stack)]))
-    return list(found)
+    return [why.replace("{}", "*") for why in found]  # as --learn has it, and what growth inspect prints
 
 
 def _rule(old: Architecture, new: Architecture, maps: Maps, op: Op, layer: int | None) -> str | None:
@@ -166,8 +166,12 @@ def norm(op: Norm, of: _Wires) -> str | None:
     if factor != 1.0 and of.same(op.reads, op.writes, op.gain):
         return f"{op.name}: it shares {op.eps} with norms whose eps has to change"
     S, T = len(x), len(wide)
-    statistic = "mean and variance" if op.kind == "layer" else "mean square"
-    return f"{op.name}: the {statistic} of {T} channels are not those of the source's {S}"
+    differ = (
+        "mean and variance of {} channels are not those"
+        if op.kind == "layer"
+        else "mean square of {} channels is not that"
+    )
+    return f"{op.name}: the {differ.format(T)} of the source's {S}"
 
 
 def _normal(op: Norm, x: Tensor, gain: Tensor, eps: float, size: int | None) -> Tensor:

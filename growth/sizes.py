@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from transformers import PreTrainedConfig
 
 from growth.architecture import Attention
-from growth.errors import refuse
+from growth.errors import reason, refuse
 from growth.families.table import Model
 
 LARGEST = 2**24  # of one size: a matrix of a thousand times that many entries is beyond any machine
@@ -51,11 +51,19 @@ def sizes_of(model: Model) -> Sizes:
     return Sizes(wires["residual"].size, model.architecture.layers, heads, kv_heads, ffn)
 
 
+def changed(old: Model, new: Model) -> dict[str, tuple[int, int]]:
+    """Every size that differs, by its flag: what it was, what it is."""
+    pairs = {
+        FLAGS[x.name]: (getattr(sizes_of(old), x.name), getattr(sizes_of(new), x.name)) for x in fields(Sizes)
+    }
+    return {flag: (before, after) for flag, (before, after) in pairs.items() if before != after}
+
+
 def resized(model: Model, wanted: Sizes, order: Order) -> PreTrainedConfig:
     """The target's configuration: larger, with lists of layers in the order in which a method puts them.
 
     Raises Refusal where a size is smaller than the source's, does not divide into heads or heads into groups,
-    or has no place in the configuration.
+    or has no place in the configuration, and where transformers has a rule of its own against them.
     """
     have, names, config = sizes_of(model), model.family.fields, model.config
     for size in fields(Sizes):
@@ -88,8 +96,13 @@ def resized(model: Model, wanted: Sizes, order: Order) -> PreTrainedConfig:
         if sizes_of(model.family.model(target, model.parts)).ffn != ffn:  # GPT-2's may follow from the width
             setattr(target, names.ffn, ffn)
     if sizes_of(model.family.model(target, model.parts)) == have:
-        remedy = f"pass {', '.join(f'--{flag}' for flag in FLAGS.values() if flag != 'num-kv-heads')}"
+        remedy = f"pass one of {', '.join(f'--{flag}' for flag in FLAGS.values() if flag != 'num-kv-heads')}"
         raise refuse("target", "something larger than the source", "the same sizes", remedy)
+    try:
+        target.validate()
+    except Exception as error:  # StrictDataclassError, or what a validator of the family raises
+        got, remedy = reason(error.__cause__ or error).rstrip("."), "choose sizes that fit each other"
+        raise refuse("target", "sizes that transformers takes", got, remedy) from error
     return target
 
 

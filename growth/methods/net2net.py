@@ -21,7 +21,7 @@ from growth.methods.option import option, refuse_below
 
 @dataclass(frozen=True)
 class Net2Net:
-    """Copies of units and idle layers.  Chen et al., ICLR 2016."""
+    """Copies of units, and added layers that do nothing at first.  Chen et al., ICLR 2016."""
 
     noise: float = option(0.1, "how far copies differ, in units of a fresh matrix")
 

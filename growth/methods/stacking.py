@@ -20,7 +20,7 @@ from growth.methods.option import option, refuse_below
 
 @dataclass(frozen=True)
 class Stack:
-    """The whole model again on top of itself.  Gong et al., ICML 2019."""
+    """The layers again on top of themselves, 0 1 2 0 1 2.  Gong et al., ICML 2019."""
 
     noise: float = option(0.1, "how far copies differ, in units of a fresh matrix")
 
@@ -43,7 +43,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Interpolate(Stack):
-    """Every layer next to its copies.  Chang et al., ICLR 2018."""
+    """Every layer next to its copies, 0 0 1 1 2 2.  Chang et al., ICLR 2018."""
 
     name: ClassVar[str] = "interpolate"
 
