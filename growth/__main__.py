@@ -241,7 +241,7 @@ def main() -> None:
     """Run the command line. A refusal is one line and exit code 2; what is stopped leaves nothing behind."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], "growth", standalone_mode=False)
     except Refusal as refusal:
         print(f"growth: {refusal}", file=sys.stderr)
         code = 2

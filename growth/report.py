@@ -41,6 +41,6 @@ class Report:
         sizes = "".join(f"{name} {old} -> {new}, " for name, (old, new) in self.sizes.items())
         return (
             f"{self.source} -> {where} by {self.method}: {sizes}"
-            f"{self.parameters[0]:,} -> {self.parameters[1]:,} parameters; tensors: {origins}; {len(self.plan.dropped)} dropped; {promise}; "
-            f"{self.seconds:.1f} s"
+            f"{self.parameters[0]:,} -> {self.parameters[1]:,} parameters; tensors: {origins}; "
+            f"{len(self.plan.dropped)} dropped; {promise}; {self.seconds:.1f} s"
         )

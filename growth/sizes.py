@@ -123,11 +123,13 @@ def _width(model: Model, have: Sizes, wanted: Sizes) -> tuple[int, int | None]:
     head, tight = _head(model), have.heads * _head(model) == have.hidden
     hidden = wanted.hidden or (wanted.heads * head if wanted.heads and tight else have.hidden)
     if tight and hidden % head and not (wanted.heads and model.family.fields.head_dim):
+        below = hidden // head * head
+        fit = [below, below + head] if below > have.hidden else [below + head]
         raise refuse(
             FLAGS["hidden"],
             f"a multiple of the head size {head}",
             hidden,
-            f"choose {hidden // head * head} or {(hidden // head + 1) * head}"
+            f"choose {' or '.join(map(str, fit))}"
             + (", or give --num-heads" if model.family.fields.head_dim else ""),
         )
     if tight and not model.family.fields.head_dim and wanted.heads not in (None, hidden // head):
