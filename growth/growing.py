@@ -73,6 +73,8 @@ def grow(
         refuse_existing(dst)
     began = time.perf_counter()
     source = Source(Checkpoint(src))
+    if not isinstance(sizes, Sizes | None):
+        raise refuse("sizes", "growth.Sizes", repr(sizes), "such as Sizes(hidden=768)")
     short = Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size)
     if sizes is not None and short != Sizes():
         raise refuse("sizes", "Sizes, or the short forms", "both", "leave one out")

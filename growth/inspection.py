@@ -20,7 +20,7 @@ LEMON = Lemon()
 TRAINED = {
     AutoModelForCausalLM: "on windows of text",
     AutoModelForMaskedLM: "on windows of text, masked anew for every batch",
-    AutoModelForImageClassification: "on images and their classes",
+    AutoModelForImageClassification: "on images and their classes, from Python",
 }
 
 

@@ -52,10 +52,9 @@ def sizes_of(model: Model) -> Sizes:
 
 
 def changed(old: Model, new: Model) -> dict[str, tuple[int, int]]:
-    """Every size that differs, by its flag: what it was, what it is."""
-    pairs = {
-        FLAGS[x.name]: (getattr(sizes_of(old), x.name), getattr(sizes_of(new), x.name)) for x in fields(Sizes)
-    }
+    """Every size that differs, by its flag: what it was, what it is; kv heads where there are groups."""
+    names = [x.name for x in fields(Sizes) if x.name != "kv_heads" or old.family.fields.kv_heads]
+    pairs = {FLAGS[name]: (getattr(sizes_of(old), name), getattr(sizes_of(new), name)) for name in names}
     return {flag: (before, after) for flag, (before, after) in pairs.items() if before != after}
 
 

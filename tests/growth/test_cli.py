@@ -11,6 +11,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import growth
 from growth.__main__ import main
+from growth.errors import Refusal
 from growth.methods import METHODS
 
 
@@ -394,3 +395,10 @@ def test_every_size_that_changed_is_told_with_those_that_nobody_gave(broken, mon
     _, out, _ = run(monkeypatch, capsys, *words)
     assert "by lemon: hidden-size 64 -> 80, num-heads 4 -> 5, num-kv-heads 2 -> 5, ffn-size " in out
     assert json.loads(run(monkeypatch, capsys, *words, "--json")[1])["sizes"]["num-kv-heads"] == [2, 5]
+
+
+def test_a_number_is_no_size_and_heads_without_groups_are_told_once(source):
+    with pytest.raises(Refusal, match="sizes: expected growth.Sizes, got 168; such as Sizes"):
+        growth.grow(source, sizes=168, dry_run=True)
+    sizes = growth.grow(source, sizes=growth.Sizes(hidden=168), dry_run=True).sizes
+    assert sizes == {"hidden-size": (96, 168), "num-heads": (4, 7), "ffn-size": (160, 280)}
