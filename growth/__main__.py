@@ -11,7 +11,7 @@ from rich.console import Console
 
 import growth
 from growth.errors import Refusal, refuse
-from growth.flags import method_with, with_flags  # without torch: --help answers at once
+from growth.flags import method_with, told, with_flags  # without torch: --help answers at once
 from growth.methods import METHODS
 
 app = typer.Typer(
@@ -25,7 +25,10 @@ INTERRUPTED = 128 + signal.SIGINT
 UsageError = typer.BadParameter.__base__  # typer has click's exceptions, of its own or click's, and names few
 
 Src = Annotated[
-    str, typer.Argument(metavar="SRC", help="A checkpoint: a folder, or the Hub's name.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="SRC", help="A checkpoint: a folder, or the Hub's owner/name.", show_default=False
+    ),
 ]
 Dst = Annotated[str, typer.Argument(metavar="DST", help="New folder for the result.", show_default=False)]
 DryRun = Annotated[
@@ -50,18 +53,22 @@ def grow(
     dst: Annotated[
         str | None, typer.Argument(metavar="DST", help="New folder; may be left out of a dry run.")
     ] = None,
-    method: Annotated[str, typer.Option(help=" | ".join(METHODS))] = "lemon",
+    method: Annotated[str, typer.Option(help=told(METHODS.values()))] = "lemon",
     hidden_size: Annotated[int | None, typer.Option(help="Width; default: the source's.")] = None,
     num_layers: Annotated[int | None, typer.Option(help="Layers; default: the source's.")] = None,
-    num_heads: Annotated[int | None, typer.Option(help="Default: in proportion to the width.")] = None,
+    num_heads: Annotated[int | None, typer.Option(help="Heads; default: in proportion to the width.")] = None,
     num_kv_heads: Annotated[
         int | None, typer.Option(help="Heads of keys and values; default: in proportion to the heads.")
     ] = None,
-    ffn_size: Annotated[int | None, typer.Option(help="Default: in proportion to the width.")] = None,
+    ffn_size: Annotated[
+        int | None, typer.Option(help="Neurons of a feed-forward block; default: in proportion to the width.")
+    ] = None,
     allow_lossy: Annotated[
-        bool, typer.Option("--allow-lossy", help="By a lossless method also where something is lost.")
+        bool, typer.Option("--allow-lossy", help="By lemon also where something is lost.")
     ] = False,
-    dtype: Annotated[str | None, typer.Option(help="Of the result; default: the source's.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the result, such as bfloat16; default: the source's.")
+    ] = None,
     shard_size: Annotated[float, typer.Option(help="Largest file, in GB.")] = 2.0,
     seed: Seed = 0,
     dry_run: DryRun = False,
@@ -219,7 +226,7 @@ def _print(report, dry_run: bool, as_json: bool) -> None:
         for name, why in report.plan.dropped.items():
             say(f"dropped {name}: {why}")
     for note in report.notes:
-        say(note)
+        say(f"note: {note}")
     if dry_run:
         say(f"{report.plan.bytes:,} bytes on disk, and about {report.plan.memory:,} of memory to make them")
     say(str(report))
@@ -234,7 +241,7 @@ def main() -> None:
     """Run the command line. A refusal is one line and exit code 2; what is stopped leaves nothing behind."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], "growth", standalone_mode=False)
     except Refusal as refusal:
         print(f"growth: {refusal}", file=sys.stderr)
         code = 2

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from growth.card import write_figures
 from growth.checkpoint import Checkpoint
-from growth.errors import refuse
+from growth.errors import refuse, several
 from growth.families import model_of
 from growth.families.table import Model
 from growth.loading import load_model
@@ -53,13 +53,14 @@ class Agreement:
         return self.limit is None or self.float32 <= self.limit
 
     def __str__(self) -> str:
+        stored = f", {self.stored:.2e} in {self.stored_dtype}" if self.stored_dtype != "float32" else ""
         measured = (
-            f"max |{self.compared} difference|: {self.float32:.2e} in float32, {self.stored:.2e} in "
-            f"{self.stored_dtype} (largest {self.compared} {self.largest:.2f})"
+            f"max |{self.compared} difference|: {self.float32:.2e} in float32{stored} "
+            f"(largest {self.compared} {self.largest:.2f})"
         )
         where = f"; they first differ in {self.first}" if self.first else ""
         if self.limit is None:
-            why = f": {'; '.join(self.lost)}" if self.lost else ""
+            why = f": {several(self.lost)}" if self.lost else ""
             return f"{measured}{where}; no equality was promised{why}"
         return f"{measured}{where}; promised at most {self.limit:.1e}: {'kept' if self.kept else 'BROKEN'}"
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from growth.errors import reason, refuse
+from growth.errors import Refusal, reason, refuse
 from growth.hub import resolve
 from growth.jsonfile import read_object
 from growth.record import read_record
@@ -159,11 +159,7 @@ def _config(path: Path) -> PreTrainedConfig:
     file = path / "config.json"
     _refuse_adapter(path)
     if not os.path.isfile(file):  # false, too, where a name is too long or a link leads to itself
-        there = os.path.exists(path)
-        got = "a folder without it" if os.path.isdir(path) else "a file" if there else "nothing there"
-        raise refuse(
-            str(path), "a checkpoint folder with config.json", got, "name a folder that save_pretrained wrote"
-        )
+        raise _no_checkpoint(path)
     kind = read_object(file).get("model_type")
     if isinstance(kind, str) and kind not in CONFIG_MAPPING:
         (nearest,) = difflib.get_close_matches(kind, CONFIG_MAPPING.keys(), 1, cutoff=0)
@@ -196,6 +192,20 @@ def _config(path: Path) -> PreTrainedConfig:
             remedy = "check that it belongs to these weights"
             raise refuse(f"{file}: {name}", f"1 to {LARGEST:,}", size, remedy)
     return config
+
+
+def _no_checkpoint(path: Path) -> Refusal:
+    """What is there in the place of a folder with config.json."""
+    got, remedy, others = "nothing there", "name a folder that save_pretrained wrote", []
+    if os.path.isdir(path):
+        got, others = "a folder without it", sorted(path.glob("*.gguf"))
+    elif os.path.isfile(path):
+        got, others = "a file", [path] if path.suffix == ".gguf" else []
+        if os.path.isfile(path.parent / "config.json"):
+            remedy = f"name the folder that it is in, {path.parent}"
+    if others:
+        got, remedy = f"{others[0].name}, which is none", f"{remedy}, such as the model that it was made from"
+    return refuse(str(path), "a checkpoint folder with config.json", got, remedy)
 
 
 def _refuse_adapter(path: Path) -> None:

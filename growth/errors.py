@@ -1,5 +1,7 @@
 """The one refusal of this package: a complete sentence, raised before anything is written."""
 
+from collections.abc import Sequence
+
 
 class Refusal(ValueError):
     """A call that cannot be served. The command line prints the message on one line and exits with code 2."""
@@ -14,6 +16,11 @@ def refuse_odd_seed(seed: int) -> None:
     """Raises Refusal where a seed is none that every library here takes."""
     if not 0 <= seed < 2**32:
         raise refuse("seed", "0 to 4294967295", seed, "choose one of these")
+
+
+def several(losses: Sequence[str]) -> str:
+    """The first, and how many more."""
+    return losses[0] + (f"; and {len(losses) - 1} more" if len(losses) > 1 else "")
 
 
 def reason(error: BaseException, most: int = 300) -> str:

@@ -24,6 +24,12 @@ def flags(methods: Iterable[type]) -> dict[str, tuple[type, str, list[str]]]:
     return found
 
 
+def told(methods: Iterable[type]) -> str:
+    """Each with what it does, as the first sentence of its docstring has it; a paragraph each."""
+    said = (f"{method.name}: {method.__doc__.partition('.')[0]}." for method in methods)
+    return "\n\n".join(said)
+
+
 def method_with(name: str, given: dict[str, Any]) -> Method:
     """The method of that name with these options; a refusal where it has no use for one."""
     kind = type(method_of(name))
@@ -44,7 +50,12 @@ def with_flags(command: Callable) -> Signature:
             name,
             Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[_typed(kind), typer.Option(help=f"{', '.join(takers)}: {help}")],
+            annotation=Annotated[
+                _typed(kind),
+                typer.Option(
+                    help=help[0].upper() + help[1:] + ".", rich_help_panel=f"Options of {', '.join(takers)}"
+                ),
+            ],
         )
         for name, (kind, help, takers) in flags(METHODS.values()).items()
     ]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from growth.architecture import Architecture
 from growth.checkpoint import Checkpoint, chosen_dtype
 from growth.companions import sentence_modules
 from growth.engine import made, one_thread, plan_growth
-from growth.errors import Refusal, refuse, refuse_odd_seed
+from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model, in_modules
 from growth.folders import refuse_existing, refuse_too_large
 from growth.lossless import lost
@@ -26,7 +27,7 @@ from growth.methods.learning import RATE, Learning
 from growth.plan import Plan, Recipe, Source
 from growth.record import new_record
 from growth.report import Report
-from growth.sizes import Sizes, recorded, resized, sizes_of
+from growth.sizes import Sizes, changed, recorded, resized, sizes_of
 from growth.writing import SHARD_BYTES, write_checkpoint
 
 
@@ -73,6 +74,8 @@ def grow(
         refuse_existing(dst)
     began = time.perf_counter()
     source = Source(Checkpoint(src))
+    if not isinstance(sizes, Sizes | None):
+        raise refuse("sizes", "growth.Sizes", repr(sizes), "such as Sizes(hidden=768)")
     short = Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size)
     if sizes is not None and short != Sizes():
         raise refuse("sizes", "Sizes, or the short forms", "both", "leave one out")
@@ -87,7 +90,7 @@ def grow(
         refuse_too_large(dst, target.architecture.parameters * itemsize)
     growth = Growth(source, target, method, method.maps(*models(source, target), seed), seed)
     if method.lossless and growth.lost and not allow_lossy:
-        raise _refuse_lossy(growth)
+        raise _refuse_lossy(growth, sizes or short)
     scale_eps(target.config, growth.maps)
     learned = None
     if method.learned and not dry_run:
@@ -115,6 +118,7 @@ def grow(
         (source.parameters, plan.parameters),
         plan,
         tuple(growth.lost),
+        changed(source.model, target),
     )
 
 
@@ -192,16 +196,27 @@ def refuse_other_companions(source: Source, target: Model) -> None:
     sentence_modules(source.checkpoint.path, tuple(widths))
 
 
-def _refuse_lossy(growth: Growth) -> Refusal:
-    """With the nearest whole multiple of the width, where that helps."""
-    model, method, config = growth.source.model, growth.method, growth.target.config
-    S, T = (x.wires["residual"].size for x in models(growth.source, growth.target))
-    ways = ["method net2net, which comes close", "--allow-lossy"]
-    if T % S:
-        sizes = Sizes(hidden=T // S * S + S, layers=getattr(config, model.family.fields.layers[0]))
-        larger = model.family.model(resized(model, sizes, method.order), model.parts).architecture
-        if not lost(model.architecture, larger, method.maps(model.architecture, larger)):
-            ways.insert(0, f"hidden size {sizes.hidden}")
-    more = f"; and {len(growth.lost) - 1} more" if len(growth.lost) > 1 else ""
-    got = growth.lost[0] + more
-    return refuse(method.name, "sizes at which nothing is lost", got, f"choose {', or '.join(ways)}")
+def _refuse_lossy(growth: Growth, wanted: Sizes) -> Refusal:
+    """With sizes nearby, where these help."""
+    ways = [*_lossless_near(growth, wanted), "method net2net, which comes close", "--allow-lossy"]
+    got = several(growth.lost)
+    return refuse(growth.method.name, "sizes at which nothing is lost", got, f"choose {', or '.join(ways)}")
+
+
+def _lossless_near(growth: Growth, wanted: Sizes) -> list[str]:
+    """The least larger heads or width that keep groups whole, else that copy all channels as often."""
+    model, method, have = growth.source.model, growth.method, sizes_of(growth.source.model)
+    T, near = growth.target.architecture.wires["residual"].size, {}
+    if wanted.kv_heads:
+        heads = wanted.kv_heads * have.heads // have.kv_heads
+        near[f"{heads} heads"] = replace(wanted, heads=heads, hidden=None)
+    for whole in (have.hidden // (have.kv_heads or 1), have.hidden):
+        if T % whole:
+            width = (T // whole + 1) * whole
+            near[f"hidden size {width}"] = replace(wanted, hidden=width, heads=None, kv_heads=None)
+    for name, sizes in near.items():
+        with suppress(Refusal):
+            larger = model.family.model(resized(model, sizes, method.order), model.parts).architecture
+            if not lost(model.architecture, larger, method.maps(model.architecture, larger)):
+                return [name]
+    return []

@@ -20,7 +20,7 @@ LEMON = Lemon()
 TRAINED = {
     AutoModelForCausalLM: "on windows of text",
     AutoModelForMaskedLM: "on windows of text, masked anew for every batch",
-    AutoModelForImageClassification: "on images and their classes",
+    AutoModelForImageClassification: "on images and their classes, from Python",
 }
 
 
@@ -82,11 +82,13 @@ class Inspection:
         wide = max(len(held.name) for held in self.tensors)
         for held in self.tensors:
             shape = "x".join(map(str, held.shape))
-            yield f"{held.name:{wide}}  {shape:12} {held.dtype:9} {', '.join(held.weights)}"
+            weights = ", ".join(held.weights).replace("{}", "*")
+            yield f"{held.name:{wide}}  {shape:12} {held.dtype:9} {weights}"
         wide = max(map(len, self.wires))
         for name, wire in self.wires.items():
             each = f" of {wire.width}" if wire.width > 1 else ""
-            yield f"wire {name:{wide}}  {wire.units}{each}{' (fixed)' if wire.fixed else ''}"
+            fixed = " (fixed)" if wire.fixed else ""
+            yield f"wire {name.replace('{}', '*'):{wide}}  {wire.units}{each}{fixed}"
         for way in self.grow:
             yield f"grow: {way}"
         yield f"transfer: {self.transfer}"
@@ -128,7 +130,10 @@ def inspect(src: str | Path) -> Inspection:
         dict(model.architecture.wires),
         tuple(_ways(model)),
         transfer,
-        TRAINED.get(model.auto, f"no: there are no data for what {model.auto.__name__} loads"),
+        TRAINED.get(
+            model.auto,
+            f"no: only language models and image classifiers are, and this is an {model.auto.__name__}",
+        ),
     )
 
 
@@ -145,11 +150,14 @@ def _ways(model: Model) -> Iterator[Way]:
     yield _way(model, "hidden size", D, to, {str(T): Sizes(T) for T in (D + step, 2 * D)})
     if H:
         n = H // G
-        yield _way(model, "heads", H, "to any number above", {str(H + n): Sizes(D, heads=H + n)})
+        alone = not model.family.fields.head_dim or _fits(model, Sizes(D, heads=H + n))
+        width = D if alone else None  # some of transformers' classes want a width that the heads divide
+        to = "to any number above" + ("" if alone else ", the width with them")
+        yield _way(model, "heads", H, to, {str(H + n): Sizes(width, heads=H + n)})
     if H and model.family.fields.kv_heads:
         groups = {
-            f"{G + 1} groups of {n}": Sizes(D, heads=H + n, kv_heads=G + 1),
-            f"{G} groups of {n + 1}": Sizes(D, heads=H + G, kv_heads=G),
+            f"{G + 1} groups of {n}": Sizes(width, heads=H + n, kv_heads=G + 1),
+            f"{G} groups of {n + 1}": Sizes(width, heads=H + G, kv_heads=G),
         }
         yield _way(model, "kv heads", G, "to any divisor of the heads above", groups)
     yield _way(model, "layers", L, "to any number above", {str(L + 1): Sizes(layers=L + 1)})

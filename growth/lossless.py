@@ -39,28 +39,15 @@ def lost(old: Architecture, new: Architecture, maps: Maps) -> list[str]:
     A norm of a norm is the norm but for O(eps): layers are added losslessly to a model whose norms stand
     after the sum where its eps does not show in nine digits.
     """
-    found: dict[str, None] = {}
-    for op in old.ops:
-        found |= dict.fromkeys(filter(None, [_rule(old, new, maps, op, None)]))
+    judged = [_rule(_Wires(old, new, maps, None), op) for op in old.ops]
     for prefix, stack in old.stacks.items():
-        for layer, kind in enumerate(new.stacks[prefix].kinds):
-            for op in stack.blocks[kind]:
-                found |= dict.fromkeys(filter(None, [_rule(old, new, maps, op, layer)]))
-        found |= dict.fromkeys(filter(None, [_depth(old, maps, prefix, stack)]))
-    return list(found)
-
-
-def _rule(old: Architecture, new: Architecture, maps: Maps, op: Op, layer: int | None) -> str | None:
-    of = _Wires(old, new, maps, layer)
-    rules: dict[type, Callable[[Any, _Wires], str | None]] = {
-        Linear: linear,
-        Tied: tied,
-        Norm: norm,
-        Pointwise: pointwise,
-        Attention: attention,
-        Output: output,
-    }
-    return None if isinstance(op, Table | Vector) else rules[type(op)](op, of)
+        kinds = new.stacks[prefix].kinds
+        alike = {(kind, maps.at(layer)): layer for layer, kind in enumerate(kinds)}  # judged once
+        for (kind, _), layer in alike.items():
+            judged += [_rule(_Wires(old, new, maps, layer), op) for op in stack.blocks[kind]]
+        judged.append(_depth(old, maps, prefix, stack))
+    # As --learn has names, and as growth inspect prints them.
+    return list(dict.fromkeys(why.replace("{}", "*") for why in judged if why))
 
 
 class _Wires:
@@ -166,8 +153,12 @@ def norm(op: Norm, of: _Wires) -> str | None:
     if factor != 1.0 and of.same(op.reads, op.writes, op.gain):
         return f"{op.name}: it shares {op.eps} with norms whose eps has to change"
     S, T = len(x), len(wide)
-    statistic = "mean and variance" if op.kind == "layer" else "mean square"
-    return f"{op.name}: the {statistic} of {T} channels are not those of the source's {S}"
+    differ = (
+        "mean and variance of {} channels are not those"
+        if op.kind == "layer"
+        else "mean square of {} channels is not that"
+    )
+    return f"{op.name}: the {differ.format(T)} of the source's {S}"
 
 
 def _normal(op: Norm, x: Tensor, gain: Tensor, eps: float, size: int | None) -> Tensor:
@@ -188,7 +179,7 @@ def pointwise(op: Pointwise, of: _Wires) -> str | None:
 
 
 def attention(op: Attention, of: _Wires) -> str | None:
-    """Whole heads are copied; copies of a query head read copies of the key and value head of the original.
+    """Whole heads are copied, each of them; copies of a query head read copies of the key and value head of the original.
 
     What is mixed is linear in the values, so a factor passes through. A head of no unit gives zero where its
     keys and values are zero too, else something that no reader may be given noise for.
@@ -202,7 +193,7 @@ def attention(op: Attention, of: _Wires) -> str | None:
     (Q, G), (P, H) = ((model.wires[op.query].units, model.wires[op.key].units) for model in (of.old, of.new))
     own = of.old.wires[op.value].units == Q  # a value for each head of query
     fits = P % H == 0 and query == mixed and all(units == query for units in along)
-    fits = fits and of.scale(op.value) == of.scale(op.mixed)
+    fits = fits and of.scale(op.value) == of.scale(op.mixed) and set(query) >= set(range(Q))
     for t, q in enumerate(query if fits else ()):
         k, v = key[t // (P // H)], value[t if own else t // (P // H)]
         if q >= 0:
@@ -286,3 +277,17 @@ def _after_sum_is_lossless(old: Architecture, maps: Maps, norms: list[Norm], L: 
     want, left = stream(narrow, outputs, 1.0)
     got, also = stream(wide, added, maps.eps.get(norms[0].eps, 1.0))
     return close(got[kept], want) and close(also, left)
+
+
+RULES: dict[type, Callable[[Any, _Wires], str | None]] = {
+    Linear: linear,
+    Tied: tied,
+    Norm: norm,
+    Pointwise: pointwise,
+    Attention: attention,
+    Output: output,
+}
+
+
+def _rule(of: _Wires, op: Op) -> str | None:
+    return None if isinstance(op, Table | Vector) else RULES[type(op)](op, of)

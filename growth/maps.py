@@ -73,6 +73,14 @@ class Maps:
     eps: Mapping[str, float] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()
 
+    def at(self, layer: int) -> frozenset[tuple[str, int]]:
+        """What tells layers with other maps apart: which object is the map of each wire there."""
+        return frozenset(
+            (name.removesuffix(f".{layer}"), id(of))
+            for name, of in self.wires.items()
+            if name.endswith(f".{layer}")
+        )
+
     def of(self, wire: str, layer: int | None) -> Any:
         """The map of a wire, None where it does not grow."""
         return self.wires.get(wire if layer is None else wire.format(layer))

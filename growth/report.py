@@ -1,6 +1,6 @@
 """What one call of growth did."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from growth.plan import Plan
@@ -13,7 +13,8 @@ class Report:
     lossless: does the new model promise the source's logits. seconds, flops: what making it took; flops
     counts the multiplications and additions of matrix products (2 per pair), training steps of a learned
     operator included. target is None for a dry run. parameters: of the source and of the target. notes:
-    what is lost, and what the target lacks of the source's settings.
+    what is lost, and what the target lacks of the source's settings. sizes: those that growing
+    changed, such as hidden-size, of the source and of the target.
     """
 
     source: Path
@@ -25,6 +26,7 @@ class Report:
     parameters: tuple[int, int]
     plan: Plan
     notes: tuple[str, ...] = ()
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def json(self) -> dict:
         """All of it, as JSON has it."""
@@ -36,8 +38,9 @@ class Report:
         origins = ", ".join(f"{count} {origin}" for origin, count in self.plan.origins().items())
         promise = "the same logits as the source" if self.lossless else "other logits than the source"
         where = self.target or "nothing (dry run)"
+        sizes = "".join(f"{name} {old} -> {new}, " for name, (old, new) in self.sizes.items())
         return (
-            f"{self.source} -> {where} by {self.method}: {self.parameters[0]:,} -> {self.parameters[1]:,} "
-            f"parameters; tensors: {origins}; {len(self.plan.dropped)} dropped; {promise}; "
-            f"{self.seconds:.1f} s"
+            f"{self.source} -> {where} by {self.method}: {sizes}"
+            f"{self.parameters[0]:,} -> {self.parameters[1]:,} parameters; tensors: {origins}; "
+            f"{len(self.plan.dropped)} dropped; {promise}; {self.seconds:.1f} s"
         )

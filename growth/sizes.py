@@ -52,6 +52,13 @@ def sizes_of(model: Model) -> Sizes:
     return Sizes(wires["residual"].size, model.architecture.layers, heads, kv_heads, ffn)
 
 
+def changed(old: Model, new: Model) -> dict[str, tuple[int, int]]:
+    """Every size that differs, by its flag: what it was, what it is; kv heads where there are groups."""
+    names = [x.name for x in fields(Sizes) if x.name != "kv_heads" or old.family.fields.kv_heads]
+    pairs = {FLAGS[name]: (getattr(sizes_of(old), name), getattr(sizes_of(new), name)) for name in names}
+    return {flag: (before, after) for flag, (before, after) in pairs.items() if before != after}
+
+
 def resized(model: Model, wanted: Sizes, order: Order) -> PreTrainedConfig:
     """The target's configuration: larger, with lists of layers in the order in which a method puts them.
 
@@ -91,13 +98,13 @@ def resized(model: Model, wanted: Sizes, order: Order) -> PreTrainedConfig:
         if sizes_of(model.family.model(target, model.parts)).ffn != ffn:  # GPT-2's may follow from the width
             setattr(target, names.ffn, ffn)
     if sizes_of(model.family.model(target, model.parts)) == have:
-        remedy = f"pass {', '.join(f'--{flag}' for flag in FLAGS.values() if flag != 'num-kv-heads')}"
+        remedy = f"pass one of {', '.join(f'--{flag}' for flag in FLAGS.values() if flag != 'num-kv-heads')}"
         raise refuse("target", "something larger than the source", "the same sizes", remedy)
     try:
         target.validate()
     except StrictDataclassClassValidationError as error:
-        got, remedy = reason(error.__cause__ or error), "choose other sizes"
-        raise refuse("target", f"sizes that a {config.model_type} may have", got, remedy) from error
+        got, remedy = reason(error.__cause__ or error).rstrip("."), "choose sizes that fit each other"
+        raise refuse("target", "sizes that transformers takes", got, remedy) from error
     return target
 
 
@@ -118,11 +125,13 @@ def _width(model: Model, have: Sizes, wanted: Sizes) -> tuple[int, int | None]:
     head, tight = _head(model), have.heads * _head(model) == have.hidden
     hidden = wanted.hidden or (wanted.heads * head if wanted.heads and tight else have.hidden)
     if tight and hidden % head and not (wanted.heads and model.family.fields.head_dim):
+        below = hidden // head * head
+        fit = [below, below + head] if below > have.hidden else [below + head]
         raise refuse(
             FLAGS["hidden"],
             f"a multiple of the head size {head}",
             hidden,
-            f"choose {hidden // head * head} or {(hidden // head + 1) * head}"
+            f"choose {' or '.join(map(str, fit))}"
             + (", or give --num-heads" if model.family.fields.head_dim else ""),
         )
     if tight and not model.family.fields.head_dim and wanted.heads not in (None, hidden // head):

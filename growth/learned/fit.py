@@ -58,7 +58,9 @@ def examples_for(
     config = source.config
     if data is None:
         sees = source.family.probe == "images"
-        remedy = "pass growth.training.images.Images" if sees else "pass a file or a folder of text"
+        remedy = "pass a file or a folder of text"
+        if sees:
+            remedy = "call it from Python, with growth.training.images.Images"
         raise refuse("data", f"{'Images' if sees else 'text'} that {method} learns from", "none", remedy)
     refuse_other_kind(source.model, data)
     length = window_length(config, data, None, sequence_length, usual=LENGTH)

@@ -19,11 +19,11 @@ class Learning:
     """data: files, folders, or Windows; for an image classifier Images. learning_rate: RATE / the source's
     width unless given, for a new unit sums over as many old ones."""
 
-    data: "Data | None" = option(None, "a text file or a folder of them to learn from", str)
+    data: "Data | None" = option(None, "a text file, or a folder of them, to learn from", str)
     steps: int = option(100, "learning steps")
     batch_size: int = option(16, "windows or images a step")
     sequence_length: int | None = option(None, "tokens a window; default: 512, or the model's positions")
-    learning_rate: float | None = option(None, "the highest; default: 0.5 / the source's width")
+    learning_rate: float | None = option(None, "the highest learning rate; default: 0.5 / the source's width")
 
     learned: ClassVar[bool] = True
     lossless: ClassVar[bool] = False

@@ -39,14 +39,16 @@ TIES = ("published", "untied")
 
 @dataclass(frozen=True)
 class Ligo(Learning):
-    """Maps of units and layers, learned.  Wang et al., ICLR 2023.
+    """New units and layers as mixes of the old ones, learned from data.  Wang et al., ICLR 2023.
 
     learn: patterns of the maps that learn, write.WIRE, read.WIRE, depth.WEIGHT, such as read.ffn.*; WIRE in a
     layer has its number, ffn.3; WEIGHT is a name of `growth inspect`.
     """
 
-    start: str = option("lossless", "lossless | net2net | published")
-    ties: str | None = option(None, "published | untied; default: as the start needs")
+    start: str = option("lossless", "where learning starts: lossless | net2net | published")
+    ties: str | None = option(
+        None, "readers and producers: published (one map) | untied; default: as the start needs"
+    )
     learn: tuple[str, ...] = option(("*",), "maps that learn, such as depth.*; may be repeated")
 
     name: ClassVar[str] = "ligo"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mango(Learning):
-    """A ring of cores, learned.  Pan et al., NeurIPS 2023."""
+    """One map for all layers' matrices, a ring of cores, learned from data.  Pan et al., NeurIPS 2023."""
 
     rank: int = option(1, "terms of the ring")
 

@@ -19,7 +19,7 @@ from growth.methods.identities import identities
 
 @dataclass(frozen=True)
 class Net2Net(Copying):
-    """Copies of units and idle layers.  Chen et al., ICLR 2016."""
+    """Copies of units, and added layers that do nothing at first.  Chen et al., ICLR 2016."""
 
     name: ClassVar[str] = "net2net"
 

@@ -19,7 +19,7 @@ from growth.methods.identities import rearranged
 
 @dataclass(frozen=True)
 class StackBert(Copying):
-    """The whole model again on top of itself.  Gong et al., ICML 2019."""
+    """The layers again on top of themselves, 0 1 2 0 1 2.  Gong et al., ICML 2019."""
 
     name: ClassVar[str] = "stack"
 
@@ -34,7 +34,7 @@ class StackBert(Copying):
 
 @dataclass(frozen=True)
 class Interpolate(StackBert):
-    """Every layer next to its copies.  Chang et al., ICLR 2018."""
+    """Every layer next to its copies, 0 0 1 1 2 2.  Chang et al., ICLR 2018."""
 
     name: ClassVar[str] = "interpolate"
 

@@ -86,7 +86,7 @@ def refuse_other_kind(model: Model | None, data: Data, what: str = "data") -> No
     sees, images = model.family.probe == "images", isinstance(data, Images)
     kind = f"a {model.family.model_type}"
     if sees and not images:
-        remedy = "pass growth.training.images.Images"
+        remedy = "call it from Python, with growth.training.images.Images"
         raise refuse(what, f"Images, which {kind} learns from", "text", remedy)
     if images and not sees:
         raise refuse(what, f"text, which {kind} learns from", "Images", "name files of text")

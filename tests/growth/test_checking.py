@@ -82,6 +82,14 @@ def test_the_limit_follows_the_dtype_of_the_tensors_not_that_of_the_configuratio
     agreement = growth.check(src, tmp_path / "out")
     assert agreement.kept and agreement.stored_dtype == "float16"
     assert agreement.limit > 1e-3 * max(1.0, agreement.largest) > agreement.float32
+    assert " in float32, " in str(agreement) and " in float16 (" in str(agreement)
+
+
+def test_one_figure_is_told_of_one_dtype_and_one_loss_of_several(source, tmp_path):
+    growth.grow(source, tmp_path / "out", method="net2net", hidden_size=168)
+    agreement = growth.check(source, tmp_path / "out")
+    assert str(agreement).count("float32") == 1 and len(agreement.lost) > 1
+    assert str(agreement).endswith(f"promised: {agreement.lost[0]}; and {len(agreement.lost) - 1} more")
 
 
 def test_the_card_says_what_it_is_and_what_was_measured(tmp_path):

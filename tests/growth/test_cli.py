@@ -11,6 +11,8 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import growth
 from growth.__main__ import main
+from growth.errors import Refusal
+from growth.methods import METHODS
 
 
 def run(monkeypatch, capsys, *words):
@@ -43,9 +45,12 @@ def broken(tmp_path_factory):
         tokenizer.unlink()
     growth.transfer(tmp_path / "wordless", tmp_path / "retnet")
     growth.transfer(neox(tmp_path / "whole"), tmp_path / "attention", mixers="attention")
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "model.gguf").write_bytes(b"GGUF")
     gpt2(tmp_path / "gpt2")
     bert(tmp_path / "bert")
     ALL["llama"](tmp_path / "llama")
+    ALL["llama"](tmp_path / "grouped", num_attention_heads=8, head_dim=8)
     saved(OPTForCausalLM, OPTConfig(**OPT), tmp_path / "opt", torch.float32)
     (tmp_path / "words.txt").write_text("one two three four five six seven " * 100)
     (tmp_path / "text.txt").write_text("  \n")
@@ -70,7 +75,7 @@ REFUSALS = {
     ),
     "half a head": (
         ("grow", "{src}", "{}/out", "--hidden-size", 100),
-        "multiple of the head size 24, got 100; choose 96 or 120",
+        "multiple of the head size 24, got 100; choose 120",
     ),
     "heads that do not fit": (
         ("grow", "{src}", "{}/out", "--hidden-size", 120, "--num-heads", 6),
@@ -200,6 +205,23 @@ REFUSALS = {
     "a post-norm width between whole factors": (
         ("grow", "{}/bert", "{}/out", "--hidden-size", 168),
         "168 channels are not those of the source's 96; and 3 more; choose hidden size 192, or",
+    ),
+    "groups that are cut": (
+        ("grow", "{}/grouped", "{}/out", "--hidden-size", 72, "--num-kv-heads", 3),
+        "attention: 9 query heads do not divide among 3 key and value heads as 8 do among 2; and 1 more; choose",
+    ),
+    "heads that transformers does not take": (
+        ("grow", "{}/llama", "{}/out", "--hidden-size", 100, "--num-heads", 6),
+        "target: expected sizes that transformers takes, got The hidden size (100) is not a multiple",
+    ),
+    "the same sizes": (("grow", "{src}", "{}/out"), "pass one of --hidden-size, --num-layers"),
+    "a file of a checkpoint": (
+        ("grow", "{}/whole/model.safetensors", "{}/out", "--num-layers", 4),
+        "name the folder that it is in",
+    ),
+    "another program's file": (
+        ("grow", "{}/gguf", "{}/out", "--num-layers", 4),
+        "expected a checkpoint folder with config.json, got model.gguf, which is none",
     ),
     "ligo without a tokenizer": (
         ("grow", "{}/wordless", "{}/out", "--method", "ligo", "--num-layers", 4, "--data", "{}/text.txt"),
@@ -356,6 +378,28 @@ def test_brackets_in_a_name_are_printed_as_they_are(source, tmp_path, monkeypatc
 )
 def test_inspect_names_spaces_and_tensors(family, tensor, tmp_path, monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "inspect", FAMILIES[family](tmp_path / "src"))
-    assert code == 0 and "ffn.{}" in out and tensor in out
+    assert code == 0 and "wire ffn.*" in out and "layers.*.mlp.up.weight" in out and tensor in out
     assert "hidden size 96 to any multiple of the head size 24" in out and "ffn size 160" in out
     assert ("transfer: to" in out) == (family == "gpt_neox")
+
+
+def test_help_tells_what_each_method_does_and_which_options_are_whose(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "160")
+    code, out, _ = run(monkeypatch, capsys, "grow", "--help")
+    assert code == 0 and "Options of ligo, mango" in out
+    for method in METHODS.values():
+        assert f"{method.name}: {method.__doc__.partition('.')[0]}." in out
+
+
+def test_every_size_that_changed_is_told_with_those_that_nobody_gave(broken, monkeypatch, capsys):
+    words = "grow", broken / "llama", "--num-heads", 5, "--dry-run"
+    _, out, _ = run(monkeypatch, capsys, *words)
+    assert "by lemon: hidden-size 64 -> 80, num-heads 4 -> 5, num-kv-heads 2 -> 5, ffn-size " in out
+    assert json.loads(run(monkeypatch, capsys, *words, "--json")[1])["sizes"]["num-kv-heads"] == [2, 5]
+
+
+def test_a_number_is_no_size_and_heads_without_groups_are_told_once(source):
+    with pytest.raises(Refusal, match="sizes: expected growth.Sizes, got 168; such as Sizes"):
+        growth.grow(source, sizes=168, dry_run=True)
+    sizes = growth.grow(source, sizes=growth.Sizes(hidden=168), dry_run=True).sizes
+    assert sizes == {"hidden-size": (96, 168), "num-heads": (4, 7), "ffn-size": (160, 280)}

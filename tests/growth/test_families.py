@@ -182,7 +182,7 @@ def test_a_size_is_a_whole_number(source, size):
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
 def test_sizes_that_transformers_refuses_are_refused_before_any_work(source, tmp_path, name):
     folder, *_ = source(name)
-    with pytest.raises(Refusal, match=r"target: .*\(80\) is not a multiple .* heads \(12\).*; choose other"):
+    with pytest.raises(Refusal, match=r"target: .*\(80\) is not a multiple .* heads \(12\).*; choose sizes"):
         growth.grow(folder, method="net2net", hidden_size=80, num_heads=12, dry_run=True)
 
 

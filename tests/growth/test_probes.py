@@ -7,7 +7,7 @@ from transformers import BertConfig, BertModel, RobertaConfig, RobertaForMaskedL
 
 import growth
 from growth.checkpoint import Checkpoint
-from growth.errors import Refusal
+from growth.errors import Refusal, several
 from growth.probes import probe
 
 SIZES = {"hidden_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 160}
@@ -82,4 +82,4 @@ def test_what_was_lost_is_told_where_no_equality_was_promised(tmp_path):
     report = growth.grow(src, tmp_path / "out", method="net2net", hidden_size=120)
     agreement = growth.check(src, tmp_path / "out")
     assert agreement.limit is None and agreement.lost == tuple(report.notes) != ()
-    assert str(agreement).endswith(f"no equality was promised: {'; '.join(agreement.lost)}")
+    assert str(agreement).endswith(f"no equality was promised: {several(agreement.lost)}")

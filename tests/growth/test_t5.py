@@ -81,7 +81,7 @@ def test_methods_that_learn_from_text_are_refused(tmp_path, method):
 
 
 @pytest.mark.parametrize(
-    "wire, why", [("decoder.bias", "attention: "), ("memory", "decoder.layers.{}.cross.k: ")]
+    "wire, why", [("decoder.bias", "attention: "), ("memory", "decoder.layers.*.cross.k: ")]
 )
 def test_heads_without_their_biases_and_keys_of_another_memory_are_not_called_lossless(tmp_path, wire, why):
     model = Source(Checkpoint(ALL["t5"](tmp_path / "src"))).model
