@@ -6,7 +6,8 @@
 A Llama of 6.0 GB, 22 layers of 3072, grows to 9.9 GB, 22 layers of 4096, by LEMON. The least it could take
 is the copy (SRC read in blocks of 16 MB, as many bytes written as DST has) and the noise of the columns that
 read copies or new channels: randn, a product, a rounding to bfloat16, on all cores. Each part runs in a
-process of its own, finds nothing of SRC in the page cache, and ends when its bytes are on the disk. Memory is
+process of its own, finds nothing of SRC in the page cache, and ends when its bytes are on the disk; they take
+turns, and the medians count, for the same copy takes 7 s or 16 on a machine that others use too. Memory is
 the most that was resident, less what was after the imports; pages of SRC that are mapped count in it. In the
 anonymous part, which is sampled every 5 ms, they do not.
 """
@@ -16,6 +17,8 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
+import statistics
 import subprocess
 import threading
 from collections.abc import Callable
@@ -220,21 +223,30 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=4096)
     parser.add_argument("--ffn-size", type=int)
     parser.add_argument("--num-layers", type=int)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a JSON file of the figures")
     options = parser.parse_args()
     target = {name: getattr(options, name) for name in ("hidden_size", "ffn_size", "num_layers")}
     src, dst, cores = options.src, options.dst, len(os.sched_getaffinity(0))
 
-    grown = alone(growing, src, dst, target)
+    rounds: dict[str, list[Part]] = {"grown": [], "copied": [], "drawn": []}
+    for left in reversed(range(options.rounds)):
+        rounds["grown"].append(alone(growing, src, dst, target))
+        rounds["copied"].append(alone(copying, src, dst.with_name(f"{dst.name}.copy"), size(dst)))
+        rounds["drawn"].append(alone(drawing, noisy(src, dst), cores))
+        if left:
+            shutil.rmtree(dst)
     check(src, dst)
-    copied = alone(copying, src, dst.with_name(f"{dst.name}.copy"), size(dst))
-    drawn = alone(drawing, noisy(src, dst), cores)
+    grown, copied, drawn = (
+        Part(*(statistics.median(x) for x in zip(*parts, strict=True))) for parts in rounds.values()
+    )
     ratio = grown.seconds / (copied.seconds + drawn.seconds)
     figures = {
         "source_gb": size(src) / 1e9,
         "grown_gb": size(dst) / 1e9,
         "machine": f"{processor()}, {cores} cores, torch {torch.__version__}",
         "commit": commit(),
+        "rounds": {name: [part.seconds for part in parts] for name, parts in rounds.items()},
         "seconds": grown.seconds,
         "copy_seconds": copied.seconds,
         "noise_seconds": drawn.seconds,

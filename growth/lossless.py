@@ -179,7 +179,7 @@ def pointwise(op: Pointwise, of: _Wires) -> str | None:
 
 
 def attention(op: Attention, of: _Wires) -> str | None:
-    """Whole heads are copied, each of them; copies of a query head read copies of the key and value head of the original.
+    """All heads are copied, whole; copies of a query head read copies of the original's key and value head.
 
     What is mixed is linear in the values, so a factor passes through. A head of no unit gives zero where its
     keys and values are zero too, else something that no reader may be given noise for.

@@ -208,7 +208,7 @@ REFUSALS = {
     ),
     "groups that are cut": (
         ("grow", "{}/grouped", "{}/out", "--hidden-size", 72, "--num-kv-heads", 3),
-        "attention: 9 query heads do not divide among 3 key and value heads as 8 do among 2; and 1 more; choose",
+        "9 query heads do not divide among 3 key and value heads as 8 do among 2; and 1 more; choose",
     ),
     "heads that transformers does not take": (
         ("grow", "{}/llama", "{}/out", "--hidden-size", 100, "--num-heads", 6),
