@@ -198,9 +198,23 @@ class Model:
                 where,
                 f"the {len(table)} tensors of a {self.family.model_type} checkpoint",
                 f"unknown: {listed(unknown)}, missing: {listed(missing)}",
-                "check that config.json belongs to these weights",
+                _remedy(unknown),
             )
         return found
+
+
+# What the tensors of quantized weights, and of adapters, are called behind their module's name.
+PACKED = ("qweight", "qzeros", "scales", "absmax", "quant_map", "weight_packed", "weight_scale", "SCB")
+ADAPTED = ("lora_A", "lora_B", "lora_embedding_A", "base_layer")
+
+
+def _remedy(unknown: Iterable[str]) -> str:
+    parts = {part for name in unknown for part in name.split(".")}
+    if parts & set(PACKED):
+        return "these weights are quantized: restore them to floats first"
+    if parts & set(ADAPTED):
+        return "merge the adapter into its base model first, with peft's merge_and_unload, and save that"
+    return "check that config.json belongs to these weights"
 
 
 def classes(auto: type, config: PreTrainedConfig) -> tuple[type, ...]:

@@ -185,6 +185,21 @@ def test_a_refusal_lists_what_is_unknown_and_what_is_missing(tmp_path):
         Source(Checkpoint(folder))
 
 
+@pytest.mark.parametrize(
+    "added, remedy",
+    [("qweight", "quantized: restore them to floats first"), ("lora_A.default.weight", "merge_and_unload")],
+)
+def test_quantized_weights_and_adapters_that_no_configuration_tells_of_have_their_remedies(
+    tmp_path, added, remedy
+):
+    def change(tensors):
+        module = "gpt_neox.layers.1.attention.dense"
+        tensors[f"{module}.{added}"] = torch.zeros(2, dtype=torch.int32)
+
+    with pytest.raises(Refusal, match=f"unknown: gpt_neox.layers.1.attention.dense.{added}, .*{remedy}"):
+        Source(Checkpoint(rewrite(neox(tmp_path / "packed"), change)))
+
+
 def test_a_tensor_of_another_shape_is_named(tmp_path):
     def change(tensors):
         tensors["gpt_neox.final_layer_norm.bias"] = torch.zeros(95)
