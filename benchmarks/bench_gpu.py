@@ -438,7 +438,7 @@ def large_weights(expansion) -> Iterator[tuple[str, Tensor]]:
     """As the large model names them."""
     for name, (entry, layer) in expansion.table.items():
         made = expansion.operator.wide(entry.weights, layer)
-        yield expansion.memory_name[name], entry.to_disk(made, expansion.heads)
+        yield expansion.memory_name[name], entry.to_disk(made)
 
 
 def flops(call: Callable) -> int:
