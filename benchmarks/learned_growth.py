@@ -55,11 +55,12 @@ def pretrain(folder: Path, config: PreTrainedConfig, data: Windows, seed: int) -
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"mask_token": AddedToken("[MASK]", special=True)})
     tokenizer.save_pretrained(folder)
-    config.save_pretrained(folder)
     auto = AutoModelForMaskedLM if config.model_type == "bert" else AutoModelForCausalLM
-    batch_of = collator(auto, folder) or torch.utils.data.default_collate
     torch.manual_seed(seed)
     model = auto.from_config(config)
+    with quiet():
+        model.save_pretrained(folder)  # the collator asks its configuration
+    batch_of = collator(auto, folder) or torch.utils.data.default_collate
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, PRETRAINING)
     for _ in range(PRETRAINING):

@@ -71,12 +71,13 @@ class Arms:
         numbers, arms = self.numbers, []
         for method in methods:
             kind, name = METHODS[method], self.prefix + method
-            learned = {"data": self.examples, "steps": numbers.learning} if kind.learned else {}
+            lesson = numbers.learning
+            how = {"steps": lesson.steps, "batch_size": lesson.batch_size, "learning_rate": lesson.rate}
             made = growth.grow(
                 self.trained(source),
                 self.start(name),
                 Sizes(hidden=numbers.target.hidden, layers=numbers.target.layers),
-                kind(**learned),
+                kind(data=self.examples, **how) if kind.learned else kind(),
                 seed=self.seed,
             )
             arms.append(self.arm(name, made, baseline, numbers.growing))

@@ -24,15 +24,24 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """What LiGO's and Mango's maps get; rate: None for the methods' own."""
+
+    steps: int
+    batch_size: int = 16
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
 class Group:
-    """A source, and the larger model that it is grown to. learning: steps of LiGO's maps; the loss is
-    measured `evaluations` times, on `held_out` examples."""
+    """A source, and the larger model that it is grown to. The loss is measured `evaluations` times, on
+    `held_out` examples."""
 
     source: Size
     target: Size
     training: Budget
     growing: Budget
-    learning: int
+    learning: Lesson
     batch_size: int
     held_out: int
     evaluations: int
@@ -75,7 +84,7 @@ FULL = Job(
             "mamba": Budget(160, 1.2e-2, 40, 0.8),
             "hybrid": Budget(400, 1e-2, 40, 0.6),
         },
-        learning=25,
+        learning=Lesson(25),
         batch_size=8,
         length=128,
         held_out=128,
@@ -88,7 +97,7 @@ FULL = Job(
         target=Size(3, 48, 3),
         training=Budget(600, 5e-3, 0, 1.0),
         growing=Budget(700, 5e-3, 70, 0.5),
-        learning=60,
+        learning=Lesson(25, 32, 5e-3),
         batch_size=32,
         held_out=256,
         evaluations=10,
@@ -105,7 +114,7 @@ QUICK = Job(
             "mamba": Budget(60, 1.2e-2, 10, 0.8),
             "hybrid": Budget(100, 1e-2, 10, 0.6),
         },
-        learning=5,
+        learning=Lesson(5),
         batch_size=8,
         length=128,
         held_out=64,
@@ -118,7 +127,7 @@ QUICK = Job(
         target=Size(3, 48, 3),
         training=Budget(200, 5e-3, 0, 1.0),
         growing=Budget(300, 5e-3, 30, 0.6),
-        learning=20,
+        learning=Lesson(10, 32, 5e-3),
         batch_size=32,
         held_out=256,
         evaluations=5,

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
-from growth.demo.budgets import TRANSFERS, Budget, Group, Job, Size, Text
+from growth.demo.budgets import TRANSFERS, Budget, Group, Job, Lesson, Size, Text
 from growth.demo.corpus import corpus
 from growth.demo.digits import digits
 from growth.demo.job import machine, perform
@@ -22,7 +22,7 @@ from growth.methods import METHODS
 
 SIZES = {"source": Size(2, 16, 2), "target": Size(3, 24, 3)}
 BUDGETS = {"training": Budget(6, 1e-2, 1, 0.6), "growing": Budget(4, 1e-2, 1, 0.6)}
-NUMBERS = SIZES | BUDGETS | {"learning": 2, "batch_size": 2, "held_out": 4, "evaluations": 2}
+NUMBERS = SIZES | BUDGETS | {"learning": Lesson(2), "batch_size": 2, "held_out": 4, "evaluations": 2}
 TOY = Job(
     text=Text(
         **NUMBERS,
