@@ -46,8 +46,8 @@ of at most {noise:.3f}.
 
 A baseline's learning rate falls along a cosine over all its steps. An arm starts ahead: from the same peak it
 falls faster, along LEMON's schedule, after a gentler warm-up. Transferred layers train alone until the loss
-stops improving, then everything does (XATL). LiGO's maps learn for {learning[steps]} steps first. Steps, rates,
-warm-ups and shares were chosen in trials on this text; report.json has them all.
+stops improving, then everything does (XATL). LiGO's maps learn for {learning[steps]} steps first. Steps,
+rates, warm-ups and shares were chosen in trials on this text; report.json has them all.
 
 Machine: {processor}, {threads} threads, torch {torch}, transformers {transformers}, Python {python}, {date};
 {seconds:.0f} s for all.
