@@ -1,7 +1,8 @@
 """The flags of `growth grow` that follow from what the methods can be told."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import Field, fields
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, get_origin
 
@@ -13,15 +14,24 @@ from growth.methods import METHODS, Method, method_of
 
 def flags(methods: Iterable[type]) -> dict[str, tuple[type, str, list[str]]]:
     """Of every option that a method has: its type, what --help says, the methods that have it."""
-    found: dict[str, tuple[type, str, list[str]]] = {}
+    found: dict[str, dict[str, Field]] = {}
     for method in methods:
         for field in fields(method):
-            kind, help = field.metadata["kind"] or field.type, field.metadata["help"]
-            if field.default is not None and field.name != "noise":  # which differs from method to method
-                default = field.default if not isinstance(field.default, tuple) else " ".join(field.default)
-                help = f"{help}; default: {default}"
-            found.setdefault(field.name, (kind, help, []))[2].append(method.name)
-    return found
+            found.setdefault(field.name, {})[method.name] = field
+    return {name: (*_said(list(of.items())), list(of)) for name, of in found.items()}
+
+
+def _said(options: list[tuple[str, Field]]) -> tuple[type, str]:
+    """The type of one option and what --help says of it: its default, and that of methods with another."""
+    (_, first), defaults = options[0], [(name, _text(field.default)) for name, field in options]
+    usual = Counter(text for _, text in defaults).most_common(1)[0][0]
+    others = [f"{name}'s {text}" for name, text in defaults if text != usual]
+    told = f"; default: {', '.join([usual, *others])}" if usual else ""
+    return first.metadata["kind"] or first.type, first.metadata["help"] + told
+
+
+def _text(default: Any) -> str:
+    return "" if default is None else " ".join(default) if isinstance(default, tuple) else str(default)
 
 
 def told(methods: Iterable[type]) -> str:
