@@ -52,10 +52,10 @@ class Expand:
     def __call__(self, source: Source) -> Iterator[Tensor]:
         shape = self.entry.shape(self.new)
         if self.entry.by_rows and math.prod(shape) > BLOCK:
-            (weight,) = self.entry.weights
-            x = self.mixed(source, weight)
-            for rows in blocks(shape):
-                yield self.entry.to_disk([self.expanded(x, weight, rows)])
+            for weight in self.entry.weights:
+                x = self.mixed(source, weight)
+                for rows in blocks(self.new.shape(weight)):
+                    yield self.entry.to_disk([self.expanded(x, weight, rows)])
         else:
             weights = (self.expanded(self.mixed(source, weight), weight) for weight in self.entry.weights)
             yield self.entry.to_disk(weights)

@@ -67,8 +67,8 @@ class Entry:
 
     @property
     def by_rows(self) -> bool:
-        """Is a block of rows on disk one of the weight's own?"""
-        return len(self.weights) == 1 and not self.layout
+        """Is a block of rows on disk one of a weight's own?"""
+        return not self.layout
 
     def shape(self, model: Architecture) -> tuple[int, ...]:
         """The shape on disk where the wires have the sizes of `model`."""

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checkpoints import FAMILIES, bert
+from checkpoints import ALL, FAMILIES, bert
 
 import growth
+from growth import engine
 from growth.apply import read, unseen, write
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
@@ -191,3 +192,14 @@ def test_copies_part_ways_only_because_their_readers_differ(family, noise, tmp_p
     rows = model.get_input_embeddings().weight
     apart = (rows[:, :96] - rows[:, 96:]).abs().max().item()
     assert apart > 1e-4 if noise else apart < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gemma2", "lci SSS"])
+def test_a_tensor_made_in_blocks_of_rows_is_the_one_made_at_once(tmp_path, monkeypatch, name):
+    """Also where several weights lie side by side in it."""
+    src = ALL[name](tmp_path / "src")
+    for block in (2**18, 2**8):
+        monkeypatch.setattr(engine, "BLOCK", block)
+        growth.grow(src, tmp_path / f"{block}", Sizes(hidden=128, layers=4), Lemon(noise=0.0))
+    whole, parts = (Checkpoint(tmp_path / f"{block}") for block in (2**18, 2**8))
+    assert all(torch.equal(whole.read(tensor), parts.read(tensor)) for tensor in whole.names)
