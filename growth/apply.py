@@ -5,6 +5,7 @@ of the narrow one, or no copy at all.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -25,13 +26,22 @@ class Run(NamedTuple):
 
 @lru_cache(maxsize=64)
 def runs(of: Copies) -> tuple[Run, ...]:
+    return _merged(enumerate(of.index), of.width)
+
+
+def _merged(units: Iterable[tuple[int, int]], width: int) -> tuple[Run, ...]:
+    """Of pairs of units, in the wide wire and in the narrow one or -1, those that go on together in one."""
     found: list[Run] = []
-    for t, s in enumerate(of.index):
-        start, source = t * of.width, s * of.width if s >= 0 else -1
-        if found and source == (found[-1].source + found[-1].length if found[-1].source >= 0 else -1):
-            found[-1] = found[-1]._replace(length=found[-1].length + of.width)
+    for t, s in units:
+        run = Run(t * width, s * width if s >= 0 else -1, width)
+        last = found[-1] if found else None
+        if last and run[:2] == (
+            last.start + last.length,
+            last.source + last.length if last.source >= 0 else -1,
+        ):
+            found[-1] = last._replace(length=last.length + width)
         else:
-            found.append(Run(start, source, of.width))
+            found.append(run)
     return tuple(found)
 
 
@@ -122,11 +132,5 @@ def _free(of: Copies) -> tuple[Copies, tuple[Run, ...]]:
     free = [t for t, s in enumerate(of.index) if s < 0 or count[s] > 1]
     number = {s: i for i, s in enumerate(sorted({of.index[t] for t in free} - {-1}))}
     index = tuple(number.get(of.index[t], -1) for t in free)
-    places: list[Run] = []
-    for i, t in enumerate(free):
-        start, source = t * of.width, i * of.width
-        if places and start == places[-1].start + places[-1].length:
-            places[-1] = places[-1]._replace(length=places[-1].length + of.width)
-        else:
-            places.append(Run(start, source, of.width))
-    return replace(of, index=index, share=(0.0,) * len(index), sources=len(number)), tuple(places)
+    places = _merged(((t, i) for i, t in enumerate(free)), of.width)
+    return replace(of, index=index, share=(0.0,) * len(index), sources=len(number)), places

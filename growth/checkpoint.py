@@ -109,9 +109,8 @@ class Checkpoint:
         if not (shape := self.shape(name)):
             yield self.read(name)
             return
-        step = max(1, BLOCK // max(1, math.prod(shape[1:])))
-        for i in range(0, shape[0], step):
-            yield self.read(name, slice(i, i + step))
+        for rows in by_rows(shape, BLOCK):
+            yield self.read(name, rows)
 
     def refuse_changed(self) -> None:
         """Raises Refusal where a file is not the one that was there at first."""
@@ -143,6 +142,13 @@ class Checkpoint:
     def _stamps(self) -> dict[Path, tuple[int, int, int] | None]:
         files = {self.path / "config.json", *(stored.file for stored in self._tensors.values())}
         return {file: _stamp(file) for file in files}
+
+
+def by_rows(shape: tuple[int, ...], most: int) -> Iterator[slice]:
+    """The rows of a tensor, as many at a time as `most` entries hold, but one at least."""
+    step = max(1, most // max(1, math.prod(shape[1:])))
+    for first in range(0, shape[0], step):
+        yield slice(first, min(first + step, shape[0]))
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:

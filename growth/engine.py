@@ -14,6 +14,7 @@ from torch import Tensor
 
 from growth import apply
 from growth.architecture import Architecture, Weight
+from growth.checkpoint import by_rows
 from growth.families.stored import Entry
 from growth.families.table import Model
 from growth.maps import Maps
@@ -54,7 +55,7 @@ class Expand:
         if self.entry.by_rows and math.prod(shape) > BLOCK:
             for weight in self.entry.weights:
                 x = self.mixed(source, weight)
-                for rows in blocks(self.new.shape(weight)):
+                for rows in by_rows(self.new.shape(weight), BLOCK):
                     yield self.entry.to_disk([self.expanded(x, weight, rows)])
         else:
             weights = (self.expanded(self.mixed(source, weight), weight) for weight in self.entry.weights)
@@ -136,12 +137,11 @@ def plan_growth(
         if not sources:
             value = "one" if any(maps.constants.get(entry.weights[0].name, ())) else "zero"
             note = f"{value}: added layers change nothing at first"
-        of_all = [source.on_disk[x] for x, (e, _) in source.table.items() if e.weights == entry.weights]
         rows.append(
             Row(
                 name,
                 entry.shape(new),
-                source.dtype(sources or of_all),
+                source.dtype(sources or source.tensors(entry.weights)),
                 "copied" if copied else "expanded",
                 sources,
                 note,
@@ -161,16 +161,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """The rows of a tensor, as many at a time as BLOCK entries hold."""
-    if not shape:
-        yield slice(None)
-        return
-    step = max(1, BLOCK // max(1, math.prod(shape[1:])))
-    for first in range(0, shape[0], step):
-        yield slice(first, min(first + step, shape[0]))
 
 
 def named_seed(seed: int, name: str) -> int:

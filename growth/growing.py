@@ -111,7 +111,7 @@ def grow(
     return Report(
         Path(src),
         None if dry_run else Path(dst),
-        f"ligo from its {method.start} start" if method.name == "ligo" else method.name,
+        str(method),
         growth.lossless,
         time.perf_counter() - began,
         flops,

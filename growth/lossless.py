@@ -113,7 +113,7 @@ def linear(op: Linear, of: _Wires) -> str | None:
     if not close(apply.read(reads, reader) @ wide, reader @ unit):
         return f"{op.name}: its columns do not add up to the source's"
     if reads.noise and not close(
-        apply.unseen(reads, apply.read(reads, reader)) @ wide, torch.zeros_like(unit[0])
+        apply.unseen(reads, _random(len(wide), 2).clone()) @ wide, torch.zeros_like(unit[0])
     ):
         return f"{op.name}: what parts the copies is seen, for some units are no copies and not zero"
     return None

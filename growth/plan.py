@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from growth.apply import exact
+from growth.architecture import Weight
 from growth.errors import refuse
 from growth.families import family_of
 
@@ -72,6 +73,10 @@ class Source:
     def where(self, weight: str, layer: int | None) -> str:
         """The tensor on disk that holds this weight."""
         return self.on_disk[self.place[weight, layer][0]]
+
+    def tensors(self, weights: tuple[Weight, ...]) -> list[str]:
+        """The tensors on disk that hold these weights, one of each layer."""
+        return [self.on_disk[name] for name, (entry, _) in self.table.items() if entry.weights == weights]
 
     def dtype(self, tensors: Iterable[str]) -> str:
         """The dtype that holds the values of all these tensors on disk: that of each where they are alike."""

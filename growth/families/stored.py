@@ -5,7 +5,7 @@ layout is an einops pattern from the disk to the weight, whose reverse writes it
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -83,5 +83,5 @@ def block(
     for key, stored in modules.items():
         keys = tuple(weights + name for name in key) if isinstance(key, tuple) else weights + key
         stored = stored if isinstance(stored, Stored) else Stored(stored)
-        out[keys] = Stored(disk + stored.name, stored.layout, stored.bias, stored.lengths, stored.offset)
+        out[keys] = replace(stored, name=disk + stored.name)
     return out

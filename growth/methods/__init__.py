@@ -14,7 +14,7 @@ from growth.methods.stacking import Interpolate, StackBert
 
 class Method(Protocol):
     """name: on the command line. lossless: does it promise to preserve the function, where that is possible?
-    learned: does it learn from data? Its fields are its options."""
+    learned: does it learn from data? Its fields are its options; as a string it is what reports call it."""
 
     name: ClassVar[str]
     lossless: ClassVar[bool]

@@ -19,11 +19,15 @@ class Copying:
 
     noise: float = option(0.1, "how far copies differ, in units of a fresh matrix")
 
+    name: ClassVar[str]
     lossless: ClassVar[bool] = False
     learned: ClassVar[bool] = False
 
     def __post_init__(self):
         refuse_below("noise", self.noise, 0.0)
+
+    def __str__(self) -> str:
+        return self.name
 
     def order(self, old: int, new: int) -> Index:
         """The old layer that each of `new` layers takes its inside from."""

@@ -25,8 +25,12 @@ class Learning:
     sequence_length: int | None = option(None, "tokens a window; default: 512, or the model's positions")
     learning_rate: float | None = option(None, "the highest learning rate; default: 0.5 / the source's width")
 
+    name: ClassVar[str]
     learned: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return self.name
 
     def __post_init__(self):
         for name, least in (("steps", 1), ("batch_size", 1), ("sequence_length", 2)):

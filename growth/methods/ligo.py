@@ -60,6 +60,9 @@ class Ligo(Learning):
         if not self.learn:
             raise refuse("learn", "maps that learn", "none", "leave it out for all of them")
 
+    def __str__(self) -> str:
+        return f"{self.name} from its {self.start} start"
+
     @property
     def tied(self) -> bool:
         """Are readers tied to producers?"""

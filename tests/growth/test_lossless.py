@@ -151,6 +151,16 @@ def test_maps_of_a_post_norm_model_that_are_slightly_wrong_are_not_called_lossle
             assert lost(old, new, replace(maps, wires=maps.wires | {name: wrong}))
 
 
+def test_noise_that_readers_would_see_is_a_loss(source):
+    """Units of their own that are written as a mean, where LEMON's are zero."""
+    old, new = architectures(source, 168, 5)
+    maps = Lemon().maps(old, new)
+    for noise, told in ((1.0, True), (0.0, False)):
+        normed = replace(maps.wires["normed"], rest="mean", noise=noise)
+        losses = lost(old, new, replace(maps, wires=maps.wires | {"normed": normed}))
+        assert any("mlp.up: what parts the copies is seen" in why for why in losses) == told
+
+
 def test_a_loss_is_told_by_the_op_that_has_it(source):
     old, new = architectures(source, 168, 5)
     maps = method_of("net2net").maps(old, new)
