@@ -38,6 +38,18 @@ def rows(x: Tensor) -> Tensor:
     return along_rows(x.reshape(-1, x.shape[-1]))
 
 
+def channels_first(x: Tensor) -> bool:
+    """Whether x [B, T, ..., D] lies in memory as [B, ..., D, T]: mamba-ssm's callers hand such views."""
+    return x.dim() > 2 and x.stride(1) == 1 and x.stride(-1) != 1
+
+
+def empty_as(x: Tensor) -> Tensor:
+    """Memory for what x's likes are written to: dense, and where x lies [B, ..., D, T], so too."""
+    if channels_first(x):
+        return x.new_empty(x.movedim(1, -1).shape).movedim(-1, 1)
+    return x.new_empty(x.shape)
+
+
 def axes(op: str, argument: str, x: Tensor) -> int:
     """How many `x` has, which must be a tensor whose every element is in memory."""
     if isinstance(x, Tensor) and x.layout is STRIDED and not x.is_nested:

@@ -78,12 +78,12 @@ def _state_fake(x, weight, cu_seqlens):
 
 
 def _forward_fake(x, weight, bias, activation, initial_state, cu_seqlens, backend):
-    return x.new_empty(x.shape), _state_fake(x, weight, cu_seqlens)
+    return checks.empty_as(x), _state_fake(x, weight, cu_seqlens)
 
 
 def _backward_fake(grad_y, grad_state, x, weight, bias, activation, initial_state, cu_seqlens, backend):
     dbias = x.new_empty(0, dtype=checks.inner(x)) if bias is None else bias.new_empty(bias.shape)
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), dbias, _state_fake(x, weight, cu_seqlens)
+    return checks.empty_as(x), weight.new_empty(weight.shape), dbias, _state_fake(x, weight, cu_seqlens)
 
 
 define(

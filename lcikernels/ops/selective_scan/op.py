@@ -102,7 +102,7 @@ def checkpoints(B: int, T: int, every: int, backend: str) -> int:
 def _forward_fake(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens, every, backend):
     (B, T, _), S = x.shape, x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     return (
-        x.new_empty(x.shape),
+        checks.empty_as(x),
         a.new_empty(S, *a.shape),
         a.new_empty(checkpoints(B, T, every, backend), *a.shape),
     )
@@ -110,7 +110,7 @@ def _forward_fake(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_
 
 def _backward_fake(grad_y, grad_state, x, dt, a, b, c, d, z, dt_bias, softplus, state, cu_seqlens, *others):
     inputs = (x, dt, a, b, c, d, z, dt_bias, state)
-    return tuple(x.new_empty(0) if u is None else u.new_empty(u.shape) for u in inputs)
+    return tuple(x.new_empty(0) if u is None else checks.empty_as(u) for u in inputs)
 
 
 # checkpoints [n, D, N]: the states that enter every `every`-th token, for the backward pass. How the elements
