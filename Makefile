@@ -61,7 +61,7 @@ $(READY): pyproject.toml setup.py $(PINS) $(wildcard csrc/* csrc/*/*)
 	@echo 'Installing the other libraries, and compiling the kernels: 1 to 3 minutes.'
 	@.venv/$(INSTALL) -c $(PINS) setuptools ninja
 	@.venv/$(INSTALL) --no-build-isolation -c $(PINS) -e '.[growth,test]'
-	@$(BIN)/python -m lcikernels | sed -n 1p
+	@$(BIN)/python -m lcikernels | sed -n 1,2p
 	@touch $@
 
 # The newest release of every library but torch, whatever pyproject.toml allows: pip tells what is beyond that.

@@ -254,12 +254,15 @@ def test_the_ops_export_with_any_number_of_tokens(call, arguments, shapes, devic
 
 def test_python_m_lcikernels_names_every_backend_and_whether_it_runs(capsys):
     lcikernels.__main__.main()
-    version, *lines = capsys.readouterr().out.splitlines()
-    assert version.startswith(f"torch {torch.__version__}, compiled kernels: ")
+    versions, compiled, devices, transformers, *lines = capsys.readouterr().out.splitlines()
+    assert f", torch {torch.__version__}, " in versions and versions.startswith("lcikernels ")
+    assert compiled.startswith("compiled kernels: ") and devices.startswith("devices: cpu (")
+    assert transformers.startswith("transformers is not patched in this process: ")
     rows = [re.split(r" {2,}", line, maxsplit=3) for line in lines]
     want = [(op, name) for op, backends in TABLES.items() for name in backends]
     assert [(op, name) for op, device, name, _ in rows if device == "cpu"] == want
     assert all(said == "runs" for _, device, name, said in rows if (device, name) == ("cpu", "torch"))
+    assert "x is on" not in str(rows)
 
 
 def test_where_no_backend_can_run_every_reason_is_given():
