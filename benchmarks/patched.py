@@ -1,0 +1,91 @@
+"""transformers' own models before and after `compat.transformers.patch()`: a step of training, a prompt, a token.
+
+Of 768 channels and 24 layers, mamba-130m's and mamba2-130m's. A case is a function that is called either way.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
+
+from lcikernels.compat.transformers import patch
+
+HIDDEN, LAYERS, VOCABULARY, STEPS = 768, 24, 50280, 8
+
+
+class Model(NamedTuple):
+    """build(layers) gives one; tokens are the row's that it is trained on, and its prompt's."""
+
+    build: Callable[[int], PreTrainedModel]
+    tokens: int
+
+
+def mamba(layers: int) -> MambaForCausalLM:
+    torch.manual_seed(0)
+    return MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=layers))
+
+
+def mamba2(layers: int) -> Mamba2ForCausalLM:
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=layers, bos_token_id=0, eos_token_id=0)
+    heads = dict(num_heads=2 * HIDDEN // 64, head_dim=64, state_size=128, n_groups=1)
+    return Mamba2ForCausalLM(Mamba2Config(**sizes, **heads, pad_token_id=0))
+
+
+MODELS = {"MambaForCausalLM": Model(mamba, 512), "Mamba2ForCausalLM": Model(mamba2, 2048)}
+
+
+def row(tokens: int) -> Tensor:
+    return torch.randint(VOCABULARY, (1, tokens), generator=torch.Generator().manual_seed(0))
+
+
+def training(model: PreTrainedModel, tokens: int) -> Callable[[], Tensor]:
+    """Forward and backward of the loss, which it returns."""
+    ids = row(tokens)
+
+    def run() -> Tensor:
+        loss = model.train()(input_ids=ids, labels=ids).loss
+        loss.backward()
+        model.zero_grad()
+        return loss.detach()
+
+    return run
+
+
+def prefill(model: PreTrainedModel, tokens: int) -> Callable[[], Tensor]:
+    """A prompt, and the cache that generating from it begins with; the last token's logits."""
+    ids = row(tokens)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return model.eval()(input_ids=ids, use_cache=True).logits[:, -1]
+
+    return run
+
+
+def decoding(model: PreTrainedModel, tokens: int) -> Callable[[], Tensor]:
+    """So many tokens one by one, from the cache of a short prompt; the logits of the last."""
+    ids = row(STEPS + 1)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        out = model.eval()(input_ids=ids[:, :1], use_cache=True)
+        for token in ids[:, 1:].split(1, dim=1):
+            out = model(input_ids=token, cache=out.cache, use_cache=True)
+        return out.logits[:, -1]
+
+    return run
+
+
+def patched(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same call of a patched transformers."""
+
+    @wraps(call)
+    def run() -> Tensor:
+        with patch():
+            return call()
+
+    return run
