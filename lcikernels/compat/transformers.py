@@ -146,7 +146,7 @@ def wrapper_code() -> CodeType | None:
     """The code that every wrapper runs, or None where its parts are not the known ones."""
     from transformers.integrations import hub_kernels
 
-    code = getattr(hub_kernels, DECORATOR).__code__
+    code = inspect.unwrap(getattr(hub_kernels, DECORATOR)).__code__
     for name in ("decorator", "wrapped"):
         inner = [x for x in code.co_consts if isinstance(x, CodeType) and x.co_name == name]
         if len(inner) != 1:
@@ -160,7 +160,8 @@ def wrappers() -> Iterator[FunctionType]:
     """Those in the modules that are imported."""
     code, seen = wrapper_code(), set()
     for module in list(sys.modules.values()):
-        for value in list(getattr(module, "__dict__", {}).values()):
+        names = getattr(module, "__dict__", {})
+        for value in list(names.values()) if DECORATOR in names else ():
             function = unwrapped(value)
             if function is not None and function.__code__ is code and id(function) not in seen:
                 seen.add(id(function))
@@ -169,7 +170,7 @@ def wrappers() -> Iterator[FunctionType]:
 
 def unwrapped(value: object) -> FunctionType | None:
     """A function itself, or the one that the `kernels` library has made a module of."""
-    if isinstance(value, nn.Module) and hasattr(type(value), "kernel_layer_name"):
+    if issubclass(type(value), nn.Module) and hasattr(type(value), "kernel_layer_name"):
         value = parts(type(value).forward).get("func")
         value = value.cell_contents if value is not None else None
     return value if isinstance(value, FunctionType) else None
