@@ -30,7 +30,9 @@ def mamba(layers: int) -> MambaForCausalLM:
 
 def mamba2(layers: int) -> Mamba2ForCausalLM:
     torch.manual_seed(0)
-    sizes = dict(vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=layers, bos_token_id=0, eos_token_id=0)
+    sizes = dict(
+        vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=layers, bos_token_id=0, eos_token_id=0
+    )
     heads = dict(num_heads=2 * HIDDEN // 64, head_dim=64, state_size=128, n_groups=1)
     return Mamba2ForCausalLM(Mamba2Config(**sizes, **heads, pad_token_id=0))
 

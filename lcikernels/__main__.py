@@ -52,7 +52,11 @@ def transformers() -> str:
 def main() -> None:
     """Print it."""
     found, width = devices(), max(map(len, TABLES))
-    cpp = f"none: {extension.WHY_NOT}" if extension.WHY_NOT else f"for {torch.ops.lcikernels_cpp.instruction_set()}"
+    cpp = (
+        f"none: {extension.WHY_NOT}"
+        if extension.WHY_NOT
+        else f"for {torch.ops.lcikernels_cpp.instruction_set()}"
+    )
     print(", ".join(map(installed, LIBRARIES)))
     print(f"compiled kernels: {cpp}")
     print("devices:", ", ".join(f"{name} ({what})" for name, what in found.items()))

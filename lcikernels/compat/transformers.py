@@ -34,18 +34,20 @@ DECORATOR = "use_kernel_func_from_hub_with_fallback"
 
 def any_activation(function: Callable) -> Callable:
     """`function`, whose `activation` may also be one that only transformers knows: that is applied afterwards."""
-    signature = inspect.signature(function)
+    place = list(inspect.signature(function).parameters).index("activation")
 
     @wraps(function)
     def run(*args, **kwargs):
-        call = signature.bind(*args, **kwargs)
-        activation = call.arguments.get("activation")
+        activation = args[place] if place < len(args) else kwargs.get("activation")
         if activation in (None, "silu", "swish"):
             return function(*args, **kwargs)
         from transformers.activations import ACT2FN
 
-        call.arguments["activation"] = None
-        return ACT2FN[activation](function(*call.args, **call.kwargs))
+        args, kwargs = (
+            args[:place],
+            {**kwargs, "activation": None},
+        )  # it is the last that a model names by place
+        return ACT2FN[activation](function(*args, **kwargs))
 
     return run
 
@@ -239,7 +241,9 @@ class Wrapper(NamedTuple):
 
         like = next(x for x in wrappers() if parts(x)["func_name"].cell_contents == self.name)
         itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        Layer.forward.__signature__ = inspect.Signature([itself, *inspect.signature(like).parameters.values()])
+        Layer.forward.__signature__ = inspect.Signature(
+            [itself, *inspect.signature(like).parameters.values()]
+        )
         return Layer
 
 

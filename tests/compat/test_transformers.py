@@ -10,7 +10,7 @@ import torch
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from compat.families import CONFIGS, build
+from compat.families import CONFIGS, build, randomise
 from lcikernels.compat import transformers as compat
 from tolerance import Float64Kept, assert_agrees
 
@@ -33,7 +33,9 @@ def logits(model: PreTrainedModel, batch: dict):
     names = [name for name, _ in model.named_parameters()]
 
     def run(**parameters):
-        out = functional_call(model, dict(zip(names, parameters.values())), kwargs=batch | {"use_cache": False})
+        out = functional_call(
+            model, dict(zip(names, parameters.values())), kwargs=batch | {"use_cache": False}
+        )
         kept = batch.get("attention_mask")
         return out.logits if kept is None else out.logits * kept[..., None]
 
@@ -104,7 +106,9 @@ def test_packed_sequences_give_what_each_gives_alone(family):
         packed["attention_mask"] = {"full_attention": apart.tril(), "linear_attention": None}
     with Float64Kept(), compat.patch():
         got = model(input_ids=row, **packed, use_cache=False).last_hidden_state
-        alone = [model(input_ids=part, use_cache=False).last_hidden_state for part in row.split(lengths, dim=1)]
+        alone = [
+            model(input_ids=part, use_cache=False).last_hidden_state for part in row.split(lengths, dim=1)
+        ]
         grads = [torch.autograd.grad(x.square().sum(), list(model.parameters()), allow_unused=True) for x in (
             got, torch.cat(alone, dim=1))]  # fmt: skip
     torch.testing.assert_close(got, torch.cat(alone, dim=1), rtol=0, atol=1e-9)
@@ -261,3 +265,40 @@ def test_the_command_lists_every_function_that_transformers_looks_up(capsys):
         assert name in compat.SERVED or name in compat.LEFT, name
         assert all(model in said for model in (name, *models))
     assert set(compat.SERVED) <= set(compat.models())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_in_16_bits_it_is_as_exact_as_the_unpatched_model(family):
+    """Within twice its error, root mean square over four models: both round states and outputs as often."""
+    model = build(family)
+    errors = torch.zeros(2, dtype=torch.float64)
+    for _ in range(4):
+        randomise(model.bfloat16())
+        with torch.no_grad():
+            theirs = model(IDS, use_cache=False).logits
+            with compat.patch():
+                ours = model(IDS, use_cache=False).logits
+        with Float64Kept(), torch.no_grad():
+            truth = model.double()(IDS, use_cache=False).logits
+        assert ours.dtype == theirs.dtype
+        errors += torch.stack([(x.double() - truth).square().mean() for x in (theirs, ours)])
+    theirs, ours = errors.sqrt()
+    assert ours <= 2 * theirs
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_family_runs_on_our_ops(family):
+    model = build(family)
+    with compat.patch(), torch.no_grad():
+        assert "lcikernels." in printed(model)
+    assert "lcikernels." not in printed(model)
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_generating_compiles_into_one_graph(family):
+    model = build(family)
+    options = dict(input_ids=IDS, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    with compat.patch(), torch.no_grad():
+        expected = model.generate(**options)
+        model.forward = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
+        assert torch.equal(model.generate(**options), expected)
