@@ -13,59 +13,73 @@
 namespace {
 
 using namespace op;
+using checks::refuse;
 using checks::require;
 
 constexpr const char* OP = "gated_rms_norm";
 
 template <typename E>
-GatedRmsNorm<E> problem(const Tensor& x, const Maybe& gate, const Maybe& weight, double eps) {
-  if (x.dim() != 2) checks::refuse(OP, "x", "[rows, D]", "shape " + checks::tuple(x.sizes()));
+GatedRmsNorm<E> problem(const Tensor& x, const Maybe& gate, const Maybe& weight, const Maybe& bias, double eps,
+                        int64_t groups, bool gate_first, bool silu, bool centred) {
+  if (x.dim() != 2) refuse(OP, "x", "[rows, D]", "shape " + checks::tuple(x.sizes()));
   GatedRmsNorm<E> p{};
-  p.rows = x.size(0), p.D = x.size(1), p.eps = eps;
+  p.rows = x.size(0), p.D = x.size(1), p.groups = groups, p.eps = eps;
+  p.gate_first = gate_first, p.silu = silu, p.centred = centred;
   const checks::Axes axes = {{"rows", p.rows}, {"D", p.D}};
   checks::require_rows(OP, "x", x, axes, TYPE<E>);
   if (gate) checks::require_rows(OP, "gate", *gate, axes, TYPE<E>);
   if (weight) require(OP, "weight", *weight, {{"D", p.D}}, TYPE<Real<E>>);
+  if (bias) require(OP, "bias", *bias, {{"D", p.D}}, TYPE<Real<E>>);
+  if (bias && !weight) refuse(OP, "bias", "given with a weight", "none");
+  if (centred && !bias) refuse(OP, "centred", "false without a bias", "true");
+  if (groups < 1 || p.D % groups)
+    refuse(OP, "groups", "a divisor of D=" + std::to_string(p.D), std::to_string(groups));
   p.x_row = x.stride(0), p.gate_row = gate ? gate->stride(0) : 0;
-  p.x = in<E>(x), p.gate = in<E>(gate), p.weight = in<Real<E>>(weight);
+  p.x = in<E>(x), p.gate = in<E>(gate), p.weight = in<Real<E>>(weight), p.bias = in<Real<E>>(bias);
   return p;
 }
 
 // Vector operations in all tasks of a pass that needs `each` for a vector of 16.
 template <typename E>
 int64_t work(const GatedRmsNorm<E>& p, int64_t each) {
-  return p.rows * p.width() / 16 * each;
+  return p.rows * p.groups * p.width() / 16 * each;
 }
 
-Tensor forward(const Tensor& x, const Maybe& gate, const Maybe& weight, double eps) {
+Tensor forward(const Tensor& x, const Maybe& gate, const Maybe& weight, const Maybe& bias, double eps, int64_t groups,
+               bool gate_first, bool silu, bool centred) {
   return with_element(OP, "x", x, [&](auto element) {
     using E = decltype(element);
-    GatedRmsNorm<E> p = problem<E>(x, gate, weight, eps);
+    using R = Real<E>;
+    GatedRmsNorm<E> p = problem<E>(x, gate, weight, bias, eps, groups, gate_first, silu, centred);
     Tensor y = empty<E>(x, {p.rows, p.D});
     p.y = out<E>(y);
     const auto kernel = PICK(gated_rms_norm_forward<E>);
-    parallel(p.tasks(), work(p, gate ? 25 : 5), 0, [&](int64_t task, void*) { kernel(p, task, nullptr); });
+    parallel(p.tasks(), work(p, gate ? 25 : 5), p.width() * sizeof(R),
+             [&](int64_t task, void* scratch) { kernel(p, task, static_cast<R*>(scratch)); });
     return y;
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const Maybe& gate, const Maybe& weight,
-                                            double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const Maybe& gate,
+                                                    const Maybe& weight, const Maybe& bias, double eps, int64_t groups,
+                                                    bool gate_first, bool silu, bool centred) {
   return with_element(OP, "x", x, [&](auto element) {
     using E = decltype(element);
     using R = Real<E>;
-    GatedRmsNorm<E> p = problem<E>(x, gate, weight, eps);
+    GatedRmsNorm<E> p = problem<E>(x, gate, weight, bias, eps, groups, gate_first, silu, centred);
     require(OP, "dy", dy, {{"rows", p.rows}, {"D", p.D}}, TYPE<E>);
     p.dy = in<E>(dy);
     Tensor dx = empty<E>(x, {p.rows, p.D}), dgate = gate ? empty<E>(x, {p.rows, p.D}) : empty<E>(x, {0});
     Tensor dweight = weight ? empty<R>(x, {p.tasks(), p.D}) : empty<E>(x, {0});
+    Tensor dbias = bias ? empty<R>(x, {p.tasks(), p.D}) : empty<E>(x, {0});
     p.dx = out<E>(dx);
     if (gate) p.dgate = out<E>(dgate);
     if (weight) p.dweight = out<R>(dweight);
+    if (bias) p.dbias = out<R>(dbias);
     const auto kernel = PICK(gated_rms_norm_backward<E>);
     parallel(p.tasks(), work(p, gate ? 40 : 15), p.scratch() * sizeof(R),
              [&](int64_t task, void* scratch) { kernel(p, task, static_cast<R*>(scratch)); });
-    return std::make_tuple(dx, dgate, weight ? total(dweight) : dweight);
+    return std::make_tuple(dx, dgate, weight ? total(dweight) : dweight, bias ? total(dbias) : dbias);
   });
 }
 

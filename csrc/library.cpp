@@ -77,12 +77,14 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
       "causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, bool silu, Tensor(a!) state, Tensor? state_indices,"
       " Tensor? positions) -> Tensor");
 
-  // x and gate [rows, D] with a contiguous last axis
-  m.def("gated_rms_norm_forward(Tensor x, Tensor? gate, Tensor? weight, float eps) -> Tensor");
-  // dgate and dweight are [0] where gate and weight are None
+  // x and gate [rows, D] with a contiguous last axis; a bias comes with a weight, what is centred with both
   m.def(
-      "gated_rms_norm_backward(Tensor dy, Tensor x, Tensor? gate, Tensor? weight, float eps)"
-      " -> (Tensor dx, Tensor dgate, Tensor dweight)");
+      "gated_rms_norm_forward(Tensor x, Tensor? gate, Tensor? weight, Tensor? bias, float eps, int groups,"
+      " bool gate_first, bool silu, bool centred) -> Tensor");
+  // dgate, dweight and dbias are [0] where gate, weight and bias are None
+  m.def(
+      "gated_rms_norm_backward(Tensor dy, Tensor x, Tensor? gate, Tensor? weight, Tensor? bias, float eps, int groups,"
+      " bool gate_first, bool silu, bool centred) -> (Tensor dx, Tensor dgate, Tensor dweight, Tensor dbias)");
 
   // On GPUs only, and where the library was built with nvcc. All contiguous; float32 products in tf32 where asked.
   m.def(

@@ -1,4 +1,4 @@
-// Gated RMS norm on a CPU. A row is read twice, the second time from the cache.
+// Gated RMS norm on a CPU. A row is read twice, the second time from the cache; of a LayerNorm three times.
 
 #include "gated_rms_norm.h"
 
@@ -10,96 +10,188 @@ namespace {
 // Sums lose the roundings of so many terms, then so many sums: 2048 rows of a task 8 and what an exact sum loses.
 constexpr int64_t ROWS = 8, STRETCH = 64;
 
-// f(i, count, sums) for each vector of a row, which adds to the sums; these are returned.
+// What a kernel is compiled for. BIASED is with a weight, CENTRED, the LayerNorm, with weight and bias.
+enum Norm { BARE, WEIGHTED, BIASED, CENTRED };
+enum Gate { NONE, SILU_AFTER, SIGMOID_AFTER, SILU_FIRST, SIGMOID_FIRST };
+constexpr bool after(Gate gate) { return gate == SILU_AFTER || gate == SIGMOID_AFTER; }
+constexpr bool first(Gate gate) { return gate == SILU_FIRST || gate == SIGMOID_FIRST; }
+constexpr bool by_silu(Gate gate) { return gate == SILU_AFTER || gate == SILU_FIRST; }
+
+// f(i, count, sums) for each vector of a group, which adds to the sums; these are returned.
 template <typename R, int COUNT>
 struct Sums {
   Vec<R> lanes[COUNT] = {};
+  INLINE_MEMBER R mean(int i, int64_t size) const { return sum<R>(lanes[i]) / size; }
 };
 template <typename R, int COUNT, typename F>
-INLINE Sums<R, COUNT> sum_row(int64_t D, F f) {
+INLINE Sums<R, COUNT> sum_group(int64_t size, F f) {
   Sums<R, COUNT> total;
-  for (int64_t begin = 0; begin < D; begin += STRETCH * LANES<R>) {
-    const int64_t left = D - begin, size = left < STRETCH * LANES<R> ? left : STRETCH * LANES<R>;
+  for (int64_t begin = 0; begin < size; begin += STRETCH * LANES<R>) {
+    const int64_t left = size - begin, some = left < STRETCH * LANES<R> ? left : STRETCH * LANES<R>;
     Sums<R, COUNT> part;
-    for_each_vector<R>(size, [&](int64_t i, auto count) { f(begin + i, count, part.lanes); });
+    for_each_vector<R>(some, [&](int64_t i, auto count) { f(begin + i, count, part.lanes); });
     for (int i = 0; i < COUNT; i++) total.lanes[i] += part.lanes[i];
   }
   return total;
 }
 
-template <bool GATED, bool WEIGHTED, typename E>
-void forward(const GatedRmsNorm<E>& p, int64_t row) {
+// The first `count` lanes, the others zero: those are no channels, and a mean taken from them would count.
+template <typename R>
+INLINE Vec<R> lanes_of(Vec<R> v, Whole<R>) {
+  return v;
+}
+template <typename R>
+INLINE Vec<R> lanes_of(Vec<R> v, int64_t count) {
+  for (int64_t i = count; i < LANES<R>; i++) v[i] = 0;
+  return v;
+}
+
+template <Gate GATE, Norm NORM, typename E>
+void forward(const GatedRmsNorm<E>& p, int64_t row, int64_t group, Real<E>* gated) {
   using R = Real<E>;
-  const int64_t D = p.D;
-  const E *x = p.x + row * p.x_row, *gate = p.gate + row * p.gate_row;
-  const R* weight = p.weight;
-  E* y = p.y + row * D;
-  const auto sums = sum_row<R, 1>(D, [&](int64_t i, auto count, Vec<R>* sums) {
-    const Vec<R> v = load(x + i, count);
+  const int64_t size = p.channels(), at = group * size;
+  const E *x = p.x + row * p.x_row + at, *gate = p.gate + row * p.gate_row + at;
+  const R *weight = p.weight + at, *bias = p.bias + at;
+  E* y = p.y + row * p.D + at;
+  const auto activation = [&](int64_t i, auto count) {
+    const Vec<R> v = load(gate + i, count);
+    if constexpr (first(GATE) && NORM == CENTRED)  // a difference from a mean has less bits than what it is of
+      return by_silu(GATE) ? silu(v) : sigmoid(v);
+    else
+      return by_silu(GATE) ? silu_to<E>(v) : sigmoid_to<E>(v);
+  };
+  // What is normed, and the same once more.
+  const auto read = [&](int64_t i, auto count) {
+    Vec<R> v = load(x + i, count);
+    if constexpr (first(GATE)) store(gated + i, v *= activation(i, count));
+    return v;
+  };
+  const auto reread = [&](int64_t i, auto count) { return first(GATE) ? load(gated + i) : load(x + i, count); };
+  R mean = 0;
+  if (NORM == CENTRED)
+    mean = sum_group<R, 1>(size, [&](int64_t i, auto count, Vec<R>* sums) { sums[0] += read(i, count); }).mean(0, size);
+  const auto sums = sum_group<R, 1>(size, [&](int64_t i, auto count, Vec<R>* sums) {
+    const Vec<R> v = NORM == CENTRED ? lanes_of<R>(reread(i, count) - mean, count) : read(i, count);
     sums[0] = fma(v, v, sums[0]);
   });
-  const R scale = 1 / sqrt(sum<R>(sums.lanes[0]) / D + R(p.eps));
-  for_each_vector<R>(D, [&](int64_t i, auto count) {
-    Vec<R> v = load(x + i, count) * scale;
-    if (WEIGHTED) v *= load(weight + i, count);
-    if (GATED) v *= silu_to<E>(load(gate + i, count));
+  const R scale = 1 / sqrt(sums.mean(0, size) + R(p.eps));
+  for_each_vector<R>(size, [&](int64_t i, auto count) {
+    Vec<R> v = reread(i, count);
+    v = (NORM == CENTRED ? v - mean : v) * scale;
+    if (NORM != BARE) v *= load(weight + i, count);
+    if (NORM >= BIASED) v += load(bias + i, count);
+    if constexpr (after(GATE)) v *= activation(i, count);
     store(y + i, v, count);
   });
 }
 
-// With n = x / rms(x) and h = dy silu(gate) weight: dx = (h - n mean(h n)) / rms(x).
-template <bool GATED, bool WEIGHTED, typename E>
-void backward(const GatedRmsNorm<E>& p, int64_t row, Real<E>* ungated, Real<E>* dgates, Real<E>* dweight) {
+// Of a task: of one group, of all of them.
+template <typename R>
+struct Scratch {
+  R *values, *slopes;    // [width]   of the gate; times dy, or the slope times x where the gate comes first
+  R *dweight, *dbias;    // [width]   of this group
+};
+
+// With n the norm of u and h the gradient of n weight + bias: du = (h weight - mean(h weight) - n mean(h weight n)) / rms,
+// where the first mean is the LayerNorm's.
+template <Gate GATE, Norm NORM, typename E>
+void backward(const GatedRmsNorm<E>& p, int64_t row, int64_t group, const Scratch<Real<E>>& scratch) {
   using R = Real<E>;
-  const int64_t D = p.D;
-  const E *x = p.x + row * p.x_row, *gate = p.gate + row * p.gate_row, *dy = p.dy + row * D;
-  const R* weight = p.weight;
-  E *dx = p.dx + row * D, *dgate = GATED ? p.dgate + row * D : nullptr;
-  const auto sums = sum_row<R, 2>(D, [&](int64_t i, auto count, Vec<R>* sums) {
-    const Vec<R> v = load(x + i, count);
-    Vec<R> h = load(dy + i, count);
-    if (GATED) {
-      const Curve<Vec<R>> curve = silu_curve(load(gate + i, count));
-      store(dgates + i, h * curve.slope);
-      h *= curve.value;
-      store(ungated + i, h);
+  const int64_t size = p.channels(), at = group * size;
+  const E *x = p.x + row * p.x_row + at, *gate = p.gate + row * p.gate_row + at, *dy = p.dy + row * p.D + at;
+  const R *weight = p.weight + at, *bias = p.bias + at;
+  E *dx = p.dx + row * p.D + at, *dgate = p.dgate + row * p.D + at;
+  R *values = scratch.values, *slopes = scratch.slopes, *dweight = scratch.dweight, *dbias = scratch.dbias;
+  const auto curve = [&](int64_t i, auto count) {
+    const Vec<R> v = load(gate + i, count);
+    return by_silu(GATE) ? silu_curve(v) : sigmoid_curve(v);
+  };
+  // u, and the same once more.
+  const auto read = [&](int64_t i, auto count) {
+    Vec<R> v = load(x + i, count);
+    if constexpr (first(GATE)) {
+      const Curve<Vec<R>> now = curve(i, count);
+      store(slopes + i, v * now.slope);
+      store(values + i, now.value);
+      v *= now.value;
     }
-    if (WEIGHTED) h *= load(weight + i, count);
+    return v;
+  };
+  const auto reread = [&](int64_t i, auto count) {
+    const Vec<R> v = load(x + i, count);
+    return first(GATE) ? v * load(values + i) : v;
+  };
+  R mean = 0;
+  if (NORM == CENTRED)
+    mean = sum_group<R, 1>(size, [&](int64_t i, auto count, Vec<R>* sums) { sums[0] += read(i, count); }).mean(0, size);
+  const auto sums = sum_group<R, NORM == CENTRED ? 3 : 2>(size, [&](int64_t i, auto count, Vec<R>* sums) {
+    const Vec<R> v = NORM == CENTRED ? lanes_of<R>(reread(i, count) - mean, count) : read(i, count);
+    Vec<R> h = load(dy + i, count);
+    if constexpr (after(GATE)) {
+      const Curve<Vec<R>> now = curve(i, count);
+      store(slopes + i, h * now.slope);
+      h *= now.value;
+      store(values + i, h);
+    }
+    if (NORM != BARE) h *= load(weight + i, count);
     sums[0] = fma(v, v, sums[0]);
     sums[1] = fma(h, v, sums[1]);
+    if constexpr (NORM == CENTRED) sums[2] += h;
   });
-  const R scale = 1 / sqrt(sum<R>(sums.lanes[0]) / D + R(p.eps));
-  const R mean = sum<R>(sums.lanes[1]) / D * scale;
-  for_each_vector<R>(D, [&](int64_t i, auto count) {
-    const Vec<R> n = load(x + i, count) * scale, w = WEIGHTED ? load(weight + i, count) : splat(R(1));
-    const Vec<R> h = GATED ? load(ungated + i) : load(dy + i, count);
-    store(dx + i, (h * w - n * mean) * scale, count);
-    if (GATED) store(dgate + i, load(dgates + i) * n * w, count);
-    if (WEIGHTED) store(dweight + i, fma(h, n, load(dweight + i)));
+  const R scale = 1 / sqrt(sums.mean(0, size) + R(p.eps)), along = sums.mean(1, size) * scale;
+  R level = 0;
+  if constexpr (NORM == CENTRED) level = sums.mean(2, size);
+  for_each_vector<R>(size, [&](int64_t i, auto count) {
+    const Vec<R> u = reread(i, count), n = (NORM == CENTRED ? u - mean : u) * scale;
+    const Vec<R> w = NORM == BARE ? splat(R(1)) : load(weight + i, count);
+    const Vec<R> h = after(GATE) ? load(values + i) : load(dy + i, count);
+    Vec<R> du = h * w - n * along;
+    du = (NORM == CENTRED ? du - level : du) * scale;
+    if constexpr (first(GATE)) {
+      store(dgate + i, du * load(slopes + i), count);
+      du *= load(values + i);
+    }
+    store(dx + i, du, count);
+    if constexpr (after(GATE)) {
+      Vec<R> ungated = load(slopes + i) * n * w;
+      if (NORM >= BIASED) ungated = load(slopes + i) * (n * w + load(bias + i, count));
+      store(dgate + i, ungated, count);
+    }
+    if (NORM != BARE) store(dweight + i, fma(h, n, load(dweight + i)));
+    if (NORM >= BIASED) store(dbias + i, load(dbias + i) + h);
   });
 }
 
-// f(gated, weighted) as types.
-template <bool VALUE>
-struct Bool {
-  static constexpr bool value = VALUE;
+// f(gate, norm) as types.
+template <auto VALUE>
+struct Constant {
+  static constexpr auto value = VALUE;
 };
 template <typename E, typename F>
+INLINE void with_norm(const GatedRmsNorm<E>& p, F f) {
+  if (p.centred) return f(Constant<CENTRED>{});
+  if (p.bias) return f(Constant<BIASED>{});
+  if (p.weight) return f(Constant<WEIGHTED>{});
+  f(Constant<BARE>{});
+}
+template <typename E, typename F>
 INLINE void with_options(const GatedRmsNorm<E>& p, F f) {
-  if (p.gate && p.weight) return f(Bool<true>{}, Bool<true>{});
-  if (p.gate) return f(Bool<true>{}, Bool<false>{});
-  if (p.weight) return f(Bool<false>{}, Bool<true>{});
-  f(Bool<false>{}, Bool<false>{});
+  with_norm(p, [&](auto norm) {
+    if (!p.gate) return f(Constant<NONE>{}, norm);
+    if (p.gate_first) return p.silu ? f(Constant<SILU_FIRST>{}, norm) : f(Constant<SIGMOID_FIRST>{}, norm);
+    p.silu ? f(Constant<SILU_AFTER>{}, norm) : f(Constant<SIGMOID_AFTER>{}, norm);
+  });
 }
 
 }  // namespace
 
 template <typename E>
-void gated_rms_norm_forward(const GatedRmsNorm<E>& p, int64_t task, Real<E>*) {
+void gated_rms_norm_forward(const GatedRmsNorm<E>& p, int64_t task, Real<E>* scratch) {
   const FlushSubnormals flush;
   const int64_t from = task * p.part(), to = from + p.part() < p.rows ? from + p.part() : p.rows;
-  with_options(p, [&](auto gated, auto weighted) {
-    for (int64_t row = from; row < to; row++) forward<gated.value, weighted.value>(p, row);
+  with_options(p, [&](auto gate, auto norm) {
+    for (int64_t row = from; row < to; row++)
+      for (int64_t group = 0; group < p.groups; group++) forward<gate.value, norm.value>(p, row, group, scratch);
   });
 }
 
@@ -107,14 +199,18 @@ template <typename E>
 void gated_rms_norm_backward(const GatedRmsNorm<E>& p, int64_t task, Real<E>* scratch) {
   using R = Real<E>;
   const FlushSubnormals flush;
-  const int64_t from = task * p.part(), to = from + p.part() < p.rows ? from + p.part() : p.rows, width = p.width();
-  R *ungated = scratch, *dgates = ungated + width, *recent = dgates + width, *sums = recent + width, *lost = sums + width;
-  for (int64_t i = 0; i < 3 * width; i++) recent[i] = 0;
-  with_options(p, [&](auto gated, auto weighted) {
+  const int64_t from = task * p.part(), to = from + p.part() < p.rows ? from + p.part() : p.rows;
+  const int64_t width = p.width(), gradients = p.gradients();
+  R *recent = scratch + 2 * width, *sums = recent + gradients, *lost = sums + gradients;
+  for (int64_t i = 0; i < 3 * gradients; i++) recent[i] = 0;
+  with_options(p, [&](auto gate, auto norm) {
     for (int64_t row = from; row < to; row++) {
-      backward<gated.value, weighted.value>(p, row, ungated, dgates, recent);
-      if (!weighted.value || ((row - from) % ROWS != ROWS - 1 && row != to - 1)) continue;
-      for (int64_t i = 0; i < width; i += LANES<R>) {
+      for (int64_t group = 0; group < p.groups; group++) {
+        R* dweight = recent + group * width;
+        backward<gate.value, norm.value>(p, row, group, {scratch, scratch + width, dweight, dweight + p.groups * width});
+      }
+      if (norm.value == BARE || ((row - from) % ROWS != ROWS - 1 && row != to - 1)) continue;
+      for (int64_t i = 0; i < gradients; i += LANES<R>) {
         ExactSum<R> sum{load(sums + i), load(lost + i)};
         sum.add(load(recent + i));
         store(sums + i, sum.total);
@@ -123,8 +219,11 @@ void gated_rms_norm_backward(const GatedRmsNorm<E>& p, int64_t task, Real<E>* sc
       }
     }
   });
-  if (p.dweight)
-    for (int64_t i = 0; i < p.D; i++) p.dweight[task * p.D + i] = sums[i];
+  for (int64_t i = 0; i < p.D; i++) {
+    const R* of = sums + i / p.channels() * width + i % p.channels();
+    if (p.dweight) p.dweight[task * p.D + i] = *of;
+    if (p.dbias) p.dbias[task * p.D + i] = of[p.groups * width];
+  }
 }
 
 #define INSTANTIATE(E)                                                                     \

@@ -7,29 +7,35 @@
 
 template <typename E>
 struct GatedRmsNorm {
-  int64_t rows, D;
+  int64_t rows, D, groups;         // each D / groups channels of a row have a norm of their own
   int64_t x_row, gate_row;         // elements from a row of x to the next, of gate to the next
   double eps;
+  bool gate_first, silu, centred;  // x times the gate is normed; silu or sigmoid; LayerNorm or RMS norm
 
   const E* x;                      // [rows, D] by these strides
   const E* gate;                   // [rows, D]        may be null
-  const Real<E>* weight;           // [D]              may be null
+  const Real<E>* weight;           // [D]              may be null where bias is
+  const Real<E>* bias;             // [D]              may be null where not centred
 
   // Forward.
   E* y;                            // [rows, D]
 
-  // Backward. Each task writes its own layer of dweight; the caller sums the layers, in order.
+  // Backward. Each task writes its own layer of dweight and dbias; the caller sums the layers, in order.
   const E* dy;                     // [rows, D]
   E* dx;                           // [rows, D]
   E* dgate;                        // [rows, D]        null where gate is
   Real<E>* dweight;                // [tasks, D]       null where weight is
+  Real<E>* dbias;                  // [tasks, D]       null where bias is
 
   // A task is so many rows: 32768 elements or more, and 32 rows or more, or layers would outgrow what they sum.
   int64_t part() const { return D < 1024 ? 32768 / D : 32; }
   int64_t tasks() const { return (rows + part() - 1) / part(); }
-  // Numbers in a task's scratch: five rows, each in whole vectors of 16 lanes at most.
-  int64_t width() const { return (D + 15) / 16 * 16; }
-  int64_t scratch() const { return 5 * width(); }
+  // Of a task's scratch, in numbers: a group is whole vectors of 16 lanes at most, and the backward has two of them
+  // and three times the gradients of weight and bias.
+  int64_t channels() const { return D / groups; }
+  int64_t width() const { return (channels() + 15) / 16 * 16; }
+  int64_t gradients() const { return (bias ? 2 : 1) * groups * width(); }
+  int64_t scratch() const { return 2 * width() + 3 * gradients(); }
 };
 
 #define DECLARE(isa)                                                                         \

@@ -375,13 +375,17 @@ INLINE V silu(V x) {
   return x * sigmoid(x);
 }
 
-// silu for a result of type E: what becomes a bfloat16 needs no more than 12 bits.
+// For a result of type E: what becomes a bfloat16 needs no more than 12 bits.
+template <typename E, typename V>
+INLINE V sigmoid_to(V x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(E) == 2) return (Floats)_mm512_rcp14_ps((__m512)(exp2(x * -1.44269502f) + 1.0f));
+#endif
+  return sigmoid(x);
+}
 template <typename E, typename V>
 INLINE V silu_to(V x) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(E) == 2) return x * (Floats)_mm512_rcp14_ps((__m512)(exp2(x * -1.44269502f) + 1.0f));
-#endif
-  return silu(x);
+  return x * sigmoid_to<E>(x);
 }
 
 // A function's value and slope at x, from one exp.
@@ -395,9 +399,14 @@ INLINE Curve<V> softplus_curve(V x) {
   return {(x > 0 ? x : V{}) + log1p(u), (x < 0 ? u : 1 + V{}) / (u + 1)};
 }
 template <typename V>
+INLINE Curve<V> sigmoid_curve(V x) {
+  const V u = exp_of_minus(x), s = 1 / (u + 1);
+  return {s, s * (u * s)};                                                 // u s = 1 - s without cancelling
+}
+template <typename V>
 INLINE Curve<V> silu_curve(V x) {
   const V u = exp_of_minus(x), s = 1 / (u + 1);
-  return {x * s, s * (x * (u * s) + 1)};                                   // u s = 1 - s without cancelling
+  return {x * s, s * (x * (u * s) + 1)};
 }
 
 }  // namespace ISA

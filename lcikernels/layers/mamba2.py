@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import softplus
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache
@@ -18,7 +18,7 @@ from lcikernels.ops import gated_rms_norm
 class GatedNorm(nn.Module):
     """rms_norm(y * silu(z)) * weight, with a norm of its own for each of G groups of channels.
 
-    y, z [..., D]; weight [D]. The gate comes first, so this is not gated_rms_norm(y, z, weight).
+    y, z [..., D]; weight [D].
     """
 
     def __init__(self, D: int, G: int, eps: float):
@@ -27,11 +27,8 @@ class GatedNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(D))
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        y = y * silu(z)
-        if self.groups == 1:
-            return gated_rms_norm(y, weight=self.weight, eps=self.eps)
-        y = gated_rms_norm(y.unflatten(-1, (self.groups, -1)), eps=self.eps)
-        return y.flatten(-2) * self.weight
+        options = {"eps": self.eps, "groups": self.groups, "norm_before_gate": False}
+        return gated_rms_norm(y, z, self.weight, **options)
 
 
 class Mamba2(nn.Module):

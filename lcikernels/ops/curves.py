@@ -36,8 +36,21 @@ def softplus(x):
 
 
 @triton.jit
-def softplus_slope(x):
+def sigmoid(x):
     return 1.0 / (1.0 + exp_minus(x))
+
+
+@triton.jit
+def sigmoid_slope(x):
+    """s (1 - s), where u s is 1 - s without cancellation; u is finite, and a NaN one."""
+    u = tl.minimum(exp_minus(x), 2.0**126, propagate_nan=tl.PropagateNan.ALL)
+    s = 1.0 / (1.0 + u)
+    return s * (u * s)
+
+
+@triton.jit
+def softplus_slope(x):
+    return sigmoid(x)
 
 
 @triton.jit
@@ -48,7 +61,7 @@ def silu(x):
 
 @triton.jit
 def silu_slope(x):
-    """silu' = s + silu (1 - s), where u s is 1 - s without cancellation; u is finite, and a NaN one."""
+    """silu' = s + silu (1 - s), with u as sigmoid_slope has it."""
     u = tl.minimum(exp_minus(x), 2.0**126, propagate_nan=tl.PropagateNan.ALL)
     s = 1.0 / (1.0 + u)
     return s + (x * s) * (u * s)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from ops.test_gated_rms_norm import FORMULAS, formula_id
 from tolerance import assert_agrees
+from torch import Tensor
 
 from lcikernels import extension, gated_rms_norm
 from lcikernels.ops.gated_rms_norm.reference import gated_rms_norm as reference
@@ -26,6 +28,7 @@ def inputs(*shape, dtype=torch.float32, exact=None):
         "x": torch.randn(*shape, dtype=dtype, requires_grad=True),
         "gate": torch.randn(*shape, dtype=dtype, requires_grad=True),
         "weight": torch.randn(shape[-1], dtype=exact, requires_grad=True),
+        "bias": torch.randn(shape[-1], dtype=exact, requires_grad=True),
     }
 
 
@@ -46,44 +49,63 @@ def test_every_width_is_as_exact_as_the_reference(instruction_set, shape, poison
     assert_agrees(compiled, reference, **inputs(*shape))
 
 
-@pytest.mark.parametrize("missing", [("gate",), ("weight",), ("gate", "weight")], ids=str)
-def test_what_is_optional_can_be_left_out(instruction_set, missing, poisoned):
-    assert_agrees(compiled, reference, **inputs(40, 33) | dict.fromkeys(missing))
+@pytest.mark.parametrize("formula", FORMULAS, ids=formula_id)
+def test_every_formula_is_as_exact_as_the_reference(instruction_set, formula, poisoned):
+    """A group is a vector and one."""
+    assert_agrees(compiled, reference, **inputs(40, 51), **formula)
+
+
+@pytest.mark.parametrize("formula", FORMULAS[3::4], ids=formula_id)
+def test_groups_of_whole_vectors_in_several_tasks(instruction_set, formula, poisoned):
+    assert_agrees(compiled, reference, **inputs(180, 192), **formula)
+
+
+@pytest.mark.parametrize("missing", [("gate",), ("weight",), ("bias",), ("gate", "weight", "bias")], ids=str)
+@pytest.mark.parametrize("formula", FORMULAS[1::2], ids=formula_id)
+def test_what_is_optional_can_be_left_out(instruction_set, formula, missing, poisoned):
+    assert_agrees(compiled, reference, **inputs(40, 33) | dict.fromkeys(missing), **formula)
 
 
 @pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
-def test_bfloat16_is_computed_and_summed_in_float32(instruction_set, parameters, poisoned):
-    assert_agrees(compiled, reference, **inputs(600, 65, dtype=torch.bfloat16, exact=parameters))
+@pytest.mark.parametrize("formula", FORMULAS, ids=formula_id)
+def test_bfloat16_is_computed_and_summed_in_float32(instruction_set, formula, parameters, poisoned):
+    arguments = inputs(80, 66, dtype=torch.bfloat16, exact=parameters)
+    assert_agrees(compiled, reference, **arguments, **formula)
 
 
-def test_sums_over_many_rows_stay_exact(instruction_set):
-    assert_agrees(compiled, reference, **inputs(20000, 8))
+@pytest.mark.parametrize("formula", [FORMULAS[0], FORMULAS[-1]], ids=formula_id)
+def test_sums_over_many_rows_stay_exact(instruction_set, formula):
+    assert_agrees(compiled, reference, **inputs(20000, 6), **formula)
 
 
-def test_float64_is_exact_to_float64(instruction_set):
-    arguments = inputs(40, 35, dtype=torch.float64)
+@pytest.mark.parametrize("formula", FORMULAS, ids=formula_id)
+def test_float64_is_exact_to_float64(instruction_set, formula):
+    arguments = inputs(40, 36, dtype=torch.float64)
     got, want = (
-        torch.autograd.grad(op(**arguments).square().sum(), list(arguments.values()))
+        torch.autograd.grad(op(**arguments, **formula).square().sum(), list(arguments.values()))
         for op in (compiled, reference)
     )
     for x, y in zip(got, want):
         assert (x - y).abs().max() <= 1e-13 * y.abs().max()
 
 
-def test_rows_of_a_wider_tensor_need_no_copy(instruction_set):
+@pytest.mark.parametrize("after", [True, False])
+def test_rows_of_a_wider_tensor_need_no_copy(instruction_set, after, monkeypatch):
     """And have the same bits as a copy; so do rows that have to be copied."""
-    wide = torch.randn(3, 50, 2 * 37)
+    wide = torch.randn(3, 50, 2 * 38)
     x, gate = (part.detach().requires_grad_() for part in wide.chunk(2, -1))
-    weight = torch.randn(37, requires_grad=True)
+    others = {"weight": torch.randn(38, requires_grad=True), "groups": 2, "norm_before_gate": after}
     copies = {"x": x.detach().clone().requires_grad_(), "gate": gate.detach().clone().requires_grad_()}
-    want = run(copies | {"weight": weight})
-    assert all(torch.equal(a, b) for a, b in zip(run({"x": x, "gate": gate, "weight": weight}), want))
+    want = run(copies | others)
     scattered = {name: u.detach().mT.contiguous().mT.requires_grad_() for name, u in copies.items()}
-    assert all(torch.equal(a, b) for a, b in zip(run(scattered | {"weight": weight}), want))
+    assert all(torch.equal(a, b) for a, b in zip(run(scattered | others), want))
+    monkeypatch.setattr(Tensor, "contiguous", lambda u: u if u.is_contiguous() else pytest.fail("a copy"))
+    assert all(torch.equal(a, b) for a, b in zip(run({"x": x, "gate": gate} | others), want))
 
 
-def test_the_number_of_threads_changes_no_bit(instruction_set):
-    arguments = inputs(1500, 70)
+@pytest.mark.parametrize("formula", FORMULAS[::5], ids=formula_id)
+def test_the_number_of_threads_changes_no_bit(instruction_set, formula):
+    arguments = inputs(1500, 69) | formula
     threads = torch.get_num_threads()
     try:
         results = []
@@ -97,24 +119,29 @@ def test_the_number_of_threads_changes_no_bit(instruction_set):
 
 
 @pytest.mark.parametrize("where", ["x", "gate"])
-def test_a_nan_stays_in_its_row(instruction_set, where):
-    clean = inputs(50, 19)
+@pytest.mark.parametrize("formula", FORMULAS, ids=formula_id)
+def test_a_nan_stays_in_its_group(instruction_set, formula, where):
+    clean = inputs(50, 57)
     dirty = {name: x.detach().clone() for name, x in clean.items()}
-    dirty[where][7, 18] = torch.nan
+    dirty[where][7, 37] = torch.nan
     dirty = {name: x.requires_grad_() for name, x in dirty.items()}
-    got, want = run(dirty), run(clean)
-    others = torch.arange(50) != 7
-    assert got[0][7, 18].isnan()
+    got, want = run(dirty | formula), run(clean | formula)
+    others = torch.ones(50, 57, dtype=torch.bool)
+    others[7, slice(19, 38) if formula["groups"] == 3 else slice(None)] = False
+    assert got[0][7, 37].isnan()
     for x, y in zip(got[:3], want[:3]):
         assert torch.equal(x[others], y[others])
+    for x, y in zip(got[3:], want[3:]):
+        assert torch.equal(x[others[7]], y[others[7]])
 
 
 @pytest.mark.skipif(extension.WHY_NOT is not None, reason=str(extension.WHY_NOT))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_empty_gradients_have_the_dtypes_that_a_graph_expects(dtype):
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_empty_gradients_have_the_dtypes_that_a_graph_expects(kind, dtype):
     x = torch.randn(5, 17, dtype=dtype)
     backward = torch.ops.lcikernels.gated_rms_norm_backward
-    torch.library.opcheck(backward, (x, x, None, None, 1e-5, "cpp"), test_utils=("test_faketensor",))
+    torch.library.opcheck(backward, (x, x, None, None, None, 1e-5, 1, True, "silu", kind, "cpp"), test_utils=("test_faketensor",))
 
 
 MISFITS = {
@@ -126,13 +153,19 @@ MISFITS = {
     "gate must be Float, got Double": {"gate": torch.zeros(5, 17).double()},
     "weight must be [D] with D=17, got 18 on axis 0 of shape (18,)": {"weight": torch.zeros(18)},
     "weight must be Float, got BFloat16": {"weight": torch.zeros(17).bfloat16()},
+    "bias must be [D] with D=17, got 18 on axis 0 of shape (18,)": {"bias": torch.zeros(18)},
+    "bias must be given with a weight, got none": {"bias": torch.zeros(17)},
+    "centred must be false without a bias, got true": {"centred": True},
+    "groups must be a divisor of D=17, got 2": {"groups": 2},
+    "groups must be a divisor of D=17, got 0": {"groups": 0},
 }
+OPTIONS = {"eps": 1e-5, "groups": 1, "gate_first": False, "silu": True, "centred": False}
 
 
 @pytest.mark.skipif(extension.WHY_NOT is not None, reason=str(extension.WHY_NOT))
 @pytest.mark.parametrize("sentence", MISFITS)
 def test_the_library_refuses_what_does_not_fit(sentence):
-    arguments = dict(x=torch.zeros(5, 17), gate=None, weight=None, eps=1e-5)
+    arguments = dict(x=torch.zeros(5, 17), gate=None, weight=None, bias=None) | OPTIONS
     torch.ops.lcikernels_cpp.gated_rms_norm_forward(**arguments)
     with pytest.raises(RuntimeError) as refusal:
         torch.ops.lcikernels_cpp.gated_rms_norm_forward(**arguments | MISFITS[sentence])
@@ -143,4 +176,4 @@ def test_the_library_refuses_what_does_not_fit(sentence):
 def test_the_library_refuses_gradients_of_another_shape():
     dy, x = torch.zeros(4, 17), torch.zeros(5, 17)
     with pytest.raises(RuntimeError, match=r"gated_rms_norm: dy must be .* with rows=5, got 4"):
-        torch.ops.lcikernels_cpp.gated_rms_norm_backward(dy, x, None, None, 1e-5)
+        torch.ops.lcikernels_cpp.gated_rms_norm_backward(dy, x, None, None, None, **OPTIONS)

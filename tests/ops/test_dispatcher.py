@@ -81,8 +81,12 @@ def raw_calls():
         row = leaf(1, 5, 4), weight, leaf(4), "silu", leaf(2, 4, 2), packed(0, 2, 5), name
         yield f"causal_conv1d by {name}, packed", OPS.causal_conv1d, row
     for name in able("gated_rms_norm"):
-        yield f"gated_rms_norm by {name}", OPS.gated_rms_norm, (x, leaf(2, 5, 4), leaf(4), 1e-5, name)
-        yield f"gated_rms_norm by {name}, bare", OPS.gated_rms_norm, (x, None, None, 1e-5, name)
+        full = x, leaf(2, 5, 4), leaf(4), leaf(4), 1e-5, 1, True, "silu", "rms", name
+        yield f"gated_rms_norm by {name}", OPS.gated_rms_norm, full
+        first = x, leaf(2, 5, 4), leaf(4), None, 1e-5, 2, False, "sigmoid", "layer", name
+        yield f"gated_rms_norm by {name}, the gate first", OPS.gated_rms_norm, first
+        bare = x, None, None, None, 1e-5, 1, True, "silu", "rms", name
+        yield f"gated_rms_norm by {name}, bare", OPS.gated_rms_norm, bare
 
     for name in able("kronecker_expand"):
         stack, maps = leaf(2, 4, 3), (leaf(6, 4), leaf(5, 3))
@@ -143,9 +147,9 @@ def backward_calls():
         bare = grad, None, R(2, 5, 8), R(8, 3), None, None, None, None, name
         yield f"causal_conv1d by {name}, bare", OPS.causal_conv1d_backward, bare
     for name in able("gated_rms_norm"):
-        everything = grad, R(2, 5, 8), R(2, 8, 5).mT, R(8), 1e-5, name
+        everything = grad, R(2, 5, 8), R(2, 8, 5).mT, R(8), R(8), 1e-5, 2, False, "silu", "rms", name
         yield f"gated_rms_norm by {name}", OPS.gated_rms_norm_backward, everything
-        bare = grad, R(2, 5, 8), None, None, 1e-5, name
+        bare = grad, R(2, 5, 8), None, None, None, 1e-5, 1, True, "silu", "layer", name
         yield f"gated_rms_norm by {name}, bare", OPS.gated_rms_norm_backward, bare
     for name in able("kronecker_expand"):
         maps = R(2, 4, 3), R(4, 6).T, R(5, 3)
@@ -207,6 +211,7 @@ def test_the_ops_compile_into_one_graph_with_gradients(device):
         heads = y.unflatten(-1, (2, 4))
         o = retention(heads, heads, heads, log_decay).flatten(2)
         grown = kronecker_expand(layers, write, read, depth)
+        o = gated_rms_norm(o, z, groups=2, norm_before_gate=False)
         return gated_rms_norm(o, z).sum() + h.sum() + grown.square().sum()
 
     inputs = (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from devices import on_device, why_not
-from ops.test_gated_rms_norm import inputs
+from ops.test_gated_rms_norm import FORMULAS, formula_id, inputs
 from tolerance import assert_agrees
 
 from lcikernels import gated_rms_norm
@@ -15,6 +15,7 @@ if why := why_not("gated_rms_norm", "triton"):
 from lcikernels.ops.gated_rms_norm import kernel
 
 norm = on_device(gated_rms_norm, "triton")
+GROUPED = [formula for formula in FORMULAS if formula["groups"] == 3]
 
 
 @pytest.fixture
@@ -24,11 +25,21 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(kernel, "STRIPES", 2)
 
 
-@pytest.mark.parametrize("missing", ["gate", "weight", None])
-@pytest.mark.parametrize("shape", [(11, 5), (7, 16), (7, 35), (3, 2, 33)], ids=str)
+@pytest.mark.parametrize("missing", ["gate", "weight", "bias", None])
+@pytest.mark.parametrize("shape", [(11, 5), (7, 16), (5, 35), (3, 1, 33)], ids=str)
 def test_many_rows_and_rows_of_several_tiles(small_tiles, shape, missing, poisoned):
     arguments = inputs(*shape)
     assert_agrees(norm, reference, **arguments | ({} if missing is None else {missing: None}))
+
+
+ROWS_OF_THREE = {"one tile": (5, 15), "several": (3, 51)}
+CASES = [(formula, "one tile") for formula in GROUPED] + [(formula, "several") for formula in GROUPED[::3]]
+
+
+@pytest.mark.parametrize("formula, tiles", CASES, ids=lambda x: x if isinstance(x, str) else formula_id(x))
+def test_groups_of_one_tile_and_of_several(small_tiles, monkeypatch, formula, tiles, poisoned):
+    monkeypatch.setattr(kernel, "STRIPES", 4)  # two for each of 3 groups
+    assert_agrees(norm, reference, **inputs(*ROWS_OF_THREE[tiles]), **formula)
 
 
 def outputs_and_gradients(arguments):

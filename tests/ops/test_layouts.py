@@ -91,8 +91,13 @@ SEQUENCES = {
     ),
     "gated_rms_norm": (
         gated_rms_norm,
-        dict(x=random(B, T, D), gate=random(B, T, D), weight=random(D)),
+        dict(x=random(B, T, D), gate=random(B, T, D), weight=random(D), bias=random(D)),
         {},
+    ),
+    "gated_rms_norm, the gate first": (
+        gated_rms_norm,
+        dict(x=random(B, T, D), gate=random(B, T, D), weight=random(D), bias=random(D)),
+        dict(norm_before_gate=False, groups=2, kind="layer"),
     ),
     "kronecker_expand": (
         kronecker_expand,

@@ -107,6 +107,34 @@ REFUSALS = {
         lambda: gated_rms_norm(q(3, 8), q(3, 7)),
         "gated_rms_norm: gate must be [axis0, D] with D=8, got 7 on axis 1 of shape (3, 7)",
     ),
+    "a bias of other channels": (
+        lambda: gated_rms_norm(q(3, 8), bias=q(7)),
+        "gated_rms_norm: bias must be [D] with D=8, got 7 on axis 0 of shape (7,)",
+    ),
+    "norms of groups that do not divide": (
+        lambda: gated_rms_norm(q(3, 8), groups=3),
+        "gated_rms_norm: groups must be a divisor of D=8, got 3",
+    ),
+    "no groups": (
+        lambda: gated_rms_norm(q(3, 8), groups=0),
+        "gated_rms_norm: groups must be a divisor of D=8, got 0",
+    ),
+    "half a group": (
+        lambda: gated_rms_norm(q(3, 8), groups=0.5),
+        "gated_rms_norm: groups must be a divisor of D=8, got 0.5",
+    ),
+    "an unknown activation of the gate": (
+        lambda: gated_rms_norm(q(3, 8), q(3, 8), activation="swish"),
+        "gated_rms_norm: activation must be 'silu' or 'sigmoid', got 'swish'",
+    ),
+    "an unknown norm": (
+        lambda: gated_rms_norm(q(3, 8), kind="batch"),
+        "gated_rms_norm: kind must be 'rms' or 'layer', got 'batch'",
+    ),
+    "an unknown place of the gate": (
+        lambda: gated_rms_norm(q(3, 8), q(3, 8), norm_before_gate=None),
+        "gated_rms_norm: norm_before_gate must be True or False, got None",
+    ),
     "a step that should be differentiated": (
         lambda: retention_step(
             q(1, 2, 3, requires_grad=True), q(1, 2, 3), q(1, 2, 3), DECAY[:2], state=q(1, 2, 3, 3)
@@ -165,7 +193,7 @@ CALLS = {
     | dict(bias=q(4), initial_state=q(1, 4, 2), cu_seqlens=cu(0, 5)),
     causal_conv1d_step: dict(x=q(1, 4), weight=q(4, 3), state=q(1, 4, 2))
     | dict(bias=q(4), state_indices=cu(0), positions=cu(0)),
-    gated_rms_norm: dict(x=q(5, 4)) | dict(gate=q(5, 4), weight=q(4)),
+    gated_rms_norm: dict(x=q(5, 4)) | dict(gate=q(5, 4), weight=q(4), bias=q(4)),
     kronecker_expand: dict(weight=q(2, 4, 3), write=q(5, 4), read=q(6, 3)) | dict(depth=q(3, 2)),
 }
 OPTIONAL = {"log_decay", "initial_state", "cu_seqlens", "d", "z", "dt_bias", "bias", "gate", "depth"}

@@ -235,7 +235,7 @@ def mamba_split_conv1d_scan_combined(
     if rmsnorm_weight is None:
         y = y * silu(z.to(y.dtype))
     else:
-        options = {"groups": ngroups, "norm_before_gate": norm_before_gate}
+        options = {"groups": ngroups, "norm_before_gate": bool(norm_before_gate)}
         y = gated_rms_norm(y, z.to(y.dtype), rmsnorm_weight, eps=rmsnorm_eps, **options)
     y = y.to(zxbcdt.dtype)
     if beside:
@@ -249,12 +249,16 @@ def mamba_split_conv1d_scan_combined(
 def project(
     op: str, y: Tensor, name: str, weight: Tensor, bias_name: str = "", bias: Tensor | None = None
 ) -> Tensor:
-    """y weight^T + bias, whose dtype may be another."""
+    """y weight^T + bias in y's dtype, or autocast's; a bias of another dtype is not rounded."""
     sizes = {"in": y.shape[-1]}
     checks.shape(op, name, weight, "out in", sizes)
     if bias is not None:
         checks.shape(op, bias_name, bias, "out", sizes)
-        bias = bias.to(weight.dtype)
-    if weight.dtype != y.dtype and not torch.is_autocast_enabled(y.device.type):
+    checks.parameters(op, y, **{name: weight, bias_name: bias})
+    if torch.is_autocast_enabled(y.device.type):
+        return linear(y, weight, bias)
+    if weight.dtype != y.dtype:
         checks.refuse(op, name, f"{y.dtype} like the layer's input, or under autocast", weight.dtype)
-    return linear(y, weight, bias)
+    if bias is None or bias.dtype == y.dtype:
+        return linear(y, weight, bias)
+    return (linear(y, weight) + bias).to(y.dtype)

@@ -61,7 +61,8 @@ def norm(
         checks.refuse(op, "z", f"shaped like x {tuple(x.shape)}", tuple(z.shape))
     checks.parameters(op, x, x=x, weight=weight, bias=bias, z=z)
     group_size = D if group_size is None else group_size
-    checks.divides(op, "group_size", group_size, D, "channels")
+    if not isinstance(group_size, int) or group_size < 1 or D % group_size:
+        checks.refuse(op, "group_size", f"None or a divisor of D={D}", repr(group_size))
     x, z = alike(x, z)
-    options = {"groups": D // group_size, "norm_before_gate": norm_before_gate, "kind": kind}
+    options = {"groups": D // group_size, "norm_before_gate": bool(norm_before_gate), "kind": kind}
     return gated_rms_norm(x, z, weight, bias, eps=eps, **options).to(dtype)

@@ -98,8 +98,8 @@ def per_token(op: str, B: Tensor, C: Tensor, u: Tensor) -> tuple[Tensor, Tensor]
         whole.append(M[:, None] if M.dim() == 3 else M)
     G = max(M.shape[1] for M in whole)
     for i, name in enumerate("BC"):
+        checks.divides(op, name, whole[i].shape[1], D, "groups")
         checks.divides(op, name, whole[i].shape[1], G, "groups")
-        checks.divides(op, name, G, D, "groups")
         if whole[i].shape[1] != G:
             whole[i] = whole[i].to(exact).repeat_interleave(G // whole[i].shape[1], 1)
     return whole[0].movedim(-1, 1), whole[1].movedim(-1, 1)

@@ -6,24 +6,55 @@ from torch import Tensor
 from ..checks import inner, rows
 
 
-def forward(x: Tensor, gate: Tensor | None, weight: Tensor | None, eps: float) -> Tensor:
+def forward(
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    groups: int,
+    norm_before_gate: bool,
+    activation: str,
+    kind: str,
+) -> Tensor:
     """y like x."""
-    y = torch.ops.lcikernels_cpp.gated_rms_norm_forward(*prepare(x, gate, weight), eps)
-    return y.view(x.shape)
+    inputs = prepare(x, gate, weight, bias, kind)
+    options = groups, not norm_before_gate, activation == "silu", kind == "layer"
+    return torch.ops.lcikernels_cpp.gated_rms_norm_forward(*inputs, eps, *options).view(x.shape)
 
 
 def backward(
-    grad_y: Tensor, x: Tensor, gate: Tensor | None, weight: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, gate and weight; empty ones where the argument is missing."""
-    dx, dgate, dweight = torch.ops.lcikernels_cpp.gated_rms_norm_backward(
-        rows(grad_y).contiguous(), *prepare(x, gate, weight), eps
+    grad_y: Tensor,
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    groups: int,
+    norm_before_gate: bool,
+    activation: str,
+    kind: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, gate, weight and bias; empty ones where the argument is missing."""
+    inputs = prepare(x, gate, weight, bias, kind)
+    options = groups, not norm_before_gate, activation == "silu", kind == "layer"
+    dx, dgate, *gradients = torch.ops.lcikernels_cpp.gated_rms_norm_backward(
+        rows(grad_y).contiguous(), *inputs, eps, *options
     )
     dgate = dgate if gate is None else dgate.view(gate.shape)
-    return dx.view(x.shape), dgate, dweight if weight is None else dweight.to(weight.dtype)
+    of = (
+        x.new_empty(0) if u is None else gradient.to(u.dtype)
+        for u, gradient in zip((weight, bias), gradients)
+    )
+    return dx.view(x.shape), dgate, *of
 
 
-def prepare(x, gate, weight) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What the library takes: rows, and weight in the dtype of the arithmetic."""
-    weight = weight if weight is None else weight.to(inner(x)).contiguous()
-    return rows(x), gate if gate is None else rows(gate), weight
+def prepare(x, gate, weight, bias, kind) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """What the library takes: rows, and weight and bias in the dtype of the arithmetic.
+
+    It has a bias with a weight alone, and a LayerNorm with both.
+    """
+    bias = x.new_zeros(x.shape[-1]) if bias is None and kind == "layer" else bias
+    weight = x.new_ones(x.shape[-1]) if weight is None and bias is not None else weight
+    weight, bias = (u if u is None else u.to(inner(x)).contiguous() for u in (weight, bias))
+    return rows(x), gate if gate is None else rows(gate), weight, bias
