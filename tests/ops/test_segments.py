@@ -2,16 +2,14 @@
 
 import pytest
 import torch
-from devices import on_device, placed, why_not
+from devices import on_device, why_not
 from shapes import RETENTION, SELECTIVE_SCAN
 from tolerance import assert_agrees
 
 from lcikernels import retention_segment, selective_scan_segment
 from lcikernels.backends import TABLES
 from lcikernels.ops.retention import reference as retention_reference
-from lcikernels.ops.retention.segment import retention_segment_back
 from lcikernels.ops.selective_scan import reference as scan_reference
-from lcikernels.ops.selective_scan.segment import selective_scan_segment_back
 
 
 def leaf(*shape, dtype=torch.float32):

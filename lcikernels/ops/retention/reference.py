@@ -43,7 +43,7 @@ def retention(
 
 def retention_segment(k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
     """See `lcikernels.ops.retention_segment`: the final state after zeros, and all decays."""
-    (B, T, Hk, K), H = k.shape, log_decay.shape[-1]
+    (B, T, _, K), H = k.shape, log_decay.shape[-1]
     q = k.new_zeros(B, T, H, K)
     added = retention(q, k, v, log_decay, return_final_state=True)[1]
     return added, log_decay.expand(B, T, H).sum(1).exp()

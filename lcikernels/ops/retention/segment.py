@@ -93,7 +93,7 @@ def until_end(log_decay: Tensor, T: int) -> Tensor:
 
 
 def weighed(v: Tensor, weight: Tensor) -> Tensor:
-    """weight [.., T, H] times v [B, T, Hv, V], for each of H heads: [B, T, H, V] in the arithmetic's dtype."""
+    """weight [.., T, H] times v [B, T, Hv, V], in the dtype of the arithmetic: [B, T, H, V]."""
     H = weight.shape[2]
     v = v.to(inner(v)).repeat_interleave(H // v.shape[2], 2)
     return v * weight.to(v.dtype)[..., None]
@@ -110,7 +110,7 @@ def backward(
     k: Tensor, v: Tensor, log_decay: Tensor, grad_added: Tensor | None, grad_left: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of k, v and log_decay, in plain torch on every device: two products, no scan."""
-    (B, T, Hk, K), H, Hv = k.shape, log_decay.shape[-1], v.shape[2]
+    (B, T, Hk, _), H, Hv = k.shape, log_decay.shape[-1], v.shape[2]
     weight, dtype = until_end(log_decay, T), inner(k)
     drate = torch.zeros(B, T, H, dtype=torch.float64, device=k.device)
     dk, dv = torch.zeros_like(k), torch.zeros_like(v)

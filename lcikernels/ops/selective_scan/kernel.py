@@ -678,7 +678,7 @@ def crossing_back(
 
 
 def around(x: Tensor) -> Tensor:
-    """cu_seqlens of one sequence from before the row x [1, T, D] to behind it: all its segments are crossed."""
+    """cu_seqlens of a sequence that goes through the row x [1, T, D]: from before it to behind it."""
     return torch.arange(-1, x.shape[1] + 2, x.shape[1] + 2, dtype=torch.int32, device=x.device)
 
 

@@ -116,7 +116,7 @@ def step_sizes(dt: Tensor, dtype: torch.dtype, dt_bias: Tensor | None, dt_softpl
 def fold(steps: Tensor, a: Tensor, u: Tensor, b: Tensor, back: bool = False) -> Tensor:
     """The sum of decay[t] * u[t] * b[t] over time, [B, D, N]: decays to the last token's state, or, `back`,
     to the state before the first."""
-    (B, T, D), G = steps.shape, b.shape[2] if b.dim() == 4 else 1
+    (B, T, _), G = steps.shape, b.shape[2] if b.dim() == 4 else 1
     a = a.clamp(min=-1e30)  # -inf times a step of 0 is NaN
     state = a.new_zeros(B, *a.shape)
     chunks = [slice(start, min(start + CHUNK, T)) for start in range(0, T, CHUNK)]
