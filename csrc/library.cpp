@@ -43,6 +43,13 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
       " Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? initial_state,"
       " Tensor? cu_seqlens) -> (Tensor dx, Tensor ddt, Tensor da, Tensor db, Tensor dc, Tensor dd, Tensor dz,"
       " Tensor ddt_bias, Tensor dinitial_state)");
+  // of parts of a sequence that run at once, [B, parts, D, N], first to last
+  m.def(
+      "selective_scan_crossing(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor? dt_bias, bool dt_softplus)"
+      " -> (Tensor added, Tensor left)");
+  m.def(
+      "selective_scan_crossing_back(Tensor dy, Tensor dt, Tensor a, Tensor c, Tensor? z, Tensor? dt_bias,"
+      " bool dt_softplus) -> (Tensor added, Tensor left)");
   // Steps advance `state` [B, ...], of any strides that their files name, in what is computed in or bfloat16; with
   // state_indices, int64 [B], states [S, ...]: token b has state state_indices[b], none where that is negative.
   // x, dt, z [B, D], b, c [B, G, N], state [B, D, N]

@@ -187,6 +187,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   });
 }
 
+// Of each segment [S, segments, D, N]: what it adds to a state that crosses it, and what it leaves of that state.
+std::tuple<Tensor, Tensor> crossing(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b,
+                                    const Maybe& dt_bias, bool dt_softplus) {
+  return with_element(OP, "x", x, [&](auto element) {
+    using E = decltype(element);
+    using R = Real<E>;
+    auto p = sequences<E>(x, dt, a, b, b, {}, {}, dt_bias, dt_softplus, {}, {});
+    const Tensor added = empty<R>(x, {p.S, p.segments, p.D, p.N}), left = torch::stable::empty_like(added);
+    p.added = out<R>(added), p.left = out<R>(left);
+    run(p, PICK(selective_scan_crossing<E>));
+    return std::tuple(added, left);
+  });
+}
+
+// The same of the gradient of a state, which crosses them from behind. No x is needed.
+std::tuple<Tensor, Tensor> crossing_back(const Tensor& dy, const Tensor& dt, const Tensor& a, const Tensor& c,
+                                         const Maybe& z, const Maybe& dt_bias, bool dt_softplus) {
+  return with_element(OP, "dy", dy, [&](auto element) {
+    using E = decltype(element);
+    using R = Real<E>;
+    auto p = sequences<E>(dy, dt, a, c, c, {}, z, dt_bias, dt_softplus, {}, {});
+    const Tensor added = empty<R>(dy, {p.S, p.segments, p.D, p.N}), left = torch::stable::empty_like(added);
+    p.dy = in<E>(dy), p.added = out<R>(added), p.left = out<R>(left);
+    run(p, PICK(selective_scan_crossing_back<E>));
+    return std::tuple(added, left);
+  });
+}
+
 Tensor step(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b, const Tensor& c, const Maybe& d,
             const Maybe& z, const Maybe& dt_bias, bool dt_softplus, const Tensor& state, const Maybe& state_indices) {
   return with_element(STEP, "x", x, [&](auto element) {
@@ -213,5 +241,7 @@ Tensor step(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b,
 STABLE_TORCH_LIBRARY_IMPL(lcikernels_cpp, CPU, m) {
   m.impl("selective_scan_forward", TORCH_BOX(&forward));
   m.impl("selective_scan_backward", TORCH_BOX(&backward));
+  m.impl("selective_scan_crossing", TORCH_BOX(&crossing));
+  m.impl("selective_scan_crossing_back", TORCH_BOX(&crossing_back));
   m.impl("selective_scan_step", TORCH_BOX(&step));
 }

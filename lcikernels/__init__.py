@@ -10,8 +10,10 @@ from .ops import (
     gated_rms_norm,
     kronecker_expand,
     retention,
+    retention_segment,
     retention_step,
     selective_scan,
+    selective_scan_segment,
     selective_scan_step,
 )
 
@@ -21,7 +23,9 @@ __all__ = [
     "gated_rms_norm",
     "kronecker_expand",
     "retention",
+    "retention_segment",
     "retention_step",
     "selective_scan",
+    "selective_scan_segment",
     "selective_scan_step",
 ]

@@ -15,6 +15,7 @@ FLOORS = {
     "lcikernels.extension": 0,
     "lcikernels.backends": 1,
     "lcikernels.ops": 2,
+    "lcikernels.context_parallel": 3,
     "lcikernels": 3,  # the package's face: the names it offers are ops
     "lcikernels.__main__": 3,
     "lcikernels.layers": 4,

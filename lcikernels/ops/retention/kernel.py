@@ -33,6 +33,7 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch.nn.functional import pad
 from triton import language as tl
 
 from ..checks import boundaries, contiguous, refuse
@@ -396,6 +397,14 @@ class Problem:
             self.rate.dim() == 3, C, BK, BV, self.precision, **options(4),
         )  # fmt: skip
 
+    def decays(self) -> None:
+        """What `score` finds beside P, alone."""
+        rate = self.rate.clamp(min=LEAST.value).double().expand(self.B, self.T, self.H)
+        A = pad(rate, (0, 0, 0, -self.T % self.C)).unflatten(1, (-1, self.C)).cumsum(2)
+        self.since, self.until = (
+            u.exp().flatten(1, 2)[:, : self.T].float().contiguous() for u in (A, A[:, :, -1:] - A)
+        )
+
     def walk(
         self, x, y, z, P, reverse, enter, out=None, swapped=False, w=None, dots=None, leave=None, faded=None
     ) -> Tensor | None:
@@ -511,6 +520,31 @@ def backward(
     )  # fmt: skip
     drate = drate.sum((0, 1)) if log_decay.dim() == 1 else drate
     return dq, dk, dv, drate, dinitial
+
+
+def crossing(k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+    """What all tokens add to the state that enters them, [B, H, K, V]."""
+    return crossed(k, v, log_decay, 1.0, False)
+
+
+def crossing_back(q: Tensor, grad_o: Tensor, log_decay: Tensor, scale: float) -> Tensor:
+    """What they add to the gradient of that state, [B, H, K, V]."""
+    return crossed(q, grad_o, log_decay, scale, True)
+
+
+def crossed(y: Tensor, z: Tensor, log_decay: Tensor, scale: float, reverse: bool) -> Tensor:
+    """The state behind all of y (x) z, from one end to the other."""
+    check(y, z)
+    H = log_decay.shape[-1]
+    z = z if H in (y.shape[2], z.shape[2]) else z.repeat_interleave(H // z.shape[2], 2)
+    p = Problem(y, y, z, log_decay, scale, None)
+    p.decays()
+    state = p.empty(p.B, p.H, p.K, p.V)
+    if p.cut:
+        p.between_segments(p.k, p.v, reverse, None, state)
+    else:
+        p.walk(None, p.k, p.v, None, reverse, None, leave=state)
+    return state
 
 
 def shared(grad: Tensor, u: Tensor) -> Tensor:

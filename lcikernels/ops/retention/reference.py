@@ -39,3 +39,11 @@ def retention(
         out.append(scale * torch.einsum("bhk,bhkv->bhv", q_t, S))
     o = torch.stack(out, 1) if out else v
     return (o, S) if return_final_state else o
+
+
+def retention_segment(k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
+    """See `lcikernels.ops.retention_segment`: the final state after zeros, and all decays."""
+    (B, T, _, K), H = k.shape, log_decay.shape[-1]
+    q = k.new_zeros(B, T, H, K)
+    added = retention(q, k, v, log_decay, return_final_state=True)[1]
+    return added, log_decay.expand(B, T, H).sum(1).exp()

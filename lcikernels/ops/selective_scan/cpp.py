@@ -68,6 +68,39 @@ def takes(state: Tensor, dtype: torch.dtype) -> bool:
     return native(state, dtype) and (state.is_contiguous() or state.stride(2) == 1 or state.shape[2] == 1)
 
 
+def crossing(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, dt_bias: Tensor | None, dt_softplus: bool
+) -> tuple[Tensor, Tensor]:
+    """What all tokens add to the state that enters them, and what they leave of it, [B, D, N]."""
+    x, dt, a, b, _, _, _, dt_bias = prepare(x, dt, a, b, b, None, None, dt_bias)
+    parts = torch.ops.lcikernels_cpp.selective_scan_crossing(x, dt, a, b, dt_bias, dt_softplus)
+    return joined(*(u.unbind(1) for u in parts))
+
+
+def crossing_back(
+    grad_y: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    c: Tensor,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+) -> Tensor:
+    """What all tokens add to the gradient of the state that enters them, [B, D, N]."""
+    grad_y, dt, a, c, _, _, z, dt_bias = prepare(grad_y, dt, a, c, c, None, z, dt_bias)
+    arguments = grad_y, dt, a, c, z, dt_bias, dt_softplus
+    parts = torch.ops.lcikernels_cpp.selective_scan_crossing_back(*arguments)
+    return joined(*(u.unbind(1)[::-1] for u in parts))[0]
+
+
+def joined(added: tuple[Tensor, ...], left: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Of segments, in the order in which a state crosses them: the same of all."""
+    all_added, all_left = added[0].contiguous(), left[0].contiguous()
+    for added_here, left_here in zip(added[1:], left[1:]):
+        all_added, all_left = torch.addcmul(added_here, left_here, all_added), left_here * all_left
+    return all_added, all_left
+
+
 def step(
     x: Tensor,
     dt: Tensor,

@@ -560,11 +560,14 @@ class Problem:
         if not self.crossed:
             return
         added, total = torch.empty_like(grads), grads.new_empty(self.segments, self.D)
+        self.crossing_back(grad_y, grad_final, added, total)
+        self.chain(added, total, grads, True)
+
+    def crossing_back(self, grad_y: Tensor, grad_final: Tensor | None, added: Tensor, total: Tensor) -> None:
         crossing_back_kernel[self.programs](
             self.dt, self.z, self.a, self.bc, self.bias, self.cu_seqlens, grad_y, grad_final, added, total,
             *self.line, *self.tile, self.AHEAD, self.softplus, **self.options,
         )  # fmt: skip
-        self.chain(added, total, grads, True)
 
     def chain(self, added: Tensor, total: Tensor, states: Tensor, reverse: bool) -> None:
         chain_kernel[(-(-self.D // self.BD),)](
@@ -656,6 +659,56 @@ def backward(
 def takes(state: Tensor, dtype: torch.dtype) -> bool:
     """States of every dtype and any strides."""
     return True
+
+
+def crossing(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, dt_bias: Tensor | None, dt_softplus: bool
+) -> tuple[Tensor, Tensor]:
+    """What all tokens add to the state that enters them, and what they leave of it, [B, D, N]."""
+    added, left = [], []
+    for x_b, dt_b, b_b in zip(x.split(1), dt.split(1), b.split(1)):
+        p = Problem(False, x_b, dt_b, a, b_b, b_b, None, None, dt_bias, dt_softplus, None, around(x_b))
+        parts, total = p.states(p.segments), p.x.new_empty(p.segments, p.D, dtype=torch.float32)
+        p.forward(None, None, parts, None, total)
+        added.append(joined(p.a, parts.flip(0), total.flip(0)))
+        left.append(faded(p.a, total.sum(0)))
+    return tuple(torch.stack(u).mT.contiguous() for u in (added, left))
+
+
+def crossing_back(
+    grad_y: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    c: Tensor,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+) -> Tensor:
+    """What all tokens add to the gradient of the state that enters them, [B, D, N]."""
+    added = []
+    for i in range(dt.shape[0]):
+        dy_b, dt_b, c_b, z_b = (u if u is None else u[i : i + 1] for u in (grad_y, dt, c, z))
+        p = Problem(True, dy_b, dt_b, a, c_b, c_b, None, z_b, dt_bias, dt_softplus, None, around(dt_b))
+        parts, total = p.states(p.segments), p.x.new_empty(p.segments, p.D, dtype=torch.float32)
+        p.crossing_back(p.x, None, parts, total)
+        added.append(joined(p.a, parts, total))
+    return torch.stack(added).mT.contiguous()
+
+
+def around(x: Tensor) -> Tensor:
+    """cu_seqlens of a sequence that goes through the row x [1, T, D]: from before it to behind it."""
+    return torch.arange(-1, x.shape[1] + 2, x.shape[1] + 2, dtype=torch.int32, device=x.device)
+
+
+def joined(a: Tensor, added: Tensor, total: Tensor) -> Tensor:
+    """The sum of `added` [segments, N, D], faded by the steps [segments, D] of those before."""
+    before = total.cumsum(0) - total
+    return (faded(a, before) * added).sum(0)
+
+
+def faded(a: Tensor, steps: Tensor) -> Tensor:
+    """What so long a step leaves of a state, [.., N, D]; -inf times a step of 0 would be NaN."""
+    return torch.exp(a.clamp(min=-1e30) * steps[..., None, :])
 
 
 def step(

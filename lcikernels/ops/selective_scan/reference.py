@@ -46,3 +46,20 @@ def selective_scan(
     y = y if d is None else y + d * x
     y = y if z is None else y * silu(z)
     return (y, h) if return_final_state else y
+
+
+def selective_scan_segment(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """See `lcikernels.ops.selective_scan_segment`: the final state after zeros, and all decays."""
+    options = dict(dt_bias=dt_bias, dt_softplus=dt_softplus)
+    added = selective_scan(x, dt, a, b, b, **options, return_final_state=True)[1]
+    dt = dt if dt_bias is None else dt + dt_bias
+    dt = softplus(dt) if dt_softplus else dt
+    return added, torch.exp(dt.sum(1)[..., None] * a)
