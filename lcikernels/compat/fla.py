@@ -1,4 +1,4 @@
-"""fla's retention and simple gated linear attention (flash-linear-attention 0.6), on `retention`.
+"""fla's retention, simple gated linear attention, and gated norms (flash-linear-attention 0.6).
 
     S[t] = exp(g[t] + g_gamma) S[t-1] + k[t] ⊗ v[t],    o[t] = scale q[t] . S[t]
 
@@ -12,7 +12,7 @@ All return a pair: o [B, T, H, V] in q's dtype, and the final state or None, flo
 or v is), which with state_v_first is a transposed view. float32, float64, bfloat16 and float16 may be mixed.
 Gradients reach q, k, v, g, g_gamma (in fla it has none) and initial_state, from both outputs. Raises
 ValueError where a shape, dtype or device does not fit. What fla takes through **kwargs and does not use is no
-argument here: a TypeError.
+argument here: a TypeError. `rms_norm_gated` and `layer_norm_gated` say their own.
 """
 
 import warnings
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lcikernels.ops import checks
 
+from .gated_norm import norm_gated
 from .linear_attention import attend, attend_in_parallel, retnet_decays
 from .serving import serves
 
@@ -206,3 +207,37 @@ def v_first(op: str, state_v_first: bool, transpose_state_layout: bool | None) -
     said = f"{op}: transpose_state_layout is deprecated, state_v_first is its name"
     warnings.warn(said, DeprecationWarning, stacklevel=4)  # the caller of the decorated function
     return transpose_state_layout
+
+
+@serves()
+def rms_norm_gated(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str = "swish",
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    eps: float = 1e-6,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The RMS norm of x + residual, times weight, plus bias, times activation(g): see `norm_gated`."""
+    arguments = (x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps)
+    return norm_gated("rms_norm_gated", "rms", *arguments)
+
+
+@serves()
+def layer_norm_gated(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str = "swish",
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    eps: float = 1e-6,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The layer norm of x + residual, times weight, plus bias, times activation(g): see `norm_gated`."""
+    arguments = (x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps)
+    return norm_gated("layer_norm_gated", "layer", *arguments)

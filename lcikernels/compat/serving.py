@@ -8,7 +8,7 @@ import torch
 
 from lcikernels.ops import checks
 
-# module -> function -> argument -> "served", "served: which values", "any value: why", "refused: why"
+# package -> function -> argument -> "served", "served: which values", "any value: why", "refused: why"
 TABLE: dict[str, dict[str, dict[str, str]]] = {}
 
 NUMBERS = (bool, int, float, str)  # what a default may equal without being the same object
@@ -47,7 +47,10 @@ def serves(
             by_position = parameter.kind is not parameter.KEYWORD_ONLY
             place = list(parameters).index(argument) if by_position else len(parameters)
             guarded.append((place, argument, parameter.default))
-        TABLE.setdefault(function.__module__, {})[name] = rows
+        package = function.__module__.removeprefix("lcikernels.compat.").split(".")[0]
+        TABLE.setdefault(package, {})[name] = rows
+        if not guarded:
+            return function
 
         @wraps(function)
         def serve(*args, **kwargs):
@@ -71,8 +74,8 @@ def shown(value: object) -> str:
 def table() -> str:
     """What every decorated function serves, as Markdown: a table each, a line an argument."""
     lines = ["# What is served", "", "Written by `python -m lcikernels.compat`."]
-    for module, functions in sorted(TABLE.items()):
-        lines += ["", f"## {module}"]
+    for package, functions in sorted(TABLE.items()):
+        lines += ["", f"## {package}"]
         for name, rows in sorted(functions.items()):
             lines += ["", f"### {name}", "", "| argument | |", "|---|---|"]
             lines += [f"| `{argument}` | {said} |" for argument, said in rows.items()]
