@@ -1,11 +1,47 @@
-"""What fla's gated norms compute."""
+"""The gated norms of fla.modules."""
 
 import torch
 from torch import Tensor
 
+from lcikernels.compat.dtypes import alike, exact
+from lcikernels.compat.serving import serves
 from lcikernels.ops import checks, gated_rms_norm
 
 ACTIVATIONS = {"swish": "silu", "silu": "silu", "sigmoid": "sigmoid"}
+
+
+@serves()
+def rms_norm_gated(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str = "swish",
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    eps: float = 1e-6,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The RMS norm of x + residual, times weight, plus bias, times activation(g): see `norm_gated`."""
+    arguments = (x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps)
+    return norm_gated("rms_norm_gated", "rms", *arguments)
+
+
+@serves()
+def layer_norm_gated(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str = "swish",
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    eps: float = 1e-6,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The layer norm of x + residual, times weight, plus bias, times activation(g): see `norm_gated`."""
+    arguments = (x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps)
+    return norm_gated("layer_norm_gated", "layer", *arguments)
 
 
 def norm_gated(
@@ -42,15 +78,10 @@ def norm_gated(
 
     total = x
     if residual is not None:
-        exact = torch.promote_types(torch.promote_types(x.dtype, residual.dtype), torch.float32)
-        total = x.to(exact) + residual.to(exact)
-    dtype = torch.promote_types(total.dtype, g.dtype)
-    y = gated_rms_norm(
-        *(total.to(dtype), g.to(dtype), weight, bias),
-        eps=eps,
-        activation=ACTIVATIONS[activation],
-        kind=kind,
-    ).to(x.dtype)
+        inner = exact(x, residual)
+        total = x.to(inner) + residual.to(inner)
+    options = {"eps": eps, "activation": ACTIVATIONS[activation], "kind": kind}
+    y = gated_rms_norm(*alike(total, g), weight, bias, **options).to(x.dtype)
     if not prenorm:
         return y
     if residual is not None:

@@ -1,10 +1,19 @@
 """What fla's retention and simple gated linear attention compute, and its weights as a matrix."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
+from lcikernels.compat.dtypes import alike
 from lcikernels.layers.retention import retnet_log_decay
 from lcikernels.ops import checks, retention
+
+HEAD_FIRST = {"head_first": "fla has removed it: tensors are [B, T, H, ...]"}
+CHUNK_SIZE = {"chunk_size": "it sets how fla computes"}
+CU_SEQLENS_CPU = {"cu_seqlens_cpu": "a copy of cu_seqlens"}
+RENAMED = {"transpose_state_layout": "the deprecated name of state_v_first, not beside it"}
+NOT_PACKED = {"output_attentions": "without cu_seqlens, as in fla"}
 
 
 def attend(
@@ -32,7 +41,8 @@ def attend(
         axes = f"{'B' if N is None else 'N'} H {'V K' if state_v_first else 'K V'}"
         checks.shape(op, "initial_state", initial_state, axes, {**sizes, "N": N})
         checks.parameters(op, q, initial_state=initial_state)
-    dtype, (q, k, v, log_decay) = q.dtype, alike(q, k, v, g, g_gamma)
+    dtype, (q, k, v) = q.dtype, alike(q, k, v)
+    log_decay = log_decays(q, g, g_gamma)
     if initial_state is not None:
         initial_state = initial_state.to(checks.inner(q))
         initial_state = initial_state.mT if state_v_first else initial_state
@@ -79,7 +89,8 @@ def weights(q: Tensor, k: Tensor, g: Tensor | None, g_gamma: Tensor | None, scal
     In plain torch, with gradients (in fla they have none).
     """
     with torch.autocast(q.device.type, enabled=False):
-        dtype, (q, k, _, log_decay) = q.dtype, alike(q, k, q, g, g_gamma)
+        dtype, (q, k) = q.dtype, alike(q, k)
+        log_decay = log_decays(q, g, g_gamma)
         (_, T, H, K), inner = q.shape, checks.inner(q)
         rates = q.new_zeros(H, dtype=inner) if log_decay is None else log_decay
         rates = rates if rates.dim() > 1 else rates.expand(1, T, H)
@@ -108,16 +119,12 @@ def check(
     return sizes
 
 
-def alike(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, g_gamma: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """q, k, v in the dtype that holds all three, and log_decay, the sum of both, in what is computed in."""
-    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
-    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    g, g_gamma = (x if x is None else x.to(checks.inner(q)) for x in (g, g_gamma))
+def log_decays(q: Tensor, g: Tensor | None, g_gamma: Tensor | None) -> Tensor | None:
+    """The sum of both, in what is computed in for q."""
+    g, g_gamma = (u if u is None else u.to(checks.inner(q)) for u in (g, g_gamma))
     if g is None or g_gamma is None:
-        return q, k, v, g_gamma if g is None else g
-    return q, k, v, g + g_gamma
+        return g_gamma if g is None else g
+    return g + g_gamma
 
 
 def retnet_decays(op: str, q: Tensor) -> Tensor:
@@ -125,3 +132,14 @@ def retnet_decays(op: str, q: Tensor) -> Tensor:
     sizes: dict[str, int] = {}
     checks.shape(op, "q", q, "B T H K", sizes)
     return retnet_log_decay(sizes["H"], q.device)
+
+
+def v_first(op: str, state_v_first: bool, transpose_state_layout: bool | None) -> bool:
+    """state_v_first, also under its old name."""
+    if transpose_state_layout is None:
+        return state_v_first
+    if state_v_first:
+        checks.refuse(op, "transpose_state_layout", "left out where state_v_first is given", "both")
+    said = f"{op}: transpose_state_layout is deprecated, state_v_first is its name"
+    warnings.warn(said, DeprecationWarning, stacklevel=3)  # the published function's caller
+    return transpose_state_layout
