@@ -172,7 +172,7 @@ def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list
     def call() -> None:
         scan.forward(*inputs, scan.CHUNK)
         scan.backward(x, final, *inputs, checkpoints, scan.CHUNK)
-        scan.step(*token, full, final[:1])
+        scan.step(*token, full, final[:1], None)
 
     case = f"N={N} {str(dtype)[6:]}, {'all' if full else 'bare'}" + (", in segments" if segments > 1 else "")
     scan.cut, cut = lambda *_: T // segments, scan.cut
@@ -193,7 +193,7 @@ def conv_launches(W: int, dtype: torch.dtype, full: bool) -> list[Launch]:
     def call() -> None:
         conv.forward(x, *filters, *states)
         conv.backward(x, state if full else None, x, *filters, *states)
-        conv.step(x[:, 0], *filters, state[:1])
+        conv.step(x[:, 0], *filters, state[:1], None, None)
 
     case = f"W={W} {str(dtype)[6:]}, {'all' if full else 'bare'}"
     return launches(conv, f"causal_conv1d {case}", call)
@@ -224,7 +224,7 @@ def retention_launches(K: int, V: int, dtype: torch.dtype, kind: str) -> list[La
     def call() -> None:
         retention.forward(q, q, v, rates, 0.5, states, bounds)
         retention.backward(v, states, q, q, v, rates, 0.5, states, bounds, learned)
-        retention.step(q[:, 0], q[:, 0], v[:, 0], torch.zeros(2), torch.zeros(1, 2, K, V), 0.5)
+        retention.step(q[:, 0], q[:, 0], v[:, 0], torch.zeros(2), torch.zeros(1, 2, K, V), 0.5, None)
 
     segment = retention.segment
     retention.segment = lambda T, *_: T // 2 if kind == "cut" and T > 1 else T + 1

@@ -110,7 +110,7 @@ def step(x, dt, a, b, c, d, z, dt_bias, state, **options) -> Tensor:
 
 def library_step(x, dt, a, b, c, d, z, dt_bias, state) -> Tensor:
     """What is left of the time without our Python: the dispatcher and C++."""
-    return torch.ops.lcikernels_cpp.selective_scan_step(x, dt, a, b, c, d, z, dt_bias, True, state)
+    return torch.ops.lcikernels_cpp.selective_scan_step(x, dt, a, b, c, d, z, dt_bias, True, state, None)
 
 
 def transformers_step(x, dt, a, b, c, d, z, dt_bias, state) -> Tensor:

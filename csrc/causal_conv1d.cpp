@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "checks.h"
@@ -99,17 +100,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Mayb
   });
 }
 
-Tensor step(const Tensor& x, const Tensor& weight, const Maybe& bias, bool silu, const Tensor& state) {
+Tensor step(const Tensor& x, const Tensor& weight, const Maybe& bias, bool silu, const Tensor& state,
+            const Maybe& state_indices, const Maybe& positions) {
   return with_element(STEP, "x", x, [&](auto element) {
     using E = decltype(element);
     CausalConv1d<E> p = problem<E>(STEP, x, weight, bias, silu);
-    ::state(p, STEP, "state", state);
-    Tensor y = empty<E>(x, {p.B, p.D});
-    p.y = out<E>(y), p.final_state = out<Real<E>>(state);
-    const auto kernel = PICK(causal_conv1d_step<E>);
-    parallel(p.B * p.blocks(), work(p, 2 * p.W + 20), p.scratch() * sizeof(Real<E>),
-             [&](int64_t task, void* scratch) { kernel(p, task, static_cast<Real<E>*>(scratch)); });
-    return y;
+    return with_state<E>(state, [&](auto number) {
+      using S = decltype(number);
+      const int64_t slots = state.dim() == 3 ? state.size(2) : 0;
+      if (slots < p.W - 1 || (positions && !slots))
+        refuse(STEP, "state", "[B, D, slots] with slots at least " + std::to_string(std::max<int64_t>(p.W - 1, positions ? 1 : 0)),
+               "shape " + checks::tuple(state.sizes()));
+      if (positions) require(STEP, "positions", *positions, {{"B", p.B}}, ScalarType::Long);
+      S nothing{};  // of each state without slots
+      ConvolutionStates<S> states{{&nothing, in<int64_t>(state_indices)}, slots, in<int64_t>(positions)};
+      if (slots)
+        static_cast<States<S>&>(states) =
+            op::states<S>(STEP, state, {{"D", p.D}, {"slots", slots}}, state_indices, p.B);
+      else if (state_indices)
+        require(STEP, "state_indices", *state_indices, {{"B", p.B}}, ScalarType::Long);
+      Tensor y = empty<E>(x, {p.B, p.D});
+      p.y = out<E>(y);
+      const auto kernel = PICK(causal_conv1d_step<E, S>);
+      parallel(p.B * p.blocks(), work(p, 2 * p.W + 20), p.scratch() * sizeof(Real<E>),
+               [&](int64_t task, void* scratch) { kernel(p, states, task, static_cast<Real<E>*>(scratch)); });
+      return y;
+    });
   });
 }
 

@@ -43,10 +43,12 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
       " Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias, bool dt_softplus, Tensor? initial_state,"
       " Tensor? cu_seqlens) -> (Tensor dx, Tensor ddt, Tensor da, Tensor db, Tensor dc, Tensor dd, Tensor dz,"
       " Tensor ddt_bias, Tensor dinitial_state)");
-  // x, dt, z [B, D], b, c [B, G, N], state [B, D, N], which is advanced
+  // Steps advance `state` [B, ...], of any strides that their files name, in what is computed in or bfloat16; with
+  // state_indices, int64 [B], states [S, ...]: token b has state state_indices[b], none where that is negative.
+  // x, dt, z [B, D], b, c [B, G, N], state [B, D, N]
   m.def(
       "selective_scan_step(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias,"
-      " bool dt_softplus, Tensor(a!) state) -> Tensor");
+      " bool dt_softplus, Tensor(a!) state, Tensor? state_indices) -> Tensor");
 
   m.def(
       "retention_forward(Tensor q, Tensor k, Tensor v, Tensor log_decay, float scale, Tensor? initial_state,"
@@ -56,9 +58,10 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
       "retention_backward(Tensor grad_o, Tensor? dfinal_state, Tensor q, Tensor k, Tensor v, Tensor log_decay,"
       " float scale, Tensor? initial_state, Tensor? cu_seqlens, bool need_log_decay)"
       " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dlog_decay, Tensor dinitial_state)");
-  // q [B, Hq, K], k [B, Hk, K], v [B, Hv, V], state [B, H, K, V], which is advanced
+  // q [B, Hq, K], k [B, Hk, K], v [B, Hv, V], state [B, H, K, V]
   m.def(
-      "retention_step(Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor(a!) state, float scale) -> Tensor");
+      "retention_step(Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor(a!) state, float scale,"
+      " Tensor? state_indices) -> Tensor");
 
   // x with a contiguous last axis, weight and bias in what the kernel computes with; S is B, or N of cu_seqlens [N+1]
   m.def(
@@ -69,8 +72,10 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
       "causal_conv1d_backward(Tensor dy, Tensor? dfinal_state, Tensor x, Tensor weight, Tensor? bias, bool silu,"
       " Tensor? initial_state, Tensor? cu_seqlens)"
       " -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dinitial_state)");
-  // x [B, D], state [B, D, W-1], which is advanced
-  m.def("causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, bool silu, Tensor(a!) state) -> Tensor");
+  // x [B, D], state [B, D, slots]; circular where positions, int64 [B], tell the numbers of the tokens
+  m.def(
+      "causal_conv1d_step(Tensor x, Tensor weight, Tensor? bias, bool silu, Tensor(a!) state, Tensor? state_indices,"
+      " Tensor? positions) -> Tensor");
 
   // x and gate [rows, D] with a contiguous last axis
   m.def("gated_rms_norm_forward(Tensor x, Tensor? gate, Tensor? weight, float eps) -> Tensor");

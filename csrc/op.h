@@ -12,6 +12,7 @@
 
 #include "checks.h"
 #include "cpu/elements.h"
+#include "cpu/states.h"
 
 namespace op {
 
@@ -60,6 +61,32 @@ auto with_element(const char* name, const char* argument, const Tensor& x, F f) 
     case ScalarType::BFloat16: return f(bf16{});
     default: checks::refuse(name, argument, "Float, Double or BFloat16", toString(x.scalar_type()));
   }
+}
+
+// f(S{}) for the element type of the states of a step: of its arithmetic, E's, or bfloat16.
+template <typename E, typename F>
+auto with_state(const Tensor& state, F f) {
+  if constexpr (sizeof(Real<E>) == sizeof(float))
+    if (state.scalar_type() == ScalarType::BFloat16) return f(bf16{});
+  return f(Real<E>{});
+}
+
+// The states [B, axes] of B tokens, or those of [S, axes] that `rows` names for them, checked.
+template <typename S>
+States<S> states(const char* name, const Tensor& state, const checks::Axes& axes, const Maybe& rows, int64_t B) {
+  const int64_t count = rows && state.dim() ? state.size(0) : B;
+  checks::Axes all = {{rows ? "S" : "B", count}};
+  all.insert(all.end(), axes.begin(), axes.end());
+  checks::require_axes(name, "state", state, all, TYPE<S>);
+  States<S> states{out<S>(state), in<int64_t>(rows), state.stride(0), {}};
+  for (size_t i = 0; i < axes.size(); i++) states.strides[i] = state.stride(i + 1);
+  if (rows) {
+    checks::require(name, "state_indices", *rows, {{"B", B}}, ScalarType::Long);
+    for (int64_t b = 0; b < B; b++)
+      if (states.rows[b] >= count)
+        checks::refuse(name, "state_indices", "below S=" + std::to_string(count), std::to_string(states.rows[b]));
+  }
+  return states;
 }
 
 // Memory of the calling thread, 64-byte aligned, kept for the next call: fresh pages cost 0.25 us a KiB.

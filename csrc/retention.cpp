@@ -158,18 +158,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
 }
 
 Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_decay, const Tensor& state,
-            double scale) {
+            double scale, const Maybe& state_indices) {
   return with_element(STEP, "q", q, [&](auto element) {
     using E = decltype(element);
-    using R = Real<E>;
     if (q.dim() != 3) checks::refuse(STEP, "q", "[B, Hq, K]", "shape " + checks::tuple(q.sizes()));
     auto p = problem<E, RetentionStep<E>>(STEP, {{"B", q.size(0)}}, q, k, v, log_decay, scale);
-    require(STEP, "state", state, {{"B", p.B}, {"H", p.H}, {"K", p.K}, {"V", p.V}}, TYPE<R>);
-    const Tensor o = empty<E>(q, {p.B, p.H, p.V});
-    p.state = out<R>(state), p.o = out<E>(o);
-    const auto kernel = PICK(retention_step<E>);
-    parallel(p.B * p.H, p.B * p.H * p.K * p.V / 8, 0, [&](int64_t task, void*) { kernel(p, task, nullptr); });
-    return o;
+    return with_state<E>(state, [&](auto number) {
+      using S = decltype(number);
+      const auto states = op::states<S>(STEP, state, {{"H", p.H}, {"K", p.K}, {"V", p.V}}, state_indices, p.B);
+      const bool rows = p.V == 1 || states.strides[2] == 1, columns = p.K == 1 || states.strides[1] == 1;
+      if (!rows && !columns)
+        checks::refuse(STEP, "state", "of contiguous rows or columns", "strides " + checks::tuple(state.strides()));
+      const Tensor o = empty<E>(q, {p.B, p.H, p.V});
+      p.o = out<E>(o);
+      const auto kernel = PICK(retention_step<E, S>);
+      parallel(p.B * p.H, p.B * p.H * p.K * p.V / 8, 0, [&](int64_t task, void*) { kernel(p, states, task); });
+      return o;
+    });
   });
 }
 

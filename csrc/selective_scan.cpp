@@ -188,19 +188,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 }
 
 Tensor step(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b, const Tensor& c, const Maybe& d,
-            const Maybe& z, const Maybe& dt_bias, bool dt_softplus, const Tensor& state) {
+            const Maybe& z, const Maybe& dt_bias, bool dt_softplus, const Tensor& state, const Maybe& state_indices) {
   return with_element(STEP, "x", x, [&](auto element) {
     using E = decltype(element);
-    using R = Real<E>;
     if (x.dim() != 2) checks::refuse(STEP, "x", "[B, D]", "shape " + checks::tuple(x.sizes()));
     auto p = problem<E>(STEP, {{"B", x.size(0)}}, x, dt, a, b, c, d, z, dt_bias, dt_softplus);
-    require(STEP, "state", state, {{"B", p.B}, {"D", p.D}, {"N", p.N}}, TYPE<R>);
-    Tensor y = torch::stable::empty_like(x);
-    p.y = out<E>(y), p.final_state = out<R>(state);
-    const int64_t blocks = (p.D + p.STEP_CHANNELS - 1) / p.STEP_CHANNELS;
-    parallel(p.B * blocks, p.B * p.D * p.N / 4, 0,
-             [&](int64_t task, void*) { PICK(selective_scan_step<E>)(p, task, nullptr); });
-    return y;
+    return with_state<E>(state, [&](auto number) {
+      using S = decltype(number);
+      const auto states = op::states<S>(STEP, state, {{"D", p.D}, {"N", p.N}}, state_indices, p.B);
+      if (p.N > 1 && states.strides[1] != 1)
+        checks::refuse(STEP, "state", "contiguous in its last axis", "strides " + checks::tuple(state.strides()));
+      Tensor y = torch::stable::empty_like(x);
+      p.y = out<E>(y);
+      const int64_t blocks = (p.D + p.STEP_CHANNELS - 1) / p.STEP_CHANNELS;
+      const auto kernel = PICK(selective_scan_step<E, S>);
+      parallel(p.B * blocks, p.B * p.D * p.N / 4, 0, [&](int64_t task, void*) { kernel(p, states, task); });
+      return y;
+    });
   });
 }
 

@@ -272,29 +272,44 @@ void backward(const CausalConv1d<E>& p, int64_t task, Real<E>* scratch) {
 }
 
 // One token: y = activation(bias + weight . [state, x]), and the state moves on.
-template <typename E, int TAPS>
-void step(const CausalConv1d<E>& p, int64_t task, Real<E>* scratch) {
+template <int TAPS, typename E, typename S>
+void step(const CausalConv1d<E>& p, const ConvolutionStates<S>& states, int64_t task, Real<E>* scratch) {
   using R = Real<E>;
   const int64_t W = TAPS ? TAPS : p.W, first = task % p.blocks() * p.BLOCK, b = task / p.blocks();
   const int64_t channels = p.D - first < p.BLOCK ? p.D - first : p.BLOCK;
+  const int64_t slots = states.slots, channel = states.strides[0], slot = states.strides[1];
+  E* y = p.y + b * p.D + first;
+  S* state = states.of(b);
+  if (!state) {
+    for (int64_t c = 0; c < channels; c++) y[c] = E{};
+    return;
+  }
+  state += first * channel;
   const E* x = p.x + b * p.x_row + first;
   const R* weight = p.weight + first * W;
-  R* state = p.final_state + (b * p.D + first) * (W - 1);
-  for (int64_t c = 0; c < channels; c++) {
+  const int64_t newest = states.positions ? (states.positions[b] % slots + slots) % slots : slots;  // slots: none yet
+  const int64_t oldest = newest < W - 1 ? newest - (W - 1) + slots : newest - (W - 1);
+  int64_t past[TAPS ? TAPS : 1];  // where the W - 1 tokens before lie
+  for (int64_t w = 0; w < TAPS - 1; w++) past[w] = (oldest + w < slots ? oldest + w : oldest + w - slots) * slot;
+  for (int64_t c = 0; c < channels; c++, state += channel) {
     const R now = real(x[c]);
     R sum = (p.bias ? p.bias[first + c] : 0) + weight[c * W + W - 1] * now;
     if (TAPS) {
-      for (int64_t w = 0; w < W - 1; w++) sum += weight[c * W + w] * state[c * (W - 1) + w];
+      for (int64_t w = 0; w < W - 1; w++) sum += weight[c * W + w] * real(state[past[w]]);
     } else {  // as a sum of floats, 600 would be 11 ulps off
       double total = sum;
-      for (int64_t w = 0; w < W - 1; w++) total += double(weight[c * W + w]) * state[c * (W - 1) + w];
+      for (int64_t w = 0, at = oldest; w < W - 1; w++, at = at + 1 < slots ? at + 1 : 0)
+        total += double(weight[c * W + w]) * real(state[at * slot]);
       sum = total;
     }
-    for (int64_t w = 0; w < W - 2; w++) state[c * (W - 1) + w] = state[c * (W - 1) + w + 1];
-    if (W > 1) state[c * (W - 1) + W - 2] = now;
+    if (newest < slots) {
+      put(state + newest * slot, now);
+    } else {
+      for (int64_t s = 0; s < slots - 1; s++) state[s * slot] = state[(s + 1) * slot];
+      if (slots) put(state + (slots - 1) * slot, now);
+    }
     scratch[c] = sum;
   }
-  E* y = p.y + b * p.D + first;
   for (int64_t c = 0; c < channels; c += LANES<R>) {
     const Vec<R> sum = load(scratch + c);
     store(y + c, p.silu ? silu_to<E>(sum) : sum, channels - c < LANES<R> ? channels - c : LANES<R>);
@@ -321,7 +336,26 @@ void step(const CausalConv1d<E>& p, int64_t task, Real<E>* scratch) {
   template void causal_conv1d_##kernel(const CausalConv1d<double>&, int64_t, double*);
 EXPORT(forward)
 EXPORT(backward)
-EXPORT(step)
+#undef EXPORT
+
+template <typename E, typename S>
+void causal_conv1d_step(const CausalConv1d<E>& p, const ConvolutionStates<S>& states, int64_t task, Real<E>* scratch) {
+  const FlushSubnormals flush;
+  switch (p.W) {
+    case 1: return step<1>(p, states, task, scratch);
+    case 2: return step<2>(p, states, task, scratch);
+    case 3: return step<3>(p, states, task, scratch);
+    case 4: return step<4>(p, states, task, scratch);
+    default: return step<0>(p, states, task, scratch);
+  }
+}
+#define EXPORT(E, S) \
+  template void causal_conv1d_step(const CausalConv1d<E>&, const ConvolutionStates<S>&, int64_t, Real<E>*);
+EXPORT(float, float)
+EXPORT(float, bf16)
+EXPORT(bf16, float)
+EXPORT(bf16, bf16)
+EXPORT(double, double)
 #undef EXPORT
 
 }  // namespace ISA

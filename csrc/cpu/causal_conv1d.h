@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "elements.h"
+#include "states.h"
 
 template <typename E>
 struct CausalConv1d {
@@ -18,7 +19,7 @@ struct CausalConv1d {
   const Real<E>* initial_state;    // [S, D, W - 1]    may be null: zero
   const int32_t* cu_seqlens;       // [S + 1]          may be null: nothing is packed
 
-  // Forward. The step has T = 1 and updates final_state in place.
+  // Forward. The step has T = 1.
   E* y;                            // [B, T, D]
   Real<E>* final_state;            // [S, D, W - 1]
 
@@ -40,6 +41,14 @@ struct CausalConv1d {
   int64_t scratch() const { return (3 * W + 2) * BLOCK + 4 * W * 16; }
 };
 
+// What a step reads and advances: states [., D, slots], slots >= W - 1, the latest token last. Circular where `positions`
+// tell the number of each new token: token n is in slot n mod slots.
+template <typename S>
+struct ConvolutionStates : States<S> {
+  int64_t slots;
+  const int64_t* positions;        // [B]              may be null
+};
+
 // A step has B * blocks() tasks.
 #define DECLARE(isa)                                                                         \
   namespace isa {                                                                            \
@@ -47,8 +56,9 @@ struct CausalConv1d {
   void causal_conv1d_forward(const CausalConv1d<E>&, int64_t task, Real<E>* scratch);        \
   template <typename E>                                                                      \
   void causal_conv1d_backward(const CausalConv1d<E>&, int64_t task, Real<E>* scratch);       \
-  template <typename E>                                                                      \
-  void causal_conv1d_step(const CausalConv1d<E>&, int64_t task, Real<E>* scratch);           \
+  template <typename E, typename S>                                                          \
+  void causal_conv1d_step(const CausalConv1d<E>&, const ConvolutionStates<S>&, int64_t task, \
+                          Real<E>* scratch);                                                 \
   }
 DECLARE(base)
 DECLARE(avx2)

@@ -27,8 +27,10 @@ inline Isa& current() {
 
 // PICK(kernel): base::kernel, avx2::kernel or avx512::kernel.
 #if defined(__x86_64__)
-#define PICK(kernel) \
-  (cpu::current() == cpu::AVX512 ? avx512::kernel : cpu::current() == cpu::AVX2 ? avx2::kernel : base::kernel)
+#define PICK(...)                              \
+  (cpu::current() == cpu::AVX512 ? avx512::__VA_ARGS__ \
+   : cpu::current() == cpu::AVX2 ? avx2::__VA_ARGS__   \
+                                 : base::__VA_ARGS__)
 #else
-#define PICK(kernel) base::kernel
+#define PICK(...) base::__VA_ARGS__
 #endif

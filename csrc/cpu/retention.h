@@ -2,6 +2,7 @@
 #pragma once
 
 #include "elements.h"
+#include "states.h"
 
 // A gradient: whole, where each element is one task's; else in layers of [B, T, heads, width], one a task that has a
 // part in it, for the caller to sum in order.
@@ -53,12 +54,11 @@ struct RetentionStep {
   R scale;
   const E *q, *k, *v;                      // [B, Hq, K], [B, Hk, K], [B, Hv, V]
   const R* log_decay;
-  R* state;                                // [B, H, K, V]
   E* o;                                    // [B, H, V]
 };
 
-// Each does one task (retention_step: one state of the B H) and owns `scratch`, 64-byte aligned, of retention_scratch
-// numbers (retention_step: none).
+// Each does one task and owns `scratch`, 64-byte aligned, of retention_scratch numbers. The step: one of the B H heads of
+// states [., H, K, V], whose rows or columns are contiguous.
 #define DECLARE(isa)                                                                    \
   namespace isa {                                                                       \
   template <typename E>                                                                 \
@@ -67,8 +67,8 @@ struct RetentionStep {
   void retention_forward(const Retention<E>&, int64_t task, Real<E>* scratch);          \
   template <typename E>                                                                 \
   void retention_backward(const Retention<E>&, int64_t task, Real<E>* scratch);         \
-  template <typename E>                                                                 \
-  void retention_step(const RetentionStep<E>&, int64_t task, Real<E>* scratch);         \
+  template <typename E, typename S>                                                     \
+  void retention_step(const RetentionStep<E>&, const States<S>&, int64_t task);         \
   }
 DECLARE(base)
 DECLARE(avx2)

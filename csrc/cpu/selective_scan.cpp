@@ -577,8 +577,8 @@ void crossing_back(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch
 }
 
 // One token: lanes are states, so that the state is read and written as it lies in memory. In groups of LANES channels.
-template <typename E, typename R = Real<E>>
-void step(const SelectiveScan<E>& p, int64_t task) {
+template <typename E, typename S, typename R = Real<E>>
+void step(const SelectiveScan<E>& p, const States<S>& states, int64_t task) {
   constexpr int64_t L = LANES<R>;
   const int64_t N = p.N, width = p.D / p.G, blocks = (p.D + STEP_CHANNELS - 1) / STEP_CHANNELS, row = task / blocks;
   const int64_t begin = task % blocks * STEP_CHANNELS, end = begin + STEP_CHANNELS < p.D ? begin + STEP_CHANNELS : p.D;
@@ -586,7 +586,12 @@ void step(const SelectiveScan<E>& p, int64_t task) {
   int64_t next = (group + 1) * width;
   const R* a = p.a + begin * N;
   const E *b = p.b + (row * p.G + group) * N, *c = p.c + (row * p.G + group) * N;
-  R* state = p.final_state + (row * p.D + begin) * N;
+  S* state = states.of(row);
+  if (!state) {
+    for (int64_t d = begin; d < end; d++) p.y[row * p.D + d] = E{};
+    return;
+  }
+  state += begin * states.strides[0];
   for (int64_t d0 = begin; d0 < end; d0 += L) {
     const int64_t lanes = end - d0 < L ? end - d0 : L, at = row * p.D + d0;
     const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + optional(p.dt_bias, d0, lanes);
@@ -604,7 +609,7 @@ void step(const SelectiveScan<E>& p, int64_t task) {
         product += h * load(c + n, count);
       });
       store(products + i * L, product);
-      a += N, state += N;
+      a += N, state += states.strides[0];
     }
     sum_rows(products, lanes, y);
     Vec<R> out = load(y, lanes) + optional(p.d, d0, lanes) * x;
@@ -645,10 +650,10 @@ void selective_scan_crossing_back(const SelectiveScan<E>& p, int64_t task, Real<
   const Stack<Real<E>> stack{scratch};
   p.z ? crossing_back<true>(p, Task(p, task), stack) : crossing_back<false>(p, Task(p, task), stack);
 }
-template <typename E>
-void selective_scan_step(const SelectiveScan<E>& p, int64_t task, Real<E>*) {
+template <typename E, typename S>
+void selective_scan_step(const SelectiveScan<E>& p, const States<S>& states, int64_t task) {
   const FlushSubnormals here;
-  step(p, task);
+  step(p, states, task);
 }
 
 #define INSTANTIATE(E)                                                                    \
@@ -657,9 +662,12 @@ void selective_scan_step(const SelectiveScan<E>& p, int64_t task, Real<E>*) {
   template void selective_scan_backward(const SelectiveScan<E>&, int64_t, Real<E>*);      \
   template void selective_scan_crossing(const SelectiveScan<E>&, int64_t, Real<E>*);      \
   template void selective_scan_crossing_back(const SelectiveScan<E>&, int64_t, Real<E>*); \
-  template void selective_scan_step(const SelectiveScan<E>&, int64_t, Real<E>*);
+  template void selective_scan_step(const SelectiveScan<E>&, const States<Real<E>>&, int64_t);
+#define WITH_16_BITS(E) template void selective_scan_step(const SelectiveScan<E>&, const States<bf16>&, int64_t);
 INSTANTIATE(float)
 INSTANTIATE(bf16)
 INSTANTIATE(double)
+WITH_16_BITS(float)
+WITH_16_BITS(bf16)
 
 }  // namespace ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "elements.h"
+#include "states.h"
 
 template <typename E>
 struct SelectiveScan {
@@ -21,7 +22,7 @@ struct SelectiveScan {
   const int32_t* cu_seqlens;       // [S + 1]          may be null: nothing is packed
   R* checkpoints;                  // [ceil(T / CHUNK), B, N, D]: the state that enters every CHUNK-th token of a row;
                                    // written by the forward pass unless null, read by the backward pass
-  // Forward. One token: T = 1, and `final_state` is read and written in place of initial_state.
+  // Forward. One token: T = 1.
   E* y;                            // [B, T, D]
   R* final_state;                  // [S, D, N]
 
@@ -44,7 +45,7 @@ struct SelectiveScan {
 };
 
 // Each does one of p.tasks() and owns `scratch`, which holds selective_scan_scratch() numbers, 64-byte aligned; the
-// step does one of B * ceil(D / STEP_CHANNELS) and needs none.
+// step does one of B * ceil(D / STEP_CHANNELS), of states [., D, N] with a contiguous last axis.
 #define DECLARE(isa)                                                                      \
   namespace isa {                                                                         \
   template <typename E>                                                                   \
@@ -57,8 +58,8 @@ struct SelectiveScan {
   void selective_scan_crossing(const SelectiveScan<E>&, int64_t task, Real<E>* scratch);  \
   template <typename E>                                                                   \
   void selective_scan_crossing_back(const SelectiveScan<E>&, int64_t task, Real<E>* scratch); \
-  template <typename E>                                                                   \
-  void selective_scan_step(const SelectiveScan<E>&, int64_t task, Real<E>* scratch);      \
+  template <typename E, typename S>                                                       \
+  void selective_scan_step(const SelectiveScan<E>&, const States<S>&, int64_t task);      \
   }
 DECLARE(base)
 DECLARE(avx2)

@@ -9,6 +9,8 @@ from torch.autograd import forward_ad
 
 STRIDED = torch.strided
 ACTIVATIONS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+INDICES = (torch.int32, torch.int64)
 
 
 def refuse(op: str, argument: str, expected: str, got: object) -> NoReturn:
@@ -105,6 +107,16 @@ def full_precision(op: str, like: Tensor, **tensors: Tensor | None) -> None:
     same_device(op, like, tensors.items())
 
 
+def states(op: str, like: Tensor, **tensors: Tensor | None) -> None:
+    """The named tensors may be of what `like` is computed in, or of less, on its device."""
+    fits = ACTIVATIONS if like.dtype == torch.float64 else NARROW
+    for name, x in tensors.items():
+        if x is not None and x.dtype not in fits:
+            more = ", float64" if fits is ACTIVATIONS else ""
+            refuse(op, name, f"float32{more}, bfloat16 or float16 for {like.dtype} activations", x.dtype)
+    same_device(op, like, tensors.items())
+
+
 def same_device(op: str, like: Tensor, tensors: Iterable[tuple[str, Tensor | None]]) -> None:
     """The named tensors must be where `like` is."""
     device = like.device
@@ -148,18 +160,39 @@ def divides(op: str, argument: str, part: int, whole: int, what: str) -> None:
         refuse(op, argument, f"such that its {what} divide {whole}", part)
 
 
-def packing(op: str, cu_seqlens: Tensor | None, like: Tensor) -> int | None:
-    """`cu_seqlens` must be int32 [N+1] with `like` [1, T, ...]; returns N. `boundaries` checks the values."""
+def packing(op: str, cu_seqlens: Tensor | None, like: Tensor) -> tuple[int | None, Tensor | None]:
+    """`cu_seqlens` must be int32 or int64 [N+1] with `like` [1, T, ...]; returns N, and it as int32.
+
+    `boundaries` checks the values.
+    """
     if cu_seqlens is None:
-        return None
-    if axes(op, "cu_seqlens", cu_seqlens) != 1 or cu_seqlens.dtype != torch.int32:
-        refuse(op, "cu_seqlens", "int32 [N+1]", f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}")
+        return None, None
+    if axes(op, "cu_seqlens", cu_seqlens) != 1 or cu_seqlens.dtype not in INDICES:
+        got = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
+        refuse(op, "cu_seqlens", "int32 or int64 [N+1]", got)
     if cu_seqlens.shape[0] < 2:
         refuse(op, "cu_seqlens", "[N+1] with N at least 1", f"shape {tuple(cu_seqlens.shape)}")
     if like.shape[0] != 1:
         refuse(op, "cu_seqlens", "given only with B=1 (packed sequences share one row)", f"B={like.shape[0]}")
     same_device(op, like, [("cu_seqlens", cu_seqlens)])
-    return cu_seqlens.shape[0] - 1
+    if cu_seqlens.dtype == torch.int64:  # 2**32 + 5 would become 5, which may fit
+        cu_seqlens = cu_seqlens.clamp(-1, 2**31 - 1).to(torch.int32)
+    return cu_seqlens.shape[0] - 1, cu_seqlens
+
+
+def integers(op: str, argument: str, x: Tensor, like: Tensor, sizes: dict[str, int]) -> None:
+    """`x` must be int32 or int64 [B], on the device of `like`."""
+    shape(op, argument, x, "B", sizes)
+    if x.dtype not in INDICES:
+        refuse(op, argument, "int32 or int64 [B]", x.dtype)
+    same_device(op, like, [(argument, x)])
+
+
+def in_range(op: str, state_indices: Tensor, S: int) -> None:
+    """The values of `state_indices`: below S, none twice; negative ones are padding. Reads them."""
+    used = [i for i in state_indices.tolist() if i >= 0]
+    if max(used, default=0) >= S or len(set(used)) < len(used):
+        refuse(op, "state_indices", f"below S={S}, each at most once, or -1", state_indices.tolist())
 
 
 def boundaries(op: str, cu_seqlens: Tensor, T: int) -> list[int]:

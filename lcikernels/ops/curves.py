@@ -1,4 +1,4 @@
-"""What Triton kernels share: functions of a number in float32, as exact as a GPU's exp2 (2 ulps); a mask."""
+"""What Triton kernels share: functions of a number in float32, as exact as a GPU's exp2 (2 ulps); a mask; states."""
 
 import triton
 from triton import language as tl
@@ -58,3 +58,22 @@ def silu_slope(x):
 def within(m, condition):
     """m where a scalar condition holds. m & condition would be an integer in Triton's interpreter."""
     return tl.where(condition, m, False)
+
+
+@triton.jit
+def state_of(p_rows, i_b, S):
+    """Which of S states row i_b has, in int64, and whether there is such a one."""
+    if p_rows is None:
+        return i_b.to(tl.int64), i_b < S
+    else:
+        i_s = tl.load(p_rows + i_b).to(tl.int64)
+        return i_s, (i_s >= 0) & (i_s < S)
+
+
+@triton.jit
+def of_state(y, p_rows, i_s, S):
+    """y, or 0 for padding, or NaN where there are not so many: to say so would be to wait."""
+    if p_rows is None:
+        return y
+    else:
+        return tl.where(i_s < 0, 0.0, tl.where(i_s < S, y, float("nan")))

@@ -10,7 +10,6 @@ autograd's says so: without it torch gives 0 for a forward-mode derivative.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
 from .checks import has_tangent
@@ -61,16 +60,6 @@ def on_its_device(impl: Callable) -> Callable:
             return impl(x, *arguments)
 
     return run
-
-
-def in_place(state: Tensor, step: Callable[[Tensor], Tensor]) -> Tensor:
-    """What `step` returns of a contiguous state that it changes, and `state` changed likewise."""
-    torch.autograd.graph.increment_version(state)
-    whole = state.contiguous()
-    y = step(whole)
-    if whole is not state:
-        state.copy_(whole)
-    return y
 
 
 def differentiate(name: str, backward: Callable, setup_context: Callable) -> None:

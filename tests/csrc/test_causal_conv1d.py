@@ -206,5 +206,5 @@ def test_the_library_refuses_another_sequences_gradients_and_state():
     library = torch.ops.lcikernels_cpp
     with pytest.raises(RuntimeError, match=r"causal_conv1d: dy must be .* with T=5, got 4"):
         library.causal_conv1d_backward(x[:, :4], None, x, weight, None, True, None, None)
-    with pytest.raises(RuntimeError, match=r"causal_conv1d_step: state must be .* with S=2, got 1"):
-        library.causal_conv1d_step(x[:, 0], weight, None, True, torch.zeros(1, 7, 3))
+    with pytest.raises(RuntimeError, match=r"causal_conv1d_step: state must be .* with B=2, got 1"):
+        library.causal_conv1d_step(x[:, 0], weight, None, True, torch.zeros(1, 7, 3), None, None)

@@ -179,4 +179,4 @@ def test_the_library_itself_refuses_gradients_and_states_of_another_shape(instru
         with pytest.raises(RuntimeError, match=f"retention: {sentence}"):
             OPS.retention_backward(grad_o, grad_state, *GOOD.values(), False)
     with pytest.raises(RuntimeError, match=r"retention_step: state must be \[B, H, K, V\] with K=4, got 3"):
-        OPS.retention_step(R(2, 2, 4), R(2, 1, 4), R(2, 2, 3), -torch.rand(2), R(2, 2, 3, 3), 0.5)
+        OPS.retention_step(R(2, 2, 4), R(2, 1, 4), R(2, 2, 3), -torch.rand(2), R(2, 2, 3, 3), 0.5, None)

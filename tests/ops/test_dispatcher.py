@@ -95,14 +95,22 @@ def raw_calls():
     token = torch.randn(2, 2, 4), torch.randn(2, 1, 4), torch.randn(2, 2, 3), -torch.rand(2)
     for name in able("retention_step"):
         state = torch.randn(2, 2, 4, 3)
-        yield f"retention_step by {name}", OPS.retention_step, (*token, state, 0.5, name)
+        yield f"retention_step by {name}", OPS.retention_step, (*token, state, 0.5, None, name)
+        some = *token, torch.randn(4, 2, 3, 4).bfloat16().mT, 0.5, torch.tensor([3, -1]), name
+        yield f"retention_step by {name}, some states", OPS.retention_step, some
     for name in able("selective_scan_step"):
         token = torch.randn(2, 4), torch.randn(2, 4), -torch.rand(4, 3), torch.randn(2, 3), torch.randn(2, 3)
-        token = (*token, None, None, None, True, torch.randn(2, 4, 3), name)
-        yield f"selective_scan_step by {name}", OPS.selective_scan_step, token
+        token = (*token, None, None, None, True)
+        all_states = torch.randn(2, 4, 3), None, name
+        yield f"selective_scan_step by {name}", OPS.selective_scan_step, (*token, *all_states)
+        some = torch.randn(4, 3, 4).half().mT, packed(3, -1), name
+        yield f"selective_scan_step by {name}, some states", OPS.selective_scan_step, (*token, *some)
     for name in able("causal_conv1d_step"):
-        token = torch.randn(2, 4), torch.randn(4, 3), None, "silu", torch.randn(2, 4, 2), name
-        yield f"causal_conv1d_step by {name}", OPS.causal_conv1d_step, token
+        token = torch.randn(2, 4), torch.randn(4, 3), None, "silu"
+        bare = *token, torch.randn(2, 4, 2), None, None, name
+        yield f"causal_conv1d_step by {name}", OPS.causal_conv1d_step, bare
+        some = *token, torch.randn(4, 5, 4).bfloat16().mT, packed(3, -1), packed(7, 0), name
+        yield f"causal_conv1d_step by {name}, some states", OPS.causal_conv1d_step, some
 
 
 @pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in raw_calls()])

@@ -70,9 +70,18 @@ REFUSALS = {
         lambda: retention(q(), q(), q(), DECAY, cu_seqlens=cu(0, 5)),
         "retention: cu_seqlens must be given only with B=1 (packed sequences share one row), got B=2",
     ),
-    "64-bit cu_seqlens": (
-        lambda: causal_conv1d(q(1, 5, 8), q(8, 4), cu_seqlens=cu(0, 5, dtype=torch.int64)),
-        "causal_conv1d: cu_seqlens must be int32 [N+1], got torch.int64 of shape (2,)",
+    "16-bit cu_seqlens": (
+        lambda: causal_conv1d(q(1, 5, 8), q(8, 4), cu_seqlens=cu(0, 5, dtype=torch.int16)),
+        "causal_conv1d: cu_seqlens must be int32 or int64 [N+1], got torch.int16 of shape (2,)",
+    ),
+    "64-bit cu_seqlens that 32 bits would make fit": (
+        lambda: causal_conv1d(q(1, 5, 8), q(8, 4), cu_seqlens=cu(0, 2**32 + 5, dtype=torch.int64)),
+        f"causal_conv1d: cu_seqlens must be 0 first, T=5 last and never falling, got [0, {2**31 - 1}]",
+    ),
+    "an initial state of more bits than the arithmetic": (
+        lambda: retention(q(), q(), q(), DECAY, initial_state=q(2, 4, 8, 8).double()),
+        "retention: initial_state must be float32, bfloat16 or float16 for torch.float32 activations,"
+        " got torch.float64",
     ),
     "no sequences": (
         lambda: causal_conv1d(q(1, 5, 8), q(8, 4), cu_seqlens=cu(0)),
@@ -104,6 +113,30 @@ REFUSALS = {
         ),
         "retention_step: q must be without requires_grad (decode under no_grad), got requires_grad=True",
     ),
+    "a step with more indices than tokens": (
+        lambda: selective_scan_step(
+            q(2, 8), q(2, 8), q(8, 3), q(2, 3), q(2, 3), state=q(5, 8, 3), state_indices=cu(0, 1, 2)
+        ),
+        "selective_scan_step: state_indices must be [B] with B=2, got 3 on axis 0 of shape (3,)",
+    ),
+    "a step with an index of no state": (
+        lambda: causal_conv1d_step(q(2, 8), q(8, 4), state=q(5, 8, 3), state_indices=cu(-1, 5)),
+        "causal_conv1d_step: state_indices must be below S=5, each at most once, or -1, got [-1, 5]",
+    ),
+    "a step with one state for two tokens": (
+        lambda: retention_step(
+            q(2, 4, 8), q(2, 4, 8), q(2, 4, 6), None, state=q(5, 4, 8, 6), state_indices=cu(3, 3)
+        ),
+        "retention_step: state_indices must be below S=5, each at most once, or -1, got [3, 3]",
+    ),
+    "a step with too few slots": (
+        lambda: causal_conv1d_step(q(2, 8), q(8, 4), state=q(2, 8, 2)),
+        "causal_conv1d_step: state must be [B, D, slots] with slots at least 3, got shape (2, 8, 2)",
+    ),
+    "positions in no slots": (
+        lambda: causal_conv1d_step(q(2, 8), q(8, 1), state=q(2, 8, 0), positions=cu(0, 0)),
+        "causal_conv1d_step: state must be [B, D, slots] with slots at least 1, got shape (2, 8, 0)",
+    ),
     "a step with a state of another width": (
         lambda: retention_step(q(2, 4, 8), q(2, 4, 8), q(2, 4, 6), DECAY, state=q(2, 4, 8, 8)),
         "retention_step: state must be [B, H, K, V] with V=6, got 8 on axis 3 of shape (2, 4, 8, 8)",
@@ -122,18 +155,21 @@ def test_refusal(call, sentence):
 CALLS = {
     retention: dict(q=q(1, 5, 2, 4), k=q(1, 5, 2, 4), v=q(1, 5, 2, 3), log_decay=DECAY[:2])
     | dict(initial_state=q(1, 2, 4, 3), cu_seqlens=cu(0, 5)),
-    retention_step: dict(q=q(1, 2, 4), k=q(1, 2, 4), v=q(1, 2, 3), log_decay=DECAY[:2], state=q(1, 2, 4, 3)),
+    retention_step: dict(q=q(1, 2, 4), k=q(1, 2, 4), v=q(1, 2, 3), log_decay=DECAY[:2])
+    | dict(state=q(1, 2, 4, 3), state_indices=cu(0)),
     selective_scan: dict(x=q(1, 5, 4), dt=q(1, 5, 4), a=q(4, 3), b=q(1, 5, 3), c=q(1, 5, 3))
     | dict(d=q(4), z=q(1, 5, 4), dt_bias=q(4), initial_state=q(1, 4, 3), cu_seqlens=cu(0, 5)),
     selective_scan_step: dict(x=q(1, 4), dt=q(1, 4), a=q(4, 3), b=q(1, 3), c=q(1, 3), state=q(1, 4, 3))
-    | dict(d=q(4), z=q(1, 4), dt_bias=q(4)),
+    | dict(d=q(4), z=q(1, 4), dt_bias=q(4), state_indices=cu(0)),
     causal_conv1d: dict(x=q(1, 5, 4), weight=q(4, 3))
     | dict(bias=q(4), initial_state=q(1, 4, 2), cu_seqlens=cu(0, 5)),
-    causal_conv1d_step: dict(x=q(1, 4), weight=q(4, 3), state=q(1, 4, 2)) | dict(bias=q(4)),
+    causal_conv1d_step: dict(x=q(1, 4), weight=q(4, 3), state=q(1, 4, 2))
+    | dict(bias=q(4), state_indices=cu(0), positions=cu(0)),
     gated_rms_norm: dict(x=q(5, 4)) | dict(gate=q(5, 4), weight=q(4)),
     kronecker_expand: dict(weight=q(2, 4, 3), write=q(5, 4), read=q(6, 3)) | dict(depth=q(3, 2)),
 }
-OPTIONAL = {"initial_state", "cu_seqlens", "d", "z", "dt_bias", "bias", "gate", "depth"}
+OPTIONAL = {"log_decay", "initial_state", "cu_seqlens", "d", "z", "dt_bias", "bias", "gate", "depth"}
+OPTIONAL |= {"state_indices", "positions"}
 
 
 def no_dense_tensors(x):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import along_rows, boundaries, contiguous, inner
+from ..states import int64, native
 
 
 def forward(
@@ -37,10 +38,21 @@ def backward(
     return dx, dweight.to(weight.dtype), dbias if bias is None else dbias.to(bias.dtype), dstate
 
 
-def step(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, state: Tensor) -> Tensor:
-    """y [B, D]; `state`, contiguous, is updated in place."""
-    inputs = filters(x, weight, bias)
-    return torch.ops.lcikernels_cpp.causal_conv1d_step(*inputs, activation == "silu", state)
+takes = native  # of any strides
+
+
+def step(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    state: Tensor,
+    state_indices: Tensor | None,
+    positions: Tensor | None,
+) -> Tensor:
+    """y [B, D]; `state` is updated in place."""
+    inputs, integers = filters(x, weight, bias), map(int64, (state_indices, positions))
+    return torch.ops.lcikernels_cpp.causal_conv1d_step(*inputs, activation == "silu", state, *integers)
 
 
 def prepare(x, weight, bias, activation, initial_state, cu_seqlens) -> tuple:

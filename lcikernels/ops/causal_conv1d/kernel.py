@@ -11,7 +11,7 @@ from torch import Tensor
 from triton import language as tl
 
 from ..checks import along_rows, boundaries, contiguous
-from ..curves import silu, silu_slope, within
+from ..curves import of_state, silu, silu_slope, state_of, within
 from ..launch import cdiv, power_of_2
 
 UNROLLED = (2, 3, 4)  # taps
@@ -281,31 +281,47 @@ def wide_weight_kernel(
 
 @triton.jit
 def step_kernel(
-    p_x, p_weight, p_bias, p_state, p_y, x_row: tl.int64, D,
-    W: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, SILU: tl.constexpr,
+    p_x, p_weight, p_bias, p_state, p_y, x_row: tl.int64, D, p_rows, p_positions, S, state_b, state_d, state_s,
+    SLOTS: tl.constexpr, W: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
+    """One token. p_rows: which of S states each row of the batch has, None: its own; p_positions: circular."""
     i_b, o_d, m_d = channels(tl.program_id(0), D, BD)
     i_b = i_b.to(tl.int64)
     p_weight += o_d * W
-    p_state += i_b * D * (W - 1) + o_d * (W - 1)
+    i_s, there = state_of(p_rows, i_b, S)
+    p_state += i_s * state_b + o_d.to(tl.int64) * state_d
+    m_s = within(m_d, there)
     x = tl.load(p_x + i_b * x_row + o_d, m_d, 0.0).to(tl.float32)
     y = x * tl.load(p_weight + W - 1, m_d, 0.0).to(tl.float32)
     if p_bias is not None:
         y += tl.load(p_bias + o_d, m_d, 0.0).to(tl.float32)
-    for w in range(0, W - 1, U):
-        past, run = (), tl.zeros([BD], tl.float32)
-        for j in tl.static_range(U):
-            past = past + (tl.load(p_state + w + j, within(m_d, w + j < W - 1), 0.0),)
-        for j in tl.static_range(U):
-            m = within(m_d, w + j < W - 1)
-            run += past[j] * tl.load(p_weight + w + j, m, 0.0).to(tl.float32)
-            tl.store(p_state + w + j - 1, past[j], within(m, w + j > 0))
-        y += run
-    if W > 1:
-        tl.store(p_state + W - 2, x, m_d)
+    newest = SLOTS - 1
+    if p_positions is None:
+        OLD: tl.constexpr = SLOTS - (W - 1)  # slots that have no tap
+        for s in range(0, SLOTS, U):
+            past, run = (), tl.zeros([BD], tl.float32)
+            for j in tl.static_range(U):
+                past = past + (tl.load(p_state + (s + j) * state_s, within(m_s, s + j < SLOTS), 0.0),)
+            for j in tl.static_range(U):
+                w, m = s + j - OLD, within(m_s, s + j < SLOTS)
+                run += past[j].to(tl.float32) * tl.load(p_weight + w, within(m, w >= 0), 0.0).to(tl.float32)
+                tl.store(p_state + (s + j - 1) * state_s, past[j], within(m, s + j > 0))
+            y += run
+    else:
+        newest = (tl.load(p_positions + i_b) % SLOTS + SLOTS) % SLOTS
+        for w in range(0, W - 1, U):
+            run = tl.zeros([BD], tl.float32)
+            for j in tl.static_range(U):
+                slot, m = newest - (W - 1) + w + j, within(m_s, w + j < W - 1)
+                slot = tl.where(slot < 0, slot + SLOTS, slot)
+                past = tl.load(p_state + slot * state_s, m, 0.0).to(tl.float32)
+                run += past * tl.load(p_weight + w + j, m, 0.0).to(tl.float32)
+            y += run
+    if SLOTS > 0:
+        tl.store(p_state + newest * state_s, x.to(p_state.dtype.element_ty), m_s)
     if SILU:
         y = silu(y)
-    tl.store(p_y + i_b * D + o_d, y.to(p_y.dtype.element_ty), m_d)
+    tl.store(p_y + i_b * D + o_d, of_state(y, p_rows, i_s, S).to(p_y.dtype.element_ty), m_d)
 
 
 def forward(
@@ -376,15 +392,31 @@ def backward(
     return dx, dweight, dbias, dinitial
 
 
-def step(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, state: Tensor) -> Tensor:
-    """y [B, D]; `state`, contiguous, is updated in place."""
-    (B, D), W = x.shape, weight.shape[1]
+def takes(state: Tensor, dtype: torch.dtype) -> bool:
+    """States of every dtype and any strides."""
+    return True
+
+
+def step(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    state: Tensor,
+    state_indices: Tensor | None,
+    positions: Tensor | None,
+) -> Tensor:
+    """y [B, D]; `state` is updated in place."""
+    (B, D), W, (S, _, slots) = x.shape, weight.shape[1], state.shape
     x, weight, bias = along_rows(x), weight.contiguous(), contiguous(bias)
     y = x.new_empty(x.shape)
     width = channels_at_once(D)
     grid = (B * cdiv(D, width),)
-    silu = activation == "silu"
-    step_kernel[grid](x, weight, bias, state, y, x.stride(0), D, W, min(max(W - 1, 1), 16), width, silu)
+    at_once = min(max(slots if positions is None else W - 1, 1), 16)
+    step_kernel[grid](
+        x, weight, bias, state, y, x.stride(0), D, contiguous(state_indices), contiguous(positions), S,
+        *state.stride(), slots, W, at_once, width, activation == "silu",
+    )  # fmt: skip
     return y
 
 

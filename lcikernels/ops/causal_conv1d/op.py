@@ -36,23 +36,24 @@ def causal_conv1d(
         y[t] = activation(bias + sum_{w<W} weight[:, w] * x[t - (W-1) + w])
 
     x [B, T, D] float32, float64, bfloat16 or float16; weight [D, W], bias [D] of any floating dtype;
-    activation None or "silu". initial_state [B, D, W-1] float32 (float64 where x is): the tokens before the
-    first, the latest last; zeros unless given. cu_seqlens int32 [N+1], B = 1: sequence n is tokens
-    cu_seqlens[n] to cu_seqlens[n+1]; states are [N, D, W-1].
+    activation None or "silu". initial_state [B, D, W-1] float32 or 16 bits, or float64 where x is: the tokens
+    before the first, the latest last; zeros unless given. cu_seqlens int32 or int64 [N+1], B = 1: sequence n
+    is tokens cu_seqlens[n] to cu_seqlens[n+1]; states are [N, D, W-1].
 
-    Returns y [B, T, D] in x's dtype, with return_final_state also the last W-1 tokens [B or N, D, W-1].
-    Gradients reach every floating argument, from y and from the final state. Raises ValueError where a shape,
+    Returns y [B, T, D] in x's dtype, with return_final_state also the last W-1 tokens [B or N, D, W-1] in
+    float32 (float64 where x is). Gradients reach every floating argument, from y and from the final state. Raises ValueError where a shape,
     dtype or device does not fit, RuntimeError where `backend` cannot run.
     """
     sizes: dict[str, int] = {}
     checks.shape(OP, "x", x, "B T D", sizes)
-    S = checks.packing(OP, cu_seqlens, x)
+    S, cu_seqlens = checks.packing(OP, cu_seqlens, x)
     checks.activations(OP, x=x)
     check(OP, x, weight, bias, activation, sizes)
     if initial_state is not None:
         axes = "B D W-1" if S is None else "N D W-1"
         checks.shape(OP, "initial_state", initial_state, axes, {**sizes, "N": S})
-        checks.full_precision(OP, x, initial_state=initial_state)
+        checks.states(OP, x, initial_state=initial_state)
+        initial_state = initial_state.to(checks.inner(x))
     name = backends.choose(OP, backend, x)
     y, state = torch.ops.lcikernels.causal_conv1d(
         x, weight, bias, activation, initial_state, cu_seqlens, name

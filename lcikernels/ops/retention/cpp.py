@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import boundaries, contiguous
+from ..states import int64, native
 
 
 def forward(
@@ -40,6 +41,22 @@ def backward(
     return torch.ops.lcikernels_cpp.retention_backward(*inputs, scale, *states, need_log_decay)
 
 
-def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float) -> Tensor:
-    """o [B, H, V]; `state`, contiguous, is updated in place."""
-    return torch.ops.lcikernels_cpp.retention_step(*map(contiguous, (q, k, v, log_decay)), state, scale)
+def takes(state: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `step` advances such states [S, H, K, V] as they are: of contiguous rows or columns."""
+    if not native(state, dtype):
+        return False
+    return state.is_contiguous() or 1 in state.stride()[2:] or 1 in state.shape[2:]
+
+
+def step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    scale: float,
+    state_indices: Tensor | None,
+) -> Tensor:
+    """o [B, H, V]; `state` is updated in place."""
+    inputs = map(contiguous, (q, k, v, log_decay))
+    return torch.ops.lcikernels_cpp.retention_step(*inputs, state, scale, int64(state_indices))

@@ -36,7 +36,7 @@ from torch import Tensor
 from triton import language as tl
 
 from ..checks import boundaries, contiguous, refuse
-from ..curves import LN2, LOG2E
+from ..curves import LN2, LOG2E, of_state, state_of, within
 from ..launch import cdiv, device, options, power_of_2
 
 MOST = 512  # rows or columns of a state
@@ -282,19 +282,25 @@ def rate_kernel(p_cu, p_out_of, p_into, p_crossing, p_drate, T, N, S, H, tiles_k
 @triton.jit(do_not_specialize=("T", "Hq", "Hk", "Hv", "H", "rate_row"))
 def recurrent_kernel(
     p_q, p_k, p_v, p_rate, p_enter, p_leave, p_o, rate_row, scale, T, Hq, Hk, Hv, H, K, V,
+    p_rows, S, state_b, state_h, state_k, state_v,
     BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """Token by token, with all rows and BV columns of a state. rate_row: 0 where all tokens have one rate."""
+    """Token by token, with all rows and BV columns of a state. rate_row: 0 where all tokens have one rate.
+
+    p_rows: which of S states, of these strides, a row of the batch has; None: its own.
+    """
     tiles = tl.cdiv(V, BV)
     i_v, i_h = tl.program_id(0) % tiles, tl.program_id(0) // tiles % H
     i_b = (tl.program_id(0) // tiles // H).to(tl.int64)
     o_k, o_v = tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
-    o_state = (i_b * H + i_h) * K * V + (o_k[:, None] * V + o_v[None, :])
-    m_state = m_k[:, None] & m_v[None, :]
+    i_s, there = state_of(p_rows, i_b, S)
+    o_state = (o_k.to(tl.int64) * state_k)[:, None] + (o_v.to(tl.int64) * state_v)[None, :]
+    o_state += i_s * state_b + i_h.to(tl.int64) * state_h
+    m_state = within(m_k[:, None] & m_v[None, :], there)
     state = tl.zeros([BK, BV], tl.float32)
     if p_enter is not None:
-        state += tl.load(p_enter + o_state, m_state, 0.0)
+        state += tl.load(p_enter + o_state, m_state, 0.0).to(tl.float32)
     for t in range(T):
         row = i_b * T + t
         q = tl.load(p_q + (row * Hq + i_h // (H // Hq)) * K + o_k, m_k, 0.0).to(tl.float32)
@@ -302,9 +308,9 @@ def recurrent_kernel(
         v = tl.load(p_v + (row * Hv + i_h // (H // Hv)) * V + o_v, m_v, 0.0).to(tl.float32)
         decay = tl.math.exp2(tl.load(p_rate + row * rate_row + i_h) * LOG2E)
         state = state * decay + k[:, None] * v[None, :]
-        o = tl.sum(q[:, None] * state, 0) * scale
+        o = of_state(tl.sum(q[:, None] * state, 0) * scale, p_rows, i_s, S)
         tl.store(p_o + (row * H + i_h) * V + o_v, o.to(p_o.dtype.element_ty), m_v)
-    tl.store(p_leave + o_state, state, m_state)
+    tl.store(p_leave + o_state, state.to(p_leave.dtype.element_ty), m_state)
 
 
 class Walk(NamedTuple):
@@ -512,21 +518,37 @@ def shared(grad: Tensor, u: Tensor) -> Tensor:
     return grad if grad.shape == u.shape else grad.unflatten(2, (u.shape[2], -1)).sum(3)
 
 
-def recurrent(p: Problem, enter: Tensor | None, leave: Tensor, o: Tensor) -> None:
-    """Fill o and `leave`, which may be `enter`."""
+def recurrent(
+    p: Problem, enter: Tensor | None, leave: Tensor, o: Tensor, state_indices: Tensor | None = None
+) -> None:
+    """Fill o and `leave`, which lies as `enter` or is `enter`."""
     BK = max(16, power_of_2(p.K))
     BV = max(1, min(32, MOST * 32 // BK, power_of_2(p.V)))
     rate_row = p.H if p.rate.dim() > 1 else 0
     recurrent_kernel[(p.B * p.H * cdiv(p.V, BV),)](
-        p.q, p.k, p.v, p.rate, enter, leave, o, rate_row, p.scale, p.T, *p.heads, p.H, p.K, p.V, BK, BV,
+        p.q, p.k, p.v, p.rate, enter, leave, o, rate_row, p.scale, p.T, *p.heads, p.H, p.K, p.V,
+        state_indices, len(leave), *leave.stride(), BK, BV,
         **options(min(8, max(1, BK * BV // 1024))),
     )  # fmt: skip
 
 
-def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float) -> Tensor:
-    """o [B, H, V]; `state`, contiguous, is updated in place."""
+def takes(state: Tensor, dtype: torch.dtype) -> bool:
+    """States of every dtype and any strides."""
+    return True
+
+
+def step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    scale: float,
+    state_indices: Tensor | None,
+) -> Tensor:
+    """o [B, H, V]; `state` is updated in place."""
     per_token = log_decay.dim() == 2
     p = Problem(*(u[:, None] for u in (q, k, v)), log_decay[:, None] if per_token else log_decay, scale, None)
     o = v.new_empty(p.B, 1, p.H, p.V)
-    recurrent(p, state, state, o)
+    recurrent(p, state, state, o, contiguous(state_indices))
     return o[:, 0]

@@ -24,7 +24,7 @@ def retention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    log_decay: Tensor,
+    log_decay: Tensor | None,
     *,
     scale: float | None = None,
     initial_state: Tensor | None = None,
@@ -40,31 +40,34 @@ def retention(
     q [B, T, Hq, K], k [B, T, Hk, K], v [B, T, Hv, V] share one dtype: float32, float64, bfloat16 or float16.
     With H = max(Hq, Hk, Hv), each count divides H and head h reads head h // (H // Hx). log_decay, float32,
     [H], one rate per head (RetNet), or [B, T, H], one per token (Mamba-2, simple GLA): negative where memory
-    fades, -inf where all is forgotten, positive where it grows, by less than exp(80) in 64 tokens. scale:
-    K ** -0.5 unless given. initial_state [B, H, K, V] float32, zeros unless given. cu_seqlens int32 [N+1],
-    B = 1: sequence n is tokens cu_seqlens[n] to cu_seqlens[n+1]; states are [N, H, K, V]. Where q is float64,
-    log_decay and the states are too. A GPU takes K and V up to 512; it multiplies bfloat16 as such, float16
-    as tf32, sums in float32.
+    fades, -inf where all is forgotten, positive where it grows, by less than exp(80) in 64 tokens; None where
+    nothing decays. scale: K ** -0.5 unless given. initial_state [B, H, K, V] float32 or 16 bits, zeros unless
+    given. cu_seqlens int32 or int64 [N+1], B = 1: sequence n is tokens cu_seqlens[n] to cu_seqlens[n+1];
+    states are [N, H, K, V]. Where q is float64, log_decay is too, and initial_state may be. A GPU takes K and
+    V up to 512; it multiplies bfloat16 as such, float16 as tf32, sums in float32.
 
-    Returns o [B, T, H, V] in v's dtype, with return_final_state also S[T] [B or N, H, K, V]. Gradients reach
-    q, k, v, log_decay and initial_state, from o and from S[T]. Raises ValueError where a shape, dtype or
-    device does not fit, RuntimeError where `backend` cannot run. Sun et al. 2023 (RetNet), eq. 6; Dao and Gu
-    2024 (Mamba-2) for the rate per token.
+    Returns o [B, T, H, V] in v's dtype, with return_final_state also S[T] [B or N, H, K, V] in float32
+    (float64 where q is). Gradients reach q, k, v, log_decay and initial_state, from o and from S[T]. Raises
+    ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run. Sun et al.
+    2023 (RetNet), eq. 6; Dao and Gu 2024 (Mamba-2) for the rate per token.
     """
-    sizes = check(q, k, v, log_decay, "B T H")
-    N = checks.packing(OP, cu_seqlens, q)
+    sizes, log_decay = check(q, k, v, log_decay, "B T H")
+    N, cu_seqlens = checks.packing(OP, cu_seqlens, q)
     if initial_state is not None:
         axes = "B H K V" if N is None else "N H K V"
         checks.shape(OP, "initial_state", initial_state, axes, {**sizes, "N": N})
-        checks.full_precision(OP, q, initial_state=initial_state)
+        checks.states(OP, q, initial_state=initial_state)
+        initial_state = initial_state.to(checks.inner(q))
     name = backends.choose(OP, backend, q)
     scale = sizes["K"] ** -0.5 if scale is None else float(scale)
     o, state = torch.ops.lcikernels.retention(q, k, v, log_decay, scale, initial_state, cu_seqlens, name)
     return (o, state) if return_final_state else o
 
 
-def check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, per_token: str, op: str = OP) -> dict[str, int]:
-    """The sizes, or a refusal; `per_token` names the axes of a log_decay that is not [H]."""
+def check(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, per_token: str, op: str = OP
+) -> tuple[dict[str, int], Tensor]:
+    """The sizes and the rates, 0 for None, or a refusal; `per_token`: axes of a log_decay that is not [H]."""
     sizes: dict[str, int] = {}
     lead = per_token.removesuffix(" H")
     checks.shape(op, "q", q, f"{lead} Hq K", sizes)
@@ -73,11 +76,13 @@ def check(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, per_token: str, op
     sizes["H"] = max(sizes["Hq"], sizes["Hk"], sizes["Hv"])
     for name, heads in (("q", "Hq"), ("k", "Hk"), ("v", "Hv")):
         checks.divides(op, name, sizes[heads], sizes["H"], "heads")
+    checks.activations(op, q=q, k=k, v=v)
+    if log_decay is None:
+        return sizes, q.new_zeros(sizes["H"], dtype=checks.inner(q))
     rates = "H" if checks.axes(op, "log_decay", log_decay) == 1 else per_token
     checks.shape(op, "log_decay", log_decay, rates, sizes)
-    checks.activations(op, q=q, k=k, v=v)
     checks.full_precision(op, q, log_decay=log_decay)
-    return sizes
+    return sizes, log_decay
 
 
 def _forward_fake(q, k, v, log_decay, scale, initial_state, cu_seqlens, backend):

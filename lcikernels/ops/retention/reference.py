@@ -10,7 +10,7 @@ def retention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    log_decay: Tensor,
+    log_decay: Tensor | None,
     *,
     scale: float | None = None,
     initial_state: Tensor | None = None,
@@ -21,7 +21,7 @@ def retention(
     B, T, _, K = q.shape
     H = max(q.shape[2], k.shape[2], v.shape[2])
     scale = K**-0.5 if scale is None else scale
-    log_decay = log_decay.expand(B, T, H)
+    log_decay = (q.new_zeros(H) if log_decay is None else log_decay).expand(B, T, H)
     if cu_seqlens is not None:
         parts = []
         for n, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import boundaries, contiguous, inner
+from ..states import int64, native
 
 
 def forward(
@@ -62,6 +63,11 @@ def backward(
     return dx, ddt, da, db, dc, dd, dz, ddt_bias, dstate
 
 
+def takes(state: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `step` advances such states [S, D, N] as they are: with a contiguous last axis."""
+    return native(state, dtype) and (state.is_contiguous() or state.stride(2) == 1 or state.shape[2] == 1)
+
+
 def step(
     x: Tensor,
     dt: Tensor,
@@ -73,10 +79,11 @@ def step(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     state: Tensor,
+    state_indices: Tensor | None,
 ) -> Tensor:
-    """y [B, D]; the state, contiguous, is advanced."""
+    """y [B, D]; the state is advanced."""
     inputs = prepare(x, dt, a, b, c, d, z, dt_bias)
-    return torch.ops.lcikernels_cpp.selective_scan_step(*inputs, dt_softplus, state)
+    return torch.ops.lcikernels_cpp.selective_scan_step(*inputs, dt_softplus, state, int64(state_indices))
 
 
 def prepare(x, dt, a, b, c, d, z, dt_bias) -> list[Tensor | None]:

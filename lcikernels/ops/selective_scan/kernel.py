@@ -25,7 +25,17 @@ from torch import Tensor
 from triton import language as tl
 
 from ..checks import boundaries, contiguous, refuse
-from ..curves import LN2, LOG2E, silu, silu_slope, softplus, softplus_slope, within
+from ..curves import (
+    LN2,
+    LOG2E,
+    of_state,
+    silu,
+    silu_slope,
+    softplus,
+    softplus_slope,
+    state_of,
+    within,
+)
 from ..launch import device, options, power_of_2
 
 CHUNK = 64  # 1 byte of checkpoints for each channel and token at N = 16
@@ -432,10 +442,10 @@ def collect_kernel(
 
 @triton.jit
 def step_kernel(
-    p_x, p_dt, p_z, p_a, p_b, p_c, p_d, p_bias, p_state, p_y, D, G,
+    p_x, p_dt, p_z, p_a, p_b, p_c, p_d, p_bias, p_state, p_y, D, G, p_rows, S, state_b, state_d, state_n,
     N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """One token. The state is read and written as it lies, [D, N]."""
+    """One token. The state is read and written as it lies; p_rows: which of S it is, None: the row's own."""
     i_b, _, g, o_d, m_d, o_n, m_n = place(D, G, N, BN, BD)
     i_b = wide(i_b)
     o_h, m_h = o_n[:, None] + o_d[None, :] * N, m_n[:, None] & m_d[None, :]
@@ -443,13 +453,16 @@ def step_kernel(
     delta = step_size(p_dt, i_b, D, o_d, m_d, bias, SOFTPLUS)
     b = tl.load(p_b + (i_b * G + g) * N + o_n, m_n, 0.0).to(tl.float32)
     c = tl.load(p_c + (i_b * G + g) * N + o_n, m_n, 0.0).to(tl.float32)
-    p_state += i_b * D * N
-    H = advance(tl.load(p_state + o_h, m_h, 0.0), rates(p_a, o_h, m_h), delta, x, b)
-    tl.store(p_state + o_h, H, m_h)
+    i_s, there = state_of(p_rows, i_b, S)
+    p_state += i_s * state_b
+    o_state, m_state = wide(o_n)[:, None] * state_n + wide(o_d)[None, :] * state_d, within(m_h, there)
+    H = tl.load(p_state + o_state, m_state, 0.0).to(tl.float32)
+    H = advance(H, rates(p_a, o_h, m_h), delta, x, b)
+    tl.store(p_state + o_state, H.to(p_state.dtype.element_ty), m_state)
     y = tl.sum(H * c[:, None], 0) + skip * x
     if p_z is not None:
         y *= silu(token(p_z, i_b, D, o_d, m_d))
-    put(p_y, i_b, D, o_d, y, m_d)
+    put(p_y, i_b, D, o_d, of_state(y, p_rows, i_s, S), m_d)
 
 
 class Tiles(NamedTuple):
@@ -640,6 +653,11 @@ def backward(
     )
 
 
+def takes(state: Tensor, dtype: torch.dtype) -> bool:
+    """States of every dtype and any strides."""
+    return True
+
+
 def step(
     x: Tensor,
     dt: Tensor,
@@ -651,14 +669,16 @@ def step(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     state: Tensor,
+    state_indices: Tensor | None,
 ) -> Tensor:
-    """y [B, D]; the state, contiguous, is advanced."""
+    """y [B, D]; the state is advanced."""
     (B, D), N, G = x.shape, a.shape[1], b.shape[1] if b.dim() == 3 else 1
     refuse_more_states(N)
     BN, BD = power_of_2(N), 32
     inputs = [contiguous(u) for u in (x, dt, z, a, b, c, d, dt_bias)]
     y = torch.empty_like(inputs[0])
     step_kernel[(B * G * -(-D // G // BD),)](
-        *inputs, state, y, D, G, N, BN, BD, dt_softplus, **options(1 if BN <= 16 else 4)
-    )
+        *inputs, state, y, D, G, contiguous(state_indices), len(state), *state.stride(),
+        N, BN, BD, dt_softplus, **options(1 if BN <= 16 else 4),
+    )  # fmt: skip
     return y

@@ -48,23 +48,25 @@ def selective_scan(
 
     x, dt, z [B, T, D] and b, c [B, T, N] or [B, T, G, N] share one dtype: float32, float64, bfloat16 or
     float16. G divides D and channel i reads group i // (D // G). a [D, N] float32, negative where the state
-    shall fade; d, dt_bias [D] of any floating dtype. initial_state [B, D, N] float32, zeros unless given.
-    cu_seqlens int32 [S+1], B = 1: sequence s is tokens cu_seqlens[s] to cu_seqlens[s+1]; states are [S, D,
-    N]. Where x is float64, a and the states are too.
+    shall fade; d, dt_bias [D] of any floating dtype. initial_state [B, D, N] float32 or 16 bits, zeros unless
+    given. cu_seqlens int32 or int64 [S+1], B = 1: sequence s is tokens cu_seqlens[s] to cu_seqlens[s+1];
+    states are [S, D, N]. Where x is float64, a is too, and initial_state may be.
 
-    Returns y [B, T, D] in x's dtype, with return_final_state also h[T] [B or S, D, N]. Gradients reach every
-    floating argument, from y and from h[T]. Raises ValueError where a shape, dtype or device does not fit,
-    RuntimeError where `backend` cannot run. Gu and Dao 2023 (Mamba), algorithm 2.
+    Returns y [B, T, D] in x's dtype, with return_final_state also h[T] [B or S, D, N] in float32 (float64
+    where x is). Gradients reach every floating argument, from y and from h[T]. Raises ValueError where a
+    shape, dtype or device does not fit, RuntimeError where `backend` cannot run. Gu and Dao 2023 (Mamba),
+    algorithm 2.
     """
     sizes: dict[str, int] = {}
     checks.shape(OP, "x", x, "B T D", sizes)
     checks.shape(OP, "dt", dt, "B T D", sizes)
     check(OP, x, a, b, c, d, z, dt_bias, "B T", sizes)
     checks.activations(OP, x=x, dt=dt, b=b, c=c, z=z)
-    S = checks.packing(OP, cu_seqlens, x)
+    S, cu_seqlens = checks.packing(OP, cu_seqlens, x)
     if initial_state is not None:
         checks.shape(OP, "initial_state", initial_state, "B D N" if S is None else "S D N", {**sizes, "S": S})
-        checks.full_precision(OP, x, initial_state=initial_state)
+        checks.states(OP, x, initial_state=initial_state)
+        initial_state = initial_state.to(checks.inner(x))
     name = backends.choose(OP, backend, x)
     floats = (x, dt, a, b, c, d, z, dt_bias, initial_state)
     train = torch.is_grad_enabled() and any(u is not None and u.requires_grad for u in floats)
