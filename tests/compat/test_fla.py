@@ -176,9 +176,9 @@ def test_sequences_may_be_told_in_32_bits(function):
     assert not torch.equal(told, function(**whole)[0])
 
 
-# float16 runs in Triton's interpreter: 5 s for 9 tokens.
+# float16 runs in Triton's interpreter, where 9 tokens take 3 s.
 IN_16_BITS = [(function, torch.bfloat16, T) for function in FUNCTIONS]
-IN_16_BITS += [(fla.fused_recurrent_simple_gla, torch.float16, 9)]
+IN_16_BITS += [(fla.fused_recurrent_simple_gla, torch.float16, 3)]
 
 
 @pytest.mark.parametrize("function, dtype, tokens", IN_16_BITS)
@@ -245,7 +245,7 @@ def test_the_weights_of_parallel_retention_are_those_of_retnets_decays():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_weights_are_computed_in_float32_also_under_autocast(dtype):
-    whole = inputs(tokens=9, dtype=dtype) | {"g": rates(B, 9, H, dtype=dtype)}
+    whole = inputs(tokens=4, dtype=dtype) | {"g": rates(B, 4, H, dtype=dtype)}
     v = whole.pop("v").detach()
 
     def alone(**arguments):

@@ -36,7 +36,7 @@ def attend(
     A single token is one pass over the state here too; `retention_step` would first need a copy of it.
     """
     sizes = check(op, q, k, v, g, g_gamma)
-    N = checks.packing(op, cu_seqlens, q)
+    N, cu_seqlens = checks.packing(op, cu_seqlens, q)
     if initial_state is not None:
         axes = f"{'B' if N is None else 'N'} H {'V K' if state_v_first else 'K V'}"
         checks.shape(op, "initial_state", initial_state, axes, {**sizes, "N": N})
