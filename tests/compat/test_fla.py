@@ -12,6 +12,7 @@ from tolerance import assert_agrees
 from torch import Tensor
 
 from lcikernels.compat import fla
+from lcikernels.compat.serving import TABLE
 
 # flash-linear-attention 0.6.0
 PUBLISHED = {
@@ -147,6 +148,12 @@ def test_the_arguments_are_the_published_ones_in_their_order(function):
     published = [x for x in parameters if x.kind is x.POSITIONAL_OR_KEYWORD]
     assert [x.name for x in published] == PUBLISHED[function.__name__].split()
     assert all(x.default in (x.empty, None, False) for x in published)
+
+
+def test_every_function_says_what_it_serves_argument_by_argument():
+    assert sorted(TABLE["fla"]) == fla.__all__
+    for name, rows in TABLE["fla"].items():
+        assert list(rows) == list(inspect.signature(getattr(fla, name)).parameters)
 
 
 @pytest.mark.parametrize("function, arguments", SERVED)
