@@ -6,7 +6,7 @@ from pathlib import Path
 from .serving import table
 
 PAGE = Path(__file__).with_name("SERVED.md")
-MODULES = ("causal_conv1d", "mamba_ssm")
+MODULES = ("causal_conv1d", "fla", "mamba_ssm")
 
 
 def page() -> str:
