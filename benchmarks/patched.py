@@ -1,4 +1,4 @@
-"""transformers' own models before and after `compat.transformers.patch()`: a step of training, a prompt, a token.
+"""transformers' own models before and after `compat.transformers.patch()`: training, a prompt, tokens.
 
 Of 768 channels and 24 layers, mamba-130m's and mamba2-130m's. A case is a function that is called either way.
 """

@@ -12,7 +12,7 @@ from .backends import TABLES, Backend
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LIBRARIES = ("lcikernels", "torch", "triton", "transformers")
 ELSEWHERE = {  # why a backend does not run for a tensor on the CPU, said of the machine
-    "it runs on a GPU, x is on cpu": "it runs on a GPU: with a torch that sees one, on tensors that are there",
+    "it runs on a GPU, x is on cpu": "it runs on a GPU: with a torch that sees one, for tensors on it",
 }
 
 

@@ -4,10 +4,11 @@
 
     patch()                 # until unpatch(), or within the block of `with patch():`
 
-transformers writes each function that has a fast kernel somewhere in plain torch, and puts a wrapper around it that
-calls the kernel's package instead where that was installed when the model's module was imported. `patch()` hands
-these wrappers our functions. The wrappers stay, and with them whoever holds one, models that exist too, and what
-they do beside: torch.export gets the plain torch, keywords that a function does not have are left out.
+transformers writes each function that has a fast kernel somewhere in plain torch, and puts a wrapper around
+it that calls the kernel's package instead where that was installed when the model's module was imported.
+`patch()` hands these wrappers our functions. The wrappers stay, and with them whoever holds one, models that
+exist too, and what they do beside: torch.export gets the plain torch, keywords that a function does not have
+are left out.
 
 `python -m lcikernels.compat.transformers` prints what is patched in which models, and what is not and why.
 """
@@ -33,7 +34,7 @@ DECORATOR = "use_kernel_func_from_hub_with_fallback"
 
 
 def any_activation(function: Callable) -> Callable:
-    """`function`, whose `activation` may also be one that only transformers knows: that is applied afterwards."""
+    """`function`; an `activation` that only transformers knows is applied to its result."""
     place = list(inspect.signature(function).parameters).index("activation")
 
     @wraps(function)
@@ -99,9 +100,10 @@ class Patched:
 def patch() -> Patched:
     """Let transformers' models compute with this package's kernels: those that exist and those to come.
 
-    A second call does nothing. `unpatch()` undoes it whatever the number of calls; `with patch():` does so at the
-    end of the outermost block. Where transformers is outside the range that this was tested with, a UserWarning says
-    so and everything stays as it is. Raises ModuleNotFoundError where transformers is not installed.
+    A second call does nothing. `unpatch()` undoes it whatever the number of calls; `with patch():` does so at
+    the end of the outermost block. Where transformers is outside the range that this was tested with, a
+    UserWarning says so and everything stays as it is. Raises ModuleNotFoundError where transformers is not
+    installed.
     """
     if is_patched():
         return Patched(ours=False)
@@ -228,7 +230,7 @@ def watch_imports() -> None:
 
 
 class Wrapper(NamedTuple):
-    """A "repository" of the `kernels` library with one layer, which calls the wrapper that it stands for: ours."""
+    """A "repository" of the `kernels` library, with one layer: the wrapper itself, that calls ours."""
 
     name: str
 

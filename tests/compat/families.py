@@ -1,9 +1,10 @@
-"""Tiny models of every transformers family that `compat.transformers.patch` reaches, every parameter random."""
+"""Tiny models of every transformers family that `patch()` reaches, every parameter random."""
 
 from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     BambaConfig,
     FalconH1Config,
@@ -19,7 +20,6 @@ from transformers import (
     Zamba2Config,
     ZambaConfig,
 )
-from transformers import AutoModelForCausalLM as Auto
 
 COMMON = dict(vocab_size=61, hidden_size=16, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 ATTENTION = dict(num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64)
@@ -29,9 +29,9 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "mamba": lambda: MambaConfig(**COMMON, num_hidden_layers=2, state_size=4),
     "falcon_mamba": lambda: FalconMambaConfig(**COMMON, num_hidden_layers=2, state_size=4),
     "jamba": lambda: JambaConfig(
-        **COMMON, **ATTENTION, num_hidden_layers=3, intermediate_size=24, attn_layer_period=3, attn_layer_offset=1,
-        num_experts=2, num_experts_per_tok=1, expert_layer_period=2, expert_layer_offset=1, mamba_d_state=4,
-        hidden_act="gelu",
+        **COMMON, **ATTENTION, num_hidden_layers=3, intermediate_size=24, attn_layer_period=3,
+        attn_layer_offset=1, num_experts=2, num_experts_per_tok=1, expert_layer_period=2,
+        expert_layer_offset=1, mamba_d_state=4, hidden_act="gelu",
     ),
     "zamba": lambda: ZambaConfig(
         **COMMON, num_attention_heads=2, num_key_value_heads=2, intermediate_size=24, num_hidden_layers=4,
@@ -54,7 +54,8 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         intermediate_size=24, ssm_state_size=8, mamba_num_heads=4, mamba_head_dim=8, n_groups=2, chunk_size=8,
     ),
     "granitemoehybrid": lambda: GraniteMoeHybridConfig(
-        **COMMON, **ATTENTION, **MAMBA2, num_hidden_layers=3, intermediate_size=24, shared_intermediate_size=24,
+        **COMMON, **ATTENTION, **MAMBA2, num_hidden_layers=3, intermediate_size=24,
+        shared_intermediate_size=24,
         num_local_experts=2, num_experts_per_tok=1, layer_types=["mamba", "attention", "mamba"],
     ),
     "falcon_h1": lambda: FalconH1Config(
@@ -69,7 +70,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 
 
 def build(family: str) -> PreTrainedModel:
-    """In evaluation. Matrices keep the size of their rows, vectors are 0.5 to 1.5 times what they start as, or that."""
+    """A model in evaluation, the same at every call."""
     torch.manual_seed(len(family))
     model = Auto.from_config(CONFIGS[family](), experts_implementation="eager").eval()
     randomise(model)

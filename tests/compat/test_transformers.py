@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from compat.families import CONFIGS, build, randomise
+from tolerance import Float64Kept, assert_agrees
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from compat.families import CONFIGS, build, randomise
 from lcikernels.compat import transformers as compat
-from tolerance import Float64Kept, assert_agrees
 
 IDS = torch.randint(3, 61, (2, 13), generator=torch.Generator().manual_seed(1))
 MASK = torch.ones_like(IDS).index_fill(1, torch.arange(4), 0)  # 4 places of padding in front of the first row
