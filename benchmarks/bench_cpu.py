@@ -17,7 +17,7 @@ from tolerance import off_by_an_ulp
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import language_model, ligo_step, mamba2_layer, sides
+from benchmarks import language_model, ligo_step, mamba2_layer, patched, sides
 from benchmarks.answers import SAME_FUNCTION, agree, exchange, exchanged, wrong
 from benchmarks.measure import Race, attempt
 from benchmarks.shapes import CASES, FORWARD, TRAINING, Case, work
@@ -187,10 +187,7 @@ def test_training_a_mamba_language_model(limits, benchmark, record, request):
     rival_mb, name = tries[1].mb, "transformers"
     if depth < layers:
         bare_step = language_model.step(language_model.theirs(0))
-        bare_step()
-        bare = attempt(bare_step)
-        rival_seconds = bare.seconds + layers * (rival_seconds - bare.seconds)
-        rival_mb = bare.mb + layers * (rival_mb - bare.mb)
+        rival_seconds, rival_mb = reckoned(layers, bare_step, rival_seconds, rival_mb)
         name = f"transformers, {layers} layers reckoned from 0 and 1"
     record(
         op="a Mamba language model",
@@ -206,6 +203,45 @@ def test_training_a_mamba_language_model(limits, benchmark, record, request):
         rival_mb=rival_mb,
         targets={"ratio": 20},
         wrong="" if off <= SAME_FUNCTION else f"losses: error {off:.2e}, budget {SAME_FUNCTION}",
+    )
+
+
+def reckoned(layers: int, bare: Callable, seconds: float, mb: float) -> tuple[float, float]:
+    """What so many layers take, from a call of none and what one took."""
+    bare()
+    none = attempt(bare)
+    return none.seconds + layers * (seconds - none.seconds), none.mb + layers * (mb - none.mb)
+
+
+@pytest.mark.minutes
+@pytest.mark.parametrize("case", patched.CASES, ids=str)
+def test_a_model_of_transformers_patched(case, limits, benchmark, record, request):
+    """The same object either way. A Mamba's step of training is reckoned, unless all layers are asked for."""
+    depth = patched.LAYERS if request.config.getoption("--all-layers") else case.layers
+    model, rival_model = case.model(patched.LAYERS), case.model(depth)
+    ours, rival = patched.patched(case.call(model)), case.call(rival_model)
+    said = wrong(patched.same_answer, case, rival_model)
+    tries = [attempt(ours), attempt(rival)]
+    race = Race(ours, rival, tries[1].seconds if case.layers < patched.LAYERS else None)
+    seconds, rival_seconds = race.run(benchmark)
+    rival_mb, name = tries[1].mb, "unpatched"
+    if depth < patched.LAYERS:
+        rival_seconds, rival_mb = reckoned(patched.LAYERS, case.call(case.model(0)), rival_seconds, rival_mb)
+        name = f"unpatched, {patched.LAYERS} layers reckoned from 0 and {depth}"
+    record(
+        op=f"transformers' {case.name}",
+        shape=f"layers={patched.LAYERS} hidden={patched.HIDDEN} T={case.tokens}",
+        mode=case.mode,
+        ours="patched",
+        rival=name,
+        seconds=seconds,
+        seconds_memory_kept=race.with_memory_kept(),
+        rival_seconds=rival_seconds,
+        floor=case.flops(model) / limits.sgemm,
+        mb=tries[0].mb,
+        rival_mb=rival_mb,
+        targets={"ratio": case.ratio} | ({"mb": rival_mb / 10} if case.tenth else {}),
+        wrong=said,
     )
 
 

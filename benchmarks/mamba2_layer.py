@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from benchmarks.sides import Op, Side
+from lcikernels.compat.transformers import patch
 
 
 @cache
@@ -83,8 +84,17 @@ def reference(layer, x: Tensor, **weights: Tensor) -> Tensor:
         return run_theirs(layer, x, **weights)
 
 
+def run_patched(layer, x: Tensor, **weights: Tensor) -> Tensor:
+    with patch():
+        return run_theirs(layer, x, **weights)
+
+
 def sides(ours, theirs) -> dict[str, Side]:
-    return {"ours": Side(partial(run, ours), ours=True), "transformers": Side(partial(run_theirs, theirs))}
+    return {
+        "ours": Side(partial(run, ours), ours=True),
+        "transformers": Side(partial(run_theirs, theirs)),
+        "transformers, patched": Side(partial(run_patched, theirs)),
+    }
 
 
 OPS = {

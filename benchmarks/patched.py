@@ -8,19 +8,13 @@ from functools import wraps
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
+from benchmarks.answers import SAME_FUNCTION
 from lcikernels.compat.transformers import patch
 
-HIDDEN, LAYERS, VOCABULARY, STEPS = 768, 24, 50280, 8
-
-
-class Model(NamedTuple):
-    """build(layers) gives one; tokens are the row's that it is trained on, and its prompt's."""
-
-    build: Callable[[int], PreTrainedModel]
-    tokens: int
+HIDDEN, LAYERS, VOCABULARY, STEPS = 768, 24, 50280, 32
 
 
 def mamba(layers: int) -> MambaForCausalLM:
@@ -35,9 +29,6 @@ def mamba2(layers: int) -> Mamba2ForCausalLM:
     )
     heads = dict(num_heads=2 * HIDDEN // 64, head_dim=64, state_size=128, n_groups=1)
     return Mamba2ForCausalLM(Mamba2Config(**sizes, **heads, pad_token_id=0))
-
-
-MODELS = {"MambaForCausalLM": Model(mamba, 512), "Mamba2ForCausalLM": Model(mamba2, 2048)}
 
 
 def row(tokens: int) -> Tensor:
@@ -91,3 +82,50 @@ def patched(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
             return call()
 
     return run
+
+
+class Case(NamedTuple):
+    """A call of a model of `LAYERS` layers, patched at least `ratio` times as fast.
+
+    layers: of the unpatched model, where all would take minutes; tenth: a tenth of its memory is the target.
+    """
+
+    name: str
+    model: Callable[[int], PreTrainedModel]
+    mode: str
+    make: Callable[[PreTrainedModel, int], Callable[[], Tensor]]
+    tokens: int
+    ratio: float
+    layers: int = LAYERS
+    tenth: bool = False
+
+    def call(self, model: PreTrainedModel) -> Callable[[], Tensor]:
+        return self.make(model, self.tokens)
+
+    def flops(self, model: PreTrainedModel) -> int:
+        """Of the matrix products alone: 2 for each weight and token, and 4 more where there is a backward."""
+        matrices = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+        return (
+            (6 if self.make is training else 2) * matrices * (STEPS if self.make is decoding else self.tokens)
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.mode}".replace(" ", "_")
+
+
+CASES = [
+    Case("MambaForCausalLM", mamba, "forward + backward", training, 512, 100, layers=1, tenth=True),
+    Case("MambaForCausalLM", mamba, "a prompt", prefill, 512, 10, tenth=True),
+    Case("MambaForCausalLM", mamba, f"{STEPS} tokens one by one", decoding, 1, 1.5),
+    Case("Mamba2ForCausalLM", mamba2, "forward + backward", training, 2048, 2.5),
+    Case("Mamba2ForCausalLM", mamba2, "a prompt", prefill, 2048, 1),
+    Case("Mamba2ForCausalLM", mamba2, f"{STEPS} tokens one by one", decoding, 1, 1),
+]
+
+
+def same_answer(case: Case, model: PreTrainedModel) -> None:
+    """Raises where a patched call's answer is another than the call's."""
+    call = case.call(model)
+    theirs, ours = call(), patched(call)()
+    error, largest = (ours - theirs).abs().max().item(), theirs.abs().max().item()
+    assert error <= SAME_FUNCTION * largest, f"error {error:.2e}, largest {largest:.2e}"

@@ -95,7 +95,23 @@ CASES = [
     ),
     Case("a Mamba-2 layer", MAMBA2, FORWARD, "transformers"),
     Case("a Mamba-2 layer", MAMBA2, TRAINING, "transformers", ratio=10),
+    *both("a Mamba-2 layer", MAMBA2, "transformers", ours="transformers, patched"),
     *both("a Mamba-2 layer without its projections", MAMBA2, "transformers"),
+    Case(
+        "a Mamba-2 layer without its projections",
+        MAMBA2,
+        FORWARD,
+        "transformers",
+        ours="transformers, patched",
+    ),
+    Case(
+        "a Mamba-2 layer without its projections",
+        MAMBA2,
+        TRAINING,
+        "transformers",
+        ours="transformers, patched",
+        ratio=7,
+    ),
 ]
 
 
