@@ -221,5 +221,5 @@ def test_what_does_not_fit_is_refused_by_name(wrong, sentence):
 @pytest.mark.parametrize("tie", [lambda given: given, tied], ids=["heads", "tied heads"])
 def test_an_index_out_of_range_is_refused(tie):
     given = tie(inputs((H, P), states=STATES))
-    with pytest.raises(ValueError, match="state_indices must be"):
+    with pytest.raises(ValueError, match="selective_state_update: state_batch_indices must be below S=7"):
         selective_state_update(**given, state_batch_indices=torch.tensor([0, 1, STATES]))
