@@ -263,7 +263,9 @@ def backward(
     if later:
         grid = (stripes * groups * cdiv(D, BD),)
         weight_kernel[grid](dy, *inputs[:2], moments, *parts, *sizes, *chosen, **options(8))
-    of = (x.new_empty(0) if u is None else part.sum(0).to(u.dtype) for u, part in zip((weight, bias), parts))
+    of = (
+        x.new_empty(0) if u is None else part.sum(0).to(u.dtype) for u, part in zip((weight, bias), parts)
+    )
     return dx, dgate, *of
 
 
