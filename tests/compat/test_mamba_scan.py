@@ -261,6 +261,8 @@ REFUSED = {
     "complex rates": ("A", torch.ones(D, N, dtype=torch.complex64), "A must be real"),
     "no step": ("delta", None, "delta must be a torch.Tensor, got None"),
     "no tokens": ("u", torch.ones(B, D, 0), "u must be .* with L at least 1"),
+    "a sparse step": ("delta", torch.ones(B, D, L).to_sparse(), "delta must be dense"),
+    "an array": ("B", [[1.0]], "B must be a torch.Tensor, got <class 'list'>"),
     "a map of other states": ("B", torch.ones(B, N + 1, L), "B must be .* with N=3"),
     "a map without tokens": ("C", torch.ones(N), "C must be"),
     "complex maps": ("B", torch.ones(B, N, 2 * L), "B must be .* with L=7"),
