@@ -67,6 +67,26 @@ def assert_agrees(
     raise AssertionError(f"{what}: {worst[what]} ({got[what].dtype})")
 
 
+def assert_as_torch(op: Callable, equation: Callable, inputs: dict[str, object]) -> None:
+    """Of a function that rounds between its parts: at most twice as wrong as PyTorch in the same dtypes.
+
+    `equation` computes in the dtypes that it is given, and rounds where the function says that it does.
+    """
+    worst: dict[str, tuple[float, float]] = {}
+    for draw in range(MANY):
+        got, truth, plain = (
+            outputs_and_grads(f, inputs, cast, draw)
+            for f, cast in ((op, lambda x: x), (equation, Tensor.double), (equation, lambda x: x))
+        )
+        for what, x in got.items():
+            assert (x.shape, x.dtype) == (plain[what].shape, plain[what].dtype), what
+            ulp = torch.finfo(x.dtype).eps * truth[what].abs().max().item()
+            errors = max_error(x, truth[what]), max(max_error(plain[what], truth[what]), ulp)
+            worst[what] = tuple(map(max, errors, worst.get(what, errors)))
+    for what, (error, budget) in worst.items():
+        assert error <= 2 * budget, f"{what}: {error:.2e}, budget {2 * budget:.2e}"
+
+
 class Errors(NamedTuple):
     """Of one tensor: the op's and PyTorch's largest, the largest element, the eps that both are held to."""
 

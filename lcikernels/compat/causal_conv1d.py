@@ -7,7 +7,8 @@ every floating argument of `causal_conv1d_fn`, from the result and from the fina
 import torch
 from torch import Tensor
 
-from lcikernels.compat.numbered import check_numbers, convolve_numbered
+from lcikernels.compat.indices import check_numbers, check_rows
+from lcikernels.compat.numbered import convolve_numbered
 from lcikernels.compat.serving import serves
 from lcikernels.ops import causal_conv1d, causal_conv1d_step, checks
 
@@ -108,14 +109,12 @@ def causal_conv1d_update(
         checks.refuse(op, "conv_state", f"of at least W-1={sizes['W'] - 1} tokens", tuple(conv_state.shape))
     activation = activation_of(op, activation)
     options = {}
-    for name, keyword, given in (
-        ("cache_seqlens", "positions", cache_seqlens),
-        ("conv_state_indices", "state_indices", conv_state_indices),
-    ):
-        if given is not None:
-            checks.shape(op, name, given, "B", sizes)
-            checks.same_device(op, x, [(name, given)])
-            options[keyword] = given
+    if cache_seqlens is not None:
+        checks.integers(op, "cache_seqlens", cache_seqlens, x, sizes)
+        options["positions"] = cache_seqlens
+    if conv_state_indices is not None:
+        check_rows(op, "conv_state_indices", conv_state_indices, x, sizes["states"], sizes)
+        options["state_indices"] = conv_state_indices
     if not several:
         return causal_conv1d_step(x, weight, bias, state=conv_state, activation=activation, **options)
     tokens = []

@@ -7,24 +7,11 @@ import torch
 from torch import Tensor
 
 from lcikernels import backends
+from lcikernels.compat.indices import begins
 from lcikernels.ops import checks
 from lcikernels.ops.library import define, differentiate, refuse_gradients
 
 OP = "causal_conv1d_numbered"
-
-
-def check_numbers(op: str, seq_idx: Tensor, x: Tensor, sizes: dict[str, int]) -> None:
-    """Refuse what is no number for each token of [B, L]."""
-    checks.shape(op, "seq_idx", seq_idx, "B L", sizes)
-    if seq_idx.dtype not in (torch.int32, torch.int64):
-        checks.refuse(op, "seq_idx", "int32 or int64", seq_idx.dtype)
-    checks.same_device(op, x, [("seq_idx", seq_idx)])
-
-
-def begins(seq_idx: Tensor) -> Tensor:
-    """bool [B, L]: the first token of each sequence, which is where the number changes, or a row begins."""
-    first = torch.ones_like(seq_idx[:, :1], dtype=torch.bool)
-    return torch.cat([first, seq_idx[:, 1:] != seq_idx[:, :-1]], 1)
 
 
 def convolve_numbered(

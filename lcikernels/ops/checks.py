@@ -188,11 +188,11 @@ def integers(op: str, argument: str, x: Tensor, like: Tensor, sizes: dict[str, i
     same_device(op, like, [(argument, x)])
 
 
-def in_range(op: str, state_indices: Tensor, S: int) -> None:
+def in_range(op: str, state_indices: Tensor, S: int, argument: str = "state_indices") -> None:
     """The values of `state_indices`: below S, none twice; negative ones are padding. Reads them."""
     used = [i for i in state_indices.tolist() if i >= 0]
     if max(used, default=0) >= S or len(set(used)) < len(used):
-        refuse(op, "state_indices", f"below S={S}, each at most once, or -1", state_indices.tolist())
+        refuse(op, argument, f"below S={S}, each at most once, or -1", state_indices.tolist())
 
 
 def boundaries(op: str, cu_seqlens: Tensor, T: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tolerance import assert_agrees
+from tolerance import assert_agrees, assert_as_torch
 from torch import Tensor
 from torch.nn.functional import pad, silu, softplus
 
@@ -205,7 +205,7 @@ def split_equation(
             part = torch.where((before == seq_idx)[..., None], part, 0)
         sums = sums + part
     u = sums if conv1d_bias is None else sums + conv1d_bias
-    u = u if activation is None else silu(u)
+    u = (u if activation is None else silu(u)).to(zxbcdt.dtype)
     x, B, C = u.split([dim, maps, maps], -1)
     x = x.unflatten(-1, (heads, width))
     B, C = (M.unflatten(-1, (ngroups, -1)) for M in (B, C))
@@ -221,6 +221,7 @@ def split_equation(
         y = y * silu(z)
     else:
         y = rmsnorm_weight * (norm(y) * silu(z) if norm_before_gate else norm(y * silu(z)))
+    y = y.to(zxbcdt.dtype)
     if beside:
         first, second = m.chunk(2, -1)
         y = torch.cat([silu(first) * second, y], -1)
@@ -289,6 +290,13 @@ def test_channels_beside_the_scan_are_gated_by_each_other(norm):
 def test_a_layer_in_float64():
     given = split(F64) | {"rmsnorm_weight": leaf(H * P, dtype=F64), "return_final_states": True}
     assert_agrees(mamba_split_conv1d_scan_combined, split_equation, **given)
+
+
+@pytest.mark.parametrize("norm_before_gate", [True, False], ids=["norm, then gate", "gate, then norm"])
+def test_a_layer_in_bfloat16_is_at_most_twice_as_wrong_as_pytorch_in_bfloat16(norm_before_gate):
+    given = split(BF) | {"rmsnorm_weight": leaf(H * P, dtype=BF), "outproj_weight": leaf(7, H * P, dtype=BF)}
+    given |= {"initial_states": leaf(B, H, P, N), "norm_before_gate": norm_before_gate}
+    assert_as_torch(mamba_split_conv1d_scan_combined, split_equation, given | {"return_final_states": True})
 
 
 ONES = torch.ones(1, L, dtype=torch.int32)

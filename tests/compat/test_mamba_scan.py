@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tolerance import assert_agrees, max_error, outputs_and_grads
+from tolerance import assert_agrees, assert_as_torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
@@ -245,24 +245,7 @@ def test_a_layer_without_softplus():
 @pytest.mark.parametrize("bias", [BF, F32], ids=str)
 def test_a_layer_in_bfloat16_is_at_most_twice_as_wrong_as_pytorch_in_bfloat16(bias):
     """Between its parts a layer rounds, so it is held to the same parts in torch."""
-    assert_like_torch(mamba_inner_fn, inner_equation, layer(BF, bias=bias))
-
-
-def assert_like_torch(op, equation, given: dict) -> None:
-    """The largest error of all draws at most twice that of the equation in the dtypes that are given."""
-    worst: dict[str, list[float]] = {}
-    for draw in range(8):
-        got, truth, plain = (
-            outputs_and_grads(f, given, cast, draw)
-            for f, cast in ((op, lambda x: x), (equation, Tensor.double), (equation, lambda x: x))
-        )
-        for name, x in got.items():
-            assert x.dtype == plain[name].dtype
-            ulp = torch.finfo(x.dtype).eps * truth[name].abs().max().item()
-            now = max_error(x, truth[name]), max(max_error(plain[name], truth[name]), ulp)
-            worst[name] = [max(pair) for pair in zip(worst.get(name, now), now)]
-    for name, (error, budget) in worst.items():
-        assert error <= 2 * budget, f"{name}: {error:.2e}, budget {2 * budget:.2e}"
+    assert_as_torch(mamba_inner_fn, inner_equation, layer(BF, bias=bias))
 
 
 def test_under_autocast_the_projections_are_in_its_dtype():
@@ -278,6 +261,8 @@ REFUSED = {
     "complex rates": ("A", torch.ones(D, N, dtype=torch.complex64), "A must be real"),
     "no step": ("delta", None, "delta must be a torch.Tensor, got None"),
     "no tokens": ("u", torch.ones(B, D, 0), "u must be .* with L at least 1"),
+    "a sparse step": ("delta", torch.ones(B, D, L).to_sparse(), "delta must be dense"),
+    "an array": ("B", [[1.0]], "B must be a torch.Tensor, got <class 'list'>"),
     "a map of other states": ("B", torch.ones(B, N + 1, L), "B must be .* with N=3"),
     "a map without tokens": ("C", torch.ones(N), "C must be"),
     "complex maps": ("B", torch.ones(B, N, 2 * L), "B must be .* with L=7"),

@@ -13,10 +13,9 @@ from torch.nn.functional import linear, silu, softplus
 
 from lcikernels.compat.causal_conv1d import NAMED, activation_of, causal_conv1d_fn
 from lcikernels.compat.dtypes import exact
-from lcikernels.compat.numbered import begins, check_numbers
+from lcikernels.compat.indices import begins, check_numbers
 from lcikernels.compat.serving import serves
 from lcikernels.ops import checks, gated_rms_norm, retention
-from lcikernels.ops.checks import boundaries
 
 CHUNKS = {
     "chunk_size": "chunks are the op's own business",
@@ -132,7 +131,7 @@ def scan(
         return_final_state=True,
     )
     if D is not None:
-        y = y + x * (D[:, None] if D.dim() == 1 else D).to(dtype)
+        y = y.addcmul_(x.to(dtype), (D[:, None] if D.dim() == 1 else D).to(dtype))
     each = state.mT.contiguous()
     if packed is None:
         return y, each, None
@@ -156,7 +155,7 @@ def check_packing(op, x, seq_idx, cu_seqlens, return_varlen_states, initial_stat
         checks.refuse(op, "cu_seqlens", "given with seq_idx, which keeps sequences apart", "it alone")
     checks.packing(op, cu_seqlens, x)
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-        bounds = boundaries(op, cu_seqlens, sizes["L"])
+        bounds = checks.boundaries(op, cu_seqlens, sizes["L"])
         starts = begins(seq_idx)[0].nonzero()[:, 0].tolist()
         if sorted({*bounds[:-1]} - {sizes["L"]}) != starts:
             checks.refuse(op, "cu_seqlens", f"where seq_idx changes, {[*starts, sizes['L']]}", bounds)

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import silu, softplus
 
 from lcikernels.compat.dtypes import alike, exact
+from lcikernels.compat.indices import check_rows
 from lcikernels.compat.mamba_ssm.scan import check_rates
 from lcikernels.compat.serving import serves
 from lcikernels.ops import checks, retention_step, selective_scan_step
@@ -54,8 +55,7 @@ def selective_state_update(
     checks.parameters(op, x, **tensors, state=state)
     options = {}
     if state_batch_indices is not None:
-        checks.shape(op, "state_batch_indices", state_batch_indices, "B", sizes)
-        checks.same_device(op, x, [("state_batch_indices", state_batch_indices)])
+        check_rows(op, "state_batch_indices", state_batch_indices, x, sizes["states"], sizes)
         options["state_indices"] = state_batch_indices
     B, C = (M[:, None] if M.dim() == 2 else M for M in (B, C))
     checks.divides(op, "B", B.shape[1], x.shape[1], "groups")
