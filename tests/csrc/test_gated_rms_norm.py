@@ -141,7 +141,11 @@ def test_a_nan_stays_in_its_group(instruction_set, formula, where):
 def test_empty_gradients_have_the_dtypes_that_a_graph_expects(kind, dtype):
     x = torch.randn(5, 17, dtype=dtype)
     backward = torch.ops.lcikernels.gated_rms_norm_backward
-    torch.library.opcheck(backward, (x, x, None, None, None, 1e-5, 1, True, "silu", kind, "cpp"), test_utils=("test_faketensor",))
+    torch.library.opcheck(
+        backward,
+        (x, x, None, None, None, 1e-5, 1, True, "silu", kind, "cpp"),
+        test_utils=("test_faketensor",),
+    )
 
 
 MISFITS = {

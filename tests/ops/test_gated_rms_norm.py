@@ -27,8 +27,7 @@ GATES = [
     for after, activation in product((True, False), ("silu", "sigmoid"))
 ]
 FORMULAS = [
-    gate | {"kind": kind, "groups": groups}
-    for gate, kind, groups in product(GATES, ("rms", "layer"), (1, 3))
+    gate | {"kind": kind, "groups": groups} for gate, kind, groups in product(GATES, ("rms", "layer"), (1, 3))
 ]
 MISSING = [names for names in product(*((name, None) for name in ("gate", "weight", "bias"))) if any(names)]
 
@@ -96,7 +95,9 @@ def test_eps_keeps_a_row_of_zeros_finite(norm):
     assert_agrees(norm, reference, **zeros, eps=1e-3, kind="layer", norm_before_gate=False)
 
 
-@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value)")  # of NumPy: Triton's rows beyond the last
+@pytest.mark.filterwarnings(
+    "ignore:(divide by zero|invalid value)"
+)  # of NumPy: Triton's rows beyond the last
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_without_eps_only_rows_of_zeros_are_undefined(norm, kind):
     assert_agrees(norm, reference, **inputs(3, 34), eps=0.0, kind=kind, groups=2)

@@ -16,7 +16,7 @@ from ..checks import contiguous, rows
 from ..curves import sigmoid, sigmoid_slope, silu, silu_slope
 from ..launch import cdiv, device, options, power_of_2
 
-MOST = 4096  # columns at once: 16 elements of a row a thread in 8 warps
+MOST = 4096  # elements at once: 16 a thread in 8 warps
 STRIPES = 4  # programs for each multiprocessor, backward
 
 
@@ -247,6 +247,8 @@ def backward(
     """Gradients of x, gate, weight and bias; empty ones where the argument is missing."""
     inputs, sizes, (BR, BD) = prepare(x, gate, weight, bias, groups)
     R, D = sizes[2:4]
+    if bias is not None or kind == "layer" or D % 16:  # or 255 registers do not hold it
+        BR = max(BR // 2, 1)
     dy, dx = grad_y.contiguous(), x.new_empty(x.shape)
     dgate = x.new_empty(0) if gate is None else gate.new_empty(x.shape)
     stripes = min(cdiv(R, BR), cdiv(STRIPES * device(x)[0], groups))
@@ -263,9 +265,7 @@ def backward(
     if later:
         grid = (stripes * groups * cdiv(D, BD),)
         weight_kernel[grid](dy, *inputs[:2], moments, *parts, *sizes, *chosen, **options(8))
-    of = (
-        x.new_empty(0) if u is None else part.sum(0).to(u.dtype) for u, part in zip((weight, bias), parts)
-    )
+    of = (x.new_empty(0) if u is None else part.sum(0).to(u.dtype) for u, part in zip((weight, bias), parts))
     return dx, dgate, *of
 
 

@@ -80,9 +80,7 @@ def _backward_fake(grad_y, x, gate, weight, bias, *options):
     return tuple(x.new_empty(0) if u is None else u.new_empty(u.shape) for u in (x, gate, weight, bias))
 
 
-define(
-    f"gated_rms_norm({ARGUMENTS}, {OPTIONS}) -> Tensor", backends.hand_over(OP, "forward"), _forward_fake
-)
+define(f"gated_rms_norm({ARGUMENTS}, {OPTIONS}) -> Tensor", backends.hand_over(OP, "forward"), _forward_fake)
 define(
     f"gated_rms_norm_backward(Tensor grad_y, {ARGUMENTS}, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)",
     backends.hand_over(OP, "backward"),
