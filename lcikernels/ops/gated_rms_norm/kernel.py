@@ -4,7 +4,8 @@
     GATE  "after" the norm, "first", or "none"
 
 A row is read twice, the second time from the cache; of a LayerNorm three times. Where BD holds all columns, a
-program adds up its part of the gradients of weight and bias; else `weight_kernel` does, from what the rows left.
+program adds up its part of the gradients of weight and bias; else `weight_kernel` does, from what the rows
+left.
 """
 
 import torch
@@ -108,8 +109,8 @@ def backward_kernel(
     x_row, gate_row, R, D, G, eps,
     GATE: tl.constexpr, ACTIVATION: tl.constexpr, KIND: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """p_dweight, p_dbias [stripes, G D]: of the program's rows; or p_moments [2, R, G]: 1 / rms and the mean of
-    each, for `weight_kernel`."""
+    """p_dweight, p_dbias [stripes, G D]: of the program's rows; or p_moments [2, R, G]: 1 / rms and the mean
+    of each, for `weight_kernel`."""
     o_g, i_s, stripes = tl.program_id(0) % G * D, tl.program_id(0) // G, tl.num_programs(0) // G
     dweight, dbias = tl.zeros([BR, BD], tl.float32), tl.zeros([BR, BD], tl.float32)
     for i_r in range(i_s, tl.cdiv(R, BR), stripes):
