@@ -200,20 +200,20 @@ def conv_launches(W: int, dtype: torch.dtype, full: bool) -> list[Launch]:
 
 
 def norm_launches(D: int, dtype: torch.dtype, kind: str, gate: str) -> list[Launch]:
-    """Forward and backward of two groups with weight and bias. gate: where it is; none: nothing but x;
-    as in Mamba-2: one group, no bias."""
+    """Forward and backward of two groups with weight and bias. gate: where it is; bare: nothing but x;
+    Mamba-2: as there, in one group without a bias."""
     x, options = torch.zeros(8, 2 * D, dtype=dtype), (gate == "after", "silu", kind)
     inputs, groups = (x, x, *torch.zeros(2, 2 * D)), 2
-    if gate == "none":
+    if gate == "bare":
         inputs = (x, None, None, None)
-    elif gate == "as in Mamba-2":
+    elif gate == "Mamba-2":
         inputs, groups = (x[:, :D], x[:, :D], torch.zeros(D), None), 1
 
     def call() -> None:
         norm.forward(*inputs, 1e-5, groups, *options)
         norm.backward(inputs[0], *inputs, 1e-5, groups, *options)
 
-    return launches(norm, f"gated_rms_norm D={D} {str(dtype)[6:]}, {kind}, gate {gate}", call)
+    return launches(norm, f"gated_rms_norm D={D} {str(dtype)[6:]}, {kind}, {gate}", call)
 
 
 def retention_launches(K: int, V: int, dtype: torch.dtype, kind: str) -> list[Launch]:
@@ -243,8 +243,8 @@ SCANS += [(16, torch.float32), (16, torch.float16)]
 HEADS = [(256, 512, torch.bfloat16, kind) for kind in ("bare", "cut", "learned", "all")]
 HEADS += [(K, V, torch.bfloat16, "all") for K, V in ((128, 64), (60, 100), (320, 512))]
 HEADS += [(128, 128, dtype, "all") for dtype in (torch.float16, torch.float32)]
-FORMULAS = [(kind, gate) for kind in ("rms", "layer") for gate in ("none", "after", "first")]
-FORMULAS += [("rms", "as in Mamba-2")]
+FORMULAS = [(kind, gate) for kind in ("rms", "layer") for gate in ("bare", "after", "first")]
+FORMULAS += [("rms", "Mamba-2")]
 
 
 def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
