@@ -199,17 +199,21 @@ def conv_launches(W: int, dtype: torch.dtype, full: bool) -> list[Launch]:
     return launches(conv, f"causal_conv1d {case}", call)
 
 
-def norm_launches(D: int, dtype: torch.dtype, full: bool) -> list[Launch]:
-    """Forward and backward; with gate and weight or without."""
-    x = torch.zeros(8, D, dtype=dtype)
-    inputs = (x, x, torch.zeros(D)) if full else (x, None, None)
+def norm_launches(D: int, dtype: torch.dtype, kind: str, gate: str) -> list[Launch]:
+    """Forward and backward of two groups with weight and bias. gate: where it is; bare: nothing but x;
+    Mamba-2: as there, in one group without a bias."""
+    x, options = torch.zeros(8, 2 * D, dtype=dtype), (gate == "after", "silu", kind)
+    inputs, groups = (x, x, *torch.zeros(2, 2 * D)), 2
+    if gate == "bare":
+        inputs = (x, None, None, None)
+    elif gate == "Mamba-2":
+        inputs, groups = (x[:, :D], x[:, :D], torch.zeros(D), None), 1
 
     def call() -> None:
-        norm.forward(*inputs, 1e-5)
-        norm.backward(x, *inputs, 1e-5)
+        norm.forward(*inputs, 1e-5, groups, *options)
+        norm.backward(inputs[0], *inputs, 1e-5, groups, *options)
 
-    case = f"D={D} {str(dtype)[6:]}, {'all' if full else 'bare'}"
-    return launches(norm, f"gated_rms_norm {case}", call)
+    return launches(norm, f"gated_rms_norm D={D} {str(dtype)[6:]}, {kind}, {gate}", call)
 
 
 def retention_launches(K: int, V: int, dtype: torch.dtype, kind: str) -> list[Launch]:
@@ -239,6 +243,8 @@ SCANS += [(16, torch.float32), (16, torch.float16)]
 HEADS = [(256, 512, torch.bfloat16, kind) for kind in ("bare", "cut", "learned", "all")]
 HEADS += [(K, V, torch.bfloat16, "all") for K, V in ((128, 64), (60, 100), (320, 512))]
 HEADS += [(128, 128, dtype, "all") for dtype in (torch.float16, torch.float32)]
+FORMULAS = [(kind, gate) for kind in ("rms", "layer") for gate in ("bare", "after", "first")]
+FORMULAS += [("rms", "Mamba-2")]
 
 
 def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
@@ -247,8 +253,8 @@ def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
     cases = [partial(scan_launches, *x, full, cut) for x in SCANS for full in (True, False) for cut in (1, 2)]
     cases += [partial(conv_launches, W, torch.bfloat16, True) for W in (2, 3, 4, 6)]
     cases += [partial(conv_launches, 4, *case) for case in ((torch.float32, True), (torch.bfloat16, False))]
-    norms = [(D, torch.bfloat16) for D in (64, 256, 1536, 4096, 5000)] + [(4096, torch.float32)]
-    cases += [partial(norm_launches, *case, full) for case in norms for full in (True, False)]
+    norms = [(D, torch.bfloat16) for D in (64, 256, 300, 1536, 4096, 5000)] + [(4096, torch.float32)]
+    cases += [partial(norm_launches, *x, *formula) for x in norms for formula in FORMULAS]
     cases += [partial(retention_launches, *case) for case in HEADS]
     seen = set()
     for case in cases:

@@ -23,7 +23,7 @@ GatedRmsNorm<E> problem(const Tensor& x, const Maybe& gate, const Maybe& weight,
                         int64_t groups, bool gate_first, bool silu, bool centred) {
   if (x.dim() != 2) refuse(OP, "x", "[rows, D]", "shape " + checks::tuple(x.sizes()));
   GatedRmsNorm<E> p{};
-  p.rows = x.size(0), p.D = x.size(1), p.groups = groups, p.eps = eps;
+  p.rows = x.size(0), p.D = x.size(1), p.eps = eps;
   p.gate_first = gate_first, p.silu = silu, p.centred = centred;
   const checks::Axes axes = {{"rows", p.rows}, {"D", p.D}};
   checks::require_rows(OP, "x", x, axes, TYPE<E>);
@@ -34,6 +34,7 @@ GatedRmsNorm<E> problem(const Tensor& x, const Maybe& gate, const Maybe& weight,
   if (centred && !bias) refuse(OP, "centred", "false without a bias", "true");
   if (groups < 1 || p.D % groups)
     refuse(OP, "groups", "a divisor of D=" + std::to_string(p.D), std::to_string(groups));
+  p.groups = groups, p.channels = p.D / groups;
   p.x_row = x.stride(0), p.gate_row = gate ? gate->stride(0) : 0;
   p.x = in<E>(x), p.gate = in<E>(gate), p.weight = in<Real<E>>(weight), p.bias = in<Real<E>>(bias);
   return p;
@@ -54,7 +55,7 @@ Tensor forward(const Tensor& x, const Maybe& gate, const Maybe& weight, const Ma
     Tensor y = empty<E>(x, {p.rows, p.D});
     p.y = out<E>(y);
     const auto kernel = PICK(gated_rms_norm_forward<E>);
-    parallel(p.tasks(), work(p, gate ? 25 : 5), p.width() * sizeof(R),
+    parallel(p.tasks(), work(p, gate ? 25 : 5), p.scratch() * sizeof(R),
              [&](int64_t task, void* scratch) { kernel(p, task, static_cast<R*>(scratch)); });
     return y;
   });
@@ -77,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tens
     if (weight) p.dweight = out<R>(dweight);
     if (bias) p.dbias = out<R>(dbias);
     const auto kernel = PICK(gated_rms_norm_backward<E>);
-    parallel(p.tasks(), work(p, gate ? 40 : 15), p.scratch() * sizeof(R),
+    parallel(p.tasks(), work(p, gate ? 40 : 15), p.backward_scratch() * sizeof(R),
              [&](int64_t task, void* scratch) { kernel(p, task, static_cast<R*>(scratch)); });
     return std::make_tuple(dx, dgate, weight ? total(dweight) : dweight, bias ? total(dbias) : dbias);
   });

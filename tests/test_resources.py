@@ -19,7 +19,8 @@ CASES = [
     "selective_scan N=16 bfloat16",
     "selective_scan N=16 float32, all",
     "causal_conv1d W=(4|6)",
-    "gated_rms_norm D=((64|5000) bfloat16, all|1536 bfloat16, bare|4096 float32, all)",
+    "gated_rms_norm D=((64|300) .*layer, first|(256|5000) .*layer, after|1536 .*rms, bare)",
+    "gated_rms_norm D=((64|256|300) .*Mamba-2|4096 float32, layer, first)",
     "retention K=256 V=512 bfloat16, (all|bare)",
     "retention K=128 V=(64|128)",
 ]

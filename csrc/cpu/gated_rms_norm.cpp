@@ -46,120 +46,145 @@ INLINE Vec<R> lanes_of(Vec<R> v, int64_t count) {
   return v;
 }
 
+// What a group's second pass needs of the first: 1 / rms and the means of u, h weight n and h weight, as below.
+template <typename R>
+struct Moments {
+  R scale, mean, along, level;
+};
+
 template <Gate GATE, Norm NORM, typename E>
-void forward(const GatedRmsNorm<E>& p, int64_t row, int64_t group, Real<E>* gated) {
+void forward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, Real<E>* gated) {
   using R = Real<E>;
-  const int64_t size = p.channels(), at = group * size;
-  const E *x = p.x + row * p.x_row + at, *gate = p.gate + row * p.gate_row + at;
-  const R *weight = p.weight + at, *bias = p.bias + at;
-  E* y = p.y + row * p.D + at;
-  const auto activation = [&](int64_t i, auto count) {
+  const int64_t size = p.channels, width = p.width();
+  const E *x = p.x + row * p.x_row, *gate = p.gate + row * p.gate_row;
+  const R *weight = p.weight, *bias = p.bias;
+  E* y = p.y + row * p.D;
+  const auto activation = [=](int64_t i, auto count) {
     const Vec<R> v = load(gate + i, count);
     if constexpr (first(GATE) && NORM == CENTRED)  // a difference from a mean has less bits than what it is of
       return by_silu(GATE) ? silu(v) : sigmoid(v);
     else
       return by_silu(GATE) ? silu_to<E>(v) : sigmoid_to<E>(v);
   };
-  // What is normed, and the same once more.
-  const auto read = [&](int64_t i, auto count) {
-    Vec<R> v = load(x + i, count);
-    if constexpr (first(GATE)) store(gated + i, v *= activation(i, count));
-    return v;
-  };
-  const auto reread = [&](int64_t i, auto count) { return first(GATE) ? load(gated + i) : load(x + i, count); };
-  R mean = 0;
-  if (NORM == CENTRED)
-    mean = sum_group<R, 1>(size, [&](int64_t i, auto count, Vec<R>* sums) { sums[0] += read(i, count); }).mean(0, size);
-  const auto sums = sum_group<R, 1>(size, [&](int64_t i, auto count, Vec<R>* sums) {
-    const Vec<R> v = NORM == CENTRED ? lanes_of<R>(reread(i, count) - mean, count) : read(i, count);
-    sums[0] = fma(v, v, sums[0]);
-  });
-  const R scale = 1 / sqrt(sums.mean(0, size) + R(p.eps));
-  for_each_vector<R>(size, [&](int64_t i, auto count) {
-    Vec<R> v = reread(i, count);
-    v = (NORM == CENTRED ? v - mean : v) * scale;
-    if (NORM != BARE) v *= load(weight + i, count);
-    if (NORM >= BIASED) v += load(bias + i, count);
-    if constexpr (after(GATE)) v *= activation(i, count);
-    store(y + i, v, count);
-  });
+  for (int64_t group = 0; group < p.groups; group++) {
+    const int64_t at = group * size;
+    R* const kept = gated + group * width;
+    // What is normed, and the same once more.
+    const auto read = [=](int64_t i, auto count) {
+      Vec<R> v = load(x + at + i, count);
+      if constexpr (first(GATE)) store(kept + i, v *= activation(at + i, count));
+      return v;
+    };
+    const auto reread = [=](int64_t i, auto count) { return first(GATE) ? load(kept + i) : load(x + at + i, count); };
+    R mean = 0;
+    if (NORM == CENTRED)
+      mean = sum_group<R, 1>(size, [=](int64_t i, auto count, Vec<R>* sums) { sums[0] += read(i, count); }).mean(0, size);
+    const auto sums = sum_group<R, 1>(size, [=](int64_t i, auto count, Vec<R>* sums) {
+      const Vec<R> v = NORM == CENTRED ? lanes_of<R>(reread(i, count) - mean, count) : read(i, count);
+      sums[0] = fma(v, v, sums[0]);
+    });
+    moments[group] = {1 / sqrt(sums.mean(0, size) + R(p.eps)), mean, 0, 0};
+  }
+  for (int64_t group = 0; group < p.groups; group++) {
+    const int64_t at = group * size;
+    const R *const kept = gated + group * width, scale = moments[group].scale, mean = moments[group].mean;
+    for_each_vector<R>(size, [=](int64_t i, auto count) {
+      Vec<R> v = first(GATE) ? load(kept + i) : load(x + at + i, count);
+      v = (NORM == CENTRED ? v - mean : v) * scale;
+      if (NORM != BARE) v *= load(weight + at + i, count);
+      if (NORM >= BIASED) v += load(bias + at + i, count);
+      if constexpr (after(GATE)) v *= activation(at + i, count);
+      store(y + at + i, v, count);
+    });
+  }
 }
 
-// Of a task: of one group, of all of them.
+// Of a task, [groups, width] each: the gate's values times dy and slopes times dy, or, where it comes first, its values
+// and its slopes times x; what the last rows add to the gradients.
 template <typename R>
 struct Scratch {
-  R *values, *slopes;    // [width]   of the gate; times dy, or the slope times x where the gate comes first
-  R *dweight, *dbias;    // [width]   of this group
+  R *values, *slopes, *dweight, *dbias;
 };
 
 // With n the norm of u and h the gradient of n weight + bias: du = (h weight - mean(h weight) - n mean(h weight n)) / rms,
 // where the first mean is the LayerNorm's.
 template <Gate GATE, Norm NORM, typename E>
-void backward(const GatedRmsNorm<E>& p, int64_t row, int64_t group, const Scratch<Real<E>>& scratch) {
+void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, const Scratch<Real<E>>& scratch) {
   using R = Real<E>;
-  const int64_t size = p.channels(), at = group * size;
-  const E *x = p.x + row * p.x_row + at, *gate = p.gate + row * p.gate_row + at, *dy = p.dy + row * p.D + at;
-  const R *weight = p.weight + at, *bias = p.bias + at;
-  E *dx = p.dx + row * p.D + at, *dgate = p.dgate + row * p.D + at;
-  R *values = scratch.values, *slopes = scratch.slopes, *dweight = scratch.dweight, *dbias = scratch.dbias;
-  const auto curve = [&](int64_t i, auto count) {
-    const Vec<R> v = load(gate + i, count);
-    return by_silu(GATE) ? silu_curve(v) : sigmoid_curve(v);
-  };
-  // u, and the same once more.
-  const auto read = [&](int64_t i, auto count) {
-    Vec<R> v = load(x + i, count);
-    if constexpr (first(GATE)) {
-      const Curve<Vec<R>> now = curve(i, count);
-      store(slopes + i, v * now.slope);
-      store(values + i, now.value);
-      v *= now.value;
-    }
-    return v;
-  };
-  const auto reread = [&](int64_t i, auto count) {
-    const Vec<R> v = load(x + i, count);
-    return first(GATE) ? v * load(values + i) : v;
-  };
-  R mean = 0;
-  if (NORM == CENTRED)
-    mean = sum_group<R, 1>(size, [&](int64_t i, auto count, Vec<R>* sums) { sums[0] += read(i, count); }).mean(0, size);
-  const auto sums = sum_group<R, NORM == CENTRED ? 3 : 2>(size, [&](int64_t i, auto count, Vec<R>* sums) {
-    const Vec<R> v = NORM == CENTRED ? lanes_of<R>(reread(i, count) - mean, count) : read(i, count);
-    Vec<R> h = load(dy + i, count);
-    if constexpr (after(GATE)) {
-      const Curve<Vec<R>> now = curve(i, count);
-      store(slopes + i, h * now.slope);
-      h *= now.value;
-      store(values + i, h);
-    }
-    if (NORM != BARE) h *= load(weight + i, count);
-    sums[0] = fma(v, v, sums[0]);
-    sums[1] = fma(h, v, sums[1]);
-    if constexpr (NORM == CENTRED) sums[2] += h;
-  });
-  const R scale = 1 / sqrt(sums.mean(0, size) + R(p.eps)), along = sums.mean(1, size) * scale;
-  R level = 0;
-  if constexpr (NORM == CENTRED) level = sums.mean(2, size);
-  for_each_vector<R>(size, [&](int64_t i, auto count) {
-    const Vec<R> u = reread(i, count), n = (NORM == CENTRED ? u - mean : u) * scale;
-    const Vec<R> w = NORM == BARE ? splat(R(1)) : load(weight + i, count);
-    const Vec<R> h = after(GATE) ? load(values + i) : load(dy + i, count);
-    Vec<R> du = h * w - n * along;
-    du = (NORM == CENTRED ? du - level : du) * scale;
-    if constexpr (first(GATE)) {
-      store(dgate + i, du * load(slopes + i), count);
-      du *= load(values + i);
-    }
-    store(dx + i, du, count);
-    if constexpr (after(GATE)) {
-      Vec<R> ungated = load(slopes + i) * n * w;
-      if (NORM >= BIASED) ungated = load(slopes + i) * (n * w + load(bias + i, count));
-      store(dgate + i, ungated, count);
-    }
-    if (NORM != BARE) store(dweight + i, fma(h, n, load(dweight + i)));
-    if (NORM >= BIASED) store(dbias + i, load(dbias + i) + h);
-  });
+  const int64_t size = p.channels, width = p.width();
+  for (int64_t group = 0; group < p.groups; group++) {
+    const int64_t at = group * size;
+    const E *x = p.x + row * p.x_row + at, *gate = p.gate + row * p.gate_row + at, *dy = p.dy + row * p.D + at;
+    const R* weight = p.weight + at;
+    R *values = scratch.values + group * width, *slopes = scratch.slopes + group * width;
+    const auto curve = [=](int64_t i, auto count) {
+      const Vec<R> v = load(gate + i, count);
+      return by_silu(GATE) ? silu_curve(v) : sigmoid_curve(v);
+    };
+    // u, and the same once more.
+    const auto read = [=](int64_t i, auto count) {
+      Vec<R> v = load(x + i, count);
+      if constexpr (first(GATE)) {
+        const Curve<Vec<R>> now = curve(i, count);
+        store(slopes + i, v * now.slope);
+        store(values + i, now.value);
+        v *= now.value;
+      }
+      return v;
+    };
+    const auto reread = [=](int64_t i, auto count) {
+      const Vec<R> v = load(x + i, count);
+      return first(GATE) ? v * load(values + i) : v;
+    };
+    R mean = 0;
+    if (NORM == CENTRED)
+      mean = sum_group<R, 1>(size, [=](int64_t i, auto count, Vec<R>* sums) { sums[0] += read(i, count); }).mean(0, size);
+    const auto sums = sum_group<R, NORM == CENTRED ? 3 : 2>(size, [=](int64_t i, auto count, Vec<R>* sums) {
+      const Vec<R> v = NORM == CENTRED ? lanes_of<R>(reread(i, count) - mean, count) : read(i, count);
+      Vec<R> h = load(dy + i, count);
+      if constexpr (after(GATE)) {
+        const Curve<Vec<R>> now = curve(i, count);
+        store(slopes + i, h * now.slope);
+        h *= now.value;
+        store(values + i, h);
+      }
+      if (NORM != BARE) h *= load(weight + i, count);
+      sums[0] = fma(v, v, sums[0]);
+      sums[1] = fma(h, v, sums[1]);
+      if constexpr (NORM == CENTRED) sums[2] += h;
+    });
+    const R scale = 1 / sqrt(sums.mean(0, size) + R(p.eps));
+    moments[group] = {scale, mean, sums.mean(1, size) * scale, 0};
+    if constexpr (NORM == CENTRED) moments[group].level = sums.mean(2, size);
+  }
+  for (int64_t group = 0; group < p.groups; group++) {
+    const int64_t at = group * size;
+    const E *x = p.x + row * p.x_row + at, *dy = p.dy + row * p.D + at;
+    const R *weight = p.weight + at, *bias = p.bias + at;
+    E *dx = p.dx + row * p.D + at, *dgate = p.dgate + row * p.D + at;
+    const R *values = scratch.values + group * width, *slopes = scratch.slopes + group * width;
+    R *dweight = scratch.dweight + group * width, *dbias = scratch.dbias + group * width;
+    const auto [scale, mean, along, level] = moments[group];
+    for_each_vector<R>(size, [=, scale = scale, mean = mean, along = along, level = level](int64_t i, auto count) {
+      const Vec<R> v = load(x + i, count), u = first(GATE) ? v * load(values + i) : v;
+      const Vec<R> n = (NORM == CENTRED ? u - mean : u) * scale;
+      const Vec<R> w = NORM == BARE ? splat(R(1)) : load(weight + i, count);
+      const Vec<R> h = after(GATE) ? load(values + i) : load(dy + i, count);
+      Vec<R> du = h * w - n * along;
+      du = (NORM == CENTRED ? du - level : du) * scale;
+      if constexpr (first(GATE)) {
+        store(dgate + i, du * load(slopes + i), count);
+        du *= load(values + i);
+      }
+      store(dx + i, du, count);
+      if constexpr (after(GATE)) {
+        const Vec<R> ungated = NORM >= BIASED ? n * w + load(bias + i, count) : n * w;
+        store(dgate + i, load(slopes + i) * ungated, count);
+      }
+      if (NORM != BARE) store(dweight + i, fma(h, n, load(dweight + i)));
+      if (NORM >= BIASED) store(dbias + i, load(dbias + i) + h);
+    });
+  }
 }
 
 // f(gate, norm) as types.
@@ -187,11 +212,12 @@ INLINE void with_options(const GatedRmsNorm<E>& p, F f) {
 
 template <typename E>
 void gated_rms_norm_forward(const GatedRmsNorm<E>& p, int64_t task, Real<E>* scratch) {
+  using R = Real<E>;
   const FlushSubnormals flush;
   const int64_t from = task * p.part(), to = from + p.part() < p.rows ? from + p.part() : p.rows;
+  Moments<R>* moments = reinterpret_cast<Moments<R>*>(scratch + p.groups * p.width());
   with_options(p, [&](auto gate, auto norm) {
-    for (int64_t row = from; row < to; row++)
-      for (int64_t group = 0; group < p.groups; group++) forward<gate.value, norm.value>(p, row, group, scratch);
+    for (int64_t row = from; row < to; row++) forward<gate.value, norm.value>(p, row, moments, scratch);
   });
 }
 
@@ -200,15 +226,14 @@ void gated_rms_norm_backward(const GatedRmsNorm<E>& p, int64_t task, Real<E>* sc
   using R = Real<E>;
   const FlushSubnormals flush;
   const int64_t from = task * p.part(), to = from + p.part() < p.rows ? from + p.part() : p.rows;
-  const int64_t width = p.width(), gradients = p.gradients();
-  R *recent = scratch + 2 * width, *sums = recent + gradients, *lost = sums + gradients;
+  const int64_t width = p.width(), whole = p.groups * width, gradients = p.gradients();
+  R *recent = scratch + 2 * whole, *sums = recent + gradients, *lost = sums + gradients;
+  Moments<R>* moments = reinterpret_cast<Moments<R>*>(lost + gradients);
+  const Scratch<R> rows = {scratch, scratch + whole, recent, recent + whole};
   for (int64_t i = 0; i < 3 * gradients; i++) recent[i] = 0;
   with_options(p, [&](auto gate, auto norm) {
     for (int64_t row = from; row < to; row++) {
-      for (int64_t group = 0; group < p.groups; group++) {
-        R* dweight = recent + group * width;
-        backward<gate.value, norm.value>(p, row, group, {scratch, scratch + width, dweight, dweight + p.groups * width});
-      }
+      backward<gate.value, norm.value>(p, row, moments, rows);
       if (norm.value == BARE || ((row - from) % ROWS != ROWS - 1 && row != to - 1)) continue;
       for (int64_t i = 0; i < gradients; i += LANES<R>) {
         ExactSum<R> sum{load(sums + i), load(lost + i)};
@@ -219,10 +244,11 @@ void gated_rms_norm_backward(const GatedRmsNorm<E>& p, int64_t task, Real<E>* sc
       }
     }
   });
-  for (int64_t i = 0; i < p.D; i++) {
-    const R* of = sums + i / p.channels() * width + i % p.channels();
-    if (p.dweight) p.dweight[task * p.D + i] = *of;
-    if (p.dbias) p.dbias[task * p.D + i] = of[p.groups * width];
+  for (int64_t group = 0; group < p.groups; group++) {
+    const int64_t size = p.channels, at = task * p.D + group * size;
+    const R *of_weight = sums + group * width, *of_bias = of_weight + whole;
+    for (int64_t i = 0; i < size && p.dweight; i++) p.dweight[at + i] = of_weight[i];
+    for (int64_t i = 0; i < size && p.dbias; i++) p.dbias[at + i] = of_bias[i];
   }
 }
 

@@ -7,7 +7,8 @@
 
 template <typename E>
 struct GatedRmsNorm {
-  int64_t rows, D, groups;         // each D / groups channels of a row have a norm of their own
+  int64_t rows, D;
+  int64_t groups, channels;        // of a row, D = groups * channels; each group has a norm of its own
   int64_t x_row, gate_row;         // elements from a row of x to the next, of gate to the next
   double eps;
   bool gate_first, silu, centred;  // x times the gate is normed; silu or sigmoid; LayerNorm or RMS norm
@@ -30,12 +31,12 @@ struct GatedRmsNorm {
   // A task is so many rows: 32768 elements or more, and 32 rows or more, or layers would outgrow what they sum.
   int64_t part() const { return D < 1024 ? 32768 / D : 32; }
   int64_t tasks() const { return (rows + part() - 1) / part(); }
-  // Of a task's scratch, in numbers: a group is whole vectors of 16 lanes at most, and the backward has two of them
-  // and three times the gradients of weight and bias.
-  int64_t channels() const { return D / groups; }
-  int64_t width() const { return (channels() + 15) / 16 * 16; }
+  // Of a task's scratch, in numbers: a group is whole vectors of 16 lanes at most; forward takes one row and 4 numbers
+  // a group, backward two rows and three times the gradients of weight and bias.
+  int64_t width() const { return (channels + 15) / 16 * 16; }
   int64_t gradients() const { return (bias ? 2 : 1) * groups * width(); }
-  int64_t scratch() const { return 2 * width() + 3 * gradients(); }
+  int64_t scratch() const { return groups * (width() + 4); }
+  int64_t backward_scratch() const { return scratch() + groups * width() + 3 * gradients(); }
 };
 
 #define DECLARE(isa)                                                                         \

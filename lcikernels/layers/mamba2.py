@@ -27,8 +27,7 @@ class GatedNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(D))
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        options = {"eps": self.eps, "groups": self.groups, "norm_before_gate": False}
-        return gated_rms_norm(y, z, self.weight, **options)
+        return gated_rms_norm(y, z, self.weight, eps=self.eps, groups=self.groups, norm_before_gate=False)
 
 
 class Mamba2(nn.Module):

@@ -4,7 +4,8 @@
     GATE  "after" the norm, "first", or "none"
 
 A row is read twice, the second time from the cache; of a LayerNorm three times. Where BD holds all columns, a
-program adds up its part of the gradients of weight and bias; else `weight_kernel` does, from what the rows left.
+program adds up its part of the gradients of weight and bias; else `weight_kernel` does, from what the rows
+left.
 """
 
 import torch
@@ -16,7 +17,7 @@ from ..checks import contiguous, rows
 from ..curves import sigmoid, sigmoid_slope, silu, silu_slope
 from ..launch import cdiv, device, options, power_of_2
 
-MOST = 4096  # columns at once: 16 elements of a row a thread in 8 warps
+MOST = 4096  # elements at once: 16 a thread in 8 warps
 STRIPES = 4  # programs for each multiprocessor, backward
 
 
@@ -108,8 +109,8 @@ def backward_kernel(
     x_row, gate_row, R, D, G, eps,
     GATE: tl.constexpr, ACTIVATION: tl.constexpr, KIND: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """p_dweight, p_dbias [stripes, G D]: of the program's rows; or p_moments [2, R, G]: 1 / rms and the mean of
-    each, for `weight_kernel`."""
+    """p_dweight, p_dbias [stripes, G D]: of the program's rows; or p_moments [2, R, G]: 1 / rms and the mean
+    of each, for `weight_kernel`."""
     o_g, i_s, stripes = tl.program_id(0) % G * D, tl.program_id(0) // G, tl.num_programs(0) // G
     dweight, dbias = tl.zeros([BR, BD], tl.float32), tl.zeros([BR, BD], tl.float32)
     for i_r in range(i_s, tl.cdiv(R, BR), stripes):
@@ -247,6 +248,8 @@ def backward(
     """Gradients of x, gate, weight and bias; empty ones where the argument is missing."""
     inputs, sizes, (BR, BD) = prepare(x, gate, weight, bias, groups)
     R, D = sizes[2:4]
+    if bias is not None or kind == "layer" or D % 16:  # or 255 registers do not hold it
+        BR = max(BR // 2, 1)
     dy, dx = grad_y.contiguous(), x.new_empty(x.shape)
     dgate = x.new_empty(0) if gate is None else gate.new_empty(x.shape)
     stripes = min(cdiv(R, BR), cdiv(STRIPES * device(x)[0], groups))
