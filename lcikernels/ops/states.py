@@ -11,11 +11,11 @@ from . import checks
 def check(
     op: str, like: Tensor, state: Tensor, axes: str, sizes: dict[str, int], state_indices: Tensor | None
 ) -> None:
-    """Refuse a `state` [B, axes], or with `state_indices` [S, axes], that a step on `like` cannot advance."""
+    """Refuse a `state` [axes] that a step on `like` cannot advance; B is S where there are `state_indices`."""
     if state_indices is None:
-        checks.shape(op, "state", state, f"B {axes}", sizes)
+        checks.shape(op, "state", state, axes, sizes)
     else:
-        checks.shape(op, "state", state, f"S {axes}", sizes)
+        checks.shape(op, "state", state, axes.replace("B", "S", 1), sizes)
         checks.integers(op, "state_indices", state_indices, like, sizes)
     checks.states(op, like, state=state)
     checks.written(op, state=state)

@@ -53,7 +53,7 @@ def causal_conv1d_step(
     if slots < least:
         got = f"shape {tuple(state.shape)}"
         checks.refuse(OP, "state", f"[B, D, slots] with slots at least {least}", got)
-    states.check(OP, x, state, "D slots", sizes | {"slots": slots}, state_indices)
+    states.check(OP, x, state, "B D slots", sizes | {"slots": slots}, state_indices)
     if positions is not None:
         checks.integers(OP, "positions", positions, x, sizes)
     checks.no_derivative(OP, x=x, weight=weight, bias=bias, state=state)
