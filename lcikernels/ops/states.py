@@ -11,7 +11,7 @@ from . import checks
 def check(
     op: str, like: Tensor, state: Tensor, axes: str, sizes: dict[str, int], state_indices: Tensor | None
 ) -> None:
-    """Refuse a `state` [axes] that a step on `like` cannot advance; B is S where there are `state_indices`."""
+    """Refuse a `state` [axes] that a step on `like` cannot advance. With `state_indices` its B is any S."""
     if state_indices is None:
         checks.shape(op, "state", state, axes, sizes)
     else:

@@ -279,7 +279,7 @@ def wide_weight_kernel(
     tl.store(p_sums, tl.sum(sums, 0), m_sums)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("S",))
 def step_kernel(
     p_x, p_weight, p_bias, p_state, p_y, x_row: tl.int64, D,
     p_rows, p_positions, S, state_b, state_d, state_s,
