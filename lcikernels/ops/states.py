@@ -36,16 +36,17 @@ def in_place(
     `dtype`, and no indices; what comes of them is rounded once.
     """
     torch.autograd.graph.increment_version(state)
-    if state_indices is not None and not state_indices.is_cuda:  # a GPU would have to be waited for
+    if state_indices is None:
+        if (state.dtype == dtype and state.is_contiguous()) or takes(state, dtype):
+            return step(state, None)
+        dense = state.to(dtype).contiguous()
+        y = step(dense, None)
+        state.copy_(dense)
+        return y
+    if not state_indices.is_cuda:  # a GPU would have to be waited for
         checks.in_range(op, state_indices, state.shape[0])
     if takes(state, dtype):
         return step(state, state_indices)
-    if state_indices is None:
-        dense = state.to(dtype).contiguous()
-        y = step(dense, None)
-        if dense is not state:
-            state.copy_(dense)
-        return y
     used = state_indices >= 0
     rows = state_indices.long().clamp(min=0)
     before = state.index_select(0, rows)
