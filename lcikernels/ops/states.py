@@ -31,9 +31,9 @@ def in_place(
 ) -> Tensor:
     """What `step` returns, which advances the states that it is given, and row state_indices[b] for it, or b.
 
-    Where a backend takes the states as they are, its step is given them and the indices: it leaves what a
-    negative index stands for, and returns 0 there. Else it is given those that are used, dense and of
-    `dtype`, and no indices; what comes of them is rounded once.
+    Where a backend takes the states as they are, its step is given them and the indices: where one is
+    negative it touches none and returns 0, and NaN where one that nobody looked at is of no state. Else it is
+    given those that are used, dense and of `dtype`, and no indices; what comes of them is rounded once.
     """
     torch.autograd.graph.increment_version(state)
     if state_indices is None:
@@ -47,8 +47,8 @@ def in_place(
         checks.in_range(op, state_indices, state.shape[0])
     if takes(state, dtype):
         return step(state, state_indices)
-    used = state_indices >= 0
-    rows = state_indices.long().clamp(min=0)
+    S, wanted = state.shape[0], state_indices.long()
+    used, rows = (0 <= wanted) & (wanted < S), wanted.clamp(0, S - 1)
     before = state.index_select(0, rows)
     after = before.to(dtype, copy=True).contiguous()
     y = step(after, None)
@@ -57,7 +57,8 @@ def in_place(
     # GPU to tell how many are used.
     writes = torch.where(used, torch.arange(len(rows), device=rows.device), used.byte().argmax())
     state.index_copy_(0, rows[writes], after[writes])
-    return torch.where(alike(used, y), y, 0)
+    y.masked_fill_(alike(~used, y), 0)
+    return y.masked_fill_(alike(wanted >= S, y), torch.nan)
 
 
 def alike(used: Tensor, x: Tensor) -> Tensor:

@@ -201,6 +201,19 @@ def test_without_a_decay_retention_is_linear_attention(backend):
     assert_agrees(able(retention, backend), retention_reference, **inputs, return_final_state=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_in_float64_takes_states_of_less(name, dtype):
+    op, token, shape = STEPS[name]
+    token = {
+        key: x.double() if torch.is_tensor(x) and x.is_floating_point() else x for key, x in token.items()
+    }
+    state = R(B, *shape).to(dtype)
+    exact = state.to(torch.float64, copy=True)
+    assert torch.equal(op(**token, state=state), op(**token, state=exact))
+    assert torch.equal(state, exact.to(dtype))
+
+
 SEQUENCES = {
     "retention": (
         retention,
@@ -282,11 +295,15 @@ def test_a_step_on_some_states_compiles_into_one_graph(name):
     assert_close((compiled(token, states, indices), states), (y, twin))
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_where_nobody_may_look_at_indices_one_of_no_state_gives_nan_and_touches_none(name, monkeypatch):
+@pytest.mark.parametrize("name, backend", by_backends(STEPS))
+def test_where_nobody_may_look_at_indices_one_of_no_state_gives_nan_and_touches_none(
+    name, backend, monkeypatch
+):
     """A GPU would have to be waited for."""
+    if backend == "cpp":
+        pytest.skip("csrc looks")
     op, token, shape = STEPS[name]
-    op, states = able(op, "triton"), R(5, *shape)
+    op, states = able(op, backend), R(5, *shape)
     monkeypatch.setattr("lcikernels.ops.checks.in_range", lambda *_: None)
     got = states.clone()
     y = op(**token, state=got, state_indices=torch.tensor([5, 2, 9]))
