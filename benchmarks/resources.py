@@ -35,6 +35,7 @@ NVIDIA = (80, 90, 100)
 AMD = GPUTarget("hip", "gfx942", 64)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
+TYPES[torch.int64] = "*i64"
 
 
 class Launch(NamedTuple):
@@ -168,11 +169,12 @@ def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list
     inputs = x, x, a, b, b, d, z, d, full, state, bounds
     token = (u if u is None or u.dim() < 3 else u[:, 0] for u in (x, x, a, b, b, d, z, d))
     checkpoints, final = torch.zeros(1, D, N), torch.zeros(2 if full else 1, D, N)
+    states, rows = (final.to(dtype), torch.zeros(1, dtype=torch.int32)) if full else (final, None)
 
     def call() -> None:
         scan.forward(*inputs, scan.CHUNK)
         scan.backward(x, final, *inputs, checkpoints, scan.CHUNK)
-        scan.step(*token, full, final[:1], None)
+        scan.step(*token, full, states, rows)
 
     case = f"N={N} {str(dtype)[6:]}, {'all' if full else 'bare'}" + (", in segments" if segments > 1 else "")
     scan.cut, cut = lambda *_: T // segments, scan.cut
@@ -189,11 +191,12 @@ def conv_launches(W: int, dtype: torch.dtype, full: bool) -> list[Launch]:
     bias, state, bounds = torch.zeros(D), torch.zeros(2, D, W - 1), torch.tensor([0, 1, T], dtype=torch.int32)
     filters = (weight, bias, "silu") if full else (weight, None, None)
     states = (state, bounds) if full else (None, None)
+    cache = (state.to(dtype), bounds[:1], bounds[:1].long()) if full else (state[:1], None, None)
 
     def call() -> None:
         conv.forward(x, *filters, *states)
         conv.backward(x, state if full else None, x, *filters, *states)
-        conv.step(x[:, 0], *filters, state[:1], None, None)
+        conv.step(x[:, 0], *filters, *cache)
 
     case = f"W={W} {str(dtype)[6:]}, {'all' if full else 'bare'}"
     return launches(conv, f"causal_conv1d {case}", call)
@@ -228,7 +231,10 @@ def retention_launches(K: int, V: int, dtype: torch.dtype, kind: str) -> list[La
     def call() -> None:
         retention.forward(q, q, v, rates, 0.5, states, bounds)
         retention.backward(v, states, q, q, v, rates, 0.5, states, bounds, learned)
-        retention.step(q[:, 0], q[:, 0], v[:, 0], torch.zeros(2), torch.zeros(1, 2, K, V), 0.5, None)
+        cache, rows = torch.zeros(1, 2, K, V), None
+        if kind == "all":
+            cache, rows = torch.zeros(3, 2, V, K, dtype=dtype).mT, torch.zeros(1, dtype=torch.int64)
+        retention.step(q[:, 0], q[:, 0], v[:, 0], torch.zeros(2), cache, 0.5, rows)
 
     segment = retention.segment
     retention.segment = lambda T, *_: T // 2 if kind == "cut" and T > 1 else T + 1

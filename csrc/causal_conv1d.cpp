@@ -116,7 +116,7 @@ Tensor step(const Tensor& x, const Tensor& weight, const Maybe& bias, bool silu,
       ConvolutionStates<S> states{{&nothing, in<int64_t>(state_indices)}, slots, in<int64_t>(positions)};
       if (slots)
         static_cast<States<S>&>(states) =
-            op::states<S>(STEP, state, {{"D", p.D}, {"slots", slots}}, state_indices, p.B);
+            op::states<S>(STEP, state, {{"B", p.B}, {"D", p.D}, {"slots", slots}}, state_indices);
       else if (state_indices)
         require(STEP, "state_indices", *state_indices, {{"B", p.B}}, ScalarType::Long);
       Tensor y = empty<E>(x, {p.B, p.D});

@@ -71,20 +71,21 @@ auto with_state(const Tensor& state, F f) {
   return f(Real<E>{});
 }
 
-// The states [B, axes] of B tokens, or those of [S, axes] that `rows` names for them, checked.
+// The states [B, ...] of B tokens, or those of [S, ...] that `rows` names for them, checked.
 template <typename S>
-States<S> states(const char* name, const Tensor& state, const checks::Axes& axes, const Maybe& rows, int64_t B) {
-  const int64_t count = rows && state.dim() ? state.size(0) : B;
-  checks::Axes all = {{rows ? "S" : "B", count}};
-  all.insert(all.end(), axes.begin(), axes.end());
-  checks::require_axes(name, "state", state, all, TYPE<S>);
-  States<S> states{out<S>(state), in<int64_t>(rows), state.stride(0), {}};
-  for (size_t i = 0; i < axes.size(); i++) states.strides[i] = state.stride(i + 1);
+States<S> states(const char* name, const Tensor& state, checks::Axes axes, const Maybe& rows) {
+  const int64_t B = axes[0].size;
+  if (rows) axes[0] = {"S", state.dim() ? state.size(0) : B};
+  checks::require_axes(name, "state", state, axes, TYPE<S>);
+  const auto strides = state.strides();
+  States<S> states{out<S>(state), in<int64_t>(rows), strides[0], {}};
+  for (size_t i = 1; i < axes.size(); i++) states.strides[i - 1] = strides[i];
   if (rows) {
     checks::require(name, "state_indices", *rows, {{"B", B}}, ScalarType::Long);
     for (int64_t b = 0; b < B; b++)
-      if (states.rows[b] >= count)
-        checks::refuse(name, "state_indices", "below S=" + std::to_string(count), std::to_string(states.rows[b]));
+      if (states.rows[b] >= axes[0].size)
+        checks::refuse(name, "state_indices", "below S=" + std::to_string(axes[0].size),
+                       std::to_string(states.rows[b]));
   }
   return states;
 }

@@ -165,7 +165,7 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log
     auto p = problem<E, RetentionStep<E>>(STEP, {{"B", q.size(0)}}, q, k, v, log_decay, scale);
     return with_state<E>(state, [&](auto number) {
       using S = decltype(number);
-      const auto states = op::states<S>(STEP, state, {{"H", p.H}, {"K", p.K}, {"V", p.V}}, state_indices, p.B);
+      const auto states = op::states<S>(STEP, state, {{"B", p.B}, {"H", p.H}, {"K", p.K}, {"V", p.V}}, state_indices);
       const bool rows = p.V == 1 || states.strides[2] == 1, columns = p.K == 1 || states.strides[1] == 1;
       if (!rows && !columns)
         checks::refuse(STEP, "state", "of contiguous rows or columns", "strides " + checks::tuple(state.strides()));

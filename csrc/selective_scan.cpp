@@ -223,7 +223,7 @@ Tensor step(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b,
     auto p = problem<E>(STEP, {{"B", x.size(0)}}, x, dt, a, b, c, d, z, dt_bias, dt_softplus);
     return with_state<E>(state, [&](auto number) {
       using S = decltype(number);
-      const auto states = op::states<S>(STEP, state, {{"D", p.D}, {"N", p.N}}, state_indices, p.B);
+      const auto states = op::states<S>(STEP, state, {{"B", p.B}, {"D", p.D}, {"N", p.N}}, state_indices);
       if (p.N > 1 && states.strides[1] != 1)
         checks::refuse(STEP, "state", "contiguous in its last axis", "strides " + checks::tuple(state.strides()));
       Tensor y = torch::stable::empty_like(x);

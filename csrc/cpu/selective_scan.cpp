@@ -586,12 +586,13 @@ void step(const SelectiveScan<E>& p, const States<S>& states, int64_t task) {
   int64_t next = (group + 1) * width;
   const R* a = p.a + begin * N;
   const E *b = p.b + (row * p.G + group) * N, *c = p.c + (row * p.G + group) * N;
+  const int64_t channel = states.strides[0];
   S* state = states.of(row);
   if (!state) {
     for (int64_t d = begin; d < end; d++) p.y[row * p.D + d] = E{};
     return;
   }
-  state += begin * states.strides[0];
+  state += begin * channel;
   for (int64_t d0 = begin; d0 < end; d0 += L) {
     const int64_t lanes = end - d0 < L ? end - d0 : L, at = row * p.D + d0;
     const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + optional(p.dt_bias, d0, lanes);
@@ -609,7 +610,7 @@ void step(const SelectiveScan<E>& p, const States<S>& states, int64_t task) {
         product += h * load(c + n, count);
       });
       store(products + i * L, product);
-      a += N, state += states.strides[0];
+      a += N, state += channel;
     }
     sum_rows(products, lanes, y);
     Vec<R> out = load(y, lanes) + optional(p.d, d0, lanes) * x;

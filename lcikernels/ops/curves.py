@@ -1,4 +1,5 @@
-"""What Triton kernels share: functions of a number in float32, as exact as a GPU's exp2 (2 ulps); a mask; states."""
+"""What Triton kernels share: functions of a number in float32, as exact as a GPU's exp2 (2 ulps); a mask;
+which state a step has."""
 
 import triton
 from triton import language as tl

@@ -11,11 +11,11 @@ from . import checks
 def check(
     op: str, like: Tensor, state: Tensor, axes: str, sizes: dict[str, int], state_indices: Tensor | None
 ) -> None:
-    """Refuse a `state` [B, axes], or with `state_indices` [S, axes], that a step on `like` cannot advance."""
+    """Refuse a `state` [axes] that a step on `like` cannot advance. With `state_indices` its B is any S."""
     if state_indices is None:
-        checks.shape(op, "state", state, f"B {axes}", sizes)
+        checks.shape(op, "state", state, axes, sizes)
     else:
-        checks.shape(op, "state", state, f"S {axes}", sizes)
+        checks.shape(op, "state", state, axes.replace("B", "S", 1), sizes)
         checks.integers(op, "state_indices", state_indices, like, sizes)
     checks.states(op, like, state=state)
     checks.written(op, state=state)
@@ -31,23 +31,24 @@ def in_place(
 ) -> Tensor:
     """What `step` returns, which advances the states that it is given, and row state_indices[b] for it, or b.
 
-    Where a backend takes the states as they are, its step is given them and the indices: it leaves what a
-    negative index stands for, and returns 0 there. Else it is given those that are used, dense and of
-    `dtype`, and no indices; what comes of them is rounded once.
+    Where a backend takes the states as they are, its step is given them and the indices: where one is
+    negative it touches none and returns 0, and NaN where one that nobody looked at is of no state. Else it is
+    given those that are used, dense and of `dtype`, and no indices; what comes of them is rounded once.
     """
     torch.autograd.graph.increment_version(state)
-    if state_indices is not None and not state_indices.is_cuda:  # a GPU would have to be waited for
+    if state_indices is None:
+        if (state.dtype == dtype and state.is_contiguous()) or takes(state, dtype):
+            return step(state, None)
+        dense = state.to(dtype).contiguous()
+        y = step(dense, None)
+        state.copy_(dense)
+        return y
+    if not state_indices.is_cuda:  # a GPU would have to be waited for
         checks.in_range(op, state_indices, state.shape[0])
     if takes(state, dtype):
         return step(state, state_indices)
-    if state_indices is None:
-        dense = state.to(dtype).contiguous()
-        y = step(dense, None)
-        if dense is not state:
-            state.copy_(dense)
-        return y
-    used = state_indices >= 0
-    rows = state_indices.long().clamp(min=0)
+    S, wanted = state.shape[0], state_indices.long()
+    used, rows = (0 <= wanted) & (wanted < S), wanted.clamp(0, S - 1)
     before = state.index_select(0, rows)
     after = before.to(dtype, copy=True).contiguous()
     y = step(after, None)
@@ -56,7 +57,8 @@ def in_place(
     # GPU to tell how many are used.
     writes = torch.where(used, torch.arange(len(rows), device=rows.device), used.byte().argmax())
     state.index_copy_(0, rows[writes], after[writes])
-    return torch.where(alike(used, y), y, 0)
+    y.masked_fill_(alike(~used, y), 0)
+    return y.masked_fill_(alike(wanted >= S, y), torch.nan)
 
 
 def alike(used: Tensor, x: Tensor) -> Tensor:

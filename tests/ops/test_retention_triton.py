@@ -226,4 +226,5 @@ def test_a_step_updates_a_state_of_any_strides():
     dense = whole["initial_state"]
     state = dense.mT.contiguous().mT
     o = step(q, k, v, log_decay, state=state)
-    assert torch.equal(o, step(q, k, v, log_decay, state=dense)) and torch.equal(state, dense)
+    torch.testing.assert_close(o, step(q, k, v, log_decay, state=dense))  # sums may go in another order
+    torch.testing.assert_close(state, dense)

@@ -183,7 +183,8 @@ def test_a_step_updates_a_state_of_any_strides():
     state = dense.mT.contiguous().mT
     step = on_device(selective_scan_step, "triton")
     y = step(x, x.abs(), a, b, b, state=state)
-    assert torch.equal(y, step(x, x.abs(), a, b, b, state=dense)) and torch.equal(state, dense)
+    torch.testing.assert_close(y, step(x, x.abs(), a, b, b, state=dense))  # sums may go in another order
+    torch.testing.assert_close(state, dense)
 
 
 @pytest.mark.parametrize("processors, sm", [(132, 90), (108, 80)], ids=["H200", "A100"])

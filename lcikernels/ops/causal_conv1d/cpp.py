@@ -51,8 +51,9 @@ def step(
     positions: Tensor | None,
 ) -> Tensor:
     """y [B, D]; `state` is updated in place."""
-    inputs, integers = filters(x, weight, bias), map(int64, (state_indices, positions))
-    return torch.ops.lcikernels_cpp.causal_conv1d_step(*inputs, activation == "silu", state, *integers)
+    inputs, silu = filters(x, weight, bias), activation == "silu"
+    state_indices, positions = int64(state_indices), int64(positions)
+    return torch.ops.lcikernels_cpp.causal_conv1d_step(*inputs, silu, state, state_indices, positions)
 
 
 def prepare(x, weight, bias, activation, initial_state, cu_seqlens) -> tuple:

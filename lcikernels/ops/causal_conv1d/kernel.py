@@ -279,12 +279,13 @@ def wide_weight_kernel(
     tl.store(p_sums, tl.sum(sums, 0), m_sums)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("S",))
 def step_kernel(
-    p_x, p_weight, p_bias, p_state, p_y, x_row: tl.int64, D, p_rows, p_positions, S, state_b, state_d, state_s,
+    p_x, p_weight, p_bias, p_state, p_y, x_row: tl.int64, D,
+    p_rows, p_positions, S, state_b, state_d, state_s,
     SLOTS: tl.constexpr, W: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """One token. p_rows: which of S states each row of the batch has, None: its own; p_positions: circular."""
+    """One token. p_rows: which of S states a row of the batch has, None: its own; p_positions: circular."""
     i_b, o_d, m_d = channels(tl.program_id(0), D, BD)
     i_b = i_b.to(tl.int64)
     p_weight += o_d * W

@@ -41,8 +41,8 @@ def causal_conv1d(
     is tokens cu_seqlens[n] to cu_seqlens[n+1]; states are [N, D, W-1].
 
     Returns y [B, T, D] in x's dtype, with return_final_state also the last W-1 tokens [B or N, D, W-1] in
-    float32 (float64 where x is). Gradients reach every floating argument, from y and from the final state. Raises ValueError where a shape,
-    dtype or device does not fit, RuntimeError where `backend` cannot run.
+    float32 (float64 where x is). Gradients reach every floating argument, from y and from the final state.
+    Raises ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run.
     """
     sizes: dict[str, int] = {}
     checks.shape(OP, "x", x, "B T D", sizes)

@@ -48,12 +48,12 @@ def causal_conv1d_step(
     checks.shape(OP, "x", x, "B D", sizes)
     checks.activations(OP, x=x)
     check(OP, x, weight, bias, activation, sizes)
-    slots = state.shape[2] if checks.axes(OP, "state", state) == 3 else 0
-    least = max(sizes["W-1"], int(positions is not None))
+    slots = sizes["slots"] = state.shape[2] if checks.axes(OP, "state", state) == 3 else 0
+    least = sizes["W-1"] if positions is None else max(sizes["W-1"], 1)
     if slots < least:
         got = f"shape {tuple(state.shape)}"
         checks.refuse(OP, "state", f"[B, D, slots] with slots at least {least}", got)
-    states.check(OP, x, state, "D slots", sizes | {"slots": slots}, state_indices)
+    states.check(OP, x, state, "B D slots", sizes, state_indices)
     if positions is not None:
         checks.integers(OP, "positions", positions, x, sizes)
     checks.no_derivative(OP, x=x, weight=weight, bias=bias, state=state)

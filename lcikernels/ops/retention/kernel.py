@@ -280,7 +280,7 @@ def rate_kernel(p_cu, p_out_of, p_into, p_crossing, p_drate, T, N, S, H, tiles_k
     tl.store(p_drate + o_drate, drate + crossing, m_t)
 
 
-@triton.jit(do_not_specialize=("T", "Hq", "Hk", "Hv", "H", "rate_row"))
+@triton.jit(do_not_specialize=("T", "Hq", "Hk", "Hv", "H", "rate_row", "S"))
 def recurrent_kernel(
     p_q, p_k, p_v, p_rate, p_enter, p_leave, p_o, rate_row, scale, T, Hq, Hk, Hv, H, K, V,
     p_rows, S, state_b, state_h, state_k, state_v,

@@ -48,8 +48,8 @@ def retention(
 
     Returns o [B, T, H, V] in v's dtype, with return_final_state also S[T] [B or N, H, K, V] in float32
     (float64 where q is). Gradients reach q, k, v, log_decay and initial_state, from o and from S[T]. Raises
-    ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run. Sun et al.
-    2023 (RetNet), eq. 6; Dao and Gu 2024 (Mamba-2) for the rate per token.
+    ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run. Sun et
+    al. 2023 (RetNet), eq. 6; Dao and Gu 2024 (Mamba-2) for the rate per token.
     """
     sizes, log_decay = check(q, k, v, log_decay, "B T H")
     N, cu_seqlens = checks.packing(OP, cu_seqlens, q)

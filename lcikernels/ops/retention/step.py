@@ -44,7 +44,7 @@ def retention_step(
     `backend` cannot run.
     """
     sizes, log_decay = check(q, k, v, log_decay, "B H", OP)
-    states.check(OP, q, state, "H K V", sizes, state_indices)
+    states.check(OP, q, state, "B H K V", sizes, state_indices)
     checks.no_derivative(OP, q=q, k=k, v=v, log_decay=log_decay, state=state)
     scale = sizes["K"] ** -0.5 if scale is None else float(scale)
     name = backends.choose(OP, backend, q)

@@ -65,7 +65,7 @@ def backward(
 
 def takes(state: Tensor, dtype: torch.dtype) -> bool:
     """Whether `step` advances such states [S, D, N] as they are: with a contiguous last axis."""
-    return native(state, dtype) and (state.is_contiguous() or state.stride(2) == 1 or state.shape[2] == 1)
+    return native(state, dtype) and (state.stride(2) == 1 or state.shape[2] == 1)
 
 
 def crossing(

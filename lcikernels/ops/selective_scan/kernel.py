@@ -440,7 +440,7 @@ def collect_kernel(
     tl.store(p_dc + o, dc.to(p_dc.dtype.element_ty), m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("S",))
 def step_kernel(
     p_x, p_dt, p_z, p_a, p_b, p_c, p_d, p_bias, p_state, p_y, D, G, p_rows, S, state_b, state_d, state_n,
     N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr,
