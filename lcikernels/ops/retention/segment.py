@@ -103,7 +103,7 @@ def outer(k: Tensor, v: Tensor) -> Tensor:
     """The sum of k[t] ⊗ v[t] over time, [B, H, K, V]: one product for all heads of v that share one of k."""
     (B, _, Hk, K), (H, V) = k.shape, v.shape[2:]
     states = k.to(v.dtype).permute(0, 2, 3, 1) @ v.unflatten(2, (Hk, -1)).flatten(3).transpose(1, 2)
-    return states.view(B, Hk, K, H // Hk, V).transpose(2, 3).reshape(B, H, K, V)
+    return states.view(B, Hk, K, H // Hk, V).transpose(2, 3).reshape(B, H, K, V).contiguous()
 
 
 def backward(
