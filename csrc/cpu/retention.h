@@ -68,6 +68,10 @@ struct RetentionStep {
   template <typename E>                                                                 \
   void retention_backward(const Retention<E>&, int64_t task, Real<E>* scratch);         \
   template <typename E>                                                                 \
+  void retention_crossing(const Retention<E>&, int64_t task, Real<E>* scratch);         \
+  template <typename E>                                                                 \
+  void retention_crossing_back(const Retention<E>&, int64_t task, Real<E>* scratch);    \
+  template <typename E>                                                                 \
   void retention_step(const RetentionStep<E>&, int64_t task, Real<E>* scratch);         \
   }
 DECLARE(base)

@@ -1,5 +1,7 @@
 """What a segment of a sequence adds to a state, and what it leaves of it."""
 
+from functools import partial
+
 import pytest
 import torch
 from devices import on_device, placed, why_not
@@ -171,6 +173,29 @@ def test_of_the_scan_gradients_that_cross_parts(poisoned):
     inputs["a"] *= 0.02
     best = choose("selective_scan_segment", None, inputs["dt"])
     assert_agrees(scan_back(best), scan_back_reference, **inputs)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 1, 1, 24, 8, 8), (1, 70, 1, 1, 2, 29, 100)], ids=str)
+@pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
+def test_of_retention_on_every_instruction_set(instruction_set, shape, per_token, poisoned):
+    inputs = retention_inputs(*shape, per_token=per_token)
+    cpp = partial(retention_segment, backend="cpp")
+    assert_agrees(cpp, retention_reference.retention_segment, **inputs)
+
+
+def test_of_the_scan_on_every_instruction_set(instruction_set, poisoned):
+    cpp = partial(selective_scan_segment, backend="cpp")
+    assert_agrees(cpp, scan_reference.selective_scan_segment, **scan_inputs(1, 45, 70, 11))
+    assert_agrees(scan_back("cpp"), scan_back_reference, **scan_back_inputs(1, 45, 70, 11))
+
+
+def test_of_the_scan_decays_of_any_size(poisoned):
+    """Where exp2 has no bound, too."""
+    inputs = scan_back_inputs(1, 40, 5, 3)
+    inputs["a"] = inputs["a"] * 10 - 20
+    for backend in TABLES["selective_scan_segment"]:
+        if not why_not("selective_scan_segment", backend):
+            assert_agrees(scan_back(backend), scan_back_reference, **inputs)
 
 
 @pytest.fixture

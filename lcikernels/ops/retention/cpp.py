@@ -40,6 +40,18 @@ def backward(
     return torch.ops.lcikernels_cpp.retention_backward(*inputs, scale, *states, need_log_decay)
 
 
+def crossing(k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+    """What all tokens add to the state that enters them, [B, H, K, V]."""
+    H = log_decay.shape[-1]
+    v = v if H in (k.shape[2], v.shape[2]) else v.repeat_interleave(H // v.shape[2], 2)
+    return torch.ops.lcikernels_cpp.retention_crossing(*map(contiguous, (k, v, log_decay)), 1.0, False)
+
+
+def crossing_back(q: Tensor, grad_o: Tensor, log_decay: Tensor, scale: float) -> Tensor:
+    """What they add to the gradient of that state, [B, H, K, V]."""
+    return torch.ops.lcikernels_cpp.retention_crossing(*map(contiguous, (q, grad_o, log_decay)), scale, True)
+
+
 def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float) -> Tensor:
     """o [B, H, V]; `state`, contiguous, is updated in place."""
     return torch.ops.lcikernels_cpp.retention_step(*map(contiguous, (q, k, v, log_decay)), state, scale)
