@@ -1,4 +1,4 @@
-"""What a segment adds to retention's state, and what it leaves of it: contract, dispatcher entry, backends."""
+"""What a segment adds to retention's state, what it leaves of it: contract, dispatcher entry, backends."""
 
 import torch
 from torch import Tensor
