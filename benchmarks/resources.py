@@ -175,6 +175,8 @@ def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list
         scan.forward(*inputs, scan.CHUNK)
         scan.backward(x, final, *inputs, checkpoints, scan.CHUNK)
         scan.step(*token, full, states, rows)
+        scan.crossing(x, x, a, b, d, full)
+        scan.crossing_back(x, x, a, b, z, d, full)
 
     case = f"N={N} {str(dtype)[6:]}, {'all' if full else 'bare'}" + (", in segments" if segments > 1 else "")
     scan.cut, cut = lambda *_: T // segments, scan.cut
@@ -231,6 +233,8 @@ def retention_launches(K: int, V: int, dtype: torch.dtype, kind: str) -> list[La
     def call() -> None:
         retention.forward(q, q, v, rates, 0.5, states, bounds)
         retention.backward(v, states, q, q, v, rates, 0.5, states, bounds, learned)
+        retention.crossing(q, v, rates)
+        retention.crossing_back(q, v, rates, 0.5)
         cache, rows = torch.zeros(1, 2, K, V), None
         if kind == "all":
             cache, rows = torch.zeros(3, 2, V, K, dtype=dtype).mT, torch.zeros(1, dtype=torch.int64)

@@ -157,6 +157,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
   });
 }
 
+// What all tokens add to a state that crosses them: y (x) z each, from k and v. Or, from behind, from q and grad_o, to
+// its gradient.
+Tensor crossing(const Tensor& y, const Tensor& z, const Tensor& log_decay, double scale, bool back) {
+  return with_element(OP, "k", y, [&](auto element) {
+    using E = decltype(element);
+    using R = Real<E>;
+    auto p = sequences<E>(y, y, z, log_decay, scale, {}, {});
+    if (back && p.Hv != p.H) checks::refuse(OP, "grad_o", "of all heads", std::to_string(p.Hv));
+    const Tensor added = empty<R>(y, {p.N, p.H, p.K, p.V});
+    p.grad_o = in<E>(z), p.final_state = p.dinitial_state = out<R>(added);
+    back ? run(p, PICK(retention_crossing_back<E>), false) : run(p, PICK(retention_crossing<E>), false);
+    return added;
+  });
+}
+
 Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_decay, const Tensor& state,
             double scale, const Maybe& state_indices) {
   return with_element(STEP, "q", q, [&](auto element) {
@@ -183,5 +198,6 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log
 STABLE_TORCH_LIBRARY_IMPL(lcikernels_cpp, CPU, m) {
   m.impl("retention_forward", TORCH_BOX(&forward));
   m.impl("retention_backward", TORCH_BOX(&backward));
+  m.impl("retention_crossing", TORCH_BOX(&crossing));
   m.impl("retention_step", TORCH_BOX(&step));
 }

@@ -546,6 +546,29 @@ struct Head {
     task.write_state(p.final_state, h);
   }
 
+  // What the tokens add to a state that crosses them.
+  void crossing() {
+    task.read_state(nullptr, h);
+    for (int64_t i = 0; i < task.chunks(); i++) {
+      const Chunk chunk = task.chunk(i, false);
+      enter_in_order(chunk);
+      w.write(chunk.n, w.state, false);
+    }
+    task.write_state(p.final_state, h);
+  }
+
+  // And to its gradient, from behind.
+  void crossing_back() {
+    task.read_state(nullptr, h);
+    for (int64_t i = task.chunks() - 1; i >= 0; i--) {
+      const Chunk chunk = task.chunk(i, true);
+      w.enter(chunk.of(rates), chunk.n, true);
+      w.take_writers(chunk.n, chunk.of(q), p.scale, chunk.of(grad_o));
+      w.write(chunk.n, w.state, false);
+    }
+    task.write_state(p.dinitial_state, h);
+  }
+
   // The gradient of q.
   void backward_in_order() {
     const Sink<E> dq = task.sink(p.dq, h, p.Hq, p.K, true);
@@ -692,6 +715,20 @@ void retention_forward(const Retention<E>& p, int64_t index, Real<E>* scratch) {
 }
 
 template <typename E>
+void retention_crossing(const Retention<E>& p, int64_t index, Real<E>* scratch) {
+  const FlushSubnormals here;
+  Task<E> task(p, index, scratch, false);
+  for (int64_t h = task.head; h < task.head + p.heads; h++) Head<E>{task, h}.crossing();
+}
+
+template <typename E>
+void retention_crossing_back(const Retention<E>& p, int64_t index, Real<E>* scratch) {
+  const FlushSubnormals here;
+  Task<E> task(p, index, scratch, false);
+  for (int64_t h = task.head; h < task.head + p.heads; h++) Head<E>{task, h}.crossing_back();
+}
+
+template <typename E>
 void retention_backward(const Retention<E>& p, int64_t index, Real<E>* scratch) {
   const FlushSubnormals here;
   Task<E> task(p, index, scratch, true);
@@ -730,6 +767,8 @@ void retention_step(const RetentionStep<E>& p, const States<S>& states, int64_t 
   template int64_t retention_scratch(const Retention<E>&, bool);                    \
   template void retention_forward(const Retention<E>&, int64_t, Real<E>*);          \
   template void retention_backward(const Retention<E>&, int64_t, Real<E>*);         \
+  template void retention_crossing(const Retention<E>&, int64_t, Real<E>*);         \
+  template void retention_crossing_back(const Retention<E>&, int64_t, Real<E>*);    \
   template void retention_step(const RetentionStep<E>&, const States<Real<E>>&, int64_t);
 #define WITH_16_BITS(E) template void retention_step(const RetentionStep<E>&, const States<bf16>&, int64_t);
 INSTANTIATE(float)

@@ -69,6 +69,10 @@ struct RetentionStep {
   void retention_backward(const Retention<E>&, int64_t task, Real<E>* scratch);         \
   template <typename E, typename S>                                                     \
   void retention_step(const RetentionStep<E>&, const States<S>&, int64_t task);         \
+  template <typename E>                                                                 \
+  void retention_crossing(const Retention<E>&, int64_t task, Real<E>* scratch);         \
+  template <typename E>                                                                 \
+  void retention_crossing_back(const Retention<E>&, int64_t task, Real<E>* scratch);    \
   }
 DECLARE(base)
 DECLARE(avx2)

@@ -545,6 +545,20 @@ void backward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
   }
 }
 
+// The gradient of states n .. n + NB of LANES channels back through one chunk: a, dh [NB, LANES], bc [t, 2, N].
+template <int NB, bool BOUNDED, typename R>
+INLINE void advance_back(const BackwardTile<R>& tile, int64_t steps, const R* a, R* dh, const R* bc, int64_t n,
+                         int64_t N) {
+  Vec<R> A[NB], DH[NB];
+  for (int j = 0; j < NB; j++) A[j] = load(a + j * LANES<R>), DH[j] = load(dh + j * LANES<R>);
+  for (int64_t t = steps - 1; t >= 0; t--) {
+    const Vec<R> delta = load(tile.delta + t * LANES<R>), dy = load(tile.dy + t * LANES<R>);
+    const R* c = bc + t * 2 * N + N + n;
+    for (int j = 0; j < NB; j++) DH[j] = (DH[j] + dy * c[j]) * exp2_of_product<BOUNDED>(delta, A[j]);
+  }
+  for (int j = 0; j < NB; j++) store(dh + j * LANES<R>, DH[j]);
+}
+
 // What a segment adds to the gradient of a state that crosses it from behind.
 template <bool GATED, typename E, typename R>
 void crossing_back(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
@@ -553,23 +567,25 @@ void crossing_back(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch
   R *a = scratch.take(V * NL), *dh = scratch.take(V * NL), *bc = scratch.take(CHUNK * 2 * N);
   R* steps = scratch.take(V * L);
   auto& tile = *reinterpret_cast<BackwardTile<R>*>(scratch.top);
-  read_rates(p.a, N, task, a);
+  const R fastest = read_rates(p.a, N, task, a);
   memset(dh, 0, sizeof(R) * V * NL);
   memset(steps, 0, sizeof(R) * V * L);
   for (int64_t i = (task.t1 - 1) / CHUNK; i >= task.t0 / CHUNK; i--) {
     const Chunk chunk(p, task, i);
     pack(p, task, chunk, bc);
     for (int64_t v = 0; v < V; v++) {
-      enter<GATED>(p, task, chunk, v, tile);
+      const bool bounded = enter<GATED>(p, task, chunk, v, tile) * fastest < REACH;
       for (int64_t t = 0; t < chunk.steps; t++) store(steps + v * L, load(steps + v * L) + load(tile.delta + t * L));
-      for (int64_t n = 0; n < N; n++) {
-        const int64_t at = (v * N + n) * L;
-        const Vec<R> A = load(a + at);
-        Vec<R> DH = load(dh + at);
-        for (int64_t t = chunk.steps - 1; t >= 0; t--)
-          DH = (DH + load(tile.dy + t * L) * bc[t * 2 * N + N + n]) * exp2(load(tile.delta + t * L) * A);
-        store(dh + at, DH);
-      }
+      int64_t n = 0;
+      const auto go = [&](auto states) {
+        constexpr int NB = decltype(states)::value;
+        for (; n + NB <= N; n += NB) {
+          const int64_t at = v * NL + n * L;
+          bounded ? advance_back<NB, true>(tile, chunk.steps, a + at, dh + at, bc, n, N)
+                  : advance_back<NB, false>(tile, chunk.steps, a + at, dh + at, bc, n, N);
+        }
+      };
+      go(Count<FORWARD_STATES>{}), go(Count<2>{}), go(Count<1>{});
     }
   }
   write_states(p.added + state, N, task, dh);

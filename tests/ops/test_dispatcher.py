@@ -16,8 +16,10 @@ from lcikernels.ops import (
     gated_rms_norm,
     kronecker_expand,
     retention,
+    retention_segment,
     retention_step,
     selective_scan,
+    selective_scan_segment,
     selective_scan_step,
 )
 from lcikernels.ops.selective_scan.op import CHECKPOINT_EVERY
@@ -62,6 +64,10 @@ def raw_calls():
         row = *one, rate(2), 0.5, leaf(2, 2, 4, 3), packed(0, 2, 5), name
         yield f"retention by {name}, packed", OPS.retention, row
 
+    for name in able("retention_segment"):
+        yield f"retention_segment by {name}", OPS.retention_segment, (k, v, rate(2), name)
+        yield f"retention_segment by {name}, rates", OPS.retention_segment, (k, v, rate(2, 5, 4), name)
+
     x, dt, a, b, c = leaf(2, 5, 4), leaf(2, 5, 4), rate(4, 3), leaf(2, 5, 3), leaf(2, 5, 3)
     bare = (x, dt, a, b, c, None, None, None, True, None, None, 16, "torch")
     yield "selective_scan", OPS.selective_scan, bare
@@ -71,6 +77,17 @@ def raw_calls():
     row = (leaf(1, 5, 4), leaf(1, 5, 4), a, leaf(1, 5, 2, 3), leaf(1, 5, 2, 3))
     row = (*row, None, None, None, True, leaf(2, 4, 3), packed(0, 2, 5), 16, "torch")
     yield "selective_scan, packed", OPS.selective_scan, row
+    for name in able("selective_scan_segment"):
+        yield (
+            f"selective_scan_segment by {name}",
+            OPS.selective_scan_segment,
+            (x, dt, a, b, leaf(4), True, name),
+        )
+        yield (
+            f"selective_scan_segment by {name}, bare",
+            OPS.selective_scan_segment,
+            (x, dt, a, leaf(2, 5, 2, 3), None, False, name),
+        )
 
     weight = leaf(4, 3)
     for name in able("causal_conv1d"):
@@ -141,6 +158,20 @@ def backward_calls():
         yield f"selective_scan by {name}", *full
         bare = None, None, None, False, None, None, R(1, 2, 8, 3), every, name
         yield f"selective_scan by {name}, bare", OPS.selective_scan_backward, (grad, None, *wide, *bare)
+    state, rates = R(2, 2, 3, 4).mT, -torch.rand(2)
+    yield "retention_segment", OPS.retention_segment_backward, (k, v, rates, state, R(2, 2))
+    yield "retention_segment, left alone", OPS.retention_segment_backward, (k, v, rates, None, R(2, 2))
+    for name in able("retention_segment"):
+        back = q, R(2, 2, 5, 3).transpose(1, 2), rates, 0.5, name
+        yield f"retention_segment_back by {name}", OPS.retention_segment_back, back
+    x, dt, a, b, c = wide
+    for name in able("selective_scan_segment"):
+        full = x, dt, a, b, R(8), True, R(2, 3, 8).mT, R(2, 8, 3), name
+        yield f"selective_scan_segment by {name}", OPS.selective_scan_segment_backward, full
+        bare = x, dt, a, b, None, False, None, R(2, 8, 3), name
+        yield f"selective_scan_segment by {name}, bare", OPS.selective_scan_segment_backward, bare
+        back = grad, dt, a, c, R(2, 8, 5).mT, R(8), True, name
+        yield f"selective_scan_segment_back by {name}", OPS.selective_scan_segment_back, back
     for name in able("causal_conv1d"):
         everything = R(2, 5, 8), R(8, 3), R(8), "silu", R(2, 8, 2), None, name
         yield f"causal_conv1d by {name}", OPS.causal_conv1d_backward, (grad, R(2, 2, 8).mT, *everything)
@@ -207,12 +238,14 @@ def test_autocast_changes_no_bit(op, arguments):
 def test_the_ops_compile_into_one_graph_with_gradients(device):
     def block(x, dt, a, b, c, z, weight, log_decay, layers, write, read, depth):
         x = causal_conv1d(x, weight, activation="silu")
+        h0 = selective_scan_segment(x, dt, a, b, dt_softplus=True)
+        s0 = retention_segment(x.unflatten(-1, (2, 4)), x.unflatten(-1, (2, 4)), log_decay)
         y, h = selective_scan(x, dt, a, b, c, dt_softplus=True, return_final_state=True)
         heads = y.unflatten(-1, (2, 4))
         o = retention(heads, heads, heads, log_decay).flatten(2)
         grown = kronecker_expand(layers, write, read, depth)
         o = gated_rms_norm(o, z, groups=2, norm_before_gate=False)
-        return gated_rms_norm(o, z).sum() + h.sum() + grown.square().sum()
+        return gated_rms_norm(o, z).sum() + h.sum() + grown.square().sum() + sum(u.sum() for u in h0 + s0)
 
     inputs = (
         leaf(2, 6, 8),
@@ -322,6 +355,12 @@ def test_the_flop_counter_sees_forward_and_backward():
         scan.sum().backward()
     assert counter.get_total_flops() == 2 * B * T * D * N * (3 + 10)
     with FlopCounterMode(display=False) as counter:
+        retention_segment(leaf(B, T, 1, K), leaf(B, T, H, V), rate(H))[0].sum().backward()
+    assert counter.get_total_flops() == 2 * B * T * H * K * V * (1 + 2)
+    with FlopCounterMode(display=False) as counter:
+        selective_scan_segment(leaf(B, T, D), leaf(B, T, D), rate(D, N), leaf(B, T, N), backend="torch")
+    assert counter.get_total_flops() == 2 * B * T * D * N * 2
+    with FlopCounterMode(display=False) as counter:
         causal_conv1d(leaf(B, T, D), leaf(D, W)).sum().backward()
     assert counter.get_total_flops() == 2 * B * T * D * W * (1 + 2)
     with FlopCounterMode(display=False) as counter:
@@ -339,6 +378,8 @@ def differentiable():
     rates = rate(2).detach()
     yield "retention", lambda q: retention(q, k, k, rates), k
     yield "selective_scan", lambda x: selective_scan(x, x, a, b, b), R(1, 5, 4)
+    yield "retention_segment", lambda k: retention_segment(k, k, rates)[0], k
+    yield "selective_scan_segment", lambda x: selective_scan_segment(x, x, a, b)[0], R(1, 5, 4)
     yield "causal_conv1d", lambda x: causal_conv1d(x, a, activation="silu"), R(1, 5, 4)
     yield "gated_rms_norm", gated_rms_norm, R(5, 4)
     yield "kronecker_expand", lambda weight: kronecker_expand(weight, R(5, 4), R(6, 3)), R(2, 4, 3)

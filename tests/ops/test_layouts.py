@@ -15,8 +15,10 @@ from lcikernels import (
     gated_rms_norm,
     kronecker_expand,
     retention,
+    retention_segment,
     retention_step,
     selective_scan,
+    selective_scan_segment,
     selective_scan_step,
 )
 from lcikernels.backends import TABLES
@@ -78,6 +80,16 @@ SEQUENCES = {
         dict(x=random(B, T, D), dt=random(B, T, D), a=rate(D, N), b=random(B, T, G, N), c=random(B, T, G, N))
         | dict(d=random(D), z=random(B, T, D), dt_bias=random(D), initial_state=random(B, D, N)),
         dict(dt_softplus=True, return_final_state=True),
+    ),
+    "retention_segment": (
+        retention_segment,
+        dict(k=random(B, T, 1, K), v=random(B, T, H, V), log_decay=rate(B, T, H)),
+        {},
+    ),
+    "selective_scan_segment": (
+        selective_scan_segment,
+        dict(x=random(B, T, D), dt=random(B, T, D), a=rate(D, N), b=random(B, T, G, N), dt_bias=random(D)),
+        dict(dt_softplus=True),
     ),
     "causal_conv1d": (
         causal_conv1d,

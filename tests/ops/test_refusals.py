@@ -9,8 +9,10 @@ from lcikernels import (
     gated_rms_norm,
     kronecker_expand,
     retention,
+    retention_segment,
     retention_step,
     selective_scan,
+    selective_scan_segment,
     selective_scan_step,
 )
 from lcikernels.backends import TABLES, Backend
@@ -26,6 +28,14 @@ def cu(*bounds, dtype=torch.int32):
 
 DECAY = torch.zeros(4)
 REFUSALS = {
+    "a segment's heads that no decay fits": (
+        lambda: retention_segment(q(2, 5, 3, 8), q(), DECAY),
+        "retention_segment: k must be such that its heads divide 4, got 3",
+    ),
+    "a segment of other tokens": (
+        lambda: selective_scan_segment(q(1, 5, 8), q(1, 4, 8), q(8, 2), q(1, 5, 2)),
+        "selective_scan_segment: dt must be [B, T, D] with T=5, got 4 on axis 1 of shape (1, 4, 8)",
+    ),
     "a wrong length": (
         lambda: retention(q(), q(), q(2, 4, 4, 8), DECAY),
         "retention: v must be [B, T, Hv, V] with T=5, got 4 on axis 1 of shape (2, 4, 4, 8)",
@@ -183,10 +193,12 @@ def test_refusal(call, sentence):
 CALLS = {
     retention: dict(q=q(1, 5, 2, 4), k=q(1, 5, 2, 4), v=q(1, 5, 2, 3), log_decay=DECAY[:2])
     | dict(initial_state=q(1, 2, 4, 3), cu_seqlens=cu(0, 5)),
+    retention_segment: dict(k=q(1, 5, 2, 4), v=q(1, 5, 2, 3), log_decay=DECAY[:2]),
     retention_step: dict(q=q(1, 2, 4), k=q(1, 2, 4), v=q(1, 2, 3), log_decay=DECAY[:2])
     | dict(state=q(1, 2, 4, 3), state_indices=cu(0)),
     selective_scan: dict(x=q(1, 5, 4), dt=q(1, 5, 4), a=q(4, 3), b=q(1, 5, 3), c=q(1, 5, 3))
     | dict(d=q(4), z=q(1, 5, 4), dt_bias=q(4), initial_state=q(1, 4, 3), cu_seqlens=cu(0, 5)),
+    selective_scan_segment: dict(x=q(1, 5, 4), dt=q(1, 5, 4), a=q(4, 3), b=q(1, 5, 3), dt_bias=q(4)),
     selective_scan_step: dict(x=q(1, 4), dt=q(1, 4), a=q(4, 3), b=q(1, 3), c=q(1, 3), state=q(1, 4, 3))
     | dict(d=q(4), z=q(1, 4), dt_bias=q(4), state_indices=cu(0)),
     causal_conv1d: dict(x=q(1, 5, 4), weight=q(4, 3))
@@ -220,7 +232,10 @@ def no_dense_tensors(x):
 def test_whatever_is_no_dense_tensor_of_a_dtype_that_fits_is_refused_by_name(op):
     op(**CALLS[op])
     for name, x in CALLS[op].items():
-        optional = name in OPTIONAL or (op is gated_rms_norm and name == "weight")
+        optional = name in OPTIONAL or (op, name) in (
+            (gated_rms_norm, "weight"),
+            (retention_segment, "log_decay"),
+        )
         missing = [] if optional else [(None, "a torch.Tensor, got None")]
         for bad, said in [*no_dense_tensors(x), *missing]:
             with pytest.raises(ValueError) as refused:

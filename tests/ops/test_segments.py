@@ -1,13 +1,15 @@
 """What a segment of a sequence adds to a state, and what it leaves of it."""
 
+from functools import partial
+
 import pytest
 import torch
-from devices import on_device, why_not
+from devices import on_device, placed, why_not
 from shapes import RETENTION, SELECTIVE_SCAN
 from tolerance import assert_agrees
 
 from lcikernels import retention_segment, selective_scan_segment
-from lcikernels.backends import TABLES
+from lcikernels.backends import TABLES, choose, load
 from lcikernels.ops.retention import reference as retention_reference
 from lcikernels.ops.selective_scan import reference as scan_reference
 
@@ -50,7 +52,7 @@ def retain(request):
     return able(retention_segment, request.param)
 
 
-@pytest.fixture(params=TABLES["selective_scan_segment"])
+@pytest.fixture(params=[name for name in TABLES["selective_scan_segment"] if name != "triton"])
 def scan(request):
     return able(selective_scan_segment, request.param)
 
@@ -62,12 +64,185 @@ def test_of_retention_outputs_and_gradients_are_as_exact_as_the_reference(retain
     assert_agrees(retain, retention_reference.retention_segment, **inputs)
 
 
+@pytest.mark.parametrize("rate", [-torch.inf, torch.finfo(torch.float32).min / 2, 0.1], ids=str)
+def test_of_retention_all_may_be_forgotten_and_memory_may_grow(retain, rate):
+    inputs = retention_inputs(2, 40, 2, 1, 2, 4, 3, per_token=True)
+    with torch.no_grad():
+        inputs["log_decay"][:, 20, 0] = inputs["log_decay"][1, 39, 1] = rate
+    assert_agrees(retain, retention_reference.retention_segment, **inputs)
+
+
+def test_of_retention_without_decay_all_is_left(retain):
+    k, v = torch.randn(2, 7, 1, 4), torch.randn(2, 7, 2, 3)
+    added, left = retain(k, v)
+    assert torch.equal(left, torch.ones(2, 2)) and torch.equal(added, retain(k, v, torch.zeros(2))[0])
+
+
 @pytest.mark.parametrize("shape", SELECTIVE_SCAN.values(), ids=SELECTIVE_SCAN)
 def test_of_the_scan_outputs_and_gradients_are_as_exact_as_the_reference(scan, shape, poisoned):
     assert_agrees(scan, scan_reference.selective_scan_segment, **scan_inputs(*shape))
 
 
-def test_the_bare_recurrence(scan):
+def test_of_the_scan_what_is_optional_can_be_left_out(scan):
     bare = scan_inputs(2, 20, 5, 3)
     bare["dt"] = bare["dt"].detach().abs().requires_grad_()
     assert_agrees(scan, scan_reference.selective_scan_segment, **bare | dict(dt_bias=None, dt_softplus=False))
+
+
+def test_of_the_scan_parts_that_run_at_once_make_a_whole(scan, poisoned):
+    """In C++ two, of 288 tokens and the rest."""
+    inputs = scan_inputs(1, 560, 3, 2)
+    inputs["a"] = (inputs["a"].detach() * 0.02).requires_grad_()  # so that the first tokens are seen
+    assert_agrees(scan, scan_reference.selective_scan_segment, **inputs)
+
+
+@pytest.mark.parametrize("op", ["retention", "selective_scan"])
+def test_16_bit_inputs_are_computed_in_float32(op):
+    inputs = retention_inputs(2, 20, 2, 1, 2, 4, 3) if op == "retention" else scan_inputs(2, 40, 5, 3)
+    segment = retention_segment if op == "retention" else selective_scan_segment
+    halves = ("k", "v", "x", "dt", "b")
+    for backend in TABLES[segment.__name__]:
+        if backend == "triton" or why_not(segment.__name__, backend, torch.bfloat16):
+            continue
+        short = {name: u.detach().bfloat16() if name in halves else u for name, u in inputs.items()}
+        full = {name: u.float() if name in halves else u for name, u in short.items()}
+        for got, want in zip(segment(**short, backend=backend), segment(**full, backend=backend)):
+            assert got.dtype == torch.float32 and torch.equal(got, want)
+
+
+def retention_back_reference(q, grad_o, log_decay, scale):
+    """By autograd."""
+    (B, T, _, K), (H, V) = q.shape, grad_o.shape[2:]
+    state = q.new_zeros(B, H, K, V, requires_grad=True)
+    nothing = q.new_zeros(B, T, H, K), q.new_zeros(B, T, H, V)
+    o = retention_reference.retention(q, *nothing, log_decay, scale=scale, initial_state=state)
+    return torch.autograd.grad(o, state, grad_o)[0]
+
+
+@pytest.mark.parametrize("backend", TABLES["retention_segment"])
+@pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
+@pytest.mark.parametrize("heads", [(4, 4), (2, 4), (1, 1)], ids=str)
+def test_of_retention_what_it_adds_to_the_gradient_that_enters(heads, per_token, backend, poisoned):
+    if why := why_not("retention_segment", backend):
+        pytest.skip(why)
+    (Hq, H), T = heads, 70
+    inputs = dict(q=torch.randn(2, T, Hq, 5), grad_o=torch.randn(2, T, H, 3))
+    inputs |= dict(log_decay=-0.1 * torch.rand(*((2, T, H) if per_token else (H,))), scale=0.7)
+
+    def op(q, grad_o, log_decay, scale):
+        arguments = (placed(u, backend) for u in (q, grad_o, log_decay))
+        return torch.ops.lcikernels.retention_segment_back(*arguments, scale, backend).cpu()
+
+    assert_agrees(op, retention_back_reference, **inputs)
+
+
+def scan_back_reference(grad_y, dt, a, c, z, dt_bias, dt_softplus):
+    """By autograd."""
+    state = dt.new_zeros(dt.shape[0], *a.shape, requires_grad=True)
+    options = dict(z=z, dt_bias=dt_bias, dt_softplus=dt_softplus, initial_state=state)
+    y = scan_reference.selective_scan(torch.zeros_like(dt), dt, a, c, c, **options)
+    return torch.autograd.grad(y, state, grad_y)[0]
+
+
+def scan_back_inputs(B, T, D, N, G=None):
+    inputs = {name: u for name, u in scan_inputs(B, T, D, N, G).items() if name != "x"}
+    inputs = {name: u.detach() if isinstance(u, torch.Tensor) else u for name, u in inputs.items()}
+    c = inputs.pop("b")
+    return dict(grad_y=torch.randn(B, T, D)) | inputs | dict(c=c, z=torch.randn(B, T, D))
+
+
+def scan_back(backend):
+    def op(grad_y, dt, a, c, z, dt_bias, dt_softplus):
+        arguments = (placed(u, backend) for u in (grad_y, dt, a, c, z, dt_bias))
+        return torch.ops.lcikernels.selective_scan_segment_back(*arguments, dt_softplus, backend).cpu()
+
+    return op
+
+
+@pytest.mark.parametrize("backend", TABLES["selective_scan_segment"])
+@pytest.mark.parametrize("missing", [None, "z", "dt_bias"])
+def test_of_the_scan_what_it_adds_to_the_gradient_that_enters(missing, backend, poisoned):
+    if why := why_not("selective_scan_segment", backend):
+        pytest.skip(why)
+    inputs = scan_back_inputs(1, 18, 6, 3, 2) | ({missing: None} if missing else {})
+    assert_agrees(scan_back(backend), scan_back_reference, **inputs)
+
+
+def test_of_the_scan_gradients_that_cross_parts(poisoned):
+    inputs = scan_back_inputs(1, 560, 3, 2)
+    inputs["a"] *= 0.02
+    best = choose("selective_scan_segment", None, inputs["dt"])
+    assert_agrees(scan_back(best), scan_back_reference, **inputs)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 1, 1, 24, 8, 8), (1, 70, 1, 1, 2, 29, 100)], ids=str)
+@pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
+def test_of_retention_on_every_instruction_set(instruction_set, shape, per_token, poisoned):
+    inputs = retention_inputs(*shape, per_token=per_token)
+    cpp = partial(retention_segment, backend="cpp")
+    assert_agrees(cpp, retention_reference.retention_segment, **inputs)
+
+
+def test_of_the_scan_on_every_instruction_set(instruction_set, poisoned):
+    cpp = partial(selective_scan_segment, backend="cpp")
+    assert_agrees(cpp, scan_reference.selective_scan_segment, **scan_inputs(1, 45, 70, 11))
+    assert_agrees(scan_back("cpp"), scan_back_reference, **scan_back_inputs(1, 45, 70, 11))
+
+
+def test_of_the_scan_decays_of_any_size(poisoned):
+    """Where exp2 has no bound, too."""
+    inputs = scan_back_inputs(1, 40, 5, 3)
+    inputs["a"] = inputs["a"] * 10 - 20
+    for backend in TABLES["selective_scan_segment"]:
+        if not why_not("selective_scan_segment", backend):
+            assert_agrees(scan_back(backend), scan_back_reference, **inputs)
+
+
+@pytest.fixture
+def kernel():
+    """The scan's in Triton."""
+    if why := why_not("selective_scan_segment", "triton"):
+        pytest.skip(why)
+    return load("selective_scan_segment", "triton")
+
+
+@pytest.mark.parametrize("part", [8, 64], ids=["several parts", "one part"])
+@pytest.mark.parametrize("shape", [(2, 13, 5, 3, None), (1, 9, 6, 4, 3)], ids=str)
+def test_of_the_scan_in_triton_parts_make_a_whole(kernel, shape, part, monkeypatch, poisoned):
+    """Nothing is differentiated: that is the whole scan's."""
+    monkeypatch.setattr(kernel, "cut", lambda *_: part)
+    monkeypatch.setattr(kernel, "CHUNK", 8)
+    inputs = scan_inputs(*shape)
+    frozen = {name: u.detach() if isinstance(u, torch.Tensor) else u for name, u in inputs.items()}
+    op = on_device(selective_scan_segment, "triton")
+    assert_agrees(op, scan_reference.selective_scan_segment, **frozen)
+    assert_agrees(scan_back("triton"), scan_back_reference, **scan_back_inputs(*shape))
+
+
+def test_of_the_scan_in_triton_gradients(kernel, poisoned):
+    op = on_device(selective_scan_segment, "triton")
+    assert_agrees(op, scan_reference.selective_scan_segment, **scan_inputs(1, 3, 4, 2))
+
+
+@pytest.mark.parametrize("per_token", [False, True], ids=["rate per head", "rate per token"])
+def test_of_retention_in_triton_parts_make_a_whole(per_token, monkeypatch, poisoned):
+    if why := why_not("retention_segment", "triton"):
+        pytest.skip(why)
+    monkeypatch.setattr(load("retention_segment", "triton"), "segment", lambda *_: 32)
+    inputs = retention_inputs(2, 70, 2, 1, 2, 5, 3, per_token=per_token)
+    op = on_device(retention_segment, "triton")
+    assert_agrees(op, retention_reference.retention_segment, **inputs)
+
+
+def test_gradcheck():
+    for op, inputs in (
+        (retention_segment, retention_inputs(1, 6, 2, 1, 2, 2, 2, per_token=True, dtype=torch.float64)),
+        (selective_scan_segment, scan_inputs(1, 6, 4, 2, 2, dtype=torch.float64)),
+    ):
+        leaves = {name: u for name, u in inputs.items() if isinstance(u, torch.Tensor)}
+        others = {name: u for name, u in inputs.items() if name not in leaves}
+
+        def run(*values, op=op, names=tuple(leaves), others=others):
+            return op(**dict(zip(names, values)), **others)
+
+        assert torch.autograd.gradcheck(run, tuple(leaves.values()), fast_mode=True)

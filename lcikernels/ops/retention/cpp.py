@@ -41,6 +41,18 @@ def backward(
     return torch.ops.lcikernels_cpp.retention_backward(*inputs, scale, *states, need_log_decay)
 
 
+def crossing(k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+    """What all tokens add to the state that enters them, [B, H, K, V]."""
+    H = log_decay.shape[-1]
+    v = v if H in (k.shape[2], v.shape[2]) else v.repeat_interleave(H // v.shape[2], 2)
+    return torch.ops.lcikernels_cpp.retention_crossing(*map(contiguous, (k, v, log_decay)), 1.0, False)
+
+
+def crossing_back(q: Tensor, grad_o: Tensor, log_decay: Tensor, scale: float) -> Tensor:
+    """What they add to the gradient of that state, [B, H, K, V]."""
+    return torch.ops.lcikernels_cpp.retention_crossing(*map(contiguous, (q, grad_o, log_decay)), scale, True)
+
+
 def takes(state: Tensor, dtype: torch.dtype) -> bool:
     """Whether `step` advances such states [S, H, K, V] as they are: of contiguous rows or columns."""
     if not native(state, dtype):

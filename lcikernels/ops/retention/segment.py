@@ -1,14 +1,11 @@
-"""What a segment adds to retention's state, and what it leaves of it: contract, dispatcher entry, backends.
-
-That is one matrix product, which torch does as fast as a CPU can: there is no C++ for it.
-"""
+"""What a segment adds to retention's state, what it leaves of it: contract, dispatcher entry, backends."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.flop_counter import register_flop_formula
 
-from ... import backends
+from ... import backends, extension
 from .. import checks
 from ..checks import inner
 from ..library import define, differentiate, refuse_gradients
@@ -18,6 +15,7 @@ OP = "retention_segment"
 backends.table(
     OP,
     {
+        "cpp": backends.Backend("lcikernels.ops.retention.cpp", extension.on_cpu),
         "triton": backends.Backend("lcikernels.ops.retention.kernel", backends.on_gpu_with_products),
         "torch": backends.Backend("lcikernels.ops.retention.segment", backends.with_float64),
     },
@@ -103,7 +101,7 @@ def outer(k: Tensor, v: Tensor) -> Tensor:
     """The sum of k[t] ⊗ v[t] over time, [B, H, K, V]: one product for all heads of v that share one of k."""
     (B, _, Hk, K), (H, V) = k.shape, v.shape[2:]
     states = k.to(v.dtype).permute(0, 2, 3, 1) @ v.unflatten(2, (Hk, -1)).flatten(3).transpose(1, 2)
-    return states.view(B, Hk, K, H // Hk, V).transpose(2, 3).reshape(B, H, K, V)
+    return states.view(B, Hk, K, H // Hk, V).transpose(2, 3).reshape(B, H, K, V).contiguous()
 
 
 def backward(
