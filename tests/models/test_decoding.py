@@ -13,7 +13,7 @@ from transformers import (
     StaticCache,
 )
 
-from lcikernels.layers import RecurrentLayer
+from lcikernels.models.cache import RecurrentLayer
 
 PATTERNS = ["A", "R", "M", "S", "RAMS", "AR"]
 RECURRENT = ["R", "M", "S", "RAMS"]
