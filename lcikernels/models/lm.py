@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
-from transformers.masking_utils import create_causal_mask, packed_sequence_mask_function
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -168,12 +168,21 @@ class LCIModel(LCIPreTrainedModel):
                 expected = "None under gradient checkpointing, which runs a layer twice"
                 refuse("LCIModel", "cache", expected, given)
         past = 0 if given is None else given.get_seq_length()
-        keep = None
-        if recurrent or cu_seq_lens_q is not None or seq_idx is not None:
-            keep = kept_tokens(attention_mask, B, past, T)
-        # transformers finds packed rows of attention by itself, where it is given positions alone.
-        restarts = position_ids if recurrent else None
-        packing = find_packing(B, T, keep, given, restarts, cu_seq_lens_q, cu_seq_lens_k, seq_idx)
+        told = cu_seq_lens_q is not None or seq_idx is not None
+        masked = attention_mask is not None and not isinstance(attention_mask, dict)
+        keep = kept_tokens(attention_mask, B, past, T) if masked and (recurrent or told) else None
+        packing = find_packing(
+            B,
+            T,
+            keep,
+            given,
+            # What attention alone can go on from, or under a mask, is as transformers has it.
+            position_ids if recurrent or (attention_mask is None and given is None) else None,
+            cu_seq_lens_q,
+            cu_seq_lens_k,
+            seq_idx,
+            recurrent,
+        )
         if use_cache and given is None and packing is None:
             cache = DynamicCache(config=self.config)
         positions = position_ids
@@ -185,6 +194,8 @@ class LCIModel(LCIPreTrainedModel):
         masks: dict[str, Tensor | None] = {"R": keep, "M": keep, "S": keep}
         if isinstance(attention_mask, dict):  # from generate() with a StaticCache, attention layers only
             masks["A"] = attention_mask["full_attention"]
+        elif packing is not None:
+            masks["A"] = packing.visible(keep) if "A" in pattern else None
         elif "A" in pattern:
             masks["A"] = create_causal_mask(
                 config=self.config,
@@ -192,10 +203,7 @@ class LCIModel(LCIPreTrainedModel):
                 attention_mask=attention_mask,
                 cache=given,  # not a fresh one: transformers looks for packed rows where there is none
                 layer_idx=pattern.index("A"),
-                position_ids=position_ids if packing is None else None,
-                and_mask_function=None
-                if packing is None
-                else packed_sequence_mask_function(packing.sequence),
+                position_ids=position_ids,
                 # transformers gives a lone token no mask, but a StaticCache has empty places after it.
                 allow_is_causal_skip=not isinstance(given, StaticCache),
             )
@@ -292,13 +300,11 @@ def check_attentions(config: LCIConfig) -> None:
         refuse("LCIModel", "output_attentions", expected, f"True with {kind!r}")
 
 
-def kept_tokens(attention_mask: Tensor | None, B: int, past: int, T: int) -> Tensor | None:
+def kept_tokens(attention_mask: Tensor, B: int, past: int, T: int) -> Tensor | None:
     """The last T columns of attention_mask as bool [B, T]; None where all are kept.
 
     Finding that out waits for the GPU, so a graph that is being compiled always carries the mask.
     """
-    if attention_mask is None:
-        return None
     if attention_mask.shape != (B, past + T):
         expected = f"[B, past + T] = [{B}, {past + T}] for recurrent layers"
         refuse("LCIModel", "attention_mask", expected, f"shape {tuple(attention_mask.shape)}")

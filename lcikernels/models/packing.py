@@ -39,6 +39,16 @@ class Packing(NamedTuple):
         n = self.sequence.numel() if self.kept is None else len(self.kept)
         return self.unpack(positions_of(1, n, None, self.cu_seqlens, None, self.sequence.device)[0])
 
+    def visible(self, keep: Tensor | None) -> Tensor:
+        """What attention may see, bool [B, 1, T, T]: of its own sequence the kept tokens that are not later.
+
+        A token sees itself, be it padding: weights of nothing would be NaN.
+        """
+        seen = self.sequence[:, :, None] == self.sequence[:, None, :]
+        if keep is not None:
+            seen = seen & keep[:, None, :] | torch.eye(keep.shape[1], dtype=torch.bool, device=keep.device)
+        return seen.tril()[:, None]
+
 
 def find_packing(
     B: int,
@@ -49,6 +59,7 @@ def find_packing(
     cu_seq_lens_q: Tensor | None,
     cu_seq_lens_k: Tensor | None,
     seq_idx: Tensor | None,
+    recurrent: bool,
 ) -> Packing | None:
     """The sequences of B rows of T tokens, as the arguments of LCIModel tell them; None for one a row.
 
@@ -65,7 +76,7 @@ def find_packing(
     if cu_seq_lens_q is not None:
         check_boundaries("cu_seq_lens_q", cu_seq_lens_q, B)
     if torch.compiler.is_compiling():
-        return compiled_packing(T, keep, position_ids, cu_seq_lens_q, seq_idx)
+        return compiled_packing(T, keep, position_ids if recurrent else None, cu_seq_lens_q, seq_idx)
     if told is None and (position_ids is None or T == 1):
         return None
     if cu_seq_lens_q is not None:
@@ -88,7 +99,7 @@ def find_packing(
     apart = (step != 1) if number is None else (step != 0)
     if not (apart & ~new_row).any():
         return None
-    if number is None:
+    if number is None and recurrent:
         check_restarts(step, new_row, cache)
     starts = pad(apart | new_row, (1, 0), value=True)
     if kept is None:
