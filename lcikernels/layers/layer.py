@@ -72,29 +72,34 @@ class Layer(KeepsFloat32, nn.Module):
             self.get_parameter(name).copy_(value)
 
 
-def check_input(layer: Layer, x: Tensor) -> None:
-    """x must be [B, T, hidden_size], or [B, hidden_size], which is a step's."""
+def check_input(
+    layer: Layer, x: Tensor, state: State | None, cu_seqlens: Tensor | None, keep: Tensor | None
+) -> None:
+    """x must be [B, T, hidden_size], or with a state [B, hidden_size], which is a step's.
+
+    keep must be bool [B, T], and is not needed where sequences are packed.
+    """
     name = type(layer).__name__
-    axes = "B hidden_size" if checks.axes(name, "x", x) == 2 else "B T hidden_size"
-    checks.shape(name, "x", x, axes, {"hidden_size": layer.hidden_size})
+    step = state is not None and checks.axes(name, "x", x) == 2
+    if step:
+        check_step(layer, x)
+    else:
+        checks.shape(name, "x", x, "B T hidden_size", {"hidden_size": layer.hidden_size})
+    if step and cu_seqlens is not None:
+        checks.refuse(name, "cu_seqlens", "None in a step", "boundaries")
+    if keep is None:
+        return
+    if cu_seqlens is not None:
+        checks.refuse(name, "keep", "None with cu_seqlens (leave those tokens out)", "both")
+    if step or keep.dtype != torch.bool or keep.shape != x.shape[:2]:
+        expected = "None in a step" if step else f"bool [B, T] = {list(x.shape[:2])}"
+        checks.refuse(name, "keep", expected, f"{keep.dtype} of shape {tuple(keep.shape)}")
 
 
 def check_step(layer: Layer, x: Tensor) -> None:
     """x must be one token of each row."""
     name = type(layer).__name__
     checks.shape(name, "x", x, "B hidden_size", {"hidden_size": layer.hidden_size})
-
-
-def check_packing(layer: Layer, cu_seqlens: Tensor | None, keep: Tensor | None, x: Tensor) -> None:
-    """keep must be bool [B, T], and is not needed where sequences are packed."""
-    name = type(layer).__name__
-    if keep is None:
-        return
-    if cu_seqlens is not None:
-        checks.refuse(name, "keep", "None with cu_seqlens (leave those tokens out)", "both")
-    if keep.dtype != torch.bool or keep.shape != x.shape[:2]:
-        expected = f"bool [B, T] = {list(x.shape[:2])}"
-        checks.refuse(name, "keep", expected, f"{keep.dtype} of shape {tuple(keep.shape)}")
 
 
 def uniform(weight: Tensor) -> Tensor:

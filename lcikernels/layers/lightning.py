@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcikernels.layers.layer import Layer, State, at_least_float32, check_input, check_packing, xavier
+from lcikernels.layers.layer import Layer, State, at_least_float32, check_input, xavier
 from lcikernels.layers.retention import retain
 from lcikernels.ops import checks, gated_rms_norm
 
@@ -136,8 +136,7 @@ class LightningAttention(Layer):
         keep: Tensor | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, State]:
-        check_input(self, x)
-        check_packing(self, cu_seqlens, keep, x)
+        check_input(self, x, state, cu_seqlens, keep)
         qkv = nn.functional.silu(self.qkv_proj(x)).unflatten(-1, (self.num_heads, -1))
         log_decay = self.log_decay.to(torch.promote_types(qkv.dtype, torch.float32))
         recurrent = None if state is None else state.recurrent

@@ -14,7 +14,6 @@ from lcikernels.layers.layer import (
     State,
     at_least_float32,
     check_input,
-    check_packing,
     uniform,
     zero_biases,
 )
@@ -148,8 +147,7 @@ class Mamba(Layer):
         keep: Tensor | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, State]:
-        check_input(self, x)
-        check_packing(self, cu_seqlens, keep, x)
+        check_input(self, x, state, cu_seqlens, keep)
         recurrent, conv = (None, None) if state is None else (state.recurrent, state.conv)
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u, conv = self.conv1d(u, conv, cu_seqlens, keep)

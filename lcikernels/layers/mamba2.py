@@ -13,7 +13,6 @@ from lcikernels.layers.layer import (
     State,
     at_least_float32,
     check_input,
-    check_packing,
     uniform,
     zero_biases,
 )
@@ -54,12 +53,12 @@ class Mamba2(Layer):
         z, u, dt = in_proj(x);  v, b, c = silu(conv1d(u));  dt = clamp(softplus(dt + dt_bias), *limit)
         S[t] = exp(-dt[t] exp(A_log)) S[t-1] + b[t] ⊗ dt[t] v[t];  y[t] = c[t] · S[t] + D v[t]
 
-    D = expand * hidden_size; num_heads H is D / head_dim, or is given, and head_dim is then D / H. A head has
-    its own dt, A_log and D; each of num_groups groups of heads shares b, c [B, T, state_size] and one norm,
-    of eps norm_eps. conv_kernel W, over v, b and c together; time_step_limit bounds dt. bias: of in_proj and
-    out_proj; conv_bias: of the convolution. A_log and dt_bias stay in float32 where the layer is turned into
-    16 bits. The tensors have the names of mamba_ssm's Mamba2 and of transformers' Mamba2Mixer, whose state
-    dicts load; only conv1d.weight is [D + 2 G N, W] here.
+    D = expand * hidden_size; H is D / head_dim, and head_dim is 64, or D / H where num_heads H is given. A
+    head has its own dt, A_log and D; each of num_groups groups of heads shares b, c [B, T, state_size] and
+    one norm, of eps norm_eps. conv_kernel W, over v, b and c together; time_step_limit bounds dt. bias: of
+    in_proj and out_proj; conv_bias: of the convolution. A_log and dt_bias stay in float32 where the layer is
+    turned into 16 bits. The tensors have the names of mamba_ssm's Mamba2 and of transformers' Mamba2Mixer,
+    whose state dicts load; only conv1d.weight is [D + 2 G N, W] here.
 
     forward(x [B, T, hidden_size]) gives y like x, and with return_state (y, state), the state after x. Given
     a state x counts on from it, and it stays as it is. cu_seqlens int32 [N+1], B = 1: x holds N sequences one
@@ -78,7 +77,7 @@ class Mamba2(Layer):
         state_size: int = 128,
         conv_kernel: int = 4,
         expand: float = 2,
-        head_dim: int = 64,
+        head_dim: int | None = None,
         num_heads: int | None = None,
         num_groups: int = 1,
         time_step_limit: tuple[float, float] = (0.0, inf),
@@ -92,12 +91,16 @@ class Mamba2(Layer):
         super().__init__()
         D, N, G, W = int(expand * hidden_size), state_size, num_groups, conv_kernel
         sizes = {"hidden_size": hidden_size, "state_size": N, "conv_kernel": W, "expand": D, "num_groups": G}
-        checks.positive("Mamba2", **sizes, head_dim=head_dim)
-        if num_heads is None and D % head_dim:
-            checks.refuse("Mamba2", "head_dim", f"a divisor of expand * hidden_size={D}", head_dim)
+        checks.positive("Mamba2", **sizes)
+        if head_dim is None and num_heads is None:
+            head_dim = 64
+        for name, part in (("head_dim", head_dim), ("num_heads", num_heads)):
+            if part is not None and (part < 1 or D % part):
+                checks.refuse("Mamba2", name, f"a divisor of expand * hidden_size={D}", part)
         H = D // head_dim if num_heads is None else num_heads
-        if H < 1 or D % H:
-            checks.refuse("Mamba2", "num_heads", f"a divisor of expand * hidden_size={D}", H)
+        if head_dim not in (None, D // H):
+            expected = f"{D // H} where num_heads={H} share expand * hidden_size={D}"
+            checks.refuse("Mamba2", "head_dim", expected, head_dim)
         if H % G:
             checks.refuse("Mamba2", "num_groups", f"a divisor of num_heads={H}", G)
         least, most = time_step_limit
@@ -168,8 +171,7 @@ class Mamba2(Layer):
         keep: Tensor | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, State]:
-        check_input(self, x)
-        check_packing(self, cu_seqlens, keep, x)
+        check_input(self, x, state, cu_seqlens, keep)
         recurrent, conv = (None, None) if state is None else (state.recurrent, state.conv)
         z, u, dt = self.in_proj(x).split(self.projected, dim=-1)
         u, conv = self.conv1d(u, conv, cu_seqlens, keep)

@@ -11,7 +11,6 @@ from lcikernels.layers.layer import (
     State,
     at_least_float32,
     check_input,
-    check_packing,
     check_step,
     xavier,
     zero_biases,
@@ -183,12 +182,14 @@ class Retention(Layer):
         rotary: tuple[Tensor, Tensor] | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, State]:
-        check_input(self, x)
-        check_packing(self, cu_seqlens, keep, x)
+        check_input(self, x, state, cu_seqlens, keep)
         recurrent, position = (None, None) if state is None else (state.recurrent, state.position)
         q, g = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.g_proj))
         k, v = (proj(x).unflatten(-1, (self.num_kv_heads, -1)) for proj in (self.k_proj, self.v_proj))
         if rotary is None:
+            if state is not None and position is None:
+                expected = "given, as it was where the state comes from (that state has no positions)"
+                checks.refuse("Retention", "rotary", expected, "None")
             rotary, position = self.angles(x, q.dtype, position, cu_seqlens, keep)
         cos, sin = rotary if x.dim() == 3 else (angle[:, 0] for angle in rotary)
         log_decay = self.log_decay.to(torch.promote_types(q.dtype, torch.float32))

@@ -210,6 +210,10 @@ def test_what_does_not_fit_is_refused_by_name(layer):
         layer(x[:1], None, cu_seqlens, keep=keep)
     with pytest.raises(ValueError, match="cu_seqlens must be given only with B=1"):
         layer(x, None, cu_seqlens)
+    with pytest.raises(ValueError, match=rf"{name}: x must be \[B, T, hidden_size\], got 2 axes"):
+        layer(x[:, 0])
+    with pytest.raises(ValueError, match=f"{name}: cu_seqlens must be None in a step"):
+        layer(x[:, 0], layer.allocate_state(2), cu_seqlens)
     with pytest.raises(ValueError, match="must be without requires_grad"):
         layer.step(x[:, 0], layer.allocate_state(2))
 
@@ -220,7 +224,9 @@ def test_what_does_not_fit_is_refused_by_name(layer):
         (lambda: Mamba(0), "Mamba: hidden_size must be at least 1, got 0"),
         (lambda: Mamba(8, time_step_rank=0), "Mamba: time_step_rank must be at least 1, got 0"),
         (lambda: Mamba2(24), r"Mamba2: head_dim must be a divisor of expand \* hidden_size=48, got 64"),
-        (lambda: Mamba2(24, num_heads=5), r"Mamba2: num_heads must be a divisor of .*=48, got 5"),
+        (lambda: Mamba2(24, num_heads=5), "Mamba2: num_heads must be a divisor of .*=48, got 5"),
+        (lambda: Mamba2(24, num_heads=0), "Mamba2: num_heads must be a divisor of .*=48, got 0"),
+        (lambda: Mamba2(32, head_dim=16, num_heads=2), "head_dim must be 32 where num_heads=2 .*, got 16"),
         (lambda: Mamba2(32, num_groups=2), "Mamba2: num_groups must be a divisor of num_heads=1, got 2"),
         (lambda: Mamba2(32, time_step_limit=(0.2, 0.1)), "time_step_limit must be .*, got .*0.2, 0.1"),
         (lambda: Retention(24, 5), "Retention: num_heads must be a divisor of .*, got 5"),

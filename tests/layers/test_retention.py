@@ -104,6 +104,8 @@ def test_positions_are_the_layers_own_or_the_callers():
         assert state.position.tolist() == [9, 9] and theirs.position is None
         torch.testing.assert_close(got, want, rtol=0, atol=2e-6 * want.abs().max().item())
         assert (others - want).abs().max() > 1e-3 * want.abs().max()
+        with pytest.raises(ValueError, match="rotary must be given, as it was where the state comes from"):
+            layer(x, theirs)
 
 
 def test_decays_are_given_a_head_or_retnets(sizes):
