@@ -18,12 +18,8 @@ from lcikernels.compat.transformers import patch
 def ours(H: int, P: int, N: int) -> nn.Module:
     """H heads of P channels, N states a channel."""
     from lcikernels.layers import Mamba2
-    from lcikernels.models import LCIConfig
 
-    sizes = dict(hidden_size=H * P // 2, mamba2_num_heads=H, mamba2_state_size=N)
-    layer = Mamba2(LCIConfig(**sizes, num_hidden_layers=1, pattern="S"), 0)
-    layer.init_weights()
-    return layer
+    return Mamba2(H * P // 2, state_size=N, head_dim=P)
 
 
 @cache
@@ -47,6 +43,7 @@ def theirs_inside(H: int, P: int, N: int) -> nn.Module:
 
 
 def without_projections(layer: nn.Module) -> nn.Module:
+    layer.hidden_size = layer.in_proj.out_features
     layer.in_proj = layer.out_proj = nn.Identity()
     return layer
 

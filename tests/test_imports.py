@@ -97,6 +97,35 @@ def test_wires_know_no_files_families_no_methods_and_methods_no_families(module)
     assert files and not beyond
 
 
+def imported(path: Path) -> set[str]:
+    """The packages of others that a file imports."""
+    nodes = [*ast.walk(ast.parse(path.read_text()))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.split(".")[0] for name in names}
+
+
+def test_what_is_below_the_models_needs_torch_alone():
+    """And Triton, which comes with a torch for GPUs."""
+    known = {*sys.stdlib_module_names, "torch", "triton", "lcikernels"}
+    below = [path for path in FILES if floor(name_of(path)) < FLOORS["lcikernels.models"]]
+    others = {name_of(path): names for path in below if (names := imported(path) - known)}
+    assert below and not others
+
+
+def test_layers_run_where_transformers_is_not_installed():
+    code = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(('transformers', 'huggingface_hub', 'safetensors', 'einops'))\n"
+        "import torch\n"
+        "from lcikernels import layers\n"
+        "made = layers.Mamba(8), layers.Mamba2(32), layers.Retention(8, 2), layers.LightningAttention(8, 2)\n"
+        "print([tuple(x(torch.randn(1, 3, x.hidden_size)).shape) for x in made])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[(1, 3, 8), (1, 3, 32), (1, 3, 8), (1, 3, 8)]\n", done.stderr
+
+
 def test_every_import_leads_to_a_module_of_the_repository():
     """Else a misspelt or relative import would be judged by the wrong name."""
     assert all(name in MODULES for path in FILES for name in imports(path))

@@ -161,7 +161,7 @@ def resized(old: PreTrainedConfig, new: PreTrainedConfig) -> Mapping[str, Any]:
             raise refuse("hidden-size", expected, new.hidden_size, remedy)
         out[name] = heads
     if "retention_num_heads" in out:
-        decays = log_decays(old).tolist()
+        decays = log_decays(old.retention_num_heads, old.retention_log_decay).tolist()
         index = round_robin(len(decays), out["retention_num_heads"])
         out["retention_log_decay"] = [decays[i] for i in index]
     return out

@@ -1,13 +1,22 @@
 """Multi-scale retention (Sun et al. 2023, section 2.2), with rotary positions in the place of xPos."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache
 
-from lcikernels.layers.rotary import rotate
-from lcikernels.layers.state import decodes
-from lcikernels.ops import gated_rms_norm, retention, retention_step
+from lcikernels.layers.layer import (
+    Layer,
+    State,
+    at_least_float32,
+    check_input,
+    check_step,
+    xavier,
+    zero_biases,
+)
+from lcikernels.layers.rotary import positions_of, rotary_angles, rotate
+from lcikernels.ops import checks, gated_rms_norm, retention, retention_step
 
 
 def retnet_log_decay(H: int, device: torch.device | None = None) -> Tensor:
@@ -15,53 +24,205 @@ def retnet_log_decay(H: int, device: torch.device | None = None) -> Tensor:
     return torch.log1p(-torch.exp2(-5.0 - torch.arange(H, dtype=torch.float32, device=device)))
 
 
-def log_decays(config: PreTrainedConfig, device: torch.device | None = None) -> Tensor:
-    """One for each retention head of a model, float32 [H]: as listed in retention_log_decay, or RetNet's."""
-    if config.retention_log_decay is None:
-        return retnet_log_decay(config.retention_num_heads, device)
-    return torch.tensor(config.retention_log_decay, dtype=torch.float32, device=device)
+def log_decays(H: int, listed: Sequence[float] | None, device: torch.device | None = None) -> Tensor:
+    """One for each of H heads, float32 [H]: as listed, or RetNet's where that is None."""
+    if listed is None:
+        return retnet_log_decay(H, device)
+    return torch.tensor(listed, dtype=torch.float32, device=device)
 
 
-class Retention(nn.Module):
-    """o_proj(rms_norm_per_head(retention(q, k, v)) * silu(g_proj(x))), with q and k rotated.
+class HeadNorm(nn.Module):
+    """rms_norm(o) * weight * silu(g), for each head by itself.  o, g [..., V]; weight [V], or None."""
 
-    x [B, T, hidden_size]; rotary from `rotary_angles`; keep [B, T], where given, is False at tokens that
-    leave no trace in the state (padding); cache, where given, is advanced by T tokens. Each head
-    has its own fixed decay, exp of the config's retention_log_decay (None: RetNet's, by the head's number);
-    the norm has no weight.
+    def __init__(
+        self,
+        V: int,
+        eps: float,
+        weight: bool,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(V, device=device, dtype=dtype)) if weight else None
+
+    def forward(self, o: Tensor, g: Tensor) -> Tensor:
+        return gated_rms_norm(o, g, self.weight, eps=self.eps)
+
+
+class Retention(Layer):
+    """o_proj(rms_norm_per_head(o) * silu(g_proj(x))), where o is the retention of H heads with fixed decays:
+
+        q, k, v = q_proj(x), k_proj(x), v_proj(x), with q and k rotated by their positions
+        S[t] = exp(log_decay) S[t-1] + k[t] ⊗ v[t];  o[t] = K ** -0.5 q[t] · S[t]
+
+    K = expand_k * hidden_size / num_heads, V = expand_v * hidden_size / num_heads. num_kv_heads (None:
+    num_heads) heads of k and v are shared evenly. log_decay: a number <= 0 for each head, float32 whatever
+    the layer is turned into; None is RetNet's, log(1 - 2^(-5-h)). rotary_dims (None: K) dims of a head
+    rotate, pair i by rope_theta ** (-2i / rotary_dims) a token. norm_eps, and with norm_weight a gain for
+    each of V channels, are the norm's; bias: of all five projections. The state dict of fla's
+    MultiScaleRetention loads.
+
+    forward(x [B, T, hidden_size]) gives y like x, and with return_state (y, state), the state after x. Given
+    a state x counts on from it, and it stays as it is. cu_seqlens int32 [N+1], B = 1: x holds N sequences one
+    after another, n at tokens cu_seqlens[n] to cu_seqlens[n+1], and states are those of N rows. keep bool [B,
+    T] is False at tokens that leave no trace (padding), whose y means nothing. rotary: cos and sin of
+    `rotary_angles`, where positions are the caller's and not the layer's own; the state then has none.
+
+    A state is State(recurrent [B, H, K, V] float32, or float64 in a layer of that; position [B] int64).
+    Raises ValueError where a size, shape or dtype does not fit.
     """
 
-    def __init__(self, config: PreTrainedConfig, layer_idx: int):
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        expand_k: float = 1,
+        expand_v: float = 2,
+        log_decay: Sequence[float] | None = None,
+        rotary_dims: int | None = None,
+        rope_theta: float = 10000.0,
+        norm_eps: float = 1e-5,
+        norm_weight: bool = False,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
-        self.config, self.layer_idx, self.eps = config, layer_idx, config.layer_norm_eps
-        self.num_heads = config.retention_num_heads
-        size, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(size, size, bias=bias)
-        self.k_proj = nn.Linear(size, size, bias=bias)
-        self.v_proj = nn.Linear(size, size, bias=bias)
-        self.g_proj = nn.Linear(size, size, bias=bias)
-        self.o_proj = nn.Linear(size, size, bias=bias)
-        self.register_buffer("log_decay", log_decays(config), persistent=False)
+        H, Hk = num_heads, num_heads if num_kv_heads is None else num_kv_heads
+        keys, values = round(expand_k * hidden_size), round(expand_v * hidden_size)
+        sizes = {"hidden_size": hidden_size, "num_heads": H, "num_kv_heads": Hk}
+        checks.positive("Retention", **sizes, expand_k=keys, expand_v=values)
+        if keys % H or values % H:
+            expected = f"a divisor of expand_k * hidden_size={keys} and expand_v * hidden_size={values}"
+            checks.refuse("Retention", "num_heads", expected, H)
+        if H % Hk:
+            checks.refuse("Retention", "num_kv_heads", f"a divisor of num_heads={H}", Hk)
+        K, V = keys // H, values // H
+        P = K if rotary_dims is None else rotary_dims
+        if not 0 <= P + P % 2 <= K:
+            checks.refuse("Retention", "rotary_dims", f"such that pairs fit the {K} dims of a head", P)
+        if log_decay is not None:
+            log_decay = tuple(map(float, log_decay))
+            if len(log_decay) != H or not all(x <= 0 for x in log_decay):
+                checks.refuse("Retention", "log_decay", f"num_heads={H} numbers, each <= 0", log_decay)
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.hidden_size, self.num_heads, self.num_kv_heads = hidden_size, H, Hk
+        self.rotary_dims, self.rope_theta, self.decays = P, rope_theta, log_decay
+        self.q_proj = nn.Linear(hidden_size, keys, bias=bias, **place)
+        self.k_proj = nn.Linear(hidden_size, Hk * K, bias=bias, **place)
+        self.v_proj = nn.Linear(hidden_size, Hk * V, bias=bias, **place)
+        self.g_proj = nn.Linear(hidden_size, values, bias=bias, **place)
+        self.norm = HeadNorm(V, norm_eps, norm_weight, **place)
+        self.o_proj = nn.Linear(values, hidden_size, bias=bias, **place)
+        self.register_buffer("log_decay", log_decays(H, log_decay, device), persistent=False)
+        self.register_load_state_dict_pre_hook(rename_norm)
+        self.reset_parameters()
+
+    @classmethod
+    def from_config(cls, config: Any, layer_idx: int) -> "Retention":
+        """The layer of an LCIConfig's model; all are alike, whatever their number."""
+        return cls(
+            config.hidden_size,
+            config.retention_num_heads,
+            expand_v=1,
+            log_decay=config.retention_log_decay,
+            rotary_dims=config.rotary_dims["R"],
+            rope_theta=config.rope_parameters["rope_theta"],
+            norm_eps=config.layer_norm_eps,
+            bias=config.attention_bias,
+        )
 
     def _apply(self, fn, recurse: bool = True):
         # The buffer follows devices, not dtypes: bfloat16 would put the rates off by up to 0.4 %.
         super()._apply(fn, recurse)
-        self.log_decay = log_decays(self.config, self.log_decay.device)
+        self.log_decay = log_decays(self.num_heads, self.decays, self.log_decay.device)
         return self
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """As published: Xavier's matrices, by 2 ** -2.5 and in o_proj by 1/2, no biases, gains of 1."""
+        gains = {**dict.fromkeys("qkvg", 2**-2.5), "o": 0.5}
+        weights = {name: getattr(self, f"{name}_proj").weight for name in gains}
+        values = {f"{name}_proj.weight": xavier(weights[name], gain) for name, gain in gains.items()}
+        if self.norm.weight is not None:
+            values["norm.weight"] = torch.ones_like(self.norm.weight)
+        return values | zero_biases(self)
+
+    def allocate_state(
+        self,
+        batch_size: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """The state before the first token of `batch_size` rows: zeros."""
+        weight, H = self.o_proj.weight, self.num_heads
+        K, V = self.q_proj.weight.shape[0] // H, weight.shape[1] // H
+        device, dtype = device or weight.device, dtype or at_least_float32(weight.dtype)
+        recurrent = torch.zeros(batch_size, H, K, V, device=device, dtype=dtype)
+        return State(recurrent, position=torch.zeros(batch_size, device=device, dtype=torch.int64))
+
+    def step(self, x: Tensor, state: State, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The output at one token, x [B, hidden_size], after those of `state`, which is changed in place.
+
+        rotary as forward's, of T = 1. Returns [B, hidden_size]. For decoding, under torch.no_grad(): it has
+        no gradient.
+        """
+        check_step(self, x)
+        return self(x, state, rotary=rotary)
 
     def forward(
         self,
         x: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        state: State | None = None,
+        cu_seqlens: Tensor | None = None,
+        *,
         keep: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        projections = (self.q_proj, self.k_proj, self.v_proj, self.g_proj)
-        q, k, v, g = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in projections)
-        log_decay = self.log_decay.to(torch.promote_types(x.dtype, torch.float32))
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
-        o = retain(q, k, v, log_decay, keep, cache, self.layer_idx)
-        return self.o_proj(gated_rms_norm(o, g, eps=self.eps).flatten(2))
+        rotary: tuple[Tensor, Tensor] | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, State]:
+        check_input(self, x, state, cu_seqlens, keep)
+        recurrent, position = (None, None) if state is None else (state.recurrent, state.position)
+        q, g = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.g_proj))
+        k, v = (proj(x).unflatten(-1, (self.num_kv_heads, -1)) for proj in (self.k_proj, self.v_proj))
+        if rotary is None:
+            if state is not None and position is None:
+                expected = "given, as it was where the state comes from (that state has no positions)"
+                checks.refuse("Retention", "rotary", expected, "None")
+            rotary, position = self.angles(x, q.dtype, position, cu_seqlens, keep)
+        cos, sin = rotary if x.dim() == 3 else (angle[:, 0] for angle in rotary)
+        log_decay = self.log_decay.to(torch.promote_types(q.dtype, torch.float32))
+        o, recurrent = retain(
+            rotate(q, cos, sin), rotate(k, cos, sin), v, log_decay, recurrent, cu_seqlens, keep
+        )
+        y = self.o_proj(self.norm(o, g).flatten(-2))
+        return (y, State(recurrent, position=position)) if return_state else y
+
+    def angles(
+        self,
+        x: Tensor,
+        dtype: torch.dtype,
+        position: Tensor | None,
+        cu_seqlens: Tensor | None,
+        keep: Tensor | None,
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """The rotary of x from `position` on, and the position after it, of one token in place."""
+        if x.dim() == 3:
+            B, T, _ = x.shape
+            positions, position = positions_of(B, T, position, cu_seqlens, keep, x.device)
+        else:
+            positions = position[:, None].clone()
+            position.add_(1)
+        exact = torch.promote_types(dtype, torch.float32)
+        return rotary_angles(positions, self.rotary_dims, self.rope_theta, exact), position
+
+
+def rename_norm(module: nn.Module, weights: dict[str, Tensor], prefix: str, *_) -> None:
+    """fla's names for the gain of the norm, with its gate fused and without."""
+    for name in ("g_norm_swish_gate", "g_norm"):
+        if (weight := weights.pop(f"{prefix}{name}.weight", None)) is not None:
+            weights[f"{prefix}norm.weight"] = weight
 
 
 def retain(
@@ -69,22 +230,16 @@ def retain(
     k: Tensor,
     v: Tensor,
     log_decay: Tensor,
+    state: Tensor | None,
+    cu_seqlens: Tensor | None,
     keep: Tensor | None,
-    cache: Cache | None,
-    layer_idx: int,
     scale: float | None = None,
-) -> Tensor:
-    """`retention` from the cache's state on, which is advanced by the kept tokens."""
-    if keep is not None:
+) -> tuple[Tensor, Tensor]:
+    """`retention` of the kept tokens from `state` on, and the state after it; without T, `retention_step`."""
+    if q.dim() == 3:
+        return retention_step(q, k, v, log_decay, state=state, scale=scale), state
+    if keep is not None:  # padding adds nothing and fades nothing
         k = k * keep[..., None, None]
-        log_decay = log_decay * keep[..., None]  # [B, T, H]: padding adds nothing and fades nothing
-    state = None if cache is None else cache.get_recurrent_state(layer_idx)
-    if decodes(q, keep, state):
-        log_decay = log_decay if log_decay.dim() == 1 else log_decay[:, 0]
-        o = retention_step(q[:, 0], k[:, 0], v[:, 0], log_decay, state=state, scale=scale)[:, None]
-    else:
-        options = {"scale": scale, "initial_state": state, "return_final_state": True}
-        o, state = retention(q, k, v, log_decay, **options)
-    if cache is not None:
-        cache.update_recurrent_state(state, layer_idx, tokens=q.shape[1])
-    return o
+        log_decay = torch.where(keep[..., None], log_decay, 0.0)
+    options = {"scale": scale, "initial_state": state, "cu_seqlens": cu_seqlens}
+    return retention(q, k, v, log_decay, **options, return_final_state=True)

@@ -14,15 +14,22 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from lcikernels.layers import MLP, Attention, Mamba, Mamba2, Retention
-from lcikernels.layers.attention import AttentionWeights
+from lcikernels.layers import Mamba, Mamba2, Retention
 from lcikernels.layers.retention import log_decays
 from lcikernels.layers.rotary import rotary_angles
-from lcikernels.layers.state import check_cache
+from lcikernels.models.attention import Attention, AttentionWeights
+from lcikernels.models.cache import check_cache, recur
 from lcikernels.models.config import LCIConfig, check_rotary
+from lcikernels.models.mlp import MLP
+from lcikernels.models.packing import Packing, find_packing
 from lcikernels.ops.checks import refuse
 
-MIXERS = {"A": Attention, "R": Retention, "M": Mamba, "S": Mamba2}
+MIXERS = {
+    "A": Attention,
+    "R": Retention.from_config,
+    "M": Mamba.from_config,
+    "S": Mamba2.from_config,
+}
 
 
 class LCIBlock(GradientCheckpointingLayer):
@@ -33,7 +40,7 @@ class LCIBlock(GradientCheckpointingLayer):
 
     def __init__(self, config: LCIConfig, layer_idx: int):
         super().__init__()
-        self.parallel = config.use_parallel_residual
+        self.parallel, self.layer_idx = config.use_parallel_residual, layer_idx
         self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mixer = MIXERS[config.pattern[layer_idx]](config, layer_idx)
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -44,13 +51,30 @@ class LCIBlock(GradientCheckpointingLayer):
         x: Tensor,
         rotary: tuple[Tensor, Tensor] | None,
         mask: Tensor | None,
+        packing: Packing | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        mixed = self.mixer(self.mixer_norm(x), rotary, mask, cache)
+        mixed = self.mix(self.mixer_norm(x), rotary, mask, packing, cache)
         if self.parallel:
             return self.mlp(self.mlp_norm(x)) + mixed + x
         x = mixed + x
         return self.mlp(self.mlp_norm(x)) + x
+
+    def mix(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        packing: Packing | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        """mask: attention's; for other mixers the kept tokens, which `packing` has where it is given."""
+        if isinstance(self.mixer, Attention):
+            return self.mixer(x, rotary, mask, cache)
+        options = {} if rotary is None else {"rotary": rotary}
+        if packing is None:
+            return recur(self.mixer, x, self.layer_idx, cache, mask, options)
+        return packing.unpack(self.mixer(packing.pack(x), None, packing.cu_seqlens, **options))
 
 
 class LCIPreTrainedModel(PreTrainedModel):
@@ -77,9 +101,10 @@ class LCIPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # matrices and embeddings by initializer_range, norms 1 and 0
         if isinstance(module, Retention):
-            init.copy_(module.log_decay, log_decays(module.config))
+            init.copy_(module.log_decay, log_decays(module.num_heads, module.decays))
         elif isinstance(module, Mamba | Mamba2):
-            module.init_weights()
+            for name, value in module.initial_values().items():
+                init.copy_(module.get_parameter(name), value)
 
 
 class LCIModel(LCIPreTrainedModel):
@@ -104,6 +129,11 @@ class LCIModel(LCIPreTrainedModel):
         cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        seq_idx: Tensor | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
     ) -> BaseModelOutputWithPast:
@@ -111,7 +141,15 @@ class LCIModel(LCIPreTrainedModel):
 
         Padding, wherever it stands, reaches neither another token nor a cached state. Without position_ids
         tokens count on from the cache. output_attentions gives the weights of the attention layers, where
-        attn_implementation is "eager". Raises ValueError where an argument does not fit the pattern.
+        attn_implementation is "eager".
+
+        A row may hold several sequences, one after another, of which none sees another: where position_ids
+        restart, where seq_idx [B, T] changes, or with B = 1 at cu_seq_lens_q [N+1]; what
+        DataCollatorWithFlattening gives of these may be given together (cu_seq_lens_k must be cu_seq_lens_q,
+        the max_length follow from it). There is no cache then, neither given nor returned. A compiled graph,
+        whose shapes cannot follow from values, is told by cu_seq_lens_q alone.
+
+        Raises ValueError where an argument does not fit the pattern or another argument.
         """
         if output_attentions or self.config.output_attentions:
             check_attentions(self.config)
@@ -123,42 +161,60 @@ class LCIModel(LCIPreTrainedModel):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         B, T, _ = x.shape
 
-        given = cache  # not a fresh one: transformers looks for packed rows where there is none
+        given = cache
         if given is not None:
             check_cache(given, self.config.layer_types)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 expected = "None under gradient checkpointing, which runs a layer twice"
                 refuse("LCIModel", "cache", expected, given)
-        if use_cache and given is None:
-            cache = DynamicCache(config=self.config)
         past = 0 if given is None else given.get_seq_length()
+        told = cu_seq_lens_q is not None or seq_idx is not None
+        masked = attention_mask is not None and not isinstance(attention_mask, dict)
+        keep = kept_tokens(attention_mask, B, past, T) if masked and (recurrent or told) else None
+        packing = find_packing(
+            B,
+            T,
+            keep,
+            given,
+            # What attention alone can go on from, or under a mask, is as transformers has it.
+            position_ids if recurrent or (attention_mask is None and given is None) else None,
+            cu_seq_lens_q,
+            cu_seq_lens_k,
+            seq_idx,
+            recurrent,
+        )
+        if use_cache and given is None and packing is None:
+            cache = DynamicCache(config=self.config)
         positions = position_ids
-        if position_ids is None:
+        if position_ids is None and packing is None:
             positions = torch.arange(T, device=x.device)[None] + past
+        elif position_ids is None:
+            positions = packing.positions()
 
-        masks: dict[str, Tensor | None] = {}
+        masks: dict[str, Tensor | None] = {"R": keep, "M": keep, "S": keep}
         if isinstance(attention_mask, dict):  # from generate() with a StaticCache, attention layers only
             masks["A"] = attention_mask["full_attention"]
+        elif packing is not None:
+            masks["A"] = packing.visible(keep) if "A" in pattern else None
         elif "A" in pattern:
             masks["A"] = create_causal_mask(
                 config=self.config,
                 inputs_embeds=x,
                 attention_mask=attention_mask,
-                cache=given,
+                cache=given,  # not a fresh one: transformers looks for packed rows where there is none
                 layer_idx=pattern.index("A"),
                 position_ids=position_ids,
                 # transformers gives a lone token no mask, but a StaticCache has empty places after it.
                 allow_is_causal_skip=not isinstance(given, StaticCache),
             )
-        if recurrent:
-            masks["R"] = masks["M"] = masks["S"] = keep = kept_tokens(attention_mask, B, past, T)
-            if position_ids is not None:
-                refuse_packing(position_ids, keep)
         theta, dims = self.config.rope_parameters["rope_theta"], self.config.rotary_dims
-        rotary = {letter: rotary_angles(positions, dims[letter], theta, x.dtype) for letter in dims}
+        places = dict.fromkeys(dims, positions)
+        if packing is not None and "R" in dims:
+            places["R"] = packing.pack(positions.expand(B, T))
+        rotary = {letter: rotary_angles(places[letter], dims[letter], theta, x.dtype) for letter in dims}
 
         for letter, layer in zip(pattern, self.layers):
-            x = layer(x, rotary.get(letter), masks[letter], cache=cache)
+            x = layer(x, rotary.get(letter), masks[letter], packing, cache=cache)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), cache=cache)
 
 
@@ -190,6 +246,11 @@ class LCIForCausalLM(LCIPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        seq_idx: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
@@ -208,6 +269,11 @@ class LCIForCausalLM(LCIPreTrainedModel, GenerationMixin):
             cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cu_seq_lens_q=cu_seq_lens_q,
+            cu_seq_lens_k=cu_seq_lens_k,
+            max_length_q=max_length_q,
+            max_length_k=max_length_k,
+            seq_idx=seq_idx,
             **{name: wanted for name, wanted in recorded.items() if wanted is not None},
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
@@ -234,33 +300,13 @@ def check_attentions(config: LCIConfig) -> None:
         refuse("LCIModel", "output_attentions", expected, f"True with {kind!r}")
 
 
-def kept_tokens(attention_mask: Tensor | None, B: int, past: int, T: int) -> Tensor | None:
+def kept_tokens(attention_mask: Tensor, B: int, past: int, T: int) -> Tensor | None:
     """The last T columns of attention_mask as bool [B, T]; None where all are kept.
 
     Finding that out waits for the GPU, so a graph that is being compiled always carries the mask.
     """
-    if attention_mask is None:
-        return None
     if attention_mask.shape != (B, past + T):
         expected = f"[B, past + T] = [{B}, {past + T}] for recurrent layers"
         refuse("LCIModel", "attention_mask", expected, f"shape {tuple(attention_mask.shape)}")
     keep = attention_mask[:, -T:].bool()
     return keep if torch.compiler.is_compiling() or not keep.all() else None
-
-
-def refuse_packing(position_ids: Tensor, keep: Tensor | None) -> None:
-    """ValueError where positions restart in a row: a recurrent state would run on into the next sequence.
-
-    Two neighbours are compared where both are kept; padding may have any position. In a compiled graph the
-    error is a RuntimeError.
-    """
-    if position_ids.shape[-1] == 1:
-        return
-    follows = position_ids.diff(dim=-1) == 1
-    if keep is not None:
-        follows = follows | ~(keep[:, 1:] & keep[:, :-1])
-    expected = "rising by 1 along each row, for recurrent layers cannot tell packed sequences apart"
-    if torch.compiler.is_compiling():
-        torch._assert_async(follows.all(), f"LCIModel: position_ids must be {expected}")
-    elif not follows.all():
-        refuse("LCIModel", "position_ids", expected, "a row that restarts")

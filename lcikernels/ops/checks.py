@@ -160,6 +160,13 @@ def divides(op: str, argument: str, part: int, whole: int, what: str) -> None:
         refuse(op, argument, f"such that its {what} divide {whole}", part)
 
 
+def positive(op: str, **sizes: int) -> None:
+    """The named sizes must be at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            refuse(op, name, "at least 1", size)
+
+
 def packing(op: str, cu_seqlens: Tensor | None, like: Tensor) -> tuple[int | None, Tensor | None]:
     """`cu_seqlens` must be int32 or int64 [N+1] with `like` [1, T, ...]; returns N, and it as int32.
 

@@ -6,12 +6,14 @@ import pytest
 
 @pytest.fixture
 def sizes() -> SimpleNamespace:
-    """What the mixers read of a config."""
+    """What the layers read of a config."""
     return SimpleNamespace(
         hidden_size=24,
         retention_num_heads=3,
         retention_log_decay=None,
         attention_bias=True,
+        rotary_dims={"R": 4},
+        rope_parameters={"rope_theta": 100.0},
         layer_norm_eps=1e-5,
         expand=2,
         state_size=5,

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from transformers import DynamicCache, Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-from lcikernels.layers import Mamba2, RecurrentLayer, mamba2
+from lcikernels.layers import Mamba2, mamba2
 
 SIZES = {
     "one group": {},
@@ -52,13 +52,9 @@ def published(sizes: SimpleNamespace) -> Mamba2Mixer:
 
 def ours_like(mixer: Mamba2Mixer, sizes: SimpleNamespace) -> Mamba2:
     """Ours with the mixer's weights."""
-    ours = Mamba2(sizes, 0).to(mixer.D.dtype)
-    ours.load_state_dict(renamed(mixer.state_dict()), strict=True)
+    ours = Mamba2.from_config(sizes, 0).to(mixer.D.dtype)
+    ours.load_state_dict(mixer.state_dict(), strict=True)
     return ours
-
-
-def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x.squeeze(1) if name == "conv1d.weight" else x for name, x in weights.items()}
 
 
 def run(mixer: Mamba2Mixer, x: Tensor, **options) -> Tensor:
@@ -83,8 +79,9 @@ def test_the_layer_is_transformers_mamba2_mixer(sizes, changes, T):
 def test_outputs_and_gradients_are_as_exact_as_transformers(sizes, changes):
     vars(sizes).update(changes)
     theirs = published(sizes)
-    ours, shape = Mamba2(sizes, 0), theirs.conv1d.weight.shape
-    weights = renamed(dict(theirs.named_parameters()))
+    ours, shape = Mamba2.from_config(sizes, 0), theirs.conv1d.weight.shape
+    weights = dict(theirs.named_parameters())
+    weights["conv1d.weight"] = weights["conv1d.weight"].squeeze(1)
 
     def mixer(x, **weights):
         weights["conv1d.weight"] = weights["conv1d.weight"].view(shape)
@@ -111,7 +108,7 @@ def test_in_16_bits_the_layer_is_as_close_to_the_truth_as_transformers(sizes, dt
 
 def test_a_bfloat16_layer_has_float32_decays(sizes, monkeypatch):
     ours, seen = ours_like(published(sizes).bfloat16(), sizes), []
-    monkeypatch.setattr(mamba2, "retain", lambda *args, **_: seen.append(args[3]) or args[2])
+    monkeypatch.setattr(mamba2, "retain", lambda *args, **_: seen.append(args[3]) or args[2:5:2])
     x = torch.randn(2, 21, sizes.hidden_size).bfloat16()
     with torch.no_grad():
         ours(x)
@@ -129,21 +126,13 @@ def test_padding_does_not_reach_a_token_nor_a_state(sizes, side):
     keep = torch.ones(2, 21, dtype=torch.bool)
     keep[0, : 5 if side == "left" else 21] = side == "right"
     keep[0, 16:] = side == "left"
-    caches = [cache(), cache()]
     with torch.no_grad():
-        want, got = run(theirs, x, attention_mask=keep.long()), ours(x, keep=keep, cache=caches[0])
-        ours(x[:1, keep[0]], cache=caches[1])
+        want = run(theirs, x, attention_mask=keep.long())
+        got, padded = ours(x, keep=keep, return_state=True)
+        _, alone = ours(x[:1, keep[0]], return_state=True)
     torch.testing.assert_close(got[keep], want[keep], **EXACT)
-    padded, alone = caches
-    for states in ("conv_states", "recurrent_states"):
-        left, right = (getattr(x.layers[0], states)[0] for x in (padded, alone))
-        torch.testing.assert_close(left[:1], right, **EXACT)
-
-
-def cache() -> DynamicCache:
-    out = DynamicCache()
-    out.layers.append(RecurrentLayer())
-    return out
+    torch.testing.assert_close(padded.conv[:1], alone.conv, **EXACT)
+    torch.testing.assert_close(padded.recurrent[:1], alone.recurrent, **EXACT)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -152,42 +141,53 @@ def test_decoding_is_transformers_decoding(sizes, groups):
     theirs = published(sizes).double()
     ours = ours_like(theirs, sizes)
     x = torch.randn(2, 30, sizes.hidden_size, dtype=torch.float64)
-    mine, its = cache(), DynamicCache(config=Mamba2Config(num_hidden_layers=1))
+    state, cache = None, DynamicCache(config=Mamba2Config(num_hidden_layers=1))
     with torch.no_grad():
         for piece in x.split([17] + [1] * 13, dim=1):
-            want, got = run(theirs, piece, cache=its), ours(piece, cache=mine)
+            want = run(theirs, piece, cache=cache)
+            if state is None:
+                got, state = ours(piece, return_state=True)
+            else:
+                got = ours.step(piece[:, 0], state)[:, None]
             torch.testing.assert_close(got, want, **EXACT)
-    assert mine.layers[0].get_seq_length() == 30
-
-
-def test_a_step_changes_the_states_in_place(sizes):
-    ours, states = ours_like(published(sizes), sizes), cache()
-    x = torch.randn(2, 9, sizes.hidden_size)
-    with torch.no_grad():
-        ours(x, cache=states)
-        layer = states.layers[0]
-        before = layer.conv_states[0].data_ptr(), layer.recurrent_states[0].data_ptr()
-        ours(x[:, :1], cache=states)
-    assert before == (layer.conv_states[0].data_ptr(), layer.recurrent_states[0].data_ptr())
 
 
 def test_steps_are_clamped_in_decoding_too(sizes):
     """transformers' are not, so there the same text has other logits when it is decoded."""
     sizes.time_step_limit = (0.3, 0.9)
-    ours, states = ours_like(published(sizes).double(), sizes), cache()
+    ours = ours_like(published(sizes).double(), sizes)
     x = torch.randn(2, 12, sizes.hidden_size, dtype=torch.float64)
     with torch.no_grad():
-        pieces = [ours(piece, cache=states) for piece in x.split([5] + [1] * 7, dim=1)]
-        torch.testing.assert_close(torch.cat(pieces, 1), ours(x), **EXACT)
+        first, state = ours(x[:, :5], return_state=True)
+        tokens = [ours.step(token, state) for token in x[:, 5:].unbind(1)]
+        torch.testing.assert_close(torch.cat([first, torch.stack(tokens, 1)], 1), ours(x), **EXACT)
 
 
 def test_a_fresh_layer_starts_as_published(sizes):
     sizes.hidden_size, sizes.mamba2_num_heads = 256, 512
-    layer = Mamba2(sizes, 0)
-    layer.init_weights()
+    layer = Mamba2.from_config(sizes, 0)
     rates, dt = layer.A_log.exp(), softplus(layer.dt_bias)
-    assert 1 <= rates.min() < 1.2 and 15.8 < rates.max() <= 16.001 and 8 < rates.mean() < 9
-    assert 0.99e-3 < dt.min() < 1.1e-3 and 0.09 < dt.max() < 0.101 and -4.7 < dt.log().mean() < -4.5
+    assert 1 <= rates.min() < 1.2 and 15.8 < rates.max() <= 16.001 and 7.5 < rates.mean() < 9.5
+    assert 0.99e-3 < dt.min() < 1.1e-3 and 0.09 < dt.max() < 0.101 and -4.9 < dt.log().mean() < -4.3
     assert torch.equal(layer.D, torch.ones(512)) and torch.equal(layer.norm.weight, torch.ones(512))
     assert not layer.conv1d.bias.any() and 0.49 < layer.conv1d.weight.abs().max() <= 0.5
     assert 0.99 / 16 < layer.in_proj.weight.abs().max() <= 1 / 16
+
+
+def test_the_names_and_shapes_of_mamba_ssm_load():
+    """As its Mamba2(d_model=24, d_state=5, headdim=8, ngroups=2) has them."""
+    shapes = {
+        "in_proj.weight": (2 * 48 + 2 * 2 * 5 + 6, 24),
+        "conv1d.weight": (48 + 2 * 2 * 5, 1, 4),
+        "conv1d.bias": (48 + 2 * 2 * 5,),
+        "dt_bias": (6,),
+        "A_log": (6,),
+        "D": (6,),
+        "norm.weight": (48,),
+        "out_proj.weight": (24, 48),
+    }
+    weights = {name: torch.randn(shape) for name, shape in shapes.items()}
+    layer = Mamba2(24, state_size=5, head_dim=8, num_groups=2)
+    layer.load_state_dict(weights)
+    for name, x in layer.state_dict().items():
+        assert torch.equal(x, weights[name].view(x.shape)), name

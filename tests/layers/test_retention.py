@@ -1,5 +1,8 @@
 import pytest
 import torch
+from tolerance import assert_agrees
+from torch import Tensor
+from torch.func import functional_call
 from torch.nn.functional import silu
 
 from lcikernels.layers import Retention
@@ -19,11 +22,10 @@ def test_the_layer_is_the_papers_parallel_form(sizes, log_decay):
     torch.manual_seed(0)
     B, T, H, K, P = 2, 11, 3, 8, 2
     sizes.retention_log_decay = log_decay
-    layer = Retention(sizes, 0).double()
+    layer = Retention.from_config(sizes, 0).double()
     x = torch.randn(B, T, sizes.hidden_size, dtype=torch.float64)
-    positions = torch.arange(T)[None]
     with torch.no_grad():
-        got = layer(x, rotary_angles(positions, 2 * P, 100.0, torch.float64))
+        got = layer(x)
         q, k, v = (proj(x).view(B, T, H, K) for proj in (layer.q_proj, layer.k_proj, layer.v_proj))
         angles = torch.arange(T).double()[:, None, None] * 100.0 ** -(torch.arange(P) / P)
         turn = torch.polar(torch.ones_like(angles), angles)
@@ -42,3 +44,84 @@ def test_the_layer_is_the_papers_parallel_form(sizes, log_decay):
         want = layer.o_proj(o.flatten(2))
     # The layer's decays and angles are float32: 1e-7 relative over 11 tokens.
     torch.testing.assert_close(got, want, rtol=0, atol=2e-6 * want.abs().max().item())
+
+
+def fla_formula(x: Tensor, eps: float, H: int, Hk: int, **w: Tensor) -> Tensor:
+    """What fla's MultiScaleRetention computes, in the dtype of x, by the parallel form."""
+    B, T, _ = x.shape
+    K, V, places = w["q_proj.weight"].shape[0] // H, w["o_proj.weight"].shape[1] // H, torch.arange(T)
+    q = (x @ w["q_proj.weight"].mT).view(B, T, H, K)
+    k = (x @ w["k_proj.weight"].mT).view(B, T, Hk, K)
+    v = (x @ w["v_proj.weight"].mT).view(B, T, Hk, V).repeat_interleave(H // Hk, 2)
+    angles = places[:, None, None].to(x.dtype) * 10000.0 ** -(torch.arange(0, K, 2).to(x.dtype) / K)
+
+    def turn(y: Tensor) -> Tensor:
+        one, other = y.chunk(2, -1)
+        return torch.cat(
+            (one * angles.cos() - other * angles.sin(), other * angles.cos() + one * angles.sin()), -1
+        )
+
+    q, k = turn(q), turn(k).repeat_interleave(H // Hk, 2)
+    log_decay = torch.log1p(-torch.exp2(-5 - torch.arange(H).to(x.dtype)))
+    distance = places[:, None] - places
+    decay = torch.where(distance >= 0, (log_decay[:, None, None] * distance).exp(), 0)
+    o = torch.einsum("bthk,bshk,hts,bshv->bthv", q, k, decay, v) * K**-0.5
+    o = o / (o.square().mean(-1, keepdim=True) + eps).sqrt() * w["g_norm.weight"]
+    return (o.flatten(2) * silu(x @ w["g_proj.weight"].mT)) @ w["o_proj.weight"].mT
+
+
+@pytest.mark.parametrize("Hk", [4, 2])
+@pytest.mark.parametrize("norm", ["g_norm_swish_gate", "g_norm"])
+def test_flas_weights_load_and_compute_what_fla_computes(Hk, norm):
+    """Its MultiScaleRetention(hidden_size=24, num_heads=4), keys as wide as x, values twice as wide."""
+    H, eps = 4, 1e-5
+    shapes = {"q": (24, 24), "k": (24 * Hk // H, 24), "v": (48 * Hk // H, 24), "g": (48, 24), "o": (24, 48)}
+    weights = {f"{name}_proj.weight": torch.randn(shape) / 4 for name, shape in shapes.items()}
+    weights[f"{norm}.weight"] = torch.rand(12) + 0.5
+    layer = Retention(24, H, num_kv_heads=Hk, norm_weight=True, norm_eps=eps)
+    layer.load_state_dict(weights, strict=True)
+    for name, x in layer.state_dict().items():
+        assert torch.equal(x, weights[f"{norm}.weight" if "norm" in name else name])
+    leaves = {name: x.requires_grad_() for name, x in weights.items() if "norm" not in name}
+    leaves["g_norm.weight"] = weights[f"{norm}.weight"].requires_grad_()
+
+    def ours(x: Tensor, **w: Tensor) -> Tensor:
+        w["norm.weight"] = w.pop("g_norm.weight")
+        return functional_call(layer, w, (x,))
+
+    x = torch.randn(2, 19, 24, requires_grad=True)
+    assert_agrees(ours, lambda x, **w: fla_formula(x, eps, H, Hk, **w), x=x, **leaves)
+
+
+def test_positions_are_the_layers_own_or_the_callers():
+    """Only differences count, so a caller that counts from 7 gets what the layer gives that counts from 0."""
+    layer = Retention(24, 3, dtype=torch.float64)
+    x, places = torch.randn(2, 9, 24, dtype=torch.float64), torch.arange(7, 16)[None]
+    with torch.no_grad():
+        want, state = layer(x, return_state=True)
+        got, theirs = layer(x, rotary=rotary_angles(places, 8, 10000.0, torch.float64), return_state=True)
+        others = layer(x, rotary=rotary_angles(places * 2, 8, 10000.0, torch.float64))
+        assert state.position.tolist() == [9, 9] and theirs.position is None
+        torch.testing.assert_close(got, want, rtol=0, atol=2e-6 * want.abs().max().item())
+        assert (others - want).abs().max() > 1e-3 * want.abs().max()
+        with pytest.raises(ValueError, match="rotary must be given, as it was where the state comes from"):
+            layer(x, theirs)
+
+
+def test_decays_are_given_a_head_or_retnets(sizes):
+    given = [-1 / 3, 0.0, -2.0]
+    layer = Retention(24, 3, log_decay=given, dtype=torch.bfloat16)
+    assert torch.equal(layer.log_decay, torch.tensor(given))
+    assert torch.equal(layer.double().log_decay, torch.tensor(given))
+    assert torch.equal(Retention(24, 3).log_decay, retnet_log_decay(3))
+    assert "log_decay" not in layer.state_dict()
+
+
+def test_a_fresh_layer_starts_as_published():
+    """torchscale's: Xavier's matrices, by 2 ** -2.5, the last by 1/2."""
+    layer = Retention(64, 4, norm_weight=True, bias=True)
+    for name, gain in (("q", 2**-2.5), ("v", 2**-2.5), ("o", 0.5)):
+        weight = getattr(layer, f"{name}_proj").weight
+        bound = gain * (6 / sum(weight.shape)) ** 0.5
+        assert 0.99 * bound < weight.abs().max() <= bound
+    assert torch.equal(layer.norm.weight, torch.ones(32)) and not layer.q_proj.bias.any()

@@ -13,7 +13,7 @@ from transformers import (
     StaticCache,
 )
 
-from lcikernels.layers import RecurrentLayer
+from lcikernels.models.cache import RecurrentLayer
 
 PATTERNS = ["A", "R", "M", "S", "RAMS", "AR"]
 RECURRENT = ["R", "M", "S", "RAMS"]
@@ -224,29 +224,6 @@ def test_a_mask_that_does_not_cover_the_past_is_refused(tiny, ids):
     model(ids[:, :9], cache=cache)
     with pytest.raises(ValueError, match=r"attention_mask must be \[B, past \+ T\] = \[2, 17\].*\(2, 8\)"):
         model(ids[:, 9:], attention_mask=torch.ones(2, 8), cache=cache)
-
-
-def test_packed_rows_are_refused_by_recurrent_layers(tiny, ids):
-    positions = torch.tensor([[*range(9), *range(8)]])
-    model = tiny("AR")
-    ones = {"attention_mask": torch.ones(1, 17)}
-    padded = {"attention_mask": (torch.arange(17) > 1)[None]}
-    cached = {"cache": DynamicCache(config=model.config)}
-    for options in ({}, ones, padded, cached):
-        with pytest.raises(ValueError, match="cannot tell packed sequences apart"):
-            model(ids[:1], position_ids=positions, **options)
-    packed = tiny("A")(ids[:1], position_ids=positions).logits
-    torch.testing.assert_close(packed[:, 9:], tiny("A")(ids[:1, 9:]).logits, **TOLERANCE)
-
-
-def test_packed_rows_are_refused_in_a_compiled_graph_too(tiny, ids):
-    torch._dynamo.reset()
-    model, whole = tiny("R"), torch.arange(17)[None]
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    got = compiled(ids[:1], position_ids=whole).logits
-    torch.testing.assert_close(got, model(ids[:1]).logits, **TOLERANCE)
-    with pytest.raises(RuntimeError, match="cannot tell packed sequences apart"):
-        compiled(ids[:1], position_ids=whole % 9)
 
 
 @pytest.mark.parametrize("pattern", RECURRENT)

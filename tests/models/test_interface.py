@@ -8,7 +8,7 @@ TOLERANCE = {"rtol": 0, "atol": 1e-11}  # float64, logits of 1 to 10
 
 
 @pytest.mark.parametrize(
-    "keyword", ["past", "cache_params", "labelz", "cu_seq_lens_q", "cache_position", "token_type_ids"]
+    "keyword", ["past", "cache_params", "labelz", "cu_seqlens", "cache_position", "token_type_ids"]
 )
 def test_an_unknown_keyword_is_an_error_that_names_it(tiny, ids, keyword):
     model = tiny("R")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lcikernels.layers import RecurrentLayer
+from lcikernels.models.cache import RecurrentLayer
 
 
 @pytest.fixture

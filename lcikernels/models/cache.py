@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, Cache, CacheLayerMixin, LinearAttentionLayer
 
+from lcikernels.layers import State
+from lcikernels.layers.layer import Layer
 from lcikernels.ops.checks import refuse
 
 
@@ -86,7 +88,34 @@ def check_cache(cache: Cache, layer_types: list[str]) -> None:
         refuse("LCIModel", "cache", expected, f"a window in layer {cache.is_sliding.index(True)}")
 
 
-def decodes(x: Tensor, keep: Tensor | None, state: Tensor | None) -> bool:
+def recur(
+    mixer: Layer,
+    x: Tensor,
+    layer_idx: int,
+    cache: Cache | None,
+    keep: Tensor | None,
+    rotary: dict[str, tuple[Tensor, Tensor]],
+) -> Tensor:
+    """mixer(x) [B, T, hidden_size] from the cache's state on, where there is a cache, which is advanced.
+
+    keep [B, T]: False at padding, None where there is none; rotary: the argument, for mixers that have it.
+    """
+    if cache is None:
+        return mixer(x, keep=keep, **rotary)
+    state = None
+    if (recurrent := cache.get_recurrent_state(layer_idx)) is not None:
+        state = State(recurrent, cache.get_conv_state(layer_idx))
+    if decodes(x, keep, state):
+        y = mixer.step(x[:, 0], state, **rotary)[:, None]
+    else:
+        y, state = mixer(x, state, keep=keep, return_state=True, **rotary)
+    if state.conv is not None:
+        cache.update_conv_state(state.conv, layer_idx)
+    cache.update_recurrent_state(state.recurrent, layer_idx, tokens=x.shape[1])
+    return y
+
+
+def decodes(x: Tensor, keep: Tensor | None, state: State | None) -> bool:
     """Whether x [B, T, ...] is one real token on a state that may change in place.
 
     It may not where gradients are recorded, nor outside torch.inference_mode() if it was made inside, which a
@@ -94,4 +123,6 @@ def decodes(x: Tensor, keep: Tensor | None, state: Tensor | None) -> bool:
     """
     if x.shape[1] > 1 or keep is not None or state is None or torch.is_grad_enabled():
         return False
-    return torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not state.is_inference()
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return True
+    return not any(u.is_inference() for u in state if u is not None)

@@ -55,9 +55,14 @@ class Attention(nn.Module):
 def eager_attention(
     module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    """For "eager": q, k, v [B, H, T, K], additive mask.  Returns o [B, T, H, K] and the weights."""
+    """For "eager": q, k, v [B, H, T, K]; mask additive, or bool, True at what is seen.
+
+    Returns o [B, T, H, K] and the weights.
+    """
     scores = q @ k.mT * scaling
-    if mask is not None:
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
         scores = scores + mask
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
     return (weights @ v).transpose(1, 2), weights
