@@ -87,6 +87,7 @@ CASES = [
     *both("gated_rms_norm", NORM, "ours", ours="ours, bfloat16", ratio=1),
     *both("gated_rms_norm", NORM, "ours", ours="ours, AVX2", ratio=AVX2),
     *both("gated_rms_norm", HEAD_NORM, "plain torch"),
+    *both("gated_rms_norm, the gate first", NORM, "plain torch"),
     *(
         case
         for sizes in (BERT, BERT_UP, BERT_DOWN, ONE_LAYER, GPT2, GPT2_UP)
@@ -211,6 +212,7 @@ WORK = {
     "retention_step": retention_step_work,
     "causal_conv1d": conv_work,
     "gated_rms_norm": norm_work,
+    "gated_rms_norm, the gate first": norm_work,
     "a Mamba-2 layer": layer_work,
     "a Mamba-2 layer without its projections": inside_work,
 }

@@ -232,7 +232,15 @@ def torch_norm(x, gate, weight=None) -> Tensor:
     return rms_norm(x, x.shape[-1:], weight, 1e-5) * silu(gate)
 
 
+def torch_norm_of_gated(x, gate, weight) -> Tensor:
+    return rms_norm(x * silu(gate), x.shape[-1:], weight, 1e-5)
+
+
+GATE_FIRST = {"norm_before_gate": False}  # as in Mamba-2
 NORMS = ours(lcikernels.gated_rms_norm) | {"plain torch": Side(torch_norm)}
+NORMS_OF_GATED = ours(partial(lcikernels.gated_rms_norm, **GATE_FIRST)) | {
+    "plain torch": Side(torch_norm_of_gated),
+}
 
 
 # kronecker_expand, where units are added: LiGO's expansion of one kind of matrix in all layers
@@ -308,5 +316,8 @@ OPS = {
     "retention_step": Op(retention_step_inputs, retention_step_reference, ours(retain_step)),
     "causal_conv1d": Op(conv_inputs, partial(causal_conv1d_reference, activation="silu"), CONVS),
     "gated_rms_norm": Op(norm_inputs, gated_rms_norm_reference, NORMS),
+    "gated_rms_norm, the gate first": Op(
+        norm_inputs, partial(gated_rms_norm_reference, **GATE_FIRST), NORMS_OF_GATED
+    ),
     "kronecker_expand": Op(expansion_inputs, new_units_alone, EXPANSIONS, fixed=("weight",)),
 }
