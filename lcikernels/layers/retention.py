@@ -65,9 +65,10 @@ class Retention(Layer):
 
     forward(x [B, T, hidden_size]) gives y like x, and with return_state (y, state), the state after x. Given
     a state x counts on from it, and it stays as it is. cu_seqlens int32 [N+1], B = 1: x holds N sequences one
-    after another, n at tokens cu_seqlens[n] to cu_seqlens[n+1], and states are those of N rows. keep bool [B,
-    T] is False at tokens that leave no trace (padding), whose y means nothing. rotary: cos and sin of
-    `rotary_angles`, where positions are the caller's and not the layer's own; the state then has none.
+    after another, n at tokens cu_seqlens[n] to cu_seqlens[n+1], and states are those of N rows.
+    keep bool [B, T] is False at tokens that leave no trace (padding), whose y means nothing.
+    rotary: cos and sin of `rotary_angles`, where positions are the caller's, not the layer's own; the state
+    then has none.
 
     A state is State(recurrent [B, H, K, V] float32, or float64 in a layer of that; position [B] int64).
     Raises ValueError where a size, shape or dtype does not fit.
@@ -186,36 +187,25 @@ class Retention(Layer):
         recurrent, position = (None, None) if state is None else (state.recurrent, state.position)
         q, g = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.g_proj))
         k, v = (proj(x).unflatten(-1, (self.num_kv_heads, -1)) for proj in (self.k_proj, self.v_proj))
-        if rotary is None:
+        one, counts = x.dim() == 2, rotary is None
+        if counts:
             if state is not None and position is None:
                 expected = "given, as it was where the state comes from (that state has no positions)"
                 checks.refuse("Retention", "rotary", expected, "None")
-            rotary, position = self.angles(x, q.dtype, position, cu_seqlens, keep)
-        cos, sin = rotary if x.dim() == 3 else (angle[:, 0] for angle in rotary)
+            if one:
+                places = position[:, None]
+            else:
+                places, position = positions_of(*x.shape[:2], position, cu_seqlens, keep, x.device)
+            exact = torch.promote_types(q.dtype, torch.float32)
+            rotary = rotary_angles(places, self.rotary_dims, self.rope_theta, exact)
+        cos, sin = (angle[:, 0] for angle in rotary) if one else rotary
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         log_decay = self.log_decay.to(torch.promote_types(q.dtype, torch.float32))
-        o, recurrent = retain(
-            rotate(q, cos, sin), rotate(k, cos, sin), v, log_decay, recurrent, cu_seqlens, keep
-        )
+        o, recurrent = retain(q, k, v, log_decay, recurrent, cu_seqlens, keep)
+        if one and counts:
+            position.add_(1)
         y = self.o_proj(self.norm(o, g).flatten(-2))
         return (y, State(recurrent, position=position)) if return_state else y
-
-    def angles(
-        self,
-        x: Tensor,
-        dtype: torch.dtype,
-        position: Tensor | None,
-        cu_seqlens: Tensor | None,
-        keep: Tensor | None,
-    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """The rotary of x from `position` on, and the position after it, of one token in place."""
-        if x.dim() == 3:
-            B, T, _ = x.shape
-            positions, position = positions_of(B, T, position, cu_seqlens, keep, x.device)
-        else:
-            positions = position[:, None].clone()
-            position.add_(1)
-        exact = torch.promote_types(dtype, torch.float32)
-        return rotary_angles(positions, self.rotary_dims, self.rope_theta, exact), position
 
 
 def rename_norm(module: nn.Module, weights: dict[str, Tensor], prefix: str, *_) -> None:

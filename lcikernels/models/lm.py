@@ -21,7 +21,7 @@ from lcikernels.models.attention import Attention, AttentionWeights
 from lcikernels.models.cache import check_cache, recur
 from lcikernels.models.config import LCIConfig, check_rotary
 from lcikernels.models.mlp import MLP
-from lcikernels.models.packing import Packing, find_packing
+from lcikernels.models.packing import Packing, find_packing, kept_tokens
 from lcikernels.ops.checks import refuse
 
 MIXERS = {
@@ -298,15 +298,3 @@ def check_attentions(config: LCIConfig) -> None:
     if (kind := config._attn_implementation) != "eager":
         expected = "False, or attn_implementation='eager', for others keep no weights"
         refuse("LCIModel", "output_attentions", expected, f"True with {kind!r}")
-
-
-def kept_tokens(attention_mask: Tensor, B: int, past: int, T: int) -> Tensor | None:
-    """The last T columns of attention_mask as bool [B, T]; None where all are kept.
-
-    Finding that out waits for the GPU, so a graph that is being compiled always carries the mask.
-    """
-    if attention_mask.shape != (B, past + T):
-        expected = f"[B, past + T] = [{B}, {past + T}] for recurrent layers"
-        refuse("LCIModel", "attention_mask", expected, f"shape {tuple(attention_mask.shape)}")
-    keep = attention_mask[:, -T:].bool()
-    return keep if torch.compiler.is_compiling() or not keep.all() else None

@@ -50,6 +50,18 @@ class Packing(NamedTuple):
         return seen.tril()[:, None]
 
 
+def kept_tokens(attention_mask: Tensor, B: int, past: int, T: int) -> Tensor | None:
+    """The last T columns of attention_mask as bool [B, T]; None where all are kept.
+
+    Finding that out waits for the GPU, so a graph that is being compiled always carries the mask.
+    """
+    if attention_mask.shape != (B, past + T):
+        expected = f"[B, past + T] = [{B}, {past + T}] for recurrent layers"
+        refuse("LCIModel", "attention_mask", expected, f"shape {tuple(attention_mask.shape)}")
+    keep = attention_mask[:, -T:].bool()
+    return keep if torch.compiler.is_compiling() or not keep.all() else None
+
+
 def find_packing(
     B: int,
     T: int,

@@ -214,8 +214,10 @@ def test_what_does_not_fit_is_refused_by_name(layer):
         layer(x[:, 0])
     with pytest.raises(ValueError, match=f"{name}: cu_seqlens must be None in a step"):
         layer(x[:, 0], layer.allocate_state(2), cu_seqlens)
+    state = layer.allocate_state(2)
     with pytest.raises(ValueError, match="must be without requires_grad"):
-        layer.step(x[:, 0], layer.allocate_state(2))
+        layer.step(x[:, 0], state)
+    assert_same(state, layer.allocate_state(2))
 
 
 @pytest.mark.parametrize(
