@@ -154,23 +154,6 @@ void multiply(Ahead& ahead, const Panels<R>& a, const R* b, R* c, int64_t rows, 
 
 // Between tensors and panels.
 
-// The transpose of LANES vectors: blocks off the diagonal change places, the largest first.
-template <typename R, int64_t SIZE = LANES<R> / 2>
-INLINE void transpose(Vec<R>* x) {
-  typename VectorOf<R>::Indices upper, lower;
-  for (int64_t i = 0; i < LANES<R>; i++) {
-    upper[i] = i & SIZE ? LANES<R> + i - SIZE : i;
-    lower[i] = i & SIZE ? LANES<R> + i : i + SIZE;
-  }
-  for (int64_t i = 0; i < LANES<R>; i++)
-    if (!(i & SIZE)) {
-      const Vec<R> above = x[i], below = x[i + SIZE];
-      x[i] = shuffle(above, below, upper);
-      x[i + SIZE] = shuffle(above, below, lower);
-    }
-  if constexpr (SIZE > 1) transpose<R, SIZE / 2>(x);
-}
-
 // f(column, count) for each vector of a row. It is inlined twice: but for the last vector, count is a constant.
 template <typename R, typename F>
 INLINE void for_vectors(int64_t width, F f) {

@@ -201,6 +201,66 @@ INLINE V shuffle(V x, V y, Indices at) {
 #endif
 }
 
+// The transpose of LANES vectors: blocks off the diagonal change places, the largest first.
+template <typename R, int64_t SIZE = LANES<R> / 2>
+INLINE void transpose(Vec<R>* x) {
+  typename VectorOf<R>::Indices upper, lower;
+  for (int64_t i = 0; i < LANES<R>; i++) {
+    upper[i] = i & SIZE ? LANES<R> + i - SIZE : i;
+    lower[i] = i & SIZE ? LANES<R> + i : i + SIZE;
+  }
+  for (int64_t i = 0; i < LANES<R>; i++)
+    if (!(i & SIZE)) {
+      const Vec<R> above = x[i], below = x[i + SIZE];
+      x[i] = shuffle(above, below, upper);
+      x[i + SIZE] = shuffle(above, below, lower);
+    }
+  if constexpr (SIZE > 1) transpose<R, SIZE / 2>(x);
+}
+
+// What was loaded from bfloat16 and is one, back.
+INLINE void store_exact(float* p, Floats v) { store(p, v); }
+INLINE void store_exact(double* p, Doubles v) { store(p, v); }
+INLINE void store_exact(bf16* p, Floats v) {
+  const HalfWords bits = half_words((Words)v >> 16);
+  memcpy(p, &bits, sizeof bits);
+}
+
+// to [columns, rows] <- from [rows, columns], of LANES rows and columns at most.
+template <typename E, typename Count>
+INLINE void turn_block(const E* from, int64_t step, Count rows, Count columns, E* to, int64_t to_step) {
+  using R = Real<E>;
+  constexpr int64_t L = LANES<R>;
+  Vec<R> block[L];
+  for (int64_t i = 0; i < L; i++) block[i] = i < rows ? load(from + i * step, columns) : Vec<R>{};
+  transpose<R>(block);
+  if (rows == L) {
+    for (int64_t i = 0; i < L && i < columns; i++) store_exact(to + i * to_step, block[i]);
+    return;
+  }
+  for (int64_t i = 0; i < L && i < columns; i++) {
+    E all[L];
+    store_exact(all, block[i]);
+    memcpy(to + i * to_step, all, sizeof(E) * rows);
+  }
+}
+
+// The same of any size; the rows of both are `step` apart.
+template <typename E>
+__attribute__((noinline)) void turn(const E* from, int64_t step, int64_t rows, int64_t columns, E* to,
+                                    int64_t to_step) {
+  constexpr int64_t L = LANES<Real<E>>;
+  for (int64_t i = 0; i < rows; i += L)
+    for (int64_t j = 0; j < columns; j += L) {
+      const E* here = from + i * step + j;
+      E* there = to + j * to_step + i;
+      if (rows - i >= L && columns - j >= L)
+        turn_block(here, step, Whole<Real<E>>{}, Whole<Real<E>>{}, there, to_step);
+      else
+        turn_block(here, step, rows - i < L ? rows - i : L, columns - j < L ? columns - j : L, there, to_step);
+    }
+}
+
 // LANES / G rows of LANES numbers, each summed to G of them, in one vector: the halves of what is twice as long, added.
 template <int64_t G, typename R>
 INLINE Vec<R> fold(const R* rows) {

@@ -21,7 +21,7 @@ def inner(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-# How a tensor must lie for a kernel that counts in elements: one of these three makes it so. Nothing else
+# How a tensor must lie for a kernel that counts in elements: one of these four makes it so. Nothing else
 # does: cat, float() and empty_like keep the strides of views.
 def contiguous(u: Tensor | None) -> Tensor | None:
     """u as kernels read it that are given no strides."""
@@ -31,6 +31,11 @@ def contiguous(u: Tensor | None) -> Tensor | None:
 def along_rows(x: Tensor) -> Tensor:
     """x with a contiguous last axis, as half of a projection has; kernels are given the others' strides."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def along_an_axis(x: Tensor) -> Tensor:
+    """x [B, T, D] with its channels side by side, or its tokens: memory that is [B, D, T]."""
+    return x if x.stride(1) == 1 else along_rows(x)
 
 
 def rows(x: Tensor) -> Tensor:
