@@ -68,6 +68,12 @@ Tokens<Element> tokens(const Maybe& x) {
   return x ? tokens<Element>(*x) : Tokens<Element>{};
 }
 
+// x [B, T, heads, width] where it lies, with a contiguous last axis.
+template <typename Element>
+Heads<const Element> heads(const Tensor& x) {
+  return {in<Element>(x), x.stride(0), x.stride(1), x.stride(2)};
+}
+
 // The sum over the first axis, in order.
 inline Tensor total(const Tensor& layers) {
   const Shape first = {0};

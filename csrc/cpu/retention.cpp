@@ -464,10 +464,14 @@ struct Task {
         w(scratch, p.K, V),
         kept(w, p.T, backward && p.dlog_decay) {}
 
-  // Head h's rows of x [B, T, Hx, width], from `column` on.
+  // Head h's rows of x [B, T, Hx, width], from `column` on: dense, or where it lies.
   template <typename X>
   Rows<X> rows(X* x, int64_t h, int64_t Hx, int64_t width, int64_t column = 0) const {
     return {x ? x + (row * p.T * Hx + h / (p.H / Hx)) * width + column : nullptr, Hx * width};
+  }
+  template <typename X>
+  Rows<X> rows(const Heads<X>& x, int64_t h, int64_t Hx, int64_t column = 0) const {
+    return {x.data ? x.at(row, 0, h / (p.H / Hx)) + column : nullptr, x.token};
   }
   // Where its gradient goes. A task that sees some columns of V only has a layer of its own for the others.
   Sink<E> sink(const RetentionGradient<E>& to, int64_t h, int64_t Hx, int64_t width, bool whole_width) const {
@@ -504,8 +508,8 @@ struct Head {
   const Retention<E>& p = task.p;
   const Kept<R>& kept = task.kept;
   Workspace<R>& w = task.w;
-  const Rows<const E> q = task.rows(p.q, h, p.Hq, p.K), k = task.rows(p.k, h, p.Hk, p.K);
-  const Rows<const E> v = task.rows(p.v, h, p.Hv, p.V, task.v0), grad_o = task.rows(p.grad_o, h, p.H, p.V, task.v0);
+  const Rows<const E> q = task.rows(p.q, h, p.Hq), k = task.rows(p.k, h, p.Hk);
+  const Rows<const E> v = task.rows(p.v, h, p.Hv, task.v0), grad_o = task.rows(p.grad_o, h, p.H, task.v0);
   const Rows<const R> rates =
       p.per_token ? task.rows(p.log_decay, h, p.H, 1) : Rows<const R>{p.log_decay + h, 0};
 

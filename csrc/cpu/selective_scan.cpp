@@ -151,18 +151,14 @@ void checkpoint(const SelectiveScan<E>& p, const Task& task, int64_t i, R* rows)
     }
 }
 
-// to [t, 2, N] <- b or c of the chunk's tokens, along the axis that lies side by side.
+// to [t, 2, N] <- b or c of the chunk's tokens.
 template <typename E, typename R>
 void pack(const Projected<const E>& from, int64_t N, const Task& task, const Chunk& chunk, R* to) {
   const E* first = from.at(task.row, chunk.begin, task.g);
   const int64_t token = from.token, state = from.state;
-  if (state == 1) {
-    for (int64_t t = 0; t < chunk.steps; t++)
-      for (int64_t n = 0; n < N; n++) to[t * 2 * N + n] = real(first[t * token + n]);
-  } else {
-    for (int64_t n = 0; n < N; n++)
-      for (int64_t t = 0; t < chunk.steps; t++) to[t * 2 * N + n] = real(first[t * token + n * state]);
-  }
+  if (token == 1 && state != 1) return turn(first, state, N, chunk.steps, to, 2 * N);
+  for (int64_t t = 0; t < chunk.steps; t++)
+    for (int64_t n = 0; n < N; n++) to[t * 2 * N + n] = real(first[t * token + n * state]);
 }
 template <typename E, typename R>
 void pack(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, R* bc) {

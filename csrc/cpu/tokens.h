@@ -19,6 +19,15 @@ Tokens<const E> constant(const Tokens<E>& x) {
   return {x.data, x.row, x.token, x.channel};
 }
 
+// x [B, T, heads, width], whose columns lie side by side.
+template <typename E>
+struct Heads {
+  E* data;
+  int64_t row, token, head;
+
+  E* at(int64_t b, int64_t t, int64_t h) const { return data + b * row + t * token + h * head; }
+};
+
 // x [B, T, G, N], of any strides.
 template <typename E>
 struct Projected {

@@ -218,46 +218,55 @@ INLINE void transpose(Vec<R>* x) {
   if constexpr (SIZE > 1) transpose<R, SIZE / 2>(x);
 }
 
-// What was loaded from bfloat16 and is one, back.
-INLINE void store_exact(float* p, Floats v) { store(p, v); }
-INLINE void store_exact(double* p, Doubles v) { store(p, v); }
-INLINE void store_exact(bf16* p, Floats v) {
-  const HalfWords bits = half_words((Words)v >> 16);
-  memcpy(p, &bits, sizeof bits);
+// To memory of a type, what was loaded as E: what was a bfloat16 and becomes one needs no rounding.
+template <typename E, typename To>
+INLINE void store_loaded(To* p, Vec<Real<E>> v) {
+  if constexpr (sizeof(E) == 2 && sizeof(To) == 2) {
+    const HalfWords bits = half_words((Words)v >> 16);
+    memcpy(p, &bits, sizeof bits);
+  } else {
+    store(p, v);
+  }
 }
 
-// to [columns, rows] <- from [rows, columns], of LANES rows and columns at most.
-template <typename E, typename Count>
-INLINE void turn_block(const E* from, int64_t step, Count rows, Count columns, E* to, int64_t to_step) {
+// to [columns, rows] <- from [rows, columns], whose rows are so many elements apart: LANES rows and columns.
+template <typename E, typename To>
+__attribute__((noinline)) void turn_block(const E* from, int64_t step, To* to, int64_t to_step) {
+  using R = Real<E>;
+  Vec<R> block[LANES<R>];
+  for (int64_t i = 0; i < LANES<R>; i++, from += step) block[i] = load(from);
+  transpose<R>(block);
+  for (int64_t i = 0; i < LANES<R>; i++, to += to_step) store_loaded<E>(to, block[i]);
+}
+
+// The same of fewer.
+template <typename E, typename To>
+__attribute__((noinline)) void turn_rest(const E* from, int64_t step, int64_t rows, int64_t columns, To* to,
+                                         int64_t to_step) {
   using R = Real<E>;
   constexpr int64_t L = LANES<R>;
   Vec<R> block[L];
   for (int64_t i = 0; i < L; i++) block[i] = i < rows ? load(from + i * step, columns) : Vec<R>{};
   transpose<R>(block);
-  if (rows == L) {
-    for (int64_t i = 0; i < L && i < columns; i++) store_exact(to + i * to_step, block[i]);
-    return;
-  }
-  for (int64_t i = 0; i < L && i < columns; i++) {
-    E all[L];
-    store_exact(all, block[i]);
-    memcpy(to + i * to_step, all, sizeof(E) * rows);
+  for (int64_t i = 0; i < columns; i++) {
+    To all[L];
+    store_loaded<E>(all, block[i]);
+    memcpy(to + i * to_step, all, sizeof(To) * rows);
   }
 }
 
-// The same of any size; the rows of both are `step` apart.
-template <typename E>
-__attribute__((noinline)) void turn(const E* from, int64_t step, int64_t rows, int64_t columns, E* to,
-                                    int64_t to_step) {
+// The same of any number.
+template <typename E, typename To>
+void turn(const E* from, int64_t step, int64_t rows, int64_t columns, To* to, int64_t to_step) {
   constexpr int64_t L = LANES<Real<E>>;
   for (int64_t i = 0; i < rows; i += L)
     for (int64_t j = 0; j < columns; j += L) {
       const E* here = from + i * step + j;
-      E* there = to + j * to_step + i;
+      To* there = to + j * to_step + i;
       if (rows - i >= L && columns - j >= L)
-        turn_block(here, step, Whole<Real<E>>{}, Whole<Real<E>>{}, there, to_step);
+        turn_block(here, step, there, to_step);
       else
-        turn_block(here, step, rows - i < L ? rows - i : L, columns - j < L ? columns - j : L, there, to_step);
+        turn_rest(here, step, rows - i < L ? rows - i : L, columns - j < L ? columns - j : L, there, to_step);
     }
 }
 

@@ -55,6 +55,12 @@ def empty_as(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def laid_as(x: Tensor, like: Tensor) -> Tensor:
+    """x in the dtype of `like`, as empty_as lays it; a copy unless it is."""
+    place = empty_as(like)
+    return x if (x.dtype, x.stride()) == (place.dtype, place.stride()) else place.copy_(x)
+
+
 def axes(op: str, argument: str, x: Tensor) -> int:
     """How many `x` has, which must be a tensor whose every element is in memory."""
     if isinstance(x, Tensor) and x.layout is STRIDED and not x.is_nested:

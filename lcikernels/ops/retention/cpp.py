@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import boundaries, contiguous
+from ..checks import along_rows, boundaries, contiguous
 
 
 def forward(
@@ -18,8 +18,8 @@ def forward(
     """o [B, T, H, V] and the final state [B or N, H, K, V]."""
     if cu_seqlens is not None:
         boundaries("retention", cu_seqlens, q.shape[1])
-    inputs, states = map(contiguous, (q, k, v, log_decay)), map(contiguous, (initial_state, cu_seqlens))
-    return torch.ops.lcikernels_cpp.retention_forward(*inputs, scale, *states)
+    heads, (rates, *states) = map(along_rows, (q, k, v)), map(contiguous, (log_decay, initial_state, cu_seqlens))
+    return torch.ops.lcikernels_cpp.retention_forward(*heads, rates, scale, *states)
 
 
 def backward(
@@ -35,9 +35,10 @@ def backward(
     need_log_decay: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, log_decay ([1], any number, where it is not needed) and the initial state."""
-    inputs = map(contiguous, (grad_o, grad_state, q, k, v, log_decay))
-    states = map(contiguous, (initial_state, cu_seqlens))
-    return torch.ops.lcikernels_cpp.retention_backward(*inputs, scale, *states, need_log_decay)
+    grad_o, q, k, v = map(along_rows, (grad_o, q, k, v))
+    grad_state, rates, *states = map(contiguous, (grad_state, log_decay, initial_state, cu_seqlens))
+    inputs = grad_o, grad_state, q, k, v, rates, scale, *states, need_log_decay
+    return torch.ops.lcikernels_cpp.retention_backward(*inputs)
 
 
 def step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, scale: float) -> Tensor:
