@@ -14,18 +14,18 @@ struct Channels : Block<E, TAPS> {
   using R = Real<E>;
   using Base = Block<E, TAPS>;
   using Base::Base, Base::BLOCK, Base::p, Base::channels, Base::filters, Base::sums, Base::trail, Base::windows;
-  using Base::W, Base::at, Base::state, Base::enter, Base::leave, Base::slide, Base::convolve, Base::sum_taps;
+  using Base::W, Base::in_row, Base::state, Base::enter, Base::leave, Base::slide, Base::convolve, Base::sum_taps;
 
   template <typename Count>
   INLINE_MEMBER void forward(const Run& run, int64_t t, int64_t end, int64_t c, Count count) {
     Window<R, TAPS> x(windows), taps(windows + W() * LANES<R>);
-    enter(x, run, t, c);
+    this->template enter<true>(x, run, t, c);
     enter(taps, filters, c);
     const Vec<R> bias = load(filters + W() * BLOCK + c);
     const int64_t x_token = p.x.token, y_token = p.y.token;
     const bool activate = p.silu;
-    const E* next = at(p.x, run, t, c);
-    E* y = at(p.y, run, t, c);
+    const E* next = in_row(p.x, run, t, c);
+    E* y = in_row(p.y, run, t, c);
     for (int64_t steps = end - t; steps; steps--, next += x_token, y += y_token) {
       slide(x, load(next, count));
       const Vec<R> sum = convolve(x, taps, bias);
@@ -38,7 +38,7 @@ struct Channels : Block<E, TAPS> {
   INLINE_MEMBER void backward(const Run& run, int64_t t, int64_t end, int64_t c, Count count) {
     Window<R, TAPS> x(windows), taps(windows + W() * LANES<R>), g(windows + 2 * W() * LANES<R>);
     Window<R, TAPS> dtaps(windows + 3 * W() * LANES<R>);
-    enter(x, run, t, c);
+    this->template enter<true>(x, run, t, c);
     enter(taps, filters, c);
     enter(g, trail, c);
     const Vec<R> bias = load(filters + W() * BLOCK + c);
@@ -47,9 +47,9 @@ struct Channels : Block<E, TAPS> {
       for (int64_t w = 0; w < W(); w++) dtaps[w] = Vec<R>{};
     const int64_t x_token = p.x.token, dy_token = p.dy.token, dx_token = p.dx.token, reach = run.from + W() - 1;
     const bool activate = p.silu;
-    const E* next = at(p.x, run, t, c);
-    const E* dy = at(p.dy, run, t, c);
-    E* dx = at(p.dx, run, t - (W() - 1), c);
+    const E* next = in_row(p.x, run, t, c);
+    const E* dy = in_row(p.dy, run, t, c);
+    E* dx = in_row(p.dx, run, t - (W() - 1), c);
     for (; t < end; t++, next += x_token, dy += dy_token, dx += dx_token) {
       Vec<R> gradient{};
       if (OWN || t < run.end) {

@@ -67,6 +67,11 @@ struct Block {
   INLINE_MEMBER Element* at(const Tokens<Element>& x, const Run& run, int64_t t, int64_t c) const {
     return x.at(run.row, t, first + c);
   }
+  // The same of channels that lie side by side.
+  template <typename Element>
+  INLINE_MEMBER Element* in_row(const Tokens<Element>& x, const Run& run, int64_t t, int64_t c) const {
+    return x.data + run.row * x.row + t * x.token + first + c;
+  }
   INLINE_MEMBER Vec<R> vector(const Tokens<const E>& x, const Run& run, int64_t t, int64_t c) const {
     return x.turned() ? gather(at(x, run, t, c), x.channel, lanes(c)) : load(at(x, run, t, c), lanes(c));
   }
@@ -75,9 +80,10 @@ struct Block {
     return states + (run.sequence * p.D + first + c) * (W() - 1) + i;
   }
 
-  // Token t of a sequence, or of the state before it.
+  // Token t of a sequence, or of the state before it. ROWS: channels are known to lie side by side.
+  template <bool ROWS>
   INLINE_MEMBER Vec<R> token(const Run& run, int64_t t, int64_t c) const {
-    if (t >= run.start) return vector(p.x, run, t, c);
+    if (t >= run.start) return ROWS ? load(in_row(p.x, run, t, c), lanes(c)) : vector(p.x, run, t, c);
     if (!p.initial_state) return Vec<R>{};
     return gather(state(p.initial_state, run, t - run.start + W() - 1, c), W() - 1, lanes(c));
   }
@@ -105,8 +111,9 @@ struct Block {
     window[W() - 1] = next;
   }
   // The tokens before t, to be slid.
+  template <bool ROWS>
   INLINE_MEMBER void enter(Window<R, TAPS>& window, const Run& run, int64_t t, int64_t c) const {
-    for (int64_t w = 1; w < W(); w++) window[w] = token(run, t - W() + w, c);
+    for (int64_t w = 1; w < W(); w++) window[w] = token<ROWS>(run, t - W() + w, c);
   }
   INLINE_MEMBER void enter(Window<R, TAPS>& window, const R* rows, int64_t c) const {
     for (int64_t w = 0; w < W(); w++) window[w] = load(rows + w * BLOCK + c);
@@ -118,7 +125,7 @@ struct Block {
   void final_state(const Run& run) {
     for (int64_t c = 0; c < channels; c += LANES<R>)
       for (int64_t i = 0; i < W() - 1; i++)
-        scatter(state(p.final_state, run, i, c), W() - 1, token(run, run.end - (W() - 1) + i, c), lanes(c));
+        scatter(state(p.final_state, run, i, c), W() - 1, token<false>(run, run.end - (W() - 1) + i, c), lanes(c));
   }
 
   // The gradient of the tokens before the start.
@@ -126,13 +133,13 @@ struct Block {
     const int64_t length = run.end - run.start;
     for (int64_t c = 0; c < channels; c += LANES<R>) {
       Window<R, TAPS> x(windows), taps(windows + W() * LANES<R>), g(windows + 2 * W() * LANES<R>);
-      enter(x, run, run.start, c);
+      enter<false>(x, run, run.start, c);
       enter(taps, filters, c);
       const Vec<R> bias = load(filters + W() * BLOCK + c);
       for (int64_t i = 0; i < W() - 1; i++) {
         g[i] = Vec<R>{};
         if (i < length) {
-          slide(x, token(run, run.start + i, c));
+          slide(x, token<false>(run, run.start + i, c));
           g[i] = vector(p.dy, run, run.start + i, c);
           if (p.silu) g[i] *= silu_curve(convolve(x, taps, bias)).slope;
         }

@@ -18,7 +18,10 @@ def forward(
     """o [B, T, H, V] and the final state [B or N, H, K, V]."""
     if cu_seqlens is not None:
         boundaries("retention", cu_seqlens, q.shape[1])
-    heads, (rates, *states) = map(along_rows, (q, k, v)), map(contiguous, (log_decay, initial_state, cu_seqlens))
+    heads, (rates, *states) = (
+        map(along_rows, (q, k, v)),
+        map(contiguous, (log_decay, initial_state, cu_seqlens)),
+    )
     return torch.ops.lcikernels_cpp.retention_forward(*heads, rates, scale, *states)
 
 
