@@ -91,7 +91,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Mayb
     p.dy = tokens<const E>(dy), p.dfinal_state = state(p, OP, "dfinal_state", dfinal_state);
     Tensor dx = empty_as<E>(x), dinitial_state = empty<R>(x, {p.S, p.D, p.W - 1});
     Tensor dweight = empty<R>(x, {p.B * p.segments(), p.D, p.W}), dbias = empty<R>(x, {p.B * p.segments(), p.D});
-    p.dx = tokens<E>(dx), p.dinitial_state = out<R>(dinitial_state), p.dweight = out<R>(dweight), p.dbias = out<R>(dbias);
+    p.dx = tokens<E>(dx), p.dinitial_state = out<R>(dinitial_state);
+    p.dweight = out<R>(dweight), p.dbias = out<R>(dbias);
     const bool along = p.x.turned() || p.dy.turned();
     const auto kernel = along ? PICK(causal_conv1d_backward_along<E>) : PICK(causal_conv1d_backward<E>);
     parallel(p.tasks(), work(p, 3 * p.W + 25), p.scratch() * sizeof(R),

@@ -62,7 +62,8 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
   m.def(
       "retention_step(Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor(a!) state, float scale) -> Tensor");
 
-  // x and dy as the scan's, y and dx like x; weight and bias in what the kernel computes with; S is B, or N of cu_seqlens [N+1]
+  // x and dy as the scan's, y and dx like x; weight and bias in what the kernel computes with; S is B, or N of
+  // cu_seqlens [N+1]
   m.def(
       "causal_conv1d_forward(Tensor x, Tensor weight, Tensor? bias, bool silu, Tensor? initial_state,"
       " Tensor? cu_seqlens) -> (Tensor y, Tensor final_state)");

@@ -41,7 +41,7 @@ Projected<const E> groups(const Tensor& x, int64_t lead) {
   return {in<E>(x), x.stride(0), lead == 2 ? x.stride(1) : 0, grouped ? x.stride(lead) : 0, x.stride(x.dim() - 1)};
 }
 
-// Memory for `splits` layers of the gradient of b or c, each in the order that it lies in; and [splits, B, T, G, N] in it.
+// Memory for `splits` layers of the gradient of b or c, each in the order that it lies in; and [B, T, G, N] of the first.
 template <typename E>
 Tensor layers(const SelectiveScan<E>& p, const Tensor& x, Projected<Real<E>>& layers) {
   const bool turned = channels_first(x);
@@ -190,7 +190,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     checks::require_tokens(OP, "dy", dy, {{"B", p.B}, {"T", p.T}, {"D", p.D}}, TYPE<E>);
     if (dfinal_state) require(OP, "dfinal_state", *dfinal_state, {{"S", p.S}, {"D", p.D}, {"N", p.N}}, TYPE<R>);
     require(OP, "checkpoints", checkpoints, {{"chunks", chunks(p)}, {"B", p.B}, {"N", p.N}, {"D", p.D}}, TYPE<R>);
-    p.dy = tokens<const E>(dy), p.dfinal_state = in<R>(dfinal_state), p.checkpoints = const_cast<R*>(in<R>(checkpoints));
+    p.dy = tokens<const E>(dy), p.dfinal_state = in<R>(dfinal_state);
+    p.checkpoints = const_cast<R*>(in<R>(checkpoints));
 
     const Shape states = {p.S, p.segments, p.D, p.N}, channels = {p.S * p.segments, p.D};
     Tensor dinitial_state = empty<R>(x, states), da = empty<R>(x, states);

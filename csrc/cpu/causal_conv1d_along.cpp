@@ -15,7 +15,7 @@ struct Along : Block<E, TAPS> {
   using Base::W, Base::at, Base::lanes, Base::state, Base::sum_taps;
   static constexpr int64_t L = LANES<R>;
 
-  R *const xs, *const gs;  // [LANES, pitch]: the tokens of a run from the W - 1 before it on; gradients from its first on
+  R *const xs, *const gs;  // [LANES, pitch]: tokens from the W - 1 before a run on; gradients from its first on
 
   Along(const CausalConv1d<E>& p, int64_t block, R* scratch)
       : Base(p, block, scratch), xs(windows + 4 * W() * L), gs(xs + L * p.pitch()) {}
@@ -35,8 +35,10 @@ struct Along : Block<E, TAPS> {
     const int64_t begin = run.from - (W() - 1), known = begin < run.start ? run.start : begin;
     fill(p.x, run, known, to, c, xs + known - begin);
     for (int64_t i = 0; i < lanes(c); i++)
-      for (int64_t t = begin; t < known; t++)
-        xs[i * p.pitch() + t - begin] = p.initial_state ? *state(p.initial_state, run, t - run.start + W() - 1, c + i) : 0;
+      for (int64_t t = begin; t < known; t++) {
+        const int64_t before = t - run.start + W() - 1;
+        xs[i * p.pitch() + t - begin] = p.initial_state ? *state(p.initial_state, run, before, c + i) : 0;
+      }
   }
 
   // The taps of one channel, and their products with tokens.
