@@ -56,6 +56,7 @@ def both(op: str, sizes: dict[str, int], rival: str, **options) -> list[Case]:
 
 
 GATED, AVX2 = 1 / 1.4, 1 / 2.2  # softplus, bias and gate cost at most 1.4x; half the lanes at most 2.2x
+TURNED = 1 / 1.25  # where tensors are [B, D, T] in memory
 CASES = [
     Case("selective_scan", SCAN, FORWARD, "transformers' loop", ratio=230, mb=13),
     Case("selective_scan", SCAN, FORWARD, "compiled associative scan", ratio=100),
@@ -64,6 +65,7 @@ CASES = [
     Case("selective_scan", SCAN, TRAINING, "mambapy", ratio=250),
     *both("selective_scan", SCAN, "ours in torch"),
     *both("selective_scan", SCAN, "ours", ours="ours, gated", ratio=GATED),
+    *both("selective_scan", SCAN, "ours, gated", ours="ours, gated, channels first", ratio=TURNED),
     *both("selective_scan", SCAN, "ours", ours="ours, bfloat16", ratio=1),
     *both("selective_scan", SCAN, "ours", ours="ours, AVX2", ratio=AVX2),
     Case("selective_scan", SHORT_SCAN, FORWARD, "transformers' loop"),
@@ -81,6 +83,7 @@ CASES = [
     Case("retention_step", RETENTION_STEP, FORWARD, "ours in torch"),
     *both("causal_conv1d", CONV, "transformers' convolution"),
     *both("causal_conv1d", CONV, "ours in torch"),
+    *both("causal_conv1d", CONV, "ours", ours="ours, channels first", ratio=TURNED),
     *both("causal_conv1d", CONV, "ours", ours="ours, bfloat16", ratio=1),
     *both("causal_conv1d", CONV, "ours", ours="ours, AVX2", ratio=AVX2),
     *both("gated_rms_norm", NORM, "plain torch"),

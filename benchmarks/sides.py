@@ -67,6 +67,11 @@ def scan(x, dt, a, b, c, d, z=None, dt_bias=None, **options) -> Tensor:
     return lcikernels.selective_scan(x, dt, a, b, c, d, **options)
 
 
+def scan_of_channels_first(x, dt, a, b, c, d, z, dt_bias) -> Tensor:
+    """mamba-ssm's callers: x, dt, z [B, D, T], b, c [B, N, T], and so is the output."""
+    return scan(x.mT, dt.mT, a, b.mT, c.mT, d, z.mT, dt_bias).mT
+
+
 def scan_reference(x, dt, a, b, c, d, z=None, dt_bias=None, **options) -> Tensor:
     options |= dict(z=z, dt_bias=dt_bias, dt_softplus=z is not None)
     return selective_scan_reference(x, dt, a, b, c, d, **options)
@@ -92,6 +97,9 @@ def compiled() -> Callable:
 
 SCANS = ours(scan) | {
     "ours, gated": Side(scan, gated=True, ours=True),
+    "ours, gated, channels first": Side(
+        scan_of_channels_first, ("x", "dt", "b", "c", "z"), gated=True, ours=True
+    ),
     "transformers' loop": Side(transformers_scan, ("x", "dt")),
     "compiled associative scan": Side(lambda **inputs: compiled()(**inputs), ("x", "dt")),
     "mambapy": Side(mambapy_scan),
@@ -216,7 +224,12 @@ def transformers_conv(x, weight, bias) -> Tensor:
     return modeling_mamba.causal_conv1d_fn(x, weight, bias, activation="silu")
 
 
+def conv_of_channels_first(x, weight, bias) -> Tensor:
+    return lcikernels.causal_conv1d(x.mT, weight, bias, activation="silu").mT
+
+
 CONVS = ours(partial(lcikernels.causal_conv1d, activation="silu")) | {
+    "ours, channels first": Side(conv_of_channels_first, ("x",), ours=True),
     "transformers' convolution": Side(transformers_conv, ("x",)),
 }
 

@@ -37,13 +37,13 @@ CausalConv1d<E> problem(const char* op, const Tensor& x, const Tensor& weight, c
   if (weight.dim() != 2) refuse(op, "weight", "[D, W]", "shape " + checks::tuple(weight.sizes()));
   CausalConv1d<E> p{};
   p.B = p.S = x.size(0), p.T = step ? 1 : x.size(1), p.D = x.size(step ? 1 : 2), p.W = weight.size(1);
-  p.x_row = x.stride(0), p.x_token = step ? 0 : x.stride(1), p.silu = silu;
+  p.silu = silu;
   checks::Axes axes = {{"B", p.B}, {"T", p.T}, {"D", p.D}};
   if (step) axes.erase(axes.begin() + 1);
-  checks::require_rows(op, "x", x, axes, TYPE<E>);
+  (step ? checks::require_rows : checks::require_tokens)(op, "x", x, axes, TYPE<E>);
   require(op, "weight", weight, {{"D", p.D}, {"W", p.W}}, TYPE<R>);
   if (bias) require(op, "bias", *bias, {{"D", p.D}}, TYPE<R>);
-  p.x = in<E>(x), p.weight = in<R>(weight), p.bias = in<R>(bias);
+  p.x = tokens<const E>(x), p.weight = in<R>(weight), p.bias = in<R>(bias);
   return p;
 }
 
@@ -72,9 +72,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const 
   return with_element(OP, "x", x, [&](auto element) {
     using E = decltype(element);
     CausalConv1d<E> p = sequences<E>(x, weight, bias, silu, initial_state, cu_seqlens);
-    Tensor y = empty<E>(x, {p.B, p.T, p.D}), final_state = empty<Real<E>>(x, {p.S, p.D, p.W - 1});
-    p.y = out<E>(y), p.final_state = out<Real<E>>(final_state);
-    const auto kernel = PICK(causal_conv1d_forward<E>);
+    Tensor y = empty_as<E>(x), final_state = empty<Real<E>>(x, {p.S, p.D, p.W - 1});
+    p.y = tokens<E>(y), p.final_state = out<Real<E>>(final_state);
+    const auto kernel = p.x.turned() ? PICK(causal_conv1d_forward_along<E>) : PICK(causal_conv1d_forward<E>);
     parallel(p.tasks(), work(p, p.W + 20), p.scratch() * sizeof(Real<E>),
              [&](int64_t task, void* scratch) { kernel(p, task, static_cast<Real<E>*>(scratch)); });
     return std::make_tuple(y, final_state);
@@ -88,12 +88,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Mayb
     using E = decltype(element);
     using R = Real<E>;
     CausalConv1d<E> p = sequences<E>(x, weight, bias, silu, initial_state, cu_seqlens);
-    require(OP, "dy", dy, {{"B", p.B}, {"T", p.T}, {"D", p.D}}, TYPE<E>);
-    p.dy = in<E>(dy), p.dfinal_state = state(p, OP, "dfinal_state", dfinal_state);
-    Tensor dx = empty<E>(x, {p.B, p.T, p.D}), dinitial_state = empty<R>(x, {p.S, p.D, p.W - 1});
+    checks::require_tokens(OP, "dy", dy, {{"B", p.B}, {"T", p.T}, {"D", p.D}}, TYPE<E>);
+    p.dy = tokens<const E>(dy), p.dfinal_state = state(p, OP, "dfinal_state", dfinal_state);
+    Tensor dx = empty_as<E>(x), dinitial_state = empty<R>(x, {p.S, p.D, p.W - 1});
     Tensor dweight = empty<R>(x, {p.B * p.segments(), p.D, p.W}), dbias = empty<R>(x, {p.B * p.segments(), p.D});
-    p.dx = out<E>(dx), p.dinitial_state = out<R>(dinitial_state), p.dweight = out<R>(dweight), p.dbias = out<R>(dbias);
-    const auto kernel = PICK(causal_conv1d_backward<E>);
+    p.dx = tokens<E>(dx), p.dinitial_state = out<R>(dinitial_state);
+    p.dweight = out<R>(dweight), p.dbias = out<R>(dbias);
+    const bool along = p.x.turned() || p.dy.turned();
+    const auto kernel = along ? PICK(causal_conv1d_backward_along<E>) : PICK(causal_conv1d_backward<E>);
     parallel(p.tasks(), work(p, 3 * p.W + 25), p.scratch() * sizeof(R),
              [&](int64_t task, void* scratch) { kernel(p, task, static_cast<R*>(scratch)); });
     return std::make_tuple(dx, total(dweight), bias ? total(dbias) : empty<R>(x, {0}), dinitial_state);
@@ -120,7 +122,7 @@ Tensor step(const Tensor& x, const Tensor& weight, const Maybe& bias, bool silu,
       else if (state_indices)
         require(STEP, "state_indices", *state_indices, {{"B", p.B}}, ScalarType::Long);
       Tensor y = empty<E>(x, {p.B, p.D});
-      p.y = out<E>(y);
+      p.y = tokens<E>(y);
       const auto kernel = PICK(causal_conv1d_step<E, S>);
       parallel(p.B * p.blocks(), work(p, 2 * p.W + 20), p.scratch() * sizeof(Real<E>),
                [&](int64_t task, void* scratch) { kernel(p, states, task, static_cast<Real<E>*>(scratch)); });

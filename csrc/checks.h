@@ -87,6 +87,13 @@ inline void require_rows(const char* op, const char* argument, const Tensor& x, 
   if (!rows) refuse(op, argument, "contiguous in its last axis", "strides " + tuple(x.strides()));
 }
 
+// [B, T, D] whose last axis lies side by side, or else its tokens: memory that is [B, D, T].
+inline void require_tokens(const char* op, const char* argument, const Tensor& x, const Axes& axes, ScalarType dtype) {
+  require_axes(op, argument, x, axes, dtype);
+  const bool fits = x.stride(2) == 1 || x.size(2) == 1 || x.stride(1) == 1 || x.size(1) == 1;
+  if (!fits) refuse(op, argument, "contiguous in D or in T", "strides " + tuple(x.strides()));
+}
+
 // int32 [N + 1]: 0 first, T last, never falling.
 inline void require_boundaries(const char* op, const char* argument, const Tensor& x, int64_t T) {
   if (x.dim() != 1 || x.size(0) < 2) refuse(op, argument, "[N+1] with N at least 1", "shape " + tuple(x.sizes()));

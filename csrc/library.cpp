@@ -32,6 +32,7 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
   m.def("instruction_set() -> str");
   m.def("use_instruction_set(str name) -> ()");
 
+  // Of x, dt, z and dy either channels or tokens lie side by side, b and c anyhow; outputs and gradients lie likewise.
   // checkpoints [T / 32, B, N, D], rounded up: the state that enters every 32nd token of a row; [0, ...] unless kept
   m.def(
       "selective_scan_forward(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias,"
@@ -57,6 +58,7 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
       "selective_scan_step(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? z, Tensor? dt_bias,"
       " bool dt_softplus, Tensor(a!) state, Tensor? state_indices) -> Tensor");
 
+  // q, k, v, grad_o with a contiguous last axis
   m.def(
       "retention_forward(Tensor q, Tensor k, Tensor v, Tensor log_decay, float scale, Tensor? initial_state,"
       " Tensor? cu_seqlens) -> (Tensor o, Tensor final_state)");
@@ -72,7 +74,8 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
       "retention_step(Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor(a!) state, float scale,"
       " Tensor? state_indices) -> Tensor");
 
-  // x with a contiguous last axis, weight and bias in what the kernel computes with; S is B, or N of cu_seqlens [N+1]
+  // x and dy as the scan's, y and dx like x; weight and bias in what the kernel computes with; S is B, or N of
+  // cu_seqlens [N+1]
   m.def(
       "causal_conv1d_forward(Tensor x, Tensor weight, Tensor? bias, bool silu, Tensor? initial_state,"
       " Tensor? cu_seqlens) -> (Tensor y, Tensor final_state)");

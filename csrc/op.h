@@ -13,6 +13,7 @@
 #include "checks.h"
 #include "cpu/elements.h"
 #include "cpu/states.h"
+#include "cpu/tokens.h"
 
 namespace op {
 
@@ -44,6 +45,34 @@ const Element* in(const Maybe& x) {
 template <typename Element>
 Tensor empty(const Tensor& like, const Shape& sizes) {
   return torch::stable::new_empty(like, sizes, TYPE<Element>);
+}
+
+// Whether x [B, T, ..., D] lies as [B, ..., D, T]: as channels_first in lcikernels/ops/checks.py.
+inline bool channels_first(const Tensor& x) { return x.dim() > 2 && x.stride(1) == 1 && x.stride(x.dim() - 1) != 1; }
+
+// Memory for what x's [B, T, D] likes are written to, dense, in the order that x lies in.
+template <typename Element>
+Tensor empty_as(const Tensor& x) {
+  if (!channels_first(x)) return empty<Element>(x, {x.size(0), x.size(1), x.size(2)});
+  return torch::stable::transpose(empty<Element>(x, {x.size(0), x.size(2), x.size(1)}), 1, 2);
+}
+
+// x [B, T, D] where it lies, or one token of each row, [B, D].
+template <typename Element>
+Tokens<Element> tokens(const Tensor& x) {
+  auto* data = const_cast<Element*>(in<std::remove_const_t<Element>>(x));
+  if (x.dim() == 2) return {data, x.stride(0), 0, 1};
+  return {data, x.stride(0), x.stride(1), x.size(2) == 1 ? 1 : x.stride(2)};
+}
+template <typename Element>
+Tokens<Element> tokens(const Maybe& x) {
+  return x ? tokens<Element>(*x) : Tokens<Element>{};
+}
+
+// x [B, T, heads, width] where it lies, with a contiguous last axis.
+template <typename Element>
+Heads<const Element> heads(const Tensor& x) {
+  return {in<Element>(x), x.stride(0), x.stride(1), x.stride(2)};
 }
 
 // The sum over the first axis, in order.

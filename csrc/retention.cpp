@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <tuple>
+#include <type_traits>
 
 #include "checks.h"
 #include "cpu/dispatch.h"
@@ -39,16 +40,21 @@ P problem(const char* op, const Axes& tokens, const Tensor& q, const Tensor& k, 
   };
   p.Hq = heads("q", q, "Hq", "K"), p.Hk = heads("k", k, "Hk", "K"), p.Hv = heads("v", v, "Hv", "V");
   p.H = std::max({p.Hq, p.Hk, p.Hv}), p.K = q.size(lead + 1), p.V = v.size(lead + 1);
-  require(op, "q", q, with({{"Hq", p.Hq}, {"K", p.K}}), TYPE<E>);
-  require(op, "k", k, with({{"Hk", p.Hk}, {"K", p.K}}), TYPE<E>);
-  require(op, "v", v, with({{"Hv", p.Hv}, {"V", p.V}}), TYPE<E>);
+  const auto require_heads = lead == 2 ? checks::require_rows : require;
+  require_heads(op, "q", q, with({{"Hq", p.Hq}, {"K", p.K}}), TYPE<E>);
+  require_heads(op, "k", k, with({{"Hk", p.Hk}, {"K", p.K}}), TYPE<E>);
+  require_heads(op, "v", v, with({{"Hv", p.Hv}, {"V", p.V}}), TYPE<E>);
   for (const auto& [name, count] : {std::pair("q", p.Hq), std::pair("k", p.Hk), std::pair("v", p.Hv)})
     if (p.H % count)
       checks::refuse(op, name, "such that its heads divide " + std::to_string(p.H), std::to_string(count));
   p.per_token = log_decay.dim() != 1;
   require(op, "log_decay", log_decay, p.per_token ? with({{"H", p.H}}) : Axes{{"H", p.H}}, TYPE<Real<E>>);
   p.scale = scale;
-  p.q = in<E>(q), p.k = in<E>(k), p.v = in<E>(v), p.log_decay = in<Real<E>>(log_decay);
+  if constexpr (std::is_same_v<P, Retention<E>>)
+    p.q = op::heads<E>(q), p.k = op::heads<E>(k), p.v = op::heads<E>(v);
+  else
+    p.q = in<E>(q), p.k = in<E>(k), p.v = in<E>(v);
+  p.log_decay = in<Real<E>>(log_decay);
   return p;
 }
 
@@ -142,10 +148,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
     using E = decltype(element);
     using R = Real<E>;
     auto p = sequences<E>(q, k, v, log_decay, scale, initial_state, cu_seqlens);
-    require(OP, "grad_o", grad_o, {{"B", p.B}, {"T", p.T}, {"H", p.H}, {"V", p.V}}, TYPE<E>);
+    checks::require_rows(OP, "grad_o", grad_o, {{"B", p.B}, {"T", p.T}, {"H", p.H}, {"V", p.V}}, TYPE<E>);
     if (dfinal_state)
       require(OP, "dfinal_state", *dfinal_state, {{"N", p.N}, {"H", p.H}, {"K", p.K}, {"V", p.V}}, TYPE<R>);
-    p.grad_o = in<E>(grad_o), p.dfinal_state = in<R>(dfinal_state);
+    p.grad_o = op::heads<E>(grad_o), p.dfinal_state = in<R>(dfinal_state);
     const Tensor dq = memory(p, q, p.splits(), p.dq), dk = memory(p, k, p.splits(), p.dk), dv = memory(p, v, 1, p.dv);
     const Shape rates = p.per_token ? Shape{p.splits(), p.B, p.T, p.H} : Shape{p.splits() * p.N, p.H};
     const Tensor dlog_decay = empty<R>(q, need_log_decay ? rates : Shape{1, 1});
@@ -166,7 +172,7 @@ Tensor crossing(const Tensor& y, const Tensor& z, const Tensor& log_decay, doubl
     auto p = sequences<E>(y, y, z, log_decay, scale, {}, {});
     if (back && p.Hv != p.H) checks::refuse(OP, "grad_o", "of all heads", std::to_string(p.Hv));
     const Tensor added = empty<R>(y, {p.N, p.H, p.K, p.V});
-    p.grad_o = in<E>(z), p.final_state = p.dinitial_state = out<R>(added);
+    p.grad_o = op::heads<E>(z), p.final_state = p.dinitial_state = out<R>(added);
     back ? run(p, PICK(retention_crossing_back<E>), false) : run(p, PICK(retention_crossing<E>), false);
     return added;
   });

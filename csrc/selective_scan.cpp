@@ -34,33 +34,66 @@ int64_t segments(int64_t S, int64_t T, int64_t D) {
   return std::clamp<int64_t>(8 / (S * ((D + 31) / 32)), 1, std::max<int64_t>(1, T / 256));
 }
 
-// The arguments that all passes read, checked; `tokens` are the axes before D, those of a step without T.
+// b or c [B, T, N] or [B, T, G, N] where it lies; [B, N] or [B, G, N] of a step.
 template <typename E>
-SelectiveScan<E> problem(const char* op, Axes tokens, const Tensor& x, const Tensor& dt, const Tensor& a,
+Projected<const E> groups(const Tensor& x, int64_t lead) {
+  const bool grouped = x.dim() == lead + 2;
+  return {in<E>(x), x.stride(0), lead == 2 ? x.stride(1) : 0, grouped ? x.stride(lead) : 0, x.stride(x.dim() - 1)};
+}
+
+// Memory for `splits` layers of the gradient of b or c, each in the order that it lies in; and [B, T, G, N] of the first.
+template <typename E>
+Tensor layers(const SelectiveScan<E>& p, const Tensor& x, Projected<Real<E>>& layers) {
+  const bool turned = channels_first(x);
+  const Tensor memory = turned ? empty<Real<E>>(x, {p.splits(), p.B, p.G, p.N, p.T})
+                               : empty<Real<E>>(x, {p.splits(), p.B, p.T, p.G, p.N});
+  const int64_t row = p.T * p.G * p.N;
+  layers = turned ? Projected<Real<E>>{out<Real<E>>(memory), row, 1, p.N * p.T, p.T}
+                  : Projected<Real<E>>{out<Real<E>>(memory), row, p.G * p.N, p.N, 1};
+  return memory;
+}
+
+// Their sum, in the axes and the dtype of x.
+template <typename E>
+Tensor summed(const Tensor& memory, const Tensor& x) {
+  Tensor sum = total(memory);
+  if (sum.scalar_type() != TYPE<E>) sum = torch::stable::to(sum, TYPE<E>);
+  const bool grouped = x.dim() == 4;
+  if (!channels_first(x)) return torch::stable::view(sum, Shape(x.sizes().begin(), x.sizes().end()));
+  if (!grouped) return torch::stable::transpose(torch::stable::select(sum, 1, 0), 1, 2);
+  return torch::stable::transpose(torch::stable::transpose(sum, 2, 3), 1, 2);
+}
+
+// The arguments that all passes read, checked; `leading` are the axes before D, those of a step without T.
+template <typename E>
+SelectiveScan<E> problem(const char* op, Axes leading, const Tensor& x, const Tensor& dt, const Tensor& a,
                          const Tensor& b, const Tensor& c, const Maybe& d, const Maybe& z, const Maybe& dt_bias,
                          bool dt_softplus) {
   using R = Real<E>;
-  const int64_t lead = tokens.size(), D = x.size(lead), N = a.dim() == 2 ? a.size(1) : 1;
+  const int64_t lead = leading.size(), D = x.size(lead), N = a.dim() == 2 ? a.size(1) : 1;
   const auto with = [&](Axes more) {
-    more.insert(more.begin(), tokens.begin(), tokens.end());
+    more.insert(more.begin(), leading.begin(), leading.end());
     return more;
   };
   SelectiveScan<E> p{};
-  p.B = tokens[0].size, p.T = lead == 2 ? tokens[1].size : 1, p.D = D, p.N = N;
+  p.B = leading[0].size, p.T = lead == 2 ? leading[1].size : 1, p.D = D, p.N = N;
   p.G = b.dim() == lead + 2 ? b.size(lead) : 1;
   const Axes stream = with({{"D", D}});
   const Axes projected = b.dim() == lead + 2 ? with({{"G", p.G}, {"N", N}}) : with({{"N", N}});
-  require(op, "x", x, stream, TYPE<E>);
-  require(op, "dt", dt, stream, TYPE<E>);
+  const auto require_stream = lead == 2 ? checks::require_tokens : require;
+  const auto require_projected = lead == 2 ? checks::require_axes : require;
+  require_stream(op, "x", x, stream, TYPE<E>);
+  require_stream(op, "dt", dt, stream, TYPE<E>);
   require(op, "a", a, {{"D", D}, {"N", N}}, TYPE<R>);
-  require(op, "b", b, projected, TYPE<E>);
-  require(op, "c", c, projected, TYPE<E>);
+  require_projected(op, "b", b, projected, TYPE<E>);
+  require_projected(op, "c", c, projected, TYPE<E>);
   if (D % p.G) checks::refuse(op, "b", "such that its groups divide D=" + std::to_string(D), std::to_string(p.G));
   if (d) require(op, "d", *d, {{"D", D}}, TYPE<R>);
-  if (z) require(op, "z", *z, stream, TYPE<E>);
+  if (z) require_stream(op, "z", *z, stream, TYPE<E>);
   if (dt_bias) require(op, "dt_bias", *dt_bias, {{"D", D}}, TYPE<R>);
   p.dt_softplus = dt_softplus;
-  p.x = in<E>(x), p.dt = in<E>(dt), p.z = in<E>(z), p.a = in<R>(a), p.b = in<E>(b), p.c = in<E>(c);
+  p.x = tokens<const E>(x), p.dt = tokens<const E>(dt), p.z = tokens<const E>(z), p.a = in<R>(a);
+  p.b = groups<E>(b, lead), p.c = groups<E>(c, lead);
   p.d = in<R>(d), p.dt_bias = in<R>(dt_bias);
   return p;
 }
@@ -72,8 +105,8 @@ SelectiveScan<E> sequences(const Tensor& x, const Tensor& dt, const Tensor& a, c
                            const Maybe& initial_state, const Maybe& cu_seqlens) {
   using R = Real<E>;
   if (x.dim() != 3) checks::refuse(OP, "x", "[B, T, D]", "shape " + checks::tuple(x.sizes()));
-  const Axes tokens = {{"B", x.size(0)}, {"T", x.size(1)}};
-  SelectiveScan<E> p = problem<E>(OP, tokens, x, dt, a, b, c, d, z, dt_bias, dt_softplus);
+  const Axes leading = {{"B", x.size(0)}, {"T", x.size(1)}};
+  SelectiveScan<E> p = problem<E>(OP, leading, x, dt, a, b, c, d, z, dt_bias, dt_softplus);
   if (cu_seqlens) {
     if (p.B != 1)
       checks::refuse(OP, "cu_seqlens", "given only with B=1 (packed sequences share one row)",
@@ -137,9 +170,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& dt, co
       entering = chain<R>(added, left, initial_state, false);
       p.initial_state = in<R>(entering);
     }
-    Tensor y = torch::stable::empty_like(x), final_state = empty<R>(x, {p.S, p.D, p.N});
+    Tensor y = empty_as<E>(x), final_state = empty<R>(x, {p.S, p.D, p.N});
     Tensor checkpoints = empty<R>(x, {keep_checkpoints ? chunks(p) : 0, p.B, p.N, p.D});
-    p.y = out<E>(y), p.final_state = out<R>(final_state);
+    p.y = tokens<E>(y), p.final_state = out<R>(final_state);
     p.checkpoints = keep_checkpoints ? out<R>(checkpoints) : nullptr;
     run(p, PICK(selective_scan_forward<E>));
     return std::tuple(y, final_state, checkpoints);
@@ -154,10 +187,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     using E = decltype(element);
     using R = Real<E>;
     auto p = sequences<E>(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens);
-    require(OP, "dy", dy, {{"B", p.B}, {"T", p.T}, {"D", p.D}}, TYPE<E>);
+    checks::require_tokens(OP, "dy", dy, {{"B", p.B}, {"T", p.T}, {"D", p.D}}, TYPE<E>);
     if (dfinal_state) require(OP, "dfinal_state", *dfinal_state, {{"S", p.S}, {"D", p.D}, {"N", p.N}}, TYPE<R>);
     require(OP, "checkpoints", checkpoints, {{"chunks", chunks(p)}, {"B", p.B}, {"N", p.N}, {"D", p.D}}, TYPE<R>);
-    p.dy = in<E>(dy), p.dfinal_state = in<R>(dfinal_state), p.checkpoints = const_cast<R*>(in<R>(checkpoints));
+    p.dy = tokens<const E>(dy), p.dfinal_state = in<R>(dfinal_state);
+    p.checkpoints = const_cast<R*>(in<R>(checkpoints));
 
     const Shape states = {p.S, p.segments, p.D, p.N}, channels = {p.S * p.segments, p.D};
     Tensor dinitial_state = empty<R>(x, states), da = empty<R>(x, states);
@@ -168,20 +202,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       behind = chain<R>(dinitial_state, da, dfinal_state, true);
       p.dfinal_state = in<R>(behind);
     }
-    Tensor dx = torch::stable::empty_like(x), ddt = torch::stable::empty_like(x);
-    Tensor dz = z ? torch::stable::empty_like(x) : empty<E>(x, {0});
-    const Shape projected = {p.splits(), p.B, p.T, p.G, p.N};
-    Tensor db = empty<R>(x, projected), dc = empty<R>(x, projected);
+    Tensor dx = empty_as<E>(x), ddt = empty_as<E>(dt), dz = z ? empty_as<E>(*z) : empty<E>(x, {0});
+    Tensor db = layers(p, b, p.db), dc = layers(p, c, p.dc);
     Tensor dd = empty<R>(x, channels), ddt_bias = empty<R>(x, channels);
-    p.dx = out<E>(dx), p.ddt = out<E>(ddt), p.dz = z ? out<E>(dz) : nullptr;
-    p.db = out<R>(db), p.dc = out<R>(dc), p.da = out<R>(da);
+    p.dx = tokens<E>(dx), p.ddt = tokens<E>(ddt), p.dz = z ? tokens<E>(dz) : Tokens<E>{};
+    p.da = out<R>(da);
     p.dd = out<R>(dd), p.ddt_bias = out<R>(ddt_bias), p.dinitial_state = out<R>(dinitial_state);
     run(p, PICK(selective_scan_backward<E>));
 
     const Shape rows = {p.S * p.segments, p.D, p.N};
     da = torch::stable::view(da, rows);
     // Each missing one is a tensor of its own: an op's outputs must not share memory.
-    return std::tuple(dx, ddt, total(da), total(db), total(dc), d ? total(dd) : empty<E>(x, {0}), dz,
+    return std::tuple(dx, ddt, total(da), summed<E>(db, b), summed<E>(dc, c), d ? total(dd) : empty<E>(x, {0}), dz,
                       dt_bias ? total(ddt_bias) : empty<E>(x, {0}),
                       torch::stable::select(dinitial_state, 1, 0));
   });
@@ -209,7 +241,7 @@ std::tuple<Tensor, Tensor> crossing_back(const Tensor& dy, const Tensor& dt, con
     using R = Real<E>;
     auto p = sequences<E>(dy, dt, a, c, c, {}, z, dt_bias, dt_softplus, {}, {});
     const Tensor added = empty<R>(dy, {p.S, p.segments, p.D, p.N}), left = torch::stable::empty_like(added);
-    p.dy = in<E>(dy), p.added = out<R>(added), p.left = out<R>(left);
+    p.dy = tokens<const E>(dy), p.added = out<R>(added), p.left = out<R>(left);
     run(p, PICK(selective_scan_crossing_back<E>));
     return std::tuple(added, left);
   });
@@ -227,7 +259,7 @@ Tensor step(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b,
       if (p.N > 1 && states.strides[1] != 1)
         checks::refuse(STEP, "state", "contiguous in its last axis", "strides " + checks::tuple(state.strides()));
       Tensor y = torch::stable::empty_like(x);
-      p.y = out<E>(y);
+      p.y = tokens<E>(y);
       const int64_t blocks = (p.D + p.STEP_CHANNELS - 1) / p.STEP_CHANNELS;
       const auto kernel = PICK(selective_scan_step<E, S>);
       parallel(p.B * blocks, p.B * p.D * p.N / 4, 0, [&](int64_t task, void*) { kernel(p, states, task); });

@@ -154,23 +154,6 @@ void multiply(Ahead& ahead, const Panels<R>& a, const R* b, R* c, int64_t rows, 
 
 // Between tensors and panels.
 
-// The transpose of LANES vectors: blocks off the diagonal change places, the largest first.
-template <typename R, int64_t SIZE = LANES<R> / 2>
-INLINE void transpose(Vec<R>* x) {
-  typename VectorOf<R>::Indices upper, lower;
-  for (int64_t i = 0; i < LANES<R>; i++) {
-    upper[i] = i & SIZE ? LANES<R> + i - SIZE : i;
-    lower[i] = i & SIZE ? LANES<R> + i : i + SIZE;
-  }
-  for (int64_t i = 0; i < LANES<R>; i++)
-    if (!(i & SIZE)) {
-      const Vec<R> above = x[i], below = x[i + SIZE];
-      x[i] = shuffle(above, below, upper);
-      x[i + SIZE] = shuffle(above, below, lower);
-    }
-  if constexpr (SIZE > 1) transpose<R, SIZE / 2>(x);
-}
-
 // f(column, count) for each vector of a row. It is inlined twice: but for the last vector, count is a constant.
 template <typename R, typename F>
 INLINE void for_vectors(int64_t width, F f) {
@@ -481,10 +464,14 @@ struct Task {
         w(scratch, p.K, V),
         kept(w, p.T, backward && p.dlog_decay) {}
 
-  // Head h's rows of x [B, T, Hx, width], from `column` on.
+  // Head h's rows of x [B, T, Hx, width], from `column` on: dense, or where it lies.
   template <typename X>
   Rows<X> rows(X* x, int64_t h, int64_t Hx, int64_t width, int64_t column = 0) const {
     return {x ? x + (row * p.T * Hx + h / (p.H / Hx)) * width + column : nullptr, Hx * width};
+  }
+  template <typename X>
+  Rows<X> rows(const Heads<X>& x, int64_t h, int64_t Hx, int64_t column = 0) const {
+    return {x.data ? x.at(row, 0, h / (p.H / Hx)) + column : nullptr, x.token};
   }
   // Where its gradient goes. A task that sees some columns of V only has a layer of its own for the others.
   Sink<E> sink(const RetentionGradient<E>& to, int64_t h, int64_t Hx, int64_t width, bool whole_width) const {
@@ -521,8 +508,8 @@ struct Head {
   const Retention<E>& p = task.p;
   const Kept<R>& kept = task.kept;
   Workspace<R>& w = task.w;
-  const Rows<const E> q = task.rows(p.q, h, p.Hq, p.K), k = task.rows(p.k, h, p.Hk, p.K);
-  const Rows<const E> v = task.rows(p.v, h, p.Hv, p.V, task.v0), grad_o = task.rows(p.grad_o, h, p.H, p.V, task.v0);
+  const Rows<const E> q = task.rows(p.q, h, p.Hq), k = task.rows(p.k, h, p.Hk);
+  const Rows<const E> v = task.rows(p.v, h, p.Hv, task.v0), grad_o = task.rows(p.grad_o, h, p.H, task.v0);
   const Rows<const R> rates =
       p.per_token ? task.rows(p.log_decay, h, p.H, 1) : Rows<const R>{p.log_decay + h, 0};
 

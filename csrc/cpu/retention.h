@@ -3,6 +3,7 @@
 
 #include "elements.h"
 #include "states.h"
+#include "tokens.h"
 
 // A gradient: whole, where each element is one task's; else in layers of [B, T, heads, width], one a task that has a
 // part in it, for the caller to sum in order.
@@ -23,7 +24,7 @@ struct Retention {
   bool per_token;
   R scale;
 
-  const E *q, *k, *v;                      // [B, T, Hq, K], [B, T, Hk, K], [B, T, Hv, V]
+  Heads<const E> q, k, v;                  // [B, T, Hq, K], [B, T, Hk, K], [B, T, Hv, V]
   const R* log_decay;                      // [H], or [B, T, H] where per_token
   const R* initial_state;                  // [N, H, K, V]     may be null: zero
   const int32_t* cu_seqlens;               // [N + 1]          may be null: nothing is packed
@@ -32,7 +33,7 @@ struct Retention {
   R* final_state;                          // [N, H, K, V]
 
   // Backward.
-  const E* grad_o;                         // [B, T, H, V]
+  Heads<const E> grad_o;                   // [B, T, H, V]
   const R* dfinal_state;                   // [N, H, K, V]     may be null: zero
   RetentionGradient<E> dq, dk, dv;
   R* dlog_decay;                           // [splits, B, T, H] where per_token, else [splits, N, H]; null: not wanted

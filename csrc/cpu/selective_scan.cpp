@@ -8,66 +8,13 @@
 // leaves. The backward walks the chunks in reverse; inside a chunk it recomputes exp(delta a) and h from the state that
 // enters. dB and dC are summed over a task's channels lane by lane, then across lanes: the same order in every run.
 
-#include "vec.h"
-
-#include "selective_scan.h"
+#include "selective_scan_task.h"
 
 namespace ISA {
 namespace {
 
-constexpr int64_t CHUNK = SelectiveScan<float>::CHUNK, STEP_CHANNELS = SelectiveScan<float>::STEP_CHANNELS;
+constexpr int64_t STEP_CHANNELS = SelectiveScan<float>::STEP_CHANNELS;
 constexpr double LOG2E = 1.4426950408889634;
-
-// How many states and vectors of channels the registers hold: 32 of them with AVX-512, 16 otherwise.
-constexpr int FORWARD_STATES = BYTES == 64 ? 8 : 4, STATES = 2, VECTORS = BYTES == 64 ? 2 : 1;
-
-// The channels [d0, d1) of group g in the tokens [t0, t1) of a row: a segment of sequence s.
-struct Task {
-  int64_t s, segment, g, layer, d0, d1, row, t0, t1;
-  bool last;
-
-  template <typename E>
-  Task(const SelectiveScan<E>& p, int64_t index) {
-    const int64_t width = p.D / p.G;
-    layer = index % p.splits();
-    g = index / p.splits() % p.G;
-    segment = index / p.splits() / p.G % p.segments;
-    s = index / p.splits() / p.G / p.segments;
-    d0 = g * width + layer * p.split;
-    d1 = d0 + p.split < (g + 1) * width ? d0 + p.split : (g + 1) * width;
-    row = p.cu_seqlens ? 0 : s;
-    last = segment + 1 == p.segments;
-    t0 = (p.cu_seqlens ? p.cu_seqlens[s] : 0) + segment * p.length;
-    t1 = !last ? t0 + p.length : p.cu_seqlens ? p.cu_seqlens[s + 1] : p.T;
-  }
-  template <typename R>
-  int64_t vectors() const {
-    return (d1 - d0 + LANES<R> - 1) / LANES<R>;
-  }
-  template <typename R>
-  int64_t channel(int64_t v) const {
-    return d0 + v * LANES<R>;
-  }
-  template <typename R>
-  int64_t lanes(int64_t v) const {
-    return d1 - channel<R>(v) < LANES<R> ? d1 - channel<R>(v) : LANES<R>;
-  }
-};
-
-// The tokens of chunk i that belong to the task. Chunks are counted along the row, so that ceil(T / CHUNK)
-// checkpoints are enough for any sequences: one that begins inside a chunk enters it with its initial state.
-struct Chunk {
-  int64_t begin, steps, token;   // token: of the B T in all
-  bool has_checkpoint;
-
-  template <typename E>
-  Chunk(const SelectiveScan<E>& p, const Task& task, int64_t i) {
-    begin = i * CHUNK < task.t0 ? task.t0 : i * CHUNK;
-    steps = ((i + 1) * CHUNK < task.t1 ? (i + 1) * CHUNK : task.t1) - begin;
-    token = task.row * p.T + begin;
-    has_checkpoint = begin == i * CHUNK;
-  }
-};
 
 // Pieces of a task's scratch.
 template <typename R>
@@ -77,6 +24,10 @@ struct Stack {
     R* piece = top;
     top += (count + LANES<R> - 1) / LANES<R> * LANES<R>;
     return piece;
+  }
+  template <typename Piece>
+  Piece* take(int64_t count) {
+    return reinterpret_cast<Piece*>(take(count * (sizeof(Piece) + sizeof(R) - 1) / sizeof(R)));
   }
 };
 
@@ -148,44 +99,20 @@ void checkpoint(const SelectiveScan<E>& p, const Task& task, int64_t i, R* rows)
     }
 }
 
-// bc [t, 2, N] <- b and c of the chunk's tokens
+// to [t, 2, N] <- b or c of the chunk's tokens.
+template <typename E, typename R>
+void pack(const Projected<const E>& from, int64_t N, const Task& task, const Chunk& chunk, R* to) {
+  const E* first = from.at(task.row, chunk.begin, task.g);
+  const int64_t token = from.token, state = from.state;
+  if (token == 1 && state != 1) return turn(first, state, N, chunk.steps, to, 2 * N);
+  for (int64_t t = 0; t < chunk.steps; t++)
+    for (int64_t n = 0; n < N; n++) to[t * 2 * N + n] = real(first[t * token + n * state]);
+}
 template <typename E, typename R>
 void pack(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, R* bc) {
-  for (int64_t t = 0; t < chunk.steps; t++, bc += 2 * p.N) {
-    const int64_t at = ((chunk.token + t) * p.G + task.g) * p.N;
-    for (int64_t n = 0; n < p.N; n++) bc[n] = real(p.b[at + n]), bc[p.N + n] = real(p.c[at + n]);
-  }
+  pack(p.b, p.N, task, chunk, bc);
+  pack(p.c, p.N, task, chunk, bc + p.N);
 }
-
-// The rows of the next chunk, on their way to L2. They are too far apart for the hardware to see them coming, and
-// fetched all at once they would wait for each other: each step of the states fetches a line or two.
-template <typename E>
-struct Soon {
-  const E* tensors[7];
-  int64_t count = 0, stride, width, first, per_step = 0;
-  int64_t tensor = 0, row = 0, at = 0;
-
-  // From `token` on, in so many steps.
-  Soon(const SelectiveScan<E>& p, const Task& task, int64_t token, int64_t steps, const E* const (&from)[7])
-      : stride(p.D), width(task.d1 - task.d0), first(token * p.D + task.d0) {
-    if (token < 0 || token + CHUNK > p.B * p.T) return;
-    for (const E* x : from)
-      if (x) tensors[count++] = x;
-    per_step = count * CHUNK * (width / LINE + 1) / steps + 1;
-  }
-  INLINE_MEMBER void fetch() {
-    if (tensor == count) return;
-    for (int64_t i = 0; i < per_step; i++) {
-      __builtin_prefetch(tensors[tensor] + first + row * stride + at, 0, 2);
-      if ((at += LINE) < width) continue;
-      at = 0;
-      if (++row < CHUNK) continue;
-      row = 0;
-      if (++tensor == count) return;
-    }
-  }
-  static constexpr int64_t LINE = 64 / sizeof(E);
-};
 
 template <typename R>
 struct ForwardTile {
@@ -194,14 +121,15 @@ struct ForwardTile {
 
 // Vector v of the task's channels. `total`, unless null, takes the sum of delta. Returns the largest |delta|.
 template <typename E, typename R>
-R enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, ForwardTile<R>& tile, R* total) {
+R enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, Rooms<E>& rooms,
+        ForwardTile<R>& tile, R* total) {
   const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v);
+  const Strip<const E> xs = read(p.x, task, chunk, v, rooms.x[0]), dts = read(p.dt, task, chunk, v, rooms.dt);
   const Vec<R> bias = optional(p.dt_bias, channel, lanes), skip = optional(p.d, channel, lanes);
   Vec<R> sum{};
   Reach<R> reach;
   for (int64_t t = 0; t < chunk.steps; t++) {
-    const int64_t at = (chunk.token + t) * p.D + channel;
-    const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + bias;
+    const Vec<R> x = load(xs.at(t), lanes), raw = load(dts.at(t), lanes) + bias;
     const Vec<R> delta = p.dt_softplus ? softplus(raw) : raw;
     reach.add(delta);
     store(tile.delta + t * LANES<R>, delta);
@@ -214,14 +142,17 @@ R enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t
 }
 
 template <typename E, typename R>
-void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, const ForwardTile<R>& tile) {
+void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, Rooms<E>& rooms,
+           const ForwardTile<R>& tile) {
   const int64_t lanes = task.lanes<R>(v);
+  const Strip<const E> zs = p.z ? read(p.z, task, chunk, v, rooms.z) : Strip<const E>{};
+  const Strip<E> ys = open(p.y, task, chunk, v, rooms.y);
   for (int64_t t = 0; t < chunk.steps; t++) {
-    const int64_t at = (chunk.token + t) * p.D + task.channel<R>(v);
     Vec<R> y = load(tile.y + t * LANES<R>);
-    if (p.z) y *= silu(load(p.z + at, lanes));
-    store(p.y + at, y, lanes);
+    if (zs.first) y *= silu(load(zs.at(t), lanes));
+    store(ys.at(t), y, lanes);
   }
+  close(p.y, task, chunk, v, rooms.y);
 }
 
 // States n .. n + NB of LANES channels through one chunk: a, h [NB, LANES], bc [t, 2, N].
@@ -262,7 +193,8 @@ void forward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
   const int64_t state = (task.s * p.segments + task.segment) * p.D * N;
   R *a = scratch.take(V * NL), *h = scratch.take(V * NL), *bc = scratch.take(CHUNK * 2 * N);
   R* steps = scratch.take(V * LANES<R>);
-  auto& tile = *reinterpret_cast<ForwardTile<R>*>(scratch.top);
+  auto& rooms = *scratch.template take<Rooms<E>>(1);
+  auto& tile = *scratch.template take<ForwardTile<R>>(1);
   const R fastest = read_rates(p.a, N, task, a);
   read_states(OUTPUT && p.initial_state ? p.initial_state + state : nullptr, N, task, h);
   memset(steps, 0, sizeof(R) * V * LANES<R>);
@@ -270,10 +202,12 @@ void forward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
     const Chunk chunk(p, task, i);
     if (OUTPUT && p.checkpoints && chunk.has_checkpoint) checkpoint<true>(p, task, i, h);
     pack(p, task, chunk, bc);
-    Soon<E> soon(p, task, chunk.token + CHUNK, V * chunk.steps * (N / FORWARD_STATES + 1),
-                 {p.x, p.dt, OUTPUT ? p.y : nullptr, OUTPUT ? p.z : nullptr});
+    const int64_t blocks = chunk.steps * (N / FORWARD_STATES + 1);
+    Soon<E> soon(task, chunk, chunk.begin + CHUNK, p.T, V * blocks,
+                 {p.x, p.dt, OUTPUT ? constant(p.y) : Tokens<const E>{}, OUTPUT ? p.z : Tokens<const E>{}});
     for (int64_t v = 0; v < V; v++) {
-      const R longest = enter(p, task, chunk, v, tile, OUTPUT ? nullptr : steps + v * LANES<R>);
+      soon.next(task.channel<R>(v + 1), LANES<R>, blocks);
+      const R longest = enter(p, task, chunk, v, rooms, tile, OUTPUT ? nullptr : steps + v * LANES<R>);
       const bool bounded = longest * fastest < REACH;
       int64_t n = 0;
       const auto go = [&](auto states) {
@@ -285,7 +219,7 @@ void forward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
         }
       };
       go(Count<FORWARD_STATES>{}), go(Count<2>{}), go(Count<1>{});
-      if (OUTPUT) leave(p, task, chunk, v, tile);
+      if (OUTPUT) leave(p, task, chunk, v, rooms, tile);
     }
   }
   if (OUTPUT) {
@@ -325,21 +259,23 @@ struct BackwardTile {
 
 // Into the tile of vector v: what the chunk needs and does not depend on n. Returns the largest |delta|.
 template <bool GATED, typename E, typename R>
-R enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, BackwardTile<R>& tile) {
+R enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, const Strip<const E>& xs,
+        Rooms<E>& rooms, BackwardTile<R>& tile) {
   const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v);
+  const Strip<const E> dts = read(p.dt, task, chunk, v, rooms.dt), dys = read(p.dy, task, chunk, v, rooms.y);
+  const Strip<const E> zs = GATED ? read(p.z, task, chunk, v, rooms.z) : Strip<const E>{};
   const Vec<R> bias = optional(p.dt_bias, channel, lanes), skip = optional(p.d, channel, lanes);
   Reach<R> reach;
   for (int64_t t = 0; t < chunk.steps; t++) {
-    const int64_t at = (chunk.token + t) * p.D + channel;
-    const Vec<R> x = load(p.x + at, lanes), raw = load(p.dt + at, lanes) + bias;
-    Vec<R> dy = load(p.dy + at, lanes), delta = raw;
+    const Vec<R> x = load(xs.at(t), lanes), raw = load(dts.at(t), lanes) + bias;
+    Vec<R> dy = load(dys.at(t), lanes), delta = raw;
     if (p.dt_softplus) {
       const Curve<Vec<R>> curve = softplus_curve(raw);
       delta = curve.value;
       store(tile.slope + t * LANES<R>, curve.slope);
     }
     if (GATED) {
-      const Curve<Vec<R>> gate = silu_curve(load(p.z + at, lanes));
+      const Curve<Vec<R>> gate = silu_curve(load(zs.at(t), lanes));
       store(tile.gate + t * LANES<R>, dy * gate.slope);
       dy *= gate.value;
       tile.y.start(t, skip * x);
@@ -438,23 +374,27 @@ struct Totals {
 
 // Out of the tile of vector v: the gradients of x, dt and z, and what a chunk adds to those of d and dt_bias.
 template <bool GATED, typename E, typename R>
-void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, const BackwardTile<R>& tile,
-           Totals<R>& totals) {
+void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, const Strip<const E>& xs,
+           Rooms<E>& rooms, const BackwardTile<R>& tile, Totals<R>& totals) {
   const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v);
+  const Strip<E> dxs = open(p.dx, task, chunk, v, rooms.y), ddts = open(p.ddt, task, chunk, v, rooms.dt);
+  const Strip<E> dzs = GATED ? open(p.dz, task, chunk, v, rooms.z) : Strip<E>{};
   const Vec<R> skip = optional(p.d, channel, lanes);
   ExactSum<R> sum_d, sum_bias;
   for (int64_t t = 0; t < chunk.steps; t++) {
-    const int64_t at = (chunk.token + t) * p.D + channel;
-    const Vec<R> x = load(p.x + at, lanes), dy = load(tile.dy + t * LANES<R>);
+    const Vec<R> x = load(xs.at(t), lanes), dy = load(tile.dy + t * LANES<R>);
     const Vec<R> through_b = tile.through_b.total(t, p.N);
     Vec<R> ddt = x * through_b + tile.through_a.total(t, p.N);
     if (p.dt_softplus) ddt *= load(tile.slope + t * LANES<R>);
-    if (GATED) store(p.dz + at, load(tile.gate + t * LANES<R>) * tile.y.total(t, p.N), lanes);
-    store(p.dx + at, load(tile.delta + t * LANES<R>) * through_b + skip * dy, lanes);
-    store(p.ddt + at, ddt, lanes);
+    if (GATED) store(dzs.at(t), load(tile.gate + t * LANES<R>) * tile.y.total(t, p.N), lanes);
+    store(dxs.at(t), load(tile.delta + t * LANES<R>) * through_b + skip * dy, lanes);
+    store(ddts.at(t), ddt, lanes);
     sum_d.add(dy * x);
     sum_bias.add(ddt);
   }
+  close(p.dx, task, chunk, v, rooms.y);
+  close(p.ddt, task, chunk, v, rooms.dt);
+  if (GATED) close(p.dz, task, chunk, v, rooms.z);
   totals.d.add(sum_d.total);
   totals.dt_bias.add(sum_bias.total);
 }
@@ -462,11 +402,14 @@ void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int6
 // PB vectors of channels from v on through one chunk, all their states. Each block of states has its own sums: those of
 // all states at one stride would meet in few sets of the L1 cache.
 template <int PB, bool GATED, typename E, typename R>
-void retreat_all(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, BackwardTile<R>* tiles,
-                 const Rows<R>& rows, const R* bc, R* sums, Totals<R>* totals, Soon<E>& soon) {
+void retreat_all(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, Rooms<E>& rooms,
+                 BackwardTile<R>* tiles, const Rows<R>& rows, const R* bc, R* sums, Totals<R>* totals, Soon<E>& soon) {
   bool bounded = true;
+  Strip<const E> xs[PB];
+  soon.next(task.channel<R>(v + PB), PB * LANES<R>, chunk.steps * (p.N / STATES + 1));
   for (int i = 0; i < PB; i++) {
-    const R longest = enter<GATED>(p, task, chunk, v + i, tiles[i]);
+    xs[i] = read(p.x, task, chunk, v + i, rooms.x[i]);
+    const R longest = enter<GATED>(p, task, chunk, v + i, xs[i], rooms, tiles[i]);
     bounded = bounded && longest * rows.fastest < REACH;
   }
   int64_t n = 0;
@@ -485,12 +428,14 @@ void retreat_all(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk
     }
   };
   go(Count<STATES>{}), go(Count<1>{});
-  for (int i = 0; i < PB; i++) leave<GATED>(p, task, chunk, v + i, tiles[i], totals[v + i]);
+  for (int i = 0; i < PB; i++) leave<GATED>(p, task, chunk, v + i, xs[i], rooms, tiles[i], totals[v + i]);
 }
 
 // db and dc of the chunk: the sums across lanes.
 template <typename E, typename R>
 void write_sums(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, const R* sums, R* across) {
+  const int64_t layer = task.layer * p.B * p.T * p.G * p.N;
+  R *db = p.db.at(task.row, chunk.begin, task.g) + layer, *dc = p.dc.at(task.row, chunk.begin, task.g) + layer;
   int64_t n = 0;
   const auto go = [&](auto states) {
     constexpr int NB = decltype(states)::value;
@@ -498,8 +443,8 @@ void write_sums(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk,
       sum_rows(sums + n * 2 * CHUNK * LANES<R>, chunk.steps * 2 * NB, across);
       for (int64_t t = 0; t < chunk.steps; t++)
         for (int j = 0; j < NB; j++) {
-          const int64_t at = ((task.layer * p.B * p.T + chunk.token + t) * p.G + task.g) * p.N + n + j;
-          p.db[at] = across[t * 2 * NB + j], p.dc[at] = across[t * 2 * NB + NB + j];
+          db[t * p.db.token + (n + j) * p.db.state] = across[t * 2 * NB + j];
+          dc[t * p.dc.token + (n + j) * p.dc.state] = across[t * 2 * NB + NB + j];
         }
     }
   };
@@ -513,8 +458,9 @@ void backward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
   R* const states = scratch.take(5 * V * NL);
   Rows<R> rows{states, states + V * NL, states + 2 * V * NL, states + 3 * V * NL, states + 4 * V * NL};
   R *bc = scratch.take(CHUNK * 2 * N), *sums = scratch.take(CHUNK * 2 * NL), *across = scratch.take(CHUNK * 2 * STATES);
-  auto* totals = reinterpret_cast<Totals<R>*>(scratch.take(V * sizeof(Totals<R>) / sizeof(R)));
-  auto* tiles = reinterpret_cast<BackwardTile<R>*>(scratch.top);
+  auto* totals = scratch.template take<Totals<R>>(V);
+  auto& rooms = *scratch.template take<Rooms<E>>(1);
+  auto* tiles = scratch.template take<BackwardTile<R>>(VECTORS);
   read_states(p.a, N, task, rows.a);
   rows.fastest = read_rates(p.a, N, task, rows.rate);
   read_states(p.dfinal_state ? p.dfinal_state + state : nullptr, N, task, rows.dh);
@@ -528,12 +474,12 @@ void backward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
       read_states(p.initial_state ? p.initial_state + state : nullptr, N, task, rows.h);
     pack(p, task, chunk, bc);
     memset(sums, 0, sizeof(R) * 2 * CHUNK * NL);
-    Soon<E> soon(p, task, chunk.token - CHUNK, (V / VECTORS + 1) * chunk.steps * (N / STATES + 1),
-                 {p.x, p.dt, p.dy, p.z, p.dx, p.ddt, p.dz});
+    Soon<E> soon(task, chunk, chunk.begin - CHUNK, p.T, (V / VECTORS + 1) * chunk.steps * (N / STATES + 1),
+                 {p.x, p.dt, p.dy, p.z, constant(p.dx), constant(p.ddt), constant(p.dz)});
     int64_t v = 0;
     for (; v + VECTORS <= V; v += VECTORS)
-      retreat_all<VECTORS, GATED>(p, task, chunk, v, tiles, rows, bc, sums, totals, soon);
-    for (; v < V; v++) retreat_all<1, GATED>(p, task, chunk, v, tiles, rows, bc, sums, totals, soon);
+      retreat_all<VECTORS, GATED>(p, task, chunk, v, rooms, tiles, rows, bc, sums, totals, soon);
+    for (; v < V; v++) retreat_all<1, GATED>(p, task, chunk, v, rooms, tiles, rows, bc, sums, totals, soon);
     write_sums(p, task, chunk, sums, across);
   }
   write_states(p.da + state, N, task, rows.da);
@@ -566,7 +512,8 @@ void crossing_back(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch
   const int64_t N = p.N, V = task.vectors<R>(), NL = N * L, state = (task.s * p.segments + task.segment) * p.D * N;
   R *a = scratch.take(V * NL), *dh = scratch.take(V * NL), *bc = scratch.take(CHUNK * 2 * N);
   R* steps = scratch.take(V * L);
-  auto& tile = *reinterpret_cast<BackwardTile<R>*>(scratch.top);
+  auto& rooms = *scratch.template take<Rooms<E>>(1);
+  auto& tile = *scratch.template take<BackwardTile<R>>(1);
   const R fastest = read_rates(p.a, N, task, a);
   memset(dh, 0, sizeof(R) * V * NL);
   memset(steps, 0, sizeof(R) * V * L);
@@ -574,7 +521,8 @@ void crossing_back(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch
     const Chunk chunk(p, task, i);
     pack(p, task, chunk, bc);
     for (int64_t v = 0; v < V; v++) {
-      const bool bounded = enter<GATED>(p, task, chunk, v, tile) * fastest < REACH;
+      const R longest = enter<GATED>(p, task, chunk, v, read(p.x, task, chunk, v, rooms.x[0]), rooms, tile);
+      const bool bounded = longest * fastest < REACH;
       for (int64_t t = 0; t < chunk.steps; t++) store(steps + v * L, load(steps + v * L) + load(tile.delta + t * L));
       int64_t n = 0;
       const auto go = [&](auto states) {
@@ -642,7 +590,7 @@ int64_t selective_scan_scratch(const SelectiveScan<E>& p) {
   using R = Real<E>;
   const int64_t V = (p.split + LANES<R> - 1) / LANES<R>, tile = sizeof(BackwardTile<R>) / sizeof(R);
   return (5 * V + 2 * CHUNK) * p.N * LANES<R> + VECTORS * tile + V * 4 * LANES<R> + CHUNK * 2 * (p.N + STATES) +
-         8 * LANES<R>;
+         sizeof(Rooms<E>) / sizeof(R) + 9 * LANES<R>;
 }
 
 template <typename E>

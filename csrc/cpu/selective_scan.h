@@ -3,6 +3,7 @@
 
 #include "elements.h"
 #include "states.h"
+#include "tokens.h"
 
 template <typename E>
 struct SelectiveScan {
@@ -14,23 +15,23 @@ struct SelectiveScan {
   int64_t segments, length;        // parts of a sequence that run at once, and their tokens: a multiple of CHUNK
   bool dt_softplus;
 
-  const E *x, *dt, *z;             // [B, T, D]        z may be null
+  Tokens<const E> x, dt, z;        // [B, T, D]        z may be null
   const R* a;                      // [D, N]
-  const E *b, *c;                  // [B, T, G, N]
+  Projected<const E> b, c;         // [B, T, G, N]
   const R *d, *dt_bias;            // [D]              either may be null
   const R* initial_state;          // [S, segments, D, N]: what enters each segment; may be null: zero
   const int32_t* cu_seqlens;       // [S + 1]          may be null: nothing is packed
   R* checkpoints;                  // [ceil(T / CHUNK), B, N, D]: the state that enters every CHUNK-th token of a row;
                                    // written by the forward pass unless null, read by the backward pass
-  // Forward. One token: T = 1.
-  E* y;                            // [B, T, D]
+  // Forward. One token: T = 1, all is dense.
+  Tokens<E> y;                     // [B, T, D]
   R* final_state;                  // [S, D, N]
 
   // Backward. Where tasks add to one gradient, each writes a layer and the caller sums the layers, in order.
-  const E* dy;                     // [B, T, D]
+  Tokens<const E> dy;              // [B, T, D]
   const R* dfinal_state;           // [S, segments, D, N]: of what leaves each segment; may be null: zero
-  E *dx, *ddt, *dz;                // [B, T, D]        dz is null where z is
-  R *db, *dc;                      // [splits, B, T, G, N]
+  Tokens<E> dx, ddt, dz;           // [B, T, D]        dz is null where z is
+  Projected<R> db, dc;             // [splits] of [B, T, G, N]
   R* da;                           // [S, segments, D, N]
   R *dd, *ddt_bias;                // [S, segments, D]
   R* dinitial_state;               // [S, segments, D, N]; the caller needs that of the first segments

@@ -23,7 +23,7 @@ def inner(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-# How a tensor must lie for a kernel that counts in elements: one of these three makes it so. Nothing else
+# How a tensor must lie for a kernel that counts in elements: one of these four makes it so. Nothing else
 # does: cat, float() and empty_like keep the strides of views.
 def contiguous(u: Tensor | None) -> Tensor | None:
     """u as kernels read it that are given no strides."""
@@ -33,6 +33,11 @@ def contiguous(u: Tensor | None) -> Tensor | None:
 def along_rows(x: Tensor) -> Tensor:
     """x with a contiguous last axis, as half of a projection has; kernels are given the others' strides."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def along_an_axis(x: Tensor) -> Tensor:
+    """x [B, T, D] with its channels side by side, or its tokens: memory that is [B, D, T]."""
+    return x if x.stride(1) == 1 else along_rows(x)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -50,6 +55,12 @@ def empty_as(x: Tensor) -> Tensor:
     if channels_first(x):
         return x.new_empty(x.movedim(1, -1).shape).movedim(-1, 1)
     return x.new_empty(x.shape)
+
+
+def laid_as(x: Tensor, like: Tensor) -> Tensor:
+    """x in the dtype of `like`, as empty_as lays it; a copy unless it is."""
+    place = empty_as(like)
+    return x if (x.dtype, x.stride()) == (place.dtype, place.stride()) else place.copy_(x)
 
 
 def axes(op: str, argument: str, x: Tensor) -> int:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import along_rows, boundaries, contiguous, inner
+from ..checks import along_an_axis, along_rows, boundaries, contiguous, inner
 from ..states import int64, native
 
 
@@ -33,7 +33,7 @@ def backward(
     """Gradients of x, weight, bias (empty where it is missing) and the initial state."""
     inputs = prepare(x, weight, bias, activation, initial_state, cu_seqlens)
     dx, dweight, dbias, dstate = torch.ops.lcikernels_cpp.causal_conv1d_backward(
-        grad_y.contiguous(), contiguous(grad_state), *inputs
+        along_an_axis(grad_y), contiguous(grad_state), *inputs
     )
     return dx, dweight.to(weight.dtype), dbias if bias is None else dbias.to(bias.dtype), dstate
 
@@ -51,7 +51,7 @@ def step(
     positions: Tensor | None,
 ) -> Tensor:
     """y [B, D]; `state` is updated in place."""
-    inputs, silu = filters(x, weight, bias), activation == "silu"
+    inputs, silu = (along_rows(x), *filters(x, weight, bias)), activation == "silu"
     state_indices, positions = int64(state_indices), int64(positions)
     return torch.ops.lcikernels_cpp.causal_conv1d_step(*inputs, silu, state, state_indices, positions)
 
@@ -61,10 +61,10 @@ def prepare(x, weight, bias, activation, initial_state, cu_seqlens) -> tuple:
     if cu_seqlens is not None:
         boundaries("causal_conv1d", cu_seqlens, x.shape[1])
     states = contiguous(initial_state), contiguous(cu_seqlens)
-    return *filters(x, weight, bias), activation == "silu", *states
+    return along_an_axis(x), *filters(x, weight, bias), activation == "silu", *states
 
 
-def filters(x, weight, bias) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x by its rows; the others in what is computed in."""
+def filters(x, weight, bias) -> tuple[Tensor, Tensor | None]:
+    """In what is computed in."""
     weight = weight.to(inner(x)).contiguous()
-    return along_rows(x), weight, bias if bias is None else bias.to(weight.dtype).contiguous()
+    return weight, bias if bias is None else bias.to(weight.dtype).contiguous()

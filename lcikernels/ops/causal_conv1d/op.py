@@ -40,6 +40,8 @@ def causal_conv1d(
     before the first, the latest last; zeros unless given. cu_seqlens int32 or int64 [N+1], B = 1: sequence n
     is tokens cu_seqlens[n] to cu_seqlens[n+1]; states are [N, D, W-1].
 
+    x may lie in memory as [B, D, T]; y and the gradient of x lie as x.
+
     Returns y [B, T, D] in x's dtype, with return_final_state also the last W-1 tokens [B or N, D, W-1] in
     float32 (float64 where x is). Gradients reach every floating argument, from y and from the final state.
     Raises ValueError where a shape, dtype or device does not fit, RuntimeError where `backend` cannot run.

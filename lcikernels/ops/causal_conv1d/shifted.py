@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from ..checks import inner
+from ..checks import inner, laid_as
 from ..packing import sequences
 
 
@@ -23,11 +23,11 @@ def forward(
             forward(x[:, cut], weight, bias, activation, state, None)
             for cut, state in sequences("causal_conv1d", cu_seqlens, T, initial_state)
         ]
-        return torch.cat([y for y, _ in parts], 1), torch.cat([state for _, state in parts])
+        return laid_as(torch.cat([y for y, _ in parts], 1), x), torch.cat([state for _, state in parts])
     past = extended(x, weight, initial_state)
     y = convolve(past, weight, bias, T)
     y = silu(y) if activation == "silu" else y
-    return y.to(x.dtype), past[:, T:].mT.clone(memory_format=torch.contiguous_format)
+    return laid_as(y, x), past[:, T:].mT.clone(memory_format=torch.contiguous_format)
 
 
 def backward(
@@ -48,7 +48,8 @@ def backward(
             grad_n = None if grad_state is None else grad_state[n : n + 1]
             parts.append(backward(grad_y[:, cut], grad_n, x[:, cut], weight, bias, activation, state, None))
         dx, dweight, dbias, dstate = zip(*parts)
-        return torch.cat(dx, 1), torch.stack(dweight).sum(0), torch.stack(dbias).sum(0), torch.cat(dstate)
+        dx = laid_as(torch.cat(dx, 1), x)
+        return dx, torch.stack(dweight).sum(0), torch.stack(dbias).sum(0), torch.cat(dstate)
     past = extended(x, weight, initial_state)
     dy = grad_y.to(past.dtype)
     if activation == "silu":
@@ -61,9 +62,8 @@ def backward(
         dpast[:, T:] += grad_state.mT
     dweight = torch.stack([(dy * past[:, i : i + T]).sum((0, 1)) for i in range(W)], 1)
     dbias = dy.new_empty(0) if bias is None else dy.sum((0, 1)).to(bias.dtype)
-    dx = dpast[:, W - 1 :].to(x.dtype, copy=True, memory_format=torch.contiguous_format)
     return (
-        dx,
+        laid_as(dpast[:, W - 1 :], x),
         dweight.to(weight.dtype),
         dbias,
         dpast[:, : W - 1].mT.clone(memory_format=torch.contiguous_format),

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import boundaries, contiguous
+from ..checks import along_rows, boundaries, contiguous
 from ..states import int64, native
 
 
@@ -19,8 +19,11 @@ def forward(
     """o [B, T, H, V] and the final state [B or N, H, K, V]."""
     if cu_seqlens is not None:
         boundaries("retention", cu_seqlens, q.shape[1])
-    inputs, states = map(contiguous, (q, k, v, log_decay)), map(contiguous, (initial_state, cu_seqlens))
-    return torch.ops.lcikernels_cpp.retention_forward(*inputs, scale, *states)
+    heads, (rates, *states) = (
+        map(along_rows, (q, k, v)),
+        map(contiguous, (log_decay, initial_state, cu_seqlens)),
+    )
+    return torch.ops.lcikernels_cpp.retention_forward(*heads, rates, scale, *states)
 
 
 def backward(
@@ -36,21 +39,24 @@ def backward(
     need_log_decay: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, log_decay ([1], any number, where it is not needed) and the initial state."""
-    inputs = map(contiguous, (grad_o, grad_state, q, k, v, log_decay))
-    states = map(contiguous, (initial_state, cu_seqlens))
-    return torch.ops.lcikernels_cpp.retention_backward(*inputs, scale, *states, need_log_decay)
+    grad_o, q, k, v = map(along_rows, (grad_o, q, k, v))
+    grad_state, rates, *states = map(contiguous, (grad_state, log_decay, initial_state, cu_seqlens))
+    inputs = grad_o, grad_state, q, k, v, rates, scale, *states, need_log_decay
+    return torch.ops.lcikernels_cpp.retention_backward(*inputs)
 
 
 def crossing(k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
     """What all tokens add to the state that enters them, [B, H, K, V]."""
     H = log_decay.shape[-1]
     v = v if H in (k.shape[2], v.shape[2]) else v.repeat_interleave(H // v.shape[2], 2)
-    return torch.ops.lcikernels_cpp.retention_crossing(*map(contiguous, (k, v, log_decay)), 1.0, False)
+    rows = map(along_rows, (k, v))
+    return torch.ops.lcikernels_cpp.retention_crossing(*rows, log_decay.contiguous(), 1.0, False)
 
 
 def crossing_back(q: Tensor, grad_o: Tensor, log_decay: Tensor, scale: float) -> Tensor:
     """What they add to the gradient of that state, [B, H, K, V]."""
-    return torch.ops.lcikernels_cpp.retention_crossing(*map(contiguous, (q, grad_o, log_decay)), scale, True)
+    rows = map(along_rows, (q, grad_o))
+    return torch.ops.lcikernels_cpp.retention_crossing(*rows, log_decay.contiguous(), scale, True)
 
 
 def takes(state: Tensor, dtype: torch.dtype) -> bool:

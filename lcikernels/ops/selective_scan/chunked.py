@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
-from ..checks import boundaries, inner
+from ..checks import boundaries, inner, laid_as
 
 CHUNK = 16  # tokens, where nothing is differentiated: 8 to 32 are equally fast
 
@@ -44,7 +44,7 @@ def forward(
         h = states[-1].clone()
     y = y if d is None else y.addcmul_(scan.per_channel(d), scan.x)
     y = y if z is None else y.mul_(silu(scan.time_first(z)))
-    return batch_first(y, x.dtype), scan.unslab(final), checkpoints.view(-1, *a.shape)
+    return batch_first(y, x), scan.unslab(final), checkpoints.view(-1, *a.shape)
 
 
 def backward(
@@ -104,17 +104,17 @@ def backward(
         dx.addcmul_(scan.per_channel(d), dy)
     if z is not None:
         y = y if d is None else y.addcmul_(scan.per_channel(d), scan.x)
-        dz = batch_first(torch.ops.aten.silu_backward(y.mul_(grad_gated), gate), z.dtype)
+        dz = batch_first(torch.ops.aten.silu_backward(y.mul_(grad_gated), gate), z)
     if dt_softplus:
         dstep.mul_(torch.expm1(-scan.step).neg_())  # softplus' = sigmoid = 1 - exp(-softplus)
     if dt_bias is not None:
         ddt_bias = dstep.sum((0, 1)).flatten().to(dt_bias.dtype)
     return (
-        batch_first(dx, x.dtype),
-        batch_first(dstep, dt.dtype),
+        batch_first(dx, x),
+        batch_first(dstep, dt),
         da.mT.reshape(a.shape).contiguous(),
-        batch_first(db, b.dtype).view(b.shape),
-        batch_first(dc, c.dtype).view(c.shape),
+        batch_first(db, b),
+        batch_first(dc, c),
         dd,
         dz,
         ddt_bias,
@@ -204,6 +204,6 @@ class Scan:
         return decay[0] * dstates[0]
 
 
-def batch_first(u: Tensor, dtype: torch.dtype) -> Tensor:
-    """[T, B, G, 1, X] -> [B, T, G * X]."""
-    return u.flatten(2).transpose(0, 1).to(dtype).contiguous()
+def batch_first(u: Tensor, like: Tensor) -> Tensor:
+    """[T, B, G, 1, X] -> [B, T, G * X] or [B, T, G, X], as `like`."""
+    return laid_as(u.flatten(2).transpose(0, 1).unflatten(2, like.shape[2:]), like)

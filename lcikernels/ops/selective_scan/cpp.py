@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..checks import boundaries, contiguous, inner
+from ..checks import along_an_axis, boundaries, contiguous, inner
 from ..states import int64, native
 
 
@@ -54,11 +54,10 @@ def backward(
     state, bounds = contiguous(initial_state), contiguous(cu_seqlens)
     checkpoints = checkpoints.view(-1, x.shape[0], a.shape[1], a.shape[0])
     dx, ddt, da, db, dc, dd, dz, ddt_bias, dstate = torch.ops.lcikernels_cpp.selective_scan_backward(
-        grad_y.contiguous(), contiguous(grad_state), checkpoints, *inputs, dt_softplus, state, bounds
+        along_an_axis(grad_y), contiguous(grad_state), checkpoints, *inputs, dt_softplus, state, bounds
     )
     dd = dd if d is None else dd.to(d.dtype)
     ddt_bias = ddt_bias if dt_bias is None else ddt_bias.to(dt_bias.dtype)
-    db, dc = db.to(b.dtype).view(b.shape), dc.to(c.dtype).view(c.shape)
     dstate = x.new_empty(0) if initial_state is None else dstate.contiguous()
     return dx, ddt, da, db, dc, dd, dz, ddt_bias, dstate
 
@@ -115,11 +114,18 @@ def step(
     state_indices: Tensor | None,
 ) -> Tensor:
     """y [B, D]; the state is advanced."""
-    inputs = prepare(x, dt, a, b, c, d, z, dt_bias)
+    d, dt_bias = parameters(x, d, dt_bias)
+    inputs = map(contiguous, (x, dt, a, b, c, d, z, dt_bias))
     return torch.ops.lcikernels_cpp.selective_scan_step(*inputs, dt_softplus, state, int64(state_indices))
 
 
-def prepare(x, dt, a, b, c, d, z, dt_bias) -> list[Tensor | None]:
-    """What the library takes: contiguous tensors, d and dt_bias in the dtype of the arithmetic."""
-    d, dt_bias = (u if u is None else u.to(inner(x)) for u in (d, dt_bias))
-    return [contiguous(u) for u in (x, dt, a, b, c, d, z, dt_bias)]
+def prepare(x, dt, a, b, c, d, z, dt_bias) -> tuple[Tensor | None, ...]:
+    """What the library takes of sequences: b and c are read wherever they lie."""
+    d, dt_bias = parameters(x, d, dt_bias)
+    z = z if z is None else along_an_axis(z)
+    return along_an_axis(x), along_an_axis(dt), a.contiguous(), b, c, d, z, dt_bias
+
+
+def parameters(x: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Contiguous, in the dtype of the arithmetic."""
+    return [u if u is None else u.to(inner(x)).contiguous() for u in tensors]

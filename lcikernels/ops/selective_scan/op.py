@@ -52,6 +52,8 @@ def selective_scan(
     given. cu_seqlens int32 or int64 [S+1], B = 1: sequence s is tokens cu_seqlens[s] to cu_seqlens[s+1];
     states are [S, D, N]. Where x is float64, a is too, and initial_state may be.
 
+    Tensors may lie in memory as [B, D, T] or [B, G, N, T]; y lies as x, a gradient as its tensor.
+
     Returns y [B, T, D] in x's dtype, with return_final_state also h[T] [B or S, D, N] in float32 (float64
     where x is). Gradients reach every floating argument, from y and from h[T]. Raises ValueError where a
     shape, dtype or device does not fit, RuntimeError where `backend` cannot run. Gu and Dao 2023 (Mamba),
