@@ -6,7 +6,7 @@ from tolerance import assert_agrees, assert_as_torch
 from torch import Tensor
 from torch.nn.functional import pad, silu, softplus
 
-from lcikernels.compat.mamba_ssm import mamba_chunk_scan_combined, mamba_split_conv1d_scan_combined
+from lcikernels.compat.mamba_ssm import heads, mamba_chunk_scan_combined, mamba_split_conv1d_scan_combined
 
 B, L, H, P, G, N, W = 2, 11, 4, 3, 2, 5, 4
 BF, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
@@ -123,6 +123,14 @@ MIXED = {
 def test_every_mix_of_dtypes_is_as_exact_as_float32(dtypes):
     given = inputs(*dtypes) | {"dt_softplus": True, "return_final_states": True}
     assert_agrees(chunked, equation, **given)
+
+
+@pytest.mark.parametrize("dtype", [BF, F16], ids=str)
+def test_16_bits_that_are_multiplied_as_such_are_as_exact_as_their_products(dtype, monkeypatch):
+    """As on a GPU."""
+    monkeypatch.setattr(heads, "multiplied", lambda x, exact: x.dtype)
+    given = inputs(dtype, F32) | {"dt_softplus": True, "return_final_states": True}
+    assert_agrees(chunked, equation, products=dtype, **given)
 
 
 def test_maps_may_be_of_another_dtype_than_x():
