@@ -16,8 +16,8 @@ def slopes(H: int, layer_idx: int, num_layers: int, device: torch.device | None 
     return torch.exp2(heads * (-8 / H)) * (1 - layer_idx / (num_layers - 1 + 1e-5) + 1e-5)
 
 
-class RMSNorm(nn.Module):
-    """rms_norm(o) * weight over all channels.  o [..., D], weight [D]."""
+class GatedNorm(nn.Module):
+    """rms_norm(o) * weight * sigmoid(gate) over all channels.  o, gate [..., D], weight [D]."""
 
     def __init__(
         self,
@@ -30,8 +30,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(D, device=device, dtype=dtype))
 
-    def forward(self, o: Tensor) -> Tensor:
-        return gated_rms_norm(o, weight=self.weight, eps=self.eps)
+    def forward(self, o: Tensor, gate: Tensor) -> Tensor:
+        return gated_rms_norm(o, gate, self.weight, eps=self.eps, activation="sigmoid")
 
 
 class LightningAttention(Layer):
@@ -47,8 +47,8 @@ class LightningAttention(Layer):
     transformers' MiniMaxLightningAttention loads, whose slopes must be those of this layer.
 
     forward(x [B, T, hidden_size]) gives y like x, and with return_state (y, state), the state after x. Given
-    a state x counts on from it, and it stays as it is. cu_seqlens int32 [N+1], B = 1: x holds N sequences one
-    after another, n at tokens cu_seqlens[n] to cu_seqlens[n+1], and states are those of N rows.
+    a state x counts on from it, and it stays as it is. cu_seqlens [N+1], integers, B = 1: x holds N sequences
+    one after another, n at tokens cu_seqlens[n] to cu_seqlens[n+1], and states are those of N rows.
     keep bool [B, T] is False at tokens that leave no trace (padding), whose y means nothing.
 
     A state is State(recurrent [B, H, K, K]), float32, or float64 in a layer of that.
@@ -81,7 +81,7 @@ class LightningAttention(Layer):
         self.hidden_size, self.num_heads = hidden_size, num_heads
         self.layer_idx, self.num_layers = layer_idx, num_layers
         self.qkv_proj = nn.Linear(hidden_size, 3 * D, bias=False, **place)
-        self.norm = RMSNorm(D, norm_eps, **place)
+        self.norm = GatedNorm(D, norm_eps, **place)
         self.output_gate = nn.Linear(hidden_size, D, bias=False, **place)
         self.out_proj = nn.Linear(D, hidden_size, bias=False, **place)
         decays = -slopes(num_heads, layer_idx, num_layers, device)
@@ -141,7 +141,7 @@ class LightningAttention(Layer):
         log_decay = self.log_decay.to(torch.promote_types(qkv.dtype, torch.float32))
         recurrent = None if state is None else state.recurrent
         o, recurrent = retain(*qkv.chunk(3, dim=-1), log_decay, recurrent, cu_seqlens, keep, scale=1.0)
-        y = self.out_proj(self.norm(o.flatten(-2)) * self.output_gate(x).sigmoid())
+        y = self.out_proj(self.norm(o.flatten(-2), self.output_gate(x)))
         return (y, State(recurrent)) if return_state else y
 
 

@@ -64,8 +64,8 @@ class Retention(Layer):
     MultiScaleRetention loads.
 
     forward(x [B, T, hidden_size]) gives y like x, and with return_state (y, state), the state after x. Given
-    a state x counts on from it, and it stays as it is. cu_seqlens int32 [N+1], B = 1: x holds N sequences one
-    after another, n at tokens cu_seqlens[n] to cu_seqlens[n+1], and states are those of N rows.
+    a state x counts on from it, and it stays as it is. cu_seqlens [N+1], integers, B = 1: x holds N sequences
+    one after another, n at tokens cu_seqlens[n] to cu_seqlens[n+1], and states are those of N rows.
     keep bool [B, T] is False at tokens that leave no trace (padding), whose y means nothing.
     rotary: cos and sin of `rotary_angles`, where positions are the caller's, not the layer's own; the state
     then has none.
