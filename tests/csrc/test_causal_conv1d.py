@@ -170,7 +170,7 @@ MISFITS = {
     "x must be [B, T, D] with T at least 1, got 0 on axis 1 of shape (2, 0, 17)": {
         "x": torch.zeros(2, 0, 17)
     },
-    "x must be contiguous in its last axis, got strides (561, 1, 33)": {"x": torch.zeros(2, 17, 33).mT},
+    "x must be contiguous in D or in T, got strides (1122, 34, 2)": {"x": torch.zeros(2, 33, 34)[..., ::2]},
     "weight must be [D, W], got shape (17,)": {"weight": torch.zeros(17)},
     "weight must be [D, W] with D=17, got 16 on axis 0 of shape (16, 4)": {"weight": torch.zeros(16, 4)},
     "weight must be [D, W] with W at least 1, got 0 on axis 1 of shape (17, 0)": {

@@ -288,7 +288,7 @@ MISFITS = {
         "x": torch.zeros(2, 0, 17)
     },
     "d must be [D] with D=17, got 18 on axis 0 of shape (18,)": {"d": torch.zeros(18)},
-    "z must be contiguous, got strides (561, 1, 33)": {"z": torch.zeros(2, 17, 33).mT},
+    "z must be contiguous in D or in T, got strides (1122, 34, 2)": {"z": torch.zeros(2, 33, 34)[..., ::2]},
     "initial_state must be [S, D, N] with S=2, got 1 on axis 0 of shape (1, 17, 4)": {
         "initial_state": torch.zeros(1, 17, 4)
     },
