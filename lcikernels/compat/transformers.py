@@ -18,7 +18,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,10 +26,12 @@ from types import CellType, CodeType, FunctionType
 from typing import NamedTuple
 
 from torch import nn
+from torch.compiler import is_compiling, is_exporting
 
 from lcikernels.compat import causal_conv1d, mamba_ssm
 
 TESTED = ("5.24", "5.25")  # transformers from the first on, before the second
+NORM_SIZES = {"hidden_size", "eps", "group_size", "n_groups", "norm_before_gate"}
 DECORATOR = "use_kernel_func_from_hub_with_fallback"
 
 
@@ -39,6 +41,8 @@ def any_activation(function: Callable) -> Callable:
 
     @wraps(function)
     def run(*args, **kwargs):
+        if unfinished and not is_compiling():
+            give_norms(unfinished.pop())
         activation = args[place] if place < len(args) else kwargs.get("activation")
         if activation in (None, "silu", "swish"):
             return function(*args, **kwargs)
@@ -72,15 +76,8 @@ LEFT: dict[str, str] = {
 }
 
 
-class Undo(NamedTuple):
-    """What a cell of a wrapper held before."""
-
-    cell: CellType
-    held: object
-
-
-changed: list[Undo] = []
-restore_library: list[Callable[[], None]] = []
+undo: list[Callable[[], None]] = []  # what puts back what patch() has replaced, latest last
+unfinished: list[dict[str, object]] = []  # modules that were about to define a norm when they were patched
 
 
 class Patched:
@@ -119,16 +116,14 @@ def patch() -> Patched:
 
 def unpatch() -> None:
     """Put back every object that `patch()` replaced. Without a `patch()` before it does nothing."""
-    while restore_library:
-        restore_library.pop()()
-    while changed:
-        cell, held = changed.pop()
-        cell.cell_contents = held
+    unfinished.clear()
+    while undo:
+        undo.pop()()
 
 
 def is_patched() -> bool:
     """Whether transformers' models compute with this package's kernels now."""
-    return bool(restore_library)
+    return bool(undo)
 
 
 def why_not() -> str | None:
@@ -197,8 +192,54 @@ def give(wrapper: FunctionType) -> None:
         "is_new_implementation": True,
     }
     for name, value in new.items():
-        changed.append(Undo(cells[name], cells[name].cell_contents))
-        cells[name].cell_contents = value
+        replace(cells[name], "cell_contents", value)
+    if cells["func_name"].cell_contents == "mamba_chunk_scan_combined":
+        names = cells["torch_function"].cell_contents.__globals__
+        if not give_norms(names):
+            unfinished.append(names)
+
+
+def replace(owner: object, name: str, value: object) -> None:
+    """Set an attribute until `unpatch()`."""
+    undo.append(partial(setattr, owner, name, getattr(owner, name)))
+    setattr(owner, name, value)
+
+
+def give_norms(names: dict[str, object]) -> bool:
+    """Make the gated norms of a module with Mamba-2 compute by ours: torch takes longer for one than a scan.
+
+    Returns whether there is one.
+    """
+    norms = [
+        value
+        for name, value in names.items()
+        if name.endswith("RMSNormGated") and set(inspect.signature(value).parameters) <= NORM_SIZES
+    ]
+    for norm in norms:
+        replace(norm, "forward", gated_norm(norm.forward))
+    return bool(norms)
+
+
+def gated_norm(forward: Callable) -> Callable:
+    """`forward` of a norm of groups of channels, with a gate before it, or after where it says so."""
+
+    @wraps(forward)
+    def run(self, hidden_states, gate=None):
+        if is_exporting():
+            return forward(self, hidden_states, gate)
+        groups = getattr(self, "n_groups", None)
+        size = self.group_size if groups is None else hidden_states.shape[-1] // groups
+        return mamba_ssm.rmsnorm_fn(
+            hidden_states,
+            self.weight,
+            None,
+            z=gate,
+            eps=self.variance_epsilon,
+            group_size=size,
+            norm_before_gate=getattr(self, "norm_before_gate", False),
+        )
+
+    return run
 
 
 def watch_imports() -> None:
@@ -225,7 +266,7 @@ def watch_imports() -> None:
             if getattr(module, "__dict__", {}).get(DECORATOR) is watching:
                 setattr(module, DECORATOR, original)
 
-    restore_library.append(restore)
+    undo.append(restore)
     integrations.__dict__[DECORATOR] = hub_kernels.__dict__[DECORATOR] = watching
 
 
@@ -265,7 +306,7 @@ def offer_to_kernels() -> None:
         for name in [name for name, devices in before.items() if devices is None]:
             del mapping[name]
 
-    restore_library.append(restore)
+    undo.append(restore)
 
 
 def models() -> dict[str, list[str]]:

@@ -68,6 +68,9 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
 }  # fmt: skip
 
+# Those that keep packed sequences apart.
+PACKED = ["mamba2", "bamba", "zamba2", "nemotron_h", "granitemoehybrid", "falcon_h1", "lfm2"]
+
 
 def build(family: str) -> PreTrainedModel:
     """A model in evaluation, the same at every call."""

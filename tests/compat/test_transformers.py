@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from compat.families import CONFIGS, build, randomise
+from compat.families import CONFIGS, PACKED, build, randomise
 from tolerance import Float64Kept, assert_agrees
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -18,7 +18,6 @@ IDS = torch.randint(3, 61, (2, 13), generator=torch.Generator().manual_seed(1))
 MASK = torch.ones_like(IDS).index_fill(1, torch.arange(4), 0)  # 4 places of padding in front of the first row
 MASK[1] = 1
 BATCHES = {"whole": {"input_ids": IDS}, "padded": {"input_ids": IDS, "attention_mask": MASK}}
-PACKED = ["mamba2", "bamba", "zamba2", "nemotron_h", "granitemoehybrid", "falcon_h1", "lfm2"]
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +133,9 @@ def everything() -> dict:
         if name.startswith("transformers")
         for key, value in vars(module).items()
     }
+    for (module, name), value in list(held.items()):
+        if isinstance(value, type) and "forward" in vars(value):
+            held[module, name, "forward"] = vars(value)["forward"]
     for function in compat.wrappers():
         held |= {(id(function), name): cell.cell_contents for name, cell in compat.parts(function).items()}
     return held
@@ -141,6 +143,8 @@ def everything() -> dict:
 
 def test_unpatching_restores_every_object():
     build("mamba"), build("mamba2"), build("lfm2")
+    from transformers.integrations import use_kernel_func_from_hub_with_fallback  # noqa: F401  a lazy module's
+
     before = everything()
     compat.patch()
     assert sum(now is not before[key] for key, now in everything().items()) > 10
@@ -185,6 +189,25 @@ assert not hasattr(getattr(hub_kernels, compat.DECORATOR), "__wrapped__")
 
 def test_modules_that_are_imported_later_are_patched_and_restored():
     subprocess.run([sys.executable, "-c", LATER], check=True)
+
+
+NORMS = """
+import sys, torch
+from compat.families import PACKED, build
+from lcikernels.compat import transformers as compat
+with compat.patch():
+    for name in sorted(set(PACKED) - {"lfm2"}):
+        assert f"transformers.models.{name}.modeling_{name}" not in sys.modules
+        build(name)(torch.tensor([[3, 4]]))
+        names = vars(sys.modules[f"transformers.models.{name}.modeling_{name}"])
+        (norm,) = [x for key, x in names.items() if key.endswith("RMSNormGated")]
+        assert hasattr(norm.forward, "__wrapped__"), name
+assert not hasattr(norm.forward, "__wrapped__")
+"""
+
+
+def test_the_norms_of_modules_that_are_imported_later_are_patched():
+    subprocess.run([sys.executable, "-c", NORMS], check=True, cwd=Path(__file__).parents[1])
 
 
 def test_another_transformers_is_left_alone(monkeypatch):
