@@ -4,17 +4,24 @@ import re
 import subprocess
 from pathlib import Path
 
+from lcikernels.compat.transformers import is_patched, unpatch
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
+    assert len(blocks[0].split("\n\n")) == 2 and blocks[0].count("\n") == 3
     monkeypatch.chdir(tmp_path)
-    for code in blocks:
-        assert len(code.strip().splitlines()) <= 12
-        exec(compile(code, "README.md", "exec"), {})
+    try:
+        for code in blocks:
+            assert len(code.strip().splitlines()) <= 12
+            exec(compile(code, "README.md", "exec"), {})
+        assert is_patched()
+    finally:
+        unpatch()
     printed = capsys.readouterr().out
     assert "kept" in printed and re.search(r"tensor\(\[\[ *1, *2, *3(, *\d+){8}\]\]\)", printed), printed
     assert {path.name for path in tmp_path.iterdir()} == {"small", "large", "retnet"}
