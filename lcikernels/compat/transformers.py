@@ -65,10 +65,10 @@ SERVED: dict[str, Callable] = {
     "selective_state_update": mamba_ssm.selective_state_update,
     "mamba_chunk_scan_combined": mamba_ssm.mamba_chunk_scan_combined,
 }
-PARTS = "a model goes on by the functions above, which hear of"
+FUSED = "it is not told of {}, so a model calls the functions above one by one, which are"
 LEFT: dict[str, str] = {
-    "mamba_inner_fn": f"{PARTS} its activation and its padding; this one does not",
-    "mamba_split_conv1d_scan_combined": f"{PARTS} its padding; this one does not",
+    "mamba_inner_fn": FUSED.format("the activation and of padding"),
+    "mamba_split_conv1d_scan_combined": FUSED.format("padding"),
     "chunk_gated_delta_rule": "there is no delta rule here",
     "fused_recurrent_gated_delta_rule": "there is no delta rule here",
     "chunk_kda": "there is no delta rule here",
@@ -324,13 +324,15 @@ def main() -> None:
     why = why_not()
     print(f"transformers {version('transformers')}: {f'left alone: {why}' if why else 'patch() reaches'}")
     found = models()
-    for name in [*SERVED, *sorted(set(found) - set(SERVED))]:
-        if name in SERVED:
-            source = inspect.unwrap(SERVED[name]).__module__
-            print(f"\n{name}: {source}.{name}")
-        else:
-            print(f"\n{name}: left to transformers: {LEFT.get(name, 'nothing here computes it')}")
-        print(f"    {', '.join(found.get(name, ['in no model']))}")
+    for name, ours in SERVED.items():
+        tell(f"{name}: {inspect.unwrap(ours).__module__}.{name}", found.get(name, ["no model"]))
+    tell("the gated norms: lcikernels.compat.mamba_ssm.norms.rmsnorm_fn", found["mamba_chunk_scan_combined"])
+    for name in sorted(set(found) - set(SERVED)):
+        tell(f"{name}: left to transformers: {LEFT.get(name, 'nothing here computes it')}", found[name])
+
+
+def tell(what: str, where: list[str]) -> None:
+    print(f"\n{what}\n    in {', '.join(where)}")
 
 
 if __name__ == "__main__":
