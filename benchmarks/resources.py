@@ -23,9 +23,10 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
+from lcikernels.ops import views
 from lcikernels.ops.causal_conv1d import kernel as conv
 from lcikernels.ops.gated_rms_norm import kernel as norm
 from lcikernels.ops.retention import kernel as retention
@@ -34,7 +35,6 @@ from lcikernels.ops.selective_scan import kernel as scan
 NVIDIA = (80, 90, 100)
 AMD = GPUTarget("hip", "gfx942", 64)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
 
 
 class Launch(NamedTuple):
@@ -70,46 +70,37 @@ class Noting:
 
 
 def launches(module: ModuleType, what: str, call) -> list[Launch]:
-    """Every launch of `call`, which uses the kernels in `module`."""
-    kernels = {name: x for name, x in vars(module).items() if name.endswith("_kernel")}
+    """Every launch of `call`, which uses the kernels in `module` and copies."""
+    kernels = [
+        (m, name, x) for m in (module, views) for name, x in vars(m).items() if name.endswith("_kernel")
+    ]
     notes: list[Launch] = []
-    for name, kernel in kernels.items():
-        setattr(module, name, Noting(kernel, what, notes))
+    for m, name, kernel in kernels:
+        setattr(m, name, Noting(kernel, what, notes))
     try:
         call()
     finally:
-        for name, kernel in kernels.items():
-            setattr(module, name, kernel)
+        for m, name, kernel in kernels:
+            setattr(m, name, kernel)
     return notes
 
 
-class Source(NamedTuple):
-    """A kernel specialized as a launch would; tensors are taken to be aligned to 16 bytes."""
+def source(launch: Launch, target: GPUTarget) -> ASTSource:
+    """The kernel specialized as the launch would, by what Triton itself calls then."""
+    kernel, backend = launch.kernel, make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    arguments, specialization, _ = bind(**launch.arguments)
+    options = options_for(launch, target)
+    _, *specialized = kernel._pack_args(backend, options, arguments, specialization, options)
+    return ASTSource(kernel, *specialized)
 
-    kernel: JITFunction
-    signature: dict
-    constexprs: dict
-    attrs: dict
 
-
-def specialized(launch: Launch) -> Source:
-    source = Source(launch.kernel, {}, {}, {})
-    for i, (parameter, value) in enumerate(zip(launch.kernel.params, launch.arguments.values())):
-        fixed = parameter.do_not_specialize or isinstance(value, Tensor)
-        if parameter.is_constexpr or value is None or (not fixed and value == 1 and isinstance(value, int)):
-            source.signature[parameter.name], source.constexprs[parameter.name] = "constexpr", value
-        elif isinstance(value, Tensor):
-            source.signature[parameter.name], source.attrs[i,] = TYPES[value.dtype], [["tt.divisibility", 16]]
-        else:
-            source.signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-            if not fixed and isinstance(value, int) and value % 16 == 0:
-                source.attrs[i,] = [["tt.divisibility", 16]]
-    return source
+def options_for(launch: Launch, target: GPUTarget) -> dict:
+    return {k: v for k, v in launch.options.items() if k != "maxnreg" or target.backend == "cuda"}
 
 
 def compiled(launch: Launch, target: GPUTarget):
-    options = {k: v for k, v in launch.options.items() if k != "maxnreg" or target.backend == "cuda"}
-    return triton.compile(ASTSource(*specialized(launch)), target=target, options=options)
+    return triton.compile(source(launch, target), target=target, options=options_for(launch, target))
 
 
 def resources(launch: Launch, sm: int) -> Resources:
@@ -147,13 +138,13 @@ def loops(code: str) -> list[int]:
 def walks(launch: Launch) -> int:
     """How often a kernel of the scan walks the tokens; 0 of any other."""
     times = {"forward_kernel": 1, "backward_kernel": 2}.get(launch.kernel.__name__, 0)
-    return times if "BN" in launch.arguments else 0
+    return times if "fixed" in launch.arguments else 0
 
 
 def slots(launch: Launch, loops: list[int]) -> float:
     """Of the scan, by its longest loops."""
-    sizes, times = launch.arguments, walks(launch)
-    states = sizes["BN"] * sizes["BD"] * (sizes["AHEAD"] if times == 1 else sizes["STEPS"])
+    sizes, times = launch.arguments["fixed"], walks(launch)
+    states = sizes.BN * sizes.BD * (sizes.AHEAD if times == 1 else sizes.STEPS)
     return sum(loops[:times]) * 32 * launch.options["num_warps"] / states
 
 
@@ -253,7 +244,7 @@ def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
     seen = set()
     for case in cases:
         for launch in case():
-            key = str((specialized(launch), launch.options))
+            key = source(launch, GPUTarget("cuda", sm or 90, 32)).hash() + str(launch.options)
             if all(re.search(name, launch.what) for name in names) and key not in seen:
                 seen.add(key)
                 yield launch

@@ -9,6 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lcikernels.ops import views
+
 
 class Memory(TorchDispatchMode):
     """Bytes of the storages that live, the most that have, and each that was made."""
@@ -40,7 +42,8 @@ class Launches:
 
 
 def without_launches(monkeypatch: pytest.MonkeyPatch, kernel: ModuleType, processors: int, sm: int) -> None:
-    """The launchers in `kernel` see a GPU of so many multiprocessors, and launch nothing."""
+    """The launchers in `kernel` see a GPU of so many multiprocessors, and launch nothing, nor do copies."""
     monkeypatch.setattr(kernel, "device", lambda x: (processors, sm))
-    for name in [name for name in vars(kernel) if name.endswith("_kernel")]:
-        monkeypatch.setattr(kernel, name, Launches())
+    for module in (kernel, views):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Launches())
