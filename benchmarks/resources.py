@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
@@ -71,9 +70,8 @@ class Noting:
 
 def launches(module: ModuleType, what: str, call) -> list[Launch]:
     """Every launch of `call`, which uses the kernels in `module` and copies."""
-    kernels = [
-        (m, name, x) for m in (module, views) for name, x in vars(m).items() if name.endswith("_kernel")
-    ]
+    both = (module, views)
+    kernels = [(m, name, x) for m in both for name, x in vars(m).items() if name.endswith("_kernel")]
     notes: list[Launch] = []
     for m, name, kernel in kernels:
         setattr(m, name, Noting(kernel, what, notes))

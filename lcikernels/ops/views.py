@@ -82,12 +82,10 @@ def copy_kernel(x, y, T, G, D, BT: tl.constexpr, BD: tl.constexpr):
     i_b, i_g = tl.program_id(0) // tiles_d // tiles_t // G, tl.program_id(0) // tiles_d // tiles_t % G
     o_t, o_d = i_t * BT + tl.arange(0, BT), i_d * BD + tl.arange(0, BD)
     m = (o_t < T)[:, None] & (o_d < D)[None, :]
-    p_x = x.p + steps(i_b, x.row) + steps(i_g, x.group)
-    p_y = y.p + steps(i_b, y.row) + steps(i_g, y.group)
+    p_x, p_y = x.p + steps(i_b, x.row) + steps(i_g, x.group), y.p + steps(i_b, y.row) + steps(i_g, y.group)
     u = tl.load(p_x + steps(o_t, x.token)[:, None] + steps(o_d, x.channel)[None, :], m, 0.0)
-    tl.store(
-        p_y + steps(o_t, y.token)[:, None] + steps(o_d, y.channel)[None, :], u.to(p_y.dtype.element_ty), m
-    )
+    p_y += steps(o_t, y.token)[:, None] + steps(o_d, y.channel)[None, :]
+    tl.store(p_y, u.to(p_y.dtype.element_ty), m)
 
 
 def copy(x: Tensor, y: Tensor) -> Tensor:

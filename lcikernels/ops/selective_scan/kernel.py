@@ -15,6 +15,11 @@ for each block of channels, a slab of each segment at a time, and added in order
 Segments are as many as fill the GPU. Where one ends inside a sequence, a pass before finds what each adds to
 a state that crosses it and what it leaves of that state, and `chain_kernel` joins them; then all run at once.
 So the last bits depend on the number of multiprocessors; two runs on one GPU are equal.
+
+What lies [B, D, T] in memory is copied to tokens and back by `views.copy_kernel`, at the speed of memory: 4
+bytes an element and tensor, 0.06 ms at B 8, T 4096, D 2048 in 16 bits, beside 0.5 ms of a forward pass.
+Loaded by strides, a token of 32 channels would be 32 sectors of 2 bytes: for three tensors and four warps 384
+cycles a token of a multiprocessor's cache, whose arithmetic takes 145; and a store as many partial writes.
 """
 
 from typing import NamedTuple
@@ -55,7 +60,7 @@ class Given(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What the forward pass writes; total, where y is missing, the sums of the segments' steps [segments, D]."""
+    """What the forward pass writes; total [segments, D], where y is missing: sums of the segments' steps."""
 
     y: Tensor | None
     final: Tensor
@@ -431,9 +436,8 @@ def backward_kernel(given, back, S, T, L, D, G, SEGMENT, SLAB, slab, fixed: tl.c
                 t = i * STEPS + j
                 x, dy, z = xs[j], dys[j], zs[j]
                 o, m_t, m_b = t * D + o_d, within(m_d, t < count), within(m_n, t < count)
-                delta = tl.where(
-                    m_t, softplus(raws[j]) if fixed.SOFTPLUS else raws[j], 0.0
-                )  # 0: no state changes
+                delta = softplus(raws[j]) if fixed.SOFTPLUS else raws[j]
+                delta = tl.where(m_t, delta, 0.0)  # 0: no state changes
                 decay = tl.math.exp2(delta[None, :] * A)
                 deltas, before, decays = deltas + (delta,), before + (H,), decays + (decay,)
                 H = decay * H + (delta * x)[None, :] * bs[j][:, None]
@@ -598,13 +602,13 @@ class Problem:
         self.options = options(self.warps)
 
     def apart(self) -> tuple[int, ...]:
-        """How many D it is from token to token in x, dt, z, dy; a kernel without z reads what it has instead."""
+        """How many D it is from token to token in x, dt, z, dy. Without z, kernels read what they have."""
         x, dt, dy = self.given.x, self.given.dt, self.given.x if self.dy is None else self.dy
         z = dy if self.given.z is None else self.given.z
         return tuple(u.stride(0) // self.D for u in (x, dt, z, dy))
 
     def pair(self, b: Tensor, c: Tensor) -> Tensor:
-        """b and c beside each other [L, G, 2 N], in float32: for every thread to convert took 2 of 12 slots."""
+        """b and c side by side [L, G, 2 N], in float32: for every thread to convert took 2 of 12 slots."""
         bc = b.new_empty(*b.shape[:2], self.G, 2 * self.N, dtype=torch.float32)
         for u, half in zip((b, c), bc.split(self.N, -1)):
             copy(of_groups(u), half)
@@ -643,16 +647,9 @@ class Problem:
 
     def chain(self, added: Tensor, total: Tensor, states: Tensor, reverse: bool) -> None:
         chain_kernel[(-(-self.D // self.BD),)](
-            self.given.a,
-            added,
-            total,
-            states,
-            self.D,
-            self.segments,
-            *self.fixed[:3],
-            reverse,
+            self.given.a, added, total, states, self.D, self.segments, *self.fixed[:3], reverse,
             **self.options,
-        )
+        )  # fmt: skip
 
 
 def rows(u: Tensor | None) -> Tensor | None:
