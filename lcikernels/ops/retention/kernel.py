@@ -38,12 +38,89 @@ from triton import language as tl
 from ..checks import boundaries, contiguous, refuse
 from ..curves import LN2, LOG2E
 from ..launch import cdiv, device, options, power_of_2
+from ..views import line, steps, tokens
 
 MOST = 512  # rows or columns of a state
 CUT = 256  # tokens: segments are multiples of it
 SHORT = 16  # tokens: not more go one by one, instead of a chunk's products of 64
 BLOCK = 1024  # elements of a state that chain_kernel carries
 LEAST = tl.constexpr(-1e3)  # exp of it is 0; less would swallow its neighbours in a sum
+
+
+class Heads(NamedTuple):
+    """A tensor [B T, heads, X] for a kernel: where it is, heads, elements from token to token, head to head.
+
+    Constants, one model has one of each: a step that is no multiple of 16 would else take a load an element.
+    """
+
+    p: Tensor
+    count: tl.constexpr
+    token: tl.constexpr
+    head: tl.constexpr
+
+
+class Roles(NamedTuple):
+    """x, y, z of the recurrence; w, whose products with the output's part from S are asked for."""
+
+    x: Heads | None
+    y: Heads
+    z: Heads
+    w: Heads | None
+
+
+class Scores(NamedTuple):
+    """Of a chunk P and its gradient [B T, H, C], exp(A) and exp(A[end] - A) [B T, H], drate [B T, H]."""
+
+    P: Tensor
+    dP: Tensor | None
+    since: Tensor
+    until: Tensor
+    drate: Tensor | None
+
+
+class Ends(NamedTuple):
+    """What a walk starts from and leaves.
+
+    out [B T, H, Z] and the dots with w [B T, Hw, Z] of its part that comes from S, [B T, H, DOTS]. enter,
+    leave [segments, H, X, Z] have steps of ROW and COLUMN. faded [segments, H]: what is left of a state.
+    """
+
+    enter: Tensor | None
+    out: Tensor | None
+    dots: Tensor | None
+    leave: Tensor | None
+    faded: Tensor | None
+
+
+class Scoring(NamedTuple):
+    """What `scores_kernel` is compiled for."""
+
+    H: int
+    K: int
+    V: int
+    PER_TOKEN: bool
+    C: int
+    BK: int
+    BV: int
+    PRECISION: str
+
+
+class Walking(NamedTuple):
+    """What `walk_kernel` is compiled for."""
+
+    H: int
+    X: int
+    Z: int
+    ROW: int
+    COLUMN: int
+    START: int
+    DOTS: int
+    REVERSE: bool
+    C: int
+    BX: int
+    BZ: int
+    TILES: int
+    PRECISION: str
 
 
 @triton.jit
@@ -65,17 +142,17 @@ def locate(p_cu, i_s, T, N, S, L):
 
 
 @triton.jit
-def tile(p, first, heads: tl.constexpr, i_h, H: tl.constexpr, X: tl.constexpr, o_t, m_t, start, o_x):
-    """Tokens o_t from `first`, columns o_x from `start`, of the head of [B T, heads, X] that i_h reads.
+def tile(x, first, i_h, H: tl.constexpr, X: tl.constexpr, o_t, m_t, start, o_x):
+    """Tokens o_t from `first`, columns o_x from `start`, of the head of x that i_h reads.
 
     o_t and o_x are of two axes, start is of whole tiles and before X. float32 but for bfloat16: tf32 has
     float16's bits, and room for states that float16 has not. An offset in 64 bits is made anew for each tile;
     one that stays the same would stay in registers.
     """
     m = m_t if (o_x.numel - X) % o_x.numel == 0 else m_t & (o_x < X - start)
-    p += (first * heads + i_h // (H // heads)) * X + start
-    x = tl.load(p + o_t.to(tl.int64) * (heads * X) + o_x, m, 0.0)
-    return x if x.dtype == tl.bfloat16 else x.to(tl.float32)
+    p = x.p + (first * x.token + i_h // (H // x.count) * x.head + start)
+    u = tl.load(p + o_t.to(tl.int64) * x.token + o_x, m, 0.0)
+    return u if u.dtype == tl.bfloat16 else u.to(tl.float32)
 
 
 @triton.jit
@@ -88,140 +165,139 @@ def power(A):
 
 @triton.jit
 def products(
-    p_x, p_y, here, m_t, i_h, Hx: tl.constexpr, Hy: tl.constexpr, H: tl.constexpr, X: tl.constexpr,
-    C: tl.constexpr, BX: tl.constexpr, PRECISION: tl.constexpr,
+    x, y, here, m_t, i_h, H: tl.constexpr, X: tl.constexpr, C: tl.constexpr, BX: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x y^T of a chunk."""
     o_t, o_x, scores = tl.arange(0, C), tl.arange(0, BX), tl.zeros([C, C], tl.float32)
     for i in range(0, X, BX):
-        x = tile(p_x, here, Hx, i_h, H, X, o_t[:, None], m_t[:, None], i, o_x[None, :])
-        y = tile(p_y, here, Hy, i_h, H, X, o_t[None, :], m_t[None, :], i, o_x[:, None])
-        scores = tl.dot(x, y, scores, input_precision=PRECISION)
+        of_x = tile(x, here, i_h, H, X, o_t[:, None], m_t[:, None], i, o_x[None, :])
+        of_y = tile(y, here, i_h, H, X, o_t[None, :], m_t[None, :], i, o_x[:, None])
+        scores = tl.dot(of_x, of_y, scores, input_precision=PRECISION)
     return scores
 
 
 @triton.jit(do_not_specialize=("T", "N", "S"))
-def scores_kernel(
-    p_q, p_k, p_v, p_do, p_rate, p_cu, p_P, p_dP, p_since, p_until, p_drate, scale, T, N, S,
-    Hq: tl.constexpr, Hk: tl.constexpr, Hv: tl.constexpr, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    PER_TOKEN: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Of a chunk P and its gradient [B T, H, C], exp(A) and exp(A[end] - A) [B T, H].
-
-    And the share of drate [B T, H] that is from pairs in the chunk: the decay of token r weighs those of
-    s < r <= t. They are summed, never subtracted from a larger sum.
+def scores_kernel(q, k, v, do, to, p_rate, p_cu, scale, T, N, S, fixed: tl.constexpr):
+    """The scores of a chunk, and the share of drate that is from pairs in it: the decay of token r weighs
+    those of s < r <= t. They are summed, never subtracted from a larger sum.
     """
+    H: tl.constexpr = fixed.H
+    C: tl.constexpr = fixed.C
     i_h, i_c = tl.program_id(0) % H, tl.program_id(0) // H
     here, left = locate(p_cu, i_c, T, N, S, C)
     o_t = tl.arange(0, C)
     m_t, o_i, o_j = o_t < left, o_t[:, None], o_t[None, :]
-    if PER_TOKEN:
+    if fixed.PER_TOKEN:
         rate = tl.load(p_rate + here * H + i_h + o_t * H, m_t, 0.0)
     else:
         rate = tl.load(p_rate + i_h)
     rate = tl.where(rate < LEAST, LEAST, rate).to(tl.float64) * LOG2E
-    A = tl.cumsum(rate, 0) if PER_TOKEN else tl.minimum(o_t + 1, left).to(tl.float64) * rate
+    A = tl.cumsum(rate, 0) if fixed.PER_TOKEN else tl.minimum(o_t + 1, left).to(tl.float64) * rate
     end = tl.sum(tl.where(o_t == C - 1, A, 0.0), 0)
-    tl.store(p_since + here * H + i_h + o_t * H, power(A), m_t)
-    tl.store(p_until + here * H + i_h + o_t * H, power(end - A), m_t)
+    tl.store(to.since + here * H + i_h + o_t * H, power(A), m_t)
+    tl.store(to.until + here * H + i_h + o_t * H, power(end - A), m_t)
     D = power(tl.where(o_j <= o_i, A[:, None] - A[None, :], LEAST)) * scale
-    P = products(p_q, p_k, here, m_t, i_h, Hq, Hk, H, K, C, BK, PRECISION) * D
+    P = products(q, k, here, m_t, i_h, H, fixed.K, C, fixed.BK, fixed.PRECISION) * D
     o_P = (here * H + i_h) * C + (o_i * (H * C) + o_j)
-    tl.store(p_P + o_P, P.to(p_P.dtype.element_ty), m_t[:, None])
-    if p_dP is not None:
-        dP = products(p_do, p_v, here, m_t, i_h, H, Hv, H, V, C, BV, PRECISION)
-        tl.store(p_dP + o_P, (dP * D).to(p_dP.dtype.element_ty), m_t[:, None])
-        if p_drate is not None:
+    tl.store(to.P + o_P, P.to(to.P.dtype.element_ty), m_t[:, None])
+    if to.dP is not None:
+        dP = products(do, v, here, m_t, i_h, H, fixed.V, C, fixed.BV, fixed.PRECISION)
+        tl.store(to.dP + o_P, (dP * D).to(to.dP.dtype.element_ty), m_t[:, None])
+        if to.drate is not None:
             pairs = tl.where(o_j < o_i, P * dP, 0.0)
             after = tl.cumsum(pairs, 0, reverse=True)  # [r, s]: of all t >= r
             drate = tl.sum(tl.where(o_j < o_i, after, 0.0), 1)
-            tl.store(p_drate + here * H + i_h + o_t * H, drate, m_t)
+            tl.store(to.drate + here * H + i_h + o_t * H, drate, m_t)
 
 
 @triton.jit(do_not_specialize=("T", "N", "S", "L"))
-def walk_kernel(
-    p_x, p_y, p_z, p_w, p_P, p_since, p_until, p_cu, p_enter, p_out, p_dots, p_leave, p_faded, scale,
-    T, N, S, L, Hx: tl.constexpr, Hy: tl.constexpr, Hz: tl.constexpr, Hw: tl.constexpr, H: tl.constexpr,
-    X: tl.constexpr, Z: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr, START: tl.constexpr,
-    DOTS: tl.constexpr, REVERSE: tl.constexpr, C: tl.constexpr, BX: tl.constexpr, BZ: tl.constexpr,
-    TILES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """out [B T, H, Z] and the dots with w [B T, Hw, Z] of its part that comes from S, [B T, H, DOTS].
+def walk_kernel(roles, scores, ends, p_cu, scale, T, N, S, L, fixed: tl.constexpr):
+    """TILES of S at once, from row START on; those after the first add to out.
 
-    TILES of S at once, from row START on; those after the first add to out. Without out a program has one
-    tile, and finds `faded` [segments, H], what a segment leaves of a state. enter, leave [segments, H, X, Z]
-    have steps of ROW and COLUMN. scale is in P, and forward in time in the output, else in S.
+    Without out a program has one tile, and finds `faded`. scale is in P, and forward in time in the output,
+    else in S.
     """
+    H: tl.constexpr = fixed.H
+    X: tl.constexpr = fixed.X
+    Z: tl.constexpr = fixed.Z
+    C: tl.constexpr = fixed.C
+    BX: tl.constexpr = fixed.BX
+    BZ: tl.constexpr = fixed.BZ
+    ROW: tl.constexpr = fixed.ROW
+    COLUMN: tl.constexpr = fixed.COLUMN
+    DOTS: tl.constexpr = fixed.DOTS
     tiles_z: tl.constexpr = triton.cdiv(Z, BZ)
-    tiles_x: tl.constexpr = triton.cdiv(X, BX) if p_out is None else 1
+    tiles_x: tl.constexpr = triton.cdiv(X, BX) if ends.out is None else 1
     tiles: tl.constexpr = tiles_z * tiles_x
     first_z = tl.program_id(0) % tiles_z * BZ
-    first_x = tl.program_id(0) % tiles // tiles_z * BX if tiles_x > 1 else START
+    first_x = tl.program_id(0) % tiles // tiles_z * BX if tiles_x > 1 else fixed.START
     i_h, i_s = tl.program_id(0) // tiles % H, tl.program_id(0) // tiles // H
     first, count = locate(p_cu, i_s, T, N, S, L)
     o_t, o_x, o_z = tl.arange(0, C), tl.arange(0, BX), tl.arange(0, BZ)
     begin = (i_s.to(tl.int64) * H + i_h) * (X * Z) + first_x * ROW + first_z * COLUMN
     o_state, m_z = o_z[:, None] * COLUMN + o_x[None, :] * ROW, o_z[:, None] < Z - first_z
     state, faded = (), tl.full([], 1.0, tl.float32)
-    for j in tl.static_range(TILES):
+    for j in tl.static_range(fixed.TILES):
         S_j = tl.zeros([BZ, BX], tl.float32)
-        if p_enter is not None:
+        if ends.enter is not None:
             m_j = m_z & (o_x[None, :] < X - first_x - j * BX)
-            S_j += tl.load(p_enter + (begin + j * BX * ROW) + o_state, m_j, 0.0).to(tl.float32)
+            S_j += tl.load(ends.enter + (begin + j * BX * ROW) + o_state, m_j, 0.0).to(tl.float32)
         state += (S_j,)
-    if p_out is not None:
-        p_P += (first * H + i_h) * C
-        p_out += (first * H + i_h) * Z + first_z
-        if p_dots is not None:
-            p_dots += (first * H + i_h) * DOTS + first_z // BZ
-    p_since += first * H + i_h
-    p_until += first * H + i_h
+    if ends.out is not None:
+        p_P = scores.P + (first * H + i_h) * C
+        p_out = ends.out + ((first * H + i_h) * Z + first_z)
+        if ends.dots is not None:
+            p_dots = ends.dots + ((first * H + i_h) * DOTS + first_z // BZ)
+    p_since, p_until = scores.since + (first * H + i_h), scores.until + (first * H + i_h)
     last = (count - 1) // C * C
     for i in range(0, count, C):
-        at = last - i if REVERSE else i
+        at = last - i if fixed.REVERSE else i
         t = at + o_t
         m_t, t_H = t < count, t.to(tl.int64) * H
-        if p_out is not None:
+        if ends.out is not None:
             out = tl.zeros([BZ, C], tl.float32)
-            for j in tl.static_range(TILES):
-                x = tile(p_x, first, Hx, i_h, H, X, t[None, :], m_t[None, :], first_x + j * BX, o_x[:, None])
-                out = tl.dot(state[j].to(x.dtype), x, out, input_precision=PRECISION)
-            out *= tl.load((p_until if REVERSE else p_since) + t_H, m_t, 0.0)[None, :]
-            out *= 1.0 if REVERSE else scale
-            if p_dots is not None:
-                w = tile(p_w, first, Hw, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
+            for j in tl.static_range(fixed.TILES):
+                x = tile(roles.x, first, i_h, H, X, t[None, :], m_t[None, :], first_x + j * BX, o_x[:, None])
+                out = tl.dot(state[j].to(x.dtype), x, out, input_precision=fixed.PRECISION)
+            out *= tl.load((p_until if fixed.REVERSE else p_since) + t_H, m_t, 0.0)[None, :]
+            out *= 1.0 if fixed.REVERSE else scale
+            if ends.dots is not None:
+                w = tile(roles.w, first, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
                 dots = tl.sum(out * w, 0)
                 tl.store(p_dots + t_H * DOTS, dots, m_t)
             # Loaded any earlier, z would spill.
-            z = tile(p_z, first, Hz, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
+            z = tile(roles.z, first, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
             m_out = m_t[None, :] if (BZ - Z) % BZ == 0 else m_t[None, :] & m_z
             o_out = t[None, :].to(tl.int64) * (H * Z) + o_z[:, None]
-            if START == 0:
-                if REVERSE:
+            if fixed.START == 0:
+                if fixed.REVERSE:
                     P = tl.load(p_P + t[:, None].to(tl.int64) * (H * C) + o_t[None, :], m_t[:, None], 0.0)
                 else:
                     P = tl.load(p_P + t[None, :].to(tl.int64) * (H * C) + o_t[:, None], m_t[None, :], 0.0)
-                out = tl.dot(z, P, out, input_precision=PRECISION)
+                out = tl.dot(z, P, out, input_precision=fixed.PRECISION)
             else:
                 out += tl.load(p_out + o_out, m_out, 0.0).to(tl.float32)
             tl.store(p_out + o_out, out.to(p_out.dtype.element_ty), m_out)
         else:
-            z = tile(p_z, first, Hz, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
-        into = tl.load((p_since if REVERSE else p_until) + t_H, m_t, 0.0) * (scale if REVERSE else 1.0)
+            z = tile(roles.z, first, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
+        into = tl.load((p_since if fixed.REVERSE else p_until) + t_H, m_t, 0.0)
+        into *= scale if fixed.REVERSE else 1.0
         z = (z * into[None, :]).to(z.dtype)
         whole = tl.load(p_since + (tl.minimum(at + C, count) - 1).to(tl.int64) * H)
         faded *= whole
         after = ()
-        for j in tl.static_range(TILES):
-            y = tile(p_y, first, Hy, i_h, H, X, t[:, None], m_t[:, None], first_x + j * BX, o_x[None, :])
-            after += (tl.dot(z, y, state[j] * whole, input_precision=PRECISION),)
+        for j in tl.static_range(fixed.TILES):
+            y = tile(roles.y, first, i_h, H, X, t[:, None], m_t[:, None], first_x + j * BX, o_x[None, :])
+            after += (tl.dot(z, y, state[j] * whole, input_precision=fixed.PRECISION),)
         state = after
-    if p_leave is not None:
-        for j in tl.static_range(TILES):
+    if ends.leave is not None:
+        for j in tl.static_range(fixed.TILES):
             m_j = m_z & (o_x[None, :] < X - first_x - j * BX)
-            tl.store(p_leave + (begin + j * BX * ROW) + o_state, state[j].to(p_leave.dtype.element_ty), m_j)
-    if p_faded is not None:
-        tl.store(p_faded + i_s * H + i_h, faded)
+            p_leave = ends.leave + (begin + j * BX * ROW) + o_state
+            tl.store(p_leave, state[j].to(ends.leave.dtype.element_ty), m_j)
+    if ends.faded is not None:
+        tl.store(ends.faded + i_s * H + i_h, faded)
 
 
 @triton.jit(do_not_specialize=("S", "L", "H"))
@@ -279,9 +355,16 @@ def rate_kernel(p_cu, p_out_of, p_into, p_crossing, p_drate, T, N, S, H, tiles_k
     tl.store(p_drate + o_drate, drate + crossing, m_t)
 
 
+@triton.jit
+def vector(x, i_b, t, i_h, o, m):
+    """Elements o of a token and head of x, a Tokens."""
+    p = x.p + steps(i_b, x.row) + steps(t, x.token) + steps(i_h, x.group)
+    return tl.load(p + steps(o, x.channel), m, 0.0).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=("T", "Hq", "Hk", "Hv", "H", "rate_row"))
 def recurrent_kernel(
-    p_q, p_k, p_v, p_rate, p_enter, p_leave, p_o, rate_row, scale, T, Hq, Hk, Hv, H, K, V,
+    q, k, v, p_rate, p_enter, p_leave, p_o, rate_row, scale, T, Hq, Hk, Hv, H, K, V,
     BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Token by token, with all rows and BV columns of a state. rate_row: 0 where all tokens have one rate."""
@@ -297,12 +380,12 @@ def recurrent_kernel(
         state += tl.load(p_enter + o_state, m_state, 0.0)
     for t in range(T):
         row = i_b * T + t
-        q = tl.load(p_q + (row * Hq + i_h // (H // Hq)) * K + o_k, m_k, 0.0).to(tl.float32)
-        k = tl.load(p_k + (row * Hk + i_h // (H // Hk)) * K + o_k, m_k, 0.0).to(tl.float32)
-        v = tl.load(p_v + (row * Hv + i_h // (H // Hv)) * V + o_v, m_v, 0.0).to(tl.float32)
+        b_q = vector(q, i_b, t, i_h // (H // Hq), o_k, m_k)
+        b_k = vector(k, i_b, t, i_h // (H // Hk), o_k, m_k)
+        b_v = vector(v, i_b, t, i_h // (H // Hv), o_v, m_v)
         decay = tl.math.exp2(tl.load(p_rate + row * rate_row + i_h) * LOG2E)
-        state = state * decay + k[:, None] * v[None, :]
-        o = tl.sum(q[:, None] * state, 0) * scale
+        state = state * decay + b_k[:, None] * b_v[None, :]
+        o = tl.sum(b_q[:, None] * state, 0) * scale
         tl.store(p_o + (row * H + i_h) * V + o_v, o.to(p_o.dtype.element_ty), m_v)
     tl.store(p_leave + o_state, state, m_state)
 
@@ -350,7 +433,8 @@ class Problem:
     """The inputs as the kernels take them, and how they are cut."""
 
     def __init__(self, q, k, v, log_decay, scale, cu_seqlens, need_log_decay=False):
-        self.q, self.k, self.v, self.rate, self.cu_seqlens = map(contiguous, (q, k, v, log_decay, cu_seqlens))
+        self.q, self.k, self.v = q, k, v
+        self.rate, self.cu_seqlens = contiguous(log_decay), contiguous(cu_seqlens)
         self.B, self.T, _, self.K = q.shape
         self.V, self.scale, self.heads = v.shape[3], scale, [u.shape[2] for u in (q, k, v)]
         self.H = max(self.heads)
@@ -376,56 +460,64 @@ class Problem:
         """Memory for a gradient of u, for each head that reads it."""
         return u.new_empty(self.B, self.T, self.H, u.shape[3])
 
-    def score(self, do=None, drate=None) -> None:
+    def score(self, q: Heads, k: Heads, v: Heads, do: Heads | None = None, drate=None) -> None:
         """P, its gradient, the decays."""
         B, T, H, C = self.B, self.T, self.H, self.C
-        self.P = self.empty(B, T, H, C, dtype=kept(self.q.dtype))
-        self.dP = None if do is None else torch.empty_like(self.P)
-        self.since, self.until = self.empty(B, T, H), self.empty(B, T, H)
+        P = self.empty(B, T, H, C, dtype=kept(self.q.dtype))
+        dP = None if do is None else torch.empty_like(P)
+        self.scores = Scores(P, dP, self.empty(B, T, H), self.empty(B, T, H), drate)
         S, chunks = self.pieces(C)
         BK, BV = (max(16, min(64, power_of_2(X))) for X in (self.K, self.V))
+        fixed = Scoring(H, self.K, self.V, self.rate.dim() == 3, C, BK, BV, self.precision)
         scores_kernel[(chunks * H,)](
-            self.q, self.k, self.v, do, self.rate, self.cu_seqlens, self.P, self.dP, self.since, self.until,
-            drate, self.scale, T, self.N, S, *self.heads, H, self.K, self.V,
-            self.rate.dim() == 3, C, BK, BV, self.precision, **options(4),
+            q, k, v, do, self.scores, self.rate, self.cu_seqlens, self.scale, T, self.N, S, fixed,
+            **options(4),
         )  # fmt: skip
 
-    def walk(
-        self, x, y, z, P, reverse, enter, out=None, swapped=False, w=None, dots=None, leave=None, faded=None
-    ) -> Tensor | None:
+    def walk(self, roles: Roles, scores: Scores, ends: Ends, reverse: bool, swapped: bool = False) -> Tensor:
         """out. Rows that a program has no room for are walked after the others, and add to it.
 
         swapped: rows are V's.
         """
-        X, Z = y.shape[3], z.shape[3]
-        t = tiles(X, Z, y.dtype)
+        X, Z = roles.y.p.shape[2], roles.z.p.shape[2]
+        t = tiles(X, Z, roles.y.p.dtype)
         columns, tiles_x, at_once = cdiv(Z, t.BZ), cdiv(X, t.BX), t.TILES
         programs = columns * self.segments * self.H
-        if out is None:
+        if ends.out is None:
             programs, tiles_x, at_once = programs * tiles_x, 1, 1
-        heads = [1 if u is None else u.shape[2] for u in (x, y, z, w)]
-        steps, DOTS = (1, X) if swapped else (Z, 1), 0 if dots is None else dots.shape[3]
+        DOTS = 0 if ends.dots is None else ends.dots.shape[3]
         for first in range(0, tiles_x, at_once):
-            TILES = min(at_once, tiles_x - first)
-            walk_kernel[(programs,)](
-                x, y, z, w, P, self.since, self.until, self.cu_seqlens, enter, out, dots, leave, faded,
-                self.scale, self.T, self.N, self.S, self.L, *heads, self.H, X, Z, *steps, first * t.BX, DOTS,
-                reverse, self.C, t.BX, t.BZ, TILES, self.precision, **options(t.warps), num_stages=1,
+            fixed = Walking(
+                self.H, X, Z, *((1, X) if swapped else (Z, 1)), first * t.BX, DOTS, reverse,
+                self.C, t.BX, t.BZ, min(at_once, tiles_x - first), self.precision,
             )  # fmt: skip
-            dots = None if dots is None else dots[..., columns:]
-        return out
+            walk_kernel[(programs,)](
+                roles, scores, ends, self.cu_seqlens, self.scale, self.T, self.N, self.S, self.L, fixed,
+                **options(t.warps), num_stages=1,
+            )  # fmt: skip
+            if ends.dots is not None:
+                ends = ends._replace(dots=ends.dots[..., columns:])
+        return ends.out
 
     def between_segments(self, y, z, reverse, enter, leave=None, others=None, crossing=None) -> Tensor:
         """The states that enter the segments [segments, H, K, V], found without walking them one by one."""
         states = self.empty(self.segments, self.H, self.K, self.V, dtype=kept(self.q.dtype))
         faded = self.empty(self.segments, self.H)
-        self.walk(None, y, z, None, reverse, None, leave=states, faded=faded)
+        ends = Ends(None, None, None, states, faded)
+        self.walk(Roles(None, y, z, None), self.scores, ends, reverse)
         KV = self.K * self.V
         chain_kernel[(cdiv(KV, BLOCK) * self.H * self.N,)](
             states, faded, enter, leave, self.cu_seqlens, others, crossing,
             self.S, self.L, self.H, KV, reverse, BLOCK, **options(4),
         )  # fmt: skip
         return states
+
+
+def heads(x: Tensor) -> Heads:
+    """x [B, T, heads, X] as kernels take it: a view where tokens are equally far apart, else a copy."""
+    rows = line(x)
+    _, count, X = rows.shape
+    return Heads(rows, *map(tl.constexpr, (count, rows.stride(0), X if count == 1 else rows.stride(1))))
 
 
 def check(q: Tensor, v: Tensor) -> None:
@@ -458,10 +550,11 @@ def forward(
     if p.T <= SHORT and cu_seqlens is None:
         recurrent(p, enter, final, o)
         return o, final
-    p.score()
+    q, k, v = map(heads, (q, k, v))
+    p.score(q, k, v)
     if p.cut:
-        enter = p.between_segments(p.k, p.v, False, enter, final)
-    p.walk(p.q, p.k, p.v, p.P, False, enter, o, leave=None if p.cut else final)
+        enter = p.between_segments(k, v, False, enter, final)
+    p.walk(Roles(q, k, v, None), p.scores, Ends(enter, o, None, None if p.cut else final, None), False)
     return o, final
 
 
@@ -480,7 +573,7 @@ def backward(
     """Gradients of q, k, v, log_decay (zeros [1] where it is not needed) and the initial state."""
     check(q, v)
     p = Problem(q, k, v, log_decay, scale, cu_seqlens, need_log_decay)
-    q, k, v, do = p.q, p.k, p.v, contiguous(grad_o)
+    of_q, of_k, of_v, of_do = map(heads, (q, k, v, grad_o))
     enter, end = contiguous(initial_state), contiguous(grad_state)
     dinitial = p.empty(p.N, p.H, p.K, p.V)
     drate, crossing, out_of, into = None, None, None, None
@@ -489,14 +582,17 @@ def backward(
         tiles_k = cdiv(p.K, t.BZ) * cdiv(p.V, t.BX * t.TILES)
         drate, crossing = p.empty(p.B, p.T, p.H), p.empty(p.segments, p.H, cdiv(p.K * p.V, BLOCK))
         out_of, into = (p.empty(p.B, p.T, p.H, tiles_k) for _ in "qk")
-    p.score(do, drate)
+    p.score(of_q, of_k, of_v, of_do, drate)
     if p.cut:
-        enter = p.between_segments(k, v, False, enter)
-        end = p.between_segments(q, do, True, end, dinitial, enter, crossing)
-    dq = shared(p.walk(do, v, k, p.dP, False, enter, p.of_all_heads(q), True, q, out_of), q)
-    dk = shared(p.walk(v, do, q, p.dP, True, end, p.of_all_heads(k), True, k, into), k)
-    leave = None if p.cut else dinitial
-    dv = shared(p.walk(k, q, do, p.P, True, end, p.of_all_heads(v), leave=leave), v)
+        enter = p.between_segments(of_k, of_v, False, enter)
+        end = p.between_segments(of_q, of_do, True, end, dinitial, enter, crossing)
+    of_dP = p.scores._replace(P=p.scores.dP)
+    ends = Ends(enter, p.of_all_heads(q), out_of, None, None)
+    dq = shared(p.walk(Roles(of_do, of_v, of_k, of_q), of_dP, ends, False, True), q)
+    ends = Ends(end, p.of_all_heads(k), into, None, None)
+    dk = shared(p.walk(Roles(of_v, of_do, of_q, of_k), of_dP, ends, True, True), k)
+    ends = Ends(end, p.of_all_heads(v), None, None if p.cut else dinitial, None)
+    dv = shared(p.walk(Roles(of_k, of_q, of_do, None), p.scores, ends, True), v)
     if drate is None:
         return dq, dk, dv, dinitial.new_zeros(1), dinitial
     rate_kernel[(p.segments * p.H,)](
@@ -518,7 +614,8 @@ def recurrent(p: Problem, enter: Tensor | None, leave: Tensor, o: Tensor) -> Non
     BV = max(1, min(32, MOST * 32 // BK, power_of_2(p.V)))
     rate_row = p.H if p.rate.dim() > 1 else 0
     recurrent_kernel[(p.B * p.H * cdiv(p.V, BV),)](
-        p.q, p.k, p.v, p.rate, enter, leave, o, rate_row, p.scale, p.T, *p.heads, p.H, p.K, p.V, BK, BV,
+        *map(tokens, (p.q, p.k, p.v)), p.rate, enter, leave, o, rate_row, p.scale, p.T,
+        *p.heads, p.H, p.K, p.V, BK, BV,
         **options(min(8, max(1, BK * BV // 1024))),
     )  # fmt: skip
 
