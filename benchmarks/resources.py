@@ -7,6 +7,7 @@ The launchers run with kernels that only note their arguments; then these are co
 AMD's GPU too. The last column: issue slots of a lane for each channel, state and token of the scan.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
@@ -146,10 +148,17 @@ def slots(launch: Launch, loops: list[int]) -> float:
     return sum(loops[:times]) * 32 * launch.options["num_warps"] / states
 
 
-def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list[Launch]:
-    """Forward, backward and step; with all that is optional or with nothing."""
-    T, D = 4, 64
-    x, b = torch.zeros(1, T, D, dtype=dtype), torch.zeros(1, T, N, dtype=dtype)
+def along(tokens: bool, T: int, X: int, dtype: torch.dtype) -> Tensor:
+    """[1, T, X] whose tokens, or else whose channels, lie beside each other."""
+    return torch.zeros(1, X, T, dtype=dtype).mT if tokens else torch.zeros(1, T, X, dtype=dtype)
+
+
+def scan_launches(
+    N: int, dtype: torch.dtype, full: bool, segments: int, tokens: bool = False
+) -> list[Launch]:
+    """Forward, backward and step; with all that is optional or with nothing; in one layout or the other."""
+    T, D = 64 if tokens else 4, 64
+    x, b = along(tokens, T, D, dtype), along(tokens, T, N, dtype)
     a, d, state = torch.zeros(D, N), torch.zeros(D), torch.zeros(2, D, N)
     z, bounds = x, torch.tensor([0, 1, T], dtype=torch.int32)
     if not full:
@@ -163,7 +172,8 @@ def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list
         scan.backward(x, final, *inputs, checkpoints, scan.CHUNK)
         scan.step(*token, full, final[:1])
 
-    case = f"N={N} {str(dtype)[6:]}, {'all' if full else 'bare'}" + (", in segments" if segments > 1 else "")
+    case = f"N={N} {str(dtype)[6:]}, {'all' if full else 'bare'}"
+    case += ", in segments" * (segments > 1) + ", [B, D, T]" * tokens
     scan.cut, cut = lambda *_: T // segments, scan.cut
     try:
         return launches(scan, f"selective_scan {case}", call)
@@ -171,10 +181,10 @@ def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list
         scan.cut = cut
 
 
-def conv_launches(W: int, dtype: torch.dtype, full: bool) -> list[Launch]:
-    """Forward, backward and step; with all that is optional or with nothing."""
-    T, D = 4, 64
-    x, weight = torch.zeros(1, T, D, dtype=dtype), torch.zeros(D, W)
+def conv_launches(W: int, dtype: torch.dtype, full: bool, tokens: bool = False) -> list[Launch]:
+    """Forward, backward and step; with all that is optional or with nothing; in one layout or the other."""
+    T, D = 64 if tokens else 4, 64
+    x, weight = along(tokens, T, D, dtype), torch.zeros(D, W)
     bias, state, bounds = torch.zeros(D), torch.zeros(2, D, W - 1), torch.tensor([0, 1, T], dtype=torch.int32)
     filters = (weight, bias, "silu") if full else (weight, None, None)
     states = (state, bounds) if full else (None, None)
@@ -184,7 +194,7 @@ def conv_launches(W: int, dtype: torch.dtype, full: bool) -> list[Launch]:
         conv.backward(x, state if full else None, x, *filters, *states)
         conv.step(x[:, 0], *filters, state[:1])
 
-    case = f"W={W} {str(dtype)[6:]}, {'all' if full else 'bare'}"
+    case = f"W={W} {str(dtype)[6:]}, {'all' if full else 'bare'}" + ", [B, D, T]" * tokens
     return launches(conv, f"causal_conv1d {case}", call)
 
 
@@ -234,7 +244,10 @@ def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
     """On an NVIDIA GPU of compute capability sm / 10, or on AMD's (0); no two that compile to the same."""
     scan.device = retention.device = lambda x: (1, sm)
     cases = [partial(scan_launches, *x, full, cut) for x in SCANS for full in (True, False) for cut in (1, 2)]
-    cases += [partial(conv_launches, W, torch.bfloat16, True) for W in (2, 3, 4, 6)]
+    cases += [partial(scan_launches, 16, torch.bfloat16, True, 1, True)]
+    both = itertools.product((2, 3, 4, 6), (False, True))
+    cases += [partial(conv_launches, W, torch.bfloat16, True, tokens) for W, tokens in both]
+    cases += [partial(conv_launches, 4, dtype, False, True) for dtype in (torch.bfloat16, torch.float32)]
     cases += [partial(conv_launches, 4, *case) for case in ((torch.float32, True), (torch.bfloat16, False))]
     norms = [(D, torch.bfloat16) for D in (64, 256, 1536, 4096, 5000)] + [(4096, torch.float32)]
     cases += [partial(norm_launches, *case, full) for case in norms for full in (True, False)]

@@ -46,7 +46,7 @@ def wide(i):
 @triton.jit
 def steps(o, step):
     """Offset of index o on an axis of a Tokens."""
-    return wide(o) if step is None else wide(o) * step
+    return o if step is None else wide(o) * step
 
 
 @triton.jit

@@ -148,8 +148,9 @@ def fetch(x, p_x, s, stop, o_d, m_d, U: tl.constexpr):
 
 @triton.jit
 def put(y, p_y, s, value, m_d, o_d):
-    """Stores one token."""
-    tl.store(p_y + steps(s, y.token) + steps(o_d, y.channel), value.to(p_y.dtype.element_ty), m_d)
+    """Stores one token of memory of our own: y.token is D or 1, and 32 bits hold the offset of a tile."""
+    o = s if y.token is None else s * y.token
+    tl.store(p_y + o + steps(o_d, y.channel), value.to(p_y.dtype.element_ty), m_d)
 
 
 @triton.jit

@@ -29,7 +29,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from ..checks import boundaries, contiguous, empty_as, refuse
+from ..checks import boundaries, channels_first, contiguous, empty_as, refuse
 from ..curves import LN2, LOG2E, silu, silu_slope, softplus, softplus_slope, within
 from ..launch import device, options, power_of_2
 from ..views import copy, like, line, steps, tokens, wide
@@ -660,6 +660,11 @@ def rows(u: Tensor | None) -> Tensor | None:
     return u if u.stride(0) in range(0, D * MOST_APART + 1, D) else u.contiguous()
 
 
+def of_state(state: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of a state, that lies [.., N, D], as `empty_as` gives it."""
+    return grad if channels_first(state) else grad.contiguous()
+
+
 def of_groups(u: Tensor) -> Tensor:
     """b or c as [B, T, G, N]."""
     return u if u.dim() == 4 else u.unsqueeze(2)
@@ -745,7 +750,7 @@ def backward(
         x.new_empty(0) if d is None else back.dd.sum((0, 1)).to(d.dtype),
         x.new_empty(0) if z is None else like(z, back.dz),
         x.new_empty(0) if dt_bias is None else back.dbias.sum((0, 1)).to(dt_bias.dtype),
-        x.new_empty(0) if initial_state is None else back.dstate.mT.contiguous(),
+        x.new_empty(0) if initial_state is None else of_state(initial_state, back.dstate.mT),
     )
 
 
