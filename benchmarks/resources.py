@@ -156,11 +156,14 @@ def along(tokens: bool, T: int, X: int, dtype: torch.dtype) -> Tensor:
 def scan_launches(
     N: int, dtype: torch.dtype, full: bool, segments: int, tokens: bool = False
 ) -> list[Launch]:
-    """Forward, backward and step; with all that is optional or with nothing; in one layout or the other."""
+    """Forward, backward and step; with all that is optional or with nothing.
+
+    tokens: what lies along them, and z is half of a projection.
+    """
     T, D = 64 if tokens else 4, 64
     x, b = along(tokens, T, D, dtype), along(tokens, T, N, dtype)
     a, d, state = torch.zeros(D, N), torch.zeros(D), torch.zeros(2, D, N)
-    z, bounds = x, torch.tensor([0, 1, T], dtype=torch.int32)
+    z, bounds = torch.zeros(1, T, 2 * D, dtype=dtype)[..., D:] if tokens else x, torch.tensor([0, 1, T]).int()
     if not full:
         d = z = state = bounds = None
     inputs = x, x, a, b, b, d, z, d, full, state, bounds

@@ -13,7 +13,6 @@ from lcikernels import causal_conv1d, retention, retention_step, selective_scan
 from lcikernels.ops.causal_conv1d.reference import causal_conv1d as conv_reference
 from lcikernels.ops.checks import channels_first
 from lcikernels.ops.retention.reference import retention as retention_reference
-from lcikernels.ops.selective_scan import op as scan_op
 from lcikernels.ops.selective_scan.reference import selective_scan as scan_reference
 
 if why := why_not("selective_scan", "triton"):
@@ -67,34 +66,34 @@ def laid(op, layouts: dict):
     return run
 
 
+# Layouts and groups.
 SCANS = {
-    "all along tokens": dict.fromkeys(("x", "dt", "z", "b", "c"), along_tokens),
-    "as transformers' Mamba": dict(x=half, z=half, dt=along_tokens, b=half, c=fifth),
-    "as mamba_ssm's": dict(x=rows_inside, z=rows_inside, dt=rows_inside, b=along_tokens, c=half),
-    "parts of wide projections, rows of more": dict(x=fifth, dt=in_rows_of_more, z=half, b=in_rows_of_more),
+    "all along tokens": (dict.fromkeys(("x", "dt", "z", "b", "c"), along_tokens), 2),
+    "as transformers' Mamba": (dict(x=half, z=half, dt=along_tokens, b=half, c=fifth), None),
+    "as mamba_ssm's": (dict(x=rows_inside, z=rows_inside, dt=rows_inside, b=along_tokens, c=half), None),
+    "rows of more, parts of less": (dict(x=fifth, dt=in_rows_of_more, z=half, b=in_rows_of_more), 2),
 }
 
 
-@pytest.mark.parametrize("groups", [None, 2])
-@pytest.mark.parametrize("layouts", SCANS.values(), ids=SCANS)
-def test_the_scan_of_any_layout_is_as_exact_as_the_reference(layouts, groups, monkeypatch, poisoned):
-    monkeypatch.setattr(scan_kernel, "CHUNK", 8)
-    monkeypatch.setattr(scan_kernel, "SHORT", 8)
-    monkeypatch.setitem(scan_op.CHECKPOINT_EVERY, "triton", 8)
-    arguments = test_selective_scan.inputs(2, 11, 6, 4, groups)
+@pytest.mark.parametrize("layouts, groups", SCANS.values(), ids=SCANS)
+def test_the_scan_of_any_layout_is_as_exact_as_the_reference(layouts, groups, poisoned):
+    arguments = test_selective_scan.inputs(2, 3, 4, 2, groups)
     assert_agrees(laid(selective_scan, layouts), scan_reference, **arguments)
 
 
-@pytest.mark.parametrize("layout", [along_tokens, rows_inside, half, in_rows_of_more])
-@pytest.mark.parametrize("T, W", [(35, 4), (32, 3), (3, 2), (5, 6)])
+# Whole runs of 16 tokens, parts of one; filters unrolled or not.
+CONVOLUTIONS = [(along_tokens, 35, 4), (along_tokens, 32, 3), (along_tokens, 3, 2), (along_tokens, 5, 6)]
+CONVOLUTIONS += [(rows_inside, 16, 4), (half, 5, 4), (in_rows_of_more, 5, 6)]
+
+
+@pytest.mark.parametrize("layout, T, W", CONVOLUTIONS)
 def test_the_convolution_of_any_layout_is_as_exact_as_the_reference(layout, T, W, poisoned):
-    """Whole runs of 16 tokens, parts of one; filters unrolled or not."""
     arguments = test_causal_conv1d_triton.inputs(2, T, 5, W)
     assert_agrees(laid(causal_conv1d, {"x": layout}), conv_reference, **arguments)
 
 
-@pytest.mark.parametrize("bounds", test_causal_conv1d_triton.BOUNDS, ids=str)
-def test_packed_sequences_along_tokens_are_cut_at_tiles_too(bounds, poisoned):
+def test_packed_sequences_along_tokens_are_cut_at_tiles_too(poisoned):
+    bounds = test_causal_conv1d_triton.BOUNDS[0]
     packed = test_causal_conv1d_triton.inputs(1, bounds[-1], 3, 4, N=len(bounds) - 1)
     packed["cu_seqlens"] = torch.tensor(bounds, dtype=torch.int32)
     assert_agrees(laid(causal_conv1d, {"x": along_tokens}), conv_reference, **packed)
@@ -117,7 +116,7 @@ RETENTIONS = {
 }
 
 
-@pytest.mark.parametrize("T", [19, 5])
+@pytest.mark.parametrize("T", [19, 3])
 @pytest.mark.parametrize("layouts", RETENTIONS.values(), ids=RETENTIONS)
 def test_retention_of_any_layout_is_as_exact_as_the_reference(layouts, T, poisoned):
     arguments = test_retention_triton.inputs(2, T, 2, 1, 2, 5, 7)
@@ -140,17 +139,16 @@ def scan_arguments(grad, state, layouts) -> list:
     return [grad, torch.randn(2, 6, 3), x, dt, -torch.rand(6, 3), b, c, *rest, torch.randn(1, 6, 3), 64]
 
 
+# Of grad_y, of the state, of x, dt, z, b, c.
 ORDERS = {
-    "all along tokens": (along_tokens,) * 5,
-    "x and b": (along_tokens, dense, half, along_tokens, dense),
-    "dt, z and c": (half, along_tokens, rows_inside, half, along_tokens),
+    "all along tokens": (along_tokens, along_tokens, (along_tokens,) * 5),
+    "x and b": (dense, along_tokens, (along_tokens, dense, half, along_tokens, dense)),
+    "dt, z and c": (along_tokens, dense, (half, along_tokens, rows_inside, half, along_tokens)),
 }
 
 
-@pytest.mark.parametrize("states", [dense, along_tokens])
-@pytest.mark.parametrize("grad", [dense, along_tokens])
-@pytest.mark.parametrize("layouts", ORDERS.values(), ids=ORDERS)
-def test_what_the_scan_returns_lies_as_the_tensor_it_belongs_to(layouts, grad, states):
+@pytest.mark.parametrize("grad, states, layouts", ORDERS.values(), ids=ORDERS)
+def test_what_the_scan_returns_lies_as_the_tensor_it_belongs_to(grad, states, layouts):
     back = scan_arguments(grad(torch.randn(2, 5, 6)), states(torch.randn(2, 6, 3)), layouts)
     back = [placed(u, "triton") for u in back]
     forth = (*back[2:13], 64, "triton")
@@ -165,8 +163,7 @@ def check_fakes(op, arguments):
 
 
 @pytest.mark.parametrize("W", [4, 6])
-@pytest.mark.parametrize("grad", [dense, along_tokens])
-@pytest.mark.parametrize("layout", [along_tokens, rows_inside, half])
+@pytest.mark.parametrize("layout, grad", [(along_tokens, dense), (half, along_tokens)])
 def test_what_the_convolution_returns_lies_as_x(layout, grad, W):
     x, dy = (placed(make(torch.randn(2, 5, 6)), "triton") for make in (layout, grad))
     weight, state = placed(torch.randn(6, W), "triton"), placed(torch.randn(2, 6, W - 1), "triton")
