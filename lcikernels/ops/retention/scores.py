@@ -76,7 +76,11 @@ def tile(x, first, i_h, H: tl.constexpr, X: tl.constexpr, o_t, m_t, start, o_x):
     one that stays the same would stay in registers.
     """
     m = m_t if (o_x.numel - X) % o_x.numel == 0 else m_t & (o_x < X - start)
-    p = x.p + (first * x.token + i_h // (H // x.count) * x.head + start)
+    i = i_h // (H // x.count)
+    if x.head > 0 and x.token % x.head == 0:  # one register for all tensors: apart, K=256 V=512 would spill
+        p = x.p + ((first * (x.token // x.head) + i) * x.head + start)
+    else:
+        p = x.p + (first * x.token + i * x.head + start)
     u = tl.load(p + o_t.to(tl.int64) * x.token + o_x, m, 0.0)
     return u if u.dtype == tl.bfloat16 else u.to(tl.float32)
 
