@@ -7,6 +7,7 @@ The launchers run with kernels that only note their arguments; then these are co
 AMD's GPU too. The last column: issue slots of a lane for each channel, state and token of the scan.
 """
 
+import itertools
 import os
 import re
 import subprocess
@@ -23,9 +24,10 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
+from lcikernels.ops import views
 from lcikernels.ops.causal_conv1d import kernel as conv
 from lcikernels.ops.gated_rms_norm import kernel as norm
 from lcikernels.ops.retention import kernel as retention
@@ -34,8 +36,6 @@ from lcikernels.ops.selective_scan import kernel as scan
 NVIDIA = (80, 90, 100)
 AMD = GPUTarget("hip", "gfx942", 64)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
-TYPES[torch.int64] = "*i64"
 
 
 class Launch(NamedTuple):
@@ -71,46 +71,36 @@ class Noting:
 
 
 def launches(module: ModuleType, what: str, call) -> list[Launch]:
-    """Every launch of `call`, which uses the kernels in `module`."""
-    kernels = {name: x for name, x in vars(module).items() if name.endswith("_kernel")}
+    """Every launch of `call`, which uses the kernels in `module` and copies."""
+    both = (module, views)
+    kernels = [(m, name, x) for m in both for name, x in vars(m).items() if name.endswith("_kernel")]
     notes: list[Launch] = []
-    for name, kernel in kernels.items():
-        setattr(module, name, Noting(kernel, what, notes))
+    for m, name, kernel in kernels:
+        setattr(m, name, Noting(kernel, what, notes))
     try:
         call()
     finally:
-        for name, kernel in kernels.items():
-            setattr(module, name, kernel)
+        for m, name, kernel in kernels:
+            setattr(m, name, kernel)
     return notes
 
 
-class Source(NamedTuple):
-    """A kernel specialized as a launch would; tensors are taken to be aligned to 16 bytes."""
+def source(launch: Launch, target: GPUTarget) -> ASTSource:
+    """The kernel specialized as the launch would, by what Triton itself calls then."""
+    kernel, backend = launch.kernel, make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    arguments, specialization, _ = bind(**launch.arguments)
+    options = options_for(launch, target)
+    _, *specialized = kernel._pack_args(backend, options, arguments, specialization, options)
+    return ASTSource(kernel, *specialized)
 
-    kernel: JITFunction
-    signature: dict
-    constexprs: dict
-    attrs: dict
 
-
-def specialized(launch: Launch) -> Source:
-    source = Source(launch.kernel, {}, {}, {})
-    for i, (parameter, value) in enumerate(zip(launch.kernel.params, launch.arguments.values())):
-        fixed = parameter.do_not_specialize or isinstance(value, Tensor)
-        if parameter.is_constexpr or value is None or (not fixed and value == 1 and isinstance(value, int)):
-            source.signature[parameter.name], source.constexprs[parameter.name] = "constexpr", value
-        elif isinstance(value, Tensor):
-            source.signature[parameter.name], source.attrs[i,] = TYPES[value.dtype], [["tt.divisibility", 16]]
-        else:
-            source.signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-            if not fixed and isinstance(value, int) and value % 16 == 0:
-                source.attrs[i,] = [["tt.divisibility", 16]]
-    return source
+def options_for(launch: Launch, target: GPUTarget) -> dict:
+    return {k: v for k, v in launch.options.items() if k != "maxnreg" or target.backend == "cuda"}
 
 
 def compiled(launch: Launch, target: GPUTarget):
-    options = {k: v for k, v in launch.options.items() if k != "maxnreg" or target.backend == "cuda"}
-    return triton.compile(ASTSource(*specialized(launch)), target=target, options=options)
+    return triton.compile(source(launch, target), target=target, options=options_for(launch, target))
 
 
 def resources(launch: Launch, sm: int) -> Resources:
@@ -148,22 +138,32 @@ def loops(code: str) -> list[int]:
 def walks(launch: Launch) -> int:
     """How often a kernel of the scan walks the tokens; 0 of any other."""
     times = {"forward_kernel": 1, "backward_kernel": 2}.get(launch.kernel.__name__, 0)
-    return times if "BN" in launch.arguments else 0
+    return times if "fixed" in launch.arguments else 0
 
 
 def slots(launch: Launch, loops: list[int]) -> float:
     """Of the scan, by its longest loops."""
-    sizes, times = launch.arguments, walks(launch)
-    states = sizes["BN"] * sizes["BD"] * (sizes["AHEAD"] if times == 1 else sizes["STEPS"])
+    sizes, times = launch.arguments["fixed"], walks(launch)
+    states = sizes.BN * sizes.BD * (sizes.AHEAD if times == 1 else sizes.STEPS)
     return sum(loops[:times]) * 32 * launch.options["num_warps"] / states
 
 
-def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list[Launch]:
-    """Forward, backward and step; with all that is optional or with nothing."""
-    T, D = 4, 64
-    x, b = torch.zeros(1, T, D, dtype=dtype), torch.zeros(1, T, N, dtype=dtype)
+def along(tokens: bool, T: int, X: int, dtype: torch.dtype) -> Tensor:
+    """[1, T, X] whose tokens, or else whose channels, lie beside each other."""
+    return torch.zeros(1, X, T, dtype=dtype).mT if tokens else torch.zeros(1, T, X, dtype=dtype)
+
+
+def scan_launches(
+    N: int, dtype: torch.dtype, full: bool, segments: int, tokens: bool = False
+) -> list[Launch]:
+    """Forward, backward and step; with all that is optional or with nothing.
+
+    tokens: what lies along them, and z is half of a projection.
+    """
+    T, D = 64 if tokens else 4, 64
+    x, b = along(tokens, T, D, dtype), along(tokens, T, N, dtype)
     a, d, state = torch.zeros(D, N), torch.zeros(D), torch.zeros(2, D, N)
-    z, bounds = x, torch.tensor([0, 1, T], dtype=torch.int32)
+    z, bounds = torch.zeros(1, T, 2 * D, dtype=dtype)[..., D:] if tokens else x, torch.tensor([0, 1, T]).int()
     if not full:
         d = z = state = bounds = None
     inputs = x, x, a, b, b, d, z, d, full, state, bounds
@@ -178,7 +178,8 @@ def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list
         scan.crossing(x, x, a, b, d, full)
         scan.crossing_back(x, x, a, b, z, d, full)
 
-    case = f"N={N} {str(dtype)[6:]}, {'all' if full else 'bare'}" + (", in segments" if segments > 1 else "")
+    case = f"N={N} {str(dtype)[6:]}, {'all' if full else 'bare'}"
+    case += ", in segments" * (segments > 1) + ", [B, D, T]" * tokens
     scan.cut, cut = lambda *_: T // segments, scan.cut
     try:
         return launches(scan, f"selective_scan {case}", call)
@@ -186,10 +187,10 @@ def scan_launches(N: int, dtype: torch.dtype, full: bool, segments: int) -> list
         scan.cut = cut
 
 
-def conv_launches(W: int, dtype: torch.dtype, full: bool) -> list[Launch]:
-    """Forward, backward and step; with all that is optional or with nothing."""
-    T, D = 4, 64
-    x, weight = torch.zeros(1, T, D, dtype=dtype), torch.zeros(D, W)
+def conv_launches(W: int, dtype: torch.dtype, full: bool, tokens: bool = False) -> list[Launch]:
+    """Forward, backward and step; with all that is optional or with nothing; in one layout or the other."""
+    T, D = 64 if tokens else 4, 64
+    x, weight = along(tokens, T, D, dtype), torch.zeros(D, W)
     bias, state, bounds = torch.zeros(D), torch.zeros(2, D, W - 1), torch.tensor([0, 1, T], dtype=torch.int32)
     filters = (weight, bias, "silu") if full else (weight, None, None)
     states = (state, bounds) if full else (None, None)
@@ -200,7 +201,7 @@ def conv_launches(W: int, dtype: torch.dtype, full: bool) -> list[Launch]:
         conv.backward(x, state if full else None, x, *filters, *states)
         conv.step(x[:, 0], *filters, *cache)
 
-    case = f"W={W} {str(dtype)[6:]}, {'all' if full else 'bare'}"
+    case = f"W={W} {str(dtype)[6:]}, {'all' if full else 'bare'}" + ", [B, D, T]" * tokens
     return launches(conv, f"causal_conv1d {case}", call)
 
 
@@ -261,7 +262,10 @@ def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
     """On an NVIDIA GPU of compute capability sm / 10, or on AMD's (0); no two that compile to the same."""
     scan.device = retention.device = lambda x: (1, sm)
     cases = [partial(scan_launches, *x, full, cut) for x in SCANS for full in (True, False) for cut in (1, 2)]
-    cases += [partial(conv_launches, W, torch.bfloat16, True) for W in (2, 3, 4, 6)]
+    cases += [partial(scan_launches, 16, torch.bfloat16, True, 1, True)]
+    both = itertools.product((2, 3, 4, 6), (False, True))
+    cases += [partial(conv_launches, W, torch.bfloat16, True, tokens) for W, tokens in both]
+    cases += [partial(conv_launches, 4, dtype, False, True) for dtype in (torch.bfloat16, torch.float32)]
     cases += [partial(conv_launches, 4, *case) for case in ((torch.float32, True), (torch.bfloat16, False))]
     norms = [(D, torch.bfloat16) for D in (64, 256, 300, 1536, 4096, 5000)] + [(4096, torch.float32)]
     cases += [partial(norm_launches, *x, *formula) for x in norms for formula in FORMULAS]
@@ -269,7 +273,7 @@ def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
     seen = set()
     for case in cases:
         for launch in case():
-            key = str((specialized(launch), launch.options))
+            key = source(launch, GPUTarget("cuda", sm or 90, 32)).hash() + str(launch.options)
             if all(re.search(name, launch.what) for name in names) and key not in seen:
                 seen.add(key)
                 yield launch

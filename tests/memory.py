@@ -40,7 +40,10 @@ class Launches:
 
 
 def without_launches(monkeypatch: pytest.MonkeyPatch, kernel: ModuleType, processors: int, sm: int) -> None:
-    """The launchers in `kernel` see a GPU of so many multiprocessors, and launch nothing."""
+    """The launchers in `kernel` see a GPU of so many multiprocessors, and launch nothing, nor do copies."""
+    from lcikernels.ops import views  # which needs Triton
+
     monkeypatch.setattr(kernel, "device", lambda x: (processors, sm))
-    for name in [name for name in vars(kernel) if name.endswith("_kernel")]:
-        monkeypatch.setattr(kernel, name, Launches())
+    for module in (kernel, views):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Launches())

@@ -32,9 +32,10 @@ def test_kernels_compile_for_every_gpu_and_spill_nothing(case):
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.resources", case]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert not run.returncode, run.stderr
-    rows = [line[48:].split() for line in run.stdout.splitlines()[1:]]
-    assert {int(sm) for _, sm, *_ in rows} == set(SHARED)
-    for kernel, sm, _, spilled, shared, *slots in rows:
+    rows = [(line[:48], *line[48:].split()) for line in run.stdout.splitlines()[1:]]
+    assert {int(sm) for _, _, sm, *_ in rows} == set(SHARED)
+    for what, kernel, sm, _, spilled, shared, *slots in rows:
         assert int(spilled) == 0 and int(shared) <= SHARED[int(sm)], run.stdout
-        if case == "selective_scan N=16 bfloat16" and sm == "90" and slots:
+        dense = case == "selective_scan N=16 bfloat16" and "[B, D, T]" not in what
+        if dense and sm == "90" and slots:
             assert float(slots[0]) <= SLOTS[kernel], run.stdout

@@ -206,8 +206,7 @@ def kernel():
     return load("selective_scan_segment", "triton")
 
 
-@pytest.mark.parametrize("part", [8, 64], ids=["several parts", "one part"])
-@pytest.mark.parametrize("shape", [(2, 13, 5, 3, None), (1, 9, 6, 4, 3)], ids=str)
+@pytest.mark.parametrize("shape, part", [((2, 11, 4, 3, 2), 8), ((1, 9, 5, 4, None), 64)], ids=str)
 def test_of_the_scan_in_triton_parts_make_a_whole(kernel, shape, part, monkeypatch, poisoned):
     """Nothing is differentiated: that is the whole scan's."""
     monkeypatch.setattr(kernel, "cut", lambda *_: part)
@@ -232,6 +231,58 @@ def test_of_retention_in_triton_parts_make_a_whole(per_token, monkeypatch, poiso
     inputs = retention_inputs(2, 70, 2, 1, 2, 5, 3, per_token=per_token)
     op = on_device(retention_segment, "triton")
     assert_agrees(op, retention_reference.retention_segment, **inputs)
+
+
+def along_tokens(x):
+    """[B, T, ...] of memory that is [B, ..., T]."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def part_of_more(x):
+    """The second half of a projection's outputs, without its first token."""
+    wide = x.new_full((x.shape[0], x.shape[1] + 1, *x.shape[2:-1], 2 * x.shape[-1]), torch.nan)
+    view = wide[:, 1:, ..., x.shape[-1] :]
+    return view.copy_(x)
+
+
+SEGMENTS = [name for name in TABLES if name.endswith("_segment")]
+LAYOUTS = {"parts first": (part_of_more, along_tokens), "parts last": (along_tokens, part_of_more)}
+
+
+def segment_ops(name, layouts, backend):
+    """The three, with arguments that lie so, as pairs."""
+    first, second = layouts
+    if name == "retention_segment":
+        k, v, rates = first(torch.randn(2, 20, 2, 4)), second(torch.randn(2, 20, 4, 3)), -torch.rand(2, 20, 4)
+        back = (k, v, rates, torch.randn(2, 4, 4, 3), torch.randn(2, 4))
+        arguments = (k, v, rates, backend), (k, v, rates, 0.5, backend), back
+    else:
+        x, dt, z = first(torch.randn(2, 3, 6)), second(torch.randn(2, 3, 6)), first(torch.randn(2, 3, 6))
+        a, b, bias = -torch.rand(6, 3), second(torch.randn(2, 3, 2, 3)), torch.randn(6)
+        inputs, grads = (x, dt, a, b, bias, True), (torch.randn(2, 6, 3), torch.randn(2, 6, 3))
+        arguments = (*inputs, backend), (x, dt, a, b, z, bias, True, backend), (*inputs, *grads, backend)
+    for end, given in zip(("", "_back", "_backward"), arguments):
+        given = [placed(u, backend) if isinstance(u, torch.Tensor) else u for u in given]
+        yield getattr(torch.ops.lcikernels, name + end), given
+
+
+@pytest.mark.parametrize("layouts", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("name, backend", [(name, backend) for name in SEGMENTS for backend in TABLES[name]])
+def test_views_are_read_as_copies_are_and_gradients_lie_as_fakes_do(name, backend, layouts, poisoned):
+    if why := why_not(name, backend):
+        pytest.skip(why)
+    for op, given in segment_ops(name, layouts, backend):
+        torch.library.opcheck(op, tuple(given), test_utils="test_faketensor")
+        if op.__name__ == name + "_back":  # test_layouts.py has the others
+            copies = [u.contiguous() if isinstance(u, torch.Tensor) else u for u in given]
+            torch.testing.assert_close(op(*given), op(*copies))
+
+
+@pytest.mark.parametrize("layout", [along_tokens, part_of_more])
+def test_of_retention_gradients_of_what_is_left_alone_lie_as_fakes_do(layout):
+    k, v, rates = layout(torch.randn(2, 5, 2, 4)), layout(torch.randn(2, 5, 4, 3)), -torch.rand(2, 5, 4)
+    op = torch.ops.lcikernels.retention_segment_backward
+    torch.library.opcheck(op, (k, v, rates, None, torch.randn(2, 4)), test_utils="test_faketensor")
 
 
 def test_gradcheck():

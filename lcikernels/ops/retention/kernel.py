@@ -37,252 +37,28 @@ from torch.nn.functional import pad
 from triton import language as tl
 
 from ..checks import boundaries, contiguous, refuse
-from ..curves import LN2, LOG2E, of_state, state_of, within
+from ..curves import LOG2E, of_state, state_of, within
 from ..launch import cdiv, device, options, power_of_2
+from ..views import line, steps, tokens
+from .scores import LEAST, Heads, Scores, Scoring, scores_kernel
+from .walk import Ends, Roles, Walking, chain_kernel, rate_kernel, walk_kernel
 
 MOST = 512  # rows or columns of a state
 CUT = 256  # tokens: segments are multiples of it
 SHORT = 16  # tokens: not more go one by one, instead of a chunk's products of 64
 BLOCK = 1024  # elements of a state that chain_kernel carries
-LEAST = tl.constexpr(-1e3)  # exp of it is 0; less would swallow its neighbours in a sum
 
 
 @triton.jit
-def locate(p_cu, i_s, T, N, S, L):
-    """Of segment i_s: its first token in [B T], and how many it has."""
-    if p_cu is None:
-        row = i_s // S
-        start = (i_s - row * S) * L
-        return row.to(tl.int64) * T + start, tl.minimum(T - start, L)
-    else:
-        n, beyond = i_s * 0, i_s * 0 + N
-        while n + 1 < beyond:
-            middle = (n + beyond) // 2
-            left = tl.load(p_cu + middle) // L + middle <= i_s
-            n, beyond = tl.where(left, middle, n), tl.where(left, beyond, middle)
-        begin, end = tl.load(p_cu + n), tl.load(p_cu + n + 1)
-        start = begin + (i_s - begin // L - n) * L
-        return start.to(tl.int64), tl.minimum(tl.maximum(end - start, 0), L)
-
-
-@triton.jit
-def tile(p, first, heads: tl.constexpr, i_h, H: tl.constexpr, X: tl.constexpr, o_t, m_t, start, o_x):
-    """Tokens o_t from `first`, columns o_x from `start`, of the head of [B T, heads, X] that i_h reads.
-
-    o_t and o_x are of two axes, start is of whole tiles and before X. float32 but for bfloat16: tf32 has
-    float16's bits, and room for states that float16 has not. An offset in 64 bits is made anew for each tile;
-    one that stays the same would stay in registers.
-    """
-    m = m_t if (o_x.numel - X) % o_x.numel == 0 else m_t & (o_x < X - start)
-    p += (first * heads + i_h // (H // heads)) * X + start
-    x = tl.load(p + o_t.to(tl.int64) * (heads * X) + o_x, m, 0.0)
-    return x if x.dtype == tl.bfloat16 else x.to(tl.float32)
-
-
-@triton.jit
-def power(A):
-    """2^A of a float64, as exact as a GPU's exp2 of a float32 that A is not."""
-    near = A.to(tl.float32)
-    y = tl.math.exp2(near)
-    return y + y * ((A - near.to(tl.float64)).to(tl.float32) * LN2)
-
-
-@triton.jit
-def products(
-    p_x, p_y, here, m_t, i_h, Hx: tl.constexpr, Hy: tl.constexpr, H: tl.constexpr, X: tl.constexpr,
-    C: tl.constexpr, BX: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """x y^T of a chunk."""
-    o_t, o_x, scores = tl.arange(0, C), tl.arange(0, BX), tl.zeros([C, C], tl.float32)
-    for i in range(0, X, BX):
-        x = tile(p_x, here, Hx, i_h, H, X, o_t[:, None], m_t[:, None], i, o_x[None, :])
-        y = tile(p_y, here, Hy, i_h, H, X, o_t[None, :], m_t[None, :], i, o_x[:, None])
-        scores = tl.dot(x, y, scores, input_precision=PRECISION)
-    return scores
-
-
-@triton.jit(do_not_specialize=("T", "N", "S"))
-def scores_kernel(
-    p_q, p_k, p_v, p_do, p_rate, p_cu, p_P, p_dP, p_since, p_until, p_drate, scale, T, N, S,
-    Hq: tl.constexpr, Hk: tl.constexpr, Hv: tl.constexpr, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    PER_TOKEN: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Of a chunk P and its gradient [B T, H, C], exp(A) and exp(A[end] - A) [B T, H].
-
-    And the share of drate [B T, H] that is from pairs in the chunk: the decay of token r weighs those of
-    s < r <= t. They are summed, never subtracted from a larger sum.
-    """
-    i_h, i_c = tl.program_id(0) % H, tl.program_id(0) // H
-    here, left = locate(p_cu, i_c, T, N, S, C)
-    o_t = tl.arange(0, C)
-    m_t, o_i, o_j = o_t < left, o_t[:, None], o_t[None, :]
-    if PER_TOKEN:
-        rate = tl.load(p_rate + here * H + i_h + o_t * H, m_t, 0.0)
-    else:
-        rate = tl.load(p_rate + i_h)
-    rate = tl.where(rate < LEAST, LEAST, rate).to(tl.float64) * LOG2E
-    A = tl.cumsum(rate, 0) if PER_TOKEN else tl.minimum(o_t + 1, left).to(tl.float64) * rate
-    end = tl.sum(tl.where(o_t == C - 1, A, 0.0), 0)
-    tl.store(p_since + here * H + i_h + o_t * H, power(A), m_t)
-    tl.store(p_until + here * H + i_h + o_t * H, power(end - A), m_t)
-    D = power(tl.where(o_j <= o_i, A[:, None] - A[None, :], LEAST)) * scale
-    P = products(p_q, p_k, here, m_t, i_h, Hq, Hk, H, K, C, BK, PRECISION) * D
-    o_P = (here * H + i_h) * C + (o_i * (H * C) + o_j)
-    tl.store(p_P + o_P, P.to(p_P.dtype.element_ty), m_t[:, None])
-    if p_dP is not None:
-        dP = products(p_do, p_v, here, m_t, i_h, H, Hv, H, V, C, BV, PRECISION)
-        tl.store(p_dP + o_P, (dP * D).to(p_dP.dtype.element_ty), m_t[:, None])
-        if p_drate is not None:
-            pairs = tl.where(o_j < o_i, P * dP, 0.0)
-            after = tl.cumsum(pairs, 0, reverse=True)  # [r, s]: of all t >= r
-            drate = tl.sum(tl.where(o_j < o_i, after, 0.0), 1)
-            tl.store(p_drate + here * H + i_h + o_t * H, drate, m_t)
-
-
-@triton.jit(do_not_specialize=("T", "N", "S", "L"))
-def walk_kernel(
-    p_x, p_y, p_z, p_w, p_P, p_since, p_until, p_cu, p_enter, p_out, p_dots, p_leave, p_faded, scale,
-    T, N, S, L, Hx: tl.constexpr, Hy: tl.constexpr, Hz: tl.constexpr, Hw: tl.constexpr, H: tl.constexpr,
-    X: tl.constexpr, Z: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr, START: tl.constexpr,
-    DOTS: tl.constexpr, REVERSE: tl.constexpr, C: tl.constexpr, BX: tl.constexpr, BZ: tl.constexpr,
-    TILES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """out [B T, H, Z] and the dots with w [B T, Hw, Z] of its part that comes from S, [B T, H, DOTS].
-
-    TILES of S at once, from row START on; those after the first add to out. Without out a program has one
-    tile, and finds `faded` [segments, H], what a segment leaves of a state. enter, leave [segments, H, X, Z]
-    have steps of ROW and COLUMN. scale is in P, and forward in time in the output, else in S.
-    """
-    tiles_z: tl.constexpr = triton.cdiv(Z, BZ)
-    tiles_x: tl.constexpr = triton.cdiv(X, BX) if p_out is None else 1
-    tiles: tl.constexpr = tiles_z * tiles_x
-    first_z = tl.program_id(0) % tiles_z * BZ
-    first_x = tl.program_id(0) % tiles // tiles_z * BX if tiles_x > 1 else START
-    i_h, i_s = tl.program_id(0) // tiles % H, tl.program_id(0) // tiles // H
-    first, count = locate(p_cu, i_s, T, N, S, L)
-    o_t, o_x, o_z = tl.arange(0, C), tl.arange(0, BX), tl.arange(0, BZ)
-    begin = (i_s.to(tl.int64) * H + i_h) * (X * Z) + first_x * ROW + first_z * COLUMN
-    o_state, m_z = o_z[:, None] * COLUMN + o_x[None, :] * ROW, o_z[:, None] < Z - first_z
-    state, faded = (), tl.full([], 1.0, tl.float32)
-    for j in tl.static_range(TILES):
-        S_j = tl.zeros([BZ, BX], tl.float32)
-        if p_enter is not None:
-            m_j = m_z & (o_x[None, :] < X - first_x - j * BX)
-            S_j += tl.load(p_enter + (begin + j * BX * ROW) + o_state, m_j, 0.0).to(tl.float32)
-        state += (S_j,)
-    if p_out is not None:
-        p_P += (first * H + i_h) * C
-        p_out += (first * H + i_h) * Z + first_z
-        if p_dots is not None:
-            p_dots += (first * H + i_h) * DOTS + first_z // BZ
-    p_since += first * H + i_h
-    p_until += first * H + i_h
-    last = (count - 1) // C * C
-    for i in range(0, count, C):
-        at = last - i if REVERSE else i
-        t = at + o_t
-        m_t, t_H = t < count, t.to(tl.int64) * H
-        if p_out is not None:
-            out = tl.zeros([BZ, C], tl.float32)
-            for j in tl.static_range(TILES):
-                x = tile(p_x, first, Hx, i_h, H, X, t[None, :], m_t[None, :], first_x + j * BX, o_x[:, None])
-                out = tl.dot(state[j].to(x.dtype), x, out, input_precision=PRECISION)
-            out *= tl.load((p_until if REVERSE else p_since) + t_H, m_t, 0.0)[None, :]
-            out *= 1.0 if REVERSE else scale
-            if p_dots is not None:
-                w = tile(p_w, first, Hw, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
-                dots = tl.sum(out * w, 0)
-                tl.store(p_dots + t_H * DOTS, dots, m_t)
-            # Loaded any earlier, z would spill.
-            z = tile(p_z, first, Hz, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
-            m_out = m_t[None, :] if (BZ - Z) % BZ == 0 else m_t[None, :] & m_z
-            o_out = t[None, :].to(tl.int64) * (H * Z) + o_z[:, None]
-            if START == 0:
-                if REVERSE:
-                    P = tl.load(p_P + t[:, None].to(tl.int64) * (H * C) + o_t[None, :], m_t[:, None], 0.0)
-                else:
-                    P = tl.load(p_P + t[None, :].to(tl.int64) * (H * C) + o_t[:, None], m_t[None, :], 0.0)
-                out = tl.dot(z, P, out, input_precision=PRECISION)
-            else:
-                out += tl.load(p_out + o_out, m_out, 0.0).to(tl.float32)
-            tl.store(p_out + o_out, out.to(p_out.dtype.element_ty), m_out)
-        else:
-            z = tile(p_z, first, Hz, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
-        into = tl.load((p_since if REVERSE else p_until) + t_H, m_t, 0.0) * (scale if REVERSE else 1.0)
-        z = (z * into[None, :]).to(z.dtype)
-        whole = tl.load(p_since + (tl.minimum(at + C, count) - 1).to(tl.int64) * H)
-        faded *= whole
-        after = ()
-        for j in tl.static_range(TILES):
-            y = tile(p_y, first, Hy, i_h, H, X, t[:, None], m_t[:, None], first_x + j * BX, o_x[None, :])
-            after += (tl.dot(z, y, state[j] * whole, input_precision=PRECISION),)
-        state = after
-    if p_leave is not None:
-        for j in tl.static_range(TILES):
-            m_j = m_z & (o_x[None, :] < X - first_x - j * BX)
-            tl.store(p_leave + (begin + j * BX * ROW) + o_state, state[j].to(p_leave.dtype.element_ty), m_j)
-    if p_faded is not None:
-        tl.store(p_faded + i_s * H + i_h, faded)
-
-
-@triton.jit(do_not_specialize=("S", "L", "H"))
-def chain_kernel(
-    p_states, p_faded, p_enter, p_leave, p_cu, p_others, p_crossing, S, L, H, KV,
-    REVERSE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """In states [segments, H, K V] what each adds becomes what enters it; enter and leave are [N, H, K V].
-
-    crossing [segments, H, tiles]: their products with `others`, which enter at the other end, as those leave.
-    """
-    tiles = tl.cdiv(KV, BLOCK)
-    i_x, i_h, i_n = tl.program_id(0) % tiles, tl.program_id(0) // tiles % H, tl.program_id(0) // tiles // H
-    if p_cu is None:
-        first, count = i_n * S, S
-    else:
-        begin = tl.load(p_cu + i_n)
-        first, count = begin // L + i_n, tl.cdiv(tl.load(p_cu + i_n + 1) - begin, L)
-    o = i_x * BLOCK + tl.arange(0, BLOCK)
-    m = o < KV
-    o_n = (i_n.to(tl.int64) * H + i_h) * KV + o
-    state = tl.zeros([BLOCK], tl.float32)
-    if p_enter is not None:
-        state += tl.load(p_enter + o_n, m, 0.0)
-    for i in range(count):
-        i_s = (first + (count - 1 - i if REVERSE else i)).to(tl.int64) * H + i_h
-        more = tl.load(p_states + i_s * KV + o, m, 0.0).to(tl.float32)
-        tl.store(p_states + i_s * KV + o, state.to(p_states.dtype.element_ty), m)
-        faded = tl.load(p_faded + i_s)
-        if p_crossing is not None:
-            other = tl.load(p_others + i_s * KV + o, m, 0.0).to(tl.float32)
-            tl.store(p_crossing + i_s * tiles + i_x, tl.sum(other * state, 0) * faded)
-        state = state * faded + more
-    if p_leave is not None:
-        tl.store(p_leave + o_n, state, m)
-
-
-@triton.jit(do_not_specialize=("T", "N", "S", "H", "tiles_k", "tiles"))
-def rate_kernel(p_cu, p_out_of, p_into, p_crossing, p_drate, T, N, S, H, tiles_k, tiles, C: tl.constexpr):
-    """Adds to drate [B T, H] the pairs that are not in one chunk: out of the state, into it, and across."""
-    i_h, i_c = tl.program_id(0) % H, tl.program_id(0) // H
-    first, count = locate(p_cu, i_c, T, N, S, C)
-    o_t = tl.arange(0, C)
-    o_i, o_j = o_t[:, None], o_t[None, :]
-    m_t, o_drate = o_t < count, (first * H + i_h) + o_t * H
-    out_of, into, crossing = tl.zeros([C], tl.float32), tl.zeros([C], tl.float32), tl.zeros([], tl.float32)
-    for i in range(tiles_k):
-        out_of += tl.load(p_out_of + o_drate * tiles_k + i, m_t, 0.0)
-        into += tl.load(p_into + o_drate * tiles_k + i, m_t, 0.0)
-    for i in range(tiles):
-        crossing += tl.load(p_crossing + (i_c.to(tl.int64) * H + i_h) * tiles + i)
-    drate = tl.load(p_drate + o_drate, m_t, 0.0)
-    drate += tl.sum(tl.where(o_j >= o_i, out_of[None, :], 0.0), 1)
-    drate += tl.sum(tl.where(o_j < o_i, into[None, :], 0.0), 1)
-    tl.store(p_drate + o_drate, drate + crossing, m_t)
+def vector(x, i_b, t, i_h, o, m):
+    """Elements o of a token and head of x, a Tokens."""
+    p = x.p + steps(i_b, x.row) + steps(t, x.token) + steps(i_h, x.group)
+    return tl.load(p + steps(o, x.channel), m, 0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=("T", "Hq", "Hk", "Hv", "H", "rate_row", "S"))
 def recurrent_kernel(
-    p_q, p_k, p_v, p_rate, p_enter, p_leave, p_o, rate_row, scale, T, Hq, Hk, Hv, H, K, V,
+    q, k, v, p_rate, p_enter, p_leave, p_o, rate_row, scale, T, Hq, Hk, Hv, H, K, V,
     p_rows, S, state_b, state_h, state_k, state_v,
     BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
@@ -304,12 +80,12 @@ def recurrent_kernel(
         state += tl.load(p_enter + o_state, m_state, 0.0).to(tl.float32)
     for t in range(T):
         row = i_b * T + t
-        q = tl.load(p_q + (row * Hq + i_h // (H // Hq)) * K + o_k, m_k, 0.0).to(tl.float32)
-        k = tl.load(p_k + (row * Hk + i_h // (H // Hk)) * K + o_k, m_k, 0.0).to(tl.float32)
-        v = tl.load(p_v + (row * Hv + i_h // (H // Hv)) * V + o_v, m_v, 0.0).to(tl.float32)
+        b_q = vector(q, i_b, t, i_h // (H // Hq), o_k, m_k)
+        b_k = vector(k, i_b, t, i_h // (H // Hk), o_k, m_k)
+        b_v = vector(v, i_b, t, i_h // (H // Hv), o_v, m_v)
         decay = tl.math.exp2(tl.load(p_rate + row * rate_row + i_h) * LOG2E)
-        state = state * decay + k[:, None] * v[None, :]
-        o = of_state(tl.sum(q[:, None] * state, 0) * scale, p_rows, i_s, S)
+        state = state * decay + b_k[:, None] * b_v[None, :]
+        o = of_state(tl.sum(b_q[:, None] * state, 0) * scale, p_rows, i_s, S)
         tl.store(p_o + (row * H + i_h) * V + o_v, o.to(p_o.dtype.element_ty), m_v)
     tl.store(p_leave + o_state, state.to(p_leave.dtype.element_ty), m_state)
 
@@ -357,7 +133,8 @@ class Problem:
     """The inputs as the kernels take them, and how they are cut."""
 
     def __init__(self, q, k, v, log_decay, scale, cu_seqlens, need_log_decay=False):
-        self.q, self.k, self.v, self.rate, self.cu_seqlens = map(contiguous, (q, k, v, log_decay, cu_seqlens))
+        self.q, self.k, self.v = q, k, v
+        self.rate, self.cu_seqlens = contiguous(log_decay), contiguous(cu_seqlens)
         self.B, self.T, _, self.K = q.shape
         self.V, self.scale, self.heads = v.shape[3], scale, [u.shape[2] for u in (q, k, v)]
         self.H = max(self.heads)
@@ -383,64 +160,73 @@ class Problem:
         """Memory for a gradient of u, for each head that reads it."""
         return u.new_empty(self.B, self.T, self.H, u.shape[3])
 
-    def score(self, do=None, drate=None) -> None:
+    def score(self, q: Heads, k: Heads, v: Heads, do: Heads | None = None, drate=None) -> None:
         """P, its gradient, the decays."""
         B, T, H, C = self.B, self.T, self.H, self.C
-        self.P = self.empty(B, T, H, C, dtype=kept(self.q.dtype))
-        self.dP = None if do is None else torch.empty_like(self.P)
-        self.since, self.until = self.empty(B, T, H), self.empty(B, T, H)
+        P = self.empty(B, T, H, C, dtype=kept(self.q.dtype))
+        dP = None if do is None else torch.empty_like(P)
+        self.scores = Scores(P, dP, self.empty(B, T, H), self.empty(B, T, H), drate)
         S, chunks = self.pieces(C)
         BK, BV = (max(16, min(64, power_of_2(X))) for X in (self.K, self.V))
+        fixed = Scoring(H, self.K, self.V, self.rate.dim() == 3, C, BK, BV, self.precision)
         scores_kernel[(chunks * H,)](
-            self.q, self.k, self.v, do, self.rate, self.cu_seqlens, self.P, self.dP, self.since, self.until,
-            drate, self.scale, T, self.N, S, *self.heads, H, self.K, self.V,
-            self.rate.dim() == 3, C, BK, BV, self.precision, **options(4),
+            q, k, v, do, self.scores, self.rate, self.cu_seqlens, self.scale, T, self.N, S, fixed,
+            **options(4),
         )  # fmt: skip
 
     def decays(self) -> None:
         """What `score` finds beside P, alone."""
         rate = self.rate.clamp(min=LEAST.value).double().expand(self.B, self.T, self.H)
         A = pad(rate, (0, 0, 0, -self.T % self.C)).unflatten(1, (-1, self.C)).cumsum(2)
-        self.since, self.until = (
+        since, until = (
             u.exp().flatten(1, 2)[:, : self.T].float().contiguous() for u in (A, A[:, :, -1:] - A)
         )
+        self.scores = Scores(None, None, since, until, None)
 
-    def walk(
-        self, x, y, z, P, reverse, enter, out=None, swapped=False, w=None, dots=None, leave=None, faded=None
-    ) -> Tensor | None:
+    def walk(self, roles: Roles, scores: Scores, ends: Ends, reverse: bool, swapped: bool = False) -> Tensor:
         """out. Rows that a program has no room for are walked after the others, and add to it.
 
         swapped: rows are V's.
         """
-        X, Z = y.shape[3], z.shape[3]
-        t = tiles(X, Z, y.dtype)
+        X, Z = roles.y.p.shape[2], roles.z.p.shape[2]
+        t = tiles(X, Z, roles.y.p.dtype)
         columns, tiles_x, at_once = cdiv(Z, t.BZ), cdiv(X, t.BX), t.TILES
         programs = columns * self.segments * self.H
-        if out is None:
+        if ends.out is None:
             programs, tiles_x, at_once = programs * tiles_x, 1, 1
-        heads = [1 if u is None else u.shape[2] for u in (x, y, z, w)]
-        steps, DOTS = (1, X) if swapped else (Z, 1), 0 if dots is None else dots.shape[3]
+        DOTS = 0 if ends.dots is None else ends.dots.shape[3]
         for first in range(0, tiles_x, at_once):
-            TILES = min(at_once, tiles_x - first)
-            walk_kernel[(programs,)](
-                x, y, z, w, P, self.since, self.until, self.cu_seqlens, enter, out, dots, leave, faded,
-                self.scale, self.T, self.N, self.S, self.L, *heads, self.H, X, Z, *steps, first * t.BX, DOTS,
-                reverse, self.C, t.BX, t.BZ, TILES, self.precision, **options(t.warps), num_stages=1,
+            fixed = Walking(
+                self.H, X, Z, *((1, X) if swapped else (Z, 1)), first * t.BX, DOTS, reverse,
+                self.C, t.BX, t.BZ, min(at_once, tiles_x - first), self.precision,
             )  # fmt: skip
-            dots = None if dots is None else dots[..., columns:]
-        return out
+            walk_kernel[(programs,)](
+                roles, scores, ends, self.cu_seqlens, self.scale, self.T, self.N, self.S, self.L, fixed,
+                **options(t.warps), num_stages=1,
+            )  # fmt: skip
+            if ends.dots is not None:
+                ends = ends._replace(dots=ends.dots[..., columns:])
+        return ends.out
 
     def between_segments(self, y, z, reverse, enter, leave=None, others=None, crossing=None) -> Tensor:
         """The states that enter the segments [segments, H, K, V], found without walking them one by one."""
         states = self.empty(self.segments, self.H, self.K, self.V, dtype=kept(self.q.dtype))
         faded = self.empty(self.segments, self.H)
-        self.walk(None, y, z, None, reverse, None, leave=states, faded=faded)
+        ends = Ends(None, None, None, states, faded)
+        self.walk(Roles(None, y, z, None), self.scores, ends, reverse)
         KV = self.K * self.V
         chain_kernel[(cdiv(KV, BLOCK) * self.H * self.N,)](
             states, faded, enter, leave, self.cu_seqlens, others, crossing,
             self.S, self.L, self.H, KV, reverse, BLOCK, **options(4),
         )  # fmt: skip
         return states
+
+
+def heads(x: Tensor) -> Heads:
+    """x [B, T, heads, X] as kernels take it: a view where tokens are equally far apart, else a copy."""
+    rows = line(x)
+    _, count, X = rows.shape
+    return Heads(rows, *map(tl.constexpr, (count, rows.stride(0), X if count == 1 else rows.stride(1))))
 
 
 def check(q: Tensor, v: Tensor) -> None:
@@ -473,10 +259,11 @@ def forward(
     if p.T <= SHORT and cu_seqlens is None:
         recurrent(p, enter, final, o)
         return o, final
-    p.score()
+    q, k, v = map(heads, (q, k, v))
+    p.score(q, k, v)
     if p.cut:
-        enter = p.between_segments(p.k, p.v, False, enter, final)
-    p.walk(p.q, p.k, p.v, p.P, False, enter, o, leave=None if p.cut else final)
+        enter = p.between_segments(k, v, False, enter, final)
+    p.walk(Roles(q, k, v, None), p.scores, Ends(enter, o, None, None if p.cut else final, None), False)
     return o, final
 
 
@@ -495,7 +282,7 @@ def backward(
     """Gradients of q, k, v, log_decay (zeros [1] where it is not needed) and the initial state."""
     check(q, v)
     p = Problem(q, k, v, log_decay, scale, cu_seqlens, need_log_decay)
-    q, k, v, do = p.q, p.k, p.v, contiguous(grad_o)
+    of_q, of_k, of_v, of_do = map(heads, (q, k, v, grad_o))
     enter, end = contiguous(initial_state), contiguous(grad_state)
     dinitial = p.empty(p.N, p.H, p.K, p.V)
     drate, crossing, out_of, into = None, None, None, None
@@ -504,14 +291,17 @@ def backward(
         tiles_k = cdiv(p.K, t.BZ) * cdiv(p.V, t.BX * t.TILES)
         drate, crossing = p.empty(p.B, p.T, p.H), p.empty(p.segments, p.H, cdiv(p.K * p.V, BLOCK))
         out_of, into = (p.empty(p.B, p.T, p.H, tiles_k) for _ in "qk")
-    p.score(do, drate)
+    p.score(of_q, of_k, of_v, of_do, drate)
     if p.cut:
-        enter = p.between_segments(k, v, False, enter)
-        end = p.between_segments(q, do, True, end, dinitial, enter, crossing)
-    dq = shared(p.walk(do, v, k, p.dP, False, enter, p.of_all_heads(q), True, q, out_of), q)
-    dk = shared(p.walk(v, do, q, p.dP, True, end, p.of_all_heads(k), True, k, into), k)
-    leave = None if p.cut else dinitial
-    dv = shared(p.walk(k, q, do, p.P, True, end, p.of_all_heads(v), leave=leave), v)
+        enter = p.between_segments(of_k, of_v, False, enter)
+        end = p.between_segments(of_q, of_do, True, end, dinitial, enter, crossing)
+    of_dP = p.scores._replace(P=p.scores.dP)
+    ends = Ends(enter, p.of_all_heads(q), out_of, None, None)
+    dq = shared(p.walk(Roles(of_do, of_v, of_k, of_q), of_dP, ends, False, True), q)
+    ends = Ends(end, p.of_all_heads(k), into, None, None)
+    dk = shared(p.walk(Roles(of_v, of_do, of_q, of_k), of_dP, ends, True, True), k)
+    ends = Ends(end, p.of_all_heads(v), None, None if p.cut else dinitial, None)
+    dv = shared(p.walk(Roles(of_k, of_q, of_do, None), p.scores, ends, True), v)
     if drate is None:
         return dq, dk, dv, dinitial.new_zeros(1), dinitial
     rate_kernel[(p.segments * p.H,)](
@@ -539,11 +329,11 @@ def crossed(y: Tensor, z: Tensor, log_decay: Tensor, scale: float, reverse: bool
     z = z if H in (y.shape[2], z.shape[2]) else z.repeat_interleave(H // z.shape[2], 2)
     p = Problem(y, y, z, log_decay, scale, None)
     p.decays()
-    state = p.empty(p.B, p.H, p.K, p.V)
+    state, y, z = p.empty(p.B, p.H, p.K, p.V), heads(y), heads(z)
     if p.cut:
-        p.between_segments(p.k, p.v, reverse, None, state)
+        p.between_segments(y, z, reverse, None, state)
     else:
-        p.walk(None, p.k, p.v, None, reverse, None, leave=state)
+        p.walk(Roles(None, y, z, None), p.scores, Ends(None, None, None, state, None), reverse)
     return state
 
 
@@ -560,8 +350,8 @@ def recurrent(
     BV = max(1, min(32, MOST * 32 // BK, power_of_2(p.V)))
     rate_row = p.H if p.rate.dim() > 1 else 0
     recurrent_kernel[(p.B * p.H * cdiv(p.V, BV),)](
-        p.q, p.k, p.v, p.rate, enter, leave, o, rate_row, p.scale, p.T, *p.heads, p.H, p.K, p.V,
-        state_indices, len(leave), *leave.stride(), BK, BV,
+        *map(tokens, (p.q, p.k, p.v)), p.rate, enter, leave, o, rate_row, p.scale, p.T,
+        *p.heads, p.H, p.K, p.V, state_indices, len(leave), *leave.stride(), BK, BV,
         **options(min(8, max(1, BK * BV // 1024))),
     )  # fmt: skip
 

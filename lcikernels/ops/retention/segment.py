@@ -111,7 +111,7 @@ def backward(
     (B, T, Hk, _), H, Hv = k.shape, log_decay.shape[-1], v.shape[2]
     weight, dtype = until_end(log_decay, T), inner(k)
     drate = torch.zeros(B, T, H, dtype=torch.float64, device=k.device)
-    dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+    dk, dv = (u.new_zeros(u.shape) for u in (k, v))
     if grad_added is not None:
         # [B, Hk, K, heads that share one of k's times V]
         grad = grad_added.unflatten(1, (Hk, -1)).transpose(2, 3).flatten(3)
