@@ -134,6 +134,15 @@ CASES = [
         for rival in ("causal-conv1d", "ours in torch")
         for mode in (FORWARD, BACKWARD, TRAINING)
     ),
+    *(
+        Case(op, sizes, mode, rival, {"ratio": 1 / 1.25} if rival == "ours" else {}, "ours, [B, D, T]")
+        for op, sizes, package in (
+            ("selective_scan", SCAN, "mamba-ssm"),
+            ("causal_conv1d", CONV, "causal-conv1d"),
+        )
+        for rival in ("ours", package)
+        for mode in (FORWARD, TRAINING)
+    ),
     *(Case("gated_rms_norm", NORM, mode, "ours in torch") for mode in (FORWARD, BACKWARD, TRAINING)),
     *steps("selective_scan_step", {"D": 4096, "N": 16}, "mamba-ssm"),
     *steps("causal_conv1d_step", {"D": 4096, "W": 4}, "causal-conv1d"),
@@ -288,7 +297,8 @@ def check(op: str, sizes: dict[str, int], side: Side) -> None:
 def check_ours(op: str, sizes: tuple[tuple[str, int], ...], side: Side) -> None:
     def run(**inputs) -> Tensor:
         with poisoned():
-            return side.run(**{name: u.to(gpu.DEVICE) for name, u in inputs.items()}).cpu()
+            there = {name: exchanged(u.to(gpu.DEVICE), name in side.swapped) for name, u in inputs.items()}
+            return exchange(side.run(**there), bool(side.swapped)).cpu()
 
     inputs = drawn(op, dict(sizes)).items()
     inputs = {name: u.cpu().requires_grad_(learned(name, u)) for name, u in inputs}
@@ -432,6 +442,42 @@ def learning(limits: gpu.Limits) -> dict[str, dict[str, object]]:
             targets={"share": 15},
         ),
     }
+
+
+MODELS = ("MambaForCausalLM", "forward + backward"), ("Mamba2ForCausalLM", "forward + backward")
+
+
+@pytest.mark.parametrize("name, mode", MODELS)
+def test_a_model_of_transformers_patched(name, mode, chip, benchmark, record):
+    """Against the packages that its module found when it was imported, or transformers' own torch."""
+    pytest.importorskip("transformers")
+    record(**benchmark.pedantic(patched_model, (name, mode, chip)))
+
+
+def patched_model(name: str, mode: str, limits: gpu.Limits) -> dict[str, object]:
+    """A row of the report. memory: over the unpatched model's."""
+    from benchmarks import patched
+
+    case = next(case for case in patched.CASES if (case.name, case.mode) == (name, mode))
+    model = case.model(patched.LAYERS).to(gpu.DEVICE, torch.bfloat16)
+    rival, ours = case.call(model), patched.patched(case.call(model))
+    theirs, error = rival().float(), (ours().float() - rival().float()).abs().max()
+    peak, its_peak = gpu.peak(ours), gpu.peak(rival)
+    seconds, rival_seconds = gpu.race(ours, rival)
+    return dict(
+        op=f"transformers' {name}",
+        shape=f"layers={patched.LAYERS} hidden={patched.HIDDEN} T={case.tokens}",
+        mode=mode,
+        ours="patched",
+        rival=patched.installed(model),
+        seconds=seconds,
+        rival_seconds=rival_seconds,
+        floor=case.flops(model) / limits.matmul,
+        elements=case.tokens,
+        memory=peak / its_peak,
+        targets={"ratio": 1},
+        wrong="" if error <= theirs.abs().max() / 16 else f"error {error:.2e}",
+    )
 
 
 def large_weights(expansion) -> Iterator[tuple[str, Tensor]]:

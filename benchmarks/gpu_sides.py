@@ -54,6 +54,8 @@ from lcikernels import (
     retention,
     retention_step,
 )
+from lcikernels.compat.causal_conv1d import causal_conv1d_fn
+from lcikernels.compat.mamba_ssm import selective_scan_fn
 from lcikernels.ops.causal_conv1d.reference import causal_conv1d as causal_conv1d_reference
 from lcikernels.ops.gated_rms_norm.reference import gated_rms_norm as gated_rms_norm_reference
 from lcikernels.ops.kronecker_expand.reference import kronecker_expand as kronecker_expand_reference
@@ -251,6 +253,11 @@ def cuda_scan(x, dt, a, b, c, d, z, dt_bias) -> Tensor:
     return CudaScan.apply(x, dt, a, b, c, d, z, dt_bias)
 
 
+def channels_first_scan(x, dt, a, b, c, d, z, dt_bias) -> Tensor:
+    """Ours, called as mamba-ssm's is."""
+    return selective_scan_fn(x, dt, a, b, c, d, z, dt_bias, delta_softplus=True)
+
+
 @cache
 def bounds_of(T: int, lengths: tuple[int, ...]) -> tuple[int, ...]:
     """Sequences of these lengths, again and again; the last is cut at T."""
@@ -295,6 +302,10 @@ def cuda_conv(x, weight, bias) -> Tensor:
 
 def cuda_conv_step(x, weight, bias, state) -> Tensor:
     return found(CONV).causal_conv1d_update(x, state, weight, bias, "silu")
+
+
+def channels_first_conv(x, weight, bias) -> Tensor:
+    return causal_conv1d_fn(x, weight, bias, activation="silu")
 
 
 def conv(**inputs) -> Tensor:
@@ -388,6 +399,7 @@ def ours(op: Callable, kernels: str = "triton") -> dict[str, Side]:
 SCANS = ours(scan) | {
     "ours, packed": Side(packed, ours=True, bounds=mixed),
     "ours, 8 rows": Side(in_rows, ours=True, bounds=eighths),
+    "ours, [B, D, T]": Side(channels_first_scan, ("x", "dt", "b", "c", "z"), ours=True),
     "mamba-ssm": Side(cuda_scan, ("x", "dt", "b", "c", "z"), needs=SCAN),
 }
 FORMULATIONS = {name: Side(side.run) for name, side in EXPANSIONS.items() if not side.ours}
@@ -405,7 +417,11 @@ OPS = {
     "causal_conv1d": Op(
         partial(conv_inputs, False),
         partial(causal_conv1d_reference, activation="silu"),
-        ours(conv) | {"causal-conv1d": Side(cuda_conv, ("x",), needs=CONV)},
+        ours(conv)
+        | {
+            "ours, [B, D, T]": Side(channels_first_conv, ("x",), ours=True),
+            "causal-conv1d": Side(cuda_conv, ("x",), needs=CONV),
+        },
     ),
     "gated_rms_norm": Op(partial(norm_inputs, False), gated_rms_norm_reference, ours(gated_rms_norm)),
     "causal_conv1d_step": Op(

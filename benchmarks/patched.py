@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from benchmarks.answers import SAME_FUNCTION
-from lcikernels.compat.transformers import patch
+from lcikernels.compat.transformers import parts, patch, wrappers
 
 HIDDEN, LAYERS, VOCABULARY, STEPS = 768, 24, 50280, 32
 
@@ -121,6 +121,13 @@ CASES = [
     Case("Mamba2ForCausalLM", mamba2, "a prompt", prefill, 2048, 1),
     Case("Mamba2ForCausalLM", mamba2, f"{STEPS} tokens one by one", decoding, 1, 1),
 ]
+
+
+def installed(model: PreTrainedModel) -> str:
+    """Who computes where it is not patched."""
+    function = next(x for x in wrappers() if x.__module__ == type(model).__module__)
+    theirs = parts(function)["is_new_implementation"].cell_contents
+    return "the packages that are installed" if theirs else "plain torch"
 
 
 def same_answer(case: Case, model: PreTrainedModel) -> None:

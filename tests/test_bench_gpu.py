@@ -11,7 +11,7 @@ from devices import GPU
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config
 
-from benchmarks import bench_gpu, gpu, gpu_sides, ligo_step, report
+from benchmarks import bench_gpu, gpu, gpu_sides, ligo_step, patched, report
 from benchmarks.bench_gpu import BACKWARD, CASES, DECODING, FORWARD, IN_A_ROW, TRAINING, Case
 from benchmarks.gpu_sides import OPS, Side
 from benchmarks.sides import scan_reference, step_reference
@@ -299,6 +299,18 @@ def test_an_expansion_takes_the_flops_that_are_registered_and_learns_no_old_laye
     assert row["floor"] == counter.get_total_flops() and row["elements"] == 3 * 5 * 7
     assert row["memory"] == 100 / (2 * 3 * 5 * 7)
     assert compared == 2 * ["output", "write", "read", "depth"]
+
+
+def test_a_patched_model_gives_a_row_of_the_report(monkeypatch):
+    monkeypatch.setattr(patched, "LAYERS", 1)
+    monkeypatch.setattr(patched, "HIDDEN", 64)
+    monkeypatch.setattr(patched, "VOCABULARY", 50)
+    cases = [case._replace(tokens=8) for case in patched.CASES]
+    monkeypatch.setattr(patched, "CASES", cases)
+    for name, mode in bench_gpu.MODELS:
+        row = bench_gpu.patched_model(name, mode, CHIP)
+        assert row["rival"] == "plain torch" and not row["wrong"]
+        assert "plain torch" in report.tables([row])
 
 
 def test_a_step_of_learning_to_grow_and_its_share_give_rows_of_the_report(monkeypatch):
