@@ -59,16 +59,14 @@ def test_what_is_optional_can_be_left_out(missing, W, poisoned):
     assert_agrees(conv, reference, **arguments)
 
 
-@pytest.mark.parametrize("W", [2, 4, 1, 7])
-@pytest.mark.parametrize("bounds", BOUNDS, ids=str)
+@pytest.mark.parametrize("bounds, W", [*zip(BOUNDS * 2, [4, 7, 2, 1])], ids=str)
 def test_packed_sequences_are_cut_at_tiles_too(bounds, W, poisoned):
     packed = inputs(1, bounds[-1], 3, W, N=len(bounds) - 1)
     packed["cu_seqlens"] = torch.tensor(bounds, dtype=torch.int32)
     assert_agrees(conv, reference, **packed)
 
 
-@pytest.mark.parametrize("W", [4, 5])
-@pytest.mark.parametrize("parameters", ["float32", "same"])
+@pytest.mark.parametrize("W, parameters", [(4, "float32"), (5, "same")])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bits_are_computed_and_summed_in_float32(dtype, parameters, W, poisoned):
     exact = dtype if parameters == "same" else torch.float32
@@ -116,7 +114,7 @@ def test_a_nan_in_the_last_token_reaches_the_gradient_of_the_last_tap_alone(W):
     assert dweight.isnan().nonzero().tolist() == [[1, W - 1]]
 
 
-@pytest.mark.parametrize("W", [1, 2, 4, 40, 300])
+@pytest.mark.parametrize("W", [1, 2, 4, 40, 150])
 def test_a_step_equals_the_sequence_of_one_token(W, poisoned):
     def step(x, weight, bias, activation, initial_state=None, return_final_state=False):
         state = x.new_zeros(2, 5, 0) if initial_state is None else initial_state.clone()

@@ -48,8 +48,7 @@ def test_a_segment_may_hold_several_rows_or_a_part(short_chunks, monkeypatch, se
 BOUNDS = [(0, 3, 3, 21), (0, 0, 8, 8, 9, 16, 26, 26), (0, 20, 21), (0, 8, 16, 16)]
 
 
-@pytest.mark.parametrize("segment", [8, 24])
-@pytest.mark.parametrize("bounds", BOUNDS, ids=str)
+@pytest.mark.parametrize("bounds, segment", [*zip(BOUNDS, [8, 24, 8, 24]), (BOUNDS[1], 8)], ids=str)
 def test_segments_hold_any_part_of_packed_sequences(short_chunks, monkeypatch, bounds, segment, poisoned):
     cut_to(monkeypatch, segment)
     cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
@@ -114,9 +113,8 @@ def test_two_runs_give_the_same_bits(short_chunks, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # the interpreter's numpy
 @pytest.mark.filterwarnings("ignore:overflow")
-@pytest.mark.parametrize("segment", [8, 64])
+@pytest.mark.parametrize("name, segment", [("x", 8), ("dt", 64), ("z", 8)])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["x", "dt", "z"])
 def test_what_is_not_a_number_stays_in_its_sequence_and_channel(
     short_chunks, monkeypatch, name, poison, segment
 ):

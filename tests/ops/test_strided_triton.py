@@ -111,8 +111,16 @@ def heads_first(x: Tensor) -> Tensor:
     return dense(x.transpose(1, 2)).transpose(1, 2)
 
 
+def all_heads_at_once(x: Tensor) -> Tensor:
+    """The heads in a row of a wider projection: from token to token is no whole number of heads."""
+    rows = x.flatten(2)
+    return torch.cat((torch.full_like(rows[..., :3], torch.nan), rows), -1)[..., 3:].unflatten(
+        -1, x.shape[2:]
+    )
+
+
 RETENTIONS = {
-    "parts of projections": dict(q=half, k=fifth, v=half),
+    "parts of projections": dict(q=all_heads_at_once, k=fifth, v=half),
     "along tokens": dict(q=along_tokens, k=half, v=along_tokens),
     "heads first, rows of more": dict(q=heads_first, k=in_rows_of_more, v=heads_first),
 }
