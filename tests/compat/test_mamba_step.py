@@ -229,7 +229,7 @@ def test_an_index_out_of_range_is_refused(tie):
 def test_the_stride_of_a_single_head_or_channel_means_nothing(channels):
     given = inputs(channels, states=STATES)
     state = given.pop("state")
-    strange = state.movedim(-1, 1).contiguous().movedim(1, -1)
+    strange = state.movedim(-1, 1).clone(memory_format=torch.contiguous_format).movedim(1, -1)
     strides = [7 if n == 1 else stride for n, stride in zip(state.shape, strange.stride())]
     strange = strange.as_strided(state.shape, strides)
     options = dict(dt_softplus=True, state_batch_indices=torch.tensor([5, -1, 2]))
