@@ -54,6 +54,13 @@ def causal_conv1d_fn(
         checks.shape(op, "bias", bias, "D", sizes)
     checks.parameters(op, x, x=x, weight=weight, bias=bias, initial_states=initial_states)
     activation = activation_of(op, activation)
+    states = {**sizes, "W-1": sizes["W"] - 1}
+    if final_states_out is not None:
+        checks.shape(op, "final_states_out", final_states_out, "B D W-1", states)
+        checks.parameters(op, x, final_states_out=final_states_out)
+        checks.written(op, final_states_out=final_states_out)
+        if not return_final_states:
+            checks.refuse(op, "final_states_out", "given with return_final_states=True", "it alone")
     if seq_idx is not None:
         check_numbers(op, seq_idx, x, sizes)
         if initial_states is not None or return_final_states:
@@ -61,14 +68,9 @@ def causal_conv1d_fn(
             got = return_final_states if initial_states is None else "a tensor"
             checks.refuse(op, argument, "left out where seq_idx is given", got)
         return convolve_numbered(x.mT, weight, bias, activation, seq_idx).mT
-    states = {**sizes, "W-1": sizes["W"] - 1}
     if initial_states is not None:
         checks.shape(op, "initial_states", initial_states, "B D W-1", states)
         initial_states = initial_states.to(checks.inner(x))
-    if final_states_out is not None:
-        checks.shape(op, "final_states_out", final_states_out, "B D W-1", states)
-        if not return_final_states:
-            checks.refuse(op, "final_states_out", "given with return_final_states=True", "it alone")
     y, state = causal_conv1d(
         x.mT, weight, bias, activation=activation, initial_state=initial_states, return_final_state=True
     )

@@ -10,6 +10,7 @@ autograd's says so: without it torch gives 0 for a forward-mode derivative.
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from .checks import has_tangent
@@ -33,8 +34,20 @@ def define(schema: str, impl: Callable, fake: Callable) -> None:
     """
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, on_its_device(without_autocast(impl)), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, on_its_device(without_autocast(no_views(impl))), "CompositeExplicitAutograd")
     torch.library.register_fake(f"lcikernels::{name}", fake, lib=LIBRARY)
+
+
+def no_views(impl: Callable) -> Callable:
+    """`impl`, none of whose results is known as a view of what it made inside: nobody could write to it."""
+
+    def run(*arguments):
+        results = impl(*arguments)
+        if isinstance(results, Tensor):
+            return results.data if results._is_view() else results
+        return tuple(x.data if x._is_view() else x for x in results)
+
+    return run
 
 
 def without_autocast(impl: Callable) -> Callable:

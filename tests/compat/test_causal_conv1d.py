@@ -246,6 +246,22 @@ REFUSED = {
     "numbers and a state": (dict(seq_idx=INDEX, initial_states=LARGE[..., :3]), "initial_states must be"),
     "numbers, a state out": (dict(seq_idx=INDEX, return_final_states=True), "return_final_states must be"),
     "a place for nothing": (dict(final_states_out=LARGE[..., :3]), "final_states_out must be given with"),
+    "a place for nothing, of sequences": (
+        dict(final_states_out=LARGE[..., :3], seq_idx=INDEX),
+        "final_states_out must be given with",
+    ),
+    "a place for integers": (
+        dict(final_states_out=LARGE[..., :3].int(), return_final_states=True),
+        "final_states_out must be float32",
+    ),
+    "a place that is none": (
+        dict(final_states_out=torch.ones(1, D, 3).expand(B, D, 3), return_final_states=True),
+        "final_states_out must be of elements of its own",
+    ),
+    "a place elsewhere": (
+        dict(final_states_out=torch.ones(B, D, 3, device="meta"), return_final_states=True),
+        "final_states_out must be on cpu",
+    ),
     "a short state": (dict(initial_states=LARGE[..., :2]), "initial_states must be .* with W-1=3"),
     "another device": (dict(bias=torch.ones(D, device="meta")), "bias must be on cpu"),
     "numbers elsewhere": (dict(seq_idx=INDEX.to("meta")), "seq_idx must be on cpu"),

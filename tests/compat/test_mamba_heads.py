@@ -320,6 +320,8 @@ REFUSED = {
     "numbers of another length": ({"seq_idx": ONES[:, 1:]}, "seq_idx must be .* with L=11"),
     "numbers that are none": ({"seq_idx": ONES.float()}, "seq_idx must be int32 or int64"),
     "a bias elsewhere": ({"dt_bias": torch.ones(H, device="meta")}, "dt_bias must be on cpu"),
+    "no limits": ({"dt_limit": None}, "dt_limit must be .least, most."),
+    "limits that cross": ({"dt_limit": (0.5, 0.1)}, "dt_limit must be .least, most. with least <= most"),
     "sequences told once": ({"cu_seqlens": torch.tensor([0, L])}, "cu_seqlens must be given with seq_idx"),
     "states of no sequences": ({"return_varlen_states": True, "seq_idx": ONES}, "cu_seqlens must be given"),
     "states of unnumbered sequences": (

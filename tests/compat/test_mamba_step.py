@@ -223,3 +223,27 @@ def test_an_index_out_of_range_is_refused(tie):
     given = tie(inputs((H, P), states=STATES))
     with pytest.raises(ValueError, match="selective_state_update: state_batch_indices must be below S=7"):
         selective_state_update(**given, state_batch_indices=torch.tensor([0, 1, STATES]))
+
+
+@pytest.mark.parametrize("channels", [(1, P), (H, 1), (1, 1)], ids=str)
+def test_the_stride_of_a_single_head_or_channel_means_nothing(channels):
+    given = inputs(channels, states=STATES)
+    state = given.pop("state")
+    strange = state.movedim(-1, 1).clone(memory_format=torch.contiguous_format).movedim(1, -1)
+    strides = [7 if n == 1 else stride for n, stride in zip(state.shape, strange.stride())]
+    strange = strange.as_strided(state.shape, strides)
+    options = dict(dt_softplus=True, state_batch_indices=torch.tensor([5, -1, 2]))
+    y = selective_state_update(strange, **given, **options)
+    dense = state.clone()
+    torch.testing.assert_close(y, selective_state_update(dense, **given, **options))
+    torch.testing.assert_close(strange, dense)
+
+
+@pytest.mark.parametrize("name", ["D", "dt_bias", "A", "z"])
+@pytest.mark.parametrize("tie", [lambda given: given, tied], ids=["heads", "tied heads"])
+def test_one_argument_may_be_float64(tie, name):
+    given = inputs((H, P))
+    state, more = given.pop("state"), given | {name: given[name].double()}
+    y, y_more = (selective_state_update(state.clone(), **tie(x), dt_softplus=True) for x in (given, more))
+    assert y_more.dtype == y.dtype
+    torch.testing.assert_close(y_more, y)

@@ -77,7 +77,8 @@ def selective_state_update(
     )
     if not heads:
         return y.to(dtype)
-    if whole.stride(1) != whole.shape[2] * whole.stride(2):  # flatten made a copy
+    one = 1 in whole.shape[1:3]  # whose stride says nothing
+    if not one and whole.stride(1) != whole.shape[2] * whole.stride(2):  # flatten made a copy
         whole.copy_(state.view(whole.shape))
     return y.view(-1, *whole.shape[1:3]).to(dtype)
 
@@ -101,7 +102,7 @@ def retained(
     options: dict[str, Tensor],
 ) -> Tensor:
     """The step of heads x [B, H, P] that have one dt [B, H] and A [H] each."""
-    dtype = exact(x, dt, A, B, C, z)
+    dtype = exact(x, dt, A, B, C, D, z, dt_bias)
     dt = dt.to(dtype) if dt_bias is None else dt.to(dtype) + dt_bias[:, 0]
     dt = softplus(dt) if dt_softplus else dt
     y = retention_step(
