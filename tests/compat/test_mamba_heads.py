@@ -321,6 +321,8 @@ REFUSED = {
     "numbers that are none": ({"seq_idx": ONES.float()}, "seq_idx must be int32 or int64"),
     "a bias elsewhere": ({"dt_bias": torch.ones(H, device="meta")}, "dt_bias must be on cpu"),
     "sequences told once": ({"cu_seqlens": torch.tensor([0, L])}, "cu_seqlens must be given with seq_idx"),
+    "one limit": ({"dt_limit": 0.1}, r"dt_limit must be \(least, most\), got 0.1"),
+    "limits the wrong way round": ({"dt_limit": (0.1, 0.0)}, r"dt_limit must be \(least, most\)"),
     "states of no sequences": ({"return_varlen_states": True, "seq_idx": ONES}, "cu_seqlens must be given"),
     "states of unnumbered sequences": (
         {"return_varlen_states": True, "cu_seqlens": torch.tensor([0, L])},

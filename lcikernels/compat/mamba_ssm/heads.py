@@ -108,6 +108,8 @@ def scan(
     tensors = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias}
     checks.parameters(op, x, **tensors, initial_states=initial_states)
     check_packing(op, x, seq_idx, cu_seqlens, return_varlen_states, initial_states, sizes)
+    if not isinstance(dt_limit, (tuple, list)) or len(dt_limit) != 2 or dt_limit[0] > dt_limit[1]:
+        checks.refuse(op, "dt_limit", "(least, most)", dt_limit)
 
     dtype = exact(*tensors.values())
     dt = dt.to(dtype) if dt_bias is None else dt.to(dtype) + dt_bias
