@@ -289,7 +289,8 @@ def gathered(*parts: Tensor, group: Group) -> list[Tensor]:
     """Each from every rank, [ranks, ...], in one exchange."""
     sent = torch.cat([u.flatten() for u in parts])
     received = sent.new_empty(dist.get_world_size(group) * sent.numel())
-    dist.all_gather_into_tensor(received, sent, group=group)
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.13 warns of it
+    gather(received, sent, group=group)
     pieces = received.view(-1, sent.numel()).split([u.numel() for u in parts], 1)
     return [piece.reshape(-1, *u.shape) for piece, u in zip(pieces, parts)]
 

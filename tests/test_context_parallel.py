@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     environment |= {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}", "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, tests / "ranks.py", str(rank), folder],
+            [sys.executable, "-W", "error::FutureWarning", tests / "ranks.py", str(rank), folder],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -107,6 +107,7 @@ def causal_conv1d_update(
     checks.parameters(op, x, x=x, conv_state=conv_state, weight=weight, bias=bias)
     rows = "B D S" if conv_state_indices is None else "states D S"
     checks.shape(op, "conv_state", conv_state, rows, sizes)
+    checks.written(op, conv_state=conv_state)
     if sizes["S"] < sizes["W"] - 1:
         checks.refuse(op, "conv_state", f"of at least W-1={sizes['W'] - 1} tokens", tuple(conv_state.shape))
     activation = activation_of(op, activation)
@@ -137,8 +138,11 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
     """
     op = "causal_conv1d_varlen_states"
     checks.shape(op, "x", x, "T D", {})
-    checks.shape(op, "cu_seqlens", cu_seqlens, "N+1", {})
-    checks.same_device(op, x, [("cu_seqlens", cu_seqlens)])
+    checks.packing(op, cu_seqlens, x[None])
+    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+        checks.boundaries(op, cu_seqlens, x.shape[0])
+    if state_len < 0:
+        checks.refuse(op, "state_len", "at least 0", state_len)
     token = cu_seqlens[1:, None] + torch.arange(-state_len, 0, device=x.device)
     before = token < cu_seqlens[:-1, None]
     return x[token.clamp(min=0)].masked_fill(before[..., None], 0).mT

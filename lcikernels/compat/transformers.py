@@ -65,10 +65,15 @@ SERVED: dict[str, Callable] = {
     "selective_state_update": mamba_ssm.selective_state_update,
     "mamba_chunk_scan_combined": mamba_ssm.mamba_chunk_scan_combined,
 }
-FUSED = "it is not told of {}, so a model calls the functions above one by one, which are"
-LEFT: dict[str, str] = {
+# Layers as one function. transformers' own gives None, and the model goes on to the functions above; but
+# first it refuses packed sequences, and tells to install mamba_ssm, until its wrapper takes it for a kernel.
+FUSED = "it is not told of {}, so a model calls the functions above one by one, with packed sequences, too"
+SPLIT: dict[str, str] = {
     "mamba_inner_fn": FUSED.format("the activation and of padding"),
     "mamba_split_conv1d_scan_combined": FUSED.format("padding"),
+}
+LEFT: dict[str, str] = {
+    **SPLIT,
     "chunk_gated_delta_rule": "there is no delta rule here",
     "fused_recurrent_gated_delta_rule": "there is no delta rule here",
     "chunk_kda": "there is no delta rule here",
@@ -181,9 +186,10 @@ def parts(function: FunctionType) -> dict[str, CellType]:
 
 
 def give(wrapper: FunctionType) -> None:
-    """Make a wrapper call ours, where there is one."""
+    """Make a wrapper call ours, where there is one, or make the model call several of ours."""
     cells = parts(wrapper)
-    ours = SERVED.get(cells["func_name"].cell_contents)
+    name = cells["func_name"].cell_contents
+    ours = cells["torch_function"].cell_contents if name in SPLIT else SERVED.get(name)
     if ours is None:
         return
     new = {
@@ -191,9 +197,9 @@ def give(wrapper: FunctionType) -> None:
         "applicable_params": tuple(inspect.signature(ours).parameters),
         "is_new_implementation": True,
     }
-    for name, value in new.items():
-        replace(cells[name], "cell_contents", value)
-    if cells["func_name"].cell_contents == "mamba_chunk_scan_combined":
+    for cell, value in new.items():
+        replace(cells[cell], "cell_contents", value)
+    if name == "mamba_chunk_scan_combined":
         names = cells["torch_function"].cell_contents.__globals__
         if not give_norms(names):
             unfinished.append(names)

@@ -234,6 +234,20 @@ def test_the_last_tokens_of_packed_sequences():
         assert torch.equal(state, expected)
 
 
+@pytest.mark.parametrize(
+    "bounds, length, sentence",
+    [
+        ([0.0, 12.0], 3, r"cu_seqlens must be int32 or int64 \[N\+1\], got torch.float32"),
+        ([0, 5, 14], 3, r"cu_seqlens must be 0 first, T=12 last and never falling, got \[0, 5, 14\]"),
+        ([0, 7, 5, 12], 3, "cu_seqlens must be 0 first, T=12 last and never falling"),
+        ([0, 12], -1, "state_len must be at least 0, got -1"),
+    ],
+)
+def test_the_last_tokens_of_no_sequences_are_refused_by_name(bounds, length, sentence):
+    with pytest.raises(ValueError, match=f"causal_conv1d_varlen_states: {sentence}"):
+        causal_conv1d_varlen_states(torch.ones(12, D), torch.tensor(bounds), length)
+
+
 LARGE, INDEX = torch.ones(B, D, L), torch.zeros(B, L, dtype=torch.int32)
 REFUSED = {
     "gelu": (dict(activation="gelu"), "activation must be None or 'silu' or 'swish', got 'gelu'"),
@@ -280,6 +294,7 @@ INDICES = torch.zeros(B, dtype=torch.int32)
 REFUSED_UPDATES = {
     "gelu": (dict(activation="gelu"), "activation must be None or 'silu' or 'swish'"),
     "a short state": (dict(conv_state=LARGE[..., :2]), "conv_state must be of at least W-1=3 tokens"),
+    "a shared state": (dict(conv_state=torch.ones(1, D, W).expand(B, D, W)), "conv_state must be of elem"),
     "another batch": (dict(conv_state=torch.ones(B + 1, D, W)), "conv_state must be .* with B=2"),
     "indices of another batch": (
         dict(conv_state_indices=INDICES[1:]),

@@ -87,13 +87,14 @@ def test_a_cache_goes_on_where_it_ended(family):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("family", PACKED)
-def test_packed_sequences_give_what_each_gives_alone(family):
+def test_packed_sequences_give_what_each_gives_alone(family, training):
     """With the arguments that DataCollatorWithFlattening makes; unpatched these models refuse them.
 
     Without their heads: Mamba2ForCausalLM keeps what it does not know from its layers.
     """
-    model = build(family).double().base_model
+    model = build(family).double().base_model.train(training)
     lengths = [5, 8]
     row = IDS[:1]
     packed = {
