@@ -20,6 +20,7 @@ from triton import language as tl
 from ..checks import along_rows, boundaries, channels_first, contiguous, empty_as
 from ..curves import of_state, silu, silu_slope, state_of, within
 from ..launch import cdiv, power_of_2
+from ..states import all_as_they_are
 from ..views import apart, steps, together, tokens
 
 UNROLLED = (2, 3, 4)  # taps
@@ -475,9 +476,7 @@ def backward(
     return dx, dweight, dbias, dinitial
 
 
-def takes(state: Tensor, dtype: torch.dtype) -> bool:
-    """States of every dtype and any strides."""
-    return True
+takes = all_as_they_are
 
 
 def step(

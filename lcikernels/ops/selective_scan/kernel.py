@@ -32,6 +32,7 @@ from triton import language as tl
 from ..checks import boundaries, channels_first, contiguous, empty_as, refuse
 from ..curves import of_state, silu, state_of, within
 from ..launch import device, options, power_of_2
+from ..states import all_as_they_are
 from ..views import copy, like, line, tokens, wide
 from .backward import Back, backward_kernel, collect_kernel, crossing_back_kernel
 from .forward import Made, chain_kernel, forward_kernel
@@ -296,9 +297,7 @@ def backward(
     )
 
 
-def takes(state: Tensor, dtype: torch.dtype) -> bool:
-    """States of every dtype and any strides."""
-    return True
+takes = all_as_they_are
 
 
 def crossing(
