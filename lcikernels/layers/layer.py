@@ -115,8 +115,4 @@ def xavier(weight: Tensor, gain: float = 1.0) -> Tensor:
 
 
 def zero_biases(layer: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: torch.zeros_like(x)
-        for name, x in layer.named_parameters()
-        if name.endswith(".bias") and name != "dt_proj.bias"
-    }
+    return {name: torch.zeros_like(x) for name, x in layer.named_parameters() if name.endswith(".bias")}

@@ -15,8 +15,9 @@ from lcikernels.layers.layer import (
     xavier,
     zero_biases,
 )
+from lcikernels.layers.norm import GatedNorm
 from lcikernels.layers.rotary import positions_of, rotary_angles, rotate
-from lcikernels.ops import checks, gated_rms_norm, retention, retention_step
+from lcikernels.ops import checks, retention, retention_step
 
 
 def retnet_log_decay(H: int, device: torch.device | None = None) -> Tensor:
@@ -29,25 +30,6 @@ def log_decays(H: int, listed: Sequence[float] | None, device: torch.device | No
     if listed is None:
         return retnet_log_decay(H, device)
     return torch.tensor(listed, dtype=torch.float32, device=device)
-
-
-class HeadNorm(nn.Module):
-    """rms_norm(o) * weight * silu(g), for each head by itself.  o, g [..., V]; weight [V], or None."""
-
-    def __init__(
-        self,
-        V: int,
-        eps: float,
-        weight: bool,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(V, device=device, dtype=dtype)) if weight else None
-
-    def forward(self, o: Tensor, g: Tensor) -> Tensor:
-        return gated_rms_norm(o, g, self.weight, eps=self.eps)
 
 
 class Retention(Layer):
@@ -116,7 +98,7 @@ class Retention(Layer):
         self.k_proj = nn.Linear(hidden_size, Hk * K, bias=bias, **place)
         self.v_proj = nn.Linear(hidden_size, Hk * V, bias=bias, **place)
         self.g_proj = nn.Linear(hidden_size, values, bias=bias, **place)
-        self.norm = HeadNorm(V, norm_eps, norm_weight, **place)
+        self.norm = GatedNorm(V, norm_eps, weight=norm_weight, **place)
         self.o_proj = nn.Linear(values, hidden_size, bias=bias, **place)
         self.register_buffer("log_decay", log_decays(H, log_decay, device), persistent=False)
         self.register_load_state_dict_pre_hook(rename_norm)
