@@ -4,7 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from devices import on_device, placed, why_not
+from devices import able, on_device, placed, why_not
+from layouts import along_tokens
 from shapes import RETENTION, SELECTIVE_SCAN
 from tolerance import assert_agrees
 
@@ -39,12 +40,6 @@ def scan_inputs(B, T, D, N, G=None, *, dtype=torch.float32):
         "dt_bias": leaf(D, dtype=exact),
         "dt_softplus": True,
     }
-
-
-def able(op, backend, dtype=torch.float32):
-    if why := why_not(op.__name__, backend, dtype):
-        pytest.skip(why)
-    return on_device(op, backend)
 
 
 @pytest.fixture(params=TABLES["retention_segment"])
@@ -231,11 +226,6 @@ def test_of_retention_in_triton_parts_make_a_whole(per_token, monkeypatch, poiso
     inputs = retention_inputs(2, 70, 2, 1, 2, 5, 3, per_token=per_token)
     op = on_device(retention_segment, "triton")
     assert_agrees(op, retention_reference.retention_segment, **inputs)
-
-
-def along_tokens(x):
-    """[B, T, ...] of memory that is [B, ..., T]."""
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def part_of_more(x):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from devices import on_device, placed, why_not
+from layouts import along_tokens, dense, half
 from memory import without_launches
 from ops import test_causal_conv1d_triton, test_retention_triton, test_selective_scan
 from tolerance import assert_agrees
@@ -25,23 +26,9 @@ from lcikernels.ops.selective_scan import kernel as scan_kernel
 OPS = torch.ops.lcikernels
 
 
-def dense(x: Tensor) -> Tensor:
-    return x.clone(memory_format=torch.contiguous_format)
-
-
-def along_tokens(x: Tensor) -> Tensor:
-    """[B, T, ..., D] of memory that is [B, ..., D, T]."""
-    return dense(x.movedim(1, -1)).movedim(-1, 1)
-
-
 def rows_inside(x: Tensor) -> Tensor:
     """[B, T, D] of memory that is [D, B, T], as mamba_ssm's in_proj makes it."""
     return dense(x.permute(2, 0, 1)).permute(1, 2, 0)
-
-
-def half(x: Tensor) -> Tensor:
-    """The second half of a projection's outputs."""
-    return torch.cat((torch.full_like(x, torch.nan), x), -1)[..., x.shape[-1] :]
 
 
 def fifth(x: Tensor) -> Tensor:
