@@ -59,7 +59,7 @@ def rate(*shape):
     return -torch.rand(*shape)
 
 
-B, T, D, G, N, H, K, V, W = 2, 5, 6, 2, 3, 2, 3, 4, 3
+B, T, D, G, N, H, K, V, W = 2, 3, 6, 2, 3, 2, 3, 4, 3
 SEQUENCES = {
     "retention": (
         retention,
