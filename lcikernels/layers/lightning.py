@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcikernels.layers.layer import Layer, State, at_least_float32, check_input, xavier
+from lcikernels.layers.layer import Layer, State, check_input, place_of_state, xavier
 from lcikernels.layers.norm import GatedNorm
 from lcikernels.layers.retention import retain
 from lcikernels.ops import checks
@@ -107,8 +107,7 @@ class LightningAttention(Layer):
         """The state before the first token of `batch_size` rows: zeros."""
         weight, H = self.out_proj.weight, self.num_heads
         K = weight.shape[1] // H
-        device, dtype = device or weight.device, dtype or at_least_float32(weight.dtype)
-        return State(torch.zeros(batch_size, H, K, K, device=device, dtype=dtype))
+        return State(torch.zeros(batch_size, H, K, K, **place_of_state(weight, device, dtype)))
 
     def forward(
         self,

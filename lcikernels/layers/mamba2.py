@@ -13,6 +13,7 @@ from lcikernels.layers.layer import (
     State,
     at_least_float32,
     check_input,
+    place_of_state,
     uniform,
     zero_biases,
 )
@@ -130,10 +131,7 @@ class Mamba2(Layer):
     ) -> State:
         """The state before the first token of `batch_size` rows: zeros."""
         (D, GN, _), W, H = self.convolved, self.conv1d.weight.shape[1], self.num_heads
-        place: dict[str, Any] = {
-            "device": device or self.D.device,
-            "dtype": dtype or at_least_float32(self.D.dtype),
-        }
+        place = place_of_state(self.D, device, dtype)
         recurrent = torch.zeros(batch_size, H, GN // self.groups, D // H, **place)
         return State(recurrent, torch.zeros(batch_size, D + 2 * GN, W - 1, **place))
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from lcikernels.layers.layer import (
     Layer,
     State,
-    at_least_float32,
     check_input,
     check_step,
+    place_of_state,
     xavier,
     zero_biases,
 )
@@ -142,9 +142,9 @@ class Retention(Layer):
         """The state before the first token of `batch_size` rows: zeros."""
         weight, H = self.o_proj.weight, self.num_heads
         K, V = self.q_proj.weight.shape[0] // H, weight.shape[1] // H
-        device, dtype = device or weight.device, dtype or at_least_float32(weight.dtype)
-        recurrent = torch.zeros(batch_size, H, K, V, device=device, dtype=dtype)
-        return State(recurrent, position=torch.zeros(batch_size, device=device, dtype=torch.int64))
+        place = place_of_state(weight, device, dtype)
+        position = torch.zeros(batch_size, device=place["device"], dtype=torch.int64)
+        return State(torch.zeros(batch_size, H, K, V, **place), position=position)
 
     def step(self, x: Tensor, state: State, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The output at one token, x [B, hidden_size], after those of `state`, which is changed in place.
