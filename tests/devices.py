@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -31,6 +32,13 @@ def on_device(op: Callable, backend: str) -> Callable:
         return tuple(x.cpu() for x in out) if isinstance(out, tuple) else out.cpu()
 
     return run
+
+
+def able(op: Callable, backend: str, dtype: torch.dtype = torch.float32) -> Callable:
+    """`op` by `backend`, or a skip."""
+    if why := why_not(op.__name__, backend, dtype):
+        pytest.skip(why)
+    return on_device(op, backend)
 
 
 def placed(x: object, backend: str) -> object:

@@ -48,11 +48,8 @@ def any_activation(function: Callable) -> Callable:
             return function(*args, **kwargs)
         from transformers.activations import ACT2FN
 
-        args, kwargs = (
-            args[:place],
-            {**kwargs, "activation": None},
-        )  # it is the last that a model names by place
-        return ACT2FN[activation](function(*args, **kwargs))
+        kwargs["activation"] = None
+        return ACT2FN[activation](function(*args[:place], **kwargs))  # no model gives more by place
 
     return run
 

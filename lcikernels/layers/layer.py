@@ -1,7 +1,7 @@
 """What the layers share: the state that they hand on, steps of one token, tensors that stay in float32."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,13 @@ class State(NamedTuple):
 def at_least_float32(dtype: torch.dtype | None) -> torch.dtype:
     """The dtype of what 16 bits would put off, in a layer of `dtype` (None: torch's default)."""
     return torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+
+
+def place_of_state(
+    weight: Tensor, device: torch.device | str | None, dtype: torch.dtype | None
+) -> dict[str, Any]:
+    """Where and of what a layer with that weight allocates a state, as asked for or as it computes."""
+    return {"device": device or weight.device, "dtype": dtype or at_least_float32(weight.dtype)}
 
 
 class KeepsFloat32:
@@ -115,8 +122,4 @@ def xavier(weight: Tensor, gain: float = 1.0) -> Tensor:
 
 
 def zero_biases(layer: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: torch.zeros_like(x)
-        for name, x in layer.named_parameters()
-        if name.endswith(".bias") and name != "dt_proj.bias"
-    }
+    return {name: torch.zeros_like(x) for name, x in layer.named_parameters() if name.endswith(".bias")}

@@ -5,33 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcikernels.layers.layer import Layer, State, at_least_float32, check_input, xavier
+from lcikernels.layers.layer import Layer, State, check_input, place_of_state, xavier
+from lcikernels.layers.norm import GatedNorm
 from lcikernels.layers.retention import retain
-from lcikernels.ops import checks, gated_rms_norm
+from lcikernels.ops import checks
 
 
 def slopes(H: int, layer_idx: int, num_layers: int, device: torch.device | None = None) -> Tensor:
     """As LightningAttention says, for h = 0 .. H-1, float32 [H]; a little more, so that none is 0."""
     heads = torch.arange(1, H + 1, dtype=torch.float32, device=device)
     return torch.exp2(heads * (-8 / H)) * (1 - layer_idx / (num_layers - 1 + 1e-5) + 1e-5)
-
-
-class GatedNorm(nn.Module):
-    """rms_norm(o) * weight * sigmoid(gate) over all channels.  o, gate [..., D], weight [D]."""
-
-    def __init__(
-        self,
-        D: int,
-        eps: float,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(D, device=device, dtype=dtype))
-
-    def forward(self, o: Tensor, gate: Tensor) -> Tensor:
-        return gated_rms_norm(o, gate, self.weight, eps=self.eps, activation="sigmoid")
 
 
 class LightningAttention(Layer):
@@ -81,7 +64,7 @@ class LightningAttention(Layer):
         self.hidden_size, self.num_heads = hidden_size, num_heads
         self.layer_idx, self.num_layers = layer_idx, num_layers
         self.qkv_proj = nn.Linear(hidden_size, 3 * D, bias=False, **place)
-        self.norm = GatedNorm(D, norm_eps, **place)
+        self.norm = GatedNorm(D, norm_eps, activation="sigmoid", **place)
         self.output_gate = nn.Linear(hidden_size, D, bias=False, **place)
         self.out_proj = nn.Linear(D, hidden_size, bias=False, **place)
         decays = -slopes(num_heads, layer_idx, num_layers, device)
@@ -124,8 +107,7 @@ class LightningAttention(Layer):
         """The state before the first token of `batch_size` rows: zeros."""
         weight, H = self.out_proj.weight, self.num_heads
         K = weight.shape[1] // H
-        device, dtype = device or weight.device, dtype or at_least_float32(weight.dtype)
-        return State(torch.zeros(batch_size, H, K, K, device=device, dtype=dtype))
+        return State(torch.zeros(batch_size, H, K, K, **place_of_state(weight, device, dtype)))
 
     def forward(
         self,

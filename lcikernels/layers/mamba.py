@@ -14,6 +14,7 @@ from lcikernels.layers.layer import (
     State,
     at_least_float32,
     check_input,
+    place_of_state,
     uniform,
     zero_biases,
 )
@@ -132,10 +133,7 @@ class Mamba(Layer):
     ) -> State:
         """The state before the first token of `batch_size` rows: zeros."""
         (D, N), W = self.A_log.shape, self.conv1d.weight.shape[1]
-        place: dict[str, Any] = {
-            "device": device or self.D.device,
-            "dtype": dtype or at_least_float32(self.D.dtype),
-        }
+        place = place_of_state(self.D, device, dtype)
         return State(torch.zeros(batch_size, D, N, **place), torch.zeros(batch_size, D, W - 1, **place))
 
     def forward(

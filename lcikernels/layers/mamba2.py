@@ -13,34 +13,14 @@ from lcikernels.layers.layer import (
     State,
     at_least_float32,
     check_input,
+    place_of_state,
     uniform,
     zero_biases,
 )
 from lcikernels.layers.mamba import fresh_dt_bias
+from lcikernels.layers.norm import GatedNorm
 from lcikernels.layers.retention import retain
-from lcikernels.ops import checks, gated_rms_norm
-
-
-class GatedNorm(nn.Module):
-    """rms_norm(y * silu(z)) * weight, with a norm of its own for each of G groups of channels.
-
-    y, z [..., D]; weight [D].
-    """
-
-    def __init__(
-        self,
-        D: int,
-        G: int,
-        eps: float,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__()
-        self.groups, self.eps = G, eps
-        self.weight = nn.Parameter(torch.empty(D, device=device, dtype=dtype))
-
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        return gated_rms_norm(y, z, self.weight, eps=self.eps, groups=self.groups, norm_before_gate=False)
+from lcikernels.ops import checks
 
 
 class Mamba2(Layer):
@@ -113,7 +93,7 @@ class Mamba2(Layer):
         self.dt_bias = nn.Parameter(torch.empty(H, **exact))
         self.A_log = nn.Parameter(torch.empty(H, **exact))
         self.D = nn.Parameter(torch.empty(H, **place))
-        self.norm = GatedNorm(D, G, norm_eps, **place)
+        self.norm = GatedNorm(D, norm_eps, groups=G, norm_before_gate=False, **place)
         self.out_proj = nn.Linear(D, hidden_size, bias=bias, **place)
         self.reset_parameters()
 
@@ -151,10 +131,7 @@ class Mamba2(Layer):
     ) -> State:
         """The state before the first token of `batch_size` rows: zeros."""
         (D, GN, _), W, H = self.convolved, self.conv1d.weight.shape[1], self.num_heads
-        place: dict[str, Any] = {
-            "device": device or self.D.device,
-            "dtype": dtype or at_least_float32(self.D.dtype),
-        }
+        place = place_of_state(self.D, device, dtype)
         recurrent = torch.zeros(batch_size, H, GN // self.groups, D // H, **place)
         return State(recurrent, torch.zeros(batch_size, D + 2 * GN, W - 1, **place))
 

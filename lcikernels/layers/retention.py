@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from lcikernels.layers.layer import (
     Layer,
     State,
-    at_least_float32,
     check_input,
     check_step,
+    place_of_state,
     xavier,
     zero_biases,
 )
+from lcikernels.layers.norm import GatedNorm
 from lcikernels.layers.rotary import positions_of, rotary_angles, rotate
-from lcikernels.ops import checks, gated_rms_norm, retention, retention_step
+from lcikernels.ops import checks, retention, retention_step
 
 
 def retnet_log_decay(H: int, device: torch.device | None = None) -> Tensor:
@@ -29,25 +30,6 @@ def log_decays(H: int, listed: Sequence[float] | None, device: torch.device | No
     if listed is None:
         return retnet_log_decay(H, device)
     return torch.tensor(listed, dtype=torch.float32, device=device)
-
-
-class HeadNorm(nn.Module):
-    """rms_norm(o) * weight * silu(g), for each head by itself.  o, g [..., V]; weight [V], or None."""
-
-    def __init__(
-        self,
-        V: int,
-        eps: float,
-        weight: bool,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(V, device=device, dtype=dtype)) if weight else None
-
-    def forward(self, o: Tensor, g: Tensor) -> Tensor:
-        return gated_rms_norm(o, g, self.weight, eps=self.eps)
 
 
 class Retention(Layer):
@@ -116,7 +98,7 @@ class Retention(Layer):
         self.k_proj = nn.Linear(hidden_size, Hk * K, bias=bias, **place)
         self.v_proj = nn.Linear(hidden_size, Hk * V, bias=bias, **place)
         self.g_proj = nn.Linear(hidden_size, values, bias=bias, **place)
-        self.norm = HeadNorm(V, norm_eps, norm_weight, **place)
+        self.norm = GatedNorm(V, norm_eps, weight=norm_weight, **place)
         self.o_proj = nn.Linear(values, hidden_size, bias=bias, **place)
         self.register_buffer("log_decay", log_decays(H, log_decay, device), persistent=False)
         self.register_load_state_dict_pre_hook(rename_norm)
@@ -160,9 +142,9 @@ class Retention(Layer):
         """The state before the first token of `batch_size` rows: zeros."""
         weight, H = self.o_proj.weight, self.num_heads
         K, V = self.q_proj.weight.shape[0] // H, weight.shape[1] // H
-        device, dtype = device or weight.device, dtype or at_least_float32(weight.dtype)
-        recurrent = torch.zeros(batch_size, H, K, V, device=device, dtype=dtype)
-        return State(recurrent, position=torch.zeros(batch_size, device=device, dtype=torch.int64))
+        place = place_of_state(weight, device, dtype)
+        position = torch.zeros(batch_size, device=place["device"], dtype=torch.int64)
+        return State(torch.zeros(batch_size, H, K, V, **place), position=position)
 
     def step(self, x: Tensor, state: State, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The output at one token, x [B, hidden_size], after those of `state`, which is changed in place.

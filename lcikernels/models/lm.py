@@ -172,8 +172,7 @@ class LCIModel(LCIPreTrainedModel):
         masked = attention_mask is not None and not isinstance(attention_mask, dict)
         keep = kept_tokens(attention_mask, B, past, T) if masked and (recurrent or told) else None
         packing = find_packing(
-            B,
-            T,
+            x,
             keep,
             given,
             # What attention alone can go on from, or under a mask, is as transformers has it.

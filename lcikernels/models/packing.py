@@ -8,6 +8,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
 from lcikernels.layers.rotary import positions_of, sequence_of
+from lcikernels.ops import checks
 from lcikernels.ops.checks import refuse
 
 
@@ -63,8 +64,7 @@ def kept_tokens(attention_mask: Tensor, B: int, past: int, T: int) -> Tensor | N
 
 
 def find_packing(
-    B: int,
-    T: int,
+    x: Tensor,
     keep: Tensor | None,
     cache: Cache | None,
     position_ids: Tensor | None,
@@ -73,7 +73,7 @@ def find_packing(
     seq_idx: Tensor | None,
     recurrent: bool,
 ) -> Packing | None:
-    """The sequences of B rows of T tokens, as the arguments of LCIModel tell them; None for one a row.
+    """The sequences in x [B, T, ...], as the arguments of LCIModel tell them; None for one a row.
 
     keep bool [B, T], where given, is False at padding. The first of cu_seq_lens_q, seq_idx and position_ids
     that is given decides; the first two must agree.
@@ -85,14 +85,16 @@ def find_packing(
         refuse(
             "LCIModel", told, "None with a cache, which has one state a row (give each sequence a row)", told
         )
-    if cu_seq_lens_q is not None:
-        check_boundaries("cu_seq_lens_q", cu_seq_lens_q, B)
+    B, T = x.shape[:2]
+    _, cu_seq_lens_q = checks.packing("LCIModel", cu_seq_lens_q, x, "cu_seq_lens_q")
     if torch.compiler.is_compiling():
         return compiled_packing(T, keep, position_ids if recurrent else None, cu_seq_lens_q, seq_idx)
     if told is None and (position_ids is None or T == 1):
         return None
     if cu_seq_lens_q is not None:
-        check_values(T, cu_seq_lens_q, cu_seq_lens_k)
+        bounds = checks.boundaries("LCIModel", cu_seq_lens_q, T, "cu_seq_lens_q")
+        if cu_seq_lens_k is not None and cu_seq_lens_k.tolist() != bounds:
+            refuse("LCIModel", "cu_seq_lens_k", "cu_seq_lens_q", cu_seq_lens_k.tolist())
         number = sequence_of(cu_seq_lens_q, T)[None]
         if seq_idx is not None and not torch.equal(number.diff() != 0, seq_idx.diff() != 0):
             refuse("LCIModel", "seq_idx", "changing where cu_seq_lens_q has a boundary", "other boundaries")
@@ -134,7 +136,7 @@ def compiled_packing(
     if cu_seq_lens_q is not None:
         if keep is not None:
             refuse("LCIModel", "attention_mask", "None with cu_seq_lens_q in a compiled graph", "given")
-        return Packing(cu_seq_lens_q.int(), sequence_of(cu_seq_lens_q, T)[None], None)
+        return Packing(cu_seq_lens_q, sequence_of(cu_seq_lens_q, T)[None], None)
     if seq_idx is not None:
         refuse("LCIModel", "seq_idx", "given with cu_seq_lens_q in a compiled graph", "alone")
     if position_ids is not None and T > 1:
@@ -146,24 +148,6 @@ def compiled_packing(
         )
         torch._assert_async(follows.all(), f"LCIModel: position_ids must be {expected}")
     return None
-
-
-def check_boundaries(name: str, cu_seqlens: Tensor, B: int) -> None:
-    """ValueError unless cu_seqlens is integers [N+1] of one row."""
-    if cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
-        got = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
-        refuse("LCIModel", name, "int32 or int64 [N+1] with N at least 1", got)
-    if B != 1:
-        refuse("LCIModel", name, "given only with B=1 (packed sequences share one row)", f"B={B}")
-
-
-def check_values(T: int, cu_seq_lens_q: Tensor, cu_seq_lens_k: Tensor | None) -> None:
-    """ValueError unless boundaries are 0 first, T last and never falling, and keys' are queries'."""
-    bounds = cu_seq_lens_q.tolist()
-    if bounds[0] != 0 or bounds[-1] != T or sorted(bounds) != bounds:
-        refuse("LCIModel", "cu_seq_lens_q", f"0 first, T={T} last and never falling", bounds)
-    if cu_seq_lens_k is not None and cu_seq_lens_k.tolist() != bounds:
-        refuse("LCIModel", "cu_seq_lens_k", "cu_seq_lens_q", cu_seq_lens_k.tolist())
 
 
 def check_restarts(step: Tensor, new_row: Tensor, cache: Cache | None) -> None:

@@ -178,21 +178,23 @@ def positive(op: str, **sizes: int) -> None:
             refuse(op, name, "at least 1", size)
 
 
-def packing(op: str, cu_seqlens: Tensor | None, like: Tensor) -> tuple[int | None, Tensor | None]:
+def packing(
+    op: str, cu_seqlens: Tensor | None, like: Tensor, argument: str = "cu_seqlens"
+) -> tuple[int | None, Tensor | None]:
     """`cu_seqlens` must be int32 or int64 [N+1] with `like` [1, T, ...]; returns N, and it as int32.
 
     `boundaries` checks the values.
     """
     if cu_seqlens is None:
         return None, None
-    if axes(op, "cu_seqlens", cu_seqlens) != 1 or cu_seqlens.dtype not in INDICES:
+    if axes(op, argument, cu_seqlens) != 1 or cu_seqlens.dtype not in INDICES:
         got = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
-        refuse(op, "cu_seqlens", "int32 or int64 [N+1]", got)
+        refuse(op, argument, "int32 or int64 [N+1]", got)
     if cu_seqlens.shape[0] < 2:
-        refuse(op, "cu_seqlens", "[N+1] with N at least 1", f"shape {tuple(cu_seqlens.shape)}")
+        refuse(op, argument, "[N+1] with N at least 1", f"shape {tuple(cu_seqlens.shape)}")
     if like.shape[0] != 1:
-        refuse(op, "cu_seqlens", "given only with B=1 (packed sequences share one row)", f"B={like.shape[0]}")
-    same_device(op, like, [("cu_seqlens", cu_seqlens)])
+        refuse(op, argument, "given only with B=1 (packed sequences share one row)", f"B={like.shape[0]}")
+    same_device(op, like, [(argument, cu_seqlens)])
     if cu_seqlens.dtype == torch.int64:  # 2**32 + 5 would become 5, which may fit
         cu_seqlens = cu_seqlens.clamp(-1, 2**31 - 1).to(torch.int32)
     return cu_seqlens.shape[0] - 1, cu_seqlens
@@ -213,9 +215,9 @@ def in_range(op: str, state_indices: Tensor, S: int, argument: str = "state_indi
         refuse(op, argument, f"below S={S}, each at most once, or -1", state_indices.tolist())
 
 
-def boundaries(op: str, cu_seqlens: Tensor, T: int) -> list[int]:
+def boundaries(op: str, cu_seqlens: Tensor, T: int, argument: str = "cu_seqlens") -> list[int]:
     """The values of `cu_seqlens`: 0 first, T last, never falling. Reads them, so it waits for the device."""
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != T or any(start > end for start, end in zip(bounds, bounds[1:])):
-        refuse(op, "cu_seqlens", f"0 first, T={T} last and never falling", bounds)
+        refuse(op, argument, f"0 first, T={T} last and never falling", bounds)
     return bounds

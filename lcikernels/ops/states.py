@@ -52,18 +52,23 @@ def in_place(
     before = state.index_select(0, rows)
     after = before.to(dtype, copy=True).contiguous()
     y = step(after, None)
-    after = torch.where(alike(used, after), after.to(state.dtype), before)
+    after = torch.where(per_row(used, after), after.to(state.dtype), before)
     # A padded row writes what the first other one does, for it may name the state of any: no waiting for a
     # GPU to tell how many are used.
     writes = torch.where(used, torch.arange(len(rows), device=rows.device), used.byte().argmax())
     state.index_copy_(0, rows[writes], after[writes])
-    y.masked_fill_(alike(~used, y), 0)
-    return y.masked_fill_(alike(wanted >= S, y), torch.nan)
+    y.masked_fill_(per_row(~used, y), 0)
+    return y.masked_fill_(per_row(wanted >= S, y), torch.nan)
 
 
-def alike(used: Tensor, x: Tensor) -> Tensor:
-    """`used` [B] as [B, 1, ...], with the axes of x."""
-    return used.view(-1, *[1] * (x.dim() - 1))
+def per_row(mask: Tensor, x: Tensor) -> Tensor:
+    """`mask` [B] as [B, 1, ...], with the axes of x."""
+    return mask.view(-1, *[1] * (x.dim() - 1))
+
+
+def all_as_they_are(state: Tensor, dtype: torch.dtype) -> bool:
+    """Of a backend whose step takes states of every dtype and any strides."""
+    return True
 
 
 def none_as_they_are(state: Tensor, dtype: torch.dtype) -> bool:

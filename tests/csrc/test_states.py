@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from layouts import transposed
 from tolerance import assert_agrees
 
 from lcikernels import causal_conv1d_step, retention_step, selective_scan_step
@@ -11,10 +12,6 @@ from lcikernels.ops.selective_scan.reference import selective_scan as scan_refer
 
 R, OPS = torch.randn, torch.ops.lcikernels_cpp
 B, H, K, V, D, N = 2, 3, 37, 21, 35, 19
-
-
-def transposed(x):
-    return x.mT.contiguous().mT
 
 
 def spaced(x):

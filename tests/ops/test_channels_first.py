@@ -6,6 +6,7 @@ Read where they lie; outputs and gradients lie as the tensors they belong to.
 import pytest
 import torch
 from devices import on_device, why_not
+from layouts import along_tokens, half
 from tolerance import assert_agrees
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,11 +21,6 @@ from lcikernels.ops.selective_scan.reference import selective_scan as scan_refer
 compiled = pytest.mark.skipif(extension.WHY_NOT is not None, reason=str(extension.WHY_NOT))
 
 
-def turned(x: Tensor) -> Tensor:
-    """[B, T, ...] of memory that is [B, ..., T]."""
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
 def turned_chunk(x: Tensor) -> Tensor:
     """The second half of [B, 2 D, T]."""
     x = x.movedim(1, -1)
@@ -37,11 +33,6 @@ def turned_and_late(x: Tensor) -> Tensor:
     return torch.cat([x.new_full((*x.shape[:-1], 3), torch.nan), x], -1)[..., 3:].movedim(-1, 1)
 
 
-def rows(x: Tensor) -> Tensor:
-    """The second half of a projection."""
-    return torch.cat([torch.full_like(x, torch.nan), x], -1).chunk(2, -1)[1]
-
-
 def every_other(x: Tensor) -> Tensor:
     """Neither tokens nor channels side by side: it is copied."""
     return torch.stack([x, torch.full_like(x, torch.nan)], -1).flatten(-2)[..., ::2]
@@ -50,24 +41,24 @@ def every_other(x: Tensor) -> Tensor:
 # how x, dt, z, b, c and what y hands back lie
 SCAN = {
     "as we have them": {},
-    "all [B, D, L]": dict.fromkeys(["x", "dt", "z", "b", "c", "y"], turned),
+    "all [B, D, L]": dict.fromkeys(["x", "dt", "z", "b", "c", "y"], along_tokens),
     "z a chunk, b and c slices, of [B, ., L]": dict(
-        x=turned_and_late, dt=turned, z=turned_chunk, b=turned_chunk, c=turned_chunk, y=turned
+        x=turned_and_late, dt=along_tokens, z=turned_chunk, b=turned_chunk, c=turned_chunk, y=along_tokens
     ),
-    "transformers' Mamba": dict(x=rows, z=rows, dt=turned, b=rows, c=rows),
-    "x alone [B, D, L]": dict(x=turned),
-    "dt and z alone": dict(dt=turned_and_late, z=turned),
-    "b alone": dict(b=turned),
-    "the gradient of y alone": dict(y=turned),
+    "transformers' Mamba": dict(x=half, z=half, dt=along_tokens, b=half, c=half),
+    "x alone [B, D, L]": dict(x=along_tokens),
+    "dt and z alone": dict(dt=turned_and_late, z=along_tokens),
+    "b alone": dict(b=along_tokens),
+    "the gradient of y alone": dict(y=along_tokens),
     "every other of all": dict.fromkeys(["x", "dt", "z", "b", "c"], every_other),
 }
 CONVOLUTION = {
     "as we have them": {},
-    "all [B, D, L]": dict(x=turned, y=turned),
+    "all [B, D, L]": dict(x=along_tokens, y=along_tokens),
     "x a chunk of [B, ., L]": dict(x=turned_chunk),
-    "late tokens": dict(x=turned_and_late, y=turned),
-    "half of a projection": dict(x=rows),
-    "half of a projection, the gradient of y [B, D, L]": dict(x=rows, y=turned),
+    "late tokens": dict(x=turned_and_late, y=along_tokens),
+    "half of a projection": dict(x=half),
+    "half of a projection, the gradient of y [B, D, L]": dict(x=half, y=along_tokens),
     "every other": dict(x=every_other),
 }
 # B, T, D, N, G: a vector is 16, 8 or 4 channels, a chunk 32 tokens; a task has 256 channels at most
@@ -175,14 +166,14 @@ def test_lanes_of_tokens_in_other_dtypes_are_as_exact_as_the_reference(instructi
 
 
 def check_lanes_of_tokens(inputs):
-    op = by(convolution("cpp"), dict(x=turned, y=turned), activation="silu")
-    assert_agrees(op, by(convolution_reference, {"y": turned}, activation="silu"), **inputs)
+    op = by(convolution("cpp"), dict(x=along_tokens, y=along_tokens), activation="silu")
+    assert_agrees(op, by(convolution_reference, {"y": along_tokens}, activation="silu"), **inputs)
 
 
 @compiled
 def test_gradients_of_projections_from_several_tasks_are_as_exact_as_the_reference(instruction_set, poisoned):
     op = by(scan("cpp"), SCAN["all [B, D, L]"], dt_softplus=True)
-    reference = by(scan_reference, {"y": turned}, dt_softplus=True)
+    reference = by(scan_reference, {"y": along_tokens}, dt_softplus=True)
     assert_agrees(op, reference, **scan_inputs(*SCAN_SHAPES["several tasks"]))
 
 
@@ -193,7 +184,7 @@ def test_packed_sequences_of_tokens_in_lanes_do_not_see_each_other(instruction_s
     options = dict(activation="silu", cu_seqlens=bounds)
     inputs = convolution_inputs(1, CONVOLUTION_BOUNDS[-1], 18, 4, S=len(bounds) - 1)
     op = by(convolution("cpp"), CONVOLUTION[layout], **options)
-    assert_agrees(op, by(convolution_reference, {"y": turned}, **options), **inputs)
+    assert_agrees(op, by(convolution_reference, {"y": along_tokens}, **options), **inputs)
 
 
 def results(op, inputs: dict[str, Tensor], layout: dict, options: dict) -> dict[str, Tensor]:
@@ -223,10 +214,9 @@ def test_a_scan_has_the_bits_of_a_copy(instruction_set, dtype, poisoned):
     for shape in SCAN_SHAPES.values():
         inputs = scan_inputs(*shape, dtype=dtype)
         want = results(op, inputs, {}, options)
-        for (
-            layout
-        ) in SCAN.values():  # layers of the gradients of b and c are summed by torch, in an order of its own
-            summed = {"b", "c"} if shape[2] > 32 else set()
+        # Layers of the gradients of b and c are summed by torch, in an order of its own.
+        summed = {"b", "c"} if shape[2] > 32 else set()
+        for layout in SCAN.values():
             same_bits(results(op, inputs, layout, options), want, summed)
 
 
@@ -247,11 +237,9 @@ def test_a_convolution_has_the_bits_of_a_copy(instruction_set, dtype, poisoned):
     for shape in CONVOLUTION_SHAPES.values():
         inputs = convolution_inputs(*shape, dtype=dtype)
         want = results(op, inputs, {}, options)
-        for layout in CONVOLUTION.values():  # sums over tokens go through lanes
-            got = results(op, inputs, layout, options)
-            same_bits(
-                got, want, {"weight", "bias"} if {x for x in layout.values() if x is not rows} else set()
-            )
+        for layout in CONVOLUTION.values():
+            through_lanes = {"weight", "bias"} if {*layout.values()} - {half} else set()  # sums over tokens
+            same_bits(results(op, inputs, layout, options), want, through_lanes)
 
 
 class Copies(TorchDispatchMode):
@@ -284,7 +272,7 @@ def test_nothing_is_copied(instruction_set):
     ):
         views = {name: x if name in tokens else inputs[name] for name, x in laid(inputs, layout).items()}
         views = [views[name] for name in arguments.split()]
-        dy = layout.get("y", rows)(torch.randn(2, 37, 21))
+        dy = layout.get("y", half)(torch.randn(2, 37, 21))
         ops = torch.ops.lcikernels
         with Copies() as copies:
             *_, kept = ops.selective_scan(*views, True, None, None, CHECKPOINT_EVERY["cpp"], "cpp")
@@ -292,8 +280,8 @@ def test_nothing_is_copied(instruction_set):
             ops.selective_scan_backward(dy, None, *views, True, None, None, kept, every, "cpp")
         assert copies.seen == []
     weight, bias = torch.randn(21, 4), torch.randn(21)
-    for layout in (turned, turned_chunk, turned_and_late, rows):
-        x, dy = layout(torch.randn(2, 37, 21)), turned(torch.randn(2, 37, 21))
+    for layout in (along_tokens, turned_chunk, turned_and_late, half):
+        x, dy = layout(torch.randn(2, 37, 21)), along_tokens(torch.randn(2, 37, 21))
         with Copies() as copies:
             ops.causal_conv1d(x, weight, bias, "silu", None, None, "cpp")
             ops.causal_conv1d_backward(dy, None, x, weight, bias, "silu", None, None, "cpp")
@@ -303,7 +291,7 @@ def test_nothing_is_copied(instruction_set):
     with Copies() as copies:
         ops.retention(q, k, v, rates, 0.5, None, None, "cpp")
         ops.retention_backward(
-            rows(torch.randn(2, 70, 3, 7)), None, q, k, v, rates, 0.5, None, None, True, "cpp"
+            half(torch.randn(2, 70, 3, 7)), None, q, k, v, rates, 0.5, None, None, True, "cpp"
         )
     assert copies.seen == []
 
@@ -313,7 +301,7 @@ def test_nothing_is_copied(instruction_set):
 def test_retention_reads_heads_of_one_projection(instruction_set, dtype, poisoned):
     q, k, v = (x.to(dtype) for x in heads_of_one_projection())
     wide = torch.cat([q, k, v], -1)
-    grad = rows(torch.randn(2, 70, 3, 7).to(dtype))
+    grad = half(torch.randn(2, 70, 3, 7).to(dtype))
     rates = -torch.rand(2, 70, 3, dtype=torch.promote_types(dtype, torch.float32))
     bounds = torch.tensor([0, 3, 70], dtype=torch.int32)
 

@@ -25,15 +25,19 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(kernel, "STRIPES", 2)
 
 
-@pytest.mark.parametrize("missing", ["gate", "weight", "bias", None])
-@pytest.mark.parametrize("shape", [(11, 5), (7, 16), (5, 35), (3, 1, 33)], ids=str)
+SHAPES = [(shape, None) for shape in ((11, 5), (7, 16), (5, 35), (3, 1, 33))]
+SHAPES += [(shape, missing) for shape in ((11, 5), (5, 35)) for missing in ("gate", "weight", "bias")]
+
+
+@pytest.mark.parametrize("shape, missing", SHAPES, ids=str)
 def test_many_rows_and_rows_of_several_tiles(small_tiles, shape, missing, poisoned):
     arguments = inputs(*shape)
     assert_agrees(norm, reference, **arguments | ({} if missing is None else {missing: None}))
 
 
 ROWS_OF_THREE = {"one tile": (5, 15), "several": (3, 51)}
-CASES = [(formula, "one tile") for formula in GROUPED] + [(formula, "several") for formula in GROUPED[::3]]
+CASES = [(formula, "one tile") for formula in GROUPED if formula["activation"] == "silu"]
+CASES += [(formula, "several") for formula in GROUPED[::3]]
 
 
 @pytest.mark.parametrize("formula, tiles", CASES, ids=lambda x: x if isinstance(x, str) else formula_id(x))

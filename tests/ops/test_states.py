@@ -5,7 +5,8 @@ A step on such a state is the step on a dense float32 copy of it, rounded once.
 
 import pytest
 import torch
-from devices import GPU, on_device, why_not
+from devices import GPU, able
+from layouts import spaced, transposed
 from tolerance import assert_agrees
 from torch.testing import assert_close
 
@@ -68,24 +69,6 @@ def by_backends(ops: dict) -> list:
         for backend in TABLES[op.__name__]
         if (backend, name) != ("triton", "causal_conv1d_step, many slots and taps")
     ]
-
-
-def able(op, backend):
-    """`op` by `backend`, or a skip."""
-    if why := why_not(op.__name__, backend):
-        pytest.skip(why)
-    return on_device(op, backend)
-
-
-def transposed(x):
-    return x.mT.contiguous().mT
-
-
-def spaced(x):
-    """Every other element of every axis."""
-    wide = torch.full([2 * n for n in x.shape], torch.nan, dtype=x.dtype)
-    view = wide[(slice(1, None, 2),) * x.dim()]
-    return view.copy_(x)
 
 
 def layers_apart(x):

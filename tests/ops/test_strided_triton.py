@@ -3,6 +3,7 @@
 import pytest
 import torch
 from devices import on_device, placed, why_not
+from layouts import along_tokens, dense, half
 from memory import without_launches
 from ops import test_causal_conv1d_triton, test_retention_triton, test_selective_scan
 from tolerance import assert_agrees
@@ -25,23 +26,9 @@ from lcikernels.ops.selective_scan import kernel as scan_kernel
 OPS = torch.ops.lcikernels
 
 
-def dense(x: Tensor) -> Tensor:
-    return x.clone(memory_format=torch.contiguous_format)
-
-
-def along_tokens(x: Tensor) -> Tensor:
-    """[B, T, ..., D] of memory that is [B, ..., D, T]."""
-    return dense(x.movedim(1, -1)).movedim(-1, 1)
-
-
 def rows_inside(x: Tensor) -> Tensor:
     """[B, T, D] of memory that is [D, B, T], as mamba_ssm's in_proj makes it."""
     return dense(x.permute(2, 0, 1)).permute(1, 2, 0)
-
-
-def half(x: Tensor) -> Tensor:
-    """The second half of a projection's outputs."""
-    return torch.cat((torch.full_like(x, torch.nan), x), -1)[..., x.shape[-1] :]
 
 
 def fifth(x: Tensor) -> Tensor:
@@ -68,7 +55,7 @@ def laid(op, layouts: dict):
 
 # Layouts and groups.
 SCANS = {
-    "all along tokens": (dict.fromkeys(("x", "dt", "z", "b", "c"), along_tokens), 2),
+    "all along tokens": (dict.fromkeys(("x", "dt", "z", "b", "c"), along_tokens), 1),
     "as transformers' Mamba": (dict(x=half, z=half, dt=along_tokens, b=half, c=fifth), None),
     "mamba_ssm's z, rows of more, parts of less": (
         dict(x=fifth, dt=in_rows_of_more, z=rows_inside, b=in_rows_of_more, c=along_tokens),
@@ -83,14 +70,13 @@ def test_the_scan_of_any_layout_is_as_exact_as_the_reference(layouts, groups, po
     assert_agrees(laid(selective_scan, layouts), scan_reference, **arguments)
 
 
-# Whole runs of 16 tokens, parts of one; filters unrolled or not.
-CONVOLUTIONS = [(along_tokens, 19, 4), (rows_inside, 16, 3), (along_tokens, 3, 2), (along_tokens, 5, 6)]
-CONVOLUTIONS += [(half, 5, 4), (in_rows_of_more, 5, 6)]
+# A run of 16 tokens and a part of one; filters unrolled or not. test_layouts.py has other views.
+CONVOLUTIONS = [(rows_inside, 1, 19, 3), (along_tokens, 2, 3, 2), (along_tokens, 2, 5, 6)]
 
 
-@pytest.mark.parametrize("layout, T, W", CONVOLUTIONS)
-def test_the_convolution_of_any_layout_is_as_exact_as_the_reference(layout, T, W, poisoned):
-    arguments = test_causal_conv1d_triton.inputs(2, T, 5, W)
+@pytest.mark.parametrize("layout, B, T, W", CONVOLUTIONS)
+def test_the_convolution_of_any_layout_is_as_exact_as_the_reference(layout, B, T, W, poisoned):
+    arguments = test_causal_conv1d_triton.inputs(B, T, 5, W)
     assert_agrees(laid(causal_conv1d, {"x": layout}), conv_reference, **arguments)
 
 
@@ -102,7 +88,7 @@ def test_packed_sequences_along_tokens_are_cut_at_tiles_too(poisoned):
 
 
 def test_the_convolution_along_tokens_in_16_bits(poisoned):
-    arguments = test_causal_conv1d_triton.inputs(1, 33, 3, 4, dtype=torch.bfloat16)
+    arguments = test_causal_conv1d_triton.inputs(1, 17, 3, 4, dtype=torch.bfloat16)
     assert_agrees(laid(causal_conv1d, {"x": along_tokens}), conv_reference, **arguments)
 
 
@@ -120,9 +106,8 @@ def all_heads_at_once(x: Tensor) -> Tensor:
 
 
 RETENTIONS = {
-    "parts of projections": dict(q=all_heads_at_once, k=fifth, v=half),
-    "along tokens": dict(q=along_tokens, k=half, v=along_tokens),
-    "heads first, rows of more": dict(q=heads_first, k=in_rows_of_more, v=heads_first),
+    "heads of a row, parts of projections": dict(q=all_heads_at_once, k=fifth, v=half),
+    "along tokens, rows of more, heads first": dict(q=along_tokens, k=in_rows_of_more, v=heads_first),
 }
 
 
@@ -177,8 +162,7 @@ def check_fakes(op, arguments):
     torch.library.opcheck(op, tuple(arguments), test_utils=("test_schema", "test_faketensor"))
 
 
-@pytest.mark.parametrize("W", [4, 6])
-@pytest.mark.parametrize("layout, grad", [(along_tokens, dense), (half, along_tokens)])
+@pytest.mark.parametrize("layout, grad, W", [(along_tokens, dense, 4), (half, along_tokens, 6)])
 def test_what_the_convolution_returns_lies_as_x(layout, grad, W):
     x, dy = (placed(make(torch.randn(2, 5, 6)), "triton") for make in (layout, grad))
     weight, state = placed(torch.randn(6, W), "triton"), placed(torch.randn(2, 6, W - 1), "triton")

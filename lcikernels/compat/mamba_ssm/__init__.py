@@ -5,11 +5,11 @@ is) and the result has u's, or x's. States that are returned are float32. Where 
 to the states and to the norms' weights, there is one here.
 """
 
-from .heads import mamba_chunk_scan_combined, mamba_split_conv1d_scan_combined
-from .inner import mamba_inner_fn
-from .norms import layernorm_fn, rmsnorm_fn
-from .scan import selective_scan_fn
-from .step import selective_state_update
+from lcikernels.compat.mamba_ssm.heads import mamba_chunk_scan_combined, mamba_split_conv1d_scan_combined
+from lcikernels.compat.mamba_ssm.inner import mamba_inner_fn
+from lcikernels.compat.mamba_ssm.norms import layernorm_fn, rmsnorm_fn
+from lcikernels.compat.mamba_ssm.scan import selective_scan_fn
+from lcikernels.compat.mamba_ssm.step import selective_state_update
 
 __all__ = [
     "layernorm_fn",

@@ -39,6 +39,7 @@ from triton import language as tl
 from ..checks import boundaries, contiguous, refuse
 from ..curves import LOG2E, of_state, state_of, within
 from ..launch import cdiv, device, options, power_of_2
+from ..states import all_as_they_are
 from ..views import line, steps, tokens
 from .scores import LEAST, Heads, Scores, Scoring, scores_kernel
 from .walk import Ends, Roles, Walking, chain_kernel, rate_kernel, walk_kernel
@@ -356,9 +357,7 @@ def recurrent(
     )  # fmt: skip
 
 
-def takes(state: Tensor, dtype: torch.dtype) -> bool:
-    """States of every dtype and any strides."""
-    return True
+takes = all_as_they_are
 
 
 def step(

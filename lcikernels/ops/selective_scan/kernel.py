@@ -31,7 +31,8 @@ from triton import language as tl
 
 from ..checks import boundaries, channels_first, contiguous, empty_as, refuse
 from ..curves import of_state, silu, state_of, within
-from ..launch import device, options, power_of_2
+from ..launch import cdiv, device, options, power_of_2
+from ..states import all_as_they_are
 from ..views import copy, like, line, tokens, wide
 from .backward import Back, backward_kernel, collect_kernel, crossing_back_kernel
 from .forward import Made, chain_kernel, forward_kernel
@@ -98,13 +99,13 @@ def cut(B: int, T: int, warps: int, processors: int) -> int:
     """
     if T <= SHORT or B * warps >= 3 * processors:
         return T * max(1, min(B * warps // (4 * processors), LONG // T))
-    parts = max(1, min(-(-4 * processors // warps), B * T // SHORT))
-    return up(-(-B * T // parts), CHUNK)
+    parts = max(1, min(cdiv(4 * processors, warps), B * T // SHORT))
+    return up(cdiv(B * T, parts), CHUNK)
 
 
 def up(n: int, unit: int) -> int:
     """The next multiple."""
-    return -(-n // unit) * unit
+    return cdiv(n, unit) * unit
 
 
 def refuse_more_states(N: int) -> None:
@@ -131,9 +132,9 @@ class Problem:
         self.dy = rows(dy)
         processors, sm = device(x)
         BN, self.BD, self.warps, self.STEPS, AHEAD = tiles(self.N, sm, dy is not None)
-        self.blocks = self.G * -(-self.D // self.G // self.BD)
+        self.blocks = self.G * cdiv(self.D // self.G, self.BD)
         self.segment = cut(B, T, self.blocks * self.warps, processors)
-        self.segments = -(-self.L // self.segment)
+        self.segments = cdiv(self.L, self.segment)
         self.crossed = self.segments > 1 and (cu_seqlens is not None or self.segment % T > 0)
         self.programs = (self.segments * self.blocks,)
         self.line = self.S, T, self.L, self.D, self.G, self.segment
@@ -188,7 +189,7 @@ class Problem:
         )
 
     def chain(self, added: Tensor, total: Tensor, states: Tensor, reverse: bool) -> None:
-        chain_kernel[(-(-self.D // self.BD),)](
+        chain_kernel[(cdiv(self.D, self.BD),)](
             self.given.a, added, total, states, self.D, self.segments, *self.fixed[:3], reverse,
             **self.options,
         )  # fmt: skip
@@ -232,7 +233,7 @@ def forward(
     assert every in (0, CHUNK)
     p = Problem(None, x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
     y, final = p.grad(x), p.states(p.S)
-    checkpoints = p.states(-(-p.L // CHUNK) if every else 0)
+    checkpoints = p.states(cdiv(p.L, CHUNK) if every else 0)
     p.forward(Made(y, final, checkpoints if every else None, None), p.entering())
     return like(x, y), final.mT.contiguous(), checkpoints.view(-1, p.D, p.N)
 
@@ -260,8 +261,8 @@ def backward(
     dfinal = grad_state if grad_state is None else grad_state.mT.contiguous()
     db, dc = empty_as(b), empty_as(c)
     length = p.segment + (CHUNK - 1 if p.segment % CHUNK else 0)  # of a segment and its first chunk's start
-    slab = min(up(length, CHUNK), max(SHORT, up(-(-length // SLABS), CHUNK)))
-    slabs = -(-length // slab)
+    slab = min(up(length, CHUNK), max(SHORT, up(cdiv(length, SLABS), CHUNK)))
+    slabs = cdiv(length, slab)
     edges, da = p.states(slabs + 1, p.segments), p.states(slabs, p.segments)
     p.leaving(dfinal, edges[-1])
     back = Back(
@@ -279,7 +280,7 @@ def backward(
     BT = max(1, 2048 // p.fixed.BN)
     for i in reversed(range(slabs)):
         backward_kernel[p.programs](p.given, back, *p.line, slab, i, p.fixed, **p.options)
-        collect_kernel[(p.segments * p.G * -(-slab // BT),)](
+        collect_kernel[(p.segments * p.G * cdiv(slab, BT),)](
             back.dbc, tokens(of_groups(db)), tokens(of_groups(dc)), p.line[1], p.L, p.G, p.blocks // p.G,
             p.segment, slab, i, p.N, p.fixed.BN, BT, CHUNK,
         )  # fmt: skip
@@ -296,9 +297,7 @@ def backward(
     )
 
 
-def takes(state: Tensor, dtype: torch.dtype) -> bool:
-    """States of every dtype and any strides."""
-    return True
+takes = all_as_they_are
 
 
 def crossing(
@@ -373,7 +372,7 @@ def step(
     BN, BD = power_of_2(N), 32
     inputs = [contiguous(u) for u in (x, dt, z, a, b, c, d, dt_bias)]
     y = torch.empty_like(inputs[0])
-    step_kernel[(B * G * -(-D // G // BD),)](
+    step_kernel[(B * G * cdiv(D // G, BD),)](
         *inputs, state, y, D, G, contiguous(state_indices), len(state), *state.stride(),
         N, BN, BD, dt_softplus, **options(1 if BN <= 16 else 4),
     )  # fmt: skip
