@@ -11,6 +11,11 @@ from lcikernels.ops import checks
 # package -> function -> argument -> "served", "served: which values", "any value: why", "refused: why"
 TABLE: dict[str, dict[str, dict[str, str]]] = {}
 
+LEGEND = (
+    "* served: every value that is published for it, or those that are said",
+    "* any value: taken, and without effect on the result",
+    "* refused: any other value than the default is a ValueError that names function, argument and reason",
+)
 NUMBERS = (bool, int, float, str)  # what a default may equal without being the same object
 
 
@@ -73,9 +78,9 @@ def shown(value: object) -> str:
 
 def table() -> str:
     """What every decorated function serves, as Markdown: a table each, a line an argument."""
-    lines = ["# What is served", "", "Written by `python -m lcikernels.compat`."]
+    lines = ["# What is served", "", "Written by `python -m lcikernels.compat`.", "", *LEGEND]
     for package, functions in sorted(TABLE.items()):
-        lines += ["", f"## {package}"]
+        lines += ["", f"## {package}", "", f"`from lcikernels.compat.{package} import ..`"]
         for name, rows in sorted(functions.items()):
             lines += ["", f"### {name}", "", "| argument | |", "|---|---|"]
             lines += [f"| `{argument}` | {said} |" for argument, said in rows.items()]

@@ -64,7 +64,7 @@ SERVED: dict[str, Callable] = {
 }
 # Layers as one function. transformers' own gives None, and the model goes on to the functions above; but
 # first it refuses packed sequences, and tells to install mamba_ssm, until its wrapper takes it for a kernel.
-FUSED = "it is not told of {}, so a model calls the functions above one by one, with packed sequences, too"
+FUSED = "it is not told of {}, so a model calls the functions above one by one"
 SPLIT: dict[str, str] = {
     "mamba_inner_fn": FUSED.format("the activation and of padding"),
     "mamba_split_conv1d_scan_combined": FUSED.format("padding"),

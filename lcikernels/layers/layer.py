@@ -65,7 +65,7 @@ class Layer(KeepsFloat32, nn.Module):
 
         Returns [B, hidden_size]. For decoding, under torch.no_grad(): it has no gradient.
         """
-        check_step(self, x)
+        check_step(self, x, state)
         return self(x, state)  # by the one way into a module, where hooks fetch its weights
 
     def initial_values(self) -> dict[str, Tensor]:
@@ -84,16 +84,20 @@ def check_input(
 ) -> None:
     """x must be [B, T, hidden_size], or with a state [B, hidden_size], which is a step's.
 
-    keep must be bool [B, T], and is not needed where sequences are packed.
+    state must have a row for each of B, or of the sequences that are packed. keep must be bool [B, T], and is
+    not needed where sequences are packed.
     """
     name = type(layer).__name__
     step = state is not None and checks.axes(name, "x", x) == 2
     if step:
-        check_step(layer, x)
+        check_step(layer, x, state)
     else:
         checks.shape(name, "x", x, "B T hidden_size", {"hidden_size": layer.hidden_size})
     if step and cu_seqlens is not None:
         checks.refuse(name, "cu_seqlens", "None in a step", "boundaries")
+    packed, _ = checks.packing(name, cu_seqlens, x)
+    if state is not None and not step:
+        check_rows(name, state, packed or x.shape[0])
     if keep is None:
         return
     if cu_seqlens is not None:
@@ -103,10 +107,19 @@ def check_input(
         checks.refuse(name, "keep", expected, f"{keep.dtype} of shape {tuple(keep.shape)}")
 
 
-def check_step(layer: Layer, x: Tensor) -> None:
-    """x must be one token of each row."""
+def check_step(layer: Layer, x: Tensor, state: State) -> None:
+    """x must be one token of each row of `state`."""
     name = type(layer).__name__
     checks.shape(name, "x", x, "B hidden_size", {"hidden_size": layer.hidden_size})
+    if state is None:
+        checks.refuse(name, "state", f"a State, as allocate_state({x.shape[0]}) makes one", "None")
+    check_rows(name, state, x.shape[0])
+
+
+def check_rows(name: str, state: State, rows: int) -> None:
+    """`state` must be of as many rows, or sequences."""
+    if state.recurrent.shape[0] != rows:
+        checks.refuse(name, "state", f"of {rows} rows, or sequences", f"one of {state.recurrent.shape[0]}")
 
 
 def uniform(weight: Tensor) -> Tensor:

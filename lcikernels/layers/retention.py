@@ -152,7 +152,7 @@ class Retention(Layer):
         rotary as forward's, of T = 1. Returns [B, hidden_size]. For decoding, under torch.no_grad(): it has
         no gradient.
         """
-        check_step(self, x)
+        check_step(self, x, state)
         return self(x, state, rotary=rotary)
 
     def forward(

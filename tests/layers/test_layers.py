@@ -212,6 +212,15 @@ def test_what_does_not_fit_is_refused_by_name(layer):
         layer(x, None, cu_seqlens)
     with pytest.raises(ValueError, match=rf"{name}: x must be \[B, T, hidden_size\], got 2 axes"):
         layer(x[:, 0])
+    with pytest.raises(ValueError, match=rf"{name}: state must be a State, as allocate_state\(2\) makes one"):
+        layer.step(x[:, 0], None)
+    rows = f"{name}: state must be of 2 rows, or sequences, got one of"
+    with pytest.raises(ValueError, match=f"{rows} 3"):
+        layer(x, layer.allocate_state(3))
+    with pytest.raises(ValueError, match=f"{rows} 1"):
+        layer(x[:1], layer.allocate_state(1), cu_seqlens)
+    with pytest.raises(ValueError, match=f"{rows} 3"):
+        layer.step(x[:, 0], layer.allocate_state(3))
     with pytest.raises(ValueError, match=f"{name}: cu_seqlens must be None in a step"):
         layer(x[:, 0], layer.allocate_state(2), cu_seqlens)
     state = layer.allocate_state(2)

@@ -28,7 +28,10 @@ def chunk_retention(
     head_first: bool = False,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Retention with RetNet's decays."""
+    """Retention with RetNet's decays.
+
+    Equation, shapes, results and errors are those of `lcikernels.compat.fla`.
+    """
     g_gamma = retnet_decays("chunk_retention", q)
     return attend(
         "chunk_retention",
@@ -46,7 +49,10 @@ def fused_chunk_retention(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Retention with RetNet's decays."""
+    """Retention with RetNet's decays.
+
+    Equation, shapes, results and errors are those of `lcikernels.compat.fla`.
+    """
     g_gamma = retnet_decays("fused_chunk_retention", q)
     return attend(
         "fused_chunk_retention",
@@ -68,7 +74,10 @@ def fused_recurrent_retention(
     *,
     transpose_state_layout: bool | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Retention with RetNet's decays; reverse: from the last token of every sequence to its first."""
+    """Retention with RetNet's decays; reverse: from the last token of every sequence to its first.
+
+    Equation, shapes, results and errors are those of `lcikernels.compat.fla`.
+    """
     op = "fused_recurrent_retention"
     state_v_first = v_first(op, state_v_first, transpose_state_layout)
     g_gamma = retnet_decays(op, q)
@@ -89,7 +98,10 @@ def parallel_retention(
     output_attentions: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Retention with RetNet's decays. The second of the pair is the weights or None: see `weights`."""
+    """Retention with RetNet's decays. The second of the pair is the weights or None: see `weights`.
+
+    Equation, shapes, results and errors are those of `lcikernels.compat.fla`.
+    """
     g_gamma = retnet_decays("parallel_retention", q)
     return attend_in_parallel(
         "parallel_retention", q, k, v, None, g_gamma, scale, output_attentions, cu_seqlens

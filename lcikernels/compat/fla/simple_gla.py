@@ -32,7 +32,10 @@ def chunk_simple_gla(
     head_first: bool = False,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Linear attention with a decay for each head, each token, or both."""
+    """Linear attention with a decay for each head, each token, or both.
+
+    Equation, shapes, results and errors are those of `lcikernels.compat.fla`.
+    """
     return attend(
         "chunk_simple_gla",
         *(q, k, v, g, g_gamma, scale, initial_state, output_final_state, cu_seqlens),
@@ -52,7 +55,10 @@ def fused_chunk_simple_gla(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Linear attention with a decay for each head, each token, or both."""
+    """Linear attention with a decay for each head, each token, or both.
+
+    Equation, shapes, results and errors are those of `lcikernels.compat.fla`.
+    """
     return attend(
         "fused_chunk_simple_gla",
         *(q, k, v, g, g_gamma, scale, initial_state, output_final_state, cu_seqlens),
@@ -75,7 +81,10 @@ def fused_recurrent_simple_gla(
     *,
     transpose_state_layout: bool | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Linear attention with a decay for each head, each token, or both; reverse: from every last token on."""
+    """Linear attention with a decay for each head, each token, or both; reverse: from every last token on.
+
+    Equation, shapes, results and errors are those of `lcikernels.compat.fla`.
+    """
     op = "fused_recurrent_simple_gla"
     return attend(
         op,
@@ -96,5 +105,8 @@ def parallel_simple_gla(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Linear attention with a decay for each token. The second of the pair is the weights or None."""
+    """Linear attention with a decay for each token. The second of the pair is the weights or None.
+
+    Equation, shapes, results and errors are those of `lcikernels.compat.fla`.
+    """
     return attend_in_parallel("parallel_simple_gla", q, k, v, g, None, scale, output_attentions, cu_seqlens)

@@ -53,12 +53,12 @@ def mamba_chunk_scan_combined(
 ) -> Tensor | tuple[Tensor, ...]:
     """The retention of Mamba-2's heads, as the equation above.
 
-    x, z [B, L, H, P], dt [B, L, H], A [H], B, C [B, L, G, N], D [H] or [H, P], dt_bias [H]. initial_states
-    [B, H, P, N]. seq_idx int32 or int64 [B, L], the number of each token's sequence: no token sees another
-    sequence. cu_seqlens int32 or int64 [S+1], B = 1, the same sequences as seq_idx. Returns y [B, L, H, P] in
-    x's dtype; with return_final_states also the state after the last token, float32 [B, H, P, N]; with
-    return_varlen_states then also that of every sequence, float32 [S, H, P, N]. Raises ValueError where an
-    argument does not fit.
+    x, z [B, L, H, P], dt [B, L, H], A [H], B, C [B, L, G, N], D [H] or [H, P], dt_bias [H]. dt_limit: the
+    least and the most. initial_states [B, H, P, N]. seq_idx int32 or int64 [B, L], the number of each token's
+    sequence: no token sees another sequence. cu_seqlens int32 or int64 [S+1], B = 1, the same sequences as
+    seq_idx. Returns y [B, L, H, P] in x's dtype; with return_final_states also the state after the last
+    token, float32 [B, H, P, N]; with return_varlen_states then also that of every sequence, float32
+    [S, H, P, N]. Raises ValueError where an argument does not fit.
     """
     op = "mamba_chunk_scan_combined"
     y, final, each = scan(

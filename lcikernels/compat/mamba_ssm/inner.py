@@ -59,7 +59,7 @@ def mamba_inner_fn(
     checks.shape(op, "xz", xz, "B 2D L", sizes)
     checks.divides(op, "xz", 2, sizes["2D"], "two halves")
     sizes["D"] = sizes["2D"] // 2
-    checks.shape(op, "conv1d_weight", conv1d_weight, "D one W", {"one": 1, **sizes})
+    checks.shape(op, "conv1d_weight", conv1d_weight, "D 1 W", {"1": 1, **sizes})
     check_rates(op, A, "D N", sizes)
     checks.shape(op, "delta_proj_weight", delta_proj_weight, "D R", sizes)
     R, N = sizes["R"], sizes["N"]
