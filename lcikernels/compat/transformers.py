@@ -42,14 +42,19 @@ def any_activation(function: Callable) -> Callable:
     @wraps(function)
     def run(*args, **kwargs):
         if unfinished and not is_compiling():
-            give_norms(unfinished.pop())
+            modules, unfinished[:] = unfinished[:], []  # pop() would fail in the second of two threads
+            for names in modules:
+                give_norms(names)
         activation = args[place] if place < len(args) else kwargs.get("activation")
         if activation in (None, "silu", "swish"):
             return function(*args, **kwargs)
         from transformers.activations import ACT2FN
 
-        kwargs["activation"] = None
-        return ACT2FN[activation](function(*args[:place], **kwargs))  # no model gives more by place
+        if place < len(args):
+            args = (*args[:place], None, *args[place + 1 :])
+        else:
+            kwargs = {**kwargs, "activation": None}
+        return ACT2FN[activation](function(*args, **kwargs))
 
     return run
 

@@ -147,7 +147,8 @@ class LCIModel(LCIPreTrainedModel):
         restart, where seq_idx [B, T] changes, or with B = 1 at cu_seq_lens_q [N+1]; what
         DataCollatorWithFlattening gives of these may be given together (cu_seq_lens_k must be cu_seq_lens_q,
         the max_length follow from it). There is no cache then, neither given nor returned. A compiled graph,
-        whose shapes cannot follow from values, is told by cu_seq_lens_q alone.
+        whose shapes cannot follow from values, is told by cu_seq_lens_q alone. Where all layers are attention
+        and there is an attention_mask, positions tell no sequences apart, as in transformers; seq_idx does.
 
         Raises ValueError where an argument does not fit the pattern or another argument.
         """

@@ -214,6 +214,20 @@ def test_the_tested_range_is_the_one_that_is_installed():
     assert f"transformers>={first},<{end}" in pyproject
 
 
+@pytest.mark.parametrize("by_name", [True, False], ids=["by name", "by place"])
+def test_an_activation_that_is_applied_outside_leaves_the_other_arguments(by_name):
+    update = compat.SERVED["causal_conv1d_update"]
+    x, state, weight, bias = torch.randn(2, 3), torch.randn(4, 3, 5), torch.randn(3, 4), torch.randn(3)
+    others = {"cache_seqlens": torch.tensor([3, 7]), "conv_state_indices": torch.tensor([2, 0])}
+    other = state.clone()
+    expected = torch.relu(update(x, other, weight, bias, None, **others))
+    if by_name:
+        got = update(x, state, weight, bias, activation="relu", **others)
+    else:
+        got = update(x, state, weight, bias, "relu", *others.values())
+    assert torch.equal(got, expected) and torch.equal(state, other)
+
+
 def test_export_gets_plain_torch_and_compile_gets_ours():
     model = build("mamba2")
     with compat.patch(), torch.no_grad():
