@@ -41,7 +41,7 @@ def any_activation(function: Callable) -> Callable:
 
     @wraps(function)
     def run(*args, **kwargs):
-        if unfinished and not is_compiling():
+        if unfinished and not is_compiling():  # its module is whole now: this is the first call
             give_norms(unfinished.pop())
         activation = args[place] if place < len(args) else kwargs.get("activation")
         if activation in (None, "silu", "swish"):
