@@ -54,13 +54,13 @@ def retention(
         log_decay = q.new_zeros(max(u.shape[2] for u in (q, k, v)), dtype=checks.inner(q))
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     with torch.no_grad():
-        segment = ops.retention_segment(k, v, log_decay)
+        segment = ops.retention_segment(k, v, log_decay, backend=backend)
     state, lefts = exchanged("retention", *segment, initial_state, group)
     options = dict(scale=scale, initial_state=state, return_final_state=True, backend=backend)
     o, final = ops.retention(q, k, v, log_decay, **options)
 
     def back(grad_o, q, log_decay):
-        return retention_segment_back(q, grad_o, log_decay, scale)
+        return retention_segment_back(q, grad_o, log_decay, scale, backend)
 
     o, final = Joined.apply(o, final, lefts, group, back, q, log_decay)
     return (o, final) if return_final_state else o

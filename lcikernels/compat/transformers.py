@@ -41,7 +41,7 @@ def any_activation(function: Callable) -> Callable:
 
     @wraps(function)
     def run(*args, **kwargs):
-        if unfinished and not is_compiling():
+        if unfinished and not is_compiling():  # their modules are whole now: this is the first call
             modules, unfinished[:] = unfinished[:], []  # pop() would fail in the second of two threads
             for names in modules:
                 give_norms(names)

@@ -53,7 +53,9 @@ def retention_segment(
     return torch.ops.lcikernels.retention_segment(k, v, log_decay, name)
 
 
-def retention_segment_back(q: Tensor, grad_o: Tensor, log_decay: Tensor, scale: float) -> Tensor:
+def retention_segment_back(
+    q: Tensor, grad_o: Tensor, log_decay: Tensor, scale: float, backend: str | None
+) -> Tensor:
     """What a segment adds to the gradient of the state that enters it, beside left times that of S[T]:
 
         sum_t exp(log_decay[1] + ... + log_decay[t]) * scale * q[t] ⊗ grad_o[t]
@@ -61,7 +63,7 @@ def retention_segment_back(q: Tensor, grad_o: Tensor, log_decay: Tensor, scale: 
     q [B, T, Hq, K], grad_o [B, T, H, V] and log_decay as `retention` takes and returns them; it checks
     nothing. Returns [B, H, K, V].
     """
-    name = backends.choose(OP, None, q)
+    name = backends.choose(OP, backend, q)
     return torch.ops.lcikernels.retention_segment_back(q, grad_o, log_decay, scale, name)
 
 

@@ -71,7 +71,7 @@ def selective_scan_segment_back(
     z: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
-    backend: str | None = None,
+    backend: str | None,
 ) -> Tensor:
     """What a segment adds to the gradient of the state that enters it, beside left times that of h[T]:
 
