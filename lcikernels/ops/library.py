@@ -35,7 +35,7 @@ def define(schema: str, impl: Callable, fake: Callable) -> None:
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, on_its_device(without_autocast(no_views(impl))), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"lcikernels::{name}", fake, lib=LIBRARY)
+    torch.library.register_fake(f"lcikernels::{name}", no_views(fake), lib=LIBRARY)
 
 
 def no_views(impl: Callable) -> Callable:
