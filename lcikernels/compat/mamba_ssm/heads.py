@@ -135,7 +135,7 @@ def scan(
         return_final_state=True,
     )
     if D is not None:
-        y = y.addcmul_(x.to(dtype), (D[:, None] if D.dim() == 1 else D).to(dtype))
+        y = y.to(dtype).addcmul_(x.to(dtype), (D[:, None] if D.dim() == 1 else D).to(dtype))
     each = state.mT.contiguous()
     if packed is None:
         return y, each, None
