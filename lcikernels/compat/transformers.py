@@ -214,7 +214,7 @@ def replace(owner: object, name: str, value: object) -> None:
 
 
 def give_norms(names: dict[str, object]) -> bool:
-    """Make the gated norms of a module with Mamba-2 compute by ours: torch takes as long for one as a scan takes.
+    """Make the gated norms of a module with Mamba-2 compute by ours: in torch one takes as long as a scan.
 
     Returns whether there is one.
     """
