@@ -172,8 +172,6 @@ def test_the_state_of_every_sequence(bounds, final):
 
     sides = states_in_one(chunked), states_in_one(equation)
     assert_agrees(*sides, **inputs(batch=1), **packed, **options)
-    y = chunked(**inputs(batch=1), **packed, dt_softplus=True)
-    assert y.shape == (1, L, H, P)
 
 
 def split_equation(
@@ -322,18 +320,24 @@ REFUSED = {
     "a bias elsewhere": ({"dt_bias": torch.ones(H, device="meta")}, "dt_bias must be on cpu"),
     "no limits": ({"dt_limit": None}, "dt_limit must be .least, most."),
     "limits that cross": ({"dt_limit": (0.5, 0.1)}, "dt_limit must be .least, most. with least <= most"),
-    "sequences told once": ({"cu_seqlens": torch.tensor([0, L])}, "cu_seqlens must be given with seq_idx"),
+    "sequences told twice": (
+        {"seq_idx": ONES, "cu_seqlens": torch.tensor([0, L])},
+        "cu_seqlens must be left out without return_varlen_states: seq_idx keeps",
+    ),
+    "sequences told once": ({"cu_seqlens": torch.tensor([0, L])}, "cu_seqlens must be left out without"),
     "states of no sequences": ({"return_varlen_states": True, "seq_idx": ONES}, "cu_seqlens must be given"),
     "states of unnumbered sequences": (
         {"return_varlen_states": True, "cu_seqlens": torch.tensor([0, L])},
         "seq_idx must be given with return_varlen_states",
     ),
-    "sequences told twice": (
-        {"seq_idx": ONES, "cu_seqlens": torch.tensor([0, 4, L], dtype=torch.int32)},
+    "sequences told differently": (
+        {"seq_idx": ONES, "cu_seqlens": torch.tensor([0, 4, L], dtype=torch.int32)}
+        | {"return_varlen_states": True},
         r"cu_seqlens must be where seq_idx changes, \[0, 11\], got \[0, 4, 11\]",
     ),
     "sequences past the end": (
-        {"seq_idx": ONES, "cu_seqlens": torch.tensor([0, L + 1], dtype=torch.int32)},
+        {"seq_idx": ONES, "cu_seqlens": torch.tensor([0, L + 1], dtype=torch.int32)}
+        | {"return_varlen_states": True},
         "cu_seqlens must be 0 first, T=11 last",
     ),
     "states and a state": (

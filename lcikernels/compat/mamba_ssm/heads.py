@@ -28,7 +28,7 @@ CHUNKS = {
     free=CHUNKS,
     partly={
         "seq_idx": "a sequence begins where the number changes; initial_states are those of number 0",
-        "cu_seqlens": "with return_varlen_states or seq_idx, which it must agree with",
+        "cu_seqlens": "with return_varlen_states, where it must agree with seq_idx",
         "return_varlen_states": "with cu_seqlens and seq_idx, without initial_states",
     },
 )
@@ -160,8 +160,9 @@ def check_packing(op, x, seq_idx, cu_seqlens, return_varlen_states, initial_stat
             checks.refuse(op, "initial_states", "None with return_varlen_states", "a tensor")
     if cu_seqlens is None:
         return
-    if seq_idx is None:
-        checks.refuse(op, "cu_seqlens", "given with seq_idx, which keeps sequences apart", "it alone")
+    if not return_varlen_states:
+        expected = "left out without return_varlen_states: seq_idx keeps sequences apart"
+        checks.refuse(op, "cu_seqlens", expected, "a tensor")
     checks.packing(op, cu_seqlens, x)
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         bounds = checks.boundaries(op, cu_seqlens, sizes["L"])
