@@ -105,9 +105,8 @@ class Case(NamedTuple):
     def flops(self, model: PreTrainedModel) -> int:
         """Of the matrix products alone: 2 for each weight and token, and 4 more where there is a backward."""
         matrices = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
-        return (
-            (6 if self.make is training else 2) * matrices * (STEPS if self.make is decoding else self.tokens)
-        )
+        each = 6 if self.make is training else 2
+        return each * matrices * (STEPS if self.make is decoding else self.tokens)
 
     def __str__(self) -> str:
         return f"{self.name}-{self.mode}".replace(" ", "_")

@@ -70,8 +70,8 @@ def mamba_chunk_scan_combined(
         checks.shape(op, "z", z, "B L H P", dict(zip("BLHP", x.shape)))
         checks.parameters(op, x, z=z)
         y = y * silu(z.to(y.dtype))
-    results = (y.to(x.dtype), *([final] if return_final_states else []))
-    results = (*results, each) if return_varlen_states else results
+    results = (y.to(x.dtype), *([final.contiguous()] if return_final_states else []))
+    results = (*results, each.contiguous()) if return_varlen_states else results
     return results if len(results) > 1 else results[0]
 
 
@@ -136,7 +136,7 @@ def scan(
     )
     if D is not None:
         y = y.to(dtype).addcmul_(x.to(dtype), (D[:, None] if D.dim() == 1 else D).to(dtype))
-    each = state.mT.contiguous()
+    each = state.mT
     if packed is None:
         return y, each, None
     last = (packed[:-1] < x.shape[1]).sum() - 1  # the last sequence that has tokens
@@ -252,7 +252,7 @@ def mamba_split_conv1d_scan_combined(
         y = torch.cat([silu(gate) * value, y], -1)
     if outproj_weight is not None:
         y = project(op, y, "outproj_weight", outproj_weight, "outproj_bias", outproj_bias)
-    return (y, final) if return_final_states else y
+    return (y, final.contiguous()) if return_final_states else y
 
 
 def project(
