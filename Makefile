@@ -11,7 +11,7 @@ RECENT = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo 'Python 3.11 or newer is needed; name one: make PYTHON=python3.12'; exit 1; }
 # The libraries that pyproject.toml names; without torch, whose plain name is a build of gigabytes.
 NAMES := bin/python -c 'import importlib.metadata as m, re; names = {re.match("[a-z_-]+", x)[0] for x in m.requires("lcikernels") \
-	if re.search("extra == .(growth|test)", x)}; print(*sorted(names - {"lcikernels", "torch"}))'
+	if re.search("extra == .(growth|data|test)", x)}; print(*sorted(names - {"lcikernels", "torch"}))'
 
 SEES = $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
 	{ echo 'torch of $(PYTHON) sees no GPU; name a Python whose torch does: make gpu PYTHON=python3.12'; exit 1; }
