@@ -24,7 +24,7 @@ from growth.families.table import Family, Fields, Parts, all_positions
 from growth.maps import round_robin
 from lcikernels.layers.retention import log_decays
 
-EPS = "layer_norm_eps"
+EPS = "norm_eps"
 
 
 def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
@@ -33,6 +33,7 @@ def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
         config.hidden_size,
         config.num_attention_heads,
         config.intermediate_size,
+        kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
         kind="layer",
         eps=EPS,
@@ -54,14 +55,14 @@ def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
     )
     stacks = {"": Stack(tuple(config.pattern), blocks)}
     return assembled(
-        frame.wires() | wires(config), ops, stacks, {EPS: config.layer_norm_eps}, config.initializer_range
+        frame.wires() | wires(config), ops, stacks, {EPS: config.norm_eps}, config.initializer_range
     )
 
 
 def wires(config: PreTrainedConfig) -> dict[str, Wire]:
     """Those of the mixers that are no attention."""
     heads = Wire(config.retention_num_heads, config.hidden_size // config.retention_num_heads)
-    inner = config.expand * config.hidden_size
+    inner = round(config.expand * config.hidden_size)
     ssm = Wire(config.mamba2_num_heads, inner // config.mamba2_num_heads)
     fixed = {
         "vocab": config.vocab_size,
@@ -196,7 +197,7 @@ LCI = Family(
             },
         ),
     },
-    Fields(head_dim="head_dim"),
+    Fields(kv_heads="num_key_value_heads", head_dim="head_dim"),
     accepts=accepts,
     # Layers that carry a state have none.
     positions=lambda config: all_positions(config) if "A" in config.pattern else None,
