@@ -67,8 +67,8 @@ def grouped(heads: tuple[int, int], groups: tuple[int, int]) -> tuple[int, ...]:
 
 
 def groups(heads: int, have: int, new: int) -> int:
-    """The groups of `new` heads, where `heads` had `have`: as large as these were, else the fewest that divide
-    the heads and hold every head of the source."""
+    """The groups of `new` heads, where `heads` had `have`: as large as these, else the fewest that divide the
+    heads and hold every head of the source."""
     group = heads // have
     if new % group == 0:
         return new // group

@@ -1,4 +1,4 @@
-"""lcikernels' own models: a mixer per layer (A, W attention, R retention, M Mamba, S Mamba-2) in one frame."""
+"""lcikernels' own models: in each layer attention (A, W), retention (R), Mamba (M) or Mamba-2 (S)."""
 
 from collections.abc import Mapping
 from fractions import Fraction
@@ -29,7 +29,7 @@ from lcikernels.models.fitting import channels
 
 EPS = "norm_eps"
 LESS_ONE = "zero_centered_norms"
-BLOCKS = ("mixer", "mlp")
+NORMED = ("mixer", "mixer_out", "mlp", "mlp_out", "mixer.q", "mixer.k")
 
 
 def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
