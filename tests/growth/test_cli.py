@@ -163,15 +163,15 @@ REFUSALS = {
     "a broken record": (("check", "{src}", "{}/record"), "growth.json: expected an object with 'verb'"),
     "attention where the source has none": (
         ("transfer", "{}/retnet", "{}/out", "--keep-attention", "1"),
-        "layer 1: expected attention as the source has it, or R, got A, where the source has retention (R); keep",
+        "layer 1: expected attention as the source has it, or R, got A, where the source has retention (R)",
     ),
     "a window where the source has none": (
         ("transfer", "{src}", "{}/out", "--pattern", "RWR"),
-        "layer 1: expected attention as the source has it, or A, got W, where the source has attention (A); keep",
+        "layer 1: expected attention as the source has it, or A, got W, where the source has attention (A)",
     ),
     "decays of nobody": (
         ("transfer", "{src}", "{}/out", "--decays", "slow"),
-        "decays: expected retnet, alibi, learned, or a number for each of 4 heads, got slow; such as 0.9,0.95",
+        "decays: expected retnet, alibi, learned, or a number for each of 4 heads, got slow",
     ),
     "too few decays": (
         ("transfer", "{src}", "{}/out", "--decays", "0.9,0.95"),

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from checkpoints import ALL, bert, gpt2, neox, saved
+from checkpoints import ALL, bert, gpt2, saved
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import growth
