@@ -64,10 +64,9 @@ class LCIConfig(PreTrainedConfig):
     rotates, no_rope_layers the layers, from 0, where nothing does.
 
     Mamba-1: expand * hidden_size channels of `state_size`; time_step_rank "auto" is ceil(hidden_size / 16).
-
     Mamba-2: as many channels of `mamba2_state_size`, in `mamba2_num_heads` heads (None: of gcd(64, channels)
-    channels) and `mamba2_n_groups` groups of heads; time_step_limit (0, inf) bounds a token's step. Both: a
-    convolution of width conv_kernel.
+    channels) and `mamba2_n_groups` groups of heads; time_step_limit (0, inf) bounds a token's step.
+    Both: a convolution of width conv_kernel; expand * hidden_size must be whole.
 
     `layer_norm_eps` is another name of norm_eps, which it had. Raises ValueError, which names the field,
     where a letter, a length, a size or a word does not fit.
@@ -146,6 +145,7 @@ class LCIConfig(PreTrainedConfig):
             channels = fitting.channels(self)
             self.mamba2_num_heads = channels // math.gcd(64, channels)
         self.time_step_limit = tuple(self.time_step_limit)
+        fitting.check_nesting(self)
         super().__post_init__(**kwargs)
         fitting.check(self)
 
