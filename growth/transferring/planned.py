@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from accelerate import init_empty_weights
@@ -19,7 +20,7 @@ from growth.engine import BLOCK, Copy, named_seed
 from growth.families.lci import LCI
 from growth.families.stored import Entry
 from growth.families.table import Model, in_modules
-from growth.plan import Plan, Recipe, Row, Source, dropped
+from growth.plan import Origin, Plan, Recipe, Row, Source, dropped
 from growth.transferring.sources import pattern_of
 from lcikernels.models import LCIConfig, LCIForCausalLM
 
@@ -28,18 +29,23 @@ ATTENTION = "AW"
 MAMBA = {"M": "Mamba", "S": "Mamba-2"}
 
 
+class Made(NamedTuple):
+    """What became of a weight, the weights of the source's layer that it is made of, what the report says."""
+
+    origin: Origin
+    sources: tuple[str, ...] = ()
+    note: str = ""
+
+
 @dataclass(frozen=True)
 class Start:
     """How the mixer of one layer starts, where it is not copied weight by weight.
 
-    made    the weights that `make` makes -> the weights of the source's layer that each is made of
-    make    (source, layer, the mixer's weights as they start without it) -> the weights in `made`, by name
-    note    what the report says of them
+    made: the weights that `make` makes. make: the layer -> these weights by name, not rounded.
     """
 
-    made: Mapping[str, tuple[str, ...]]
-    make: Callable[[Source, int, Mapping[str, Tensor]], Mapping[str, Tensor]]
-    note: str = ""
+    made: Mapping[str, Made]
+    make: Callable[[int], Mapping[str, Tensor]]
 
 
 class Weights:
@@ -78,11 +84,12 @@ class Weights:
         """The tensors of the source on disk that it is made of; none where it starts fresh."""
         if self.copied(weight, layer):
             return (self.source.where(weight, layer),)
-        of = self.starts[layer].made[weight] if self._starts(weight, layer) else ()
+        of = self.made(weight, layer).sources
         return tuple(dict.fromkeys(self.source.where(name, layer) for name in of))
 
-    def note(self, weight: str, layer: int | None) -> str:
-        return self.starts[layer].note if self._starts(weight, layer) else ""
+    def made(self, weight: str, layer: int | None) -> Made:
+        """What becomes of a weight that is not copied."""
+        return self.starts[layer].made[weight] if self._starts(weight, layer) else Made("initialised")
 
     def tensor(self, weight: str, layer: int | None) -> Tensor:
         """Its values, not rounded yet."""
@@ -91,18 +98,12 @@ class Weights:
         if not self._starts(weight, layer):
             return self._fresh(weight, layer)
         if self._started[0] != layer:
-            start = self.starts[layer]
-            self._started = layer, start.make(self.source, layer, self.mixer(layer, started=False))
+            self._started = layer, self.starts[layer].make(layer)
         return self._started[1][weight]
 
-    def mixer(self, layer: int, started: bool = True) -> dict[str, Tensor]:
-        """The weights of a layer's mixer by their names; started: by its Start, where it has one."""
-        names = [weight.name for weight in self.model.architecture.at("", layer) if of_mixer(weight.name)]
-        if started:
-            return {name: self.tensor(name, layer) for name in names}
-        without = Weights.__new__(Weights)
-        without.__dict__ |= self.__dict__ | {"starts": {}}
-        return {name: without.tensor(name, layer) for name in names}
+    def mixer(self, layer: int) -> list[str]:
+        """The names of a layer's mixer's weights."""
+        return [weight.name for weight in self.model.architecture.at("", layer) if of_mixer(weight.name)]
 
     def settled(self, weight: str, layer: int | None) -> bool:
         """Does XATL hold this weight still at first? A norm before a fresh mixer or MLP learns at once."""
@@ -182,12 +183,14 @@ def _row(source: Source, target: Model, weights: Weights, name: str, entry: Entr
         dtype = "float32"
     whole = copied and _as_it_lies(source, entry, layer)
     recipe: Recipe = Copy(sources[0]) if whole else Moved(entry, layer, weights)
-    notes = dict.fromkeys(weights.note(weight, layer) for weight in names)
+    made = [weights.made(weight, layer) for weight in names if not weights.copied(weight, layer)]
+    origin = next((x.origin for x in made if x.origin != "initialised"), "initialised")
+    notes = dict.fromkeys(x.note for x in made)
     return Row(
         name,
         shape,
         dtype,
-        "copied" if copied else "initialised",
+        "copied" if copied else origin,
         sources,
         "; ".join(filter(None, notes)) or ("" if sources else "fresh"),
         freeze=all(weights.settled(weight, layer) for weight in names),
