@@ -1,14 +1,14 @@
-"""One mixer fitted to one layer's attention: by least squares in its last projection, then by descent in all of it.
+"""One mixer fitted to what one layer's attention reads and gives: its last projection solved for, then all of it.
 
-    minimise over the mixer's parameters   |mixer(x) - attention(x)|^2 / |attention(x)|^2
+    minimise over the mixer's parameters   |mixer(x) - y|^2 / |y|^2
 """
 
-import math
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NoReturn
 
 import torch
@@ -17,41 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from growth.errors import refuse
 from growth.training.flops import CPU_ATTENTION
+from growth.training.progress import RunProgress
 from growth.transferring.mixers import Ridge
 
-RATES = {"R": 2e-2, "M": 1e-2, "S": 1e-2}
-WIDTH = 128  # found at widths of 96 to 192; a matrix that reads more learns as much slower (Yang et al. 2022)
+WIDTH = 128  # rates were found at widths of 96 to 192; what reads more learns as much slower (Yang et al. 2022)
 WARMUP = 5
 BETAS = 0.9, 0.95
 CLIP = 1.0
 
-
-@dataclass(frozen=True)
-class Alignment:
-    """How mixers are fitted.
-
-    steps           of AdamW without weight decay; 0: only the output projection, by least squares
-    batches         distinct ones, each used again and again
-    batch_size      windows in each
-    sequence_length tokens of a window; None: 512, or what the source has positions for
-    learning_rate   the highest, reached after 5 steps, then linear to 0; None: by the kind of mixer, RATES
-    ridge           batches that the output projection is solved for on before the steps
-    """
-
-    steps: int = 0
-    batches: int = 8
-    batch_size: int = 8
-    sequence_length: int | None = None
-    learning_rate: float | None = None
-    ridge: int = 2
-
-    def __post_init__(self):
-        for name, least in (("steps", 0), ("batches", 1), ("batch_size", 1), ("ridge", 0)):
-            if getattr(self, name) < least:
-                what = "align" if name == "steps" else name.replace("_", "-")
-                raise refuse(what, f"at least {least}", getattr(self, name), "choose a larger number")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise refuse("learning-rate", "more than 0, and finite", self.learning_rate, "leave it out")
+Mixer = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -63,7 +37,7 @@ class Cost:
 
     @contextmanager
     def counted(self, times: int = 1) -> Iterator[None]:
-        """Operations inside count so often."""
+        """The operations inside count, so often."""
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
             yield
         self.flops += times * counter.get_total_flops()
@@ -77,9 +51,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a layer of the source reads and what its attention gives, [N, T, hidden_size] each.
+    """What a layer of the source reads and what its mixer gives, [N, T, hidden_size] each.
 
-    ids: the windows [N, T]; name: of the layer, for refusals.
+    ids: the windows, [N, T]; name: of the layer. Raises Refusal, which tells the windows by a checksum, where
+    a number is not finite.
     """
 
     x: Tensor
@@ -88,80 +63,96 @@ class Pairs:
     name: str
 
     def __post_init__(self):
-        for n, (x, y) in enumerate(zip(self.x, self.y)):
-            if not (x.isfinite().all() and y.isfinite().all()):
-                self.refuse("of the source", [n], "look for numbers that are not finite in the source")
+        finite = self.x.isfinite().flatten(1).all(1) & self.y.isfinite().flatten(1).all(1)
+        if not finite.all():
+            windows = (~finite).nonzero().flatten().tolist()
+            self.refuse("the source", windows, "look for such numbers in the source's weights")
 
-    def refuse(self, where: str, windows: list[int], remedy: str):
-        mark = zlib.crc32(self.ids[windows].cpu().numpy())
-        raise refuse(f"{self.name} {where}", "finite numbers", f"others, on windows {mark:08x}", remedy)
+    def refuse(self, where: str, windows: Sequence[int], remedy: str) -> NoReturn:
+        mark = zlib.crc32(self.ids[list(windows)].numpy())
+        got = f"others on the windows {mark:08x}"
+        raise refuse(f"align: {self.name}, {where}", "finite numbers", got, remedy)
 
+    @cached_property
+    def scale(self) -> float:
+        """The mean square of y."""
+        return max(self.y.square().mean().item(), torch.finfo(torch.float32).tiny)
 
-def output(mixer: nn.Module) -> nn.Linear:
-    """The last projection of a mixer."""
-    return mixer.o_proj if hasattr(mixer, "o_proj") else mixer.out_proj
+    def loss(self, mixer: Mixer, windows: Sequence[int] | slice) -> Tensor:
+        return (mixer(self.x[windows]) - self.y[windows]).square().mean() / self.scale
 
-
-def error(out: Tensor, y: Tensor, scale: float) -> Tensor:
-    return (out - y).square().mean() / scale
+    def error(self, mixer: Mixer, size: int, cost: Cost) -> float:
+        """The loss on the first `size` windows."""
+        with cost.counted(), torch.no_grad():
+            return self.loss(mixer, slice(size)).item()
 
 
 @torch.no_grad()
-def solve(mixer: nn.Module, call: Callable[[Tensor], Tensor], pairs: Pairs, size: int, batches: int, cost: Cost) -> None:
-    """The output projection that fits best on the first batches of that size."""
-    last, seen = output(mixer), []
+def solve(module: nn.Module, mixer: Mixer, pairs: Pairs, size: int, batches: int, cost: Cost) -> None:
+    """The last projection that fits best on the first `batches` batches of `size` windows, by `Ridge`."""
+    last: nn.Linear = module.o_proj if hasattr(module, "o_proj") else module.out_proj
     ridge = Ridge(last.in_features, last.out_features, last.bias is not None)
-    hook = last.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    try:
-        for x, y in list(zip(pairs.x.split(size), pairs.y.split(size)))[:batches]:
-            with cost.counted():
-                call(x)
-                ridge.add(seen.pop(), y)
-    finally:
-        hook.remove()
+    seen: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda projection, given: seen.append(given[0]))
+    for x, y in list(zip(pairs.x.split(size), pairs.y.split(size)))[:batches]:
+        with cost.counted():
+            mixer(x)
+            ridge.add(seen.pop(), y)
+    hook.remove()
     d = last.in_features
-    cost.flops += d**3 // 3 + 2 * d * d * last.out_features  # Cholesky, and the two triangles
+    cost.flops += d**3 // 3 + 2 * d * d * last.out_features  # Cholesky's factor, then two triangles
     W, b = ridge.solve()
     last.weight.copy_(W)
     if b is not None:
         last.bias.copy_(b)
 
 
-def descend(
-    mixer: nn.Module,
-    call: Callable[[Tensor], Tensor],
-    pairs: Pairs,
-    scale: float,
-    rate: float,
-    how: Alignment,
-    seed: int,
-    cost: Cost,
-    step: Callable[[], None],
-) -> None:
-    """how.steps of AdamW on the mixer's parameters; windows come in an order drawn anew each time round."""
-    parameters = [p.requires_grad_() for p in mixer.parameters()]
-    groups = [{"params": [p], "lr": rate * (min(1.0, WIDTH / p.shape[1]) if p.dim() > 1 else 1.0)} for p in parameters]
+@dataclass(frozen=True)
+class Steps:
+    """How many, of so many windows, at which highest rate, in the order of which seed."""
+
+    count: int
+    size: int
+    rate: float
+    seed: int
+
+    def share(self, step: int) -> float:
+        """Of the rate: a rise over WARMUP steps, then a line to 0."""
+        return min((step + 1) / WARMUP, (self.count - step) / max(1, self.count - WARMUP))
+
+    def windows(self, N: int) -> Iterator[list[int]]:
+        """Of each step: all N in turn, then again in another order."""
+        generator, left = torch.Generator().manual_seed(self.seed), []
+        for _ in range(self.count):
+            if len(left) < self.size:
+                left = torch.randperm(N, generator=generator).tolist()
+            yield left[: self.size]
+            left = left[self.size :]
+
+
+def descend(module: nn.Module, mixer: Mixer, pairs: Pairs, steps: Steps, cost: Cost, progress: RunProgress) -> None:
+    """AdamW without weight decay on the parameters of `module`, which `mixer` calls.
+
+    A matrix that reads more than WIDTH channels learns as much slower. Gradients are clipped at 1.
+    Raises Refusal where the loss is not finite.
+    """
+    parameters = [p.requires_grad_() for p in module.parameters()]
+    groups = [{"params": [p], "lr": steps.rate * slower(p)} for p in parameters]
     optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / WARMUP, (how.steps - i) / max(1, how.steps - WARMUP)))
-    for i, windows in zip(range(how.steps), orders(len(pairs.x), how.batch_size, seed)):
-        with cost.counted(how.steps) if i == 0 else nullcontext():
-            loss = error(call(pairs.x[windows]), pairs.y[windows], scale)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps.share)
+    for step, windows in enumerate(steps.windows(len(pairs.x))):
+        with nullcontext() if step else cost.counted(steps.count):
+            loss = pairs.loss(mixer, windows)
             loss.backward()
         if not loss.isfinite():
-            pairs.refuse(f"of the target, step {i + 1}", windows, "choose a lower learning rate")
+            pairs.refuse(f"step {step + 1}", windows, "choose a lower learning rate")
         nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        step()
-    mixer.requires_grad_(False)
+        progress.advance()
+    module.requires_grad_(False)
 
 
-def orders(N: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Batches of `size` out of N windows, all of them in turn, without end."""
-    generator, left = torch.Generator().manual_seed(seed), []
-    while True:
-        if len(left) < size:
-            left = torch.randperm(N, generator=generator).tolist()
-        yield left[:size]
-        left = left[size:]
+def slower(parameter: Tensor) -> float:
+    return min(1.0, WIDTH / parameter.shape[1]) if parameter.dim() > 1 else 1.0

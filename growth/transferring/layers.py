@@ -61,6 +61,15 @@ class Layers:
         self._load(own.mixer, f"model.layers.{layer}.mixer.", layer)
         return own.to(self.device)
 
+    def values(self, layer: int, mixer: nn.Module) -> dict[str, Tensor]:
+        """The weights of a layer's mixer by their names."""
+        found, held = {}, mixer.state_dict()
+        for name, (entry, at) in self.table.items():
+            if at == layer and name.startswith(prefix := f"model.layers.{layer}.mixer."):
+                parts = entry.from_disk(held[name.removeprefix(prefix)].cpu())
+                found |= {weight.name: part for weight, part in zip(entry.weights, parts, strict=True)}
+        return found
+
     def embed(self, ids: Tensor) -> Tensor:
         """The stream in front of the first layer, [N, T, hidden_size], of ids [N, T]."""
         inner, seen = self.model.model, []

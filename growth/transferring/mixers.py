@@ -22,26 +22,6 @@ from lcikernels.models.attention import Attention
 RIDGE = 1e-3  # of the mean square of a feature
 
 
-def retention_fields(config: LCIConfig, heads: int | None) -> dict[str, int]:
-    """The fields of a retention with `heads` heads (None: the attention's) in the place of config's attention.
-
-    All heads together stay as wide. Keys and values stay shared where heads that become one read the same,
-    r together, that is where r divides the H / Hk that share one; else every head has its own.
-    Raises Refusal where neither number of heads is a multiple of the other, or a head is no whole dims.
-    """
-    H, Hk, K = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    new = H if heads is None else heads
-    if new < 1 or (H % new and (new % H or K % (new // H))):
-        expected = f"a divisor of the source's {H}, or a multiple that divides its {H * K} dims evenly"
-        raise refuse("retention-heads", expected, new, "leave it out for as many as the source has")
-    shared = H % new == 0 and (H // Hk) % (H // new) == 0
-    return {
-        "retention_num_heads": new,
-        "retention_head_dim": H * K // new,
-        "retention_num_kv_heads": Hk if shared else new,
-    }
-
-
 class Heads(NamedTuple):
     """Which rows of the source's projections become the rows of the new ones: q [H K], k and v [Hk K]."""
 
@@ -50,27 +30,32 @@ class Heads(NamedTuple):
     v: Tensor
 
 
-def regrouped(H: int, Hk: int, K: int, pairs: int, heads: int, kv_heads: int, new_pairs: int) -> Heads:
-    """The rows by which H heads of K dims, that share Hk heads of k and v, become `heads` heads as wide together.
+def regrouped(H: int, Hk: int, K: int, pairs: int, heads: int, new_pairs: int) -> Heads:
+    """The rows by which H heads of K dims, which share Hk heads of k and v, become `heads` as wide together.
 
-    pairs: how many pairs of dims (i, i + pairs) of a head rotate; new_pairs: of a new one. Where r neighbours
-    become one, pair i of the m-th is pair r i + m of the new head: its rate theta ** (-(r i + m) / (r pairs))
-    is the old one for m = 0, and the next slower ones for the others. What does not rotate lies behind. Where
-    a head becomes r, the m-th takes the pairs m, m + r, .. and its share of what does not rotate. Values keep
-    their order, and so do the columns of o. k and v are repeated for each head that read them, as far as the
-    new heads do not share them: kv_heads divides `heads`, and those that share one read the same.
+    pairs: how many pairs of dims (i, i + pairs) of a head rotate; new_pairs: of a new one. As many heads stay
+    as they are, shared or not. Of others each has its own k and v, repeated for every head that reads them.
+    Where r neighbours become one, pair i of the m-th is pair r i + m of the new head: its rate theta **
+    (-(r i + m) / (r pairs)) is the old one for m = 0, and the next slower ones for the others; what does not
+    rotate lies behind. Where a head becomes r, the m-th takes the pairs m, m + r, .. and its share of what does
+    not rotate. Values keep their order, and so do the columns of o.
+    Raises Refusal where neither number of heads is a multiple of the other, or the pairs do not fit.
     """
-    if heads <= H:
-        whole = [range(h * (H // heads), (h + 1) * (H // heads)) for h in range(heads)]
-        order = [laid(*merged(members, K, pairs), new_pairs) for members in whole]
+    if heads == H:
+        own = torch.arange(Hk * K)
+        return Heads(torch.arange(H * K), own, own)
+    if H % heads and (heads % H or K % (heads // H)):
+        expected = f"a divisor of the source's {H} heads, or a multiple that divides its {H * K} dims evenly"
+        raise refuse("retention-heads", expected, heads, "choose one, or start published")
+    if heads < H:
+        r = H // heads
+        order = [laid(*merged(range(h * r, (h + 1) * r), K, pairs), new_pairs) for h in range(heads)]
     else:
-        parts = heads // H
-        order = [laid(*split(h // parts, h % parts, parts, K, pairs), new_pairs) for h in range(heads)]
-    q, v = torch.tensor(order), torch.arange(H * K).view(heads, -1)
-    kv_head = torch.arange(H) // (H // Hk)
-    k, v = (kv_head[rows // K] * K + rows % K for rows in (q, v))
-    first = torch.arange(0, heads, heads // kv_heads)
-    return Heads(q.flatten(), k[first].flatten(), v[first].flatten())
+        r = heads // H
+        order = [laid(*split(h // r, h % r, r, K, pairs), new_pairs) for h in range(heads)]
+    q, v = torch.tensor(order).flatten(), torch.arange(H * K)
+    k, v = (rows // K // (H // Hk) * K + rows % K for rows in (q, v))
+    return Heads(q, k, v)
 
 
 Pairs = list[tuple[int, int]]
@@ -112,19 +97,18 @@ def retention_from_attention(mixer: Retention, attention: Attention, pairs: tupl
     the attention's; gains of q and k follow their dims. The gate g stays as it was drawn: opened to 1 it
     trained no better. The attention's scale is left out: the norm of each head divides it out again.
     pairs: that rotate, of a head of the attention and of the retention. One head of several adds up their
-    scores; its q/k norms are over all their dims. Sun et al. 2023, section 2; XATL's mode "all".
+    scores, and its q/k norms are over all their dims. Sun et al. 2023, section 2; XATL's mode "all".
     """
-    K, H, Hk = attention.head_dim, mixer.num_heads, mixer.num_kv_heads
-    old, shared = attention.q_proj.weight.shape[0] // K, attention.k_proj.weight.shape[0] // K
-    rows = regrouped(old, shared, K, pairs[0], H, Hk, pairs[1])
+    K = attention.head_dim
+    H, Hk = (proj.out_features // K for proj in (attention.q_proj, attention.k_proj))
+    rows = regrouped(H, Hk, K, pairs[0], mixer.num_heads, pairs[1])
     for name, index in zip("qkv", rows):
         take(getattr(mixer, f"{name}_proj"), getattr(attention, f"{name}_proj"), index)
     take(mixer.o_proj, attention.o_proj)
     for name, index in (("q_norm", rows.q), ("k_norm", rows.k)):
-        if (norm := getattr(attention, name, None)) is not None:
-            gain, own = norm.weight, getattr(mixer, name).weight
-            wide = len(gain) > K or len(index) == len(own)  # over all heads
-            own.copy_(gain[index] if wide else gain[index[: len(own)] % K])
+        if (gain := getattr(getattr(attention, name), "weight", None)) is not None:
+            own = getattr(mixer, name).weight
+            own.copy_(gain[index % K][: len(own)] if len(gain) == K else gain[index])
 
 
 @torch.no_grad()
@@ -139,11 +123,11 @@ def mamba2_from_attention(mixer: Mamba2, attention: Attention) -> None:
     Wang et al. 2024 (arXiv 2408.15237), section 3.
     """
     K = attention.head_dim
-    H = attention.q_proj.weight.shape[0] // K
-    shared = attention.k_proj.weight.shape[0] // K
+    H, Hk = (proj.out_features // K for proj in (attention.q_proj, attention.k_proj))
     assert (mixer.num_heads, mixer.groups, mixer.convolved) == (H, H, (H * K, H * K, H * K))
-    repeated = regrouped(H, shared, K, 0, H, H, 0)
-    sources = ((attention.v_proj, repeated.v), (attention.k_proj, repeated.k), (attention.q_proj, repeated.q))
+    own = torch.arange(H * K)
+    repeated = own // K // (H // Hk) * K + own % K
+    sources = ((attention.v_proj, repeated), (attention.k_proj, repeated), (attention.q_proj, own))
     _, u, _ = mixer.in_proj.weight.split(mixer.projected)
     u.copy_(torch.cat([proj.weight[rows] for proj, rows in sources]))
     mixer.conv1d.weight.zero_()[:, -1] = 1.0

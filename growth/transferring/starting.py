@@ -1,28 +1,22 @@
 """Which way each mixer of a model starts, and the weights that follow from it, a layer at a time."""
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from growth.errors import refuse
-from growth.plan import Origin, Source
+from growth.plan import Source
 from growth.transferring.layers import Layers
-from growth.transferring.mixers import (
-    alibi_log_decays,
-    mamba2_fields,
-    mamba2_from_attention,
-    retention_fields,
-    retention_from_attention,
-)
-from growth.transferring.planned import ATTENTION, Start, Weights
+from growth.transferring.mixers import mamba2_from_attention, retention_from_attention
+from growth.transferring.planned import Made, Start, Weights
+from growth.transferring.sources import ATTENTION
+from lcikernels.layers import Retention
 from lcikernels.models import LCIConfig
-from lcikernels.models.lm import LCIBlock
 
 STARTS = ("published", "attention")
-DECAYS = ("retnet", "alibi", "learned")
+PASSES = "passes each token on"
 MIXER = "layers.{}.mixer."
 # What is made of the attention's projections by "attention", besides a retention's, which have their names.
 MAMBA2 = {
@@ -51,119 +45,101 @@ def way(letter: str, start: str | None, copy: str, data: bool) -> str:
     return start or "published"
 
 
-def mixer_fields(
-    config: LCIConfig, letters: str, start: str | None, heads: int | None, decays: str | Sequence[float] | None
-) -> dict[str, Any]:
-    """The fields of mixers that can start so, in the place of config's attention.
-
-    heads: a retention's. decays: retnet | alibi | learned, from RetNet's on | the share of its memory that
-    each head keeps from token to token. Raises Refusal where they do not fit.
-    """
-    fields: dict[str, Any] = {}
-    for name, given in (("retention-heads", heads), ("decays", decays)):
-        if given is not None and "R" not in letters:
-            raise refuse(name, "none, for no layer becomes a retention", given, "leave it out")
-    if "R" in letters:
-        fields |= retention_fields(config, heads)
-        fields |= decay_fields(decays, fields["retention_num_heads"])
-    if "S" in letters and start == "attention":
-        fields |= mamba2_fields(config)
-    return fields
-
-
-def decay_fields(decays: str | Sequence[float] | None, heads: int) -> dict[str, Any]:
-    if decays in (None, "retnet"):
-        return {}
-    if decays == "learned":
-        return {"retention_learned_decay": True}
-    if decays == "alibi":
-        return {"retention_log_decay": alibi_log_decays(heads)}
-    if isinstance(decays, str):
-        raise refuse("decays", f"one of {', '.join(DECAYS)}, or a number for each head", decays, "choose one")
-    if len(decays) != heads:
-        raise refuse("decays", f"{heads} numbers, one for each head", len(decays), "give one for each")
-    if wrong := [x for x in decays if not 0 < x <= 1]:
-        remedy = "a head keeps that share of its memory from token to token"
-        raise refuse("decays", "numbers above 0 and at most 1", wrong[0], remedy)
-    return {"retention_log_decay": [math.log(x) for x in decays]}
-
-
 class Starting:
     """How the mixers of the model `config` start from those of `source`, which as an LCI model is `old`.
 
-    start, copy: as `transfer` has them; data: are there any to fit to.
+    start, copy: as `transfer` has them; data: are there any to fit to. `new` are the layers whose mixers are
+    others than the source's. Raises Refusal where a mixer has no such start.
     """
 
     def __init__(
-        self, source: Source, old: LCIConfig, config: LCIConfig, start: str | None, copy: str, seed: int, data: bool
+        self,
+        source: Source,
+        old: LCIConfig,
+        config: LCIConfig,
+        start: str | None,
+        copy: str,
+        seed: int,
+        data: bool,
     ):
-        self.source, self.old, self.config = source, old, config
-        letters = dict.fromkeys(config.pattern)
-        self.ways = {letter: way(letter, start, copy, data) for letter in letters if letter not in ATTENTION}
+        self.source, self.old, self.config, self.seed = source, old, config, seed
+        self.new = [i for i, (a, b) in enumerate(zip(old.pattern, config.pattern, strict=True)) if a != b]
+        ways = {letter: way(letter, start, copy, data) for letter in {config.pattern[i] for i in self.new}}
+        self.ways = {i: ways[config.pattern[i]] for i in self.new}
+        for layer in self.new:
+            if old.pattern[layer] not in ATTENTION:  # another mixer of the source's own
+                self.ways[layer] = "published"
         self.same_heads = heads_of(old, "A") == heads_of(config, "R")
-        self.copy = "all" if self.ways.get("R") == "attention" else copy
-        self.seed = seed
+        self.copy = "all" if ways.get("R") == "attention" else copy
+        self.base = self.weights()
 
     def weights(self, starts: Mapping[int, Start] | None = None) -> Weights:
         return Weights(self.source, self.config, self.copy, self.seed, starts)
 
     def layers(self, device: torch.device) -> tuple[Layers, Layers]:
-        """The source's, all of them attention, and the model's with mixers as they are drawn or copied."""
+        """The source's, and the model's, whose mixers are as they are drawn or copied."""
         whole = Weights(self.source, self.old, "all", self.seed)
-        return Layers(whole, device), Layers(self.weights(), device)
+        return Layers(whole, device), Layers(self.base, device)
 
-    def begin(self, letter: str, mixer: nn.Module, attention: nn.Module) -> None:
-        """Start a mixer in place."""
-        if self.ways[letter] == "attention" and letter == "R":
-            retention_from_attention(mixer, attention, (pairs(self.old, "A"), pairs(self.config, "R")))
-        elif self.ways[letter] == "attention":
-            mamba2_from_attention(mixer, attention)
-
-    def same(self, layer: int) -> bool:
-        """Does it start with tensors of the source as they are, or fresh?"""
-        letter = self.config.pattern[layer]
-        return self.ways[letter] == "published" or (letter == "R" and self.same_heads)
+    def begin(self, layer: int, mixer: nn.Module, old: nn.Module) -> None:
+        """Start the mixer of a layer in place, from the source's mixer there."""
+        if self.ways[layer] == "published":
+            return
+        if isinstance(mixer, Retention):
+            turning = pairs(self.old, self.old.pattern[layer]), pairs(self.config, "R")
+            retention_from_attention(mixer, old, turning)
+        else:
+            mamba2_from_attention(mixer, old)
 
     def made(self, layer: int) -> dict[str, Made]:
-        """What the start alone makes of a layer's mixer, besides what is copied or fresh."""
-        letter, base = self.config.pattern[layer], self.weights()
-        if self.same(layer):
+        """What the start makes of a layer's mixer, besides what is copied or fresh."""
+        letter = self.config.pattern[layer]
+        if self.ways[layer] == "published" or (letter == "R" and self.same_heads):
             return {}
+        names = self.base.mixer(layer)
         if letter == "S":
             of = {f"layers.{{}}.mamba2.{name}": sources for name, sources in MAMBA2.items()}
         else:
-            of = {name: (name.removeprefix(MIXER),) for name in base.mixer(layer)}
+            of = {name: (name.removeprefix(MIXER),) for name in names}
         found = {}
-        for name in base.mixer(layer):
+        for name in names:
             sources = tuple(x for part in of.get(name, ()) if ((x := MIXER + part), layer) in self.source)
-            if sources and not (letter == "R" and name.split(".")[-2] in "vo" and base.copied(name, layer)):
+            as_it_is = letter == "R" and name.split(".")[-2] in "vo" and self.base.copied(name, layer)
+            if sources and not as_it_is:
                 found[name] = Made("regrouped", sources)
         if letter == "S":
-            found |= {f"layers.{{}}.mamba2.conv1d.{part}.weight": Made("regrouped", (), PASSES) for part in ("v", "bc")}
+            taps = (f"layers.{{}}.mamba2.conv1d.{part}.weight" for part in ("v", "bc"))
+            found |= dict.fromkeys(taps, Made("regrouped", (), PASSES))
         return found
 
-    def starts(self, device: torch.device) -> dict[int, Start]:
+    def begun_from(self, layer: int) -> dict[str, tuple[str, ...]]:
+        """Every weight of a layer's mixer -> the source's that it starts from; none where it is drawn."""
+        made = self.made(layer)
+        copied = {name: (name,) for name in self.base.mixer(layer) if self.base.copied(name, layer)}
+        started = {name: x.sources for name, x in made.items()}
+        return dict.fromkeys(self.base.mixer(layer), ()) | copied | started
+
+    def starts(self) -> dict[int, Start]:
         """Those that need no data."""
-        layers = [i for i, letter in enumerate(self.config.pattern) if letter not in ATTENTION and not self.same(i)]
-        if not layers:
-            return {}
-        ends = self.layers(device)
-        return {layer: Start(self.made(layer), partial(self._begun, *ends)) for layer in layers}
+        made = {layer: x for layer in self.new if (x := self.made(layer))}
+        ends = self.layers(torch.device("cpu")) if made else ()
+        return {layer: Start(x, partial(self._begun, *ends)) for layer, x in made.items()}
 
     def _begun(self, source: Layers, target: Layers, layer: int) -> dict[str, Tensor]:
         block = source.block(layer)
         own = target.with_mixer(layer, block)
-        self.begin(self.config.pattern[layer], own.mixer, block.mixer)
+        self.begin(layer, own.mixer, block.mixer)
         return target.values(layer, own.mixer)
 
     def lost(self) -> tuple[str, ...]:
         """What of the attention has no place in the mixers that start from it, a sentence each."""
-        return tuple(sentence for letter, start in self.ways.items() if start == "attention" for sentence in LOST[letter](self.old, self.config))
+        letters = {self.config.pattern[layer] for layer, start in self.ways.items() if start == "attention"}
+        return tuple(sentence for letter in sorted(letters) for sentence in LOST[letter](self.old, self.config))
 
 
 def pairs(config: LCIConfig, letter: str) -> int:
     """How many pairs of dims of a head rotate."""
-    return -(-config.rotary_dims[letter] // 2)
+    return -(-config.rotary_dims.get(letter, 0) // 2)
 
 
 def heads_of(config: LCIConfig, letter: str) -> tuple[int, int, int]:
@@ -171,3 +147,29 @@ def heads_of(config: LCIConfig, letter: str) -> tuple[int, int, int]:
     if letter == "A":
         return config.num_attention_heads, config.num_key_value_heads, config.head_dim
     return config.retention_num_heads, config.retention_num_kv_heads, config.retention_head_dim
+
+
+def lost_by_retention(old: LCIConfig, new: LCIConfig) -> Iterator[str]:
+    (H, _, K), (heads, _, size) = heads_of(old, "A"), heads_of(new, "R")
+    turns = any(pairs(old, letter) for letter in old.pattern)
+    if heads < H:
+        yield f"retention: each head of {size} dims adds up the scores of {H // heads} of the source's" + (
+            ", most of whose dims rotate slower there" if turns else ""
+        )
+    if heads > H:
+        yield f"retention: each of the source's heads is split into {heads // H}, which keep apart what it adds up"
+    if heads != H and old.qk_norm == "head":
+        yield f"retention: norms of q and k are over the {size} dims of a new head, not over {K}"
+    if old.attention_softcap is not None:
+        yield f"retention: scores are not capped at {old.attention_softcap}"
+
+
+def lost_by_mamba2(old: LCIConfig, new: LCIConfig) -> Iterator[str]:
+    yield "Mamba-2: C, B and x pass a silu, and the head's norm is over the gated output"
+    if any(pairs(old, letter) for letter in old.pattern):
+        yield "Mamba-2: rotary positions have no place in it"
+    if old.qk_norm is not None:
+        yield "Mamba-2: norms of q and k have no place in it"
+
+
+LOST = {"R": lost_by_retention, "S": lost_by_mamba2}
