@@ -30,7 +30,7 @@ MAMBA = {"M": "Mamba", "S": "Mamba-2"}
 
 
 class Made(NamedTuple):
-    """What became of a weight, the weights of the source's layer that it is made of, what the report says."""
+    """What becomes of a weight, the weights of the source's layer that it is made of, what the report says."""
 
     origin: Origin
     sources: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Made(NamedTuple):
 class Start:
     """How the mixer of one layer starts, where it is not copied weight by weight.
 
-    made: the weights that `make` makes. make: the layer -> these weights by name, not rounded.
+    made: the weights that `make` makes. make: the layer -> these weights by name, not rounded yet.
     """
 
     made: Mapping[str, Made]
@@ -76,9 +76,7 @@ class Weights:
 
     def copied(self, weight: str, layer: int | None) -> bool:
         """Is it the source's, as it is there?"""
-        if (weight, layer) not in self.source or self._starts(weight, layer):
-            return False
-        return self._wanted(weight, layer) and self._fits(weight, layer)
+        return self._copies(weight, layer) and not self._starts(weight, layer)
 
     def sources(self, weight: str, layer: int | None) -> tuple[str, ...]:
         """The tensors of the source on disk that it is made of; none where it starts fresh."""
@@ -91,18 +89,22 @@ class Weights:
         """What becomes of a weight that is not copied."""
         return self.starts[layer].made[weight] if self._starts(weight, layer) else Made("initialised")
 
+    def note(self, weight: str, layer: int | None) -> str:
+        return "" if self.copied(weight, layer) else self.made(weight, layer).note
+
+    def origin(self, weight: str, layer: int | None) -> Origin:
+        return "copied" if self.copied(weight, layer) else self.made(weight, layer).origin
+
     def tensor(self, weight: str, layer: int | None) -> Tensor:
         """Its values, not rounded yet."""
-        if self.copied(weight, layer):
-            return self.source.raw(weight, layer)
         if not self._starts(weight, layer):
-            return self._fresh(weight, layer)
+            return (self.source.raw if self._copies(weight, layer) else self._fresh)(weight, layer)
         if self._started[0] != layer:
             self._started = layer, self.starts[layer].make(layer)
         return self._started[1][weight]
 
     def mixer(self, layer: int) -> list[str]:
-        """The names of a layer's mixer's weights."""
+        """The names of the weights of a layer's mixer."""
         return [weight.name for weight in self.model.architecture.at("", layer) if of_mixer(weight.name)]
 
     def settled(self, weight: str, layer: int | None) -> bool:
@@ -127,6 +129,10 @@ class Weights:
 
     def _starts(self, weight: str, layer: int | None) -> bool:
         return layer in self.starts and weight in self.starts[layer].made
+
+    def _copies(self, weight: str, layer: int | None) -> bool:
+        """Where no start makes it, is it the source's?"""
+        return (weight, layer) in self.source and self._wanted(weight, layer) and self._fits(weight, layer)
 
     def _wanted(self, weight: str, layer: int | None) -> bool:
         """Does the copy mode copy it?"""
@@ -183,14 +189,13 @@ def _row(source: Source, target: Model, weights: Weights, name: str, entry: Entr
         dtype = "float32"
     whole = copied and _as_it_lies(source, entry, layer)
     recipe: Recipe = Copy(sources[0]) if whole else Moved(entry, layer, weights)
-    made = [weights.made(weight, layer) for weight in names if not weights.copied(weight, layer)]
-    origin = next((x.origin for x in made if x.origin != "initialised"), "initialised")
-    notes = dict.fromkeys(x.note for x in made)
+    notes = dict.fromkeys(weights.note(weight, layer) for weight in names)
+    made = [origin for weight in names if (origin := weights.origin(weight, layer)) != "initialised"]
     return Row(
         name,
         shape,
         dtype,
-        "copied" if copied else origin,
+        "copied" if copied else next((origin for origin in made if origin != "copied"), "initialised"),
         sources,
         "; ".join(filter(None, notes)) or ("" if sources else "fresh"),
         freeze=all(weights.settled(weight, layer) for weight in names),
