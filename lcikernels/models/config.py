@@ -64,10 +64,9 @@ class LCIConfig(PreTrainedConfig):
     rotates, no_rope_layers the layers, from 0, where nothing does.
 
     Mamba-1: expand * hidden_size channels of `state_size`; time_step_rank "auto" is ceil(hidden_size / 16).
-
     Mamba-2: as many channels of `mamba2_state_size`, in `mamba2_num_heads` heads (None: of gcd(64, channels)
-    channels) and `mamba2_n_groups` groups of heads; time_step_limit (0, inf) bounds a token's step. Both: a
-    convolution of width conv_kernel.
+    channels) and `mamba2_n_groups` groups of heads; time_step_limit (0, inf) bounds a token's step.
+    Both: a convolution of width conv_kernel; expand * hidden_size must be whole.
 
     `layer_norm_eps` is another name of norm_eps, which it had. Raises ValueError, which names the field,
     where a letter, a length, a size or a word does not fit.
