@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from growth.errors import refuse
+from growth.errors import reason, refuse
 from growth.training.examples import Examples
 from growth.training.progress import RunProgress
 from growth.transferring.fitting import Cost, Pairs, Steps, descend, solve
@@ -33,6 +34,7 @@ from growth.transferring.restoration import Restored
 from growth.transferring.starting import Starting
 
 LENGTH = 512  # tokens of a window, unless asked otherwise
+DRAWN, SOLVED = "drawn, then fitted to the attention", "solved for to fit the attention"
 RATES = {"R": 2e-2, "M": 1e-2, "S": 1e-2}
 LAST = {"R": "layers.{}.mixer.o.", "M": "layers.{}.mamba.out_proj.", "S": "layers.{}.mamba2.out_proj."}
 
@@ -83,17 +85,20 @@ def align(
     how: Alignment,
     folder: Path,
     restored: Restored | None = None,
-) -> Aligned:
+) -> tuple[Aligned, Layers]:
     """Fit every new mixer to windows of text; what they become lies in `folder`, for `kept_in`.
 
-    restored: is told of every layer, and keeps its own streams. Raises Refusal where a number is not finite.
+    restored: is told of every layer, and keeps its own streams. Returns the source's layers, too, for its ends.
+    Raises Refusal where a number is not finite.
     """
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     source, target = starting.layers(device)
     count = min(how.batches, len(windows) // how.batch_size) * how.batch_size
     windows = windows.sample(count, starting.seed)
     ids = windows.batch(range(count))["input_ids"]
-    out = Aligned(stages={name: Cost() for name in ("source", "start", "steps")}, windows=windows.fingerprint())
+    out = Aligned(
+        stages={name: Cost() for name in ("source", "start", "steps")}, windows=windows.fingerprint()
+    )
     stream = [source.embed(batch) for batch in ids.split(how.batch_size)]
     last = len(starting.config.pattern) - 1 if restored else max(starting.new)
     with RunProgress("align", len(starting.new) * how.steps) as progress:
@@ -103,11 +108,13 @@ def align(
             if layer in starting.new:
                 own = target.with_mixer(layer, block)
                 pairs = Pairs(x, y, ids, f"layer {layer}")
-                out.layers.append(fit(starting, target, layer, block.mixer, own, pairs, how, out.stages, progress))
-                save_file(target.values(layer, own.mixer), folder / f"{layer}.safetensors")
+                out.layers.append(
+                    fit(starting, target, layer, block.mixer, own, pairs, how, out.stages, progress)
+                )
+                _keep(target.values(layer, own.mixer), folder, layer)
             if restored:
                 restored.advance(layer, source, block, target, own)
-    return out
+    return out, source
 
 
 def fit(
@@ -138,7 +145,13 @@ def fit(
     seconds = time.perf_counter() - began
     told = ", ".join(f"{name} {error:.4f}" for name, error in errors.items())
     progress.say(f"layer {layer} ({letter}): error {told}; {seconds:.0f} s")
-    return {"layer": layer, "mixer": letter, "start": starting.ways[layer], "error": errors, "seconds": seconds}
+    return {
+        "layer": layer,
+        "mixer": letter,
+        "start": starting.ways[layer],
+        "error": errors,
+        "seconds": seconds,
+    }
 
 
 def kept_in(folder: Path, starting: Starting, how: Alignment) -> dict[int, Start]:
@@ -150,11 +163,21 @@ def kept_in(folder: Path, starting: Starting, how: Alignment) -> dict[int, Start
         for name, sources in of.items():
             last = name.startswith(LAST[letter])
             if how.steps:
-                made[name] = Made("aligned", () if last and how.ridge else sources)
+                of_source = () if last and how.ridge else sources
+                made[name] = Made("aligned", of_source, "" if of_source else DRAWN)
             elif last and how.ridge:
-                made[name] = Made("fitted")
+                made[name] = Made("fitted", (), SOLVED)
         starts[layer] = Start(made, partial(_read, folder))
     return starts
+
+
+def _keep(values: dict[str, Tensor], folder: Path, layer: int) -> None:
+    try:
+        save_file({name: x.contiguous() for name, x in values.items()}, folder / f"{layer}.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise refuse(
+            str(folder), "room for fitted mixers", reason(error), "make room, or name another"
+        ) from error
 
 
 def _read(folder: Path, layer: int) -> dict[str, Tensor]:

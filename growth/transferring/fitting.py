@@ -1,6 +1,6 @@
 """One mixer fitted to what one layer's attention reads and gives: its last projection solved for, then all of it.
 
-    minimise over the mixer's parameters   |mixer(x) - y|^2 / |y|^2
+minimise over the mixer's parameters   |mixer(x) - y|^2 / |y|^2
 """
 
 import time
@@ -20,7 +20,9 @@ from growth.training.flops import CPU_ATTENTION
 from growth.training.progress import RunProgress
 from growth.transferring.mixers import Ridge
 
-WIDTH = 128  # rates were found at widths of 96 to 192; what reads more learns as much slower (Yang et al. 2022)
+WIDTH = (
+    128  # rates were found at widths of 96 to 192; what reads more learns as much slower (Yang et al. 2022)
+)
 WARMUP = 5
 BETAS = 0.9, 0.95
 CLIP = 1.0
@@ -130,7 +132,9 @@ class Steps:
             left = left[self.size :]
 
 
-def descend(module: nn.Module, mixer: Mixer, pairs: Pairs, steps: Steps, cost: Cost, progress: RunProgress) -> None:
+def descend(
+    module: nn.Module, mixer: Mixer, pairs: Pairs, steps: Steps, cost: Cost, progress: RunProgress
+) -> None:
     """AdamW without weight decay on the parameters of `module`, which `mixer` calls.
 
     A matrix that reads more than WIDTH channels learns as much slower. Gradients are clipped at 1.

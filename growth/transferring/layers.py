@@ -82,7 +82,9 @@ class Layers:
     def run(self, layer: int, block: nn.Module, x: Tensor) -> Tensor:
         """The stream behind `block` in the place of that layer. x [N, T, hidden_size]."""
         out = []
-        with working(self.places[layer], lambda _, *given, **named: out.append(block(x, *given, **named)) or x):
+        with working(
+            self.places[layer], lambda _, *given, **named: out.append(block(x, *given, **named)) or x
+        ):
             self._forward(inputs_embeds=x)
         return out[0]
 
@@ -90,7 +92,10 @@ class Layers:
     def headed(self) -> Iterator["Layers"]:
         """Inside, `logits` can be had."""
         weight = self._tensor(HEAD if HEAD in self.table else WORDS)
-        empty, self.model.lm_head.weight = self.model.lm_head.weight, nn.Parameter(weight, requires_grad=False)
+        empty, self.model.lm_head.weight = (
+            self.model.lm_head.weight,
+            nn.Parameter(weight, requires_grad=False),
+        )
         try:
             yield self
         finally:

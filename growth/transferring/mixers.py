@@ -183,7 +183,9 @@ class Ridge:
             gram = gram - self.count * torch.outer(mean, mean)
             moment = moment - self.count * torch.outer(mean, target)
         penalty = self.strength * gram.trace() / len(gram)
-        W = torch.cholesky_solve(moment, torch.linalg.cholesky(gram + penalty * torch.eye(len(gram)).to(gram))).mT
+        W = torch.cholesky_solve(
+            moment, torch.linalg.cholesky(gram + penalty * torch.eye(len(gram)).to(gram))
+        ).mT
         if self.bias:
             b = target - W @ mean
         return W, b

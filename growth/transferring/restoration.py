@@ -5,12 +5,12 @@
 KL-guided layer selection (fla-org/hybrid-distillation, ICLR 2026): one pass of scores, the K lowest are kept.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from growth.training.progress import RunProgress
 from growth.transferring.fitting import Cost
 from growth.transferring.layers import Layers
 
@@ -31,7 +31,9 @@ class Restored:
         self.plain: Tensor | None = None
         self.with_layer: dict[int, Tensor] = {}
 
-    def advance(self, layer: int, source: Layers, block: nn.Module, target: Layers, own: nn.Module | None) -> None:
+    def advance(
+        self, layer: int, source: Layers, block: nn.Module, target: Layers, own: nn.Module | None
+    ) -> None:
         """All streams go through a layer: the source's `block`, or the student's, None where it is the same."""
         if self.source is None:
             self.source = self.plain = source.embed(self.ids)
@@ -55,19 +57,27 @@ class Restored:
             for i, x in enumerate(wanted):
                 log_p = source.logits(x[None])[0].double().log_softmax(-1)
                 for layer, stream in students.items():
-                    log_q = source.logits(stream.flatten(0, 1).split(CHUNK)[i][None])[0].double().log_softmax(-1)
+                    log_q = (
+                        source.logits(stream.flatten(0, 1).split(CHUNK)[i][None])[0].double().log_softmax(-1)
+                    )
                     sums[layer] += (log_p.exp() * (log_p - log_q)).sum().item()
         return {layer: total / self.ids.numel() for layer, total in sums.items()}
 
 
 def best(scores: dict[int | None, float], count: int) -> list[int]:
     """The `count` layers of the lowest scores, in their order."""
-    layers = sorted((layer for layer in scores if layer is not None), key=lambda layer: (scores[layer], layer))
+    layers = sorted(
+        (layer for layer in scores if layer is not None), key=lambda layer: (scores[layer], layer)
+    )
     return sorted(layers[:count])
 
 
-def told(scores: dict[int | None, float], chosen: list[int]) -> list[dict[str, Any]]:
+def table(scores: dict[int | None, float], chosen: Sequence[int]) -> list[dict[str, Any]]:
     """The table, as growth.json has it: every layer's score, how much it lowers, was it chosen."""
     without = scores[None]
-    rows = [{"layer": i, "kl": x, "lowers": without - x, "kept": i in chosen} for i, x in scores.items() if i is not None]
+    rows = [
+        {"layer": i, "kl": x, "lowers": without - x, "kept": i in chosen}
+        for i, x in scores.items()
+        if i is not None
+    ]
     return [{"layer": None, "kl": without, "lowers": 0.0, "kept": False}, *rows]

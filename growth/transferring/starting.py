@@ -1,7 +1,8 @@
 """Which way each mixer of a model starts, and the weights that follow from it, a layer at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +10,14 @@ from torch import Tensor, nn
 from growth.errors import refuse
 from growth.plan import Source
 from growth.transferring.layers import Layers
-from growth.transferring.mixers import mamba2_from_attention, retention_from_attention
+from growth.transferring.mixers import (
+    mamba2_fields,
+    mamba2_from_attention,
+    regrouped,
+    retention_from_attention,
+)
 from growth.transferring.planned import Made, Start, Weights
-from growth.transferring.sources import ATTENTION
+from growth.transferring.sources import ATTENTION, lci_config, pattern_of
 from lcikernels.layers import Retention
 from lcikernels.models import LCIConfig
 
@@ -37,7 +43,9 @@ def way(letter: str, start: str | None, copy: str, data: bool) -> str:
     if start not in (None, *STARTS):
         raise refuse("start", f"one of {', '.join(STARTS)}", start, "choose one of these")
     if start == "attention" and letter == "M":
-        raise refuse("start", "published for Mamba", start, "its gates and rates are no projections of attention's")
+        raise refuse(
+            "start", "published for Mamba", start, "its gates and rates are no projections of attention's"
+        )
     if start == "attention" and letter == "R" and copy in ("norms", "mlp"):
         raise refuse("start", f"published, where copy {copy} makes mixers fresh", start, "leave copy out")
     if start is None and letter == "R":
@@ -46,32 +54,49 @@ def way(letter: str, start: str | None, copy: str, data: bool) -> str:
 
 
 class Starting:
-    """How the mixers of the model `config` start from those of `source`, which as an LCI model is `old`.
+    """How the mixers of a model start: of `config`, with `letters` and `fields`, from `old`, the source's own.
 
     start, copy: as `transfer` has them; data: are there any to fit to. `new` are the layers whose mixers are
-    others than the source's. Raises Refusal where a mixer has no such start.
+    others than the source's; `ways` how each starts. Raises Refusal where a mixer has no such start.
     """
 
     def __init__(
         self,
         source: Source,
-        old: LCIConfig,
-        config: LCIConfig,
+        letters: str,
+        fields: Mapping[str, Any],
         start: str | None,
         copy: str,
         seed: int,
         data: bool,
     ):
-        self.source, self.old, self.config, self.seed = source, old, config, seed
-        self.new = [i for i, (a, b) in enumerate(zip(old.pattern, config.pattern, strict=True)) if a != b]
-        ways = {letter: way(letter, start, copy, data) for letter in {config.pattern[i] for i in self.new}}
-        self.ways = {i: ways[config.pattern[i]] for i in self.new}
+        self.source, self.seed, self.asked = source, seed, (fields, start, copy, seed, data)
+        stored = source.dtype([source.where("embed.weight", None)])
+        self.old = old = lci_config(source.config, pattern_of(source.config), stored)
+        self.new = [i for i, (a, b) in enumerate(zip(old.pattern, letters, strict=True)) if a != b]
+        ways = {letter: way(letter, start, copy, data) for letter in {letters[i] for i in self.new}}
+        if ways.get("S") == "attention":
+            fields = {**mamba2_fields(old), **fields}
+        self.config = config = lci_config(source.config, letters, stored, **fields)
+        self.ways = {i: ways[letters[i]] for i in self.new}
         for layer in self.new:
-            if old.pattern[layer] not in ATTENTION:  # another mixer of the source's own
+            if old.pattern[layer] not in ATTENTION:  # another mixer, of the source's own
                 self.ways[layer] = "published"
         self.same_heads = heads_of(old, "A") == heads_of(config, "R")
         self.copy = "all" if ways.get("R") == "attention" else copy
         self.base = self.weights()
+        if "attention" in self.ways.values() and "R" in ways and not self.same_heads:
+            regrouped(*heads_of(old, "A"), 0, config.retention_num_heads, 0)  # refuses heads that do not fit
+
+    def keeping(self, layers: Collection[int]) -> "Starting":
+        """The same, but that these layers stay as they are in the source."""
+        pairs = enumerate(zip(self.old.pattern, self.config.pattern, strict=True))
+        letters = "".join(old if i in layers else new for i, (old, new) in pairs)
+        return Starting(self.source, letters, *self.asked)
+
+    def told(self) -> dict[str, str]:
+        """How the mixer of each letter starts, for growth.json."""
+        return {self.config.pattern[layer]: start for layer, start in self.ways.items()}
 
     def weights(self, starts: Mapping[int, Start] | None = None) -> Weights:
         return Weights(self.source, self.config, self.copy, self.seed, starts)
@@ -134,7 +159,9 @@ class Starting:
     def lost(self) -> tuple[str, ...]:
         """What of the attention has no place in the mixers that start from it, a sentence each."""
         letters = {self.config.pattern[layer] for layer, start in self.ways.items() if start == "attention"}
-        return tuple(sentence for letter in sorted(letters) for sentence in LOST[letter](self.old, self.config))
+        return tuple(
+            sentence for letter in sorted(letters) for sentence in LOST[letter](self.old, self.config)
+        )
 
 
 def pairs(config: LCIConfig, letter: str) -> int:
