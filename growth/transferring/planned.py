@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from accelerate import init_empty_weights
@@ -19,7 +20,7 @@ from growth.engine import BLOCK, Copy, named_seed
 from growth.families.lci import LCI
 from growth.families.stored import Entry
 from growth.families.table import Model, in_modules
-from growth.plan import Plan, Recipe, Row, Source, dropped
+from growth.plan import Origin, Plan, Recipe, Row, Source, dropped
 from growth.transferring.sources import pattern_of
 from lcikernels.models import LCIConfig, LCIForCausalLM
 
@@ -28,18 +29,23 @@ ATTENTION = "AW"
 MAMBA = {"M": "Mamba", "S": "Mamba-2"}
 
 
+class Made(NamedTuple):
+    """What becomes of a weight, the weights of the source's layer that it is made of, what is said of it."""
+
+    origin: Origin
+    sources: tuple[str, ...] = ()
+    note: str = ""
+
+
 @dataclass(frozen=True)
 class Start:
     """How the mixer of one layer starts, where it is not copied weight by weight.
 
-    made    the weights that `make` makes -> the weights of the source's layer that each is made of
-    make    (source, layer, the mixer's weights as they start without it) -> the weights in `made`, by name
-    note    what the report says of them
+    made: the weights that `make` makes. make: the layer -> these weights by name, not rounded yet.
     """
 
-    made: Mapping[str, tuple[str, ...]]
-    make: Callable[[Source, int, Mapping[str, Tensor]], Mapping[str, Tensor]]
-    note: str = ""
+    made: Mapping[str, Made]
+    make: Callable[[int], Mapping[str, Tensor]]
 
 
 class Weights:
@@ -76,26 +82,30 @@ class Weights:
         """The tensors of the source on disk that it is made of; none where it starts fresh."""
         if self.copied(weight, layer):
             return (self.source.where(weight, layer),)
-        of = self.starts[layer].made[weight] if self._starts(weight, layer) else ()
+        of = self.made(weight, layer).sources
         return tuple(dict.fromkeys(self.source.where(name, layer) for name in of))
 
+    def made(self, weight: str, layer: int | None) -> Made:
+        """What becomes of a weight that is not copied."""
+        return self.starts[layer].made[weight] if self._starts(weight, layer) else Made("initialised")
+
     def note(self, weight: str, layer: int | None) -> str:
-        return self.starts[layer].note if self._starts(weight, layer) else ""
+        return "" if self.copied(weight, layer) else self.made(weight, layer).note
+
+    def origin(self, weight: str, layer: int | None) -> Origin:
+        return "copied" if self.copied(weight, layer) else self.made(weight, layer).origin
 
     def tensor(self, weight: str, layer: int | None) -> Tensor:
         """Its values, not rounded yet."""
         if not self._starts(weight, layer):
-            return self._unstarted(weight, layer)
+            return (self.source.raw if self._copies(weight, layer) else self._fresh)(weight, layer)
         if self._started[0] != layer:
-            start = self.starts[layer]
-            self._started = layer, start.make(self.source, layer, self.mixer(layer, started=False))
+            self._started = layer, self.starts[layer].make(layer)
         return self._started[1][weight]
 
-    def mixer(self, layer: int, started: bool = True) -> dict[str, Tensor]:
-        """The weights of a layer's mixer by their names; started: by its Start, where it has one."""
-        names = [weight.name for weight in self.model.architecture.at("", layer) if of_mixer(weight.name)]
-        value = self.tensor if started else self._unstarted
-        return {name: value(name, layer) for name in names}
+    def mixer(self, layer: int) -> list[str]:
+        """The names of the weights of a layer's mixer."""
+        return [weight.name for weight in self.model.architecture.at("", layer) if of_mixer(weight.name)]
 
     def settled(self, weight: str, layer: int | None) -> bool:
         """Does XATL hold this weight still at first? A norm before a fresh mixer or MLP learns at once."""
@@ -119,9 +129,6 @@ class Weights:
 
     def _starts(self, weight: str, layer: int | None) -> bool:
         return layer in self.starts and weight in self.starts[layer].made
-
-    def _unstarted(self, weight: str, layer: int | None) -> Tensor:
-        return (self.source.raw if self._copies(weight, layer) else self._fresh)(weight, layer)
 
     def _copies(self, weight: str, layer: int | None) -> bool:
         """Where no start makes it, is it the source's?"""
@@ -183,11 +190,12 @@ def _row(source: Source, target: Model, weights: Weights, name: str, entry: Entr
     whole = copied and _as_it_lies(source, entry, layer)
     recipe: Recipe = Copy(sources[0]) if whole else Moved(entry, layer, weights)
     notes = dict.fromkeys(weights.note(weight, layer) for weight in names)
+    made = [origin for weight in names if (origin := weights.origin(weight, layer)) != "initialised"]
     return Row(
         name,
         shape,
         dtype,
-        "copied" if copied else "initialised",
+        "copied" if copied else next((origin for origin in made if origin != "copied"), "initialised"),
         sources,
         "; ".join(filter(None, notes)) or ("" if sources else "fresh"),
         freeze=all(weights.settled(weight, layer) for weight in names),

@@ -13,6 +13,7 @@ there, and the plan says so. A model whose layers all stay computes the source's
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from torch.distributed import is_torchelastic_launched
@@ -21,14 +22,17 @@ from transformers import PreTrainedConfig
 from growth.checkpoint import Checkpoint
 from growth.engine import made, one_thread
 from growth.errors import refuse, refuse_odd_seed
-from growth.families.lci import LCI
-from growth.folders import refuse_existing, refuse_too_large
+from growth.folders import beside, refuse_existing, refuse_too_large
 from growth.plan import Source
 from growth.record import new_record
 from growth.report import Report
-from growth.transferring.planned import COPIED, Weights, plan_transfer
+from growth.training.data import Data
+from growth.transferring.align import Alignment
+from growth.transferring.fitted import Told, count_of, fitting_of
+from growth.transferring.planned import COPIED, plan_transfer
 from growth.transferring.retaining import retention_fields
-from growth.transferring.sources import ATTENTION, MIXERS, lci_config, left_behind, pattern_of, said_by
+from growth.transferring.sources import ATTENTION, MIXERS, left_behind, pattern_of, said_by
+from growth.transferring.starting import Starting
 from growth.writing import write_checkpoint
 
 LETTERS = {"attention": "A", "retention": "R", "mamba": "M", "mamba2": "S"}
@@ -41,17 +45,21 @@ def transfer(
     *,
     mixers: str = "retention",
     pattern: str | None = None,
-    keep_attention: Sequence[int] = (),
+    keep_attention: Sequence[int] | str = (),
     copy: str = "output",
     decays: str | Sequence[float] = "retnet",
     retention_heads: int | None = None,
+    start: str | None = None,
+    align: int | Alignment = 0,
+    data: Data | None = None,
     seed: int = 0,
     dry_run: bool = False,
 ) -> Report:
     """Transfer the checkpoint `src`, a folder or the Hub's, to an LCI model of its size in folder `dst`.
 
     mixers          retention | mamba | mamba2 | attention, in every layer
-    keep_attention  the layers, from 0, that stay attention
+    keep_attention  the layers, from 0, that stay attention; or "auto:K", the K that data choose: those whose
+                    attention in the place of a fitted mixer brings the model closest to the source
     pattern         instead of both: a letter per layer, A attention as the source has it there, W the same
                     where it has a window, R retention, M Mamba, S Mamba-2. What the letter of a source with
                     layers of these kinds keeps is copied
@@ -59,6 +67,12 @@ def transfer(
     decays          the share of its memory that each head of retention keeps from token to token:
                     retnet | alibi | learned, which starts as RetNet's, or a number for each head
     retention_heads of as many dims together as attention's; default: attention's own
+
+    start           how mixers start: published | attention (growth.transferring.mixers). None is the better
+                    one: with data retention starts from attention, else `copy` says what it takes of it
+    align           steps of fitting each new mixer to the source's attention on data, before all training; an
+                    Alignment says how. 0: with data the last projection alone is solved for
+    data            text, or Windows: what mixers are fitted to and layers are chosen by
 
     Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the
     source cannot be read or computes what an LCI model does not, a mixer, layer or letter does not exist,
@@ -71,33 +85,45 @@ def transfer(
         raise refuse("copy", f"one of {', '.join(COPIED)}", copy, "choose one of these")
     if not dry_run:
         refuse_existing(dst)
-    began = time.perf_counter()
+    began, count = time.perf_counter(), count_of(keep_attention)
     checkpoint = Checkpoint(src)
     said_by(checkpoint.config, str(src))
     source = Source(checkpoint)
-    stored = source.dtype([source.where("embed.weight", None)])
-    letters = chosen_pattern(checkpoint.config, mixers, pattern, keep_attention)
+    letters = chosen_pattern(checkpoint.config, mixers, pattern, () if count else keep_attention)
     fields = retention_fields(checkpoint.config, letters, decays, retention_heads)
-    config = lci_config(checkpoint.config, letters, stored, **fields)
-    target, weights = LCI.model(config), Weights(source, config, copy, seed)
-    plan = plan_transfer(source, target, weights)
-    notes, parameters = left_behind(checkpoint.config), (source.parameters, plan.parameters)
-    if not dry_run:
-        refuse_too_large(dst, plan.bytes)
-        how = {"parameters": parameters, "pattern": config.pattern, "copy": copy, "seed": seed}
-        record = new_record("transfer", "xatl", checkpoint, weights.lossless, plan, notes=notes, **how)
-        with one_thread():
-            write_checkpoint(dst, config, made(plan, source), plan.rows, checkpoint, record)
+    starting = Starting(source, letters, fields, start, copy, seed, data is not None)
+    fitting = fitting_of(starting, align, data, count)
+    told, notes = Told(), left_behind(checkpoint.config) + starting.lost()
+    with beside(dst) if fitting and not dry_run else nullcontext(Path(dst)) as folder:
+        if fitting and not dry_run:
+            weights = starting.weights()
+            room = plan_transfer(source, weights.model, weights).bytes
+            refuse_too_large(dst, room + fitting.bytes(starting))
+            told = fitting.run(starting, folder)
+            starting = starting.keeping(told.kept)
+        starts = fitting.starts(starting, folder) if fitting else starting.starts()
+        weights = starting.weights(starts)
+        plan, config = plan_transfer(source, weights.model, weights), starting.config
+        parameters = source.parameters, plan.parameters
+        if not dry_run:
+            refuse_too_large(dst, plan.bytes)
+            how = {"parameters": parameters, "pattern": config.pattern, "copy": copy, "seed": seed}
+            how |= {"start": starting.told(), **told.json}
+            record = new_record("transfer", "xatl", checkpoint, weights.lossless, plan, notes=notes, **how)
+            with one_thread():
+                write_checkpoint(dst, config, made(plan, source), plan.rows, checkpoint, record)
     return Report(
         Path(src),
         None if dry_run else Path(dst),
         f"xatl {config.pattern}",
         weights.lossless,
         time.perf_counter() - began,
-        0,
+        told.flops,
         parameters,
         plan,
         notes,
+        details=told.json,
+        lines=told.lines,
     )
 
 
