@@ -1,4 +1,4 @@
-"""Models that compute in their own dtype throughout: RMSNorms of transformers do so in float32."""
+"""Models that compute in their own dtype throughout: RMSNorms and scans of transformers do so in float32."""
 
 from types import MethodType
 

@@ -91,7 +91,7 @@ def retention(frame: Frame) -> tuple[Op, ...]:
     return (
         *(Linear(f"{module}.{part}", frame.reads, wire, bias) for part, wire in parts.items()),
         Attention(query, key, value, mixed),
-        Norm(f"{module}.norm", mixed, out, "", "rms", EPS, per="unit"),
+        Norm(f"{module}.norm", mixed, out, "", "rms", frame.eps, per="unit"),
         Pointwise((out,)),
         Linear(f"{module}.o", out, frame.writes, bias),
     )
@@ -133,7 +133,7 @@ def mamba2(frame: Frame) -> tuple[Op, ...]:
         Linear(f"{module}.dt", frame.reads, step),
         Pointwise((ssm,), own=own),
         Attention(ssm, "groups", ssm, ssm, along=(step,)),
-        Norm(f"{module}.norm", ssm, "ssm_out.{}", "ssm_gain.{}", "rms", EPS),
+        Norm(f"{module}.norm", ssm, "ssm_out.{}", "ssm_gain.{}", "rms", frame.eps),
         Linear(f"{module}.out_proj", "ssm_out.{}", frame.writes),
     )
 
