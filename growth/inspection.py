@@ -14,7 +14,7 @@ from growth.lossless import lost
 from growth.methods.lemon import Lemon
 from growth.plan import Source
 from growth.sizes import Sizes, resized, sizes_of
-from growth.transferring.xatl import SOURCES
+from growth.transferring.sources import SOURCES
 
 LEMON = Lemon()
 TRAINED = {
