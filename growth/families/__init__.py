@@ -27,7 +27,10 @@ from growth.families.t5 import T5
 from growth.families.table import Family, Model, classes
 from growth.families.vision import DEIT, VIT
 
-FAMILIES = {family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMAS, GRANITE_HYBRID, *ENCODERS, T5, VIT, DEIT, LCI)}
+FAMILIES = {
+    family.model_type: family
+    for family in (GPT_NEOX, GPT2, *LLAMAS, GRANITE_HYBRID, *ENCODERS, T5, VIT, DEIT, LCI)
+}
 
 
 def family_of(config: PreTrainedConfig, where: str) -> Family:

@@ -1,4 +1,4 @@
-"""Granite 4's hybrids without experts: attention or Mamba-2 in each layer, RMSNorm, a gated feed-forward block."""
+"""Granite 4's hybrids without experts: attention or Mamba-2 in each layer, in Llama's frame."""
 
 from collections.abc import Mapping
 from typing import Any

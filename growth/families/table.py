@@ -219,7 +219,8 @@ def _remedy(unknown: Iterable[str]) -> str:
 
 def classes(auto: type, config: PreTrainedConfig) -> tuple[type, ...]:
     """The model classes that an auto class has for a configuration; none where it has none."""
-    found = auto._model_mapping.get(type(config), ())
+    known = (auto._model_mapping.get(kind, ()) for kind in type(config).__mro__)
+    found = next(filter(None, known), ())
     return found if isinstance(found, tuple) else (found,)
 
 

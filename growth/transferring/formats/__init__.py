@@ -1,0 +1,35 @@
+"""What a transferred model is written as: our own class, or one that others load and serve."""
+
+from growth.errors import refuse
+from growth.families.table import Model
+from growth.transferring.formats.fla import FLA
+from growth.transferring.formats.format import Format
+from growth.transferring.formats.granitemoehybrid import GRANITEMOEHYBRID
+from growth.transferring.formats.lci import LCI
+from lcikernels.models import LCIConfig
+
+FORMATS = {x.name: x for x in (LCI, GRANITEMOEHYBRID, FLA)}
+
+
+def format_of(name: str) -> Format:
+    """The format of that name, or a refusal that lists them all."""
+    if name not in FORMATS:
+        raise refuse("format", f"one of {', '.join(FORMATS)}", name, "choose one of these")
+    return FORMATS[name]
+
+
+def written(name: str, config: LCIConfig) -> Model:
+    """The model of this configuration as the format `name` has it.
+
+    Raises Refusal where the format does not hold a field of it, with the formats that do.
+    """
+    chosen = format_of(name)
+    for limit in chosen.beyond(config):
+        able = [x.name for x in FORMATS.values() if limit.field not in {y.field for y in x.beyond(config)}]
+        raise refuse(
+            limit.field,
+            f"{limit.expected}, for the format {name}",
+            getattr(config, limit.field),
+            f"write it as {' or '.join(able)}, which holds it",
+        )
+    return chosen.family.model(chosen.config(config))
