@@ -105,15 +105,22 @@ app.command()(grow)
 def transfer(
     src: Src,
     dst: Dst,
-    mixers: Annotated[str, typer.Option(help="retention | mamba | attention")] = "retention",
-    pattern: Annotated[str | None, typer.Option(help="A letter per layer: A, R or M, such as RRRA.")] = None,
+    mixers: Annotated[str, typer.Option(help="retention | mamba | mamba2 | attention")] = "retention",
+    pattern: Annotated[
+        str | None, typer.Option(help="A letter per layer: A, W, R, M or S, such as RRRA.")
+    ] = None,
     keep_attention: Annotated[str, typer.Option(help="Layers that stay attention, such as 1,11.")] = "",
     copy: Annotated[str, typer.Option(help="norms | mlp | output | all")] = "output",
+    decays: Annotated[
+        str, typer.Option(help="Of retention: retnet | alibi | learned, or the share that each head keeps.")
+    ] = "retnet",
+    retention_heads: Annotated[int | None, typer.Option(help="Default: attention's.")] = None,
+    format: Annotated[str, typer.Option(help="lci | granitemoehybrid | fla")] = "lci",
     seed: Seed = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Transfer a checkpoint to retention or Mamba layers (XATL)."""
+    """Transfer a checkpoint to retention, Mamba or Mamba-2 layers (XATL)."""
     report = growth.transfer(
         src,
         dst,
@@ -121,6 +128,9 @@ def transfer(
         pattern=pattern,
         keep_attention=_layers(keep_attention),
         copy=copy,
+        decays=_numbers(decays),
+        retention_heads=retention_heads,
+        format=format,
         seed=seed,
         dry_run=dry_run,
     )
@@ -212,6 +222,14 @@ def _layers(text: str) -> list[int]:
         raise refuse(
             "keep-attention", "layer numbers such as 1,11", repr(text), "separate them by commas"
         ) from error
+
+
+def _numbers(text: str) -> str | list[float]:
+    """Numbers where these are what stands there, else the word."""
+    try:
+        return [float(x) for x in text.split(",") if x.strip()]
+    except ValueError:
+        return text
 
 
 def _print(report, dry_run: bool, as_json: bool) -> None:

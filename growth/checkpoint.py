@@ -30,7 +30,7 @@ SIZES = """hidden_size num_hidden_layers num_attention_heads intermediate_size v
 QUANTIZED = ("quantization_config", "compression_config")
 OTHER_FORMATS = ("pytorch_model*.bin", "tf_model.h5", "flax_model.msgpack", "*.gguf")
 ELSEWHERE = {"retnet": "fla"}  # types of models -> the packages that make them known to transformers
-STEADY = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "initializer_range")
+STEADY = ("norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "initializer_range")
 
 
 def chosen_dtype(name: str | None) -> str | None:

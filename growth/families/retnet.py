@@ -20,7 +20,10 @@ EPS = "norm_eps"
 
 def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
     frame = Frame(config.hidden_size, config.num_heads, config.intermediate_size, eps=EPS)
-    layer = (*frame.block("mixer", retention(frame)), *frame.block("mlp", frame.feed_forward()))
+    layer = (
+        *frame.block("mixer", retention(frame, learned=False)),
+        *frame.block("mlp", frame.feed_forward()),
+    )
     ops = (
         Table("embed", "vocab", "residual"),
         frame.norm("norm", "residual", "final", "final_gain"),

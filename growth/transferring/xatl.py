@@ -1,14 +1,14 @@
 """XATL: attention is replaced by a mixer of linear cost, all else is kept.  Choi, 2024 (arXiv 2404.02684).
 
-    copy        copied besides the embeddings, the head and the norms
+    copy        copied besides the embeddings, the head and the norms, those of queries and keys too
     "norms"     nothing: mixers and feed-forward blocks start fresh
     "mlp"       the feed-forward blocks
     "output"    + the output projection of each mixer (the default; the paper's best)
     "all"       + queries, keys and values
 
-A layer that stays attention is always copied whole. Mamba has no output projection of the source's shape, so
-the source's is dropped there, and the plan says so. A model whose layers all stay attention computes the
-source's logits.
+A layer that stays what it is, attention above all, is always copied whole: where the source's attention sees a
+window alone, so does what is kept of it. Mamba has no tensors of attention's shapes, so these are dropped
+there, and the plan says so. A model whose layers all stay computes the source's logits.
 """
 
 import time
@@ -21,16 +21,18 @@ from transformers import PreTrainedConfig
 from growth.checkpoint import Checkpoint
 from growth.engine import made, one_thread
 from growth.errors import refuse, refuse_odd_seed
-from growth.families.lci import LCI
 from growth.folders import refuse_existing, refuse_too_large
 from growth.plan import Source
 from growth.record import new_record
 from growth.report import Report
+from growth.transferring.formats import format_of, written
 from growth.transferring.planned import COPIED, Weights, plan_transfer
-from growth.transferring.sources import SOURCES, lci_config, left_behind
+from growth.transferring.retaining import retention_fields
+from growth.transferring.sources import ATTENTION, MIXERS, lci_config, left_behind, pattern_of, said_by
 from growth.writing import write_checkpoint
 
-LETTERS = {"attention": "A", "retention": "R", "mamba": "M"}
+LETTERS = {"attention": "A", "retention": "R", "mamba": "M", "mamba2": "S"}
+PATTERN = "AWRMS"
 
 
 def transfer(
@@ -41,51 +43,59 @@ def transfer(
     pattern: str | None = None,
     keep_attention: Sequence[int] = (),
     copy: str = "output",
+    decays: str | Sequence[float] = "retnet",
+    retention_heads: int | None = None,
+    format: str = "lci",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Report:
-    """Transfer the checkpoint `src`, a folder or the Hub's, to an LCI model of its size in folder `dst`.
+    """Transfer the checkpoint `src`, a folder or the Hub's, to a model of its size in folder `dst`.
 
-    mixers          retention | mamba | attention, in every layer
+    mixers          retention | mamba | mamba2 | attention, in every layer
     keep_attention  the layers, from 0, that stay attention
-    pattern         instead of both: a letter per layer, A attention, R retention, M Mamba
+    pattern         instead of both: a letter per layer, A attention as the source has it there, W the same
+                    where it has a window, R retention, M Mamba, S Mamba-2. What the letter of a source with
+                    layers of these kinds keeps is copied
     copy            norms | mlp | output | all (see above)
+    decays          the share of its memory that each head of retention keeps from token to token:
+                    retnet | alibi | learned, which starts as RetNet's, or a number for each head
+    retention_heads of as many dims together as attention's; default: attention's own
+    format          what it is written as: lci, our own class, which holds all of these; granitemoehybrid,
+                    which transformers, vLLM and SGLang have; fla, flash-linear-attention's RetNet
 
     Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the
-    source cannot be read, a mixer, layer or letter does not exist, or `dst` does.
+    source cannot be read or computes what an LCI model does not, a mixer, layer or letter does not exist,
+    heads or decays do not fit, the format does not hold a setting of the model, or `dst` exists.
     """
     if is_torchelastic_launched():
         raise refuse("transfer", "one process", "torchrun", "start it without; training takes several")
     refuse_odd_seed(seed)
-    if mixers not in LETTERS:
-        raise refuse("mixers", f"one of {', '.join(LETTERS)}", mixers, "choose one of these")
     if copy not in COPIED:
         raise refuse("copy", f"one of {', '.join(COPIED)}", copy, "choose one of these")
+    form = format_of(format)
     if not dry_run:
         refuse_existing(dst)
     began = time.perf_counter()
     checkpoint = Checkpoint(src)
-    if checkpoint.config.model_type not in SOURCES:
-        raise refuse(
-            str(src),
-            f"a checkpoint to transfer: {', '.join(SOURCES)}",
-            checkpoint.config.model_type,
-            "no table leads from its norms and embeddings to an LCI model's yet",
-        )
+    said_by(checkpoint.config, str(src))
     source = Source(checkpoint)
     stored = source.dtype([source.where("embed.weight", None)])
-    config = lci_config(
-        checkpoint.config, _pattern(checkpoint.config, mixers, pattern, keep_attention), stored
-    )
-    target, weights = LCI.model(config), Weights(source, config, copy, seed)
+    letters = chosen_pattern(checkpoint.config, mixers, pattern, keep_attention)
+    fields = retention_fields(checkpoint.config, letters, decays, retention_heads)
+    config = lci_config(checkpoint.config, letters, stored, **fields)
+    target, weights = written(form, config), Weights(source, config, copy, seed)
     plan = plan_transfer(source, target, weights)
-    notes, parameters = left_behind(checkpoint.config), (source.parameters, plan.parameters)
+    notes, parameters = (
+        (*left_behind(checkpoint.config), *form.notes(config)),
+        (source.parameters, plan.parameters),
+    )
     if not dry_run:
         refuse_too_large(dst, plan.bytes)
         how = {"parameters": parameters, "pattern": config.pattern, "copy": copy, "seed": seed}
+        how["format"] = format
         record = new_record("transfer", "xatl", checkpoint, weights.lossless, plan, notes=notes, **how)
         with one_thread():
-            write_checkpoint(dst, config, made(plan, source), plan.rows, checkpoint, record)
+            write_checkpoint(dst, target.config, made(plan, source), plan.rows, checkpoint, record)
     return Report(
         Path(src),
         None if dry_run else Path(dst),
@@ -99,22 +109,35 @@ def transfer(
     )
 
 
-def _pattern(
-    config: PreTrainedConfig, mixers: str, pattern: str | None, keep_attention: Sequence[int]
+def chosen_pattern(
+    config: PreTrainedConfig,
+    mixers: str,
+    pattern: str | None = None,
+    keep_attention: Sequence[int] = (),
 ) -> str:
-    L = config.num_hidden_layers
+    """The letters of the target's layers, where attention stays that of the source's own layer.
+
+    Raises Refusal where a mixer, a layer or a letter does not exist, or attention is to be where the source
+    has none.
+    """
+    own = pattern_of(config)
+    L, count = len(own), range(len(own))
+    if mixers not in LETTERS:
+        raise refuse("mixers", f"one of {', '.join(LETTERS)}", mixers, "choose one of these")
     if pattern is None:
-        beyond = [layer for layer in keep_attention if not 0 <= layer < L]
-        if beyond:
+        if beyond := [layer for layer in keep_attention if layer not in count]:
             raise refuse("keep-attention", f"layers from 0 to {L - 1}", beyond[0], "count the layers from 0")
-        return "".join("A" if layer in keep_attention else LETTERS[mixers] for layer in range(L))
-    if keep_attention:
+        wanted = "".join("A" if layer in keep_attention else LETTERS[mixers] for layer in count)
+    elif keep_attention:
         raise refuse("pattern", "either a pattern or layers that keep attention", "both", "leave one out")
-    if len(pattern) != L or set(pattern) - set(LETTERS.values()):
-        raise refuse(
-            "pattern",
-            f"{L} letters out of {', '.join(LETTERS.values())}",
-            repr(pattern),
-            "give one letter per layer",
-        )
-    return pattern
+    elif len(pattern) != L or set(pattern) - set(PATTERN):
+        expected = f"{L} letters out of {', '.join(PATTERN)}"
+        raise refuse("pattern", expected, repr(pattern), "give one letter per layer")
+    else:
+        wanted = pattern
+    for layer, (letter, has) in enumerate(zip(wanted, own, strict=True)):
+        if letter in ATTENTION and has not in (letter, *(ATTENTION if letter == "A" else "")):
+            got = f"{letter}, where the source has {MIXERS[has]} ({has})"
+            remedy = f"keep its letter, as in {own}, or choose another mixer"
+            raise refuse(f"layer {layer}", f"attention as the source has it, or {has}", got, remedy)
+    return "".join(has if letter == "A" else letter for letter, has in zip(wanted, own, strict=True))

@@ -18,18 +18,17 @@ def format_of(name: str) -> Format:
     return FORMATS[name]
 
 
-def written(name: str, config: LCIConfig) -> Model:
-    """The model of this configuration as the format `name` has it.
+def written(form: Format, config: LCIConfig) -> Model:
+    """The model of this configuration as a format has it.
 
     Raises Refusal where the format does not hold a field of it, with the formats that do.
     """
-    chosen = format_of(name)
-    for limit in chosen.beyond(config):
+    for limit in form.beyond(config):
         able = [x.name for x in FORMATS.values() if limit.field not in {y.field for y in x.beyond(config)}]
         raise refuse(
             limit.field,
-            f"{limit.expected}, for the format {name}",
+            f"{limit.expected}, for the format {form.name}",
             getattr(config, limit.field),
             f"write it as {' or '.join(able)}, which holds it",
         )
-    return chosen.family.model(chosen.config(config))
+    return form.family.model(form.config(config))
