@@ -231,17 +231,7 @@ LCI = Family(
         **block(
             "model.layers.{}.",
             {
-                **{
-                    name: Stored(disk, less_one=LESS_ONE)
-                    for name, disk in {
-                        **{
-                            f"{block}{out}_norm": f"{block}{out}_norm"
-                            for block in BLOCKS
-                            for out in ("", "_out")
-                        },
-                        **{f"mixer.{part}_norm": f"mixer.{part}_norm" for part in "qk"},
-                    }.items()
-                },
+                **{f"{name}_norm": Stored(f"{name}_norm", less_one=LESS_ONE) for name in NORMED},
                 "mixer.A_log": "mixer.A_log",
                 **{f"mixer.{part}": f"mixer.{part}_proj" for part in "qkvgo"},
                 ("mamba.x", "mamba.z"): "mixer.in_proj",

@@ -5,7 +5,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from growth.families.retnet import RETNET
-from growth.transferring.formats.format import FRAME, Format, Limit, biases, head_dim, rope, shared
+from growth.transferring.formats.format import FRAME, Format, Limit, biases, head_dim, only, shared
 from lcikernels.layers.retention import log_decays, retnet_log_decay
 from lcikernels.models import LCIConfig
 
@@ -60,9 +60,8 @@ def retnets_decays(config: LCIConfig) -> bool:
 
 
 def plain_rope(config: LCIConfig) -> bool:
-    found = rope(config)
-    kind, theta = found.get("rope_type", "default"), found["rope_theta"]
-    return (kind, theta, found.get("partial_rotary_factor", 1.0)) == ("default", 10000.0, 1.0)
+    found = {"rope_type": "default", "rope_theta": None, "partial_rotary_factor": 1.0} | config.rope_of("R")
+    return [*found.values()][:3] == ["default", 10000.0, 1.0]
 
 
 LIMITS = (
@@ -71,15 +70,14 @@ LIMITS = (
     Limit("pattern", lambda config: {*config.pattern} == {"R"}, "layers of R alone"),
     Limit("attention_bias", lambda config: not biases(config)[0], "false"),
     Limit("attention_out_bias", lambda config: not biases(config)[1], "false"),
-    Limit("position_embedding_type", lambda config: config.position_embedding_type == "rope", "rope"),
+    only("position_embedding_type", "rope"),
     Limit("rope_parameters", plain_rope, "rope_theta 10000 and rope_type default, of whole heads"),
     Limit("no_rope_layers", lambda config: not config.no_rope_layers, "none"),
-    *(
-        Limit(name, lambda config, name=name: getattr(config, name) == 1.0, "1")
-        for name in ("embedding_scale", "residual_scale", "logits_scale")
-    ),
+    only("embedding_scale", 1.0),
+    only("residual_scale", 1.0),
+    only("logits_scale", 1.0),
     Limit("retention_head_dim", lambda config: head_dim(config) <= 256, "at most 256"),
-    Limit("retention_learned_decay", lambda config: not config.retention_learned_decay, "false"),
+    only("retention_learned_decay", False),
     Limit("retention_log_decay", retnets_decays, "RetNet's, log(1 - 2^(-5-h)) for head h"),
 )
 FLA = Format("fla", RETNET, LIMITS, config)

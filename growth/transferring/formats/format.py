@@ -54,27 +54,29 @@ def biases(config: LCIConfig) -> tuple[bool, bool]:
     return config.attention_bias, config.attention_bias if out is None else out
 
 
-def rope(config: LCIConfig) -> dict:
-    """The rotary positions of layers that attend to all tokens, and of retention."""
-    return config.rope_parameters.get("full_attention", config.rope_parameters)
-
-
 def head_dim(config: LCIConfig) -> int:
     """Of retention."""
     return config.retention_head_dim or config.hidden_size // config.retention_num_heads
 
 
+def only(field: str, value: object, letters: str = "AWRMS") -> Limit:
+    """A limit to one value, in models with layers of these mixers."""
+    return Limit(
+        field, lambda config: getattr(config, field) == value or not has(config, letters), str(value)
+    )
+
+
 # Llama's frame, whatever the mixers are.
 FRAME = (
-    Limit("norm", lambda config: config.norm == "rms", "rms"),
-    Limit("norm_placement", lambda config: config.norm_placement == "before", "before"),
-    Limit("zero_centered_norms", lambda config: not config.zero_centered_norms, "false"),
-    Limit("use_parallel_residual", lambda config: not config.use_parallel_residual, "false"),
-    Limit("gated_mlp", lambda config: config.gated_mlp, "true"),
-    Limit("mlp_bias", lambda config: not config.mlp_bias, "false"),
+    only("norm", "rms"),
+    only("norm_placement", "before"),
+    only("zero_centered_norms", False),
+    only("use_parallel_residual", False),
+    only("gated_mlp", True),
+    only("mlp_bias", False),
     Limit("hidden_act", lambda config: config.hidden_act in ("silu", "swish"), "silu"),
-    Limit("qk_norm", lambda config: not (config.qk_norm and has(config, "AWR")), "none"),
-    Limit("final_softcap", lambda config: config.final_softcap is None, "none"),
+    only("qk_norm", None, "AWR"),
+    only("final_softcap", None),
 )
 # The settings that are called alike everywhere.
 SHARED = """vocab_size hidden_size num_hidden_layers intermediate_size max_position_embeddings

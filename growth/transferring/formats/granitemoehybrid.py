@@ -8,7 +8,7 @@ import math
 from transformers import GraniteMoeHybridConfig
 
 from growth.families.granite_hybrid import GRANITE_HYBRID
-from growth.transferring.formats.format import FRAME, Format, Limit, biases, has, rope, shared
+from growth.transferring.formats.format import FRAME, Format, Limit, biases, only, shared
 from lcikernels.models import LCIConfig
 
 # transformers' names of layers -> their older ones, which it reads too, and others read alone.
@@ -32,7 +32,7 @@ def config(model: LCIConfig) -> GraniteMoeHybridConfig:
         expand = 2
         heads = expand * D // math.gcd(64, expand * D)
     scale = model.attention_scale
-    rotates = "A" in model.pattern and model.position_embedding_type == "rope" and not without_rope(model)
+    rotates = turning(model) > 0
     own_size = "A" in model.pattern and model.head_dim * H != D
     return SavedConfig(
         **shared(model),
@@ -48,7 +48,7 @@ def config(model: LCIConfig) -> GraniteMoeHybridConfig:
         attention_bias=any(biases(model)),
         attention_multiplier=model.head_dim**-0.5 if scale is None else scale,
         position_embedding_type="rope" if rotates else None,
-        rope_parameters=dict(rope(model)),
+        rope_parameters=dict(model.rope_of("A")) if rotates else None,
         embedding_multiplier=model.embedding_scale,
         residual_multiplier=model.residual_scale,
         logits_scaling=1 / model.logits_scale,
@@ -62,9 +62,9 @@ def config(model: LCIConfig) -> GraniteMoeHybridConfig:
     )
 
 
-def without_rope(config: LCIConfig) -> list[int]:
-    """The attention layers that do not rotate."""
-    return [i for i in config.no_rope_layers or () if config.pattern[i] == "A"]
+def turning(config: LCIConfig) -> int:
+    """The layers of attention that rotate."""
+    return sum(letter == "A" and config.rotates(layer) for layer, letter in enumerate(config.pattern))
 
 
 def notes(config: LCIConfig) -> tuple[str, ...]:
@@ -78,29 +78,19 @@ def notes(config: LCIConfig) -> tuple[str, ...]:
 LIMITS = (
     *FRAME,
     Limit("pattern", lambda config: {*config.pattern} <= {*"AS"}, "layers of A and S"),
-    Limit(
-        "attention_softcap", lambda config: config.attention_softcap is None or not has(config, "A"), "none"
-    ),
-    Limit(
-        "scale_attention_by_layer",
-        lambda config: not (config.scale_attention_by_layer and has(config, "A")),
-        "false",
-    ),
+    only("attention_softcap", None, "A"),
+    only("scale_attention_by_layer", False, "A"),
     Limit(
         "position_embedding_type", lambda config: config.position_embedding_type != "learned", "rope or none"
     ),
     Limit(
         "rope_parameters",
-        lambda config: (
-            config.position_embedding_type != "rope"
-            or not has(config, "A")
-            or rope(config).get("partial_rotary_factor", 1.0) == 1.0
-        ),
+        lambda config: not turning(config) or config.rope_of("A").get("partial_rotary_factor", 1.0) == 1.0,
         "rotary positions of whole heads (partial_rotary_factor 1)",
     ),
     Limit(
         "no_rope_layers",
-        lambda config: len(without_rope(config)) in (0, config.pattern.count("A")),
+        lambda config: turning(config) in (0, config.pattern.count("A")),
         "all layers of attention, or none",
     ),
     Limit(
@@ -108,10 +98,7 @@ LIMITS = (
         lambda config: "S" not in config.pattern or config.expand == int(config.expand),
         "a whole number",
     ),
-    Limit(
-        "time_step_limit",  # the class bounds steps of whole sequences, not those of single tokens
-        lambda config: "S" not in config.pattern or config.time_step_limit == (0.0, math.inf),
-        "(0, inf)",
-    ),
+    # The class bounds the steps of whole sequences, but not those of single tokens.
+    only("time_step_limit", (0.0, math.inf), "S"),
 )
 GRANITEMOEHYBRID = Format("granitemoehybrid", GRANITE_HYBRID, LIMITS, config, notes)
