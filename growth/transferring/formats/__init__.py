@@ -21,14 +21,14 @@ def format_of(name: str) -> Format:
 def written(form: Format, config: LCIConfig) -> Model:
     """The model of this configuration as a format has it.
 
-    Raises Refusal where the format does not hold a field of it, with the formats that do.
+    Raises Refusal, with the field's name, where it does not hold it, and names the formats that do.
     """
     for limit in form.beyond(config):
-        able = [x.name for x in FORMATS.values() if limit.field not in {y.field for y in x.beyond(config)}]
+        able = [x.name for x in FORMATS.values() if not x.beyond(config)]
         raise refuse(
             limit.field,
             f"{limit.expected}, for the format {form.name}",
             getattr(config, limit.field),
-            f"write it as {' or '.join(able)}, which holds it",
+            f"write it as {' or '.join(able)}",
         )
     return form.family.model(form.config(config))

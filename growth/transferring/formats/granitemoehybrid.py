@@ -75,9 +75,11 @@ def notes(config: LCIConfig) -> tuple[str, ...]:
     return (f"heads of {config.head_dim}, not {fits}: transformers reads head_dim, vLLM does not",)
 
 
+PATTERN = "layers of A and S, one of A at least"
 LIMITS = (
     *FRAME,
-    Limit("pattern", lambda config: {*config.pattern} <= {*"AS"}, "layers of A and S"),
+    # Of a cache without attention the class asks how long it is, which transformers refuses.
+    Limit("pattern", lambda config: "A" in config.pattern and set(config.pattern) <= {"A", "S"}, PATTERN),
     only("attention_softcap", None, "A"),
     only("scale_attention_by_layer", False, "A"),
     Limit(
