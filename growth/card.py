@@ -31,8 +31,9 @@ The class is transformers' own, so nothing else is needed. vLLM and SGLang have 
 or `python -m sglang.launch_server --model-path FOLDER`.
 """,
     "retnet": """
-`pip install flash-linear-attention` has its layers, whose kernels run on GPUs. `generate` runs it, with a
-state that does not grow.
+`pip install flash-linear-attention` has its layers, whose kernels run on GPUs. Its release 0.6.0 loses the
+cache under transformers 5.24 and then generates from the last token alone, so `use_cache` is off here: pass
+`generate(use_cache=True)` where that gives the same text, for a state that does not grow.
 """,
 }
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from growth.card import told, write_card
 from growth.checkpoint import DTYPES, INDEX, WEIGHTS, Checkpoint
-from growth.companions import copy_companions
+from growth.companions import copy_companions, generate_without_cache
 from growth.errors import refuse
 from growth.folders import staged
 from growth.plan import Row
@@ -49,6 +49,8 @@ def write_checkpoint(
     with staged(dst) as folder:
         copy_companions(source.path, folder, widths)
         config.save_pretrained(folder)
+        if not getattr(config, "use_cache", True) and getattr(source.config, "use_cache", True):
+            generate_without_cache(folder)
         with WriteProgress(str(dst), sum(row.bytes for row in rows)) as progress:
             Writer(folder, rows, shard_bytes, progress).write(made)
         source.refuse_changed()

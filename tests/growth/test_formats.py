@@ -102,16 +102,18 @@ TABLE = [
     for pattern, field in patterns.items()
 ]
 WHOLE = [(form, source, pattern) for form, source, pattern, field in TABLE if not field]
-T, NEW = 40, 8  # of several chunks of Mamba-2's, and in generation of both ways of a cache
+# Rows and tokens that are read, and tokens that are written: fewer in Triton's interpreter.
+SIZES = {GRANITE: (2, 40, 8), FLA: (1, 10, 3)}
 
 # A process that never heard of this package. Of the shapes that fla's kernels could be timed in the first is
 # taken: in the interpreter there is nothing to time.
-LOAD = f"""
+LOAD = """
 import sys, warnings, torch
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
-kind, *folders = sys.argv[1:]
-if kind == "{FLA}":
+kind, B, T, new, *folders = sys.argv[1:]
+B, T, new = int(B), int(T), int(new)
+if kind == "fla":
     from triton.runtime.autotuner import Autotuner
     Autotuner.do_bench = property(lambda self: lambda call, quantiles: [0.0] * 3)
     import fla
@@ -119,10 +121,10 @@ from transformers import AutoModelForCausalLM
 for folder in folders:
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
-    ids = torch.load("ids.pt")
+    ids = torch.load("ids.pt")[:B, :T]
     with torch.no_grad():
         logits = model(ids).logits
-        text = model.generate(ids[:1, :6], max_new_tokens={NEW}, min_new_tokens={NEW}, do_sample=False)
+        text = model.generate(ids[:1, :6], max_new_tokens=new, min_new_tokens=new, do_sample=False)
     torch.save((type(model).__name__, logits, text), folder + ".pt")
 assert not [name for name in sys.modules if name.startswith(("lcikernels", "growth"))]
 """
@@ -147,7 +149,7 @@ def said(sources, tmp_path_factory):
     """Of every entry of the table that a format holds: the class, logits and text of the model that others
     load, and those of our own model of the same transfer."""
     folder, number = tmp_path_factory.mktemp("formats"), count()
-    ids = torch.randint(3, WIDE["vocab_size"], (2, T), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(3, WIDE["vocab_size"], SIZES[GRANITE][:2], generator=torch.Generator().manual_seed(1))
     torch.save(ids, folder / "ids.pt")
     outs = {case: folder / str(next(number)) for case in WHOLE}
     truth = {}
@@ -155,15 +157,16 @@ def said(sources, tmp_path_factory):
         growth.transfer(sources(source), out, pattern=pattern, format=form)
         ours = f"{out}.lci"
         growth.transfer(sources(source), ours, pattern=pattern)
+        B, T, new = SIZES[form]
         with quiet(), torch.no_grad():
             model = AutoModelForCausalLM.from_pretrained(ours).eval()
             assert isinstance(model, LCIForCausalLM)
-            logits = model(ids).logits
-            text = model.generate(ids[:1, :6], max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+            logits = model(ids[:B, :T]).logits
+            text = model.generate(ids[:1, :6], max_new_tokens=new, min_new_tokens=new, do_sample=False)
         truth[form, source, pattern] = logits, text
     for form in HELD:
         folders = [str(out) for case, out in outs.items() if case[0] == form]
-        run = [sys.executable, "-c", LOAD, form, *folders]
+        run = [sys.executable, "-c", LOAD, form, *map(str, SIZES[form]), *folders]
         done = subprocess.run(
             run, cwd=folder, env=os.environ | {"PYTHONPATH": ""}, capture_output=True, text=True
         )
@@ -181,7 +184,7 @@ def test_what_others_load_computes_what_our_model_computes(said, form, source, p
 @pytest.mark.parametrize("form, source, pattern", WHOLE, ids=str)
 def test_what_others_load_writes_what_our_model_writes(said, form, source, pattern):
     _, _, text, _, truth = said[form, source, pattern]
-    assert text.shape == (1, 6 + NEW) and torch.equal(text, truth)
+    assert text.shape == (1, 6 + SIZES[form][-1]) and torch.equal(text, truth)
 
 
 @pytest.mark.parametrize("form, source, pattern, field", [case for case in TABLE if case[-1]], ids=str)
@@ -340,7 +343,11 @@ def test_a_model_of_another_class_is_checked_against_its_source(sources, tmp_pat
     assert agreement.limit is not None and agreement.kept
 
 
-def test_what_was_transferred_is_held_still_in_a_model_of_another_class(hybrid, text, tmp_path):
+def test_what_was_transferred_is_held_still_in_a_model_of_another_class(text, tmp_path):
+    hybrid = tmp_path / "hybrid"
+    with quiet():
+        src = SOURCES["llama"](tmp_path / "src", vocab_size=256)
+    growth.transfer(src, hybrid, pattern="SAS", format=GRANITE)
     growth.train(hybrid, text, tmp_path / "out", steps=2, batch_size=2, freeze="transferred", save_every=0)
     before, after = (load_model(folder).state_dict() for folder in (hybrid, tmp_path / "out"))
     same = {name for name, x in before.items() if torch.equal(x, after[name])}
@@ -351,3 +358,15 @@ def test_a_model_whose_type_another_package_knows_is_refused_with_its_name(sourc
     growth.transfer(sources("llama"), tmp_path / "out", pattern="RRR", format=FLA)
     with pytest.raises(Refusal, match=re.escape("got 'retnet'; it is known in Python after `import fla`")):
         growth.check(sources("llama"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_a_format_whose_cache_is_lost_generates_without_it(tmp_path, file):
+    with quiet():
+        src = SOURCES["llama"](tmp_path / "src")
+    if not file:
+        (src / "generation_config.json").unlink()
+    growth.transfer(src, tmp_path / "out", pattern="RRR", format=FLA)
+    files = ["config.json", *(["generation_config.json"] if file else [])]
+    assert not any(json.loads((tmp_path / "out" / name).read_text())["use_cache"] for name in files)
+    assert (tmp_path / "out" / "generation_config.json").exists() == file

@@ -42,9 +42,10 @@ class RetNetConfig(PreTrainedConfig):
 
 
 def config(model: LCIConfig) -> RetNetConfig:
+    """Without a cache, which fla 0.6.0 loses under transformers 5.24: it generates from the last token."""
     share = model.retention_num_heads * head_dim(model) / model.hidden_size
     return RetNetConfig(
-        **shared(model),
+        **shared(model) | {"use_cache": False},
         architectures=["RetNetForCausalLM"],
         num_heads=model.retention_num_heads,
         num_kv_heads=model.retention_num_kv_heads or model.retention_num_heads,
