@@ -103,7 +103,7 @@ TABLE = [
 ]
 WHOLE = [(form, source, pattern) for form, source, pattern, field in TABLE if not field]
 # Rows and tokens that are read, and tokens that are written: fewer in Triton's interpreter.
-SIZES = {GRANITE: (2, 40, 8), FLA: (1, 10, 3)}
+SIZES = {GRANITE: (2, 40, 8), FLA: (1, 8, 2)}
 
 # A process that never heard of this package. Of the shapes that fla's kernels could be timed in the first is
 # taken: in the interpreter there is nothing to time.
