@@ -70,9 +70,7 @@ class Weights:
 
     def copied(self, weight: str, layer: int | None) -> bool:
         """Is it the source's, as it is there?"""
-        if (weight, layer) not in self.source or self._starts(weight, layer):
-            return False
-        return self._wanted(weight, layer) and self._fits(weight, layer)
+        return self._copies(weight, layer) and not self._starts(weight, layer)
 
     def __contains__(self, key: tuple[str, int | None]) -> bool:
         """Has the model such a weight?"""
@@ -90,10 +88,8 @@ class Weights:
 
     def tensor(self, weight: str, layer: int | None) -> Tensor:
         """Its values, not rounded yet."""
-        if self.copied(weight, layer):
-            return self.source.raw(weight, layer)
         if not self._starts(weight, layer):
-            return self._fresh(weight, layer)
+            return self._unstarted(weight, layer)
         if self._started[0] != layer:
             start = self.starts[layer]
             self._started = layer, start.make(self.source, layer, self.mixer(layer, started=False))
@@ -102,11 +98,8 @@ class Weights:
     def mixer(self, layer: int, started: bool = True) -> dict[str, Tensor]:
         """The weights of a layer's mixer by their names; started: by its Start, where it has one."""
         names = [weight.name for weight in self.model.architecture.at("", layer) if of_mixer(weight.name)]
-        if started:
-            return {name: self.tensor(name, layer) for name in names}
-        without = Weights.__new__(Weights)
-        without.__dict__ |= self.__dict__ | {"starts": {}}
-        return {name: without.tensor(name, layer) for name in names}
+        value = self.tensor if started else self._unstarted
+        return {name: value(name, layer) for name in names}
 
     def settled(self, weight: str, layer: int | None) -> bool:
         """Does XATL hold this weight still at first? A norm before a fresh mixer or MLP learns at once."""
@@ -130,6 +123,13 @@ class Weights:
 
     def _starts(self, weight: str, layer: int | None) -> bool:
         return layer in self.starts and weight in self.starts[layer].made
+
+    def _unstarted(self, weight: str, layer: int | None) -> Tensor:
+        return (self.source.raw if self._copies(weight, layer) else self._fresh)(weight, layer)
+
+    def _copies(self, weight: str, layer: int | None) -> bool:
+        """Where no start makes it, is it the source's?"""
+        return (weight, layer) in self.source and self._wanted(weight, layer) and self._fits(weight, layer)
 
     def _wanted(self, weight: str, layer: int | None) -> bool:
         """Does the copy mode copy it?"""

@@ -138,11 +138,10 @@ GRANITE |= {
 }
 SMOLLM3 = LLAMA | BIAS | WINDOW | {"mlp_bias": "mlp_bias"}
 SMOLLM3 |= {
-    "no_rope_layers": lambda config: [i for i, x in enumerate(config.no_rope_layers) if not x] or None
+    "no_rope_layers": lambda config: [i for i, turns in enumerate(config.no_rope_layers) if not turns]
 }
-OWN: Says = {
-    x.name: x.name for x in fields(LCIConfig) if x.name not in {y.name for y in fields(PreTrainedConfig)}
-}
+EVERYBODY_S = {x.name for x in fields(PreTrainedConfig)}
+OWN: Says = {x.name: x.name for x in fields(LCIConfig) if x.name not in EVERYBODY_S}
 
 BOTH_WAYS = {"use_bidirectional_attention": (None, False)}
 TOLD_BY_LAYER_TYPES = ("use_sliding_window", "max_window_layers")

@@ -6,8 +6,8 @@
     "output"    + the output projection of each mixer (the default; the paper's best)
     "all"       + queries, keys and values
 
-A layer that stays what it is, attention above all, is always copied whole: where the source's attention sees a
-window alone, so does what is kept of it. Mamba has no tensors of attention's shapes, so these are dropped
+A layer that stays what it is, attention above all, is always copied whole: where the source's attention sees
+a window alone, so does what is kept of it. Mamba has no tensors of attention's shapes, so these are dropped
 there, and the plan says so. A model whose layers all stay computes the source's logits.
 """
 
