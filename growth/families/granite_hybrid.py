@@ -13,7 +13,9 @@ from growth.families.stored import Stored, block
 from growth.families.table import Family, Fields, Parts
 
 EPS = "rms_norm_eps"
-MAMBA = "linear_attention"  # what transformers makes of the older "mamba", as which it is written
+MAMBA = "linear_attention"
+# transformers' names of layers -> their older ones, which it reads too, and vLLM and SGLang alone.
+OLDER = {MAMBA: "mamba", "full_attention": "attention"}
 
 
 def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
@@ -78,6 +80,14 @@ def resized(old: PreTrainedConfig, new: PreTrainedConfig) -> Mapping[str, Any]:
     return {"mamba_n_heads": heads}
 
 
+def plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """Layers by their older names, and without a limit that bounds nothing, whose infinity is not JSON's."""
+    named = fields | {"layer_types": [OLDER.get(kind, kind) for kind in fields["layer_types"]]}
+    if fields.get("time_step_limit") == [0.0, {"__float__": "Infinity"}]:
+        del named["time_step_limit"]
+    return named
+
+
 GRANITE_HYBRID = Family(
     "granitemoehybrid",
     architecture,
@@ -109,4 +119,5 @@ GRANITE_HYBRID = Family(
     lists=("layer_types",),
     resized=resized,
     tied={"lm_head.weight": "model.embed_tokens.weight"},
+    plain=plain,
 )

@@ -350,6 +350,8 @@ def test_what_was_transferred_is_held_still_in_a_model_of_another_class(text, tm
     growth.transfer(src, hybrid, pattern="SAS", format=GRANITE)
     growth.train(hybrid, text, tmp_path / "out", steps=2, batch_size=2, freeze="transferred", save_every=0)
     before, after = (load_model(folder).state_dict() for folder in (hybrid, tmp_path / "out"))
+    layers = [json.loads((x / "config.json").read_text())["layer_types"] for x in (hybrid, tmp_path / "out")]
+    assert layers[0] == layers[1] == ["mamba", "attention", "mamba"]
     same = {name for name, x in before.items() if torch.equal(x, after[name])}
     assert same == set(transferred(hybrid)) < set(before)
 

@@ -11,19 +11,6 @@ from growth.families.granite_hybrid import GRANITE_HYBRID
 from growth.transferring.formats.format import FRAME, Format, Limit, biases, only, shared
 from lcikernels.models import LCIConfig
 
-# transformers' names of layers -> their older ones, which it reads too, and others read alone.
-OLDER = {"linear_attention": "mamba", "full_attention": "attention"}
-
-
-class SavedConfig(GraniteMoeHybridConfig):
-    """Saves itself in the words that every version reads."""
-
-    def to_diff_dict(self) -> dict:
-        fields = super().to_diff_dict()
-        fields["layer_types"] = [OLDER[name] for name in fields["layer_types"]]
-        del fields["time_step_limit"]  # the default, whose infinity older versions cannot read
-        return fields
-
 
 def config(model: LCIConfig) -> GraniteMoeHybridConfig:
     D, H, expand = model.hidden_size, model.num_attention_heads, int(model.expand)
@@ -34,7 +21,7 @@ def config(model: LCIConfig) -> GraniteMoeHybridConfig:
     scale = model.attention_scale
     rotates = turning(model) > 0
     own_size = "A" in model.pattern and model.head_dim * H != D
-    return SavedConfig(
+    return GraniteMoeHybridConfig(
         **shared(model),
         architectures=["GraniteMoeHybridForCausalLM"],
         hidden_act="silu",
