@@ -105,15 +105,30 @@ app.command()(grow)
 def transfer(
     src: Src,
     dst: Dst,
-    mixers: Annotated[str, typer.Option(help="retention | mamba | attention")] = "retention",
-    pattern: Annotated[str | None, typer.Option(help="A letter per layer: A, R or M, such as RRRA.")] = None,
-    keep_attention: Annotated[str, typer.Option(help="Layers that stay attention, such as 1,11.")] = "",
+    mixers: Annotated[str, typer.Option(help="retention | mamba | mamba2 | attention")] = "retention",
+    pattern: Annotated[
+        str | None, typer.Option(help="A letter per layer: A, W, R, M or S, such as RRRA.")
+    ] = None,
+    keep_attention: Annotated[
+        str, typer.Option(help="Layers that stay attention, such as 1,11, or auto:2.")
+    ] = "",
     copy: Annotated[str, typer.Option(help="norms | mlp | output | all")] = "output",
+    decays: Annotated[
+        str, typer.Option(help="Of retention: retnet | alibi | learned, or the share that each head keeps.")
+    ] = "retnet",
+    retention_heads: Annotated[int | None, typer.Option(help="Default: attention's.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Of mixers: published | attention; default: what trains best.")
+    ] = None,
+    align: Annotated[
+        int, typer.Option(help="Steps of fitting each mixer to the attention, with --data.")
+    ] = 0,
+    data: Annotated[str | None, typer.Option(help="Text that mixers are fitted to.")] = None,
     seed: Seed = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Transfer a checkpoint to retention or Mamba layers (XATL)."""
+    """Transfer a checkpoint to retention, Mamba or Mamba-2 layers (XATL)."""
     report = growth.transfer(
         src,
         dst,
@@ -121,6 +136,11 @@ def transfer(
         pattern=pattern,
         keep_attention=_layers(keep_attention),
         copy=copy,
+        decays=_numbers(decays),
+        retention_heads=retention_heads,
+        start=start,
+        align=align,
+        data=data,
         seed=seed,
         dry_run=dry_run,
     )
@@ -210,13 +230,23 @@ def demo(
     run(folder, quick=quick)
 
 
-def _layers(text: str) -> list[int]:
+def _layers(text: str) -> str | list[int]:
+    if text.startswith("auto"):
+        return text
     try:
         return [int(layer) for layer in text.split(",") if layer.strip()]
     except ValueError as error:
         raise refuse(
             "keep-attention", "layer numbers such as 1,11", repr(text), "separate them by commas"
         ) from error
+
+
+def _numbers(text: str) -> str | list[float]:
+    """Numbers where these are what stands there, else the word."""
+    try:
+        return [float(x) for x in text.split(",") if x.strip()]
+    except ValueError:
+        return text
 
 
 def _print(report, dry_run: bool, as_json: bool) -> None:
@@ -230,6 +260,8 @@ def _print(report, dry_run: bool, as_json: bool) -> None:
             say(f"{row.name:{wide}}  {'x'.join(map(str, row.shape)):12} {row.origin:11} {sources}")
         for name, why in report.plan.dropped.items():
             say(f"dropped {name}: {why}")
+    for line in report.lines:
+        say(line)
     for note in report.notes:
         say(f"note: {note}")
     if dry_run:

@@ -29,7 +29,7 @@ SIZES = """hidden_size num_hidden_layers num_attention_heads intermediate_size v
     max_position_embeddings n_inner type_vocab_size""".split()
 QUANTIZED = ("quantization_config", "compression_config")
 OTHER_FORMATS = ("pytorch_model*.bin", "tf_model.h5", "flax_model.msgpack", "*.gguf")
-STEADY = ("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "initializer_range")
+STEADY = ("norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "initializer_range")
 
 
 def chosen_dtype(name: str | None) -> str | None:

@@ -69,6 +69,13 @@ def _above(dst: Path) -> Path:
     return next(folder for folder in dst.absolute().parents if folder.exists())
 
 
+@contextlib.contextmanager
+def beside(dst: str | Path) -> Iterator[Path]:
+    """A temporary folder on the disk of `dst`, gone after the block."""
+    with tempfile.TemporaryDirectory(prefix=".growth-", dir=_above(Path(dst))) as folder:
+        yield Path(folder)
+
+
 def publish(folder: Path, dst: Path) -> None:
     """Rename a finished folder to `dst`. Where that was taken meanwhile, it becomes dst-2, dst-3, ...
 

@@ -4,7 +4,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoModelForMaskedLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+)
 
 from growth.architecture import Wire
 from growth.checkpoint import Checkpoint
@@ -14,7 +19,8 @@ from growth.lossless import lost
 from growth.methods.lemon import Lemon
 from growth.plan import Source
 from growth.sizes import Sizes, resized, sizes_of
-from growth.transferring.xatl import SOURCES
+from growth.transferring.sources import lci_config, pattern_of, said_by
+from growth.transferring.xatl import LETTERS
 
 LEMON = Lemon()
 TRAINED = {
@@ -116,9 +122,6 @@ def inspect(src: str | Path) -> Inspection:
         )
         for name, (entry, _) in source.table.items()
     )
-    transfer = "to retention, Mamba, or a pattern of both with attention"
-    if family not in SOURCES:
-        transfer = f"from {' or '.join(SOURCES)} alone: no table leads from a {family} to an LCI model"
     return Inspection(
         str(src),
         family,
@@ -129,12 +132,30 @@ def inspect(src: str | Path) -> Inspection:
         tensors,
         dict(model.architecture.wires),
         tuple(_ways(model)),
-        transfer,
+        _transferred(checkpoint.config, src),
         TRAINED.get(
             model.auto,
             f"no: only language models and image classifiers are, and this is an {model.auto.__name__}",
         ),
     )
+
+
+def _transferred(config: PreTrainedConfig, src: str | Path) -> str:
+    """What the source's layers can become, or why they cannot."""
+    try:
+        said_by(config, str(src))
+        lci_config(config, own := pattern_of(config), "float32")
+        others = [name for name, letter in LETTERS.items() if letter != "A" and _becomes(config, letter)]
+    except Refusal as refusal:
+        return f"no: {refusal}"
+    return f"to {', '.join(others)}, or a pattern of these with what the layers are now ({own})"
+
+
+def _becomes(config: PreTrainedConfig, letter: str) -> bool:
+    try:
+        return bool(lci_config(config, letter * len(pattern_of(config)), "float32"))
+    except Refusal:
+        return False
 
 
 def _ways(model: Model) -> Iterator[Way]:

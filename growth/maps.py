@@ -55,6 +55,27 @@ def round_robin(old: int, new: int) -> tuple[int, ...]:
     return tuple(t % old for t in range(new))
 
 
+def grouped(heads: tuple[int, int], groups: tuple[int, int]) -> tuple[int, ...]:
+    """Heads whose group copies a group of the source: each group's copies share its heads out in turn.
+
+    heads, groups: of the source and of the target. With whole groups added the new ones are copies of groups;
+    with none, heads are added inside each.
+    """
+    (Q, P), (G, H) = heads, groups
+    n, m = Q // G, P // H
+    return tuple((g % G) * n + ((g // G) * m + i) % n for g in range(H) for i in range(m))
+
+
+def groups(heads: int, have: int, new: int) -> int:
+    """The groups of `new` heads, where `heads` had `have`: as large as these, else the fewest that divide the
+    heads and hold every head of the source."""
+    group = heads // have
+    if new % group == 0:
+        return new // group
+    choices = (n for n in range(have, new + 1) if new % n == 0)
+    return next(n for n in choices if n // have * (new // n) >= group)
+
+
 @dataclass(frozen=True)
 class Maps:
     """What a method returns: a map per wire that grows, and per layered weight what each layer is a mix of.

@@ -18,7 +18,8 @@ from growth.families import family_of
 if TYPE_CHECKING:
     from growth.checkpoint import Checkpoint
 
-Origin = Literal["copied", "expanded", "initialised"]
+# regrouped: the source's rows in another order, some repeated. fitted: solved for on data. aligned: learned there.
+Origin = Literal["copied", "expanded", "regrouped", "fitted", "aligned", "initialised"]
 
 
 class Source:

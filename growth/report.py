@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from growth.plan import Plan
 
@@ -14,7 +15,8 @@ class Report:
     counts the multiplications and additions of matrix products (2 per pair), training steps of a learned
     operator included. target is None for a dry run. parameters: of the source and of the target. notes:
     what is lost, and what the target lacks of the source's settings. sizes: those that growing
-    changed, such as hidden-size, of the source and of the target.
+    changed, such as hidden-size, of the source and of the target. details: what growth.json has of learning,
+    besides; lines: the same for people.
     """
 
     source: Path
@@ -27,12 +29,16 @@ class Report:
     plan: Plan
     notes: tuple[str, ...] = ()
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
 
     def json(self) -> dict:
         """All of it, as JSON has it."""
-        told = {x.name: getattr(self, x.name) for x in fields(self) if x.name != "plan"}
+        told = {
+            x.name: getattr(self, x.name) for x in fields(self) if x.name not in ("plan", "details", "lines")
+        }
         told |= {"source": str(self.source), "target": None if self.target is None else str(self.target)}
-        return told | {"bytes": self.plan.bytes, "memory": self.plan.memory} | self.plan.json()
+        return told | self.details | {"bytes": self.plan.bytes, "memory": self.plan.memory} | self.plan.json()
 
     def __str__(self) -> str:
         origins = ", ".join(f"{count} {origin}" for origin, count in self.plan.origins().items())

@@ -11,6 +11,7 @@ from growth.architecture import Attention
 from growth.checkpoint import LARGEST
 from growth.errors import reason, refuse
 from growth.families.table import Model
+from growth.maps import groups
 
 Order = Callable[[int, int], tuple[int, ...]]
 
@@ -156,11 +157,7 @@ def _groups(have: Sizes, heads: int, wanted: int | None) -> int:
             remedy = f"choose {', '.join(map(str, choices))}"
             raise refuse(FLAGS["kv_heads"], f"a divisor of the {heads} heads", wanted, remedy)
         return wanted
-    group = have.heads // have.kv_heads
-    if heads % group == 0:
-        return heads // group
-    choices = (n for n in range(have.kv_heads, heads + 1) if heads % n == 0)
-    return next(n for n in choices if n // have.kv_heads * (heads // n) >= group)
+    return groups(have.heads, have.kv_heads, heads)
 
 
 def _deepen(model: Model, target: PreTrainedConfig, wanted: int | None, order: Order) -> None:
@@ -187,6 +184,9 @@ def _deepen(model: Model, target: PreTrainedConfig, wanted: int | None, order: O
         if entries is not None:
             moved = [entries[j] for j in order(L, wanted)]
             setattr(target, name, "".join(moved) if isinstance(entries, str) else moved)
+    for name in family.layer_numbers:
+        if (listed := getattr(model.config, name)) is not None:
+            setattr(target, name, [i for i, j in enumerate(order(L, wanted)) if j in listed])
 
 
 def recorded(sizes: Sizes) -> dict[str, int | None]:

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 
 def exact(model: nn.Module) -> nn.Module:
-    """The model in evaluation, with norms that keep its dtype."""
+    """The model in evaluation, with norms that keep its dtype, as our own do by themselves."""
     for module in model.modules():
+        if type(module).__module__.startswith("lcikernels."):
+            continue
         if "RMSNorm" in type(module).__name__ or type(module).__name__ == "T5LayerNorm":
             module.forward = MethodType(rms_norm, module)
     return model.eval()

@@ -100,24 +100,29 @@ class Frame:
     def attention(self, mixer: str = "mixer", keys: str = "", along: tuple[str, ...] = ()) -> tuple[Op, ...]:
         """mixer: its name, "cross" where keys and values read another wire than the queries do, namely
         `keys`; along: wires whose units go with the heads of query."""
-        qkv, out, _ = self.biases
         module, wire = self.module(mixer), partial(self.wire, mixer=mixer)
-        raw = "_raw" if self.qk_norm else ""
         return (
-            Linear(f"{module}.q", self.reads, wire(f"query{raw}"), qkv),
-            Linear(f"{module}.k", keys or self.reads, wire(f"key{raw}"), qkv),
-            Linear(f"{module}.v", keys or self.reads, wire("value"), qkv),
-            *(self._head_norm(mixer, part) for part in ("query", "key") if raw),
+            *self.projections(mixer, mixer, keys),
             Attention(wire("query"), wire("key"), wire("value"), wire("mixed"), along),
-            Linear(f"{module}.o", wire("mixed"), self.writes, out),
+            Linear(f"{module}.o", wire("mixed"), self.writes, self.biases[1]),
         )
 
-    def _head_norm(self, mixer: str, part: str) -> Norm:
-        raw, out, gain = (self.wire(f"{part}{what}", mixer) for what in ("_raw", "", "_gain"))
+    def projections(self, mixer: str, wires: str, keys: str = "") -> tuple[Op, ...]:
+        """Queries, keys and values of a mixer, with their norms; wires: what stands before their names."""
+        module, wire, bias = self.module(mixer), partial(self.wire, mixer=wires), self.biases[0]
+        raw = "_raw" if self.qk_norm else ""
+        return (
+            Linear(f"{module}.q", self.reads, wire(f"query{raw}"), bias),
+            Linear(f"{module}.k", keys or self.reads, wire(f"key{raw}"), bias),
+            Linear(f"{module}.v", keys or self.reads, wire("value"), bias),
+            *(self._head_norm(module, wires, part) for part in ("query", "key") if raw),
+        )
+
+    def _head_norm(self, module: str, wires: str, part: str) -> Norm:
+        raw, out, gain = (self.wire(f"{part}{what}", wires) for what in ("_raw", "", "_gain"))
         if self.qk_norm == "unit":
-            gain = "head"
-        name = f"{self.module(mixer)}.{part[0]}_norm"
-        return Norm(name, raw, out, gain, "rms", self.eps, per=self.qk_norm)
+            gain = "retention.head" if wires == "retention" else "head"
+        return Norm(f"{module}.{part[0]}_norm", raw, out, gain, "rms", self.eps, per=self.qk_norm)
 
     def feed_forward(self, mlp: str = "mlp") -> tuple[Op, ...]:
         module, ffn, bias = self.module(mlp), self.wire("ffn"), self.biases[2]

@@ -1,6 +1,8 @@
-"""lcikernels' own models: a mixer per layer (A attention, R retention, M Mamba, S Mamba-2) in one frame."""
+"""lcikernels' own models: in each layer attention (A, W), retention (R), Mamba (M) or Mamba-2 (S)."""
 
 from collections.abc import Mapping
+from fractions import Fraction
+from math import gcd
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -21,25 +23,38 @@ from growth.errors import refuse
 from growth.families.frames import Frame, assembled
 from growth.families.stored import Stored, block
 from growth.families.table import Family, Fields, Parts, all_positions
-from growth.maps import round_robin
+from growth.maps import grouped, groups
 from lcikernels.layers.retention import log_decays
+from lcikernels.models.fitting import channels
 
-EPS = "layer_norm_eps"
+EPS = "norm_eps"
+LESS_ONE = "zero_centered_norms"
+NORMED = ("mixer", "mixer_out", "mlp", "mlp_out", "mixer.q", "mixer.k")
 
 
 def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
-    bias = bool(config.attention_bias)
+    bias, out_bias = bool(config.attention_bias), config.attention_out_bias
     frame = Frame(
         config.hidden_size,
         config.num_attention_heads,
         config.intermediate_size,
+        kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
-        kind="layer",
+        kind=config.norm,
         eps=EPS,
-        gated=False,
-        biases=(bias, bias, True),
+        norms=config.norm_placement,
+        gated=config.gated_mlp,
+        qk_norm={None: "", "head": "unit", "all": "wire"}[config.qk_norm],
+        biases=(bias, bias if out_bias is None else out_bias, config.mlp_bias),
     )
-    mixers = {"A": frame.attention(), "R": retention(frame), "M": mamba(frame), "S": mamba2(frame)}
+    attention = frame.attention()
+    mixers = {
+        "A": attention,
+        "W": attention,
+        "R": retention(frame, config.retention_learned_decay),
+        "M": mamba(frame),
+        "S": mamba2(frame),
+    }
     blocks = {
         letter: (
             *frame.block("mixer", mixers[letter]),
@@ -47,24 +62,30 @@ def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
         )
         for letter in sorted(set(config.pattern))
     }
+    learned = config.position_embedding_type == "learned"
     ops = (
-        Table("embed", "vocab", "residual"),
+        Table("embed", "vocab", "residual", config.embedding_scale),
+        *((Table("positions", "positions", "residual"),) if learned else ()),
         frame.norm("norm", "residual", "final", "final_gain"),
         *frame.head(bool(config.tie_word_embeddings)),
     )
     stacks = {"": Stack(tuple(config.pattern), blocks)}
     return assembled(
-        frame.wires() | wires(config), ops, stacks, {EPS: config.layer_norm_eps}, config.initializer_range
+        frame.wires() | wires(config), ops, stacks, {EPS: config.norm_eps}, config.initializer_range
     )
 
 
 def wires(config: PreTrainedConfig) -> dict[str, Wire]:
     """Those of the mixers that are no attention."""
-    heads = Wire(config.retention_num_heads, config.hidden_size // config.retention_num_heads)
-    inner = config.expand * config.hidden_size
+    size = retention_head(config)
+    heads = Wire(config.retention_num_heads, size)
+    keys = Wire(config.retention_num_kv_heads or config.retention_num_heads, size)
+    inner = channels(config)
     ssm = Wire(config.mamba2_num_heads, inner // config.mamba2_num_heads)
     fixed = {
         "vocab": config.vocab_size,
+        "positions": config.max_position_embeddings,
+        "retention.head": size,
         "taps": config.conv_kernel,
         "state": config.state_size,
         "rank": config.time_step_rank,
@@ -72,7 +93,9 @@ def wires(config: PreTrainedConfig) -> dict[str, Wire]:
         "bc": 2 * config.mamba2_n_groups * config.mamba2_state_size,
     }
     return {
-        **{f"retention.{name}.{{}}": heads for name in ("query", "key", "value", "mixed", "out")},
+        **{f"retention.{name}.{{}}": heads for name in ("query", "query_raw", "query_gain", "mixed", "out")},
+        **{f"retention.{name}.{{}}": keys for name in ("key", "key_raw", "key_gain", "value")},
+        "decay.{}": Wire(config.retention_num_heads),
         **{f"{name}.{{}}": ssm for name in ("ssm", "ssm_out", "ssm_gain")},
         "step.{}": Wire(config.mamba2_num_heads),
         "channel.{}": Wire(inner),
@@ -81,19 +104,26 @@ def wires(config: PreTrainedConfig) -> dict[str, Wire]:
     }
 
 
-def retention(frame: Frame) -> tuple[Op, ...]:
-    """Heads, each normed by itself, without gains, and gated."""
-    module, bias = frame.module("mixer"), frame.biases[0]
+def retention_head(config: PreTrainedConfig) -> int:
+    """The dims of a head."""
+    return config.retention_head_dim or config.hidden_size // config.retention_num_heads
+
+
+def retention(frame: Frame, learned: bool) -> tuple[Op, ...]:
+    """Heads, each normed by itself, without gains, and gated; a decay for each that is learned or not."""
+    module, (bias, out_bias, _) = frame.module("mixer"), frame.biases
     query, key, value, mixed, out = (
         f"retention.{name}.{{}}" for name in ("query", "key", "value", "mixed", "out")
     )
-    parts = {"q": query, "k": key, "v": value, "g": out}
+    decay = "decay.{}"
     return (
-        *(Linear(f"{module}.{part}", frame.reads, wire, bias) for part, wire in parts.items()),
-        Attention(query, key, value, mixed),
+        *frame.projections("mixer", "retention"),
+        Linear(f"{module}.g", frame.reads, out, bias),
+        *((Pointwise((decay,), own=(Weight(f"{module}.A_log", (decay,)),)),) if learned else ()),
+        Attention(query, key, value, mixed, along=(decay,) if learned else ()),
         Norm(f"{module}.norm", mixed, out, "", "rms", EPS, per="unit"),
         Pointwise((out,)),
-        Linear(f"{module}.o", out, frame.writes, bias),
+        Linear(f"{module}.o", out, frame.writes, out_bias),
     )
 
 
@@ -144,27 +174,50 @@ def accepts(config: PreTrainedConfig) -> None:
         raise refuse("mamba2_n_groups", "1", got, remedy)
 
 
+def positions(config: PreTrainedConfig) -> int | None:
+    """Layers that carry a state have no limit, but a table of positions has."""
+    limited = set(config.pattern) & {"A", "W"} or config.position_embedding_type == "learned"
+    return all_positions(config) if limited else None
+
+
 def resized(old: PreTrainedConfig, new: PreTrainedConfig) -> Mapping[str, Any]:
     """Heads of the same size, each with the decay of the one that it copies."""
     out: dict[str, Any] = {}
-    for letter, name, width in (
-        ("R", "retention_num_heads", 1),
-        ("S", "mamba2_num_heads", old.expand),
-    ):
-        if letter not in old.pattern or new.hidden_size == old.hidden_size:
-            continue
-        size = width * old.hidden_size // getattr(old, name)
-        heads, rest = divmod(width * new.hidden_size, size)
-        if rest:
-            expected = f"a multiple of {size // width}, for heads of {size} in {name}"
-            remedy = f"choose {new.hidden_size - rest // width}"
-            raise refuse("hidden-size", expected, new.hidden_size, remedy)
-        out[name] = heads
-    if "retention_num_heads" in out:
-        decays = log_decays(old.retention_num_heads, old.retention_log_decay).tolist()
-        index = round_robin(len(decays), out["retention_num_heads"])
-        out["retention_log_decay"] = [decays[i] for i in index]
+    if new.hidden_size == old.hidden_size:
+        return out
+    if "R" in old.pattern:
+        out |= _retention_heads(old, new)
+    if "S" in old.pattern:
+        size = channels(old) // old.mamba2_num_heads
+        out["mamba2_num_heads"] = _whole(old, new, "mamba2_num_heads", size, old.expand)
     return out
+
+
+def _retention_heads(old: PreTrainedConfig, new: PreTrainedConfig) -> dict[str, Any]:
+    Q, size = old.retention_num_heads, retention_head(old)
+    if Q * size == old.hidden_size:
+        P = _whole(old, new, "retention_num_heads", size, 1)
+    else:
+        P, rest = divmod(Q * new.hidden_size, old.hidden_size)
+        P = Q if rest else P
+    out: dict[str, Any] = {"retention_num_heads": P}
+    G = H = old.retention_num_kv_heads
+    if G is not None:
+        out["retention_num_kv_heads"] = H = groups(Q, G, P)
+    if not (old.retention_learned_decay and old.retention_log_decay is None):
+        decays = log_decays(Q, old.retention_log_decay).tolist()
+        out["retention_log_decay"] = [decays[i] for i in grouped((Q, P), (G or Q, H or P))]
+    return out
+
+
+def _whole(old: PreTrainedConfig, new: PreTrainedConfig, name: str, size: int, width: float) -> int:
+    """How many heads of `size` make up `width` times the new hidden size."""
+    share = Fraction(width).limit_denominator(10**6)
+    each = size * share.denominator // gcd(share.numerator, size * share.denominator)
+    if rest := new.hidden_size % each:
+        expected = f"a multiple of {each}, for heads of {size} in {name}"
+        raise refuse("hidden-size", expected, new.hidden_size, f"choose {new.hidden_size - rest}")
+    return int(share * new.hidden_size) // size
 
 
 LCI = Family(
@@ -172,12 +225,14 @@ LCI = Family(
     architecture,
     {
         "embed": Stored("model.embed_tokens"),
-        "norm": Stored("model.norm"),
+        "positions": Stored("model.embed_positions"),
+        "norm": Stored("model.norm", less_one=LESS_ONE),
         "head": Stored("lm_head"),
         **block(
             "model.layers.{}.",
             {
-                "mixer_norm": "mixer_norm",
+                **{f"{name}_norm": Stored(f"{name}_norm", less_one=LESS_ONE) for name in NORMED},
+                "mixer.A_log": "mixer.A_log",
                 **{f"mixer.{part}": f"mixer.{part}_proj" for part in "qkvgo"},
                 ("mamba.x", "mamba.z"): "mixer.in_proj",
                 **{f"mamba.{name}": f"mixer.{name}" for name in ("x_proj", "dt_proj", "out_proj")},
@@ -190,17 +245,16 @@ LCI = Family(
                 **{f"mamba2.{name}": f"mixer.{name}" for name in ("dt_bias", "A_log", "D")},
                 "mamba2.norm": "mixer.norm",
                 "mamba2.out_proj": "mixer.out_proj",
-                "mlp_norm": "mlp_norm",
-                "mlp.up": "mlp.up_proj",
-                "mlp.down": "mlp.down_proj",
+                **{f"mlp.{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
             },
         ),
     },
-    Fields(head_dim="head_dim"),
+    Fields(kv_heads="num_key_value_heads", head_dim="head_dim"),
     accepts=accepts,
-    # Layers that carry a state have none.
-    positions=lambda config: all_positions(config) if "A" in config.pattern else None,
+    positions=positions,
     lists=("pattern",),
+    layer_numbers=("no_rope_layers",),
     resized=resized,
     tied={"lm_head.weight": "model.embed_tokens.weight"},
+    numbered="scale_attention_by_layer",
 )

@@ -24,6 +24,7 @@ class Stored:
     bias      the layout of the bias
     lengths   of axes that the pattern cannot tell: the fields of the configuration that hold them
     offset    what is stored is so much less than the weight: 1 for a gain that is stored as w - 1
+    less_one  the field of the configuration, if any, under which offset is 1
     """
 
     name: str
@@ -31,6 +32,7 @@ class Stored:
     bias: str = ""
     lengths: tuple[tuple[str, str], ...] = ()
     offset: float = 0.0
+    less_one: str = ""
 
 
 @dataclass(frozen=True)

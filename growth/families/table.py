@@ -51,6 +51,7 @@ class Family:
     probe         the kind of input that a model takes: tokens | masked | pairs | images, see growth.probes
     accepts       refuses what the architecture does not compute
     lists         fields with an entry for each layer, which follow the order of layers
+    layer_numbers fields that list some layers by their numbers, which follow it too
     resized       further fields that follow from the sizes: (old configuration, new one) -> their values
     tied          tensors that a tied model's file need not hold -> the one that they would repeat
     memory        patterns of names in memory, which some versions write too -> the table's names
@@ -71,6 +72,7 @@ class Family:
     probe: str = "tokens"
     accepts: Callable[[PreTrainedConfig], None] = nothing
     lists: tuple[str, ...] = ()
+    layer_numbers: tuple[str, ...] = ()
     resized: Callable[[PreTrainedConfig, PreTrainedConfig], Mapping[str, Any]] = lambda old, new: {}
     tied: Mapping[str, str] = field(default_factory=dict)
     memory: Mapping[str, str] = field(default_factory=dict)
@@ -173,7 +175,8 @@ class Model:
         if "part" in layout:
             lengths |= {"h": wires[weights[0].wires[0]].units, "part": len(weights)}
         sizes = tuple(wires[weight.wires[0]].size for weight in weights)
-        return Entry(weights, sizes, layout, tuple(lengths.items()), stored.offset)
+        offset = 1.0 if stored.less_one and getattr(self.config, stored.less_one) else stored.offset
+        return Entry(weights, sizes, layout, tuple(lengths.items()), offset)
 
     def _where(self, weight: str) -> tuple[str, Stored, int]:
         """The tensor on disk, how it lies there, and the weight's place among those in it."""

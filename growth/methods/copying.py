@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from growth.architecture import Architecture, Attention, Linear, Norm, Output, Pointwise, Table, Tied, Vector
 from growth.depth import with_identities
-from growth.maps import Copies, copies, round_robin
+from growth.maps import Copies, copies, grouped, round_robin
 from growth.methods.option import option, refuse_below
 
 Index = tuple[int, ...]
@@ -32,17 +32,6 @@ class Copying:
     def order(self, old: int, new: int) -> Index:
         """The old layer that each of `new` layers takes its inside from."""
         return with_identities(old, new)[0]
-
-
-def grouped(heads: tuple[int, int], groups: tuple[int, int]) -> Index:
-    """Heads whose group copies a group of the source: each group's copies share its heads out in turn.
-
-    heads, groups: of the source and of the target. With whole groups added the new ones are copies of groups;
-    with none, heads are added inside each.
-    """
-    (Q, P), (G, H) = heads, groups
-    n, m = Q // G, P // H
-    return tuple((g % G) * n + ((g // G) * m + i) % n for g in range(H) for i in range(m))
 
 
 def indices(old: Architecture, new: Architecture) -> dict[str, Index]:

@@ -12,7 +12,7 @@ class RunProgress:
     """The `steps` of the run called `name`, on standard error; nothing where `silent`. A context manager."""
 
     def __init__(self, name: str, steps: int, silent: bool = False):
-        self.name, self.steps, self.silent = name, steps, silent
+        self.name, self.steps, self.silent, self.done = name, steps, silent, 0
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         live = sys.stderr.isatty() and not silent
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True) if live else None
@@ -28,11 +28,20 @@ class RunProgress:
             self._bar.stop()
 
     def step(self, step: int) -> None:
+        self.done = step
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=step)
 
+    def advance(self) -> None:
+        """One step more."""
+        self.step(self.done + 1)
+
     def loss(self, step: int, loss: float, seconds: float, of: str = "validation") -> None:
-        text = f"{self.name}: step {step} of {self.steps}, {of} loss {loss:.3f}, {seconds:.0f} s"
+        self.say(f"step {step} of {self.steps}, {of} loss {loss:.3f}, {seconds:.0f} s")
+
+    def say(self, text: str) -> None:
+        """The line's text on a terminal, a line of its own elsewhere."""
+        text = f"{self.name}: {text}"
         if self._bar:
             self._bar.update(self._bar.task_ids[0], description=text)
         elif not self.silent:

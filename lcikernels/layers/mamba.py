@@ -88,7 +88,7 @@ class Mamba(Layer):
     ):
         super().__init__()
         R = -(-hidden_size // 16) if time_step_rank == "auto" else time_step_rank
-        D, N, W = int(expand * hidden_size), state_size, conv_kernel
+        D, N, W = round(expand * hidden_size), state_size, conv_kernel
         sizes = {"hidden_size": hidden_size, "state_size": N, "conv_kernel": W, "expand": D}
         checks.positive("Mamba", **sizes, time_step_rank=R)
         place: dict[str, Any] = {"device": device, "dtype": dtype}

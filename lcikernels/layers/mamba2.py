@@ -65,7 +65,7 @@ class Mamba2(Layer):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        D, N, G, W = int(expand * hidden_size), state_size, num_groups, conv_kernel
+        D, N, G, W = round(expand * hidden_size), state_size, num_groups, conv_kernel
         sizes = {"hidden_size": hidden_size, "state_size": N, "conv_kernel": W, "expand": D, "num_groups": G}
         checks.positive("Mamba2", **sizes)
         if head_dim is None and num_heads is None:
@@ -108,7 +108,7 @@ class Mamba2(Layer):
             num_heads=config.mamba2_num_heads,
             num_groups=config.mamba2_n_groups,
             time_step_limit=config.time_step_limit,
-            norm_eps=config.layer_norm_eps,
+            norm_eps=config.norm_eps,
         )
 
     def initial_values(self) -> dict[str, Tensor]:

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from lcikernels.layers.layer import (
     Layer,
     State,
+    at_least_float32,
     check_input,
     check_step,
     place_of_state,
     xavier,
     zero_biases,
 )
-from lcikernels.layers.norm import GatedNorm
+from lcikernels.layers.norm import GatedNorm, RMSNorm
 from lcikernels.layers.rotary import positions_of, rotary_angles, rotate
 from lcikernels.ops import checks, retention, retention_step
 
@@ -33,17 +34,20 @@ def log_decays(H: int, listed: Sequence[float] | None, device: torch.device | No
 
 
 class Retention(Layer):
-    """o_proj(rms_norm_per_head(o) * silu(g_proj(x))), where o is the retention of H heads with fixed decays:
+    """o_proj(rms_norm_per_head(o) * silu(g_proj(x))), where o is the retention of H heads:
 
-        q, k, v = q_proj(x), k_proj(x), v_proj(x), with q and k rotated by their positions
+        q, k, v = q_proj(x), k_proj(x), v_proj(x), with q and k normed, if at all, and rotated
         S[t] = exp(log_decay) S[t-1] + k[t] ⊗ v[t];  o[t] = K ** -0.5 q[t] · S[t]
 
     K = expand_k * hidden_size / num_heads, V = expand_v * hidden_size / num_heads. num_kv_heads (None:
     num_heads) heads of k and v are shared evenly. log_decay: a number <= 0 for each head, float32 whatever
-    the layer is turned into; None is RetNet's, log(1 - 2^(-5-h)). rotary_dims (None: K) dims of a head
-    rotate, pair i by rope_theta ** (-2i / rotary_dims) a token. norm_eps, and with norm_weight a gain for
-    each of V channels, are the norm's; bias: of all five projections. The state dict of fla's
-    MultiScaleRetention loads.
+    the layer is turned into; None is RetNet's, log(1 - 2^(-5-h)). With learned_decay, which starts from
+    numbers < 0, it is -exp(A_log), A_log [H] a parameter that stays in float32 where the layer is turned into
+    16 bits. rotary_dims (None: K) dims of a head rotate, pair i by rope_theta ** (-2i / rotary_dims) a token;
+    0: none, and there are no positions but the order. qk_norm: an RMSNorm of each "head" of q and k, or of
+    "all" heads as one, whose gains are stored less one with zero_centered_norms. norm_eps is the eps of all
+    norms; norm_weight: a gain for each of V channels; bias: of the projections, out_bias (None: bias) of
+    o_proj. The state dict of fla's MultiScaleRetention loads.
 
     forward(x [B, T, hidden_size]) gives y like x, and with return_state (y, state), the state after x. Given
     a state x counts on from it, and it stays as it is. cu_seqlens [N+1], integers, B = 1: x holds N sequences
@@ -52,7 +56,8 @@ class Retention(Layer):
     rotary: cos and sin of `rotary_angles`, where positions are the caller's, not the layer's own; the state
     then has none.
 
-    A state is State(recurrent [B, H, K, V] float32, or float64 in a layer of that; position [B] int64).
+    A state is State(recurrent [B, H, K, V] float32, or float64 in a layer of that; position [B] int64, None
+    where nothing rotates).
     Raises ValueError where a size, shape or dtype does not fit.
     """
 
@@ -65,11 +70,15 @@ class Retention(Layer):
         expand_k: float = 1,
         expand_v: float = 2,
         log_decay: Sequence[float] | None = None,
+        learned_decay: bool = False,
         rotary_dims: int | None = None,
         rope_theta: float = 10000.0,
         norm_eps: float = 1e-5,
         norm_weight: bool = False,
         bias: bool = False,
+        out_bias: bool | None = None,
+        qk_norm: str | None = None,
+        zero_centered_norms: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -91,6 +100,9 @@ class Retention(Layer):
             log_decay = tuple(map(float, log_decay))
             if len(log_decay) != H or not all(x <= 0 for x in log_decay):
                 checks.refuse("Retention", "log_decay", f"num_heads={H} numbers, each <= 0", log_decay)
+            if learned_decay and not all(x < 0 for x in log_decay):
+                checks.refuse("Retention", "log_decay", "below 0 in every head with learned_decay", log_decay)
+        checks.one_of("Retention", "qk_norm", qk_norm, (None, "head", "all"))
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.hidden_size, self.num_heads, self.num_kv_heads = hidden_size, H, Hk
         self.rotary_dims, self.rope_theta, self.decays = P, rope_theta, log_decay
@@ -99,29 +111,55 @@ class Retention(Layer):
         self.v_proj = nn.Linear(hidden_size, Hk * V, bias=bias, **place)
         self.g_proj = nn.Linear(hidden_size, values, bias=bias, **place)
         self.norm = GatedNorm(V, norm_eps, weight=norm_weight, **place)
-        self.o_proj = nn.Linear(values, hidden_size, bias=bias, **place)
-        self.register_buffer("log_decay", log_decays(H, log_decay, device), persistent=False)
+        self.o_proj = nn.Linear(values, hidden_size, bias=bias if out_bias is None else out_bias, **place)
+        if qk_norm is not None:
+            options = place | {"zero_centered": zero_centered_norms}
+            self.q_norm = RMSNorm(K if qk_norm == "head" else keys, norm_eps, **options)
+            self.k_norm = RMSNorm(K if qk_norm == "head" else Hk * K, norm_eps, **options)
+        else:
+            self.q_norm = self.k_norm = nn.Identity()
+        if learned_decay:
+            self.in_float32 = ("A_log",)
+            self.A_log = nn.Parameter(torch.empty(H, device=device, dtype=at_least_float32(dtype)))
+        else:
+            self.register_buffer("fixed_decay", log_decays(H, log_decay, device), persistent=False)
         self.register_load_state_dict_pre_hook(rename_norm)
         self.reset_parameters()
 
     @classmethod
     def from_config(cls, config: Any, layer_idx: int) -> "Retention":
-        """The layer of an LCIConfig's model; all are alike, whatever their number."""
+        """The layer of that number in an LCIConfig's model.
+
+        Its own positions are of the default kind: those of another are the model's to give, as `rotary`.
+        """
+        width = config.retention_num_heads * config.head_sizes["R"]
         return cls(
             config.hidden_size,
             config.retention_num_heads,
-            expand_v=1,
+            num_kv_heads=config.retention_num_kv_heads,
+            expand_k=width / config.hidden_size,
+            expand_v=width / config.hidden_size,
             log_decay=config.retention_log_decay,
-            rotary_dims=config.rotary_dims["R"],
-            rope_theta=config.rope_parameters["rope_theta"],
-            norm_eps=config.layer_norm_eps,
+            learned_decay=config.retention_learned_decay,
+            rotary_dims=config.rotary_dims["R"] if config.rotates(layer_idx) else 0,
+            rope_theta=config.rope_of("R").get("rope_theta", 10000.0),
+            norm_eps=config.norm_eps,
             bias=config.attention_bias,
+            out_bias=config.attention_out_bias,
+            qk_norm=config.qk_norm,
+            zero_centered_norms=config.zero_centered_norms,
         )
+
+    @property
+    def log_decay(self) -> Tensor:
+        """Of every head, <= 0: [H], float32, or float64 where learned in a layer of that."""
+        return -self.A_log.exp() if self.in_float32 else self.fixed_decay
 
     def _apply(self, fn, recurse: bool = True):
         # The buffer follows devices, not dtypes: bfloat16 would put the rates off by up to 0.4 %.
         super()._apply(fn, recurse)
-        self.log_decay = log_decays(self.num_heads, self.decays, self.log_decay.device)
+        if not self.in_float32:
+            self.fixed_decay = log_decays(self.num_heads, self.decays, self.fixed_decay.device)
         return self
 
     def initial_values(self) -> dict[str, Tensor]:
@@ -131,6 +169,11 @@ class Retention(Layer):
         values = {f"{name}_proj.weight": xavier(weights[name], gain) for name, gain in gains.items()}
         if self.norm.weight is not None:
             values["norm.weight"] = torch.ones_like(self.norm.weight)
+        for name in ("q_norm", "k_norm"):
+            if isinstance(norm := getattr(self, name), RMSNorm):
+                values[f"{name}.weight"] = norm.initial_value()
+        if self.in_float32:
+            values["A_log"] = (-log_decays(self.num_heads, self.decays, self.A_log.device)).log()
         return values | zero_biases(self)
 
     def allocate_state(
@@ -143,7 +186,9 @@ class Retention(Layer):
         weight, H = self.o_proj.weight, self.num_heads
         K, V = self.q_proj.weight.shape[0] // H, weight.shape[1] // H
         place = place_of_state(weight, device, dtype)
-        position = torch.zeros(batch_size, device=place["device"], dtype=torch.int64)
+        position = None
+        if self.rotary_dims:
+            position = torch.zeros(batch_size, device=place["device"], dtype=torch.int64)
         return State(torch.zeros(batch_size, H, K, V, **place), position=position)
 
     def step(self, x: Tensor, state: State, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -169,7 +214,8 @@ class Retention(Layer):
         recurrent, position = (None, None) if state is None else (state.recurrent, state.position)
         q, g = (proj(x).unflatten(-1, (self.num_heads, -1)) for proj in (self.q_proj, self.g_proj))
         k, v = (proj(x).unflatten(-1, (self.num_kv_heads, -1)) for proj in (self.k_proj, self.v_proj))
-        one, counts = x.dim() == 2, rotary is None
+        q, k = self.q_norm(q), self.k_norm(k)
+        one, counts = x.dim() == 2, rotary is None and self.rotary_dims > 0
         if counts:
             if state is not None and position is None:
                 expected = "given, as it was where the state comes from (that state has no positions)"
@@ -180,8 +226,9 @@ class Retention(Layer):
                 places, position = positions_of(*x.shape[:2], position, cu_seqlens, keep, x.device)
             exact = torch.promote_types(q.dtype, torch.float32)
             rotary = rotary_angles(places, self.rotary_dims, self.rope_theta, exact)
-        cos, sin = (angle[:, 0] for angle in rotary) if one else rotary
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if rotary is not None:
+            cos, sin = (angle[:, 0] for angle in rotary) if one else rotary
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         log_decay = self.log_decay.to(torch.promote_types(q.dtype, torch.float32))
         o, recurrent = retain(q, k, v, log_decay, recurrent, cu_seqlens, keep)
         if one and counts:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, Cache, CacheLayerMixin, LinearAttentionLayer
 
 from lcikernels.layers import State
@@ -70,22 +71,33 @@ class RecurrentLayer(LinearAttentionLayer, CacheLayerMixin):
 STATIC_LAYER_TYPE_MAPPING[RecurrentLayer._layer_type] = RecurrentLayer
 
 
-def check_cache(cache: Cache, layer_types: list[str]) -> None:
-    """ValueError unless `cache` holds a RecurrentLayer exactly where `layer_types` says "recurrent", which it
-    does not offload, and no layer that forgets what attention reads.
+def check_cache(cache: Cache, config: PreTrainedConfig) -> None:
+    """ValueError unless `cache` holds a RecurrentLayer exactly where layer_types say "recurrent", which it
+    does not offload, and a layer of the config's window exactly where they say "sliding_attention".
     """
-    want = [layer_type == "recurrent" for layer_type in layer_types]
+    kinds = config.layer_types
     layers = getattr(cache, "layers", None)
-    if layers is None or (any(want) and want != [isinstance(layer, RecurrentLayer) for layer in layers]):
-        at = [i for i, recurrent in enumerate(want) if recurrent]
-        expected = "DynamicCache(config=model.config)"
-        expected += f", with a RecurrentLayer in layers {at}" if at else ""
-        refuse("LCIModel", "cache", expected, cache)
-    if any(want) and cache.offloading:
+    if layers is None or (set(kinds) != {"full_attention"} and len(layers) != len(kinds)):
+        refuse("LCIModel", "cache", f"DynamicCache(config=model.config){places(kinds)}", cache)
+    have = [isinstance(layer, RecurrentLayer) for layer in layers]
+    if layers and "recurrent" in kinds and have != [kind == "recurrent" for kind in kinds]:
+        refuse("LCIModel", "cache", f"DynamicCache(config=model.config){places(kinds)}", cache)
+    if "recurrent" in kinds and cache.offloading:
         refuse("LCIModel", "cache", "without offloading, for a state is needed whole in every step", cache)
-    if any(cache.is_sliding):
-        expected = "without sliding windows, for attention here reads all tokens"
-        refuse("LCIModel", "cache", expected, f"a window in layer {cache.is_sliding.index(True)}")
+    for i, (layer, slides) in enumerate(zip(layers, cache.is_sliding)):
+        window = config.sliding_window if kinds[i] == "sliding_attention" else None
+        if slides != (window is not None):
+            expected = f"with a window of {window}" if window else "without a window, for attention reads all"
+            refuse("LCIModel", "cache", f"{expected}, in layer {i}", "a window" if slides else "none")
+        if window and getattr(layer, "sliding_window", window) != window:
+            refuse("LCIModel", "cache", f"with a window of {window}, in layer {i}", layer.sliding_window)
+
+
+def places(kinds: list[str]) -> str:
+    """Where a cache of these layers has which."""
+    named = {"recurrent": "a RecurrentLayer", "sliding_attention": "a window"}
+    found = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in named}
+    return "".join(f", with {named[kind]} in layers {at}" for kind, at in found.items() if at)
 
 
 def recur(

@@ -4,14 +4,11 @@ import math
 import os
 from pathlib import Path
 
-import torch
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from lcikernels.ops.checks import refuse
-
-# The cache layer each mixer needs.
-CACHES = {"A": "full_attention", "R": "recurrent", "M": "recurrent", "S": "recurrent"}
+from lcikernels.models import fitting
+from lcikernels.models.fitting import CACHES, ROPE_OF, ROPES, nested
 
 # What lies beside a checkpoint for `trust_remote_code=True` where nobody imported this package. The import is
 # in a `try`: what is imported outside one transformers asks for itself, without saying how to install it.
@@ -36,40 +33,80 @@ AUTO_MAP = {
 
 @strict
 class LCIConfig(PreTrainedConfig):
-    """A causal LM in GPT-NeoX's frame: LayerNorm with bias, an MLP of two matrices, rotary positions.
+    """A causal LM: a residual stream, in every layer a mixer and an MLP. Left alone it is GPT-NeoX's frame.
 
-    `pattern` has one letter a layer: "A" softmax attention, "R" retention, "M" Mamba-1, "S" Mamba-2 (SSD);
-    None is retention in every layer. With `use_parallel_residual` mixer and MLP read the same input, else the
-    mixer comes first.
+    `pattern` has one letter a layer: "A" softmax attention, "W" the same over the last `sliding_window`
+    tokens, "R" retention, "M" Mamba-1, "S" Mamba-2 (SSD); None is retention in every layer.
 
-    Attention: `num_attention_heads` heads of `head_dim` (None: hidden_size / num_attention_heads).
-    Retention: `retention_num_heads` heads (None: num_attention_heads) of hidden_size / retention_num_heads;
+    Stream: `norm` "layer" (LayerNorm) or "rms", of norm_eps; zero_centered_norms stores the gains of all
+    RMSNorms less one. norm_placement "before": a block reads a norm of the stream; "around": and its output
+    is normed before it is added; "inside": only that, the block reads the stream. With use_parallel_residual
+    mixer and MLP read the same input, else the mixer comes first. What they add is multiplied by
+    residual_scale, the embedding by embedding_scale, rounded to its dtype, the logits by logits_scale;
+    final_softcap c gives c tanh(logits / c). MLP: down(act(up(x))), or down(act(gate(x)) * up(x)) with
+    gated_mlp.
+
+    Attention: num_attention_heads heads of head_dim (None: hidden_size / num_attention_heads), which share
+    num_key_value_heads (None: as many) of keys and values. Scores are multiplied by attention_scale (None:
+    head_dim ** -0.5), with scale_attention_by_layer by 1 / (layer + 1) too; attention_softcap as the final
+    one.
+    Retention: retention_num_heads heads (None: num_attention_heads) of retention_head_dim (None:
+    hidden_size / retention_num_heads), keys and values retention_num_kv_heads (None: as many).
     `retention_log_decay` lists, one for each head of every layer and at most 0, the log of the share of its
-    memory that a head keeps from token to token (None: RetNet's, log(1 - 2^(-5-h)) for head h).
-    Both: `rope_parameters` holds rope_theta (10000) and partial_rotary_factor (1.0), the share of a head.
+    memory that a head keeps from token to token (None: RetNet's, log(1 - 2^(-5-h)) for head h), from which
+    retention_learned_decay starts.
+    Both: attention_bias is of q, k, v (and g), attention_out_bias of o (None: as attention_bias). qk_norm: an
+    RMSNorm of q and k before they rotate, of each "head", or of "all" heads as one.
+
+    Positions: position_embedding_type "rope"; "learned", a table of max_position_embeddings that is added to
+    the embedding; or "none". rope_parameters are transformers' of every rope_type, or two such under
+    "full_attention" (A, R) and "sliding_attention" (W); partial_rotary_factor is the share of a head that
+    rotates, no_rope_layers the layers, from 0, where nothing does.
+
     Mamba-1: expand * hidden_size channels of `state_size`; time_step_rank "auto" is ceil(hidden_size / 16).
     Mamba-2: as many channels of `mamba2_state_size`, in `mamba2_num_heads` heads (None: of gcd(64, channels)
     channels) and `mamba2_n_groups` groups of heads; time_step_limit (0, inf) bounds a token's step.
-    Both: a convolution of width conv_kernel.
+    Both: a convolution of width conv_kernel; expand * hidden_size must be whole.
 
-    Raises ValueError where a letter, a length or a size does not fit.
+    `layer_norm_eps` is another name of norm_eps, which it had. Raises ValueError, which names the field,
+    where a letter, a length, a size or a word does not fit.
     """
 
     model_type = "lci"
     keys_to_ignore_at_inference = ["cache"]
+    attribute_map = {"layer_norm_eps": "norm_eps"}
+    _rope_type_labels = tuple(ROPES)  # transformers then finds them under these names in every pattern
 
     vocab_size: int = 50304
     hidden_size: int = 512
     num_hidden_layers: int = 6
     num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
     head_dim: int | None = None
     intermediate_size: int = 2048
     hidden_act: str = "gelu"
-    max_position_embeddings: int = 2048
-    layer_norm_eps: float = 1e-5
-    rope_parameters: dict | None = None
-    attention_bias: bool = True
+    gated_mlp: bool = False
+    mlp_bias: bool = True
+    norm: str = "layer"
+    norm_eps: float = 1e-5
+    norm_placement: str = "before"
+    zero_centered_norms: bool = False
     use_parallel_residual: bool = True
+    embedding_scale: float | int = 1.0
+    residual_scale: float | int = 1.0
+    logits_scale: float | int = 1.0
+    final_softcap: float | int | None = None
+    attention_bias: bool = True
+    attention_out_bias: bool | None = None
+    attention_scale: float | int | None = None
+    scale_attention_by_layer: bool = False
+    attention_softcap: float | int | None = None
+    sliding_window: int | None = None
+    qk_norm: str | None = None
+    max_position_embeddings: int = 2048
+    position_embedding_type: str = "rope"
+    rope_parameters: dict | None = None
+    no_rope_layers: list[int] | None = None
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
     use_cache: bool = True
@@ -78,10 +115,13 @@ class LCIConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     pattern: str | None = None
     retention_num_heads: int | None = None
+    retention_num_kv_heads: int | None = None
+    retention_head_dim: int | None = None
     retention_log_decay: list[float] | None = None
+    retention_learned_decay: bool = False
     state_size: int = 16
     conv_kernel: int = 4
-    expand: int = 2
+    expand: float | int = 2
     time_step_rank: int | str = "auto"
     mamba2_num_heads: int | None = None
     mamba2_state_size: int = 128
@@ -91,23 +131,22 @@ class LCIConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.pattern is None:
             self.pattern = "R" * self.num_hidden_layers
-        check_pattern(self.pattern, self.num_hidden_layers)
+        fitting.check_pattern(self)
         if self.retention_num_heads is None:
             self.retention_num_heads = self.num_attention_heads
-        check_heads(self, "R", "retention_num_heads")
-        check_decays(self)
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
-            check_heads(self, "A", "num_attention_heads")
+            fitting.check_attention_heads(self)
             self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
         if self.time_step_rank == "auto":
             self.time_step_rank = -(-self.hidden_size // 16)
         if self.mamba2_num_heads is None:
-            channels = self.expand * self.hidden_size
+            channels = fitting.channels(self)
             self.mamba2_num_heads = channels // math.gcd(64, channels)
         self.time_step_limit = tuple(self.time_step_limit)
-        check_mamba2(self)
         super().__post_init__(**kwargs)
-        check_rotary(self)
+        fitting.check(self)
 
     @property
     def layer_types(self) -> list[str]:
@@ -116,19 +155,30 @@ class LCIConfig(PreTrainedConfig):
 
     @property
     def head_sizes(self) -> dict[str, int]:
-        """The dims of a head of every mixer in `pattern` that has heads."""
-        sizes = {}
-        if "A" in self.pattern:
-            sizes["A"] = self.head_dim
-        if "R" in self.pattern:
-            sizes["R"] = self.hidden_size // self.retention_num_heads
-        return sizes
+        """The dims of a head of every mixer in `pattern` that has heads, of q and k."""
+        retention = self.retention_head_dim or self.hidden_size // max(1, self.retention_num_heads)
+        sizes = {"A": self.head_dim, "W": self.head_dim, "R": retention}
+        return {letter: size for letter, size in sizes.items() if letter in self.pattern}
 
     @property
     def rotary_dims(self) -> dict[str, int]:
         """How many of these dims rotate."""
-        share = self.rope_parameters.get("partial_rotary_factor", 1.0)
-        return {letter: int(size * share) for letter, size in self.head_sizes.items()}
+        shares = {
+            letter: self.rope_of(letter).get("partial_rotary_factor", 1.0) for letter in self.head_sizes
+        }
+        return {letter: int(size * shares[letter]) for letter, size in self.head_sizes.items()}
+
+    def rope_of(self, letter: str) -> dict:
+        """The rope_parameters of a mixer that rotates; empty where no mixer does."""
+        if self.position_embedding_type != "rope":
+            return {"partial_rotary_factor": 0.0}
+        given = self.rope_parameters or {}
+        return given[ROPE_OF[letter]] if nested(given) else given
+
+    def rotates(self, layer_idx: int) -> bool:
+        """Whether q and k of that layer, if it has any, rotate."""
+        rope = self.position_embedding_type == "rope"
+        return rope and layer_idx not in (self.no_rope_layers or ())
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **options):
         """As transformers', and beside config.json the file by which an Auto class finds the classes here."""
@@ -144,63 +194,3 @@ class LCIConfig(PreTrainedConfig):
 
     def validate_layer_type(self):
         """Nothing: `check_pattern` did, and the inherited check knows transformers' own layers only."""
-
-
-def check_pattern(pattern: str, num_layers: int) -> None:
-    """ValueError unless `pattern` is `num_layers` letters out of A, R, M and S."""
-    if len(pattern) != num_layers or not set(pattern) <= set(CACHES):
-        letters = "letters out of A (attention), R (retention), M (Mamba) and S (Mamba-2)"
-        got = f"{pattern!r} with {len(pattern)} letters"
-        refuse("LCIConfig", "pattern", f"num_hidden_layers={num_layers} {letters}", got)
-
-
-def check_heads(config: LCIConfig, letter: str, name: str) -> None:
-    """ValueError where the mixer `letter` is in the pattern and its heads do not share hidden_size evenly."""
-    count = getattr(config, name)
-    if letter in config.pattern and (count < 1 or config.hidden_size % count):
-        refuse("LCIConfig", name, f"a divisor of hidden_size={config.hidden_size}", count)
-
-
-def check_decays(config: LCIConfig) -> None:
-    """ValueError where retention is in the pattern and the listed decays are not one a head, each <= 0."""
-    decays, H = config.retention_log_decay, config.retention_num_heads
-    if "R" not in config.pattern or decays is None:
-        return
-    if len(decays) != H:
-        expected = f"as many numbers as retention_num_heads={H}"
-        refuse("LCIConfig", "retention_log_decay", expected, len(decays))
-    least = torch.finfo(torch.float32).min  # what is beyond is -inf in a layer, and NaN at padding
-    if wrong := [x for x in decays if not least <= x <= 0]:
-        refuse("LCIConfig", "retention_log_decay", "finite numbers of float32, each <= 0", wrong[0])
-
-
-def check_mamba2(config: LCIConfig) -> None:
-    """ValueError where Mamba-2 is in the pattern and its heads, groups or steps do not fit."""
-    if "S" not in config.pattern:
-        return
-    channels, limit = config.expand * config.hidden_size, config.time_step_limit
-    heads, groups = config.mamba2_num_heads, config.mamba2_n_groups
-    if heads < 1 or channels % heads:
-        refuse("LCIConfig", "mamba2_num_heads", f"a divisor of expand * hidden_size={channels}", heads)
-    if groups < 1 or heads % groups:
-        refuse("LCIConfig", "mamba2_n_groups", f"a divisor of mamba2_num_heads={heads}", groups)
-    if config.mamba2_state_size < 1:
-        refuse("LCIConfig", "mamba2_state_size", "at least 1", config.mamba2_state_size)
-    if len(limit) != 2 or not 0 <= limit[0] <= limit[1]:
-        refuse("LCIConfig", "time_step_limit", "(least, most) with 0 <= least <= most", limit)
-
-
-def check_rotary(config: LCIConfig) -> None:
-    """ValueError where the rotary positions are of another kind, or their pairs do not fit a head.
-
-    A model asks again: `rope_parameters` may change after construction.
-    """
-    rope_type = config.rope_parameters.get("rope_type", "default")
-    if rope_type != "default":
-        refuse("LCIConfig", "rope_parameters['rope_type']", "'default'", repr(rope_type))
-    for letter, dims in config.rotary_dims.items():
-        size = config.head_sizes[letter]
-        if not 0 <= dims + dims % 2 <= size:
-            expected = f"such that pairs of dims rotate within the {size} of a head of mixer {letter}"
-            got = f"{dims} dims from {config.rope_parameters}"
-            refuse("LCIConfig", "partial_rotary_factor", expected, got)

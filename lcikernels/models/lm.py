@@ -1,12 +1,10 @@
-"""One causal LM: GPT-NeoX's block with the mixer that the config's pattern names in each layer."""
+"""One causal LM: an embedding, blocks, a norm and a head, as transformers calls models."""
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache, StaticCache
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
@@ -15,66 +13,18 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from lcikernels.layers import Mamba, Mamba2, Retention
+from lcikernels.layers.norm import RMSNorm
 from lcikernels.layers.retention import log_decays
-from lcikernels.layers.rotary import rotary_angles
-from lcikernels.models.attention import Attention, AttentionWeights
-from lcikernels.models.cache import check_cache, recur
-from lcikernels.models.config import LCIConfig, check_rotary
-from lcikernels.models.mlp import MLP
-from lcikernels.models.packing import Packing, find_packing, kept_tokens
+from lcikernels.models.attention import AttentionWeights
+from lcikernels.models.block import LCIBlock
+from lcikernels.models.cache import check_cache
+from lcikernels.models.config import LCIConfig
+from lcikernels.models.fitting import ATTENTION
+from lcikernels.models.masks import attention_masks
+from lcikernels.models.norms import stream_norm
+from lcikernels.models.packing import find_packing, kept_tokens
+from lcikernels.models.positions import Rotary, check_places
 from lcikernels.ops.checks import refuse
-
-MIXERS = {
-    "A": Attention,
-    "R": Retention.from_config,
-    "M": Mamba.from_config,
-    "S": Mamba2.from_config,
-}
-
-
-class LCIBlock(GradientCheckpointingLayer):
-    """Parallel: x + mixer(mixer_norm(x)) + mlp(mlp_norm(x)).
-
-    Sequential: y + mlp(mlp_norm(y)) with y = x + mixer(mixer_norm(x)).
-    """
-
-    def __init__(self, config: LCIConfig, layer_idx: int):
-        super().__init__()
-        self.parallel, self.layer_idx = config.use_parallel_residual, layer_idx
-        self.mixer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mixer = MIXERS[config.pattern[layer_idx]](config, layer_idx)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MLP(config)
-
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        packing: Packing | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        mixed = self.mix(self.mixer_norm(x), rotary, mask, packing, cache)
-        if self.parallel:
-            return self.mlp(self.mlp_norm(x)) + mixed + x
-        x = mixed + x
-        return self.mlp(self.mlp_norm(x)) + x
-
-    def mix(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        packing: Packing | None,
-        cache: Cache | None,
-    ) -> Tensor:
-        """mask: attention's; for other mixers the kept tokens, which `packing` has where it is given."""
-        if isinstance(self.mixer, Attention):
-            return self.mixer(x, rotary, mask, cache)
-        options = {} if rotary is None else {"rotary": rotary}
-        if packing is None:
-            return recur(self.mixer, x, self.layer_idx, cache, mask, options)
-        return packing.unpack(self.mixer(packing.pack(x), None, packing.cu_seqlens, **options))
 
 
 class LCIPreTrainedModel(PreTrainedModel):
@@ -100,21 +50,31 @@ class LCIPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # matrices and embeddings by initializer_range, norms 1 and 0
-        if isinstance(module, Retention):
-            init.copy_(module.log_decay, log_decays(module.num_heads, module.decays))
+        if isinstance(module, RMSNorm):
+            init.copy_(module.weight, module.initial_value())
+        elif isinstance(module, Rotary):
+            for name, value in module.values().items():
+                init.copy_(module.get_buffer(name), value)
+        elif isinstance(module, Retention) and module.in_float32:
+            init.copy_(module.A_log, module.initial_values()["A_log"])
+        elif isinstance(module, Retention):
+            init.copy_(module.fixed_decay, log_decays(module.num_heads, module.decays))
         elif isinstance(module, Mamba | Mamba2):
             for name, value in module.initial_values().items():
                 init.copy_(module.get_parameter(name), value)
 
 
 class LCIModel(LCIPreTrainedModel):
-    """Embedding, blocks, final norm."""
+    """Embedding, blocks, final norm; a table of positions where the config says "learned"."""
 
     def __init__(self, config: LCIConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.position_embedding_type == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.rotary = Rotary(config)
         self.layers = nn.ModuleList(LCIBlock(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = stream_norm(config)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -137,9 +97,11 @@ class LCIModel(LCIPreTrainedModel):
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
     ) -> BaseModelOutputWithPast:
-        """input_ids [B, T] or inputs_embeds [B, T, hidden_size]; attention_mask [B, past + T], 0 at padding.
+        """input_ids [B, T] or inputs_embeds [B, T, hidden_size], as embed_tokens gives them, not scaled yet;
+        attention_mask [B, past + T], 0 at padding.
 
-        Padding, wherever it stands, reaches neither another token nor a cached state. Without position_ids
+        Padding, wherever it stands, reaches neither another token nor a cached state; but a window counts it,
+        as the caches do, and so do positions. Without position_ids
         tokens count on from the cache. output_attentions gives the weights of the attention layers, where
         attn_implementation is "eager".
 
@@ -154,17 +116,19 @@ class LCIModel(LCIPreTrainedModel):
         """
         if output_attentions or self.config.output_attentions:
             check_attentions(self.config)
-        check_rotary(self.config)
+        self.rotary.check()
         if (input_ids is None) == (inputs_embeds is None):
             refuse("LCIModel", "input_ids", "given, or inputs_embeds, not both", "both or neither")
         pattern = self.config.pattern
-        recurrent = set(pattern) != {"A"}
+        recurrent = not set(pattern) <= set(ATTENTION)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if (scale := self.config.embedding_scale) != 1:
+            x = x * torch.tensor(scale, dtype=x.dtype, device=x.device)
         B, T, _ = x.shape
 
         given = cache
         if given is not None:
-            check_cache(given, self.config.layer_types)
+            check_cache(given, self.config)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 expected = "None under gradient checkpointing, which runs a layer twice"
                 refuse("LCIModel", "cache", expected, given)
@@ -191,30 +155,20 @@ class LCIModel(LCIPreTrainedModel):
         elif position_ids is None:
             positions = packing.positions()
 
-        masks: dict[str, Tensor | None] = {"R": keep, "M": keep, "S": keep}
-        if isinstance(attention_mask, dict):  # from generate() with a StaticCache, attention layers only
-            masks["A"] = attention_mask["full_attention"]
-        elif packing is not None:
-            masks["A"] = packing.visible(keep) if "A" in pattern else None
-        elif "A" in pattern:
-            masks["A"] = create_causal_mask(
-                config=self.config,
-                inputs_embeds=x,
-                attention_mask=attention_mask,
-                cache=given,  # not a fresh one: transformers looks for packed rows where there is none
-                layer_idx=pattern.index("A"),
-                position_ids=position_ids,
-                # transformers gives a lone token no mask, but a StaticCache has empty places after it.
-                allow_is_causal_skip=not isinstance(given, StaticCache),
-            )
-        theta, dims = self.config.rope_parameters["rope_theta"], self.config.rotary_dims
-        places = dict.fromkeys(dims, positions)
-        if packing is not None and "R" in dims:
-            places["R"] = packing.pack(positions.expand(B, T))
-        rotary = {letter: rotary_angles(places[letter], dims[letter], theta, x.dtype) for letter in dims}
+        if self.config.position_embedding_type == "learned":
+            check_places(positions, self.config.max_position_embeddings)
+            x = x + self.embed_positions(positions)
+        masks = dict.fromkeys("RMS", keep)
+        masks |= attention_masks(self.config, x, attention_mask, given, position_ids, packing, keep)
+        rotary = {}
+        for letter in self.rotary.ropes:
+            packed = packing is not None and letter == "R"
+            places = packing.pack(positions.expand(B, T)) if packed else positions
+            rotary[letter] = self.rotary(letter, places, x.dtype)
 
-        for letter, layer in zip(pattern, self.layers):
-            x = layer(x, rotary.get(letter), masks[letter], packing, cache=cache)
+        for i, (letter, layer) in enumerate(zip(pattern, self.layers)):
+            angles = rotary.get(letter) if self.config.rotates(i) else None
+            x = layer(x, angles, masks[letter], packing, cache=cache)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(x), cache=cache)
 
 
@@ -233,7 +187,16 @@ class LCIForCausalLM(LCIPreTrainedModel, GenerationMixin):
     @property
     def _is_stateful(self) -> bool:
         """No assisted generation: it rewinds the cache."""
-        return set(self.config.pattern) != {"A"}
+        return not set(self.config.pattern) <= set(ATTENTION)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of LCIModel's last_hidden_state [.., hidden_size], or a part of it: [.., vocab_size]."""
+        logits = self.lm_head(hidden)
+        if self.config.logits_scale != 1:
+            logits = logits * self.config.logits_scale
+        if (cap := self.config.final_softcap) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
@@ -276,7 +239,7 @@ class LCIForCausalLM(LCIPreTrainedModel, GenerationMixin):
             seq_idx=seq_idx,
             **{name: wanted for name, wanted in recorded.items() if wanted is not None},
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.logits(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             V = self.config.vocab_size
@@ -292,7 +255,7 @@ class LCIForCausalLM(LCIPreTrainedModel, GenerationMixin):
 
 def check_attentions(config: LCIConfig) -> None:
     """ValueError where there are no attention weights to give."""
-    if "A" not in config.pattern:
+    if not set(config.pattern) & set(ATTENTION):
         got = f"True for the pattern {config.pattern!r}"
         refuse("LCIModel", "output_attentions", "False where no layer is attention", got)
     if (kind := config._attn_implementation) != "eager":

@@ -40,12 +40,16 @@ class Packing(NamedTuple):
         n = self.sequence.numel() if self.kept is None else len(self.kept)
         return self.unpack(positions_of(1, n, None, self.cu_seqlens, None, self.sequence.device)[0])
 
-    def visible(self, keep: Tensor | None) -> Tensor:
-        """What attention may see, bool [B, 1, T, T]: of its own sequence the kept tokens that are not later.
+    def visible(self, keep: Tensor | None, window: int | None = None) -> Tensor:
+        """What attention may see, bool [B, 1, T, T]: of its own sequence the kept tokens that are not later,
+        and of these no more than the last `window`.
 
         A token sees itself, be it padding: weights of nothing would be NaN.
         """
         seen = self.sequence[:, :, None] == self.sequence[:, None, :]
+        if window is not None:
+            place = self.positions()
+            seen = seen & (place[:, :, None] - place[:, None, :] < window)
         if keep is not None:
             seen = seen & keep[:, None, :] | torch.eye(keep.shape[1], dtype=torch.bool, device=keep.device)
         return seen.tril()[:, None]

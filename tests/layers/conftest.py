@@ -1,26 +1,19 @@
-from math import inf
-from types import SimpleNamespace
-
 import pytest
+
+from lcikernels.models import LCIConfig
 
 
 @pytest.fixture
-def sizes() -> SimpleNamespace:
+def sizes() -> LCIConfig:
     """What the layers read of a config."""
-    return SimpleNamespace(
+    return LCIConfig(
         hidden_size=24,
+        pattern="RMS",
+        num_hidden_layers=3,
         retention_num_heads=3,
-        retention_log_decay=None,
-        attention_bias=True,
-        rotary_dims={"R": 4},
-        rope_parameters={"rope_theta": 100.0},
-        layer_norm_eps=1e-5,
-        expand=2,
+        rope_parameters={"rope_theta": 100.0, "partial_rotary_factor": 0.5},
         state_size=5,
-        conv_kernel=4,
         time_step_rank=3,
         mamba2_num_heads=6,
         mamba2_state_size=5,
-        mamba2_n_groups=1,
-        time_step_limit=(0.0, inf),
     )

@@ -205,12 +205,12 @@ def test_a_cache_that_forgets_or_moves_is_refused(tiny, ids):
     sliding = DynamicCache(
         config=PreTrainedConfig(num_hidden_layers=1, sliding_window=4, layer_types=["sliding_attention"])
     )
-    with pytest.raises(ValueError, match="cache must be without sliding windows.* in layer 0"):
+    with pytest.raises(ValueError, match="cache must be without a window.* in layer 0, got a window"):
         tiny("A")(ids, cache=sliding)
     model = tiny("RA")
     mixed = DynamicCache(config=model.config)
     mixed.layers[1] = sliding.layers[0]
-    with pytest.raises(ValueError, match="cache must be without sliding windows.* in layer 1"):
+    with pytest.raises(ValueError, match="cache must be without a window.* in layer 1, got a window"):
         model(ids, cache=mixed)
     with pytest.raises(ValueError, match="cache must be without offloading"):
         model.generate(ids, **GREEDY, cache_implementation="offloaded")

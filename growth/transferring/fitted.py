@@ -1,0 +1,128 @@
+"""What a transfer does with data: it fits the mixers, and chooses the layers that keep their attention."""
+
+import math
+import re
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from growth.errors import refuse
+from growth.learned.fit import examples_for
+from growth.training.data import Data
+from growth.training.examples import Examples
+from growth.transferring.align import Alignment, align, kept_in
+from growth.transferring.planned import Start, of_mixer
+from growth.transferring.restoration import HELD_OUT, Restored, best, table
+from growth.transferring.sources import ATTENTION
+from growth.transferring.starting import Starting
+
+
+def count_of(keep_attention: str | Sequence[int]) -> int | None:
+    """K of "auto:K"; None for layers by their numbers."""
+    if not isinstance(keep_attention, str):
+        return None
+    if not (found := re.fullmatch(r"auto:(\d+)", keep_attention)):
+        expected = "layer numbers such as 1,11, or auto:2 for the two that data choose"
+        raise refuse("keep-attention", expected, repr(keep_attention), "choose one of these")
+    return int(found[1])
+
+
+@dataclass(frozen=True)
+class Told:
+    """What fitting did, for the report: operations, what growth.json holds of it, and lines for people."""
+
+    flops: int = 0
+    json: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+    kept: tuple[int, ...] = ()
+
+
+def fitting_of(
+    starting: Starting, align: int | Alignment, data: Data | None, keep: int | None
+) -> "Fitting | None":
+    """What `transfer` is asked for, None where it is asked for nothing that takes data.
+
+    Raises Refusal where data lack, do not fit the source or fill no batch, where no layer has use for them, or
+    `keep` layers cannot be chosen.
+    """
+    how = align if isinstance(align, Alignment) else Alignment(align)
+    if data is None and not how.steps and keep is None:
+        return None
+    new, letters = starting.new, starting.old.pattern
+    if not new:
+        flag, got = ("align", how.steps) if how.steps else ("data", "some")
+        raise refuse(flag, "none, for no layer's mixer changes", got, "leave it out, or choose other mixers")
+    most = sum(letters[layer] in ATTENTION for layer in new)
+    if keep is not None and not 1 <= keep <= most:
+        expected, remedy = f"1 to {most} layers that keep their attention", "choose a number in between"
+        raise refuse("keep-attention", expected, f"auto:{keep}", remedy)
+    for_what = "align" if how.steps else "keep-attention auto"
+    windows = examples_for(starting.source, data, how.batch_size, how.sequence_length, for_what)
+    if keep is None:
+        return Fitting(how, windows)
+    if len(windows) < (least := how.batch_size + HELD_OUT):
+        expected = f"{least} windows of {windows.length} tokens, a batch and {HELD_OUT} to score layers on"
+        raise refuse("data", expected, len(windows), "give more text, or a shorter sequence length")
+    return Fitting(how, *windows.hold_out(HELD_OUT, starting.seed), keep)
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Mixers to be fitted to windows; and `keep` layers, scored on others, that keep their attention."""
+
+    how: Alignment
+    windows: Examples
+    held_out: Examples | None = None
+    keep: int = 0
+
+    def bytes(self, starting: Starting) -> int:
+        """What `run` leaves on disk, in float32."""
+        model = starting.base.model.architecture
+        weights = (x for layer in starting.new for x in model.at("", layer) if of_mixer(x.name))
+        return sum(4 * math.prod(model.shape(x)) for x in weights)
+
+    def run(self, starting: Starting, folder: Path) -> Told:
+        """Fit every new mixer of `starting`; what they become lies in `folder`. Choose, where asked to."""
+        restored = None
+        if self.held_out is not None:
+            restored = Restored(self.held_out.batch(range(len(self.held_out)))["input_ids"])
+        aligned, source = align(starting, self.windows, self.how, folder, restored)
+        found = {"align": asdict(self.how) | {"windows": aligned.windows}, "alignment": aligned.layers}
+        lines, stages, kept = [line(row) for row in aligned.layers], dict(aligned.stages), ()
+        if restored:
+            scores = restored.scores(source)
+            able = {i: x for i, x in scores.items() if i is None or starting.old.pattern[i] in ATTENTION}
+            kept = tuple(best(able, self.keep))
+            stages["scores"] = restored.cost
+            rows = table(scores, kept)
+            found |= {"scores": rows, "scored": self.held_out.fingerprint()}
+            lines += [score_line(row) for row in rows]
+        flops = sum(cost.flops for cost in stages.values())
+        found |= {"flops": flops, "stages": {name: asdict(cost) for name, cost in stages.items()}}
+        found["peak_memory"] = peak_memory()
+        return Told(flops, found, tuple(lines), kept)
+
+    def starts(self, starting: Starting, folder: Path) -> dict[int, Start]:
+        """Of the layers that `run` has fitted, or will have."""
+        return kept_in(folder, starting, self.how)
+
+
+def line(row: dict[str, Any]) -> str:
+    errors = ", ".join(f"{name} {error:.4f}" for name, error in row["error"].items())
+    return f"layer {row['layer']} ({row['mixer']}, {row['start']}): error {errors}; {row['seconds']:.1f} s"
+
+
+def score_line(row: dict[str, Any]) -> str:
+    if row["layer"] is None:
+        return f"no attention: KL {row['kl']:.4f}"
+    kept = ", kept" if row["kept"] else ""
+    return f"attention in layer {row['layer']}: KL {row['kl']:.4f}, lower by {row['lowers']:.4f}{kept}"
+
+
+def peak_memory() -> int:
+    """The most bytes that the process has held so far."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

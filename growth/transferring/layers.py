@@ -1,0 +1,136 @@
+"""A model of which one layer at a time has weights, so that a source of any size fits."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from growth.apply import exact
+from growth.transferring.planned import Weights
+from lcikernels.models import LCIForCausalLM
+from lcikernels.models.lm import LCIBlock
+
+WORDS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+class Place(nn.Module):
+    """Where a layer stands: it passes the stream on, and does `work` with what else the layer is given.
+
+    work: (the stream, what a model hands to the layer besides) -> the stream behind this place.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.work = None
+
+    def forward(self, x: Tensor, *given: Any, **named: Any) -> Tensor:
+        return x if self.work is None else self.work(x, *given, **named)
+
+
+class Layers:
+    """The layers of the LCI model with these weights, made one at a time, and its two ends.
+
+    None is kept here: a layer lives as long as its caller holds it. All is in float32 at least, on `device`,
+    without gradients. Positions and masks are the model's own doing.
+    """
+
+    def __init__(self, weights: Weights, device: torch.device):
+        self.weights, self.device, self.config = weights, device, weights.config
+        with init_empty_weights(include_buffers=False):
+            self.model = LCIForCausalLM(self.config).eval()
+        self.places = [Place() for _ in self.model.model.layers]
+        self.model.model.layers = nn.ModuleList(self.places)
+        self.table = weights.model.table()
+        self._load(self.model.model, "model.", None, without=(WORDS,))
+
+    def block(self, layer: int) -> LCIBlock:
+        """A layer with its weights."""
+        block = self._empty(layer)
+        self._load(block, f"model.layers.{layer}.", layer)
+        return block.to(self.device)
+
+    def with_mixer(self, layer: int, block: LCIBlock) -> LCIBlock:
+        """The same layer of another model, with the mixer of this one."""
+        own = self._empty(layer)
+        for name, child in block.named_children():
+            if name != "mixer":
+                setattr(own, name, child)
+        self._load(own.mixer, f"model.layers.{layer}.mixer.", layer)
+        return own.to(self.device)
+
+    def values(self, layer: int, mixer: nn.Module) -> dict[str, Tensor]:
+        """The weights of a layer's mixer by their names."""
+        found, held = {}, mixer.state_dict()
+        for name, (entry, at) in self.table.items():
+            if at == layer and name.startswith(prefix := f"model.layers.{layer}.mixer."):
+                parts = entry.from_disk(held[name.removeprefix(prefix)].cpu())
+                found |= {weight.name: part for weight, part in zip(entry.weights, parts, strict=True)}
+        return found
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The stream in front of the first layer, [N, T, hidden_size], of ids [N, T]."""
+        inner, seen = self.model.model, []
+        words, inner.embed_tokens = inner.embed_tokens, nn.Embedding.from_pretrained(self._tensor(WORDS))
+        with working(self.places[0], lambda x, *given, **named: seen.append(x) or x):
+            self._forward(input_ids=ids.to(self.device))
+        inner.embed_tokens = words
+        return seen[0]
+
+    def run(self, layer: int, block: nn.Module, x: Tensor) -> Tensor:
+        """The stream behind `block` in the place of that layer. x [N, T, hidden_size]."""
+        out = []
+        with working(
+            self.places[layer], lambda _, *given, **named: out.append(block(x, *given, **named)) or x
+        ):
+            self._forward(inputs_embeds=x)
+        return out[0]
+
+    @contextmanager
+    def headed(self) -> Iterator["Layers"]:
+        """Inside, `logits` can be had."""
+        weight = self._tensor(HEAD if HEAD in self.table else WORDS)
+        empty, self.model.lm_head.weight = (
+            self.model.lm_head.weight,
+            nn.Parameter(weight, requires_grad=False),
+        )
+        try:
+            yield self
+        finally:
+            self.model.lm_head.weight = empty
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[N, T, vocab_size] from the stream behind the last layer, [N, T, hidden_size]."""
+        with working(self.places[-1], lambda *given, **named: x), torch.no_grad():
+            return self.model(inputs_embeds=x, use_cache=False).logits
+
+    @torch.no_grad()
+    def _forward(self, **inputs: Tensor) -> None:
+        self.model.model(**inputs, use_cache=False)
+
+    def _empty(self, layer: int) -> LCIBlock:
+        with init_empty_weights(include_buffers=False):
+            return LCIBlock(self.config, layer).eval()
+
+    def _load(self, module: nn.Module, prefix: str, layer: int | None, without: tuple[str, ...] = ()) -> None:
+        names = [name for name, (_, at) in self.table.items() if at == layer and name.startswith(prefix)]
+        values = {name.removeprefix(prefix): self._tensor(name) for name in names if name not in without}
+        missing = module.load_state_dict(values, strict=False, assign=True)
+        assert not missing.unexpected_keys, missing
+        module.requires_grad_(False)
+
+    def _tensor(self, name: str) -> Tensor:
+        entry, layer = self.table[name]
+        values = (self.weights.tensor(weight.name, layer) for weight in entry.weights)
+        return exact(entry.to_disk(values)).to(self.device)
+
+
+@contextmanager
+def working(place: Place, work: Any) -> Iterator[None]:
+    place.work = work
+    try:
+        yield
+    finally:
+        place.work = None

@@ -1,0 +1,83 @@
+"""Which layers keep their attention: those whose restoration brings the model closest to the source.
+
+    score[l] = KL(source || student with the attention of layer l),  a mean over tokens of held-out windows
+
+KL-guided layer selection (fla-org/hybrid-distillation, ICLR 2026): one pass of scores, the K lowest are kept.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from growth.transferring.fitting import Cost
+from growth.transferring.layers import Layers
+
+HELD_OUT = 8  # windows: of 512 tokens they tell scores apart that differ by 0.01
+CHUNK = 512  # tokens whose logits are there at a time: 0.26 GB twice with a vocabulary of 128k
+
+
+class Restored:
+    """The student with each layer's attention in turn, a layer of all of them at a time.
+
+    Student l and the student without any differ from layer l on, so a pass over L layers takes L (L + 1) / 2
+    of them, and holds L + 2 streams [N, T, hidden_size] of the N windows `ids` [N, T], but one layer.
+    """
+
+    def __init__(self, ids: Tensor):
+        self.ids, self.cost = ids, Cost()
+        self.source: Tensor | None = None  # the stream of the source, and of the student without attention
+        self.plain: Tensor | None = None
+        self.with_layer: dict[int, Tensor] = {}
+
+    def advance(
+        self, layer: int, source: Layers, block: nn.Module, target: Layers, own: nn.Module | None
+    ) -> None:
+        """All streams go through a layer: the source's `block`, or the student's, None where it is the same."""
+        if self.source is None:
+            self.source = self.plain = source.embed(self.ids)
+        with self.cost.counted(), self.cost.timed():
+            restored = source.run(layer, block, self.plain)
+            self.source = source.run(layer, block, self.source)
+            if own is None:
+                self.plain = restored
+                self.with_layer = {i: source.run(layer, block, x) for i, x in self.with_layer.items()}
+            else:
+                self.with_layer = {i: target.run(layer, own, x) for i, x in self.with_layer.items()}
+                self.plain = target.run(layer, own, self.plain)
+                self.with_layer[layer] = restored
+
+    def scores(self, source: Layers) -> dict[int | None, float]:
+        """KL in nats a token of every layer that can be restored; of none under None."""
+        students = {None: self.plain} | self.with_layer
+        sums = dict.fromkeys(students, 0.0)
+        with source.headed(), self.cost.counted(), self.cost.timed():
+            wanted = self.source.flatten(0, 1).split(CHUNK)
+            for i, x in enumerate(wanted):
+                log_p = source.logits(x[None])[0].double().log_softmax(-1)
+                for layer, stream in students.items():
+                    log_q = (
+                        source.logits(stream.flatten(0, 1).split(CHUNK)[i][None])[0].double().log_softmax(-1)
+                    )
+                    sums[layer] += (log_p.exp() * (log_p - log_q)).sum().item()
+        return {layer: total / self.ids.numel() for layer, total in sums.items()}
+
+
+def best(scores: dict[int | None, float], count: int) -> list[int]:
+    """The `count` layers of the lowest scores, in their order."""
+    layers = sorted(
+        (layer for layer in scores if layer is not None), key=lambda layer: (scores[layer], layer)
+    )
+    return sorted(layers[:count])
+
+
+def table(scores: dict[int | None, float], chosen: Sequence[int]) -> list[dict[str, Any]]:
+    """The table, as growth.json has it: every layer's score, how much it lowers, was it chosen."""
+    without = scores[None]
+    rows = [
+        {"layer": i, "kl": x, "lowers": without - x, "kept": i in chosen}
+        for i, x in scores.items()
+        if i is not None
+    ]
+    return [{"layer": None, "kl": without, "lowers": 0.0, "kept": False}, *rows]
