@@ -3,7 +3,7 @@
     python tests/large_checkpoint.py SRC --family gpt_neox
     python -m benchmarks.transferring SRC DST [--pattern ... | --mixers mamba2] [--copy all] [--out FILE]
 
-A GPT-NeoX of 6.0 GB, 23 layers of 3072. The parts run in processes of their own and in turns, as
+A GPT-NeoX of 6.1 GB, 20 layers of 3072. The parts run in processes of their own and in turns, as
 `benchmarks.growing` has them: the transfer, the copy, and randn for the numbers that start fresh. Memory is
 the most that was resident, less what was after the imports; pages of SRC that are mapped count in it, and not
 in the anonymous part.
