@@ -70,13 +70,14 @@ print(json.dumps({name: [found["results"][name], found["samples"][name]] for nam
 
 @pytest.fixture(scope="module")
 def transferred(tmp_path_factory) -> Path:
-    """A model of a retention, a Mamba and an attention layer, whose tokenizer ends texts with token 256."""
+    """A model of retention, Mamba, Mamba-2 and attention, whose tokenizer ends texts with token 256."""
     folder = tmp_path_factory.mktemp("transferred")
-    source = neox(folder / "source", vocab_size=END + 1, max_position_embeddings=POSITIONS)
+    sizes = {"num_hidden_layers": 4, "max_position_embeddings": POSITIONS}
+    source = neox(folder / "source", vocab_size=END + 1, **sizes)
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"eos_token": "<end>", "bos_token": "<end>"})
     tokenizer.save_pretrained(source)
-    growth.transfer(source, folder / "out", pattern="RMA")
+    growth.transfer(source, folder / "out", pattern="RMSA")
     return folder / "out"
 
 
