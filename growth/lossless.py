@@ -191,7 +191,8 @@ def attention(op: Attention, of: _Wires) -> str | None:
     if None in (query, key, value, mixed):
         return f"attention: the heads of {op.query} and {op.key} are mixed, not copied"
     (Q, G), (P, H) = ((model.wires[op.query].units, model.wires[op.key].units) for model in (of.old, of.new))
-    own = of.old.wires[op.value].units == Q  # a value for each head of query
+    values = of.old.wires[op.value].units, of.new.wires[op.value].units
+    own = values == (Q, P)  # a value for each head of query
     fits = P % H == 0 and query == mixed and all(units == query for units in along)
     fits = fits and of.scale(op.value) == of.scale(op.mixed) and set(query) >= set(range(Q))
     for t, q in enumerate(query if fits else ()):

@@ -18,7 +18,7 @@ from growth.families import family_of
 if TYPE_CHECKING:
     from growth.checkpoint import Checkpoint
 
-# regrouped: the source's rows in another order, some repeated. fitted: solved for on data. aligned: learned there.
+# regrouped: the source's rows in another order, some repeated. fitted: solved for on data. aligned: learned.
 Origin = Literal["copied", "expanded", "regrouped", "fitted", "aligned", "initialised"]
 
 

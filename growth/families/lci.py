@@ -168,12 +168,6 @@ def mamba2(frame: Frame) -> tuple[Op, ...]:
     )
 
 
-def accepts(config: PreTrainedConfig) -> None:
-    if "S" in config.pattern and config.mamba2_n_groups > 1:
-        got, remedy = config.mamba2_n_groups, "groups of Mamba-2's heads have no table"
-        raise refuse("mamba2_n_groups", "1", got, remedy)
-
-
 def positions(config: PreTrainedConfig) -> int | None:
     """Layers that carry a state have no limit, but a table of positions has."""
     limited = set(config.pattern) & {"A", "W"} or config.position_embedding_type == "learned"
@@ -188,6 +182,9 @@ def resized(old: PreTrainedConfig, new: PreTrainedConfig) -> Mapping[str, Any]:
     if "R" in old.pattern:
         out |= _retention_heads(old, new)
     if "S" in old.pattern:
+        if old.mamba2_n_groups > 1:
+            got, remedy = old.mamba2_n_groups, "groups of heads grow in depth alone: leave the width as it is"
+            raise refuse("mamba2_n_groups", "1", got, remedy)
         size = channels(old) // old.mamba2_num_heads
         out["mamba2_num_heads"] = _whole(old, new, "mamba2_num_heads", size, old.expand)
     return out
@@ -250,7 +247,6 @@ LCI = Family(
         ),
     },
     Fields(kv_heads="num_key_value_heads", head_dim="head_dim"),
-    accepts=accepts,
     positions=positions,
     lists=("pattern",),
     layer_numbers=("no_rope_layers",),

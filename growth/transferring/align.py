@@ -5,10 +5,10 @@
 where x is what the source's own layer reads.  Kasai et al. 2021 (T2R), Zhang et al. 2024 (LoLCATs), Goldstein
 et al. 2025 (RADLADS).
 
-The source runs once over each distinct window. The stream of all of them is kept, three times [N, T,
-hidden_size], and of the source one layer, which is read, watched, fitted to and dropped. No layer's error
-depends on another mixer, and steps are taken for each by itself, so fitting all layers at once gives the same;
-it would hold the whole source for no gain.
+The source runs once over each distinct window. Held are three streams [N, T, hidden_size] of all of them, and
+of the source one layer, which is read, watched, fitted to and dropped. No layer's error depends on another
+mixer, and steps are taken for each by itself, so fitting all layers at once gives the same; it would hold the
+whole source for no gain.
 """
 
 import math
@@ -46,25 +46,31 @@ class Alignment:
     steps           of AdamW without weight decay; 0: only the last projection, by least squares
     batches         distinct ones, or as many as the data fill, each used again and again
     batch_size      windows in each
+    step_size       windows a step: for the same operations many small steps come closer than few large ones
     sequence_length tokens of a window; None: 512, or what the source has positions for
     learning_rate   the highest, reached after 5 steps, then linear to 0; None: by the mixer, RATES
-    ridge           batches that the last projection is solved for on, before the steps; 0: it is not
+    ridge           batches that the last projection is solved for on, before the steps; 0: it is not. A
+                    retention's is without steps alone: from O, which it has, steps lead closer
     """
 
     steps: int = 0
     batches: int = 8
     batch_size: int = 8
+    step_size: int = 2
     sequence_length: int | None = None
     learning_rate: float | None = None
     ridge: int = 2
 
     def __post_init__(self):
-        for name, least in (("steps", 0), ("batches", 1), ("batch_size", 1), ("ridge", 0)):
+        for name, least in (("steps", 0), ("batches", 1), ("batch_size", 1), ("step_size", 1), ("ridge", 0)):
             if (got := getattr(self, name)) < least:
                 what = "align" if name == "steps" else name.replace("_", "-")
                 raise refuse(what, f"at least {least}", got, "choose a larger number")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise refuse("learning-rate", "more than 0, and finite", self.learning_rate, "leave it out")
+
+    def solves(self, letter: str) -> bool:
+        return self.ridge > 0 and (letter != "R" or not self.steps)
 
     def rate(self, letter: str) -> float:
         return RATES[letter] if self.learning_rate is None else self.learning_rate
@@ -88,8 +94,8 @@ def align(
 ) -> tuple[Aligned, Layers]:
     """Fit every new mixer to windows of text; what they become lies in `folder`, for `kept_in`.
 
-    restored: is told of every layer, and keeps its own streams. Returns the source's layers, too, for its ends.
-    Raises Refusal where a number is not finite.
+    restored: is told of every layer, and keeps its own streams. Returns the source's layers, too, for their
+    ends. Raises Refusal where a number is not finite.
     """
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     source, target = starting.layers(device)
@@ -134,11 +140,11 @@ def fit(
     call = called(target, layer, block, pairs.x)
     with stages["start"].timed():
         errors = {"started": pairs.error(call, how.batch_size, stages["start"])}
-        if how.ridge:
+        if how.solves(letter):
             solve(mixer, call, pairs, how.batch_size, how.ridge, stages["start"])
             errors["solved"] = pairs.error(call, how.batch_size, stages["start"])
     if how.steps:
-        steps = Steps(how.steps, how.batch_size, how.rate(letter), starting.seed)
+        steps = Steps(how.steps, min(how.step_size, len(pairs.x)), how.rate(letter), starting.seed)
         with stages["steps"].timed():
             descend(mixer, call, pairs, steps, stages["steps"], progress)
             errors["aligned"] = pairs.error(call, how.batch_size, stages["steps"])
@@ -163,9 +169,9 @@ def kept_in(folder: Path, starting: Starting, how: Alignment) -> dict[int, Start
         for name, sources in of.items():
             last = name.startswith(LAST[letter])
             if how.steps:
-                of_source = () if last and how.ridge else sources
+                of_source = () if last and how.solves(letter) else sources
                 made[name] = Made("aligned", of_source, "" if of_source else DRAWN)
-            elif last and how.ridge:
+            elif last and how.solves(letter):
                 made[name] = Made("fitted", (), SOLVED)
         starts[layer] = Start(made, partial(_read, folder))
     return starts

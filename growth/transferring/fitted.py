@@ -45,8 +45,8 @@ def fitting_of(
 ) -> "Fitting | None":
     """What `transfer` is asked for, None where it is asked for nothing that takes data.
 
-    Raises Refusal where data lack, do not fit the source or fill no batch, where no layer has use for them, or
-    `keep` layers cannot be chosen.
+    Raises Refusal where data lack, do not fit the source or fill no batch, where no layer has use for them,
+    or `keep` layers cannot be chosen.
     """
     how = align if isinstance(align, Alignment) else Alignment(align)
     if data is None and not how.steps and keep is None:

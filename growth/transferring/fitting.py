@@ -1,4 +1,4 @@
-"""One mixer fitted to what one layer's attention reads and gives: its last projection solved for, then all of it.
+"""One mixer fitted to what a layer's attention reads and gives: its last projection solved for, then all.
 
 minimise over the mixer's parameters   |mixer(x) - y|^2 / |y|^2
 """

@@ -37,8 +37,8 @@ def regrouped(H: int, Hk: int, K: int, pairs: int, heads: int, new_pairs: int) -
     as they are, shared or not. Of others each has its own k and v, repeated for every head that reads them.
     Where r neighbours become one, pair i of the m-th is pair r i + m of the new head: its rate theta **
     (-(r i + m) / (r pairs)) is the old one for m = 0, and the next slower ones for the others; what does not
-    rotate lies behind. Where a head becomes r, the m-th takes the pairs m, m + r, .. and its share of what does
-    not rotate. Values keep their order, and so do the columns of o.
+    rotate lies behind. Where a head becomes r, the m-th takes the pairs m, m + r, .. and its share of what
+    does not rotate. Values keep their order, and so do the columns of o.
     Raises Refusal where neither number of heads is a multiple of the other, or the pairs do not fit.
     """
     if heads == H:
@@ -80,7 +80,7 @@ def split(head: int, part: int, parts: int, K: int, pairs: int) -> tuple[Pairs, 
 
 
 def laid(turning: Pairs, rest: list[int], pairs: int) -> list[int]:
-    """The dims of a head of which `pairs` pairs rotate: their first halves, their second halves, the others."""
+    """The dims of a head of which `pairs` pairs rotate: first halves, second halves, the others."""
     spare = [dim for pair in turning[pairs:] for dim in pair] + rest
     lack = max(0, pairs - len(turning))
     halves = [*turning[:pairs], *zip(spare[:lack], spare[lack : 2 * lack])]
@@ -117,9 +117,9 @@ def mamba2_from_attention(mixer: Mamba2, attention: Attention) -> None:
 
         S[t] = exp(-dt[t] a) S[t-1] + k[t] ⊗ dt[t] v[t];   y[t] = q[t] . S[t] + D v[t]
 
-    with k, v repeated for the heads that share them, and silu over q, k and v. The mixer has a group and a head
-    for each of the attention's H heads, K states and K channels in each (`mamba2_fields`). Biases become the
-    convolution's. Rotary positions, the scale and q/k norms have no place in it.
+    with k, v repeated for the heads that share them, and silu over q, k and v. The mixer has a group and a
+    head for each of the attention's H heads, K states and K channels in each (`mamba2_fields`). Biases become
+    the convolution's. Rotary positions, the scale and q/k norms have no place in it.
     Wang et al. 2024 (arXiv 2408.15237), section 3.
     """
     K = attention.head_dim

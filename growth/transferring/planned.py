@@ -30,7 +30,7 @@ MAMBA = {"M": "Mamba", "S": "Mamba-2"}
 
 
 class Made(NamedTuple):
-    """What becomes of a weight, the weights of the source's layer that it is made of, what the report says."""
+    """What becomes of a weight, the weights of the source's layer that it is made of, what is said of it."""
 
     origin: Origin
     sources: tuple[str, ...] = ()

@@ -8,7 +8,6 @@ KL-guided layer selection (fla-org/hybrid-distillation, ICLR 2026): one pass of 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from growth.transferring.fitting import Cost
@@ -34,7 +33,7 @@ class Restored:
     def advance(
         self, layer: int, source: Layers, block: nn.Module, target: Layers, own: nn.Module | None
     ) -> None:
-        """All streams go through a layer: the source's `block`, or the student's, None where it is the same."""
+        """Every stream passes a layer: the source's `block`, or the student's `own`, None where they are one."""
         if self.source is None:
             self.source = self.plain = source.embed(self.ids)
         with self.cost.counted(), self.cost.timed():

@@ -54,7 +54,7 @@ def way(letter: str, start: str | None, copy: str, data: bool) -> str:
 
 
 class Starting:
-    """How the mixers of a model start: of `config`, with `letters` and `fields`, from `old`, the source's own.
+    """How mixers start: those of `config`, with `letters` and `fields`, from those of `old`, the source's.
 
     start, copy: as `transfer` has them; data: are there any to fit to. `new` are the layers whose mixers are
     others than the source's; `ways` how each starts. Raises Refusal where a mixer has no such start.
@@ -184,7 +184,7 @@ def lost_by_retention(old: LCIConfig, new: LCIConfig) -> Iterator[str]:
             ", most of whose dims rotate slower there" if turns else ""
         )
     if heads > H:
-        yield f"retention: each of the source's heads is split into {heads // H}, which keep apart what it adds up"
+        yield f"retention: each head of the source becomes {heads // H}, which keep apart what it adds up"
     if heads != H and old.qk_norm == "head":
         yield f"retention: norms of q and k are over the {size} dims of a new head, not over {K}"
     if old.attention_softcap is not None:

@@ -113,7 +113,7 @@ REFUSALS = {
     ),
     "an unknown letter": (
         ("transfer", "{src}", "{}/out", "--pattern", "RRX"),
-        "pattern: expected 3 letters out of A, R, M",
+        "pattern: expected 3 letters out of A, W, R, M, S, got 'RRX'",
     ),
     "a layer that is not there": (
         ("transfer", "{src}", "{}/out", "--keep-attention", "1,3"),
@@ -161,9 +161,37 @@ REFUSALS = {
     ),
     "a broken index": (("transfer", "{}/index", "{}/out"), "model.safetensors.index.json: expected JSON"),
     "a broken record": (("check", "{src}", "{}/record"), "growth.json: expected an object with 'verb'"),
-    "a model that was transferred": (
-        ("transfer", "{}/retnet", "{}/out"),
-        "a checkpoint to transfer: gpt_neox, got lci",
+    "attention where the source has none": (
+        ("transfer", "{}/retnet", "{}/out", "--keep-attention", "1"),
+        "layer 1: expected attention as the source has it, or R, got A, where the source has retention (R)",
+    ),
+    "a window where the source has none": (
+        ("transfer", "{src}", "{}/out", "--pattern", "RWR"),
+        "layer 1: expected attention as the source has it, or A, got W, where the source has attention (A)",
+    ),
+    "decays of nobody": (
+        ("transfer", "{src}", "{}/out", "--decays", "slow"),
+        "decays: expected retnet, alibi, learned, or a number for each of 4 heads, got slow",
+    ),
+    "too few decays": (
+        ("transfer", "{src}", "{}/out", "--decays", "0.9,0.95"),
+        "decays: expected retnet, alibi, learned, or a number for each of 4 heads, got 2 numbers",
+    ),
+    "a head that remembers more than there was": (
+        ("transfer", "{src}", "{}/out", "--decays", "0.9,0.95,1.0,1.1"),
+        "decays: expected above 0, and at most 1: the share that a head keeps, got 1.1",
+    ),
+    "decays of a Mamba": (
+        ("transfer", "{src}", "{}/out", "--mixers", "mamba", "--decays", "alibi"),
+        "decays: expected retention in the pattern (R), got none in MMM; leave it out",
+    ),
+    "heads that do not share attention's dims": (
+        ("transfer", "{src}", "{}/out", "--retention-heads", 7),
+        "retention-heads: expected a divisor of the 96 dims of attention, got 7; choose 1, 2, 3, 4, 6",
+    ),
+    "heads of a size that does not turn in pairs": (
+        ("transfer", "{}/llama", "{}/out", "--retention-heads", 64),
+        "llama: expected settings that an LCI model has too, got",
     ),
     "a family that is not known": (
         ("grow", "{}/opt", "{}/out", "--num-layers", 4),
@@ -194,13 +222,13 @@ REFUSALS = {
         ("grow", "{src}", "{}/out", "--hidden-size", 120, "--num-kv-heads", 2),
         "num-kv-heads: expected ",
     ),
-    "a family that is not transferred": (
-        ("transfer", "{}/gpt2", "{}/out"),
-        "a checkpoint to transfer: gpt_neox, got gpt2",
-    ),
-    "another family that is not transferred": (
+    "an encoder that is to be transferred": (
         ("transfer", "{}/bert", "{}/out"),
-        "a checkpoint to transfer: gpt_neox, got bert",
+        "bert: expected a decoder out of gpt_neox, gpt2, llama,",
+    ),
+    "a family that is not transferred": (
+        ("transfer", "{}/opt", "{}/out"),
+        "got opt; pass a language model of these, such as a Pythia or a Llama",
     ),
     "a post-norm width between whole factors": (
         ("grow", "{}/bert", "{}/out", "--hidden-size", 168),
@@ -380,7 +408,7 @@ def test_inspect_names_spaces_and_tensors(family, tensor, tmp_path, monkeypatch,
     code, out, _ = run(monkeypatch, capsys, "inspect", FAMILIES[family](tmp_path / "src"))
     assert code == 0 and "wire ffn.*" in out and "layers.*.mlp.up.weight" in out and tensor in out
     assert "hidden size 96 to any multiple of the head size 24" in out and "ffn size 160" in out
-    assert ("transfer: to" in out) == (family == "gpt_neox")
+    assert ("transfer: to retention, mamba, mamba2, or" in out) == (family != "bert")
 
 
 def test_help_tells_what_each_method_does_and_which_options_are_whose(monkeypatch, capsys):

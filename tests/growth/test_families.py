@@ -60,6 +60,7 @@ GROUPS = {
     "heads inside groups": (2, {"num_heads": 6, "num_kv_heads": 2}),
     "twice as many inside groups": (2, {"num_heads": 8, "num_kv_heads": 2}),
     "a group for each head": (2, {"num_heads": 8, "num_kv_heads": 8}),
+    "groups of heads that had keys of their own": (4, {"num_heads": 8, "num_kv_heads": 4}),
     "groups alone": (2, {"num_heads": 4, "num_kv_heads": 4}),
     "heads that do not divide into the groups": (2, {"num_heads": 5}),
 }

@@ -1,10 +1,11 @@
 """`inspect` says what a checkpoint is made of and what each verb does with it, by trying."""
 
 import json
+import re
 
 import pytest
 import torch
-from checkpoints import bert, gpt2, neox, saved
+from checkpoints import ALL, bert, gpt2, saved
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import growth
@@ -88,9 +89,35 @@ def test_groups_of_heads_are_told_where_a_model_has_them(tmp_path):
     assert "kv heads" not in ways(inspect(made("bert", tmp_path)))
 
 
-def test_only_what_can_be_transferred_is_said_to_be(tmp_path):
-    assert inspect(neox(tmp_path / "neox")).transfer.startswith("to retention")
-    assert inspect(gpt2(tmp_path / "gpt2")).transfer.startswith("from gpt_neox alone")
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("gpt_neox", "to retention, mamba, mamba2, or a pattern of these with what the layers are now (AAA)"),
+        (
+            "gemma3_text",
+            "to retention, mamba, mamba2, or a pattern of these with what the layers are now (WWA)",
+        ),
+        ("lci RAM", "to retention, mamba, mamba2, or a pattern of these with what the layers are now (RAM)"),
+        ("bert", "no: {src}: expected a decoder out of gpt_neox, "),
+        ("t5", "no: {src}: expected a decoder out of gpt_neox, "),
+    ],
+)
+def test_only_what_can_be_transferred_is_said_to_be(tmp_path, name, told):
+    src = ALL[name](tmp_path / "src")
+    said = inspect(src).transfer
+    assert said.startswith(told.format(src=src))
+    kept = said.partition("now (")[2].removesuffix(")")
+    for pattern in filter(None, (kept, "RRR", "MMM", "SSS")):
+        if said.startswith("to"):
+            growth.transfer(src, pattern=pattern, dst=tmp_path / "none", dry_run=True)
+        else:
+            with pytest.raises(Refusal):
+                growth.transfer(src, pattern=pattern, dst=tmp_path / "none", dry_run=True)
+
+
+def test_a_setting_that_cannot_be_transferred_is_named(tmp_path):
+    src = ALL["qwen2"](tmp_path / "src", sliding_window=1)
+    assert re.match("no: qwen2: expected .*sliding_window", inspect(src).transfer)
 
 
 def test_layers_whose_number_counts_are_not_added(tmp_path):

@@ -11,9 +11,10 @@ from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
 from growth.families import FAMILIES as TABLES
 from growth.families.lci import LCI
-from growth.inspection import inspect
+from growth.inspection import LEMON, inspect
 from growth.loading import load_model
 from growth.plan import Source
+from growth.sizes import Sizes, resized
 from lcikernels.models import LCIConfig, LCIForCausalLM
 
 
@@ -84,10 +85,11 @@ def test_the_lci_table_names_exactly_the_model_s_tensors(pattern, tied):
     assert shapes == {name: tuple(x.shape) for name, x in LCIForCausalLM(config).named_parameters()}
 
 
-def test_groups_of_mamba_2_s_heads_are_refused():
+def test_groups_of_mamba_2_s_heads_do_not_widen():
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mamba2_num_heads": 4}
+    model = LCI.model(LCIConfig(**sizes, pattern="RS", mamba2_n_groups=2))
     with pytest.raises(Refusal, match="mamba2_n_groups: expected 1, got 2"):
-        LCI.model(LCIConfig(**sizes, pattern="RS", mamba2_n_groups=2))
+        resized(model, Sizes(hidden=64), LEMON.order)
 
 
 def rewrite(folder, change):
