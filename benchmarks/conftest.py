@@ -29,6 +29,7 @@ class Target(PosixPath):
 
 def pytest_addoption(parser):
     parser.addoption("--all-layers", action="store_true", help="all of transformers' Mamba: minutes a step")
+    parser.addoption("--small", action="store_true", help="bench_transfer.py of sizes that take seconds")
     parser.addoption("--tests-failed", action="store_true", help="say so beside every ratio")
     parser.addoption("--commit", help="what is measured, where the checkout is not git's")
     parser.addoption("--until", type=float, help="seconds of the epoch: what would begin later is skipped")
@@ -40,7 +41,7 @@ def pytest_configure(config):
     config.option.benchmark_quiet = True  # it knows only one side
     config.stash[ROWS], config.stash[TARGET] = [], None
     some = config.option.keyword or config.option.markexpr or any("::" in str(arg) for arg in config.args)
-    if not (config.option.benchmark_json or some or config.option.collectonly):
+    if not (config.option.benchmark_json or some or config.option.small or config.option.collectonly):
         report.RESULTS.mkdir(exist_ok=True)
         config.stash[TARGET] = config.option.benchmark_json = Target(report.RESULTS / f"{slug(config)}.json")
 
@@ -58,7 +59,8 @@ def slug(config) -> str:
     """Of this machine: its newest results take the place of the older ones."""
     if on_gpu(config):
         return dashed(torch.cuda.get_device_name())
-    return f"{dashed(processor())}-{torch.get_num_threads()}-threads"
+    part = ".transfer" if any("bench_transfer" in str(arg) for arg in config.args) else ""
+    return f"{dashed(processor())}-{torch.get_num_threads()}-threads{part}"
 
 
 def dashed(name: str) -> str:

@@ -23,6 +23,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -99,6 +100,11 @@ def alone(part: Callable, *arguments) -> Part:
 
 
 def growing(src: Path, dst: Path, target: dict[str, int]) -> Part:
+    return measured(src, dst, partial(grow, src, dst, method="lemon", **target))
+
+
+def measured(src: Path, dst: Path, make: Callable[[], object]) -> Part:
+    """What making DST of SRC took, until its bytes are on the disk."""
     done, most = threading.Event(), 0
 
     def watch() -> None:
@@ -107,7 +113,7 @@ def growing(src: Path, dst: Path, target: dict[str, int]) -> Part:
             most = max(most, resident("RssAnon"))
 
     def run() -> None:
-        grow(src, dst, method="lemon", **target)
+        make()
         on_disk(weights(dst))
 
     forgotten(weights(src))

@@ -205,10 +205,15 @@ def check(
     src: Src,
     dst: Dst,
     text: Annotated[str | None, typer.Option(help="A file whose text they read, not random input.")] = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Also how far their greedy continuations agree.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare what two models compute; exit code 1 when an equality that growth promised fails."""
-    agreement = growth.check(src, dst, text=text)
+    from growth.generating import TOKENS
+
+    agreement = growth.check(src, dst, text=text, generate=TOKENS if generate else 0)
     say(json.dumps(asdict(agreement) | {"kept": agreement.kept}) if as_json else str(agreement))
     if not agreement.kept:
         raise typer.Exit(1)

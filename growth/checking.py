@@ -14,6 +14,7 @@ from growth.checkpoint import Checkpoint
 from growth.errors import refuse, several
 from growth.families import model_of
 from growth.families.table import Model
+from growth.generating import Continuations, continuations, refuse_no_writer
 from growth.loading import load_model
 from growth.probes import probe
 from growth.watching import paired, reaches_the_end
@@ -36,6 +37,7 @@ class Agreement:
     than this share: a module, such as layers.2.mlp.down_proj, or "the last norm or the head"; "" where they
     do not. lost: why equality was not promised, as far as growth.json says so. compared: "logit", or "output"
     for models without a head: the channels of the last hidden state that the source has, and the pooled ones.
+    generated: how their greedy continuations agree; None where that was not asked for.
     """
 
     float32: float
@@ -46,13 +48,18 @@ class Agreement:
     first: str = ""
     lost: tuple[str, ...] = ()
     compared: str = "logit"
+    generated: Continuations | None = None
 
     @property
     def kept(self) -> bool:
-        """False when a promised equality fails."""
-        return self.limit is None or self.float32 <= self.limit
+        """False when a promised equality fails, of logits or of continuations, or the new model's cache."""
+        equal = self.limit is None or self.float32 <= self.limit
+        return equal and (self.generated is None or self.generated.kept)
 
     def __str__(self) -> str:
+        return self._logits() + (f"; {self.generated}" if self.generated else "")
+
+    def _logits(self) -> str:
         stored = f", {self.stored:.2e} in {self.stored_dtype}" if self.stored_dtype != "float32" else ""
         measured = (
             f"max |{self.compared} difference|: {self.float32:.2e} in float32{stored} "
@@ -62,7 +69,8 @@ class Agreement:
         if self.limit is None:
             why = f": {several(self.lost)}" if self.lost else ""
             return f"{measured}{where}; no equality was promised{why}"
-        return f"{measured}{where}; promised at most {self.limit:.1e}: {'kept' if self.kept else 'BROKEN'}"
+        verdict = "kept" if self.float32 <= self.limit else "BROKEN"
+        return f"{measured}{where}; promised at most {self.limit:.1e}: {verdict}"
 
 
 @torch.no_grad()
@@ -74,16 +82,21 @@ def check(
     batch: int = 2,
     length: int = 128,
     seed: int = 0,
+    generate: int = 0,
 ) -> Agreement:
     """Compare what two models compute of `batch` random inputs of their kind: of `length` tokens, or images.
 
     src, dst: checkpoints, each a folder or the Hub's; the promise is the one in dst's growth.json, and holds
-    for the source whose fingerprint that has. text: a file whose first tokens they read instead. The figures
-    go into dst's README.md where growth made it of src and it is a folder. Raises Refusal where one cannot be
-    read, they do not take or give the same, the text does not fit, or src is not what the promise was made
-    for.
+    for the source whose fingerprint that has. text: a file whose first tokens they read instead. generate:
+    where not 0, how far their greedy continuations by so many tokens, or as half their positions reach, agree
+    after 8 prompts of at most 32 tokens, random or the text's first, and whether the cache gives what the
+    whole text does. The figures go into dst's README.md where growth made it of src and it is a folder.
+    Raises Refusal where one cannot be read, they do not take or give the same, the text does not fit, src is
+    not what the promise was made for, or, with `generate`, one does not continue a text.
     """
     old, new = Checkpoint(src), Checkpoint(dst)
+    if generate:
+        refuse_no_writer(old, new, generate)
     inputs = probe(old, new, text, batch=batch, length=length, seed=seed)
     record = new.record()
     of_this = _refuse_another_source(old, new, record)
@@ -95,7 +108,7 @@ def check(
         got, outside = _run(new, right, dtype, inputs, pairs.keys())
         difference[dtype] = _difference(truth, got, new)
     largest = torch.stack([x.abs().max() for x in truth.values()]).max().item()
-    verb = record.get("verb", "grow")
+    verb, promised = record.get("verb", "grow"), bool(record.get("lossless"))
     relative = max(LIMIT[verb], ROUNDING[verb] * torch.finfo(stored).eps)
     most = max(1.0, largest) * relative
     both = ((name, inside[pairs[name]], y) for name, y in outside.items() if pairs[name] in inside)
@@ -107,10 +120,11 @@ def check(
         difference[stored],
         str(stored).removeprefix("torch."),
         largest,
-        most if record.get("lossless") else None,
+        most if promised else None,
         next(apart, beyond),
-        () if record.get("lossless") else tuple(record.get("lost", ())),
+        () if promised else tuple(record.get("lost", ())),
         "output" if truth.keys() <= set(HEADLESS) else "logit",
+        continuations(old, new, text, generate, seed, relative, promised) if generate else None,
     )
     if record and of_this and new.path == Path(dst):  # not in the Hub's cache
         write_figures(new.path, str(agreement))

@@ -36,8 +36,8 @@ def probe(
     it has fewer, the rows are fewer, or one shorter row. Raises Refusal where the models take no input of one
     kind and size, and where a text is given to models of images, cannot be read, or is not of their tokens.
     """
-    kind, draw = _kind(old), torch.Generator().manual_seed(seed)
-    _refuse_other(new, "kind of input", kind, _kind(new), "compare models of one family")
+    kind, draw = kind_of(old), torch.Generator().manual_seed(seed)
+    _refuse_other(new, "kind of input", kind, kind_of(new), "compare models of one family")
     if kind == "images":
         if text is not None:
             raise refuse("text", "none, for these models read images", text, "leave it out")
@@ -56,7 +56,8 @@ def probe(
     return {"input_ids": ids} if kind == "tokens" else _masked(ids, old, draw)
 
 
-def _kind(checkpoint: Checkpoint) -> str:
+def kind_of(checkpoint: Checkpoint) -> str:
+    """The kind of input that a checkpoint takes. Raises Refusal where it is none of these."""
     family = FAMILIES.get(checkpoint.config.model_type)
     if family is None and not isinstance(getattr(checkpoint.config, "vocab_size", None), int):
         got = f"a {checkpoint.config.model_type}, of no known family and without words"

@@ -1,9 +1,9 @@
-"""A Llama of any size on disk, of random weights, made in little memory:
+"""A Llama, or a GPT-NeoX, of any size on disk, of random weights, made in little memory:
 
-    python tests/large_checkpoint.py OUT [--gigabytes 6]
+    python tests/large_checkpoint.py OUT [--gigabytes 6] [--family gpt_neox]
 
-writes OUT as transformers does, in bfloat16 and shards of at most 2 GB. Heads have 128 dims, three queries
-share a key and a value; as many layers as the size asks for.
+writes OUT as transformers does, in bfloat16 and shards of at most 2 GB. Heads have 128 dims, three of Llama's
+queries share a key and a value; as many layers as the size asks for.
 """
 
 import argparse
@@ -14,45 +14,75 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+)
 
 BLOCK = 2**22  # of the normal numbers that all weights are taken from
 SHARD_BYTES = 2 * 10**9
 
 
-def sized(gigabytes: float, hidden_size: int = 3072, vocab_size: int = 128256) -> LlamaConfig:
-    """The Llama of about so many bytes in bfloat16, of one layer at least; hidden_size a multiple of 384."""
-    heads, rest = divmod(hidden_size, 128)
-    if rest or heads % 3:
+def llama(layers: int, hidden_size: int, vocab_size: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden_size // 128,
+        num_key_value_heads=hidden_size // 384,
+        head_dim=128,
+        intermediate_size=hidden_size * 8 // 3,
+        tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    )
+
+
+def gpt_neox(layers: int, hidden_size: int, vocab_size: int) -> GPTNeoXConfig:
+    return GPTNeoXConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden_size // 128,
+        intermediate_size=hidden_size * 4,
+        architectures=["GPTNeoXForCausalLM"],
+        dtype="bfloat16",
+    )
+
+
+FAMILIES = {"llama": llama, "gpt_neox": gpt_neox}
+
+
+def sized(
+    gigabytes: float, hidden_size: int = 3072, vocab_size: int = 128256, family: str = "llama"
+) -> PreTrainedConfig:
+    """The model of about so many bytes in bfloat16, of one layer at least; hidden_size a multiple of 384."""
+    if hidden_size % 384:
         raise ValueError(f"hidden_size must be a multiple of 384, got {hidden_size}")
 
-    def config(layers: int) -> LlamaConfig:
-        return LlamaConfig(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads // 3,
-            head_dim=128,
-            intermediate_size=hidden_size * 8 // 3,
-            tie_word_embeddings=False,
-            architectures=["LlamaForCausalLM"],
-            dtype="bfloat16",
-        )
+    def config(layers: int) -> PreTrainedConfig:
+        return FAMILIES[family](layers, hidden_size, vocab_size)
 
     one, two = (sum(shape.numel() for shape in shapes(config(n)).values()) for n in (1, 2))
     return config(max(1, 1 + round((gigabytes * 1e9 / 2 - one) / (two - one))))
 
 
-def shapes(config: LlamaConfig) -> dict[str, torch.Size]:
+def shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        return {name: x.shape for name, x in LlamaForCausalLM(config).state_dict().items()}
+        return {name: x.shape for name, x in AutoModelForCausalLM.from_config(config).state_dict().items()}
 
 
-def weights(shape: torch.Size, normal: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+def spread(name: str) -> tuple[float, float]:
+    """Mean and standard deviation of a tensor."""
+    return (1.0, 0.1) if name.endswith("norm.weight") else (0.0, 0.02)
+
+
+def weights(name: str, shape: torch.Size, normal: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """A tensor in pieces, each from a place of its own among the normal numbers: gains about 1, the rest
     about 0."""
-    mean, std = (1.0, 0.1) if len(shape) == 1 else (0.0, 0.02)
+    mean, std = spread(name)
     for start in range(0, shape.numel(), BLOCK):
         size = min(BLOCK, shape.numel() - start)
         offset = int(torch.randint(BLOCK, (), generator=generator))
@@ -84,7 +114,9 @@ def header(names: list[str], tensors: dict[str, torch.Size]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def write(folder: str | Path, config: LlamaConfig, shard_bytes: int = SHARD_BYTES, seed: int = 0) -> Path:
+def write(
+    folder: str | Path, config: PreTrainedConfig, shard_bytes: int = SHARD_BYTES, seed: int = 0
+) -> Path:
     """A checkpoint of random weights in a new folder; memory holds 130 MB meanwhile."""
     folder = Path(folder)
     folder.mkdir(parents=True)
@@ -99,7 +131,7 @@ def write(folder: str | Path, config: LlamaConfig, shard_bytes: int = SHARD_BYTE
         with open(folder / file, "wb") as out:
             out.write(header(names, tensors))
             for name in names:
-                for piece in weights(tensors[name], normal, generator):
+                for piece in weights(name, tensors[name], normal, generator):
                     out.write(piece.view(torch.uint8).numpy())
     total = sum(2 * shape.numel() for shape in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
@@ -113,8 +145,9 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=6.0)
     parser.add_argument("--hidden-size", type=int, default=3072)
     parser.add_argument("--vocab-size", type=int, default=128256)
+    parser.add_argument("--family", choices=FAMILIES, default="llama")
     options = parser.parse_args()
-    config = sized(options.gigabytes, options.hidden_size, options.vocab_size)
+    config = sized(options.gigabytes, options.hidden_size, options.vocab_size, options.family)
     write(options.out, config)
     size = sum(file.stat().st_size for file in options.out.iterdir())
     print(f"{options.out}: {config.num_hidden_layers} layers of {config.hidden_size}, {size / 1e9:.2f} GB")

@@ -138,3 +138,16 @@ def decodes(x: Tensor, keep: Tensor | None, state: State | None) -> bool:
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return True
     return not any(u.is_inference() for u in state if u is not None)
+
+
+def state_bytes(cache: Cache) -> list[int]:
+    """The memory that each layer of `cache` holds on to; a view counts as all that it keeps alive."""
+    return [sum(x.untyped_storage().nbytes() for x in _held(layer)) for layer in cache.layers]
+
+
+def _held(layer: CacheLayerMixin) -> list[Tensor]:
+    if isinstance(layer, RecurrentLayer):
+        held = [*layer.conv_states.values(), *layer.recurrent_states.values()]
+    else:
+        held = [layer.keys, layer.values] if layer.is_initialized else []
+    return [x for x in held if x is not None]

@@ -1,0 +1,152 @@
+"""A GPT-NeoX and what it is transferred to: tokens one by one after long texts, and steps of training."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache, StaticCache
+
+import growth
+from benchmarks.answers import SAME_FUNCTION
+from growth.loading import quiet
+from lcikernels.models.cache import RecurrentLayer
+
+PATTERNS = {"RetNet": "R", "Mamba": "M", "Mamba-2": "S", "hybrid of RetNet": "RA"}  # repeated
+PROMPT = 16  # tokens that a state has really read
+
+
+class Size(NamedTuple):
+    """Of the source; and the tokens of contexts, of those decoded at a time, and of a step of training."""
+
+    hidden: int = 512
+    layers: int = 4
+    vocabulary: int = 8192
+    contexts: tuple[int, ...] = (1024, 4096, 16384, 65536)
+    decoded: int = 16
+    trained: int = 2048
+
+    def __str__(self) -> str:
+        return f"layers={self.layers} hidden={self.hidden} vocabulary={self.vocabulary}"
+
+
+SMALL = Size(64, 2, 256, (64, 256), 4, 64)
+
+
+def source(size: Size, folder: Path) -> Path:
+    """A random GPT-NeoX, its heads of 64 dims, saved in a new folder."""
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.hidden // 64,
+        intermediate_size=4 * size.hidden,
+        max_position_embeddings=2 * max(*size.contexts, size.trained),
+    )
+    with quiet():
+        GPTNeoXForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def target(size: Size, name: str, folder: Path) -> Path:
+    """What `growth transfer` makes of the source in `folder`, beside it."""
+    out = folder.with_name(name)
+    if not out.exists():
+        growth.transfer(folder, out, pattern=(PATTERNS[name] * size.layers)[: size.layers])
+    return out
+
+
+def loaded(folder: Path) -> PreTrainedModel:
+    with quiet():
+        return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def words(model: PreTrainedModel, count: int) -> Tensor:
+    """Random tokens [1, count], the same for every model of a vocabulary."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randint(model.config.vocab_size, (1, count), generator=draw)
+
+
+@torch.inference_mode()
+def filled(model: PreTrainedModel, context: int, room: int) -> Cache:
+    """A cache as it is after `context` tokens, with room for more.
+
+    Random keys and values stand in it, where attention has some; a recurrent state has read 16 tokens and
+    counts as many as the others, for its size and cost do not follow from what it has read.
+    """
+    cache = StaticCache(config=model.config, max_cache_len=context + room)
+    model(words(model, PROMPT), cache=cache, use_cache=True)
+    for layer in cache.layers:
+        if isinstance(layer, RecurrentLayer):
+            layer.length = context
+        else:
+            layer.keys.normal_()
+            layer.values.normal_()
+            layer.cumulative_length.fill_(context)
+    return cache
+
+
+def decoding(model: PreTrainedModel, cache: Cache, count: int) -> Callable[[], Tensor]:
+    """So many tokens one by one, whose places in the cache are given back; the logits of all of them."""
+    tokens = words(model, count).split(1, dim=1)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        logits = [model(token, cache=cache, use_cache=True).logits for token in tokens]
+        for layer in cache.layers:
+            if isinstance(layer, RecurrentLayer):
+                layer.length -= count
+            else:
+                layer.crop(-count)
+        return torch.cat(logits, 1)
+
+    return run
+
+
+def least(model: PreTrainedModel, state: int) -> tuple[float, float]:
+    """Bytes and operations of a token: every matrix is read and the state; what is written is less."""
+    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    numbers = sum(weight.numel() for weight in matrices)
+    return 4 * numbers + state, 2 * numbers
+
+
+@torch.inference_mode()
+def as_the_whole(model: PreTrainedModel, count: int) -> None:
+    """AssertionError where tokens one by one get other logits than all at once."""
+    tokens = words(model, PROMPT + count)
+    cache = StaticCache(config=model.config, max_cache_len=PROMPT + count)
+    parts = [tokens[:, :PROMPT], *tokens[:, PROMPT:].split(1, dim=1)]
+    got = torch.cat([model(part, cache=cache, use_cache=True).logits for part in parts], 1)
+    agree(got, model(tokens, use_cache=False).logits)
+
+
+def training(model: PreTrainedModel, count: int) -> Callable[[], Tensor]:
+    """Forward, backward and AdamW on one row of tokens; returns the loss before it."""
+    tokens = words(model, count)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4)
+
+    def run() -> Tensor:
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return run
+
+
+@torch.no_grad()
+def as_in_float64(folder: Path, count: int) -> None:
+    """AssertionError where the logits are others than those of the same weights in float64."""
+    model = loaded(folder)
+    tokens = words(model, count)
+    got = model(tokens).logits
+    agree(got, model.double()(tokens).logits)
+
+
+def agree(got: Tensor, want: Tensor) -> None:
+    error, largest = (got - want).abs().max().item(), want.abs().max().item()
+    assert error <= SAME_FUNCTION * largest, f"error {error:.2e}, largest {largest:.2e}"
