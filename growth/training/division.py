@@ -31,7 +31,8 @@ class Division:
         return self.processes * self.batch_size * self.gradient_accumulation
 
     def among(self, processes: int) -> "Division | None":
-        """The same step on another number of processes, in batches no larger than they were, if it divides."""
+        """The same step on another number of processes, in batches no larger than these; None if it does not
+        divide."""
         each, rest = divmod(self.examples, processes)
         if rest or not each:
             return None

@@ -27,7 +27,7 @@ def together() -> Iterator[None]:
 
 
 def agree(error: Exception | None = None) -> None:
-    """Every process comes here once, before the work begins; the first reason of any not to begin is all's."""
+    """Every process comes here once, before the work; the first reason of any not to begin is all's."""
     global _met
     _met = True
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:

@@ -74,7 +74,7 @@ def unfinished(
                 got = f"{reason(error)}, on process {args.process_index}"
                 remedy = "make room, and pass --resume"
                 raise Alone(refuse(str(run), "files that can be read and written", got, remedy)) from error
-            raise refuse_lost(error, "pass --resume") or error
+            raise (refuse_lost(error, "pass --resume") or error) from None
         if not (where := left(run)):
             _remove(run, new)
         if lost := refuse_lost(error, where or "start again"):

@@ -5,6 +5,7 @@ optimizer_0/             optimizer.state.NAME.exp_avg, ...        (torch.distrib
 """
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ def shards(asked: bool) -> bool:
 
 
 def reshard(model: nn.Module) -> None:
-    """Lets go of weights that a forward gathered and FSDP kept for a backward: the optimizer has the others."""
+    """Lets go of weights that a forward gathered and FSDP kept for a backward; the optimizer has others."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -104,4 +105,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _load(tensors: dict[str, Tensor], folder: Path) -> None:
-    dcp.load(tensors, checkpoint_id=folder, no_dist=not distributed.is_initialized())
+    alone = not distributed.is_initialized()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is ")  # said of `alone`
+        dcp.load(tensors, checkpoint_id=folder, no_dist=alone)
