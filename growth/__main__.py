@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 import growth
-from growth.errors import Refusal, refuse
+from growth.errors import Alone, Refusal, first_process, refuse
 from growth.flags import method_with, told, with_flags  # without torch: --help answers at once
 from growth.methods import METHODS
 
@@ -173,6 +173,9 @@ def train(
         int | None, typer.Option(help="Steps between checkpoints to resume from, 0: none; default: as these.")
     ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Share the weights out among the processes (FSDP2).")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     seed: Seed = 0,
 ) -> None:
@@ -194,6 +197,7 @@ def train(
         eval_every=eval_every,
         save_every=save_every,
         bf16=bf16,
+        fsdp=fsdp,
         resume=resume,
         seed=seed,
     )
@@ -272,8 +276,9 @@ def _print(report, dry_run: bool, as_json: bool) -> None:
 
 
 def say(line: str) -> None:
-    """A line as it is: names may hold brackets, and what reads a pipe wants no breaks."""
-    out.print(line, markup=False, highlight=False, soft_wrap=True)
+    """A line as it is, once: names may hold brackets, and what reads a pipe wants no breaks."""
+    if first_process():
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -282,15 +287,17 @@ def main() -> None:
     try:
         code = app(sys.argv[1:] or ["--help"], "growth", standalone_mode=False)
     except Refusal as refusal:
-        print(f"growth: {refusal}", file=sys.stderr)
+        if first_process() or isinstance(refusal, Alone):
+            print(f"growth: {refusal}", file=sys.stderr)
         code = 2
     except UsageError as error:  # an unknown option, a missing argument, a number that is none
         what, where = error.format_message(), error.ctx.command_path if error.ctx else "growth"
-        print(f"growth: {' '.join(what.split()).rstrip('.')}; see {where} --help", file=sys.stderr)
+        if first_process():
+            print(f"growth: {' '.join(what.split()).rstrip('.')}; see {where} --help", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    if code == INTERRUPTED:  # some typers return it by themselves
+    if code == INTERRUPTED and first_process():  # some typers return it by themselves
         print("growth: interrupted", file=sys.stderr)
     sys.exit(code)
 
@@ -298,7 +305,8 @@ def main() -> None:
 def _stop(number: int, frame) -> None:
     """SIGTERM unwinds as SIGINT does, so that what cleans up does so; a second one is not waited for."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    print("growth: terminated", file=sys.stderr)
+    if first_process():
+        print("growth: terminated", file=sys.stderr)
     sys.exit(128 + number)
 
 

@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 from growth.errors import refuse
 from growth.training.freeze import UnfreezeOnPlateau
 from growth.training.progress import RunProgress
+from growth.training.sharded import reshard
 
 EVAL_TOKENS = 8192  # a batch of evaluation: its float32 logits take 1.6 GB with a vocabulary of 50k
 EVAL_IMAGES = 64
@@ -139,4 +140,5 @@ def _evaluating(model: nn.Module) -> Iterator[torch.device]:
     model.eval()
     with torch.no_grad():
         yield next(model.parameters()).device
+    reshard(model)
     model.train(training)

@@ -25,10 +25,12 @@ from growth.training.curve import Curve, Point
 from growth.training.data import Collator, Data
 from growth.training.flops import count_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters, transferred
+from growth.training.processes import together
 from growth.training.progress import RunProgress
 from growth.training.run import KEPT, MODEL, SUFFIX, refuse_full, unfinished
 from growth.training.schedule import cosine, lemon
 from growth.training.scheduled import ScheduledTrainer
+from growth.training.sharded import shards
 from growth.training.task import Task, task
 from growth.writing import say_plainly
 
@@ -62,6 +64,7 @@ class TrainReport:
         )
 
 
+@together()
 def train(
     model: str | Path,
     data: Data,
@@ -83,6 +86,7 @@ def train(
     eval_every: int | None = None,
     save_every: int | None = None,
     bf16: bool = False,
+    fsdp: bool = False,
     seed: int = 0,
     resume: bool = False,
 ) -> TrainReport:
@@ -100,6 +104,8 @@ def train(
                        them) improves by less than `threshold` in `patience` windows (training.freeze)
     eval_every         steps between measurements of the validation loss; default: an eighth of the steps
     save_every         steps between the checkpoints a run resumes from, 0 for none; default: eval_every
+    fsdp               several processes share the weights and moments out among them (FSDP2); so does
+                       `accelerate launch --use_fsdp`
     resume             go on from the newest whole checkpoint of an interrupted run, in `out`.unfinished, of
                        the same settings, data and model
 
@@ -157,7 +163,8 @@ def train(
         weight_decay=0.1,
         max_grad_norm=1.0,
         bf16=bf16,
-        average_tokens_across_devices=not work.collate,  # BERT's mean would be times the processes
+        fsdp=shards(fsdp),
+        fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"},
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.accelerator.is_available(),
         use_cpu=not torch.accelerator.is_available(),
@@ -178,6 +185,7 @@ def train(
         "data": work.examples.fingerprint(),
         "validation": work.held_out.fingerprint(),
         "processes": args.world_size,
+        "gradient_accumulation": 1,
         "steps": steps,
         "batch_size": batch_size,
         "sequence_length": work.examples.length,
@@ -221,11 +229,12 @@ def train(
             train_dataset=work.examples,
             callbacks=[freezing] if freezing else None,
         )
-        batch = {key: value.to(args.device) for key, value in work.first(batch_size).items()}
-        step_flops = count_flops(network, batch)
-        frozen_flops = count_flops(network, batch, frozen) if freezing else step_flops
-        N = args.world_size
-        curve = Curve(work.measure, eval_every, N * step_flops, N * frozen_flops, freezing, progress)
+        batch = work.first(args.per_device_train_batch_size)
+        batch = {key: value.to(args.device) for key, value in batch.items()}
+        batches = args.world_size * args.gradient_accumulation_steps
+        step_flops = batches * count_flops(network, batch)
+        frozen_flops = batches * count_flops(network, batch, frozen) if freezing else step_flops
+        curve = Curve(work.measure, eval_every, step_flops, frozen_flops, freezing, progress)
         engine.add_callback(curve)
         if last and last.endswith(f"-{steps}"):
             engine.restore(last)
@@ -249,14 +258,20 @@ def train(
 
 
 def _numbered(masked: Collator, args: TrainingArguments, last: str | None) -> Collator:
-    """Masks each batch under a seed of its own: a run resumed from `last` goes on with the same masks.
+    """Masks each window under a seed of its own, by its place among all that are trained on: these masks are
+    the same in a run resumed from `last`, and on any number of processes.
 
     The Trainer's random numbers do not bring them back: it draws a batch ahead of the step that it saves.
     """
-    steps = itertools.count(int(last.rpartition("-")[2]) if last else 0)
+    N, size = args.world_size, args.per_device_train_batch_size
+    done = int(last.rpartition("-")[2]) * args.gradient_accumulation_steps if last else 0
+    batches = itertools.count(done * N + args.process_index, N)
 
     def collate(windows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return masked(windows, zlib.crc32(f"{args.seed} {args.process_index} {next(steps)}".encode()))
+        first = next(batches) * size
+        seeds = (zlib.crc32(f"{args.seed} {first + i}".encode()) for i in range(size))
+        rows = [masked([window], seed) for window, seed in zip(windows, seeds)]
+        return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
 
     return collate
 
