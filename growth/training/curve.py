@@ -105,9 +105,17 @@ def evaluate(model: nn.Module, windows: Tensor, labels: Tensor | None = None) ->
     return _losses(model, windows, labels)[labels != -100].mean().item()
 
 
-def window_losses(model: nn.Module, windows: Tensor) -> Tensor:
-    """A causal model's mean loss on each window, [N]: how surely two means differ is in these."""
-    return _losses(model, windows, windows[:, 1:]).mean(1)
+def window_losses(
+    model: nn.Module, windows: Tensor, labels: Tensor | None = None, position_ids: Tensor | None = None
+) -> Tensor:
+    """A causal model's mean loss on each window, [N]: how surely two means differ is in these.
+
+    labels [N, T]: where the windows differ from what is to be predicted, -100 where nothing is. position_ids
+    [N, T]: of packed windows.
+    """
+    labels = (windows if labels is None else labels)[:, 1:]
+    losses = _losses(model, windows, labels, position_ids)
+    return losses.sum(1) / (labels != -100).sum(1).clamp(min=1)
 
 
 def image_losses(model: nn.Module, pixel_values: Tensor, labels: Tensor) -> Tensor:
@@ -122,12 +130,16 @@ def class_logits(model: nn.Module, pixel_values: Tensor) -> Tensor:
     return torch.cat(parts).cpu()
 
 
-def _losses(model: nn.Module, windows: Tensor, labels: Tensor) -> Tensor:
-    """The loss at the first positions of each window, as many as there are labels."""
+def _losses(model: nn.Module, windows: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    """The loss at the first positions of each window, as many as there are labels; 0 where one is -100."""
     losses, N = [], max(1, EVAL_TOKENS // windows.shape[1])
+    places = [{}] * len(windows.split(N))
+    if position_ids is not None:  # in a cache, packed rows would run into each other
+        places = [{"position_ids": x, "use_cache": False} for x in position_ids.split(N)]
     with _evaluating(model) as device:
-        for x, y in zip(windows.split(N), labels.split(N)):
-            logits = model(input_ids=x.to(device)).logits[:, : y.shape[1]].float()
+        for x, y, place in zip(windows.split(N), labels.split(N), places):
+            place = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in place.items()}
+            logits = model(input_ids=x.to(device), **place).logits[:, : y.shape[1]].float()
             losses.append(F.cross_entropy(logits.mT, y.to(device), reduction="none").cpu())
     return torch.cat(losses)
 

@@ -20,9 +20,11 @@ from transformers import (
 
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
-from growth.training import data
-from growth.training.data import Windows, collator, load_text, tokens, window_length
+from growth.training import corpus, texts
+from growth.training.corpus import tokens
+from growth.training.data import Windows, collator, window_length
 from growth.training.task import split
+from growth.training.texts import load_text
 from growth.training.trainer import _numbered
 from lcikernels.models import LCIConfig
 
@@ -157,10 +159,10 @@ def test_text_that_cannot_be_used_is_refused_by_name(tmp_path, monkeypatch):
         with pytest.raises(Refusal, match="^validation: expected the name of a file or a folder, got '"):
             load_text(nothing, "validation")
 
-    def forbidden(path):
+    def forbidden(path, mode):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
     with pytest.raises(Refusal, match="latin.txt: expected a file that can be read, got Permission denied; "):
         load_text(tmp_path / "latin.txt")
 
@@ -233,9 +235,10 @@ def test_too_little_text_is_refused_with_what_there_is_and_a_length_that_works(t
 
 
 def test_a_long_text_is_cut_at_line_ends_and_nothing_is_lost(monkeypatch):
-    monkeypatch.setattr(data, "BATCH_CHARS", 10)
-    texts = ["one\ntwo\nthree four five six\n\n" * 3, "x", "y" * 35]
-    pieces = [piece for batch in data._batches(texts) for piece in batch]
+    monkeypatch.setattr(texts, "PIECE", 10)
+    given = ["one\ntwo\nthree four five six\n\n" * 3, "x", "y" * 35]
+    found = (piece for text in given for piece in texts.pieces(text[i : i + 7] for i in range(0, 99, 7)))
+    pieces = [piece for batch in corpus.batches(found) for piece in batch]
     assert all(len(piece) <= 10 for piece, _ in pieces)
-    assert "".join(piece + "|" * last for piece, last in pieces) == "|".join(texts) + "|"
+    assert "".join(piece + "|" * last for piece, last in pieces) == "|".join(given) + "|"
     assert [piece for piece, _ in pieces][:2] == ["one\ntwo\n", "three four"]

@@ -29,8 +29,9 @@ from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
 from growth.loading import load_model
 from growth.training import trainer
+from growth.training.corpus import tokens
 from growth.training.curve import evaluate
-from growth.training.data import Windows, collator, tokens
+from growth.training.data import Windows, collator
 from growth.training.flops import count_flops
 from growth.training.freeze import Plateau, UnfreezeOnPlateau
 from growth.training.run import STATE, damage
