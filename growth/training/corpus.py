@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -68,6 +68,17 @@ def read_corpus(
     except BaseException:
         _forget(cache)
         raise
+
+
+@contextmanager
+def kept_beside(out: Path, run: Path, first: bool) -> Iterator[Path]:
+    """The folder for the tokens of a result `out`; it stays while the run that needs it may go on."""
+    cache = Path(f"{out}.tokens")
+    try:
+        yield cache
+    finally:
+        if first and not run.exists():
+            _forget(cache)
 
 
 def _forget(cache: Path | None) -> None:

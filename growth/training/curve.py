@@ -34,22 +34,24 @@ class Point:
 class Curve(TrainerCallback, ExportableState):
     """Measures the loss before the first step, every `every` steps, after the last one.
 
-    measure: a model's validation loss; step_flops: what a step costs; frozen_flops: while `freezing`, if any,
-    keeps weights frozen. The clock stands still during measurements
-    and saves. A resumed run goes on with the points and the clock it had.
+    measure: a model's validation loss; batch_flops: what a batch costs, of which a step has several where
+    gradients accumulate; frozen_flops: while `freezing`, if any, keeps weights frozen; log: is told each loss
+    as eval_loss. The clock stands still during measurements and saves. A resumed run goes on with the points
+    and the clock it had.
     """
 
     def __init__(
         self,
         measure: Callable[[nn.Module], float],
         every: int,
-        step_flops: int,
+        batch_flops: int,
         frozen_flops: int,
         freezing: UnfreezeOnPlateau | None,
         progress: RunProgress,
+        log: Callable[[dict[str, float]], None] | None = None,
     ):
-        self.measure, self.every = measure, every
-        self.step_flops, self.frozen_flops, self.freezing = step_flops, frozen_flops, freezing
+        self.measure, self.every, self.log = measure, every, log
+        self.batch_flops, self.frozen_flops, self.freezing = batch_flops, frozen_flops, freezing
         self.progress = progress
         self.points: list[Point] = []
         self._flops, self._seconds, self._since = 0, 0.0, None
@@ -70,11 +72,12 @@ class Curve(TrainerCallback, ExportableState):
                 raise refuse("model", "a finite loss before the first step", loss, remedy)
         self._since = time.perf_counter()
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_substep_end(self, args, state, control, **kwargs):
         frozen = self.freezing is not None and self.freezing.unfrozen_at is None
-        self._flops += self.frozen_flops if frozen else self.step_flops
+        self._flops += self.frozen_flops if frozen else self.batch_flops
 
     def on_step_end(self, args, state, control, *, model, **kwargs):
+        self.on_substep_end(args, state, control)
         step = state.global_step
         self.progress.step(step)
         due = step % self.every == 0 or step == state.max_steps
@@ -93,6 +96,8 @@ class Curve(TrainerCallback, ExportableState):
         loss = self.measure(model)
         self.points.append(Point(step, self._flops, self._seconds, loss))
         self.progress.loss(step, loss, self._seconds)
+        if self.log:
+            self.log({"eval_loss": loss})
 
 
 def evaluate(model: nn.Module, windows: Tensor, labels: Tensor | None = None) -> float:

@@ -46,7 +46,8 @@ def documents(paths: Paths, what: str = "data", field: str = "text") -> Iterator
     """
     for path in named(paths, what):
         empty, count = True, 0
-        for count, file in enumerate(files_below(path, what), 1):
+        for file in files_below(path, what):
+            count += 1
             for piece in _documents(file, f"{what} {file}", field):
                 empty = False
                 yield piece
