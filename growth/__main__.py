@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 import growth
-from growth.errors import Refusal, refuse
+from growth.errors import Alone, Refusal, first_process, refuse
 from growth.flags import method_with, told, with_flags  # without torch: --help answers at once
 from growth.methods import METHODS
 
@@ -184,6 +184,9 @@ def train(
     report_to: Annotated[
         list[str] | None, typer.Option(help="tensorboard, wandb, ...; may be given again.")
     ] = None,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Share the weights out among the processes (FSDP2).")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     seed: Seed = 0,
 ) -> None:
@@ -220,6 +223,7 @@ def train(
         fp16=fp16,
         gradient_checkpointing=gradient_checkpointing,
         report_to=report_to or (),
+        fsdp=fsdp,
         resume=resume,
         seed=seed,
     )
@@ -281,8 +285,9 @@ def _print(report, dry_run: bool, as_json: bool) -> None:
 
 
 def say(line: str) -> None:
-    """A line as it is: names may hold brackets, and what reads a pipe wants no breaks."""
-    out.print(line, markup=False, highlight=False, soft_wrap=True)
+    """A line as it is, once: names may hold brackets, and what reads a pipe wants no breaks."""
+    if first_process():
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -291,15 +296,17 @@ def main() -> None:
     try:
         code = app(sys.argv[1:] or ["--help"], "growth", standalone_mode=False)
     except Refusal as refusal:
-        print(f"growth: {refusal}", file=sys.stderr)
+        if first_process() or isinstance(refusal, Alone):
+            print(f"growth: {refusal}", file=sys.stderr)
         code = 2
     except UsageError as error:  # an unknown option, a missing argument, a number that is none
         what, where = error.format_message(), error.ctx.command_path if error.ctx else "growth"
-        print(f"growth: {' '.join(what.split()).rstrip('.')}; see {where} --help", file=sys.stderr)
+        if first_process():
+            print(f"growth: {' '.join(what.split()).rstrip('.')}; see {where} --help", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    if code == INTERRUPTED:  # some typers return it by themselves
+    if code == INTERRUPTED and first_process():  # some typers return it by themselves
         print("growth: interrupted", file=sys.stderr)
     sys.exit(code)
 
@@ -307,7 +314,8 @@ def main() -> None:
 def _stop(number: int, frame) -> None:
     """SIGTERM unwinds as SIGINT does, so that what cleans up does so; a second one is not waited for."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    print("growth: terminated", file=sys.stderr)
+    if first_process():
+        print("growth: terminated", file=sys.stderr)
     sys.exit(128 + number)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,13 +21,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from growth.errors import Refusal, refuse
+from growth.errors import Refusal, first_process, refuse
 from growth.jsonfile import read_object
 from growth.training import texts
 from growth.training.texts import Paths, Piece, documents, files_below, named, pieces
 
 HELD = 1 << 24  # tokens that stay in memory: at most 64 MB
 KEY = "key.json"
+FILES = KEY, "ids.bin", "starts.bin"
+PATIENCE = 60  # seconds in which the first of several processes begins to write
 
 
 class Corpus(NamedTuple):
@@ -71,18 +74,18 @@ def read_corpus(
 
 
 @contextmanager
-def kept_beside(out: Path, run: Path, first: bool) -> Iterator[Path]:
-    """The folder for the tokens of a result `out`; it stays while the run that needs it may go on."""
+def kept_beside(out: Path, run: Path) -> Iterator[Path]:
+    """The folder for the tokens of a result `out`; it stays while the run, in its folder, may go on."""
     cache = Path(f"{out}.tokens")
     try:
         yield cache
     finally:
-        if first and not run.exists():
+        if first_process() and not run.exists():
             _forget(cache)
 
 
 def _forget(cache: Path | None) -> None:
-    if cache is not None:
+    if cache is not None and first_process():
         shutil.rmtree(cache, ignore_errors=True)
 
 
@@ -125,9 +128,14 @@ def _written(parts: Iterable[tuple[list[int], bool]], kind: np.dtype, cache: Pat
                 held.append(np.array(ids, kind))
                 if count <= HELD:
                     continue
+                if cache is not None and not first_process():
+                    if found := _awaited(cache, key):
+                        return found
+                    cache = None
                 if cache is not None:
-                    shutil.rmtree(cache, ignore_errors=True)
-                    cache.mkdir(parents=True)
+                    cache.mkdir(parents=True, exist_ok=True)
+                    for name in FILES:  # who has mapped them keeps them
+                        (cache / name).unlink(missing_ok=True)
                 file = stack.enter_context(_file(cache, "ids.bin"))
                 for part in held:
                     file.write(part)
@@ -162,6 +170,16 @@ def _kept(cache: Path, key: str) -> Corpus | None:
         )
     except (Refusal, OSError, ValueError, TypeError):
         return None
+
+
+def _awaited(cache: Path, key: str) -> Corpus | None:
+    """What the first process writes; None where it stops, or writes where this one does not see it."""
+    began = time.monotonic()
+    while cache.is_dir() or time.monotonic() - began < PATIENCE:
+        if found := _kept(cache, key):
+            return found
+        time.sleep(0.1)
+    return None
 
 
 def _key(paths: Paths, tokenizer: PreTrainedTokenizerBase, what: str, field: str) -> str:

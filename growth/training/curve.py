@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 from growth.errors import refuse
 from growth.training.freeze import UnfreezeOnPlateau
 from growth.training.progress import RunProgress
+from growth.training.sharded import reshard
 
 EVAL_TOKENS = 8192  # a batch of evaluation: its float32 logits take 1.6 GB with a vocabulary of 50k
 EVAL_IMAGES = 64
@@ -34,24 +35,23 @@ class Point:
 class Curve(TrainerCallback, ExportableState):
     """Measures the loss before the first step, every `every` steps, after the last one.
 
-    measure: a model's validation loss; batch_flops: what a batch costs, of which a step has several where
-    gradients accumulate; frozen_flops: while `freezing`, if any, keeps weights frozen; log: is told each loss
-    as eval_loss. The clock stands still during measurements and saves. A resumed run goes on with the points
-    and the clock it had.
+    measure: a model's validation loss; step_flops: what a step costs; frozen_flops: while `freezing`, if any,
+    keeps weights frozen; log: is told each loss, as eval_loss. The clock stands still during measurements and
+    saves. A resumed run goes on with the points and the clock it had.
     """
 
     def __init__(
         self,
         measure: Callable[[nn.Module], float],
         every: int,
-        batch_flops: int,
+        step_flops: int,
         frozen_flops: int,
         freezing: UnfreezeOnPlateau | None,
         progress: RunProgress,
         log: Callable[[dict[str, float]], None] | None = None,
     ):
         self.measure, self.every, self.log = measure, every, log
-        self.batch_flops, self.frozen_flops, self.freezing = batch_flops, frozen_flops, freezing
+        self.step_flops, self.frozen_flops, self.freezing = step_flops, frozen_flops, freezing
         self.progress = progress
         self.points: list[Point] = []
         self._flops, self._seconds, self._since = 0, 0.0, None
@@ -72,12 +72,11 @@ class Curve(TrainerCallback, ExportableState):
                 raise refuse("model", "a finite loss before the first step", loss, remedy)
         self._since = time.perf_counter()
 
-    def on_substep_end(self, args, state, control, **kwargs):
+    def on_step_begin(self, args, state, control, **kwargs):
         frozen = self.freezing is not None and self.freezing.unfrozen_at is None
-        self._flops += self.frozen_flops if frozen else self.batch_flops
+        self._flops += self.frozen_flops if frozen else self.step_flops
 
     def on_step_end(self, args, state, control, *, model, **kwargs):
-        self.on_substep_end(args, state, control)
         step = state.global_step
         self.progress.step(step)
         due = step % self.every == 0 or step == state.max_steps
@@ -156,4 +155,5 @@ def _evaluating(model: nn.Module) -> Iterator[torch.device]:
     model.eval()
     with torch.no_grad():
         yield next(model.parameters()).device
+    reshard(model)
     model.train(training)

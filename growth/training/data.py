@@ -8,7 +8,6 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoModelForMaskedLM,
@@ -16,7 +15,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import ModelOutput
 
 from growth.checkpoint import Checkpoint
 from growth.errors import refuse
@@ -225,14 +223,3 @@ def collator(auto: type, folder: str | Path) -> Collator | None:
         return {"input_ids": ids, "labels": labels}
 
     return masked
-
-
-def masked_loss(
-    outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor | int | None = None
-) -> Tensor:
-    """A masked model's loss over the masked tokens of a whole step; its own is over those of a batch.
-
-    For the Trainer, as compute_loss_func: parts of a step and processes then weigh by what they predict.
-    """
-    losses = F.cross_entropy(outputs.logits.float().mT, labels, reduction="sum")
-    return losses / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -15,7 +16,7 @@ from growth.checkpoint import Checkpoint
 from growth.errors import refuse
 from growth.loading import load_model
 from growth.training.curve import Curve
-from growth.training.data import Collator, Windows, masked_loss
+from growth.training.data import Collator, Windows
 from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.flops import count_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters
@@ -24,7 +25,7 @@ from growth.training.progress import RunProgress
 from growth.training.result import TrainReport, save, write_companions
 from growth.training.run import MODEL, newest, refuse_full
 from growth.training.schedule import Schedule
-from growth.training.scheduled import ScheduledTrainer
+from growth.training.scheduled import ScheduledTrainer, summed_loss
 from growth.training.task import Task
 from growth.training.teacher import taught
 
@@ -73,23 +74,26 @@ class Session:
     ) -> tuple[ScheduledTrainer, TrainReport]:
         given, args, work = self.settings, self.args, self.work
         freezing = self._freezing() if self.frozen else None
+        causal = work.collate is None and work.examples.length is not None
         engine = ScheduledTrainer(
             self.rate,
             model=network,
             args=args,
-            data_collator=_numbered(work.collate, args, self._batches(last)) if work.collate else None,
+            data_collator=_numbered(work.collate, args, last) if work.collate else None,
             train_dataset=work.examples,
             callbacks=[StopOnNaN(), *([freezing] if freezing else [])],
-            loss=masked_loss if work.collate and self.teacher is None else None,
+            loss=None if causal or self.teacher else summed_loss,
             rates=self.shares,
         )
-        batch = {key: value.to(args.device) for key, value in work.first(given["batch_size"]).items()}
+        batch = work.first(args.per_device_train_batch_size)
+        batch = {key: value.to(args.device) for key, value in batch.items()}
+        batches = args.world_size * args.gradient_accumulation_steps
         network.train(given["gradient_checkpointing"])  # layers are computed again in training alone
-        N, flops = args.world_size, count_flops(network, batch)
-        frozen_flops = count_flops(network, batch, self.frozen) if freezing else flops
+        step_flops = batches * count_flops(network, batch)
+        frozen_flops = batches * count_flops(network, batch, self.frozen) if freezing else step_flops
         network.eval()
         log = engine.log if args.report_to else None
-        curve = Curve(work.measure, given["eval_every"], N * flops, N * frozen_flops, freezing, progress, log)
+        curve = Curve(work.measure, given["eval_every"], step_flops, frozen_flops, freezing, progress, log)
         engine.add_callback(curve)
         try:
             if last and last.endswith(f"-{args.max_steps}"):
@@ -108,7 +112,7 @@ class Session:
             self.out,
             curve.points,
             network.num_parameters(),
-            flops * args.gradient_accumulation_steps,
+            step_flops,
             freezing.unfrozen_at if freezing else None,
             given,
         )
@@ -128,13 +132,6 @@ class Session:
         saves = math.ceil(self.args.max_steps / every) if every else 0
         refuse_full(Path(self.args.output_dir), parameters, trained, saves)
 
-    def _batches(self, last: str | None) -> int:
-        """Batches that each process has taken when it goes on from `last`."""
-        args, step = self.args, int(last.rpartition("-")[2]) if last else 0
-        epoch = len(self.work.examples) // (args.per_device_train_batch_size * args.world_size)
-        epochs, steps = divmod(step, math.ceil(epoch / args.gradient_accumulation_steps))
-        return epochs * epoch + steps * args.gradient_accumulation_steps
-
 
 def _checkpointing(network: PreTrainedModel, args: TrainingArguments) -> None:
     if not network.supports_gradient_checkpointing:
@@ -143,15 +140,20 @@ def _checkpointing(network: PreTrainedModel, args: TrainingArguments) -> None:
     network.gradient_checkpointing_enable(args.activation_checkpointing_kwargs)
 
 
-def _numbered(masked: Collator, args: TrainingArguments, first: int) -> Collator:
-    """Masks each batch under a seed of its own, by its number: a run that goes on with the batch `first` goes
-    on with the same masks.
+def _numbered(masked: Collator, args: TrainingArguments, last: str | None) -> Collator:
+    """Masks each window under a seed of its own, by its place among all that are trained on: these masks are
+    the same in a run resumed from `last`, and on any number of processes.
 
     The Trainer's random numbers do not bring them back: it draws a batch ahead of the step that it saves.
     """
-    numbers = itertools.count(first)
+    N, size = args.world_size, args.per_device_train_batch_size
+    done = int(last.rpartition("-")[2]) * args.gradient_accumulation_steps if last else 0
+    batches = itertools.count(done * N + args.process_index, N)
 
     def collate(windows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return masked(windows, zlib.crc32(f"{args.seed} {args.process_index} {next(numbers)}".encode()))
+        first = next(batches) * size
+        seeds = (zlib.crc32(f"{args.seed} {first + i}".encode()) for i in range(size))
+        rows = [masked([window], seed) for window, seed in zip(windows, seeds)]
+        return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
 
     return collate

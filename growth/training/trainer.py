@@ -16,16 +16,19 @@ from growth.training.corpus import kept_beside
 from growth.training.data import Data
 from growth.training.freeze import Counts, transferred
 from growth.training.options import refuse_odd_options, refuse_unknown_reporters
+from growth.training.processes import together
 from growth.training.progress import RunProgress
 from growth.training.rates import copied
 from growth.training.result import TrainReport
 from growth.training.run import KEPT, SUFFIX, unfinished
 from growth.training.schedule import cosine, lemon
 from growth.training.session import Session
+from growth.training.sharded import shards
 from growth.training.task import task
 from growth.training.teacher import find_teacher
 
 
+@together()
 def train(
     model: str | Path,
     data: Data,
@@ -59,6 +62,7 @@ def train(
     bf16: bool = False,
     fp16: bool = False,
     gradient_checkpointing: bool = False,
+    fsdp: bool = False,
     report_to: Sequence[str] = (),
     seed: int = 0,
     resume: bool = False,
@@ -88,6 +92,8 @@ def train(
     eval_every         steps between measurements of the validation loss; default: an eighth of the steps
     save_every         steps between the checkpoints a run resumes from, 0 for none; default: eval_every
     gradient_checkpointing   layers are computed again in the backward, not kept
+    fsdp               several processes share the weights and moments out among them (FSDP2); so does
+                       `accelerate launch --use_fsdp`
     report_to          who is told losses and rates, as the Trainer names them: "tensorboard", whose files are
                        in `out`/runs, "wandb", ...
     resume             go on from the newest whole checkpoint of an interrupted run, in `out`.unfinished, of
@@ -139,12 +145,10 @@ def train(
     rate = cosine(steps, warmup=warmup) if schedule == "cosine" else lemon(steps, warmup=warmup, share=decay)
     frozen = transferred(checkpoint.path) if freeze else []
     slow = [] if copied_rate is None else copied(checkpoint.path)
-    args = _arguments(str(out) + SUFFIX, asked, report_to)
-    run, first = Path(args.output_dir), args.process_index == 0
-    with kept_beside(out, run, first) as cache:
-        with args.main_process_first(local=False):  # the others find its tokens
-            how = {"field": text_field, "pack": pack, "cache": cache}
-            work = task(checkpoint, data, validation, sequence_length, **how)
+    args = _arguments(str(out) + SUFFIX, asked, fsdp, report_to)
+    with kept_beside(out, Path(args.output_dir)) as cache:
+        how = {"field": text_field, "pack": pack, "cache": cache}
+        work = task(checkpoint, data, validation, sequence_length, **how)
         processes, given = args.world_size, validation is not None
         work.examples.refuse_unfit(
             batch_size * gradient_accumulation,
@@ -167,7 +171,7 @@ def train(
         with (
             quiet(),
             unfinished(out, args, settings, checkpoint, resume) as last,
-            RunProgress(str(out), steps, silent=not first) as progress,
+            RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
         ):
             shares = dict(rates or {}) | dict.fromkeys(slow, copied_rate)
             session = Session(out, checkpoint, work, args, settings, rate, frozen, shares, master)
@@ -178,7 +182,7 @@ def _told(names: list[str]) -> str:
     return f"{len(names)} tensors, {zlib.crc32(' '.join(names).encode()):08x}"
 
 
-def _arguments(folder: str, asked: dict, report_to: Sequence[str]) -> TrainingArguments:
+def _arguments(folder: str, asked: dict, fsdp: bool, report_to: Sequence[str]) -> TrainingArguments:
     try:
         return TrainingArguments(
             output_dir=folder,
@@ -196,6 +200,8 @@ def _arguments(folder: str, asked: dict, report_to: Sequence[str]) -> TrainingAr
             max_grad_norm=1.0,
             bf16=asked["bf16"],
             fp16=asked["fp16"],
+            fsdp=shards(fsdp),
+            fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"},
             dataloader_drop_last=True,
             dataloader_pin_memory=torch.accelerator.is_available(),
             use_cpu=not torch.accelerator.is_available(),

@@ -80,13 +80,15 @@ def test_masks_are_drawn_anew_for_every_batch_and_process_and_again_from_a_check
     mask = collator(AutoModelForMaskedLM, bert(tmp_path / "bert"))
     items = [{"input_ids": torch.arange(32)}] * 4
 
-    def masks(seed, process, first):
-        batch = _numbered(mask, SimpleNamespace(seed=seed, process_index=process), first)
+    def masks(seed, process, last):
+        args = SimpleNamespace(seed=seed, process_index=process, world_size=2)
+        args.per_device_train_batch_size, args.gradient_accumulation_steps = 4, 1
+        batch = _numbered(mask, args, last)
         return [tuple(batch(items)["labels"].flatten().tolist()) for _ in range(3)]
 
-    first = masks(0, 0, 0)
-    assert len({*first, *masks(1, 0, 0), *masks(0, 1, 0)}) == 9
-    assert masks(0, 0, 1)[:2] == first[1:]
+    first = masks(0, 0, None)
+    assert len({*first, *masks(1, 0, None), *masks(0, 1, None)}) == 9
+    assert masks(0, 0, "run/checkpoint-1")[:2] == first[1:]
 
 
 def test_windows_of_a_causal_model_stay_as_they_are_and_a_tokenizer_without_a_mask_is_refused(tmp_path):
