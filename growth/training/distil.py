@@ -97,7 +97,7 @@ def distilled(
     signature = inspect.signature(plain)
     others = [x.name for x in signature.parameters.values() if x.kind is x.VAR_KEYWORD]
 
-    @functools.wraps(plain)
+    @functools.wraps(plain.__func__)  # whose signature the Trainer reads, from `self` on
     def forward(self: PreTrainedModel, *arguments: Any, **named: Any) -> Any:
         named = signature.bind(*arguments, **named).arguments
         for name in others:
@@ -158,7 +158,7 @@ def _masked(model: PreTrainedModel) -> bool:
 
 def _refuse_other_heads(what: str, model: PreTrainedModel, masked: bool) -> None:
     """Raises Refusal where a body and a Head do not give the model's logits and loss of a few tokens."""
-    kind, training = type(model).__name__, model.training
+    training = model.training
     ids = torch.arange(8, device=model.device)[None] % model.config.vocab_size
     model.eval()
     try:
@@ -168,7 +168,8 @@ def _refuse_other_heads(what: str, model: PreTrainedModel, masked: bool) -> None
             seen, labels = (logits, ids[0]) if masked else (logits[:-1], ids[0, 1:])
             loss = F.cross_entropy(seen, labels)
         far = max((logits - whole.logits[0]).abs().max().item(), (loss - whole.loss).abs().item())
-        near = far <= torch.finfo(model.dtype).eps ** 0.5 * whole.logits.abs().max().item()
+        rounding = max(torch.finfo(kind).eps for kind in (model.dtype, torch.float32))  # losses are in that
+        near = far <= rounding**0.5 * whole.logits.abs().max().item()
         why = "" if near else f"whose logits or loss are others by {far:.1e}"
     except Exception as error:  # a model that is made otherwise fails as it may
         why = f"which fails so: {reason(error)}"
@@ -176,4 +177,6 @@ def _refuse_other_heads(what: str, model: PreTrainedModel, masked: bool) -> None
         model.train(training)
     if why:
         expected = "a language model whose logits follow from its body's last hidden states"
-        raise refuse(what, expected, f"{kind}, {why}", "train without a teacher, or name another model")
+        raise refuse(
+            what, expected, f"{type(model).__name__}, {why}", "train without a teacher, or name another model"
+        )
