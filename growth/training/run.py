@@ -30,6 +30,7 @@ from growth.errors import Alone, Refusal, reason, refuse
 from growth.folders import publish
 from growth.jsonfile import read_object
 from growth.training.division import Division
+from growth.training.finite import NotFinite
 from growth.training.processes import agree, refuse_lost
 
 SUFFIX = ".unfinished"  # the folder of a run is that of its result and this
@@ -83,7 +84,7 @@ def unfinished(
         if isinstance(error, OSError | SafetensorError) or "inline_container" in str(error):
             got, remedy = reason(error), where or "make room, and start again"
             raise refuse(str(run), "files that can be read and written", got, remedy) from error
-        if where:
+        if where and not isinstance(error, NotFinite):  # which names the checkpoint
             print(f"{run}: {where}", file=sys.stderr)
         raise
     if first:
@@ -104,8 +105,13 @@ def refuse_unseen(run: Path) -> None:
 
 def left(run: Path) -> str:
     """Where the work of a stopped run is, and what to do; "" where there is none to keep."""
-    saved = [folder for folder in _checkpoints(run) if (folder / STATE).exists()]
-    return _trained(run) or (f"pass --resume to go on from {saved[0].name}" if saved else "")
+    saved = newest(run)
+    return _trained(run) or (f"pass --resume to go on from {saved.name}" if saved else "")
+
+
+def newest(run: Path) -> Path | None:
+    """The last checkpoint that was written to its end."""
+    return next((folder for folder in _checkpoints(run) if (folder / STATE).exists()), None)
 
 
 def _trained(run: Path) -> str:

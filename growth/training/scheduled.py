@@ -1,6 +1,7 @@
 """The engine of every run: `transformers.Trainer` under our schedules, on any number of processes."""
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -10,10 +11,12 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_callback import ExportableState
 
 from growth.loading import load_model
 from growth.training.division import Order
+from growth.training.rates import with_rates
 from growth.training.run import STATE
 from growth.training.schedule import Schedule
 from growth.training.sharded import copy_weights, is_sharded, load_moments, load_weights, tied
@@ -27,16 +30,32 @@ class ScheduledTrainer(Trainer):
     untrained: GPT-NeoX's head. It goes on from checkpoints in pieces (FSDP) with FSDP alone; ours from either
     kind with or without. With `args.fsdp` the model is sharded (FSDP2), on CPUs too, and computes what it
     computes whole, in float32 or under autocast.
+
+    loss: such as summed_loss, None for the model's own. rates: of parameters that train at a
+    share of the rate (training.rates).
     """
 
-    def __init__(self, rate: Schedule, *, model, args, data_collator, train_dataset, callbacks):
-        self.rate = rate
+    def __init__(
+        self,
+        rate: Schedule,
+        *,
+        model,
+        args,
+        data_collator,
+        train_dataset,
+        callbacks,
+        loss: Callable | None = None,
+        rates: Mapping[str, float] | None = None,
+    ):
+        self.rate, self.rates = rate, rates
         args._n_gpu = min(args.n_gpu, 1)  # it would give each GPU a batch of its own; torchrun does that
-        super().__init__(model, args, data_collator, train_dataset, callbacks=callbacks)
+        super().__init__(
+            model, args, data_collator, train_dataset, compute_loss_func=loss, callbacks=callbacks
+        )
+        # Its rule goes by the class's name, and GPT2LMHeadModel's does not tell.
+        self._loss_shifts_labels |= type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         self.remove_callback(PrinterCallback)
         self.add_callback(Processes(args.world_size))
-        if not self._loss_shifts_labels:
-            self.compute_loss_func = summed_loss
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
@@ -49,6 +68,13 @@ class ScheduledTrainer(Trainer):
             self.is_fsdp_enabled = True
         # Its own would put a Mamba's rates, and the sum of gradients, into 16 bits.
         state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+    def create_optimizer(self, model=None):
+        fresh = self.optimizer is None
+        super().create_optimizer(model)
+        if self.rates and fresh:
+            with_rates(self.optimizer, self.model if model is None else model, self.rates)
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.rate)
