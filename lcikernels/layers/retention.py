@@ -173,10 +173,13 @@ class Retention(Layer):
             if isinstance(norm := getattr(self, name), RMSNorm):
                 values[f"{name}.weight"] = norm.initial_value()
         if self.in_float32:
-            values["A_log"] = by_head(
-                self.A_log, log_decays(self.num_heads, self.decays, torch.device("cpu")).neg().log().tolist()
-            )
+            values["A_log"] = self.initial_A_log()
         return values | zero_biases(self)
+
+    def initial_A_log(self) -> Tensor:
+        """What learned decays start from, [H]."""
+        decays = log_decays(self.num_heads, self.decays, torch.device("cpu"))
+        return by_head(self.A_log, decays.neg().log().tolist())
 
     def allocate_state(
         self,
