@@ -56,7 +56,7 @@ class LCIPreTrainedModel(PreTrainedModel):
             for name, value in module.values().items():
                 init.copy_(module.get_buffer(name), value)
         elif isinstance(module, Retention) and module.in_float32:
-            init.copy_(module.A_log, module.initial_values()["A_log"])
+            init.copy_(module.A_log, module.initial_A_log())
         elif isinstance(module, Retention):
             init.copy_(module.fixed_decay, log_decays(module.num_heads, module.decays))
         elif isinstance(module, Mamba | Mamba2):
