@@ -6,7 +6,8 @@ from dataclasses import fields
 
 import pytest
 import torch
-from checkpoints import DECODERS, inputs, neox
+from checkpoints import inputs, neox
+from decoders import DECODERS
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
