@@ -38,7 +38,7 @@ class Source:
             for name, (entry, layer) in self.table.items()
             for part, weight in enumerate(entry.weights)
         }
-        self._fused: tuple[str, tuple[Tensor, ...]] = ("", ())
+        self._fused: dict[str, tuple[Tensor, ...]] = {}
         checkpoint.refuse_other_dtypes(self.on_disk.values())
         self._refuse_other_shapes()
         self._refuse_other_twins()
@@ -87,12 +87,15 @@ class Source:
     def raw(self, weight: str, layer: int | None) -> Tensor:
         """A weight in its own axis order, in the dtype it is stored in."""
         name, entry, part = self.place[weight, layer]
-        if self._fused[0] != name:  # the parts of a fused projection follow each other
+        if name not in self._fused:
+            # The parts of a fused projection follow each other, with those of its bias between them or not.
+            if len(entry.weights) > 1 and len(self._fused) == 2:
+                del self._fused[next(iter(self._fused))]
             parts = entry.from_disk(self.checkpoint.read(self.on_disk[name]))
             if len(parts) == 1:
                 return parts[0]
-            self._fused = name, parts
-        return self._fused[1][part]
+            self._fused[name] = parts
+        return self._fused[name][part]
 
     def read(self, weight: str, layer: int | None) -> Tensor:
         """The same in float32 at least."""

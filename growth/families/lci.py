@@ -25,7 +25,6 @@ from growth.families.stored import Stored, block
 from growth.families.table import Family, Fields, Parts, all_positions
 from growth.maps import grouped, groups
 from lcikernels.layers.retention import log_decays
-from lcikernels.models.fitting import channels
 
 EPS = "norm_eps"
 LESS_ONE = "zero_centered_norms"
@@ -102,6 +101,11 @@ def wires(config: PreTrainedConfig) -> dict[str, Wire]:
         "groups": Wire(config.mamba2_n_groups, config.mamba2_state_size, fixed=True),
         **{name: Wire(size, fixed=True) for name, size in fixed.items()},
     }
+
+
+def channels(config: PreTrainedConfig) -> int:
+    """Of either Mamba."""
+    return round(config.expand * config.hidden_size)
 
 
 def retention_head(config: PreTrainedConfig) -> int:

@@ -145,6 +145,7 @@ class LCIConfig(PreTrainedConfig):
             channels = fitting.channels(self)
             self.mamba2_num_heads = channels // math.gcd(64, channels)
         self.time_step_limit = tuple(self.time_step_limit)
+        fitting.check_nesting(self)
         super().__post_init__(**kwargs)
         fitting.check(self)
 

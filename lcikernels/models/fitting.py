@@ -156,6 +156,14 @@ def nested(rope_parameters: dict) -> bool:
     return any(name in rope_parameters for name in ROPES)
 
 
+def check_nesting(config: PreTrainedConfig) -> None:
+    """What is under the name of a type of layer must be its rope_parameters."""
+    given = config.rope_parameters or {}
+    for name in set(ROPES) & set(given):
+        if given[name] is not None and not isinstance(given[name], dict):
+            refuse(f"rope_parameters[{name!r}]", "a dict", repr(given[name]))
+
+
 def check_rope(config: PreTrainedConfig) -> None:
     """rope_parameters must be of a known type, complete, and its pairs must fit the heads that rotate."""
     given, letters = config.rope_parameters, list(config.head_sizes)

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -23,7 +23,7 @@ from lcikernels.models.fitting import ATTENTION
 from lcikernels.models.masks import attention_masks
 from lcikernels.models.norms import stream_norm
 from lcikernels.models.packing import find_packing, kept_tokens
-from lcikernels.models.positions import Rotary, check_places
+from lcikernels.models.positions import Rotary, check_places, text_length
 from lcikernels.ops.checks import refuse
 
 
@@ -188,6 +188,35 @@ class LCIForCausalLM(LCIPreTrainedModel, GenerationMixin):
     def _is_stateful(self) -> bool:
         """No assisted generation: it rewinds the cache."""
         return not set(self.config.pattern) <= set(ATTENTION)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        **options,
+    ) -> dict:
+        """As transformers', but where "longrope" turns all tokens otherwise, the text is read anew."""
+        new = options.get("next_sequence_length") or input_ids.shape[1]
+        rotary = self.model.rotary
+        if not rotary.ahead and rotary.turns(input_ids, cache, new, attention_mask):
+            cache, options = None, options | {"next_sequence_length": None}
+        given = {"cache": cache, "attention_mask": attention_mask}
+        return super().prepare_inputs_for_generation(input_ids, **given, **options)
+
+    def _prefill(self, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict, **options):
+        """As transformers', but a prompt in chunks is rotated as the whole is."""
+        cache, mask = model_kwargs.get("cache"), model_kwargs.get("attention_mask")
+        past, T = 0 if cache is None else int(cache.get_seq_length()), input_ids.shape[1]
+        told = getattr(generation_config, "_mask_length", T) if mask is None else mask.shape[1]
+        new = T - past if told == T else T  # ids are the whole text, or what follows the cache's
+        if self.model.rotary.turns(input_ids, cache, new, mask):
+            model_kwargs = model_kwargs | {"cache": DynamicCache(config=self.config)}
+        self.model.rotary.ahead = text_length(past + new, mask)
+        try:
+            return super()._prefill(input_ids, generation_config, model_kwargs, **options)
+        finally:
+            self.model.rotary.ahead = 0
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of LCIModel's last_hidden_state [.., hidden_size], or a part of it: [.., vocab_size]."""

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lcikernels.ops.checks import refuse
@@ -47,8 +48,11 @@ class Rotary(nn.Module):
     """cos and sin of the angles at positions, for every mixer of the config that rotates.
 
     Beyond their trained length, "dynamic" and "longrope" follow the last position of a call, as in
-    transformers: of all its rows, and whatever a cache's keys were rotated by.
+    transformers: of all its rows, and whatever a cache's keys were rotated by. `ahead` is the length of the
+    text whose first part is read, where more of it follows.
     """
+
+    ahead: Tensor | int = 0
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -86,18 +90,43 @@ class Rotary(nn.Module):
         near = self.get_buffer(letter)
         if (trained := trained_length(self.config, self.ropes[letter])) is None:
             return near
-        length = positions.max() + 1  # stays on the device: nothing waits for it
+        length = (positions.max() + 1).clamp(min=self.ahead)  # stays on the device: nothing waits for it
         if self.ropes[letter]["rope_type"] == "longrope":
             far = self.get_buffer(f"{letter}_long")
         else:
             far, _ = frequencies(self.config, letter, positions.device, length)
         return torch.where(length > trained, far, near)
 
+    def turns(self, ids: Tensor, cache: Cache | None, new: int, attention_mask: Tensor | None) -> bool:
+        """Whether the last `new` of ids [B, past + new] make "longrope" take its long factors for all tokens,
+        where the cache holds keys of the short ones.
+
+        ValueError where it does and ids hold no more than these new ones.
+        """
+        kinds = [rope for rope in self.ropes.values() if rope["rope_type"] == "longrope"]
+        past = int(cache.get_seq_length()) if kinds and cache is not None else 0
+        length = text_length(past + new, attention_mask)
+        trained = {rope["original_max_position_embeddings"] for rope in kinds}
+        if not past or not any(length - new <= x < length for x in trained):
+            return False
+        if ids.shape[1] != past + new:
+            expected = (
+                f"the whole text where it grows past {min(trained)} tokens, for all then turn otherwise"
+            )
+            refuse("LCIForCausalLM", "input_ids", expected, f"its last {ids.shape[1]}")
+        return True
+
     def check(self) -> None:
         """ValueError where the config's rope_parameters are others than at construction."""
         if (now := ropes(self.config)) != self.ropes:
             expected = "what the model was made with (from_pretrained takes other rope_parameters)"
             refuse("LCIModel", "config.rope_parameters", expected, now)
+
+
+def text_length(T: int, attention_mask: Tensor | None) -> int:
+    """The tokens of the longest row, without padding: of T, or of the mask's where it is [B, T]."""
+    two = attention_mask is not None and attention_mask.dim() == 2
+    return int(attention_mask.sum(1).max()) if two else T
 
 
 def ropes(config: PreTrainedConfig) -> dict[str, dict]:

@@ -18,6 +18,7 @@ def tiny_config() -> Callable[..., LCIConfig]:
             "num_attention_heads": 4,
             "intermediate_size": 48,
             "initializer_range": 0.3,
+            "sliding_window": 6 if "W" in pattern else None,
             "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
             "eos_token_id": None,
             "pattern": pattern,

@@ -15,7 +15,7 @@ from transformers import (
 
 from lcikernels.models.cache import RecurrentLayer
 
-PATTERNS = ["A", "R", "M", "S", "RAMS", "AR"]
+PATTERNS = ["A", "R", "M", "S", "RAMS", "AR", "WAR"]
 RECURRENT = ["R", "M", "S", "RAMS"]
 TOLERANCE = {"rtol": 0, "atol": 1e-11}  # float64, logits of 1 to 10
 GREEDY = {"max_new_tokens": 8, "do_sample": False}
@@ -70,7 +70,8 @@ def test_padding_anywhere_changes_nothing(tiny, ids, pattern):
     """Left, in the middle, and right, in a prefill, in a later piece, and alone in a step."""
     model = tiny(pattern)
     mask = torch.ones(2, 17, dtype=torch.long)
-    mask[0, [0, 1, 2, 8, 9, 13, 16]] = 0
+    # A window counts the padding in it, as transformers' caches do.
+    mask[0, [0, 1, 2, 15, 16] if "W" in pattern else [0, 1, 2, 8, 9, 13, 16]] = 0
     kept = mask[0].bool()
     alone, whole = model(ids[:1, kept]).logits, model(ids[1:]).logits
     for sizes in ([17], [5, 8, 4], [1] * 17):
@@ -212,6 +213,16 @@ def test_a_cache_that_forgets_or_moves_is_refused(tiny, ids):
     mixed.layers[1] = sliding.layers[0]
     with pytest.raises(ValueError, match="cache must be without a window.* in layer 1, got a window"):
         model(ids, cache=mixed)
+    windowed = tiny("AW", sliding_window=4)
+    for other, message in {
+        "AA": "with a window of 4, in layer 1, got none",
+        "WW": "without a window, .*, in layer 0, got a window",
+        "AAW": r"DynamicCache\(config=model.config\), with a window in layers \[1\], got",
+    }.items():
+        with pytest.raises(ValueError, match=f"cache must be {message}"):
+            windowed(ids, cache=DynamicCache(config=tiny(other, sliding_window=4).config))
+    with pytest.raises(ValueError, match="cache must be with a window of 4, in layer 1, got 6"):
+        windowed(ids, cache=DynamicCache(config=tiny("AW", sliding_window=6).config))
     with pytest.raises(ValueError, match="cache must be without offloading"):
         model.generate(ids, **GREEDY, cache_implementation="offloaded")
     with pytest.raises(ValueError, match="only supported for models with only full attention"):
@@ -237,7 +248,7 @@ def test_assisted_generation_is_refused_where_a_state_cannot_rewind(tiny, ids, p
 
 
 def test_assisted_generation_of_attention_gives_the_same_text(tiny, ids):
-    model = tiny("A")
-    want = model.generate(ids[:1], **GREEDY)
-    assert torch.equal(want, model.generate(ids[:1], **GREEDY, prompt_lookup_num_tokens=3))
-    assert torch.equal(want, model.generate(ids[:1], **GREEDY, assistant_model=tiny("AA")))
+    for model in (tiny("A"), tiny("WA", sliding_window=5)):
+        want = model.generate(ids[:1], **GREEDY)
+        assert torch.equal(want, model.generate(ids[:1], **GREEDY, prompt_lookup_num_tokens=3))
+        assert torch.equal(want, model.generate(ids[:1], **GREEDY, assistant_model=tiny("AA")))

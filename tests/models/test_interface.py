@@ -97,11 +97,22 @@ def test_a_cache_is_refused_where_layers_run_twice(tiny, ids):
         model(ids, cache=DynamicCache(config=model.config))
 
 
-def test_another_kind_of_rotation_is_refused_however_it_got_there(tiny, ids):
+def test_a_rotation_that_is_changed_after_construction_is_refused(tiny, ids):
+    """Models of transformers go on with the angles that they were made with, and say nothing."""
     model = tiny("RA")
     want = model(ids).logits
     model.config.rope_parameters = {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     assert torch.equal(model(ids).logits, want)
-    model.config.rope_parameters |= {"rope_type": "linear", "factor": 2.0}
-    with pytest.raises(ValueError, match="rope_type"):
-        model(ids)
+    for change in ({"rope_type": "linear", "factor": 2.0}, {"rope_theta": 5000.0}):
+        model.config.rope_parameters = {"rope_theta": 10000.0, "partial_rotary_factor": 0.5} | change
+        with pytest.raises(ValueError, match="config.rope_parameters must be what the model was made with"):
+            model(ids)
+
+
+def test_attention_weights_of_a_window_are_those_of_its_tokens(tiny, ids):
+    model = tiny("WA", sliding_window=3, attention_softcap=2.0, num_key_value_heads=2)
+    model.set_attn_implementation("eager")
+    weights = model(ids, output_attentions=True).attentions
+    seen = torch.ones(17, 17, dtype=torch.bool).tril()
+    assert torch.equal(weights[1] > 0, seen.expand(2, 4, 17, 17))
+    assert torch.equal(weights[0] > 0, seen.triu(-2).expand(2, 4, 17, 17))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorWithFlattening, DynamicCache, Trainer, TrainingArguments
 
-PATTERNS = ["A", "R", "M", "S", "RAMS", "AR"]
+PATTERNS = ["A", "R", "M", "S", "RAMS", "AR", "WR"]
 EXACT = {"rtol": 0, "atol": 1e-11}  # float64, logits of 1 to 10
 LENGTHS = [5, 1, 8, 3]
 BOUNDS = torch.tensor([0, 5, 6, 14, 17], dtype=torch.int32)
@@ -70,7 +70,7 @@ def test_several_packed_rows_give_what_each_gives(tiny, ids, pattern, told):
         torch.testing.assert_close(shared[1:], alone(model, ids[1:]), **EXACT)
 
 
-@pytest.mark.parametrize("pattern", ["AR", "R", "M", "S", "RAMS"])
+@pytest.mark.parametrize("pattern", ["AR", "R", "M", "S", "RAMS", "WR"])
 @pytest.mark.parametrize("told", ["position_ids", "seq_idx", "cu_seq_lens_q"])
 def test_padding_between_and_after_packed_sequences_changes_nothing(tiny, ids, pattern, told):
     model = tiny(pattern)
