@@ -14,7 +14,7 @@ whole source for no gain.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,88 +76,86 @@ class Alignment:
         return RATES[letter] if self.learning_rate is None else self.learning_rate
 
 
-@dataclass
-class Aligned:
-    """What fitting did: of each layer its mixer, errors and seconds; what each stage took; the windows."""
+class Aligning:
+    """One pass over the source, a layer at a time; what new mixers become lies in `folder`, for `kept_in`.
 
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    stages: dict[str, Cost] = field(default_factory=dict)
-    windows: str = ""
-
-
-def align(
-    starting: Starting,
-    windows: Examples,
-    how: Alignment,
-    folder: Path,
-    restored: Restored | None = None,
-) -> tuple[Aligned, Layers]:
-    """Fit every new mixer to windows of text; what they become lies in `folder`, for `kept_in`.
-
-    restored: is told of every layer, and keeps its own streams. Returns the source's layers, too, for their
-    ends. Raises Refusal where a number is not finite.
+    layers: of each new one its mixer, errors, seconds. stages: what each took. source: the source's layers.
     """
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    source, target = starting.layers(device)
-    count = min(how.batches, len(windows) // how.batch_size) * how.batch_size
-    windows = windows.sample(count, starting.seed)
-    ids = windows.batch(range(count))["input_ids"]
-    out = Aligned(
-        stages={name: Cost() for name in ("source", "start", "steps")}, windows=windows.fingerprint()
-    )
-    stream = [source.embed(batch) for batch in ids.split(how.batch_size)]
-    last = len(starting.config.pattern) - 1 if restored else max(starting.new)
-    with RunProgress("align", len(starting.new) * how.steps) as progress:
-        for layer in range(last + 1):
-            block, own = source.block(layer), None
-            x, y = watched(source, layer, block, stream, out.stages["source"])
-            if layer in starting.new:
-                own = target.with_mixer(layer, block)
-                pairs = Pairs(x, y, ids, f"layer {layer}")
-                out.layers.append(
-                    fit(starting, target, layer, block.mixer, own, pairs, how, out.stages, progress)
-                )
-                _keep(target.values(layer, own.mixer), folder, layer)
-            if restored:
-                restored.advance(layer, source, block, target, own)
-    return out, source
+
+    def __init__(self, starting: Starting, how: Alignment, folder: Path):
+        self.starting, self.how, self.folder = starting, how, folder
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self.source, self.target = starting.layers(device)
+        self.layers: list[dict[str, Any]] = []
+        self.stages = {name: Cost() for name in ("source", "start", "steps")}
+
+    def run(self, windows: Examples, restored: Restored | None = None) -> str:
+        """Fit every new mixer to windows of text, of which it returns the fingerprint.
+
+        restored: is told of every layer, and keeps its own streams. Raises Refusal where a number is not
+        finite.
+        """
+        size, new = self.how.batch_size, self.starting.new
+        count = min(self.how.batches, len(windows) // size) * size
+        windows = windows.sample(count, self.starting.seed)
+        ids = windows.batch(range(count))["input_ids"]
+        stream = [self.source.embed(batch) for batch in ids.split(size)]
+        last = len(self.starting.config.pattern) - 1 if restored else max(new)
+        with RunProgress("align", len(new) * self.how.steps) as progress:
+            for layer in range(last + 1):
+                self._pass(layer, stream, ids, progress, restored)
+        return windows.fingerprint()
+
+    def _pass(
+        self,
+        layer: int,
+        stream: list[Tensor],
+        ids: Tensor,
+        progress: RunProgress,
+        restored: Restored | None,
+    ) -> None:
+        """One layer, of which nothing is left afterwards. stream: in front of it, then behind it."""
+        block, own = self.source.block(layer), None
+        x, y = watched(self.source, layer, block, stream, self.stages["source"])
+        if layer in self.starting.new:
+            own = self.target.with_mixer(layer, block)
+            self.layers.append(
+                self.fit(layer, own, block.mixer, Pairs(x, y, ids, f"layer {layer}"), progress)
+            )
+            _keep(self.target.values(layer, own.mixer), self.folder, layer)
+        if restored:
+            restored.advance(layer, self.source, block, self.target, own)
+
+    def fit(
+        self, layer: int, block: nn.Module, old: nn.Module, pairs: Pairs, progress: RunProgress
+    ) -> dict[str, Any]:
+        """Start and fit the mixer of `block`, and what growth.json tells of it. old: the source's mixer."""
+        began, how, stages = time.perf_counter(), self.how, self.stages
+        letter, mixer = self.starting.config.pattern[layer], block.mixer
+        self.starting.begin(layer, mixer, old)
+        call = called(self.target, layer, block, pairs.x)
+        with stages["start"].timed():
+            errors = {"started": pairs.error(call, how.batch_size, stages["start"])}
+            if how.solves(letter):
+                solve(mixer, call, pairs, how.batch_size, how.ridge, stages["start"])
+                errors["solved"] = pairs.error(call, how.batch_size, stages["start"])
+        if how.steps:
+            size = min(how.step_size, len(pairs.x))
+            steps = Steps(how.steps, size, how.rate(letter), self.starting.seed)
+            with stages["steps"].timed():
+                descend(mixer, call, pairs, steps, stages["steps"], progress)
+                errors["aligned"] = pairs.error(call, how.batch_size, stages["steps"])
+        seconds, start = time.perf_counter() - began, self.starting.ways[layer]
+        told = {"layer": layer, "mixer": letter, "start": start, "error": errors, "seconds": seconds}
+        progress.say(told_of(told))
+        return told
 
 
-def fit(
-    starting: Starting,
-    target: Layers,
-    layer: int,
-    old: nn.Module,
-    block: nn.Module,
-    pairs: Pairs,
-    how: Alignment,
-    stages: dict[str, Cost],
-    progress: RunProgress,
-) -> dict[str, Any]:
-    """Start and fit the mixer of `block`, and what growth.json tells of it. old: the source's mixer there."""
-    began, letter, mixer = time.perf_counter(), starting.config.pattern[layer], block.mixer
-    starting.begin(layer, mixer, old)
-    call = called(target, layer, block, pairs.x)
-    with stages["start"].timed():
-        errors = {"started": pairs.error(call, how.batch_size, stages["start"])}
-        if how.solves(letter):
-            solve(mixer, call, pairs, how.batch_size, how.ridge, stages["start"])
-            errors["solved"] = pairs.error(call, how.batch_size, stages["start"])
-    if how.steps:
-        steps = Steps(how.steps, min(how.step_size, len(pairs.x)), how.rate(letter), starting.seed)
-        with stages["steps"].timed():
-            descend(mixer, call, pairs, steps, stages["steps"], progress)
-            errors["aligned"] = pairs.error(call, how.batch_size, stages["steps"])
-    seconds = time.perf_counter() - began
-    told = ", ".join(f"{name} {error:.4f}" for name, error in errors.items())
-    progress.say(f"layer {layer} ({letter}): error {told}; {seconds:.0f} s")
-    return {
-        "layer": layer,
-        "mixer": letter,
-        "start": starting.ways[layer],
-        "error": errors,
-        "seconds": seconds,
-    }
+def told_of(layer: dict[str, Any]) -> str:
+    """The same for people."""
+    errors = ", ".join(f"{name} {error:.4f}" for name, error in layer["error"].items())
+    where = f"layer {layer['layer']} ({layer['mixer']}, {layer['start']})"
+    return f"{where}: error {errors}; {layer['seconds']:.1f} s"
 
 
 def kept_in(folder: Path, starting: Starting, how: Alignment) -> dict[int, Start]:

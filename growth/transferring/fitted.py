@@ -13,7 +13,7 @@ from growth.errors import refuse
 from growth.learned.fit import examples_for
 from growth.training.data import Data
 from growth.training.examples import Examples
-from growth.transferring.align import Alignment, align, kept_in
+from growth.transferring.align import Aligning, Alignment, kept_in, told_of
 from growth.transferring.planned import Start, of_mixer
 from growth.transferring.restoration import HELD_OUT, Restored, best, table
 from growth.transferring.sources import ATTENTION
@@ -51,11 +51,10 @@ def fitting_of(
     how = align if isinstance(align, Alignment) else Alignment(align)
     if data is None and not how.steps and keep is None:
         return None
-    new, letters = starting.new, starting.old.pattern
-    if not new:
+    if not starting.new:
         flag, got = ("align", how.steps) if how.steps else ("data", "some")
         raise refuse(flag, "none, for no layer's mixer changes", got, "leave it out, or choose other mixers")
-    most = sum(letters[layer] in ATTENTION for layer in new)
+    most = len(restorable(starting))
     if keep is not None and not 1 <= keep <= most:
         expected, remedy = f"1 to {most} layers that keep their attention", "choose a number in between"
         raise refuse("keep-attention", expected, f"auto:{keep}", remedy)
@@ -88,14 +87,15 @@ class Fitting:
         """Fit every new mixer of `starting`; what they become lies in `folder`. Choose, where asked to."""
         restored = None
         if self.held_out is not None:
-            restored = Restored(self.held_out.batch(range(len(self.held_out)))["input_ids"])
-        aligned, source = align(starting, self.windows, self.how, folder, restored)
-        found = {"align": asdict(self.how) | {"windows": aligned.windows}, "alignment": aligned.layers}
-        lines, stages, kept = [line(row) for row in aligned.layers], dict(aligned.stages), ()
+            ids = self.held_out.batch(range(len(self.held_out)))["input_ids"]
+            restored = Restored(ids, restorable(starting))
+        aligning = Aligning(starting, self.how, folder)
+        windows = aligning.run(self.windows, restored)
+        found = {"align": asdict(self.how) | {"windows": windows}, "alignment": aligning.layers}
+        lines, stages, kept = [told_of(layer) for layer in aligning.layers], dict(aligning.stages), ()
         if restored:
-            scores = restored.scores(source)
-            able = {i: x for i, x in scores.items() if i is None or starting.old.pattern[i] in ATTENTION}
-            kept = tuple(best(able, self.keep))
+            scores = restored.scores(aligning.source)
+            kept = tuple(best(scores, self.keep))
             stages["scores"] = restored.cost
             rows = table(scores, kept)
             found |= {"scores": rows, "scored": self.held_out.fingerprint()}
@@ -110,9 +110,9 @@ class Fitting:
         return kept_in(folder, starting, self.how)
 
 
-def line(row: dict[str, Any]) -> str:
-    errors = ", ".join(f"{name} {error:.4f}" for name, error in row["error"].items())
-    return f"layer {row['layer']} ({row['mixer']}, {row['start']}): error {errors}; {row['seconds']:.1f} s"
+def restorable(starting: Starting) -> list[int]:
+    """The layers that may keep the source's attention."""
+    return [layer for layer in starting.new if starting.old.pattern[layer] in ATTENTION]
 
 
 def score_line(row: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
-from growth.apply import exact
 from growth.transferring.planned import Weights
 from lcikernels.models import LCIForCausalLM
 from lcikernels.models.lm import LCIBlock
@@ -33,12 +32,13 @@ class Place(nn.Module):
 class Layers:
     """The layers of the LCI model with these weights, made one at a time, and its two ends.
 
-    None is kept here: a layer lives as long as its caller holds it. All is in float32 at least, on `device`,
-    without gradients. Positions and masks are the model's own doing.
+    None is kept here: a layer lives as long as its caller holds it. All is in the dtype of the model, but in
+    float32 at least, on `device`, without gradients. Positions and masks are the model's own doing.
     """
 
     def __init__(self, weights: Weights, device: torch.device):
         self.weights, self.device, self.config = weights, device, weights.config
+        self.dtype = torch.promote_types(self.config.dtype, torch.float32)
         with init_empty_weights(include_buffers=False):
             self.model = LCIForCausalLM(self.config).eval()
         self.places = [Place() for _ in self.model.model.layers]
@@ -102,9 +102,9 @@ class Layers:
             self.model.lm_head.weight = empty
 
     def logits(self, x: Tensor) -> Tensor:
-        """[N, T, vocab_size] from the stream behind the last layer, [N, T, hidden_size]."""
-        with working(self.places[-1], lambda *given, **named: x), torch.no_grad():
-            return self.model(inputs_embeds=x, use_cache=False).logits
+        """[.., vocab_size] from the stream behind the last layer, [.., hidden_size]."""
+        with torch.no_grad():
+            return self.model.logits(self.model.model.norm(x))
 
     @torch.no_grad()
     def _forward(self, **inputs: Tensor) -> None:
@@ -124,7 +124,7 @@ class Layers:
     def _tensor(self, name: str) -> Tensor:
         entry, layer = self.table[name]
         values = (self.weights.tensor(weight.name, layer) for weight in entry.weights)
-        return exact(entry.to_disk(values)).to(self.device)
+        return entry.to_disk(values).to(self.device, self.dtype)
 
 
 @contextmanager

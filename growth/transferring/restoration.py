@@ -5,7 +5,7 @@
 KL-guided layer selection (fla-org/hybrid-distillation, ICLR 2026): one pass of scores, the K lowest are kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,10 +22,12 @@ class Restored:
 
     Student l and the student without any differ from layer l on, so a pass over L layers takes L (L + 1) / 2
     of them, and holds L + 2 streams [N, T, hidden_size] of the N windows `ids` [N, T], but one layer.
+
+    layers: those whose attention may be restored.
     """
 
-    def __init__(self, ids: Tensor):
-        self.ids, self.cost = ids, Cost()
+    def __init__(self, ids: Tensor, layers: Collection[int]):
+        self.ids, self.layers, self.cost = ids, layers, Cost()
         self.source: Tensor | None = None  # the stream of the source, and of the student without attention
         self.plain: Tensor | None = None
         self.with_layer: dict[int, Tensor] = {}
@@ -33,7 +35,7 @@ class Restored:
     def advance(
         self, layer: int, source: Layers, block: nn.Module, target: Layers, own: nn.Module | None
     ) -> None:
-        """Every stream passes a layer: the source's `block`, or the student's `own`, None if it is that."""
+        """Every stream passes a layer: the source's `block`, or the student's `own`, None if that is the same."""
         if self.source is None:
             self.source = self.plain = source.embed(self.ids)
         with self.cost.counted(), self.cost.timed():
@@ -45,20 +47,19 @@ class Restored:
             else:
                 self.with_layer = {i: target.run(layer, own, x) for i, x in self.with_layer.items()}
                 self.plain = target.run(layer, own, self.plain)
-                self.with_layer[layer] = restored
+                if layer in self.layers:
+                    self.with_layer[layer] = restored
 
     def scores(self, source: Layers) -> dict[int | None, float]:
         """KL in nats a token of every layer that can be restored; of none under None."""
         students = {None: self.plain} | self.with_layer
+        streams = {layer: x.flatten(0, 1).split(CHUNK) for layer, x in students.items()}
         sums = dict.fromkeys(students, 0.0)
         with source.headed(), self.cost.counted(), self.cost.timed():
-            wanted = self.source.flatten(0, 1).split(CHUNK)
-            for i, x in enumerate(wanted):
-                log_p = source.logits(x[None])[0].double().log_softmax(-1)
-                for layer, stream in students.items():
-                    log_q = (
-                        source.logits(stream.flatten(0, 1).split(CHUNK)[i][None])[0].double().log_softmax(-1)
-                    )
+            for i, x in enumerate(self.source.flatten(0, 1).split(CHUNK)):
+                log_p = source.logits(x).double().log_softmax(-1)
+                for layer, stream in streams.items():
+                    log_q = source.logits(stream[i]).double().log_softmax(-1)
                     sums[layer] += (log_p.exp() * (log_p - log_q)).sum().item()
         return {layer: total / self.ids.numel() for layer, total in sums.items()}
 

@@ -85,8 +85,12 @@ class Starting:
         self.same_heads = heads_of(old, "A") == heads_of(config, "R")
         self.copy = "all" if ways.get("R") == "attention" else copy
         self.base = self.weights()
-        if "attention" in self.ways.values() and "R" in ways and not self.same_heads:
-            regrouped(*heads_of(old, "A"), 0, config.retention_num_heads, 0)  # refuses heads that do not fit
+        for letter in {old.pattern[i] for i, x in self.ways.items() if (letters[i], x) == ("R", "attention")}:
+            turning = (
+                pairs(old, letter),
+                pairs(config, "R"),
+            )  # heads that do not fit are refused before any work
+            regrouped(*heads_of(old, "A"), turning[0], config.retention_num_heads, turning[1])
 
     def keeping(self, layers: Collection[int]) -> "Starting":
         """The same, but that these layers stay as they are in the source."""

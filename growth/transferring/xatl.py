@@ -93,7 +93,9 @@ def transfer(
     checkpoint = Checkpoint(src)
     said_by(checkpoint.config, str(src))
     source = Source(checkpoint)
-    letters = chosen_pattern(checkpoint.config, mixers, pattern, () if count else keep_attention)
+    letters = chosen_pattern(
+        checkpoint.config, mixers, pattern, () if pattern is None and count is not None else keep_attention
+    )
     fields = retention_fields(checkpoint.config, letters, decays, retention_heads)
     starting = Starting(source, letters, fields, start, copy, seed, data is not None)
     written(form, starting.keeping(range(count)).config if count else starting.config)
