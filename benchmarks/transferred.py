@@ -83,7 +83,7 @@ def loaded(folder: Path) -> PreTrainedModel:
 def words(model: PreTrainedModel, count: int) -> Tensor:
     """Random tokens [1, count], the same for every model of a vocabulary."""
     draw = torch.Generator().manual_seed(0)
-    return torch.randint(model.config.vocab_size, (1, count), generator=draw)
+    return torch.randint(model.config.vocab_size, (1, count), generator=draw).to(model.device)
 
 
 @torch.inference_mode()
@@ -126,7 +126,7 @@ def least(model: PreTrainedModel, state: int) -> tuple[float, float]:
     """Bytes and operations of a token: every matrix is read and the state; what is written is less."""
     matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     numbers = sum(weight.numel() for weight in matrices)
-    return 4 * numbers + state, 2 * numbers
+    return matrices[0].element_size() * numbers + state, 2 * numbers
 
 
 @torch.inference_mode()
