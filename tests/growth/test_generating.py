@@ -133,6 +133,17 @@ def test_a_cache_that_forgets_is_told_and_fails_the_check(source, tmp_path, monk
     assert "the new model's CACHE gives other logits than the whole text" in str(agreement)
 
 
+def test_a_model_whose_settings_turn_the_cache_off_writes_without_it(source, tmp_path, monkeypatch):
+    growth.transfer(source, tmp_path / "out")
+    config = tmp_path / "out" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_cache": False}))
+    (tmp_path / "out" / "generation_config.json").unlink()
+    monkeypatch.setattr(Retention, "step", None)
+    agreement = growth.check(source, tmp_path / "out", generate=NEW)
+    assert agreement.kept and agreement.generated.cached[1] is None
+    assert str(agreement).endswith("; the new model's settings turn the cache off")
+
+
 def test_nothing_ends_a_continuation_and_positions_bound_it(tmp_path):
     """Neither the tokens that a source's generation_config.json stops at nor those that it forbids."""
     src = neox(tmp_path / "src")
