@@ -40,7 +40,7 @@ gpu:
 		timeout 240 $(PYTHON) -m pytest -q -W default --part=$$1 $$0 >$$log 2>&1; failed=$$?; \
 		cat $$log; [ $$failed = 5 ] || exit $$failed'; \
 	tests=$$?; wait; cat build/rivals.log; \
-	$(PYTHON) -m pytest -q -rfEs -W default benchmarks/bench_gpu.py --until=$$until \
+	$(PYTHON) -m pytest -q -rfEs -W default benchmarks/bench_gpu.py benchmarks/bench_gpu_transfer.py --until=$$until \
 		$(if $(COMMIT),--commit=$(COMMIT)) $$([ $$tests = 0 ] || echo --tests-failed); \
 	benchmarks=$$?; exit $$((tests || benchmarks))
 

@@ -1,6 +1,8 @@
 """What a transfer is for, on a CPU: a token after a long text, and a step of training, beside the source's.
 
-    python -m pytest benchmarks/bench_transfer.py           5 minutes; prints the tables and writes RESULTS.md
+A long prompt in chunks beside all of it at once; and what fitting a mixer to a layer's attention takes.
+
+    python -m pytest benchmarks/bench_transfer.py           10 minutes; prints, and writes RESULTS.md
     ... -k "RetNet and token"                               some; prints only
     ... --small                                             does it run? Seconds; prints only
 
@@ -17,12 +19,13 @@ from benchmarks import transferred
 from benchmarks.answers import wrong
 from benchmarks.limits import Limits
 from benchmarks.measure import Race, attempt
-from benchmarks.transferred import PATTERNS, SMALL, Size
+from benchmarks.transferred import PATTERNS, SMALL, Aligning, Size
 from growth.training.flops import CPU_ATTENTION
 from lcikernels.models.cache import state_bytes
 
 FLAT = 1 / 1.1  # of a token's time after the shortest text
 LINEAR = [name for name, pattern in PATTERNS.items() if "A" not in pattern]
+MOST_SECONDS = 60
 TRAINED = ["RetNet", "Mamba-2"]
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -128,4 +131,56 @@ def test_a_step_of_training_beside_the_source_s(name, size, source, limits, benc
         rival_mb=tries[1].mb,
         targets={"ratio": 1.0},
         wrong=said,
+    )
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_long_prompt_in_chunks_beside_all_at_once(name, size, source, limits, benchmark, record):
+    model = transferred.loaded(transferred.target(size, name, source))
+    ours, rival = (transferred.reading(model, size.prompt, chunk) for chunk in (size.chunk, None))
+    tries = [attempt(call) for call in (ours, rival)]
+    said = wrong(transferred.agree, *(tried.answer for tried in tries))
+    race = Race(ours, rival)
+    seconds, rival_seconds = race.run(benchmark)
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        ours()
+    record(
+        op="a prompt",
+        shape=f"{size} T={size.prompt}",
+        mode=name,
+        ours=f"in chunks of {size.chunk}",
+        rival="at once",
+        seconds=seconds,
+        seconds_memory_kept=race.with_memory_kept(),
+        rival_seconds=rival_seconds,
+        floor=counter.get_total_flops() / limits.sgemm,
+        mb=tries[0].mb,
+        rival_mb=tries[1].mb,
+        targets={"ratio": FLAT, "mb": tries[1].mb / 4},
+        wrong=said,
+    )
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_mixer_fitted_to_a_layer(name, limits, benchmark, record, request, tmp_path):
+    case = Aligning(192, 256, 4, 2, 64) if request.config.option.small else Aligning()
+    source = case.source(tmp_path / "source")
+    tried = attempt(lambda: benchmark.pedantic(case.aligned, (source, name), rounds=1))
+    told = tried.answer.details
+    (layer,), stages = told["alignment"], told["stages"]
+    errors = layer["error"]
+    record(
+        op="a mixer fitted to a layer of SmolLM-135M",
+        shape=str(case),
+        mode=f"{name}, error {errors['started']:.2f} to {errors['aligned']:.2f}",
+        ours="started, then aligned",
+        rival=None,
+        seconds=layer["seconds"],
+        seconds_memory_kept=layer["seconds"],
+        rival_seconds=None,
+        floor=sum(stages[name]["flops"] for name in ("start", "steps")) / limits.sgemm,
+        mb=tried.mb,
+        rival_mb=None,
+        targets={"ms": MOST_SECONDS * 1e3},
+        wrong="" if errors["aligned"] < errors["started"] else f"errors {errors}",
     )

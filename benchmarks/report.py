@@ -24,6 +24,7 @@ then ours and the rival ran in turns; times are medians of calls that no other p
 * of floor: the least time that arithmetic or memory allow on this machine, over ours; more than 100 % where
   data was in a cache. The language model's floor: its matrix products at the rate of sgemm.
 * MB: the most that was resident during a call, results included, less what was before.
+* a token, MB of state: MB there is what the cache holds.
 * The allocator had the thresholds at which glibc's own rule ends (32 MB, 64 MB); *kept* is the time where
   freed memory stays with the program, shown where that is 10 % off.
 """
@@ -105,7 +106,7 @@ def cpu_cells(row: dict) -> list[str]:
     time = number(1e3 * seconds)
     time += f" ({number(1e3 * kept)} kept)" if abs(kept / seconds - 1) > 0.1 else ""
     cells = [row["mode"], row["ours"], time, *against(row)]
-    return [*cells, number(row["mb"]), number(row["rival_mb"])]
+    return [*cells, number(row["mb"]), number(row["rival_mb"]) if row["rival"] else ""]
 
 
 def gpu_cells(row: dict) -> list[str]:

@@ -1,4 +1,7 @@
-"""A GPT-NeoX and what it is transferred to: tokens one by one after long texts, and steps of training."""
+"""A GPT-NeoX and what it is transferred to: tokens one by one after long texts, prompts, steps of training.
+
+And a layer of a small Llama, which a mixer is fitted to.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,12 +9,22 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 from transformers.cache_utils import Cache, StaticCache
 
 import growth
 from benchmarks.answers import SAME_FUNCTION
 from growth.loading import quiet
+from growth.report import Report
+from growth.training.data import Windows
+from growth.transferring.align import Alignment
 from lcikernels.models.cache import RecurrentLayer
 
 PATTERNS = {"RetNet": "R", "Mamba": "M", "Mamba-2": "S", "hybrid of RetNet": "RA"}  # repeated
@@ -19,7 +32,8 @@ PROMPT = 16  # tokens that a state has really read
 
 
 class Size(NamedTuple):
-    """Of the source; and the tokens of contexts, of those decoded at a time, and of a step of training."""
+    """Of the source; and tokens: of contexts, decoded at a time, of a step of training, of a prompt, of its
+    chunks."""
 
     hidden: int = 512
     layers: int = 4
@@ -27,12 +41,14 @@ class Size(NamedTuple):
     contexts: tuple[int, ...] = (1024, 4096, 16384, 65536)
     decoded: int = 16
     trained: int = 2048
+    prompt: int = 32768
+    chunk: int = 2048
 
     def __str__(self) -> str:
         return f"layers={self.layers} hidden={self.hidden} vocabulary={self.vocabulary}"
 
 
-SMALL = Size(64, 2, 256, (64, 256), 4, 64)
+SMALL = Size(64, 2, 256, (64, 256), 4, 64, 256, 64)
 
 
 def source(size: Size, folder: Path) -> Path:
@@ -44,7 +60,7 @@ def source(size: Size, folder: Path) -> Path:
         num_hidden_layers=size.layers,
         num_attention_heads=size.hidden // 64,
         intermediate_size=4 * size.hidden,
-        max_position_embeddings=2 * max(*size.contexts, size.trained),
+        max_position_embeddings=2 * max(*size.contexts, size.trained, size.prompt),
     )
     with quiet():
         GPTNeoXForCausalLM(config).save_pretrained(folder)
@@ -67,7 +83,7 @@ def loaded(folder: Path) -> PreTrainedModel:
 def words(model: PreTrainedModel, count: int) -> Tensor:
     """Random tokens [1, count], the same for every model of a vocabulary."""
     draw = torch.Generator().manual_seed(0)
-    return torch.randint(model.config.vocab_size, (1, count), generator=draw)
+    return torch.randint(model.config.vocab_size, (1, count), generator=draw).to(model.device)
 
 
 @torch.inference_mode()
@@ -110,7 +126,7 @@ def least(model: PreTrainedModel, state: int) -> tuple[float, float]:
     """Bytes and operations of a token: every matrix is read and the state; what is written is less."""
     matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     numbers = sum(weight.numel() for weight in matrices)
-    return 4 * numbers + state, 2 * numbers
+    return matrices[0].element_size() * numbers + state, 2 * numbers
 
 
 @torch.inference_mode()
@@ -121,6 +137,18 @@ def as_the_whole(model: PreTrainedModel, count: int) -> None:
     parts = [tokens[:, :PROMPT], *tokens[:, PROMPT:].split(1, dim=1)]
     got = torch.cat([model(part, cache=cache, use_cache=True).logits for part in parts], 1)
     agree(got, model(tokens, use_cache=False).logits)
+
+
+def reading(model: PreTrainedModel, count: int, chunk: int | None) -> Callable[[], Tensor]:
+    """A prompt of so many tokens, in chunks or at once; the logits of the token after it."""
+    prompt = words(model, count)
+    given = {"attention_mask": torch.ones_like(prompt), "prefill_chunk_size": chunk}
+    one = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+
+    def run() -> Tensor:
+        return model.generate(prompt, **given, **one).logits[0]
+
+    return run
 
 
 def training(model: PreTrainedModel, count: int) -> Callable[[], Tensor]:
@@ -145,6 +173,44 @@ def as_in_float64(folder: Path, count: int) -> None:
     tokens = words(model, count)
     got = model(tokens).logits
     agree(got, model.double()(tokens).logits)
+
+
+class Aligning(NamedTuple):
+    """A layer of SmolLM-135M, and the windows that a mixer is fitted to its attention on."""
+
+    hidden: int = 576
+    vocabulary: int = 49152
+    steps: int = 100
+    batch: int = 8
+    length: int = 512
+
+    def __str__(self) -> str:
+        return f"hidden={self.hidden}, {self.steps} batches of {self.batch} x {self.length}"
+
+    def source(self, folder: Path) -> Path:
+        """Random, of one layer, of which alone aligning has to know."""
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            num_hidden_layers=1,
+            num_attention_heads=self.hidden // 64,
+            num_key_value_heads=self.hidden // 192,
+            intermediate_size=self.hidden * 8 // 3,
+            max_position_embeddings=2 * self.length,
+            tie_word_embeddings=True,
+        )
+        with quiet():
+            LlamaForCausalLM(config).save_pretrained(folder)
+        return folder
+
+    def aligned(self, source: Path, name: str) -> Report:
+        """The transfer of the source, beside it, with its mixer fitted."""
+        how = Alignment(steps=self.steps, batch_size=self.batch, sequence_length=self.length)
+        draw = torch.Generator().manual_seed(0)
+        corpus = torch.randint(self.vocabulary, (how.batches * self.batch * self.length,), generator=draw)
+        data, out = Windows(corpus, self.length), source.with_name(name)
+        return growth.transfer(source, out, pattern=PATTERNS[name][0], align=how, data=data)
 
 
 def agree(got: Tensor, want: Tensor) -> None:

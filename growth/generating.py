@@ -31,8 +31,8 @@ class Continuations:
     how many are no ties. A tie is where the source's logits of both tokens are at most `tie` apart: twice the
     largest difference that a promised equality allows, for each of the two may be off by that much.
     promised: is there such a promise. cached: the largest difference of the logits that the cache gave and
-    those of the whole text at once, of the source and of the new model; limit: what of it is rounding, 1e-4
-    of the largest logit where that exceeds 1.
+    those of the whole text at once, of the source and of the new model, None for one whose settings turn the
+    cache off; limit: what of it is rounding, 1e-4 of the largest logit where that exceeds 1.
     """
 
     count: int
@@ -43,13 +43,14 @@ class Continuations:
     apart: int
     tie: float
     promised: bool
-    cached: tuple[float, float]
+    cached: tuple[float | None, float | None]
     limit: float
 
     @property
     def kept(self) -> bool:
         """False where a promised equality fails, or the new model's cache."""
-        return not (self.promised and self.apart) and self.cached[1] <= self.limit
+        cached = self.cached[1] is None or self.cached[1] <= self.limit
+        return cached and not (self.promised and self.apart)
 
     def __str__(self) -> str:
         said = [
@@ -63,7 +64,9 @@ class Continuations:
             ties = "" if self.identical == self.agreeing == 1 else f", but for ties within {self.tie:.1e}"
             said.append(f"promised the same: kept{ties}")
         for whose, apart in zip(("source", "new model"), self.cached, strict=True):
-            if not apart <= self.limit:
+            if apart is None:
+                said.append(f"the {whose}'s settings turn the cache off")
+            elif not apart <= self.limit:
                 said.append(f"the {whose}'s CACHE gives other logits than the whole text, by {apart:.1e}")
         return "; ".join(said)
 
@@ -126,18 +129,24 @@ def continuations(
     )
 
 
-def _continue(model: PreTrainedModel, prompts: Tensor, tokens: int) -> tuple[Tensor, float]:
-    """The logits [B, tokens, V] of a greedy continuation with a cache, and how far they are from those of all
-    its text at once."""
+def _continue(model: PreTrainedModel, prompts: Tensor, tokens: int) -> tuple[Tensor, float | None]:
+    """The logits [B, tokens, V] of a greedy continuation; and how far from them are those of all its text at
+    once, None where no cache gave them."""
+    cached = False not in (model.generation_config.use_cache, getattr(model.config, "use_cache", None))
     model.generation_config = GenerationConfig()  # its own may end a text, or forbid words
     greedy = GenerationConfig(
-        max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
+        max_new_tokens=tokens,
+        do_sample=False,
+        use_cache=cached,
+        return_dict_in_generate=True,
+        output_logits=True,
     )
     with quiet():
         given = {"attention_mask": torch.ones_like(prompts), "generation_config": greedy}
         out = model.generate(prompts, **given)
     logits = torch.stack(out.logits, 1).float()
-    return logits, (_whole(model, prompts, logits.argmax(-1)) - logits).abs().max().item()
+    apart = (_whole(model, prompts, logits.argmax(-1)) - logits).abs().max().item()
+    return logits, apart if cached else None
 
 
 def _whole(model: PreTrainedModel, prompts: Tensor, words: Tensor) -> Tensor:

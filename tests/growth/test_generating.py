@@ -43,6 +43,15 @@ def test_what_equals_its_source_continues_every_prompt_as_it_does(tmp_path, name
     assert str(agreement).endswith("promised the same: kept") and "CACHE" not in str(agreement)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "mistral", "qwen3", "granite", "lci SMA"])
+def test_a_transfer_that_keeps_every_mixer_continues_every_prompt_as_its_source(tmp_path, name):
+    """Learned positions, caps, windows, norms of q and k, scales: in our own model, with its own cache."""
+    src, keep = ALL[name](tmp_path / "src"), {"pattern": "SMA"} if name == "lci SMA" else {}
+    growth.transfer(src, tmp_path / "out", mixers="attention", **keep)
+    got = growth.check(src, tmp_path / "out", generate=NEW).generated
+    assert got.promised and got.kept and (got.identical, got.before, got.agreeing) == (1, NEW, 1)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_continues_no_text_is_refused_by_its_kind(tmp_path, name):
     src = Checkpoint(ALL[name](tmp_path / "src"))
@@ -122,6 +131,17 @@ def test_a_cache_that_forgets_is_told_and_fails_the_check(source, tmp_path, monk
     assert agreement.limit is None and not agreement.kept
     assert agreement.generated.cached[0] < agreement.generated.limit < agreement.generated.cached[1]
     assert "the new model's CACHE gives other logits than the whole text" in str(agreement)
+
+
+def test_a_model_whose_settings_turn_the_cache_off_writes_without_it(source, tmp_path, monkeypatch):
+    growth.transfer(source, tmp_path / "out")
+    config = tmp_path / "out" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_cache": False}))
+    (tmp_path / "out" / "generation_config.json").unlink()
+    monkeypatch.setattr(Retention, "step", None)
+    agreement = growth.check(source, tmp_path / "out", generate=NEW)
+    assert agreement.kept and agreement.generated.cached[1] is None
+    assert str(agreement).endswith("; the new model's settings turn the cache off")
 
 
 def test_nothing_ends_a_continuation_and_positions_bound_it(tmp_path):
