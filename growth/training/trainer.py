@@ -175,6 +175,7 @@ def train(
         disable_tqdm=True,
         report_to="none",
         log_level="error",
+        log_level_replica="error",
     )
     taken = 0 if validation is not None else len(work.held_out)
     work.examples.refuse_unfit(batch_size, config, processes=args.world_size, held_out=taken)
