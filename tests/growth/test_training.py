@@ -72,6 +72,8 @@ def folder(tmp_path_factory):
     model.save_pretrained(root / "model")
     byte_tokenizer().save_pretrained(root / "model")
     write_record(root / "model", "mlp")
+    tiny(seed=1).save_pretrained(root / "teacher")
+    byte_tokenizer().save_pretrained(root / "teacher")
     (root / "text.txt").write_text(TEXT)
     return root
 
@@ -88,7 +90,15 @@ def masked(tmp_path_factory):
 
 def write_record(folder, held_still):
     """What growth would have written, of a model whose tensors of such names are to be held still."""
-    rows = [{"name": n, "sources": [], "freeze": held_still in n} for n in weights(folder)]
+    rows = [
+        {
+            "name": name,
+            "sources": [],
+            "freeze": held_still in name,
+            "origin": "copied" if held_still in name else "initialised",
+        }
+        for name in weights(folder)
+    ]
     record = {"verb": "transfer", "method": "xatl", "lossless": True, "fingerprint": "", "lineage": []}
     (folder / "growth.json").write_text(json.dumps(record | {"tensors": rows}))
 
@@ -98,6 +108,8 @@ def weights(path) -> dict[str, torch.Tensor]:
 
 
 def run(folder, out, **settings):
+    if "teacher" in settings:
+        settings |= {"teacher": folder / settings["teacher"]}
     return train(folder / "model", folder / "text.txt", folder / out, **DEFAULTS | settings)
 
 
@@ -299,7 +311,23 @@ def cut_at(monkeypatch, step):
 
 UNFREEZING = {"freeze": "transferred", "unfreeze": "plateau", "window": 2, "threshold": 9.0}  # after 4 steps
 SAVING = {"save_every": 3, "warmup": 3}
+EVERYTHING = (
+    SAVING
+    | UNFREEZING
+    | {
+        "gradient_accumulation": 2,
+        "batch_size": 2,
+        "copied_rate": 0.3,
+        "rates": {"*.attention.*": 0.9},
+        "teacher": "teacher",
+        "temperature": 2.0,
+        "pack": True,
+        "gradient_checkpointing": True,
+        "bf16": True,
+    }
+)
 KINDS = {
+    "all at once": ("folder", EVERYTHING),
     "plain": ("folder", SAVING),
     "unfreezing": ("folder", SAVING | UNFREEZING),
     "masked, epochs of 4 steps": ("masked", SAVING | {"batch_size": 40}),
@@ -339,7 +367,14 @@ def assert_alike(report, expected):
 
 
 @pytest.mark.parametrize(
-    "kind, cut", [("unfreezing", 5), ("unfreezing", 7), ("masked, epochs of 4 steps", 7)]
+    "kind, cut",
+    [
+        ("unfreezing", 5),
+        ("unfreezing", 7),
+        ("masked, epochs of 4 steps", 7),
+        ("all at once", 4),
+        ("all at once", 7),
+    ],
 )
 def test_a_resumed_run_ends_like_an_uninterrupted_one(
     request, tmp_path, monkeypatch, capfd, whole, kind, cut
