@@ -58,7 +58,7 @@ def test_a_parameter_moves_by_its_share_of_the_rate_and_keeps_its_decay(folder, 
         {"params": [x for x in model.parameters() if x.dim() > 1], "weight_decay": decay},
         {"params": [x for x in model.parameters() if x.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=rate, eps=1e-12)
+    optimizer = torch.optim.AdamW(groups, lr=rate, eps=1e-30)
     shares = {"*.mlp.dense_h_to_4h.*": 0.25, "*.mlp.*": 0.5, "*_norm.*": 2.0}
     assert with_rates(optimizer, model, shares) is optimizer
     trainer(model, tmp_path, optimizer=optimizer, max_steps=1).train()

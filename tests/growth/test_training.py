@@ -75,6 +75,8 @@ def folder(tmp_path_factory):
     tiny(seed=1).save_pretrained(root / "teacher")
     byte_tokenizer().save_pretrained(root / "teacher")
     (root / "text.txt").write_text(TEXT)
+    rows = (TEXT[i : i + 7 + i % 90] for i in range(0, len(TEXT), 97))
+    (root / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     return root
 
 
@@ -108,9 +110,10 @@ def weights(path) -> dict[str, torch.Tensor]:
 
 
 def run(folder, out, **settings):
+    data = folder / settings.pop("data", "text.txt")
     if "teacher" in settings:
         settings |= {"teacher": folder / settings["teacher"]}
-    return train(folder / "model", folder / "text.txt", folder / out, **DEFAULTS | settings)
+    return train(folder / "model", data, folder / out, **DEFAULTS | settings)
 
 
 # ---- schedules
@@ -315,6 +318,7 @@ EVERYTHING = (
     SAVING
     | UNFREEZING
     | {
+        "data": "rows.jsonl",
         "gradient_accumulation": 2,
         "batch_size": 2,
         "copied_rate": 0.3,
