@@ -137,7 +137,7 @@ def _checkpointing(network: PreTrainedModel, args: TrainingArguments) -> None:
     if not network.supports_gradient_checkpointing:
         expected = "a model that can compute its layers again"
         raise refuse("gradient-checkpointing", expected, type(network).__name__, "leave it out")
-    network.gradient_checkpointing_enable(args.activation_checkpointing_kwargs)
+    network.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
 
 
 def _numbered(masked: Collator, args: TrainingArguments, last: str | None) -> Collator:

@@ -72,7 +72,11 @@ def folder(tmp_path_factory):
     model.save_pretrained(root / "model")
     byte_tokenizer().save_pretrained(root / "model")
     write_record(root / "model", "mlp")
+    tiny(seed=1).save_pretrained(root / "teacher")
+    byte_tokenizer().save_pretrained(root / "teacher")
     (root / "text.txt").write_text(TEXT)
+    rows = (TEXT[i : i + 7 + i % 90] for i in range(0, len(TEXT), 97))
+    (root / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     return root
 
 
@@ -88,7 +92,15 @@ def masked(tmp_path_factory):
 
 def write_record(folder, held_still):
     """What growth would have written, of a model whose tensors of such names are to be held still."""
-    rows = [{"name": n, "sources": [], "freeze": held_still in n} for n in weights(folder)]
+    rows = [
+        {
+            "name": name,
+            "sources": [],
+            "freeze": held_still in name,
+            "origin": "copied" if held_still in name else "initialised",
+        }
+        for name in weights(folder)
+    ]
     record = {"verb": "transfer", "method": "xatl", "lossless": True, "fingerprint": "", "lineage": []}
     (folder / "growth.json").write_text(json.dumps(record | {"tensors": rows}))
 
@@ -98,7 +110,10 @@ def weights(path) -> dict[str, torch.Tensor]:
 
 
 def run(folder, out, **settings):
-    return train(folder / "model", folder / "text.txt", folder / out, **DEFAULTS | settings)
+    data = folder / settings.pop("data", "text.txt")
+    if "teacher" in settings:
+        settings |= {"teacher": folder / settings["teacher"]}
+    return train(folder / "model", data, folder / out, **DEFAULTS | settings)
 
 
 # ---- schedules
@@ -299,7 +314,24 @@ def cut_at(monkeypatch, step):
 
 UNFREEZING = {"freeze": "transferred", "unfreeze": "plateau", "window": 2, "threshold": 9.0}  # after 4 steps
 SAVING = {"save_every": 3, "warmup": 3}
+EVERYTHING = (
+    SAVING
+    | UNFREEZING
+    | {
+        "data": "rows.jsonl",
+        "gradient_accumulation": 2,
+        "batch_size": 2,
+        "copied_rate": 0.3,
+        "rates": {"*.attention.*": 0.9},
+        "teacher": "teacher",
+        "temperature": 2.0,
+        "pack": True,
+        "gradient_checkpointing": True,
+        "bf16": True,
+    }
+)
 KINDS = {
+    "all at once": ("folder", EVERYTHING),
     "plain": ("folder", SAVING),
     "unfreezing": ("folder", SAVING | UNFREEZING),
     "masked, epochs of 4 steps": ("masked", SAVING | {"batch_size": 40}),
@@ -339,7 +371,14 @@ def assert_alike(report, expected):
 
 
 @pytest.mark.parametrize(
-    "kind, cut", [("unfreezing", 5), ("unfreezing", 7), ("masked, epochs of 4 steps", 7)]
+    "kind, cut",
+    [
+        ("unfreezing", 5),
+        ("unfreezing", 7),
+        ("masked, epochs of 4 steps", 7),
+        ("all at once", 4),
+        ("all at once", 7),
+    ],
 )
 def test_a_resumed_run_ends_like_an_uninterrupted_one(
     request, tmp_path, monkeypatch, capfd, whole, kind, cut
