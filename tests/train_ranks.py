@@ -1,4 +1,4 @@
-"""One of the processes that train together, for test_distributed.py: `growth train`, told in JSON, once or more.
+"""One of the processes that train together, for test_distributed.py: `growth train`, told in JSON.
 
 torchrun ... tests/train_ranks.py '[{"model": .., "data": .., "out": .., "steps": 8, "killed": [1, 5]}]'
 

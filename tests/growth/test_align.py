@@ -1,11 +1,12 @@
-"""Mixers fitted to attention: closer in every layer, nothing else touched, a layer of the source at a time."""
+"""Mixers fitted to attention: closer in every layer, nothing else touched, one layer of the source at once."""
 
 import json
 import weakref
 
 import pytest
 import torch
-from checkpoints import DECODERS, VOCAB
+from checkpoints import VOCAB
+from decoders import DECODERS
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
@@ -146,7 +147,7 @@ def test_one_layer_of_the_source_lives_at_a_time(sources, tmp_path, monkeypatch)
 
 
 def test_every_operation_is_counted(sources, tmp_path):
-    """The source once over each distinct window, as one forward of its layers has it; as much for every step."""
+    """The source once over each distinct window, as a forward of its layers has it; as much each step."""
     src, text = sources("gpt_neox"), windows(8)
     how = {"batches": 2, "batch_size": 4, "ridge": 0}
     one, two = (growth.transfer(src, tmp_path / str(n), align=Alignment(n, **how), data=text) for n in (1, 2))
