@@ -1,4 +1,4 @@
-"""Mixers fitted to attention: closer in every layer, nothing else touched, one layer of the source at once."""
+"""Mixers fitted to attention: closer in every layer, nothing else touched, one layer of the source held."""
 
 import json
 import weakref
