@@ -35,7 +35,7 @@ from growth.transferring.starting import Starting
 
 LENGTH = 512  # tokens of a window, unless asked otherwise
 DRAWN, SOLVED = "drawn, then fitted to the attention", "solved for to fit the attention"
-RATES = {"R": 2e-2, "M": 1e-2, "S": 1e-2}
+RATES = {"R": 1e-2, "M": 1.5e-2, "S": 1e-2}
 LAST = {"R": "layers.{}.mixer.o.", "M": "layers.{}.mamba.out_proj.", "S": "layers.{}.mamba2.out_proj."}
 
 
@@ -46,7 +46,7 @@ class Alignment:
     steps           of AdamW without weight decay; 0: only the last projection, by least squares
     batches         distinct ones, or as many as the data fill, each used again and again
     batch_size      windows in each
-    step_size       windows a step: for the same operations many small steps come closer than few large ones
+    step_size       windows a step: for the same operations, many small steps come closer than few large ones
     sequence_length tokens of a window; None: 512, or what the source has positions for
     learning_rate   the highest, reached after 5 steps, then linear to 0; None: by the mixer, RATES
     ridge           batches that the last projection is solved for on, before the steps; 0: it is not. A
@@ -56,7 +56,7 @@ class Alignment:
     steps: int = 0
     batches: int = 8
     batch_size: int = 8
-    step_size: int = 2
+    step_size: int = 1
     sequence_length: int | None = None
     learning_rate: float | None = None
     ridge: int = 2

@@ -182,7 +182,7 @@ class Ridge:
         if self.bias:
             gram = gram - self.count * torch.outer(mean, mean)
             moment = moment - self.count * torch.outer(mean, target)
-        penalty = self.strength * gram.trace() / len(gram)
+        penalty = (self.strength * gram.trace() / len(gram)).clamp(min=torch.finfo(torch.float64).tiny)
         W = torch.cholesky_solve(
             moment, torch.linalg.cholesky(gram + penalty * torch.eye(len(gram)).to(gram))
         ).mT

@@ -35,7 +35,7 @@ class Restored:
     def advance(
         self, layer: int, source: Layers, block: nn.Module, target: Layers, own: nn.Module | None
     ) -> None:
-        """Every stream passes a layer: the source's `block`, or the student's `own`, None if that is the same."""
+        """Every stream passes a layer: the source's `block`, or the student's `own`, if that is another."""
         if self.source is None:
             self.source = self.plain = source.embed(self.ids)
         with self.cost.counted(), self.cost.timed():
