@@ -136,6 +136,7 @@ class LCIConfig(PreTrainedConfig):
             self.retention_num_heads = self.num_attention_heads
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
+        fitting.check_sizes(self)
         if self.head_dim is None:
             fitting.check_attention_heads(self)
             self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
