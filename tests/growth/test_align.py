@@ -5,7 +5,8 @@ import weakref
 
 import pytest
 import torch
-from checkpoints import DECODERS, VOCAB
+from checkpoints import VOCAB
+from decoders import DECODERS
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 

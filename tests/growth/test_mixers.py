@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import DECODERS
+from decoders import DECODERS
 
 import growth
 from growth.checkpoint import Checkpoint
