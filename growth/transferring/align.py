@@ -99,7 +99,7 @@ class Aligning:
         count = min(self.how.batches, len(windows) // size) * size
         windows = windows.sample(count, self.starting.seed)
         ids = windows.batch(range(count))["input_ids"]
-        stream = [self.source.embed(batch) for batch in ids.split(size)]
+        stream = self.source.embed(ids.split(size))
         last = len(self.starting.config.pattern) - 1 if restored else max(new)
         with RunProgress("align", len(new) * self.how.steps) as progress:
             for layer in range(last + 1):
@@ -147,6 +147,8 @@ class Aligning:
                 errors["aligned"] = pairs.error(call, how.batch_size, stages["steps"])
         seconds, start = time.perf_counter() - began, self.starting.ways[layer]
         told = {"layer": layer, "mixer": letter, "start": start, "error": errors, "seconds": seconds}
+        if how.steps:
+            told["learning_rate"] = steps.rate
         progress.say(told_of(told))
         return told
 

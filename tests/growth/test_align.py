@@ -67,7 +67,7 @@ def teacher(folder):
 def test_layers_one_at_a_time_compute_what_the_source_does(sources, name):
     """Embeddings of every scale, positions of every type, windows, norms wherever they stand, both ends."""
     layers, ids = teacher(sources(name)), windows().windows[:3]
-    x = layers.embed(ids)
+    (x,) = layers.embed([ids])
     for layer in range(3):
         x = layers.run(layer, layers.block(layer), x)
     with layers.headed():
