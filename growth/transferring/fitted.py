@@ -91,7 +91,8 @@ class Fitting:
             restored = Restored(ids, restorable(starting))
         aligning = Aligning(starting, self.how, folder)
         windows = aligning.run(self.windows, restored)
-        found = {"align": asdict(self.how) | {"windows": windows}, "alignment": aligning.layers}
+        how = asdict(self.how) | {"sequence_length": self.windows.length, "windows": windows}
+        found = {"align": how, "alignment": aligning.layers}
         lines, stages, kept = [told_of(layer) for layer in aligning.layers], dict(aligning.stages), ()
         if restored:
             scores = restored.scores(aligning.source)

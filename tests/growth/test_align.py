@@ -1,4 +1,4 @@
-"""Mixers fitted to attention: closer in every layer, nothing else touched, one layer of the source held."""
+"""Mixers fitted to attention: closer in every layer, nothing else touched, a layer at a time."""
 
 import json
 import weakref
@@ -67,7 +67,7 @@ def teacher(folder):
 def test_layers_one_at_a_time_compute_what_the_source_does(sources, name):
     """Embeddings of every scale, positions of every type, windows, norms wherever they stand, both ends."""
     layers, ids = teacher(sources(name)), windows().windows[:3]
-    x = layers.embed(ids)
+    (x,) = layers.embed([ids])
     for layer in range(3):
         x = layers.run(layer, layers.block(layer), x)
     with layers.headed():
@@ -147,7 +147,7 @@ def test_one_layer_of_the_source_lives_at_a_time(sources, tmp_path, monkeypatch)
 
 
 def test_every_operation_is_counted(sources, tmp_path):
-    """The source once over each distinct window, as a forward of its layers has it; as much each step."""
+    """The source once over each distinct window, as a forward of its layers has it; every step alike."""
     src, text = sources("gpt_neox"), windows(8)
     how = {"batches": 2, "batch_size": 4, "ridge": 0}
     one, two = (growth.transfer(src, tmp_path / str(n), align=Alignment(n, **how), data=text) for n in (1, 2))
@@ -159,9 +159,9 @@ def test_every_operation_is_counted(sources, tmp_path):
     stages = one.details["stages"]
     assert stages["source"]["flops"] == counter.get_total_flops()
     assert one.flops == sum(stage["flops"] for stage in stages.values())
-    T, D = 20, 64  # a step of 2 windows: five matrices, no gradient of x; a forward of 4 windows measures
+    T, D = 20, 64  # a step of one window: five matrices, no gradient of x; a forward of 4 windows measures
     step = two.flops - one.flops
-    matrices = 3 * 2 * (4 * (D * D) * 2 + D * D * 3) * 2 * T  # three layers
+    matrices = 3 * 2 * (4 * (D * D) * 2 + D * D * 3) * T  # three layers
     assert matrices < step < 1.5 * matrices
     record = json.loads((tmp_path / "2" / "growth.json").read_text())
     assert record["flops"] == two.flops and record["peak_memory"] > 0
