@@ -20,12 +20,10 @@ from growth.families.lci import LCI
 from growth.families.stored import Entry
 from growth.families.table import Model, in_modules
 from growth.plan import Plan, Recipe, Row, Source, dropped
-from growth.transferring.sources import pattern_of
+from growth.transferring.sources import MIXERS, pattern_of
 from lcikernels.models import LCIConfig, LCIForCausalLM
 
 COPIED = {"norms": (), "mlp": ("mlp",), "output": ("mlp", "o"), "all": ("mlp", "o", "q", "k", "v")}
-ATTENTION = "AW"
-MAMBA = {"M": "Mamba", "S": "Mamba-2"}
 
 
 @dataclass(frozen=True)
@@ -112,9 +110,8 @@ class Weights:
 
     def why_not(self, weight: str, layer: int | None) -> str:
         """Why a weight of the source has no place in the model."""
-        letter = None if layer is None else self.config.pattern[layer]
-        if letter in MAMBA and of_mixer(weight):
-            return f"{MAMBA[letter]} has no tensor of this role and shape"
+        if not any(found.name == weight for found in self._at(self.model, layer)):
+            return f"{MIXERS[self.config.pattern[layer]]} has no tensor of this role and shape"
         if self._starts(weight, layer):
             return "the mixer starts otherwise"
         if self._wanted(weight, layer) and not self._fits(weight, layer):
