@@ -355,7 +355,7 @@ def test_heads_that_vllm_does_not_read_are_told_of(sources, tmp_path):
     report = growth.transfer(
         sources("mistral of wide heads"), tmp_path / "out", pattern="AAA", format=GRANITE, dry_run=True
     )
-    assert any("vLLM does not" in note for note in report.notes)
+    assert any("vLLM and SGLang do not" in note for note in report.notes)
 
 
 def test_rates_stay_in_float32_whatever_the_format(tmp_path):
