@@ -14,7 +14,7 @@ from growth.families.table import Family, Fields, Parts
 
 EPS = "rms_norm_eps"
 MAMBA = "linear_attention"
-# transformers' names of layers -> their older ones, which it reads too, and vLLM and SGLang alone.
+# transformers' names of layers -> the older ones, which it reads too, and vLLM and SGLang alone.
 OLDER = {MAMBA: "mamba", "full_attention": "attention"}
 
 
@@ -81,8 +81,12 @@ def resized(old: PreTrainedConfig, new: PreTrainedConfig) -> Mapping[str, Any]:
 
 
 def plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """Layers by their older names, and without a limit that bounds nothing, whose infinity is not JSON's."""
+    """Layers by their older names, rotary positions in their older fields too, and without a limit that
+    bounds nothing, whose infinity is not JSON's."""
     named = fields | {"layer_types": [OLDER.get(kind, kind) for kind in fields["layer_types"]]}
+    if rope := dict(fields.get("rope_parameters") or {}):
+        named["rope_theta"] = rope.pop("rope_theta")
+        named["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     if fields.get("time_step_limit") == [0.0, {"__float__": "Infinity"}]:
         del named["time_step_limit"]
     return named

@@ -12,6 +12,7 @@ import pytest
 import torch
 from checkpoints import ALL, GROUPED, LCI, WIDE, pico
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
@@ -310,6 +311,22 @@ def hybrid(sources, tmp_path_factory):
     return out
 
 
+@pytest.mark.parametrize("source, scaling", [("llama", None), ("llama 3", LLAMA3)])
+def test_a_native_configuration_says_in_older_words_what_transformers_reads(
+    sources, tmp_path, source, scaling
+):
+    """SGLang reads rope_theta and rope_scaling, as transformers did."""
+    growth.transfer(sources(source), tmp_path / "out", pattern="SAS", format=GRANITE)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["rope_theta"] == (scaling or {"rope_theta": 1e4})["rope_theta"]
+    older = config.pop("rope_scaling")
+    assert older == (scaling and {name: x for name, x in scaling.items() if name != "rope_theta"})
+    newer = config.pop("rope_parameters")
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"rope_scaling": older}))
+    read = AutoConfig.from_pretrained(tmp_path / "out")
+    assert read.rope_parameters == newer and read.layer_types[:2] == ["linear_attention", "full_attention"]
+
+
 def test_a_native_configuration_has_the_words_that_older_readers_know(hybrid):
     config = json.loads((hybrid / "config.json").read_text())
     assert config["architectures"] == ["GraniteMoeHybridForCausalLM"]
@@ -338,7 +355,7 @@ def test_heads_that_vllm_does_not_read_are_told_of(sources, tmp_path):
     report = growth.transfer(
         sources("mistral of wide heads"), tmp_path / "out", pattern="AAA", format=GRANITE, dry_run=True
     )
-    assert any("vLLM does not" in note for note in report.notes)
+    assert any("vLLM and SGLang do not" in note for note in report.notes)
 
 
 def test_rates_stay_in_float32_whatever_the_format(tmp_path):

@@ -65,10 +65,10 @@ def plain_rope(config: LCIConfig) -> bool:
     return [*found.values()][:3] == ["default", 10000.0, 1.0]
 
 
+PATTERN = "layers of R alone, for fla makes none of attention without flash-attn"
 LIMITS = (
     *FRAME,
-    # A layer of fla's attention cannot even be made without flash-attn.
-    Limit("pattern", lambda config: {*config.pattern} == {"R"}, "layers of R alone"),
+    Limit("pattern", lambda config: {*config.pattern} == {"R"}, PATTERN),
     Limit("attention_bias", lambda config: not biases(config)[0], "false"),
     Limit("attention_out_bias", lambda config: not biases(config)[1], "false"),
     only("position_embedding_type", "rope"),

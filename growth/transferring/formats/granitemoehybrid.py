@@ -59,7 +59,7 @@ def notes(config: LCIConfig) -> tuple[str, ...]:
     if "A" not in config.pattern or config.head_dim * H == D:
         return ()
     fits = f"hidden_size / num_attention_heads = {D / H:g}"
-    return (f"heads of {config.head_dim}, not {fits}: transformers reads head_dim, vLLM does not",)
+    return (f"heads of {config.head_dim}, not {fits}: transformers reads head_dim, vLLM and SGLang do not",)
 
 
 PATTERN = "layers of A and S, one of A at least"
