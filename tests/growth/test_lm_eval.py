@@ -63,6 +63,7 @@ found = simple_evaluate(
     tasks=sys.argv[3:],
     task_manager=TaskManager(include_path=sys.argv[2], include_defaults=False),
 )
+assert any(name.endswith(".modeling_lci") for name in sys.modules)
 assert "lcikernels" in sys.modules and "growth" not in sys.modules
 print(json.dumps({name: [found["results"][name], found["samples"][name]] for name in sys.argv[3:]}))
 """
