@@ -1,4 +1,4 @@
-"""Processes that train together, for test_distributed.py: what torchrun starts, forked from one that has torch.
+"""Processes that train together, for test_distributed.py, as torchrun starts them but forked, with torch.
 
 `started` runs `growth train` in each under the environment that torchrun gives, and tells how each ended.
 """
@@ -8,9 +8,11 @@ import os
 import signal
 import socket
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 
 import growth
@@ -37,6 +39,9 @@ def started(number: int, folder: Path, *runs: dict) -> Ended:
     of settings that one process has instead.
     """
     folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:  # the server has no other way to learn where modules are
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -62,7 +67,9 @@ def _rank(rank: int, number: int, port: int, folder: Path, runs: tuple[dict, ...
     cli.main()
 
 
-def _train(rank: int, killed: tuple[int, int] = (-1, -1), of: dict[int, dict] | None = None, **settings) -> None:
+def _train(
+    rank: int, killed: tuple[int, int] = (-1, -1), of: dict[int, dict] | None = None, **settings
+) -> None:
     shown = progress.RunProgress.step
 
     def step(self, now):
