@@ -214,6 +214,7 @@ def _arguments(folder: str, asked: dict, fsdp: bool, report_to: Sequence[str]) -
             disable_tqdm=True,
             report_to=list(report_to) or "none",
             log_level="error",
+            log_level_replica="error",
         )
     except ValueError as error:  # what this machine cannot do, such as bfloat16
         raise refuse("train", "options that run here", reason(error), "leave them out") from error
