@@ -167,6 +167,7 @@ def train(
             "frozen": _told(frozen),
             "copied": _told(slow),
             "teacher": master and master.fingerprint(),
+            "teacher_name": master and master.name,
         }
         with (
             quiet(),
