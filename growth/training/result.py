@@ -75,5 +75,8 @@ def save(engine: Trainer, report: TrainReport, source: Path) -> None:
             f"trained by `growth train`, {last.step} steps, on {report.settings['data']}",
             f"validation loss {first.loss:.3f} -> {last.loss:.3f} nats {each}; all of it is in {TRAINING}",
         ]
+        if teacher := report.settings["teacher_name"]:
+            share = report.settings["teacher_weight"]
+            facts.append(f"a share {share} of its loss was the distribution of {teacher}")
         outlook, figures = "Its logits are its own, not the base model's.", "Not measured."
         write_card(folder, report.out.absolute().name, source, engine.model.config, facts, outlook, figures)

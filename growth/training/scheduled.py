@@ -83,7 +83,8 @@ class ScheduledTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         args, examples = self.args, train_dataset or self.train_dataset
         each = args.train_batch_size * args.gradient_accumulation_steps
-        return Order(len(examples), args.max_steps * args.world_size * each, args.data_seed)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return Order(len(examples), args.max_steps * args.world_size * each, seed)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         if self.is_fsdp_enabled:

@@ -167,6 +167,7 @@ def train(
             "frozen": _told(frozen),
             "copied": _told(slow),
             "teacher": master and master.fingerprint(),
+            "teacher_name": master and master.name,
         }
         with (
             quiet(),
@@ -184,37 +185,38 @@ def _told(names: list[str]) -> str:
 
 def _arguments(folder: str, asked: dict, fsdp: bool, report_to: Sequence[str]) -> TrainingArguments:
     try:
-        return TrainingArguments(
-            output_dir=folder,
-            max_steps=asked["steps"],
-            per_device_train_batch_size=asked["batch_size"],
-            gradient_accumulation_steps=asked["gradient_accumulation"],
-            activation_checkpointing=asked["gradient_checkpointing"],
-            activation_checkpointing_kwargs={"use_reentrant": False},
-            seed=asked["seed"],
-            data_seed=asked["seed"],
-            learning_rate=asked["learning_rate"],
-            adam_beta1=0.9,
-            adam_beta2=0.95,
-            weight_decay=asked["weight_decay"],
-            max_grad_norm=1.0,
-            bf16=asked["bf16"],
-            fp16=asked["fp16"],
-            fsdp=shards(fsdp),
-            fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"},
-            dataloader_drop_last=True,
-            dataloader_pin_memory=torch.accelerator.is_available(),
-            use_cpu=not torch.accelerator.is_available(),
-            save_strategy="steps" if asked["save_every"] else "no",
-            save_steps=asked["save_every"] or asked["steps"],
-            save_total_limit=KEPT,
-            ddp_find_unused_parameters=asked["freeze"] is not None,
-            logging_steps=asked["window"],
-            logging_nan_inf_filter=False,  # StopOnNaN looks first
-            disable_tqdm=True,
-            report_to=list(report_to) or "none",
-            log_level="error",
-            log_level_replica="error",
-        )
+        with quiet():
+            return TrainingArguments(
+                output_dir=folder,
+                max_steps=asked["steps"],
+                per_device_train_batch_size=asked["batch_size"],
+                gradient_accumulation_steps=asked["gradient_accumulation"],
+                activation_checkpointing=asked["gradient_checkpointing"],
+                activation_checkpointing_kwargs={"use_reentrant": False},
+                seed=asked["seed"],
+                data_seed=asked["seed"],
+                learning_rate=asked["learning_rate"],
+                adam_beta1=0.9,
+                adam_beta2=0.95,
+                weight_decay=asked["weight_decay"],
+                max_grad_norm=1.0,
+                bf16=asked["bf16"],
+                fp16=asked["fp16"],
+                fsdp=shards(fsdp),
+                fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"},
+                dataloader_drop_last=True,
+                dataloader_pin_memory=torch.accelerator.is_available(),
+                use_cpu=not torch.accelerator.is_available(),
+                save_strategy="steps" if asked["save_every"] else "no",
+                save_steps=asked["save_every"] or asked["steps"],
+                save_total_limit=KEPT,
+                ddp_find_unused_parameters=asked["freeze"] is not None,
+                logging_steps=asked["window"],
+                logging_nan_inf_filter=False,  # StopOnNaN looks first
+                disable_tqdm=True,
+                report_to=list(report_to) or "none",
+                log_level="error",
+                log_level_replica="error",
+            )
     except ValueError as error:  # what this machine cannot do, such as bfloat16
         raise refuse("train", "options that run here", reason(error), "leave them out") from error
