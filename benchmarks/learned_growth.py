@@ -31,8 +31,9 @@ from growth.loading import load_model, quiet
 from growth.methods import Ligo, Net2Net, StackBert
 from growth.plan import Source
 from growth.sizes import Sizes
+from growth.training.corpus import tokens
 from growth.training.curve import evaluate
-from growth.training.data import Windows, collator, tokens
+from growth.training.data import Windows, collator
 
 LENGTH, BATCH, PRETRAINING = 128, 16, 400
 SMALL = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3}

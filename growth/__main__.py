@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 import growth
-from growth.errors import Refusal, refuse
+from growth.errors import Alone, Refusal, first_process, refuse
 from growth.flags import method_with, told, with_flags  # without torch: --help answers at once
 from growth.methods import METHODS
 
@@ -152,25 +152,61 @@ def train(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Folder of the checkpoint.", show_default=False)
     ],
-    data: Annotated[str, typer.Option(help="A text file, or a folder of them.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A file, or a folder of them: text, JSON lines, Parquet, or what `datasets` saved.",
+            show_default=False,
+        ),
+    ],
     folder: Annotated[str, typer.Option("--out", help="New folder for the result.", show_default=False)],
     steps: Annotated[int, typer.Option(help="Steps of training.", show_default=False)],
-    batch_size: Annotated[int, typer.Option(help="Windows a step, on each process.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Windows at a time, on each process.")] = 16,
+    gradient_accumulation: Annotated[int, typer.Option(help="Batches a step.")] = 1,
     sequence_length: Annotated[
         int | None, typer.Option(help="Tokens a window; default: the model's.")
     ] = None,
+    pack: Annotated[bool, typer.Option("--pack", help="Keep a window's documents apart.")] = False,
+    text_field: Annotated[str, typer.Option(help="Of rows, the field that holds the text.")] = "text",
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.1,
     warmup: Annotated[int | None, typer.Option(help="Steps of warm-up; default: a twentieth.")] = None,
     schedule: Annotated[str, typer.Option(help="cosine | lemon (same peak, faster fall)")] = "cosine",
     decay: Annotated[float, typer.Option(help="lemon: share of the steps in which the rate falls.")] = 0.6,
     freeze: Annotated[str | None, typer.Option(help="transferred: hold what was copied still.")] = None,
     unfreeze: Annotated[str | None, typer.Option(help="plateau: until the loss stops improving.")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="plateau: steps whose mean loss is compared; default: a thirtieth.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="plateau: the least improvement of a window.")] = 0.01,
+    patience: Annotated[int, typer.Option(help="plateau: windows that improve by less.")] = 1,
+    patience_counts: Annotated[
+        str, typer.Option(help="total (as in XATL's code) | row: a good window starts the count anew.")
+    ] = "total",
+    copied_rate: Annotated[
+        float | None, typer.Option(help="Share of the rate at which what was copied trains, such as 0.3.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Learn from this model's distribution too: a folder, or the Hub's.")
+    ] = None,
+    teacher_weight: Annotated[float, typer.Option(help="The teacher's share of the loss.")] = 0.5,
+    temperature: Annotated[float, typer.Option(help="Of both distributions.")] = 1.0,
     validation: Annotated[str | None, typer.Option(help="Text to measure on; default: held out.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between measurements.")] = None,
     save_every: Annotated[
         int | None, typer.Option(help="Steps between checkpoints to resume from, 0: none; default: as these.")
     ] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Compute in float16, on a GPU.")] = False,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Compute layers again, not keep them.")
+    ] = False,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, wandb, ...; may be given again.")
+    ] = None,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Share the weights out among the processes (FSDP2).")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     seed: Seed = 0,
 ) -> None:
@@ -181,17 +217,33 @@ def train(
         folder,
         steps=steps,
         batch_size=batch_size,
+        gradient_accumulation=gradient_accumulation,
         sequence_length=sequence_length,
+        pack=pack,
+        text_field=text_field,
         learning_rate=learning_rate,
+        weight_decay=weight_decay,
         warmup=warmup,
         schedule=schedule,
         decay=decay,
         freeze=freeze,
         unfreeze=unfreeze,
+        window=window,
+        threshold=threshold,
+        patience=patience,
+        patience_counts=patience_counts,
+        copied_rate=copied_rate,
+        teacher=teacher,
+        teacher_weight=teacher_weight,
+        temperature=temperature,
         validation=validation,
         eval_every=eval_every,
         save_every=save_every,
         bf16=bf16,
+        fp16=fp16,
+        gradient_checkpointing=gradient_checkpointing,
+        report_to=report_to or (),
+        fsdp=fsdp,
         resume=resume,
         seed=seed,
     )
@@ -265,8 +317,9 @@ def _print(report, dry_run: bool, as_json: bool) -> None:
 
 
 def say(line: str) -> None:
-    """A line as it is: names may hold brackets, and what reads a pipe wants no breaks."""
-    out.print(line, markup=False, highlight=False, soft_wrap=True)
+    """A line as it is, once: names may hold brackets, and what reads a pipe wants no breaks."""
+    if first_process():
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -275,15 +328,17 @@ def main() -> None:
     try:
         code = app(sys.argv[1:] or ["--help"], "growth", standalone_mode=False)
     except Refusal as refusal:
-        print(f"growth: {refusal}", file=sys.stderr)
+        if first_process() or isinstance(refusal, Alone):
+            print(f"growth: {refusal}", file=sys.stderr)
         code = 2
     except UsageError as error:  # an unknown option, a missing argument, a number that is none
         what, where = error.format_message(), error.ctx.command_path if error.ctx else "growth"
-        print(f"growth: {' '.join(what.split()).rstrip('.')}; see {where} --help", file=sys.stderr)
+        if first_process():
+            print(f"growth: {' '.join(what.split()).rstrip('.')}; see {where} --help", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    if code == INTERRUPTED:  # some typers return it by themselves
+    if code == INTERRUPTED and first_process():  # some typers return it by themselves
         print("growth: interrupted", file=sys.stderr)
     sys.exit(code)
 
@@ -291,7 +346,8 @@ def main() -> None:
 def _stop(number: int, frame) -> None:
     """SIGTERM unwinds as SIGINT does, so that what cleans up does so; a second one is not waited for."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    print("growth: terminated", file=sys.stderr)
+    if first_process():
+        print("growth: terminated", file=sys.stderr)
     sys.exit(128 + number)
 
 

@@ -1,10 +1,20 @@
 """The one refusal of this package: a complete sentence, raised before anything is written."""
 
+import os
 from collections.abc import Sequence
 
 
 class Refusal(ValueError):
     """A call that cannot be served. The command line prints the message on one line and exits with code 2."""
+
+
+class Alone(Refusal):
+    """What one of several processes found alone: it is printed there, whichever that is."""
+
+
+def first_process() -> bool:
+    """Whether this process speaks for all that torchrun or accelerate started together."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def refuse(what: str, expected: object, got: object, remedy: str) -> Refusal:

@@ -10,7 +10,9 @@ from growth.checkpoint import Checkpoint
 from growth.errors import Refusal, refuse
 from growth.families import FAMILIES
 from growth.loading import load_tokenizer
-from growth.training.data import load_text, positions, tokens
+from growth.training.corpus import tokens
+from growth.training.data import positions
+from growth.training.texts import load_text
 
 MASKED = 0.15  # of the tokens, as in training
 

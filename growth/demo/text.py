@@ -11,7 +11,8 @@ from growth.demo.arms import Arms
 from growth.demo.budgets import TRANSFERS, Size, Text
 from growth.demo.corpus import byte_tokenizer, corpus
 from growth.methods import METHODS
-from growth.training.data import Windows, tokens
+from growth.training.corpus import tokens
+from growth.training.data import Windows
 
 PROMPT = "def "
 

@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 from growth.errors import refuse
 from growth.training.freeze import UnfreezeOnPlateau
 from growth.training.progress import RunProgress
+from growth.training.sharded import reshard
 
 EVAL_TOKENS = 8192  # a batch of evaluation: its float32 logits take 1.6 GB with a vocabulary of 50k
 EVAL_IMAGES = 64
@@ -35,8 +36,8 @@ class Curve(TrainerCallback, ExportableState):
     """Measures the loss before the first step, every `every` steps, after the last one.
 
     measure: a model's validation loss; step_flops: what a step costs; frozen_flops: while `freezing`, if any,
-    keeps weights frozen. The clock stands still during measurements
-    and saves. A resumed run goes on with the points and the clock it had.
+    keeps weights frozen; log: is told each loss, as eval_loss. The clock stands still during measurements and
+    saves. A resumed run goes on with the points and the clock it had.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class Curve(TrainerCallback, ExportableState):
         frozen_flops: int,
         freezing: UnfreezeOnPlateau | None,
         progress: RunProgress,
+        log: Callable[[dict[str, float]], None] | None = None,
     ):
-        self.measure, self.every = measure, every
+        self.measure, self.every, self.log = measure, every, log
         self.step_flops, self.frozen_flops, self.freezing = step_flops, frozen_flops, freezing
         self.progress = progress
         self.points: list[Point] = []
@@ -93,6 +95,8 @@ class Curve(TrainerCallback, ExportableState):
         loss = self.measure(model)
         self.points.append(Point(step, self._flops, self._seconds, loss))
         self.progress.loss(step, loss, self._seconds)
+        if self.log:
+            self.log({"eval_loss": loss})
 
 
 def evaluate(model: nn.Module, windows: Tensor, labels: Tensor | None = None) -> float:
@@ -105,9 +109,17 @@ def evaluate(model: nn.Module, windows: Tensor, labels: Tensor | None = None) ->
     return _losses(model, windows, labels)[labels != -100].mean().item()
 
 
-def window_losses(model: nn.Module, windows: Tensor) -> Tensor:
-    """A causal model's mean loss on each window, [N]: how surely two means differ is in these."""
-    return _losses(model, windows, windows[:, 1:]).mean(1)
+def window_losses(
+    model: nn.Module, windows: Tensor, labels: Tensor | None = None, position_ids: Tensor | None = None
+) -> Tensor:
+    """A causal model's mean loss on each window, [N]: how surely two means differ is in these.
+
+    labels [N, T]: where the windows differ from what is to be predicted, -100 where nothing is. position_ids
+    [N, T]: of packed windows.
+    """
+    labels = (windows if labels is None else labels)[:, 1:]
+    losses = _losses(model, windows, labels, position_ids)
+    return losses.sum(1) / (labels != -100).sum(1).clamp(min=1)
 
 
 def image_losses(model: nn.Module, pixel_values: Tensor, labels: Tensor) -> Tensor:
@@ -122,12 +134,16 @@ def class_logits(model: nn.Module, pixel_values: Tensor) -> Tensor:
     return torch.cat(parts).cpu()
 
 
-def _losses(model: nn.Module, windows: Tensor, labels: Tensor) -> Tensor:
-    """The loss at the first positions of each window, as many as there are labels."""
+def _losses(model: nn.Module, windows: Tensor, labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    """The loss at the first positions of each window, as many as there are labels; 0 where one is -100."""
     losses, N = [], max(1, EVAL_TOKENS // windows.shape[1])
+    places = [{}] * len(windows.split(N))
+    if position_ids is not None:  # in a cache, packed rows would run into each other
+        places = [{"position_ids": x, "use_cache": False} for x in position_ids.split(N)]
     with _evaluating(model) as device:
-        for x, y in zip(windows.split(N), labels.split(N)):
-            logits = model(input_ids=x.to(device)).logits[:, : y.shape[1]].float()
+        for x, y, place in zip(windows.split(N), labels.split(N), places):
+            place = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in place.items()}
+            logits = model(input_ids=x.to(device), **place).logits[:, : y.shape[1]].float()
             losses.append(F.cross_entropy(logits.mT, y.to(device), reduction="none").cpu())
     return torch.cat(losses)
 
@@ -139,4 +155,5 @@ def _evaluating(model: nn.Module) -> Iterator[torch.device]:
     model.eval()
     with torch.no_grad():
         yield next(model.parameters()).device
+    reshard(model)
     model.train(training)

@@ -1,15 +1,12 @@
-"""Text to windows of tokens.
+"""A corpus to windows of tokens: a window is `length` neighbouring tokens, and may know its documents."""
 
-A text is a file; a corpus is the tokens of its texts, one after the other, each ended by the tokenizer's
-end-of-text token where it has one; a window is `length` neighbouring tokens of the corpus.
-"""
-
-import codecs
-import stat
+import copy
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -24,106 +21,123 @@ from growth.errors import refuse
 from growth.families import FAMILIES
 from growth.families.table import all_positions
 from growth.loading import load_tokenizer
+from growth.training.corpus import read_corpus
 from growth.training.curve import window_losses
 from growth.training.examples import Examples
 
-# The tokenizer holds about 100 bytes a token: a million characters at a time bound it to about 100 MB.
-BATCH_CHARS = 1 << 20
-MARKS = {  # the longer first: UTF-32's begins with UTF-16's
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
-
-
-def load_text(paths: str | Path | Iterable[str | Path], what: str = "data") -> list[str]:
-    """The texts of files, in the order given; of a folder, every file below it, in the order of their names.
-
-    Hidden files are left out of a folder, and so are its empty files; links are followed. A byte-order mark
-    is no text. Raises Refusal, which calls the argument `what`, where a file is missing, cannot be read or is
-    not UTF-8, where a file that was named is empty, and where a folder holds no text at all.
-    """
-    texts = []
-    for path in [paths] if isinstance(paths, str | Path) else paths:
-        if not str(path) or "\0" in str(path):
-            raise refuse(what, "the name of a file or a folder", repr(str(path)), "name one")
-        path = Path(path)
-        files = list(_files(path, what))
-        found = [text for file in files if (text := _read(file, what)).strip()]
-        if not found:
-            got = f"a folder without any ({len(files)} files)" if path.is_dir() else "an empty file"
-            raise refuse(f"{what} {path}", "text", got, "name a file that holds text")
-        texts += found
-    if not texts:
-        raise refuse(what, "at least one file or folder", "none", "name one")
-    return texts
-
-
-def tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """The corpus, int64 [N]: the tokens of every text, each ended by the end-of-text token if any."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    parts = []
-    for batch in _batches(texts):
-        pieces = [piece for piece, _ in batch]
-        encoded = tokenizer(pieces, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        for (_, last), ids in zip(batch, encoded["input_ids"]):
-            parts.append(torch.tensor(ids + end if last else ids))
-    return torch.cat(parts)
+SOME = 1 << 20  # tokens that are looked at in one go
 
 
 class Windows(Examples):
     """A corpus cut into windows of `length` tokens that do not overlap; what is left at the end is dropped.
 
     Item i is {"input_ids": [length], "labels": [length]}, both tokens i * length to (i + 1) * length: models
-    of `transformers` shift the labels themselves, so a window holds length - 1 predictions. Raises Refusal
-    where the corpus is shorter than one window.
+    of `transformers` shift the labels themselves, so a window holds length - 1 predictions. The corpus, of
+    any integer dtype, may be a memory-mapped array: it is read as items are asked for.
+
+    starts: where documents begin in the corpus. Windows are packed then: "position_ids" [length] count from 0
+    in each document, by which models tell several in a row apart, and no label is a document's first token,
+    which nothing before it tells. A document that a window cuts goes on in the next as one of its own.
+
+    Raises Refusal where the corpus is shorter than one window.
     """
 
     unit = "windows"
 
-    def __init__(self, corpus: Tensor, length: int):
+    def __init__(self, corpus: Tensor | np.ndarray, length: int, starts: np.ndarray | None = None):
         count = len(corpus) // length
         if count < 1:
             _refuse_short("data", len(corpus), length)
-        super().__init__(corpus[: count * length].view(count, length).long())
-        self.length = length
+        corpus = corpus.numpy() if isinstance(corpus, Tensor) else corpus
+        self.rows, self.length, self.starts = corpus[: count * length].reshape(count, length), length, starts
+        self.chosen = torch.arange(count)
+
+    @property
+    def packed(self) -> bool:
+        return self.starts is not None
 
     @property
     def windows(self) -> Tensor:
-        return self.tensors[0]
+        """All of them, int64 [N, length]."""
+        return self.batch(range(len(self)))["input_ids"]
 
-    def named(self, *tensors: Tensor) -> dict[str, Tensor]:
-        (windows,) = tensors
-        return {"input_ids": windows, "labels": windows}
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batch(self, indices: Iterable[int]) -> dict[str, Tensor]:
+        rows = self.chosen[list(indices)].numpy()
+        ids = torch.from_numpy(self.rows[rows].astype(np.int64))
+        if not self.packed:
+            return {"input_ids": ids, "labels": ids.clone()}
+        places = torch.stack([self._places(row) for row in rows.tolist()])
+        return {"input_ids": ids, "labels": ids.masked_fill(places == 0, -100), "position_ids": places}
+
+    def _places(self, row: int) -> Tensor:
+        """Of each token of a window, counted from the last document's start or the window's."""
+        first, place = row * self.length, torch.arange(self.length)
+        here = slice(*np.searchsorted(self.starts, [first, first + self.length]))
+        begins = torch.zeros(self.length, dtype=torch.int64)
+        bounds = torch.from_numpy(np.asarray(self.starts[here]) - first)
+        return place - begins.index_copy(0, bounds, bounds).cummax(0).values
 
     def at(self, indices: Tensor) -> "Windows":
-        return Windows(self.windows[indices].flatten(), self.length)
+        some = copy.copy(self)
+        some.chosen = self.chosen[indices]
+        return some
 
     def losses(self, model: nn.Module) -> Tensor:
-        return window_losses(model, self.windows)
+        every = self.batch(range(len(self)))
+        return window_losses(model, every["input_ids"], every["labels"], every.get("position_ids"))
+
+    def fingerprint(self) -> str:
+        crc = 0
+        for ids, places in self._parts():
+            crc = zlib.crc32(ids.astype(np.int32), crc)
+            crc = crc if places is None else zlib.crc32(places, crc)
+        return f"{self}, {crc:08x}"
 
     def refuse_foreign(self, config: PreTrainedConfig, what: str = "data") -> None:
         """Raises Refusal where a token is none of the model's: the text was cut by another tokenizer."""
         V = config.vocab_size
-        for token in (self.windows.max().item(), self.windows.min().item()):
-            if not 0 <= token < V:
-                raise refuse(what, f"tokens below the model's {V}", token, "use the model's tokenizer")
+        for ids, _ in self._parts():
+            for token in (ids.max().item(), ids.min().item()):
+                if not 0 <= token < V:
+                    raise refuse(what, f"tokens below the model's {V}", token, "use the model's tokenizer")
+
+    def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """The windows, some at a time, and the places of their tokens where they are packed."""
+        for rows in self.chosen.split(max(1, SOME // self.length)):
+            places = [self._places(row) for row in rows.tolist()] if self.packed else None
+            yield self.rows[rows.numpy()], None if places is None else torch.stack(places).numpy()
 
 
 Data = str | Path | Sequence[str | Path] | Examples
 
 
 def examples_of(
-    data: Data, tokenizer: PreTrainedTokenizerBase | None, length: int | None, what: str = "data"
+    data: Data,
+    tokenizer: PreTrainedTokenizerBase | None,
+    length: int | None,
+    what: str = "data",
+    *,
+    field: str = "text",
+    pack: bool = False,
+    cache: Path | None = None,
 ) -> Examples:
-    """Examples as they are, files and folders cut into windows; a refusal calls them `what`."""
+    """Examples as they are, files and folders cut into windows; a refusal calls them `what`.
+
+    field: of rows, which holds the text. pack: tell documents apart. cache: where many tokens are kept
+    (training.corpus).
+    """
     if isinstance(data, Examples):
+        if pack and not (isinstance(data, Windows) and data.packed):
+            remedy = "pass files, or Windows that know where documents start"
+            raise refuse("pack", f"{what} whose documents are known", str(data), remedy)
         return data
-    corpus = tokens(load_text(data, what), tokenizer)
-    if len(corpus) < length:
-        _refuse_short(what, len(corpus), length)
-    return Windows(corpus, length)
+    corpus = read_corpus(data, tokenizer, what, field, cache)
+    if len(corpus.ids) < length:
+        _refuse_short(what, len(corpus.ids), length)
+    return Windows(corpus.ids, length, corpus.starts if pack else None)
 
 
 def window_length(
@@ -209,74 +223,3 @@ def collator(auto: type, folder: str | Path) -> Collator | None:
         return {"input_ids": ids, "labels": labels}
 
     return masked
-
-
-def _files(path: Path, what: str, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The file at `path`, or all below the folder at `path`, which lies in the folders `above`."""
-    name = f"{what} {path}"
-    try:
-        kind = path.stat().st_mode
-        if stat.S_ISREG(kind):
-            yield path
-            return
-        if not stat.S_ISDIR(kind):
-            raise refuse(name, "a file or a folder", "a pipe or a device", "copy what it gives to a file")
-        real = path.resolve()
-        if real in above:
-            raise refuse(name, "a folder", f"a link back to {real}, where it lies itself", "remove the link")
-        inside = sorted(file for file in path.iterdir() if not file.name.startswith("."))
-    except FileNotFoundError as error:
-        got = "a link to nothing" if path.is_symlink() else "nothing there"
-        raise refuse(name, "a file or a folder", got, "check the path") from error
-    except OSError as error:
-        remedy = "check its links and permissions"
-        raise refuse(name, "a file or a folder that can be read", error.strerror, remedy) from error
-    for file in inside:
-        yield from _files(file, what, (*above, real))
-
-
-def _read(file: Path, what: str) -> str:
-    name = f"{what} {file}"
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise refuse(name, "a file that can be read", error.strerror, "check its permissions") from error
-    for mark, encoding in MARKS.items():
-        if raw.startswith(mark):
-            raise refuse(name, "UTF-8 text", f"{encoding}, by its first bytes", "convert it to UTF-8")
-    if (at := raw.find(0)) >= 0:
-        remedy = "is it UTF-16, or binary? Convert it to UTF-8, or leave it out"
-        raise refuse(name, "UTF-8 text", f"NUL bytes, the first at {at}", remedy)
-    text = raw.removeprefix(codecs.BOM_UTF8)
-    try:
-        return text.decode().replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        at = error.start + len(raw) - len(text)
-        raise refuse(
-            name, "UTF-8 text", f"byte {raw[at]:#04x} at {at}", "convert the file, or leave it out"
-        ) from error
-
-
-def _batches(texts: Sequence[str]) -> Iterator[list[tuple[str, bool]]]:
-    """Pieces of the texts, about BATCH_CHARS a batch, and whether a piece is its text's last."""
-    batch, size = [], 0
-    for text in texts:
-        pieces = list(_pieces(text))
-        for i, piece in enumerate(pieces):
-            batch.append((piece, i == len(pieces) - 1))
-            size += len(piece)
-            if size >= BATCH_CHARS:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces of at most BATCH_CHARS, cut behind a line where there is one."""
-    start = 0
-    while len(text) - start > BATCH_CHARS:
-        end = text.rfind("\n", start, start + BATCH_CHARS) + 1 or start + BATCH_CHARS
-        yield text[start:end]
-        start = end
-    yield text[start:]

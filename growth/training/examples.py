@@ -1,6 +1,5 @@
 """What a model learns from: examples, each a few tensors under the names that a model takes them by."""
 
-import zlib
 from collections.abc import Iterable
 from typing import ClassVar, Self
 
@@ -13,7 +12,7 @@ from growth.errors import refuse
 
 
 class Examples(Dataset):
-    """Tensors whose first axis counts the examples; item i is a dict of the i-th entries.
+    """Item i is a dict of the i-th example's tensors, by the names that a model takes them by.
 
     unit: what one is called, in the plural. length: tokens of each, None where it has none.
     """
@@ -21,15 +20,19 @@ class Examples(Dataset):
     unit: ClassVar[str]
     length: int | None = None
 
-    def __init__(self, *tensors: Tensor):
-        self.tensors = tensors
+    def __len__(self) -> int:
+        raise NotImplementedError
 
-    def named(self, *tensors: Tensor) -> dict[str, Tensor]:
-        """These tensors, or entries of them, as a model takes them."""
+    def batch(self, indices: Iterable[int]) -> dict[str, Tensor]:
+        """The examples of those indices as one batch."""
         raise NotImplementedError
 
     def at(self, indices: Tensor) -> Self:
         """Those examples alone."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """How many they are, and a checksum of them."""
         raise NotImplementedError
 
     def losses(self, model: nn.Module) -> Tensor:
@@ -40,19 +43,11 @@ class Examples(Dataset):
         """Raises Refusal where they are none that such a model takes."""
         raise NotImplementedError
 
-    def __len__(self) -> int:
-        return len(self.tensors[0])
-
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self.named(*(x[index] for x in self.tensors))
+        return {name: x[0] for name, x in self.batch([index]).items()}
 
     def __str__(self) -> str:
         return f"{len(self)} {self.unit}"
-
-    def batch(self, indices: Iterable[int]) -> dict[str, Tensor]:
-        """The examples of those indices as one batch."""
-        chosen = list(indices)
-        return self.named(*(x[chosen] for x in self.tensors))
 
     def hold_out(self, count: int, seed: int = 0) -> tuple[Self, Self]:
         """All without `count` of them, and those; the same for the same seed."""
@@ -62,13 +57,6 @@ class Examples(Dataset):
     def sample(self, count: int, seed: int = 0) -> Self:
         """`count` of them, or all where there are fewer; the same for the same seed."""
         return self.at(self._order(seed)[:count])
-
-    def fingerprint(self) -> str:
-        """How many they are, and a checksum of them."""
-        crc = 0
-        for x in self.tensors:
-            crc = zlib.crc32(x.numpy(), crc)
-        return f"{self}, {crc:08x}"
 
     def refuse_unfit(
         self, batch_size: int, config: PreTrainedConfig, *, processes: int = 1, held_out: int = 0

@@ -2,7 +2,8 @@
 
     L_k        mean training loss of window k of the steps
     improved   (L_{k-1} - L_k) / L_{k-1}
-    unfreeze   once `improved < threshold` held for `patience` windows, in all, not in a row
+    unfreeze   once `improved < threshold` held for `patience` windows, in all ("total", as in XATL's code) or
+               one after the other ("row")
 
 XATL's two settings: 1 % with patience 1, and 0.5 % with patience 2, over windows of 5000 steps. The
 transferred weights then are optimizer groups of their own, whose rate rises to the current main rate in
@@ -12,6 +13,7 @@ transferred weights then are optimizer groups of their own, whose rate rises to 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from torch import nn
 from transformers import TrainerCallback
@@ -21,6 +23,8 @@ from growth.checkpoint import Checkpoint
 from growth.errors import refuse
 from growth.record import RECORD
 
+Counts = Literal["total", "row"]
+
 
 @dataclass
 class Plateau:
@@ -28,13 +32,16 @@ class Plateau:
 
     threshold: float = 0.01
     patience: int = 1
+    counts: Counts = "total"
     last: float | None = None
     poor: int = 0
 
     def reached(self, loss: float) -> bool:
-        """Takes the next window's mean loss; true from the window on in which the patience is used up."""
+        """Takes the next window's mean loss; true once the patience is used up."""
         if self.last is not None and (self.last - loss) / self.last < self.threshold:
             self.poor += 1
+        elif self.counts == "row":
+            self.poor = 0
         self.last = loss
         return self.poor >= self.patience
 
@@ -51,9 +58,18 @@ class UnfreezeOnPlateau(TrainerCallback, ExportableState):
     is not a parameter of the model, and where no other parameter is left to train.
     """
 
-    def __init__(self, frozen: Sequence[str], threshold: float = 0.01, patience: int = 1, warmup: int = 0):
+    def __init__(
+        self,
+        frozen: Sequence[str],
+        threshold: float = 0.01,
+        patience: int = 1,
+        warmup: int = 0,
+        counts: Counts = "total",
+    ):
+        if counts not in get_args(Counts):
+            raise refuse("patience-counts", "total or row", counts, "choose one of these")
         self.frozen, self.warmup = list(frozen), warmup
-        self.plateau = Plateau(threshold, patience)
+        self.plateau = Plateau(threshold, patience, counts)
         self.unfrozen_at: int | None = None
         self._parameters: list[nn.Parameter] = []
         self._groups: list[dict] | None = None
@@ -66,6 +82,7 @@ class UnfreezeOnPlateau(TrainerCallback, ExportableState):
                 "threshold": plateau.threshold,
                 "patience": plateau.patience,
                 "warmup": self.warmup,
+                "counts": plateau.counts,
             },
             "attributes": {"progress": [plateau.last, plateau.poor, self.unfrozen_at]},
         }

@@ -1,5 +1,8 @@
 """Images and their classes, as an image classifier learns from them."""
 
+import zlib
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -32,21 +35,23 @@ class Images(Examples):
             raise refuse("pixel_values, labels", "at least one image, and a label for each", got, "pair them")
         if not pixel_values.isfinite().all():
             raise refuse("pixel_values", "finite numbers", "some that are not", "look for NaN in them")
-        super().__init__(pixel_values.contiguous(), labels.contiguous())
+        self.pixel_values, self.labels = pixel_values.contiguous(), labels.contiguous()
 
-    @property
-    def pixel_values(self) -> Tensor:
-        return self.tensors[0]
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    @property
-    def labels(self) -> Tensor:
-        return self.tensors[1]
-
-    def named(self, *tensors: Tensor) -> dict[str, Tensor]:
-        return dict(zip(("pixel_values", "labels"), tensors, strict=True))
+    def batch(self, indices: Iterable[int]) -> dict[str, Tensor]:
+        chosen = list(indices)
+        return {"pixel_values": self.pixel_values[chosen], "labels": self.labels[chosen]}
 
     def at(self, indices: Tensor) -> "Images":
         return Images(self.pixel_values[indices], self.labels[indices])
+
+    def fingerprint(self) -> str:
+        crc = 0
+        for x in (self.pixel_values, self.labels):
+            crc = zlib.crc32(x.numpy(), crc)
+        return f"{self}, {crc:08x}"
 
     def losses(self, model: nn.Module) -> Tensor:
         return image_losses(model, self.pixel_values, self.labels)

@@ -15,19 +15,23 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import TrainingArguments
 
 from growth.checkpoint import Checkpoint
-from growth.errors import Refusal, reason, refuse
+from growth.errors import Alone, Refusal, reason, refuse
 from growth.folders import publish
 from growth.jsonfile import read_object
+from growth.training.division import Division
+from growth.training.finite import NotFinite
+from growth.training.processes import agree, refuse_lost
 
 SUFFIX = ".unfinished"  # the folder of a run is that of its result and this
 MODEL = "model"
@@ -44,26 +48,43 @@ def unfinished(
     """Makes the run's folder, or finds it; gives the checkpoint to go on from.
 
     What the block leaves in the folder's `model` takes the place `out`. Where the block fails, a run that can
-    go on, or is done, stays, and a line says so; of any other nothing stays.
+    go on, or is done, stays, and a line says so; of any other nothing stays. The first of several processes
+    does all of it, the others wait. Where their number is not what it was, `args` and `settings` get the
+    division of a step (`Division`) under which it stays the same step.
     """
     run, first = Path(args.output_dir), args.process_index == 0
     new = [folder for folder in (run, *run.absolute().parents) if not os.path.lexists(folder)]
-    last = None
+    agree()
+    found: tuple[str | None, Division] | Refusal | None = None
     if first:
-        last = _resumed(run, args, settings, model) if resume else _begun(run, settings, model, new)
-    last = broadcast_object_list([last])[0]  # the others wait for it
+        try:
+            found = _resumed(run, args, settings, model) if resume else _begun(run, settings, model, new)
+        except Refusal as refusal:
+            found = refusal
+    found = broadcast_object_list([found])[0]  # the others wait for it
+    if isinstance(found, Refusal):
+        raise found
+    last, division = found
+    division.enter(args, settings)
     try:
+        refuse_unseen(run)
         yield last
     except BaseException as error:
         if not first:
-            raise
+            if isinstance(error, OSError | SafetensorError):
+                got = f"{reason(error)}, on process {args.process_index}"
+                remedy = "make room, and pass --resume"
+                raise Alone(refuse(str(run), "files that can be read and written", got, remedy)) from error
+            raise (refuse_lost(error, "pass --resume") or error) from None
         if not (where := left(run)):
             _remove(run, new)
+        if lost := refuse_lost(error, where or "start again"):
+            raise lost from error
         # torch's archives know no OSError: a full disk is a RuntimeError that names this file of theirs.
         if isinstance(error, OSError | SafetensorError) or "inline_container" in str(error):
             got, remedy = reason(error), where or "make room, and start again"
             raise refuse(str(run), "files that can be read and written", got, remedy) from error
-        if where:
+        if where and not isinstance(error, NotFinite):  # which names the checkpoint
             print(f"{run}: {where}", file=sys.stderr)
         raise
     if first:
@@ -74,10 +95,23 @@ def unfinished(
                 shutil.rmtree(run, ignore_errors=True)
 
 
+def refuse_unseen(run: Path) -> None:
+    """Raises Refusal where a process does not see the run's folder: it goes on from what all have written."""
+    blind = [i for i, seen in enumerate(gather_object([run.is_dir()])) if not seen]
+    if blind:
+        got = f"one that process {blind[0]} does not see"
+        raise refuse(str(run), "a folder that every machine sees", got, "name one on a disk that all share")
+
+
 def left(run: Path) -> str:
     """Where the work of a stopped run is, and what to do; "" where there is none to keep."""
-    saved = [folder for folder in _checkpoints(run) if (folder / STATE).exists()]
-    return _trained(run) or (f"pass --resume to go on from {saved[0].name}" if saved else "")
+    saved = newest(run)
+    return _trained(run) or (f"pass --resume to go on from {saved.name}" if saved else "")
+
+
+def newest(run: Path) -> Path | None:
+    """The last checkpoint that was written to its end."""
+    return next((folder for folder in _checkpoints(run) if (folder / STATE).exists()), None)
 
 
 def _trained(run: Path) -> str:
@@ -116,14 +150,14 @@ def refuse_full(run: Path, parameters: int, trained: int, saves: int) -> None:
         )
 
 
-def damage(checkpoint: Path, processes: int) -> str:
+def damage(checkpoint: Path) -> str:
     """Why the Trainer could not go on from this folder; "" where it is whole.
 
     All that it needs must be there, and every file is read by its kind: JSON parses, a safetensors file is as
     long as its header says, torch's archives have the checksums that they say (5 GB/s), the pieces of a
     sharded state (FSDP) are as long as their .metadata says. Weights in safetensors have no checksum.
     """
-    numbers = [""] if processes == 1 else [f"_{i}" for i in range(processes)]
+    numbers = [""] if (processes := _written_by(checkpoint)) == 1 else [f"_{i}" for i in range(processes)]
     needed = [[STATE], ["scheduler.pt"], *([f"rng_state{number}.pth"] for number in numbers)]
     needed.append(["model.safetensors", "model.safetensors.index.json", "pytorch_model_fsdp*"])
     needed.append(["optimizer.pt", "optimizer.bin", "optimizer_*"])
@@ -137,6 +171,14 @@ def damage(checkpoint: Path, processes: int) -> str:
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     return ""
+
+
+def _written_by(checkpoint: Path) -> int:
+    """The number of processes that wrote a checkpoint, 1 where that cannot be read."""
+    with contextlib.suppress(Refusal, KeyError, TypeError):
+        state = read_object(checkpoint / STATE, "stateful_callbacks")["stateful_callbacks"]
+        return int(state["Processes"]["attributes"]["number"])
+    return 1
 
 
 def _flaw(file: Path) -> str:
@@ -181,7 +223,7 @@ def _checkpoints(run: Path) -> list[Path]:
     return sorted(step, key=step.get, reverse=True)
 
 
-def _begun(run: Path, settings: dict, model: Checkpoint, new: list[Path]) -> None:
+def _begun(run: Path, settings: dict, model: Checkpoint, new: list[Path]) -> tuple[None, Division]:
     if os.path.lexists(run):
         remedy = f"{found}, or remove it" if (found := left(run)) else "remove it"
         raise refuse(str(run), "no interrupted run", "one", remedy)
@@ -192,10 +234,12 @@ def _begun(run: Path, settings: dict, model: Checkpoint, new: list[Path]) -> Non
     except OSError as error:
         _remove(run, new)
         raise refuse(str(run), "a folder that can be made", error.strerror, "name another") from error
+    return None, Division.of(settings)
 
 
-def _resumed(run: Path, args: TrainingArguments, settings: dict, model: Checkpoint) -> str:
-    """The newest whole checkpoint in the folder of a run that was the same as this one."""
+def _resumed(run: Path, args: TrainingArguments, settings: dict, model: Checkpoint) -> tuple[str, Division]:
+    """The newest whole checkpoint in the folder of a run that was the same as this one, and how steps are
+    shared out now."""
     record, again = run / "settings.json", f"remove {run} and start again"
     if not run.is_dir():
         raise refuse("resume", f"an interrupted run in {run}", "none", "leave --resume out")
@@ -205,6 +249,8 @@ def _resumed(run: Path, args: TrainingArguments, settings: dict, model: Checkpoi
         said = str(refusal).rpartition("; ")[0]
         raise refuse("resume", "the settings of the run", said, f"put the file back, or {again}") from refusal
     now = settings | {"weights": model.fingerprint()}
+    division = _divided(record, before, settings)
+    now |= {name: before.get(name) for name in asdict(division)}
     if changed := [key for key in now if key != "model" and now[key] != before.get(key)]:
         expected, got = (", ".join(f"{key} {of.get(key)}" for key in changed) for of in (before, now))
         raise refuse("resume", expected, got, f"use the settings of {record}")
@@ -212,10 +258,28 @@ def _resumed(run: Path, args: TrainingArguments, settings: dict, model: Checkpoi
         if before.get(name) != version:
             print(f"{run}: began with {name} {before.get(name)}, goes on with {version}", file=sys.stderr)
     for checkpoint in _checkpoints(run):
-        why = damage(checkpoint, args.world_size)
-        if checkpoint.name == f"checkpoint-{args.max_steps}" and any(checkpoint.glob("pytorch_model_fsdp*")):
-            why = why or "it holds the last step in pieces, and only a step puts these together"
-        if not why:
-            return str(checkpoint)
+        if not (why := damage(checkpoint)):
+            return str(checkpoint), division
         print(f"{checkpoint}: passed over, {why}", file=sys.stderr)
     raise refuse("resume", f"a whole checkpoint in {run}", "none", _trained(run) or again)
+
+
+def _divided(record: Path, before: dict, settings: dict) -> Division:
+    """How the run's steps are shared out now: as asked, where they stay the same steps; else as they were,
+    among the processes that there are."""
+    now = Division.of(settings)
+    try:
+        was = Division.of(before)
+        same = now.examples == was.examples
+    except (KeyError, TypeError) as error:
+        remedy = "put the file back, or start again"
+        raise refuse("resume", f"how steps were shared out in {record}", reason(error), remedy) from error
+    if same:
+        return now
+    if now != replace(was, processes=now.processes):
+        expected, got = (f"{of.examples} examples a step, {of}" for of in (was, now))
+        raise refuse("resume", expected, got, f"use the settings of {record}")
+    if again := was.among(now.processes):
+        return again
+    expected = f"a number of processes that divides a step's {was.examples} examples"
+    raise refuse("resume", expected, now.processes, f"start {was.processes}, as before")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
@@ -39,11 +40,21 @@ class Task:
         return self.examples.batch(range(batch_size))
 
 
-def task(checkpoint: Checkpoint, data: Data, validation: Data | None, sequence_length: int | None) -> Task:
+def task(
+    checkpoint: Checkpoint,
+    data: Data,
+    validation: Data | None,
+    sequence_length: int | None,
+    *,
+    field: str = "text",
+    pack: bool = False,
+    cache: Path | None = None,
+) -> Task:
     """The task of training that checkpoint on `data`, measured on `validation` or on a part held out.
 
-    What a masked model is measured on is masked once. Raises Refusal where the data are of another kind than
-    the model, or too few to hold some out.
+    field, pack, cache: as examples_of has them, of both. What a masked model is measured on is masked once.
+    Raises Refusal where the data are of another kind than the model, or too few to hold some out, and where
+    windows for a masked model, which reads all of a row at once, are to be packed.
     """
     seen = model_of(checkpoint.config, checkpoint.names)
     for name, given in (("data", data), ("validation", validation)):
@@ -52,7 +63,10 @@ def task(checkpoint: Checkpoint, data: Data, validation: Data | None, sequence_l
     length = window_length(checkpoint.config, data, validation, sequence_length)
     tokenizer = load_tokenizer(checkpoint.path) if length else None
     collate = collator(seen.auto, checkpoint.path) if seen else None
-    examples, held_out = split(data, validation, tokenizer, length)
+    if pack and (collate or not length):
+        got = f"a {checkpoint.config.model_type}"
+        raise refuse("pack", "a causal language model", got, "leave it out")
+    examples, held_out = split(data, validation, tokenizer, length, field=field, pack=pack, cache=cache)
     if not collate:
         return Task(examples, held_out, lambda model: held_out.losses(model).mean().item(), None, tokenizer)
     masked = collate([held_out[i] for i in range(len(held_out))], seed=0)
@@ -61,12 +75,24 @@ def task(checkpoint: Checkpoint, data: Data, validation: Data | None, sequence_l
 
 
 def split(
-    data: Data, validation: Data | None, tokenizer: PreTrainedTokenizerBase | None, length: int | None
+    data: Data,
+    validation: Data | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    length: int | None,
+    *,
+    field: str = "text",
+    pack: bool = False,
+    cache: Path | None = None,
 ) -> tuple[Examples, Examples]:
     """The examples to train on and those to measure on; the same ones for the same data."""
-    examples = examples_of(data, tokenizer, length)
+
+    def made(of: Data, what: str) -> Examples:
+        place = cache / what if cache else None
+        return examples_of(of, tokenizer, length, what, field=field, pack=pack, cache=place)
+
+    examples = made(data, "data")
     if validation is not None:
-        return examples, examples_of(validation, tokenizer, length, "validation").sample(HELD_OUT)
+        return examples, made(validation, "validation").sample(HELD_OUT)
     if len(examples) < 2:
         each = f" of {length} tokens" if length else ""
         raise refuse(

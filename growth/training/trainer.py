@@ -1,66 +1,34 @@
 """The verb `train`: a checkpoint and text, or images, in, a trained one out, by `transformers.Trainer`."""
 
-import copy
-import itertools
-import json
 import math
-import shutil
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
-from growth.card import write_card
 from growth.checkpoint import Checkpoint
-from growth.companions import BESIDE
-from growth.errors import refuse, refuse_odd_seed
+from growth.errors import reason, refuse
 from growth.folders import refuse_existing
-from growth.loading import load_model, quiet
-from growth.record import RECORD
-from growth.training.curve import Curve, Point
-from growth.training.data import Collator, Data
-from growth.training.flops import count_flops
-from growth.training.freeze import UnfreezeOnPlateau, named_parameters, transferred
+from growth.loading import quiet
+from growth.training.corpus import kept_beside
+from growth.training.data import Data
+from growth.training.freeze import Counts, transferred
+from growth.training.options import refuse_odd_options, refuse_unknown_reporters
+from growth.training.processes import together
 from growth.training.progress import RunProgress
-from growth.training.run import KEPT, MODEL, SUFFIX, refuse_full, unfinished
+from growth.training.rates import copied
+from growth.training.result import TrainReport
+from growth.training.run import KEPT, SUFFIX, unfinished
 from growth.training.schedule import cosine, lemon
-from growth.training.scheduled import ScheduledTrainer
-from growth.training.task import Task, task
-
-TRAINING = "training.json"  # how a checkpoint was trained
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """The result of `train`. curve[0] is the model as it came, curve[-1] the model that was saved in `out`.
-
-    step_flops: operations of one step with every weight trained. unfrozen_at: the number of steps after which
-    the transferred weights trained too, None where they did from the start or never. settings: what was asked
-    for.
-    """
-
-    out: Path
-    curve: list[Point]
-    parameters: int
-    step_flops: int
-    unfrozen_at: int | None
-    settings: dict
-
-    def json(self) -> dict:
-        return asdict(self) | {"out": str(self.out)}
-
-    def __str__(self) -> str:
-        first, last = self.curve[0], self.curve[-1]
-        return (
-            f"{self.out}: {last.step} steps, validation loss {first.loss:.3f} -> {last.loss:.3f}, "
-            f"{last.flops:.2e} FLOPs, {last.seconds:.1f} s"
-        )
+from growth.training.session import Session
+from growth.training.sharded import shards
+from growth.training.task import task
+from growth.training.teacher import find_teacher
 
 
+@together()
 def train(
     model: str | Path,
     data: Data,
@@ -68,8 +36,12 @@ def train(
     *,
     steps: int,
     batch_size: int = 16,
+    gradient_accumulation: int = 1,
     sequence_length: int | None = None,
+    pack: bool = False,
+    text_field: str = "text",
     learning_rate: float = 3e-4,
+    weight_decay: float = 0.1,
     warmup: int | None = None,
     schedule: str = "cosine",
     decay: float = 0.6,
@@ -78,212 +50,170 @@ def train(
     window: int | None = None,
     threshold: float = 0.01,
     patience: int = 1,
+    patience_counts: Counts = "total",
+    copied_rate: float | None = None,
+    rates: Mapping[str, float] | None = None,
+    teacher: str | Path | None = None,
+    teacher_weight: float = 0.5,
+    temperature: float = 1.0,
     validation: Data | None = None,
     eval_every: int | None = None,
     save_every: int | None = None,
     bf16: bool = False,
+    fp16: bool = False,
+    gradient_checkpointing: bool = False,
+    fsdp: bool = False,
+    report_to: Sequence[str] = (),
     seed: int = 0,
     resume: bool = False,
 ) -> TrainReport:
     """Train the model `model`, a folder or the Hub's, for `steps` steps; save it in folder `out`.
 
-    data, validation   files or folders of UTF-8 text, or Windows, for a language model; Images for an image
-                       classifier. Without `validation`, a twentieth of the data's windows or images, at most
-                       256, are held out and not trained on
-    batch_size         windows or images a step, on each process
+    data, validation   for a language model files or folders of UTF-8 text, JSON lines, Parquet or `datasets`
+                       (training.texts), or Windows; Images for an image classifier. Without `validation` a
+                       twentieth of the windows or images, at most 256, is held out and not trained on. Many
+                       tokens are kept in `out`.tokens until the run ends, not in memory
+    batch_size         windows or images at a time, on each process; a step takes `gradient_accumulation` of
+                       these and is that of one large batch (the last of an epoch may have fewer)
     sequence_length    tokens a window, at most the model's positions; default: these, at most 2048
+    pack               a window's documents do not see each other (training.data.Windows)
+    text_field         of rows, the field or column that holds the text
+    weight_decay       of matrices
     schedule           cosine | lemon, which falls over the share `decay` of the steps (training.schedule)
     warmup             steps in which the rate rises; default: a twentieth of them
     freeze             "transferred": what growth.json asks to hold still stays as it is; with unfreeze
                        "plateau", until the mean training loss of `window` steps (default: a thirtieth of
-                       them) improves by less than `threshold` in `patience` windows (training.freeze)
+                       them) improves by less than `threshold` in `patience` windows, "total" or in a "row"
+                       (training.freeze)
+    copied_rate        the share of the rate for what growth.json says was copied; rates: shares by
+                       patterns of names, which come first (training.rates)
+    teacher            a model, a folder or the Hub's, whose distribution at `temperature` has the share
+                       `teacher_weight` of the loss (training.distil)
     eval_every         steps between measurements of the validation loss; default: an eighth of the steps
     save_every         steps between the checkpoints a run resumes from, 0 for none; default: eval_every
+    gradient_checkpointing   layers are computed again in the backward, not kept
+    fsdp               several processes share the weights and moments out among them (FSDP2); so does
+                       `accelerate launch --use_fsdp`
+    report_to          who is told losses and rates, as the Trainer names them: "tensorboard", whose files are
+                       in `out`/runs, "wandb", ...
     resume             go on from the newest whole checkpoint of an interrupted run, in `out`.unfinished, of
                        the same settings, data and model
 
-    AdamW (0.9, 0.95), weight decay 0.1 on matrices, gradient norm clipped at 1, float32 weights; `bf16`
-    computes in bfloat16. A masked model's batches are masked anew (training.data.collator), a resumed run's
-    as if it had not stopped; what it is measured on is masked once, whatever the seed. Started by torchrun it
-    trains on every process. The tokenizer is the model's. Seconds and FLOPs are those of training:
+    AdamW (0.9, 0.95), gradient norm clipped at 1, float32 weights; `bf16` and `fp16` compute in 16 bits. A
+    masked model's batches are masked anew (training.data.collator), a resumed run's as if it had not stopped;
+    what it is measured on is masked once, whatever the seed. Started by torchrun it trains on every process.
+    The tokenizer is the model's. Seconds and FLOPs, the teacher's among them, are those of training:
     evaluation, saving and loading are left out. Raises Refusal, with nothing written, where an argument does
     not fit. Where it stops after that, what is trained stays: beside `out`, or in `out`.unfinished, as a line
-    says.
+    says. A loss that is not finite stops it before it is learned from (training.finite).
     """
     refuse_existing(out)
     out = Path(out)
     checkpoint = Checkpoint(model)
-    config, record = checkpoint.config, checkpoint.record()
-    if eval_every is None:
-        eval_every = math.ceil(steps / 8)
-    window = max(1, steps // 30) if window is None else window
-    refuse_odd_seed(seed)
-    for name, got, least in (
-        ("steps", steps, 1),
-        ("batch size", batch_size, 1),
-        ("eval every", eval_every, 1),
-        ("save every", save_every or 0, 0),
-        ("window", window, 1),
-        ("patience", patience, 1),
-    ):
-        if got < least:
-            raise refuse(name, f"at least {least}", got, "choose a larger number")
-    if not 0 < learning_rate < math.inf:
-        raise refuse("learning rate", "above 0, and finite", learning_rate, "3e-4 is a common one")
-    if schedule not in ("cosine", "lemon"):
-        raise refuse("schedule", "cosine or lemon", schedule, "choose one of these")
-    if (freeze, unfreeze) not in ((None, None), ("transferred", None), ("transferred", "plateau")):
-        raise refuse(
-            "freeze, unfreeze",
-            "nothing, or transferred with or without plateau",
-            f"{freeze}, {unfreeze}",
-            "pass --freeze transferred --unfreeze plateau",
-        )
-    warmup = steps // 20 if warmup is None else warmup
-    rate = cosine(steps, warmup=warmup) if schedule == "cosine" else lemon(steps, warmup=warmup, share=decay)
-    save_every = eval_every if save_every is None else save_every
-    frozen = transferred(checkpoint.path) if freeze else []
-    work = task(checkpoint, data, validation, sequence_length)
-    args = TrainingArguments(
-        output_dir=str(out) + SUFFIX,
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        seed=seed,
-        data_seed=seed,
-        learning_rate=learning_rate,
-        adam_beta1=0.9,
-        adam_beta2=0.95,
-        weight_decay=0.1,
-        max_grad_norm=1.0,
-        bf16=bf16,
-        average_tokens_across_devices=not work.collate,  # BERT's mean would be times the processes
-        dataloader_drop_last=True,
-        dataloader_pin_memory=torch.accelerator.is_available(),
-        use_cpu=not torch.accelerator.is_available(),
-        save_strategy="steps" if save_every else "no",
-        save_steps=save_every or steps,
-        save_total_limit=KEPT,
-        ddp_find_unused_parameters=freeze is not None,
-        logging_steps=window,
-        disable_tqdm=True,
-        report_to="none",
-        log_level="error",
-    )
-    taken = 0 if validation is not None else len(work.held_out)
-    work.examples.refuse_unfit(batch_size, config, processes=args.world_size, held_out=taken)
-    work.held_out.refuse_foreign(config, "data" if validation is None else "validation")
-    settings = {
-        "model": str(model),
-        "data": work.examples.fingerprint(),
-        "validation": work.held_out.fingerprint(),
-        "processes": args.world_size,
+    eval_every = math.ceil(steps / 8) if eval_every is None else eval_every
+    asked = {
         "steps": steps,
         "batch_size": batch_size,
-        "sequence_length": work.examples.length,
+        "gradient_accumulation": gradient_accumulation,
+        "pack": pack,
         "learning_rate": learning_rate,
-        "warmup": warmup,
+        "weight_decay": weight_decay,
+        "warmup": steps // 20 if warmup is None else warmup,
         "schedule": schedule,
         "decay": decay,
         "freeze": freeze,
-        "frozen": f"{len(frozen)} tensors, {zlib.crc32(' '.join(frozen).encode()):08x}",
         "unfreeze": unfreeze,
-        "window": window,
+        "window": max(1, steps // 30) if window is None else window,
         "threshold": threshold,
         "patience": patience,
+        "patience_counts": patience_counts,
+        "copied_rate": copied_rate,
+        "rates": dict(rates or {}),
+        "teacher": None if teacher is None else str(teacher),
+        "teacher_weight": teacher_weight,
+        "temperature": temperature,
         "eval_every": eval_every,
-        "save_every": save_every,
+        "save_every": eval_every if save_every is None else save_every,
         "bf16": bf16,
+        "fp16": fp16,
+        "gradient_checkpointing": gradient_checkpointing,
         "seed": seed,
     }
-    with (
-        quiet(),
-        unfinished(out, args, settings, checkpoint, resume) as last,
-        RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
-    ):
-        network = load_model(checkpoint.path)
-        asked = copy.deepcopy(network.config)  # the Trainer turns its cache off, and leaves it off
-        held = named_parameters(network, frozen)
-        parameters = network.num_parameters()
-        trained = parameters - (0 if unfreeze else sum(x.numel() for x in held))
-        refuse_full(
-            Path(args.output_dir), parameters, trained, math.ceil(steps / save_every) if save_every else 0
+    refuse_odd_options(asked)
+    refuse_unknown_reporters(report_to)
+    warmup = asked["warmup"]
+    rate = cosine(steps, warmup=warmup) if schedule == "cosine" else lemon(steps, warmup=warmup, share=decay)
+    frozen = transferred(checkpoint.path) if freeze else []
+    slow = [] if copied_rate is None else copied(checkpoint.path)
+    args = _arguments(str(out) + SUFFIX, asked, fsdp, report_to)
+    with kept_beside(out, Path(args.output_dir)) as cache:
+        how = {"field": text_field, "pack": pack, "cache": cache}
+        work = task(checkpoint, data, validation, sequence_length, **how)
+        processes, given = args.world_size, validation is not None
+        work.examples.refuse_unfit(
+            batch_size * gradient_accumulation,
+            checkpoint.config,
+            processes=processes,
+            held_out=0 if given else len(work.held_out),
         )
-        if args.process_index == 0:
-            _write_companions(Path(args.output_dir) / MODEL, checkpoint.path, work, record)
-        least = threshold if unfreeze else -math.inf  # no loss improves by less than that
-        freezing = UnfreezeOnPlateau(frozen, least, patience, warmup) if freeze else None
-        engine = ScheduledTrainer(
-            rate,
-            model=network,
-            args=args,
-            data_collator=_numbered(work.collate, args, last) if work.collate else None,
-            train_dataset=work.examples,
-            callbacks=[freezing] if freezing else None,
+        work.held_out.refuse_foreign(checkpoint.config, "validation" if given else "data")
+        master = None if teacher is None else find_teacher(teacher, checkpoint, work.examples.length)
+        settings = asked | {
+            "model": str(model),
+            "data": work.examples.fingerprint(),
+            "validation": work.held_out.fingerprint(),
+            "processes": processes,
+            "sequence_length": work.examples.length,
+            "frozen": _told(frozen),
+            "copied": _told(slow),
+            "teacher": master and master.fingerprint(),
+        }
+        with (
+            quiet(),
+            unfinished(out, args, settings, checkpoint, resume) as last,
+            RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
+        ):
+            shares = dict(rates or {}) | dict.fromkeys(slow, copied_rate)
+            session = Session(out, checkpoint, work, args, settings, rate, frozen, shares, master)
+            return session.trained(last, progress)
+
+
+def _told(names: list[str]) -> str:
+    return f"{len(names)} tensors, {zlib.crc32(' '.join(names).encode()):08x}"
+
+
+def _arguments(folder: str, asked: dict, fsdp: bool, report_to: Sequence[str]) -> TrainingArguments:
+    try:
+        return TrainingArguments(
+            output_dir=folder,
+            max_steps=asked["steps"],
+            per_device_train_batch_size=asked["batch_size"],
+            gradient_accumulation_steps=asked["gradient_accumulation"],
+            activation_checkpointing=asked["gradient_checkpointing"],
+            activation_checkpointing_kwargs={"use_reentrant": False},
+            seed=asked["seed"],
+            data_seed=asked["seed"],
+            learning_rate=asked["learning_rate"],
+            adam_beta1=0.9,
+            adam_beta2=0.95,
+            weight_decay=asked["weight_decay"],
+            max_grad_norm=1.0,
+            bf16=asked["bf16"],
+            fp16=asked["fp16"],
+            fsdp=shards(fsdp),
+            fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"},
+            dataloader_drop_last=True,
+            dataloader_pin_memory=torch.accelerator.is_available(),
+            use_cpu=not torch.accelerator.is_available(),
+            save_strategy="steps" if asked["save_every"] else "no",
+            save_steps=asked["save_every"] or asked["steps"],
+            save_total_limit=KEPT,
+            ddp_find_unused_parameters=asked["freeze"] is not None,
+            logging_steps=asked["window"],
+            logging_nan_inf_filter=False,  # StopOnNaN looks first
+            disable_tqdm=True,
+            report_to=list(report_to) or "none",
+            log_level="error",
         )
-        batch = {key: value.to(args.device) for key, value in work.first(batch_size).items()}
-        step_flops = count_flops(network, batch)
-        frozen_flops = count_flops(network, batch, frozen) if freezing else step_flops
-        N = args.world_size
-        curve = Curve(work.measure, eval_every, N * step_flops, N * frozen_flops, freezing, progress)
-        engine.add_callback(curve)
-        if last and last.endswith(f"-{steps}"):
-            engine.restore(last)
-        else:
-            engine.train(resume_from_checkpoint=last)
-        report = TrainReport(
-            out,
-            curve.points,
-            parameters,
-            step_flops,
-            freezing.unfrozen_at if freezing else None,
-            settings,
-        )
-        if not math.isfinite(curve.points[-1].loss):
-            raise refuse(
-                "learning rate", "one at which the loss stays finite", learning_rate, "choose a lower one"
-            )
-        network.config = asked
-        _save(engine, report, checkpoint.path)
-    return report
-
-
-def _numbered(masked: Collator, args: TrainingArguments, last: str | None) -> Collator:
-    """Masks each batch under a seed of its own: a run resumed from `last` goes on with the same masks.
-
-    The Trainer's random numbers do not bring them back: it draws a batch ahead of the step that it saves.
-    """
-    steps = itertools.count(int(last.rpartition("-")[2]) if last else 0)
-
-    def collate(windows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return masked(windows, zlib.crc32(f"{args.seed} {args.process_index} {next(steps)}".encode()))
-
-    return collate
-
-
-def _write_companions(folder: Path, source: Path, work: Task, record: dict) -> None:
-    """What lies beside the weights; written before the first step, it cannot fail after the last."""
-    folder.mkdir(exist_ok=True)
-    if work.tokenizer:
-        work.tokenizer.save_pretrained(folder)
-    for file in (source / name for name in BESIDE):
-        if file.exists():
-            shutil.copyfile(file, folder / file.name)
-    if record:
-        # How it came to be, without the promise of the source's logits: training breaks that.
-        (folder / RECORD).write_text(json.dumps(record | {"lossless": False}, indent=1))
-
-
-def _save(engine: Trainer, report: TrainReport, source: Path) -> None:
-    folder = Path(engine.args.output_dir) / MODEL
-    engine.save_model(str(folder))  # gathers sharded weights, so every process calls it
-    if engine.is_world_process_zero():
-        (folder / "training_args.bin").unlink()
-        (folder / TRAINING).write_text(json.dumps(report.json(), indent=1))
-        first, last = report.curve[0], report.curve[-1]
-        each = "a token" if report.settings["sequence_length"] else "an image"
-        facts = [
-            f"trained by `growth train`, {last.step} steps, on {report.settings['data']}",
-            f"validation loss {first.loss:.3f} -> {last.loss:.3f} nats {each}; all of it is in {TRAINING}",
-        ]
-        outlook, figures = "Its logits are its own, not the base model's.", "Not measured."
-        write_card(folder, report.out.absolute().name, source, engine.model.config, facts, outlook, figures)
+    except ValueError as error:  # what this machine cannot do, such as bfloat16
+        raise refuse("train", "options that run here", reason(error), "leave them out") from error

@@ -20,10 +20,12 @@ from transformers import (
 
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
-from growth.training import data
-from growth.training.data import Windows, collator, load_text, tokens, window_length
+from growth.training import corpus, texts
+from growth.training.corpus import tokens
+from growth.training.data import Windows, collator, window_length
+from growth.training.session import _numbered
 from growth.training.task import split
-from growth.training.trainer import _numbered
+from growth.training.texts import load_text
 from lcikernels.models import LCIConfig
 
 
@@ -79,7 +81,9 @@ def test_masks_are_drawn_anew_for_every_batch_and_process_and_again_from_a_check
     items = [{"input_ids": torch.arange(32)}] * 4
 
     def masks(seed, process, last):
-        batch = _numbered(mask, SimpleNamespace(seed=seed, process_index=process), last)
+        args = SimpleNamespace(seed=seed, process_index=process, world_size=2)
+        args.per_device_train_batch_size, args.gradient_accumulation_steps = 4, 1
+        batch = _numbered(mask, args, last)
         return [tuple(batch(items)["labels"].flatten().tolist()) for _ in range(3)]
 
     first = masks(0, 0, None)
@@ -157,10 +161,10 @@ def test_text_that_cannot_be_used_is_refused_by_name(tmp_path, monkeypatch):
         with pytest.raises(Refusal, match="^validation: expected the name of a file or a folder, got '"):
             load_text(nothing, "validation")
 
-    def forbidden(path):
+    def forbidden(path, mode):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
     with pytest.raises(Refusal, match="latin.txt: expected a file that can be read, got Permission denied; "):
         load_text(tmp_path / "latin.txt")
 
@@ -233,9 +237,10 @@ def test_too_little_text_is_refused_with_what_there_is_and_a_length_that_works(t
 
 
 def test_a_long_text_is_cut_at_line_ends_and_nothing_is_lost(monkeypatch):
-    monkeypatch.setattr(data, "BATCH_CHARS", 10)
-    texts = ["one\ntwo\nthree four five six\n\n" * 3, "x", "y" * 35]
-    pieces = [piece for batch in data._batches(texts) for piece in batch]
+    monkeypatch.setattr(texts, "PIECE", 10)
+    given = ["one\ntwo\nthree four five six\n\n" * 3, "x", "y" * 35]
+    found = (piece for text in given for piece in texts.pieces(text[i : i + 7] for i in range(0, 99, 7)))
+    pieces = [piece for batch in corpus.batches(found) for piece in batch]
     assert all(len(piece) <= 10 for piece, _ in pieces)
-    assert "".join(piece + "|" * last for piece, last in pieces) == "|".join(texts) + "|"
+    assert "".join(piece + "|" * last for piece, last in pieces) == "|".join(given) + "|"
     assert [piece for piece, _ in pieces][:2] == ["one\ntwo\n", "three four"]

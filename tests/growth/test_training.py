@@ -28,9 +28,10 @@ from transformers import (
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
 from growth.loading import load_model
-from growth.training import trainer
+from growth.training import result, session
+from growth.training.corpus import tokens
 from growth.training.curve import evaluate
-from growth.training.data import Windows, collator, tokens
+from growth.training.data import Windows, collator
 from growth.training.flops import count_flops
 from growth.training.freeze import Plateau, UnfreezeOnPlateau
 from growth.training.run import STATE, damage
@@ -71,7 +72,11 @@ def folder(tmp_path_factory):
     model.save_pretrained(root / "model")
     byte_tokenizer().save_pretrained(root / "model")
     write_record(root / "model", "mlp")
+    tiny(seed=1).save_pretrained(root / "teacher")
+    byte_tokenizer().save_pretrained(root / "teacher")
     (root / "text.txt").write_text(TEXT)
+    rows = (TEXT[i : i + 7 + i % 90] for i in range(0, len(TEXT), 97))
+    (root / "rows.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     return root
 
 
@@ -87,7 +92,15 @@ def masked(tmp_path_factory):
 
 def write_record(folder, held_still):
     """What growth would have written, of a model whose tensors of such names are to be held still."""
-    rows = [{"name": n, "sources": [], "freeze": held_still in n} for n in weights(folder)]
+    rows = [
+        {
+            "name": name,
+            "sources": [],
+            "freeze": held_still in name,
+            "origin": "copied" if held_still in name else "initialised",
+        }
+        for name in weights(folder)
+    ]
     record = {"verb": "transfer", "method": "xatl", "lossless": True, "fingerprint": "", "lineage": []}
     (folder / "growth.json").write_text(json.dumps(record | {"tensors": rows}))
 
@@ -97,7 +110,10 @@ def weights(path) -> dict[str, torch.Tensor]:
 
 
 def run(folder, out, **settings):
-    return train(folder / "model", folder / "text.txt", folder / out, **DEFAULTS | settings)
+    data = folder / settings.pop("data", "text.txt")
+    if "teacher" in settings:
+        settings |= {"teacher": folder / settings["teacher"]}
+    return train(folder / "model", data, folder / out, **DEFAULTS | settings)
 
 
 # ---- schedules
@@ -298,7 +314,24 @@ def cut_at(monkeypatch, step):
 
 UNFREEZING = {"freeze": "transferred", "unfreeze": "plateau", "window": 2, "threshold": 9.0}  # after 4 steps
 SAVING = {"save_every": 3, "warmup": 3}
+EVERYTHING = (
+    SAVING
+    | UNFREEZING
+    | {
+        "data": "rows.jsonl",
+        "gradient_accumulation": 2,
+        "batch_size": 2,
+        "copied_rate": 0.3,
+        "rates": {"*.attention.*": 0.9},
+        "teacher": "teacher",
+        "temperature": 2.0,
+        "pack": True,
+        "gradient_checkpointing": True,
+        "bf16": True,
+    }
+)
 KINDS = {
+    "all at once": ("folder", EVERYTHING),
     "plain": ("folder", SAVING),
     "unfreezing": ("folder", SAVING | UNFREEZING),
     "masked, epochs of 4 steps": ("masked", SAVING | {"batch_size": 40}),
@@ -338,7 +371,14 @@ def assert_alike(report, expected):
 
 
 @pytest.mark.parametrize(
-    "kind, cut", [("unfreezing", 5), ("unfreezing", 7), ("masked, epochs of 4 steps", 7)]
+    "kind, cut",
+    [
+        ("unfreezing", 5),
+        ("unfreezing", 7),
+        ("masked, epochs of 4 steps", 7),
+        ("all at once", 4),
+        ("all at once", 7),
+    ],
 )
 def test_a_resumed_run_ends_like_an_uninterrupted_one(
     request, tmp_path, monkeypatch, capfd, whole, kind, cut
@@ -361,14 +401,14 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
 
 @pytest.mark.parametrize("lost", ["the place", "all but the checkpoints", "a side file", "an epoch's last"])
 def test_nothing_that_was_trained_is_lost_where_finishing_fails(folder, tmp_path, monkeypatch, whole, lost):
-    out, save = tmp_path / "out", trainer._save
+    out, save = tmp_path / "out", session.save
 
     def failing(engine, report, source):
         if lost == "the place":
             (tmp_path / "out").mkdir()
             (tmp_path / "out/job.log").write_text("another program's")
         if lost == "a side file":
-            monkeypatch.setattr(trainer, "TRAINING", "nowhere/training.json")
+            monkeypatch.setattr(result, "TRAINING", "nowhere/training.json")
         if lost in ("all but the checkpoints", "an epoch's last"):
             (tmp_path / "out.unfinished/model/model.safetensors").write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -376,7 +416,7 @@ def test_nothing_that_was_trained_is_lost_where_finishing_fails(folder, tmp_path
 
     settings = SAVING if lost != "an epoch's last" else SAVING | {"batch_size": 45}  # 8 steps are 2 epochs
     with monkeypatch.context() as patch, pytest.raises(Refusal) as refusal:
-        patch.setattr(trainer, "_save", failing)
+        patch.setattr(session, "save", failing)
         run(folder, out, **settings)
     monkeypatch.undo()
     expected = whole("plain")
@@ -645,7 +685,7 @@ def test_what_is_not_finite_is_neither_trained_nor_kept(folder, tmp_path):
     settings = {"steps": 3, "batch_size": 2, "sequence_length": 16}
     wild = {"learning_rate": 1e30, "save_every": 0}
     with pytest.raises(Refusal, match="learning rate: expected one at which the loss stays finite"):
-        train(folder / "model", folder / "text.txt", tmp_path / "a", **settings, **wild)
+        train(folder / "model", folder / "text.txt", tmp_path / "a", **settings | wild | {"steps": 1})
     src = shutil.copytree(folder / "model", tmp_path / "src")
     tensors = load_file(src / "model.safetensors")
     tensors["gpt_neox.layers.0.mlp.dense_h_to_4h.bias"][0] = float("nan")

@@ -1,0 +1,196 @@
+"""Text to tokens: in memory while they are few, in a memory-mapped file where they are many.
+
+corpus      the tokens of the documents, one after the other, each document ended by the tokenizer's
+            end-of-text token where it has one
+cache       ids.bin, starts.bin, and key.json, which is written last and says what they were made of
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from growth.errors import Refusal, first_process, refuse
+from growth.jsonfile import read_object
+from growth.training import texts
+from growth.training.texts import Paths, Piece, documents, files_below, named, pieces
+
+HELD = 1 << 24  # tokens that stay in memory: at most 64 MB
+KEY = "key.json"
+FILES = KEY, "ids.bin", "starts.bin"
+PATIENCE = 60  # seconds in which the first of several processes begins to write
+
+
+class Corpus(NamedTuple):
+    """ids [N], of any integer dtype; starts [documents]: where each document begins, int64."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+
+
+def tokens(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The corpus of texts in memory, int64 [N]."""
+    found = encoded((piece for text in documents for piece in pieces([text])), tokenizer)
+    return torch.from_numpy(np.concatenate([np.array(ids, np.int64) for ids, _ in found]))
+
+
+def read_corpus(
+    paths: Paths,
+    tokenizer: PreTrainedTokenizerBase,
+    what: str = "data",
+    field: str = "text",
+    cache: Path | None = None,
+) -> Corpus:
+    """The corpus of files (training.texts); of more than HELD tokens it stays on disk, mapped.
+
+    cache: the folder that it is kept in then, and found again in while files, field and tokenizer are the
+    same; without, a file that is gone with the process. Raises Refusal as `documents` does, and where the
+    disk has no room.
+    """
+    key = _key(paths, tokenizer, what, field)
+    if cache is not None and (found := _kept(cache, key)):
+        return found
+    kind = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
+    try:
+        return _written(encoded(documents(paths, what, field), tokenizer), kind, cache, key)
+    except OSError as error:
+        _forget(cache)
+        where = tempfile.gettempdir() if cache is None else cache
+        raise refuse(str(where), "room for the tokens", error.strerror, "make room") from error
+    except BaseException:
+        _forget(cache)
+        raise
+
+
+@contextmanager
+def kept_beside(out: Path, run: Path) -> Iterator[Path]:
+    """The folder for the tokens of a result `out`; it stays while the run, in its folder, may go on."""
+    cache = Path(f"{out}.tokens")
+    try:
+        yield cache
+    finally:
+        if first_process() and not run.exists():
+            _forget(cache)
+
+
+def _forget(cache: Path | None) -> None:
+    if cache is not None and first_process():
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def encoded(found: Iterable[Piece], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], bool]]:
+    """The tokens of each piece, and whether a document ends with them."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for batch in batches(found):
+        ids = tokenizer(
+            [piece for piece, _ in batch],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        for (_, last), part in zip(batch, ids):
+            yield part + end if last else part, last
+
+
+def batches(found: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces, about texts.PIECE characters of them at a time."""
+    batch, size = [], 0
+    for piece in found:
+        batch.append(piece)
+        size += len(piece[0])
+        if size >= texts.PIECE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _written(parts: Iterable[tuple[list[int], bool]], kind: np.dtype, cache: Path | None, key: str) -> Corpus:
+    """The parts in memory, or from the token on that is too many, in files."""
+    held, starts, count, begins, file = [], array("q"), 0, True, None
+    with ExitStack() as stack:
+        for ids, last in parts:
+            if begins:
+                starts.append(count)
+            begins, count = last, count + len(ids)
+            if file is None:
+                held.append(np.array(ids, kind))
+                if count <= HELD:
+                    continue
+                if cache is not None and not first_process():
+                    if found := _awaited(cache, key):
+                        return found
+                    cache = None
+                if cache is not None:
+                    cache.mkdir(parents=True, exist_ok=True)
+                    for name in FILES:  # who has mapped them keeps them
+                        (cache / name).unlink(missing_ok=True)
+                file = stack.enter_context(_file(cache, "ids.bin"))
+                for part in held:
+                    file.write(part)
+                held = []
+            else:
+                file.write(np.array(ids, kind))
+        bounds = np.frombuffer(starts, np.int64) if starts else np.zeros(0, np.int64)
+        if file is None:
+            return Corpus(np.concatenate(held) if held else np.zeros(0, kind), bounds)
+        file.flush()
+        mapped = np.memmap(file, kind, "r", shape=(count,))
+        if cache is not None:
+            bounds.tofile(cache / "starts.bin")
+            told = {"key": key, "dtype": kind.name, "tokens": count, "documents": len(bounds)}
+            (cache / KEY).write_text(json.dumps(told))
+        return Corpus(mapped, bounds)
+
+
+def _file(cache: Path | None, name: str) -> IO[bytes]:
+    return tempfile.TemporaryFile() if cache is None else (cache / name).open("w+b")
+
+
+def _kept(cache: Path, key: str) -> Corpus | None:
+    """What lies in the cache, where it is whole and was made of the same."""
+    try:
+        told = read_object(cache / KEY, "key", "dtype", "tokens", "documents")
+        if told["key"] != key:
+            return None
+        return Corpus(
+            np.memmap(cache / "ids.bin", told["dtype"], "r", shape=(told["tokens"],)),
+            np.memmap(cache / "starts.bin", np.int64, "r", shape=(told["documents"],)),
+        )
+    except (Refusal, OSError, ValueError, TypeError):
+        return None
+
+
+def _awaited(cache: Path, key: str) -> Corpus | None:
+    """What the first process writes; None where it stops, or writes where this one does not see it."""
+    began = time.monotonic()
+    while cache.is_dir() or time.monotonic() - began < PATIENCE:
+        if found := _kept(cache, key):
+            return found
+        time.sleep(0.1)
+    return None
+
+
+def _key(paths: Paths, tokenizer: PreTrainedTokenizerBase, what: str, field: str) -> str:
+    """Of the files, by name, size and time, the field and the tokenizer."""
+    told = [field, str(tokenizer.eos_token_id), type(tokenizer).__name__]
+    told.append(
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else str(sorted(tokenizer.get_vocab()))
+    )
+    for path in named(paths, what):
+        for entry in files_below(path, what):
+            for file in sorted(entry.iterdir()) if entry.is_dir() else [entry]:
+                status = file.stat()
+                told.append(f"{file.absolute()} {status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()

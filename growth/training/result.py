@@ -1,0 +1,77 @@
+"""What a run leaves: its report, and the files beside the weights."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transformers import Trainer
+
+from growth.card import write_card
+from growth.companions import BESIDE
+from growth.record import RECORD
+from growth.training.curve import Point
+from growth.training.run import MODEL
+from growth.training.task import Task
+
+TRAINING = "training.json"  # how a checkpoint was trained
+LOGS = "runs"  # where tensorboard's are
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """The result of `train`. curve[0] is the model as it came, curve[-1] the model that was saved in `out`.
+
+    step_flops: operations of one step with every weight trained. unfrozen_at: the number of steps after which
+    the transferred weights trained too, None where they did from the start or never. settings: what was asked
+    for.
+    """
+
+    out: Path
+    curve: list[Point]
+    parameters: int
+    step_flops: int
+    unfrozen_at: int | None
+    settings: dict
+
+    def json(self) -> dict:
+        return asdict(self) | {"out": str(self.out)}
+
+    def __str__(self) -> str:
+        first, last = self.curve[0], self.curve[-1]
+        return (
+            f"{self.out}: {last.step} steps, validation loss {first.loss:.3f} -> {last.loss:.3f}, "
+            f"{last.flops:.2e} FLOPs, {last.seconds:.1f} s"
+        )
+
+
+def write_companions(folder: Path, source: Path, work: Task, record: dict) -> None:
+    """What lies beside the weights; written before the first step, it cannot fail after the last."""
+    folder.mkdir(exist_ok=True)
+    if work.tokenizer:
+        work.tokenizer.save_pretrained(folder)
+    for file in (source / name for name in BESIDE):
+        if file.exists():
+            shutil.copyfile(file, folder / file.name)
+    if record:
+        # How it came to be, without the promise of the source's logits: training breaks that.
+        (folder / RECORD).write_text(json.dumps(record | {"lossless": False}, indent=1))
+
+
+def save(engine: Trainer, report: TrainReport, source: Path) -> None:
+    """The trained model, its report and its card; every process calls it."""
+    folder = Path(engine.args.output_dir) / MODEL
+    engine.save_model(str(folder))  # gathers sharded weights, so every process calls it
+    if engine.is_world_process_zero():
+        (folder / "training_args.bin").unlink()
+        if (logs := folder.parent / LOGS).exists():
+            shutil.move(logs, folder / LOGS)
+        (folder / TRAINING).write_text(json.dumps(report.json(), indent=1))
+        first, last = report.curve[0], report.curve[-1]
+        each = "a token" if report.settings["sequence_length"] else "an image"
+        facts = [
+            f"trained by `growth train`, {last.step} steps, on {report.settings['data']}",
+            f"validation loss {first.loss:.3f} -> {last.loss:.3f} nats {each}; all of it is in {TRAINING}",
+        ]
+        outlook, figures = "Its logits are its own, not the base model's.", "Not measured."
+        write_card(folder, report.out.absolute().name, source, engine.model.config, facts, outlook, figures)

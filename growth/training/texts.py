@@ -1,0 +1,268 @@
+"""Documents out of files, read as a stream: nothing here needs memory for more than a piece of one.
+
+.jsonl .json      a JSON object a line, a document its field `field`
+.parquet          a row a document, its column `field`
+a folder          of `datasets` (save_to_disk): a row a document; of any other, all files below it
+any other file    UTF-8 text, one document
+"""
+
+import codecs
+import importlib
+import io
+import json
+import stat
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from growth.errors import Refusal, reason, refuse
+
+PIECE = 1 << 20  # characters; the tokenizer holds about 100 bytes a token, so 100 MB
+BLOCK = 1 << 20  # bytes read at once
+ROWS = 64  # rows read at once: a row of web text takes some kB
+MARKS = {  # the longer first: UTF-32's begins with UTF-16's
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+JSON_LINES = (".jsonl", ".json")
+SAVED, SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # save_to_disk's
+
+Paths = str | Path | Iterable[str | Path]
+Piece = tuple[str, bool]  # at most PIECE characters, and whether its document ends with them
+
+
+def documents(paths: Paths, what: str = "data", field: str = "text") -> Iterator[Piece]:
+    """The documents of files, in the order given; of a folder, every file below it, in the order of names.
+
+    Hidden files are left out of a folder, and so are its empty files, and empty rows; links are followed. A
+    byte-order mark is no text. Documents are cut behind a line where there is one. Raises Refusal, which
+    calls the argument `what`, where a file is missing or cannot be read, is not UTF-8, where a row is no JSON
+    object or has no string in `field`, where a file that was named is empty, and where a folder holds no text
+    at all.
+    """
+    for path in named(paths, what):
+        empty, count = True, 0
+        for file in files_below(path, what):
+            count += 1
+            for piece in _documents(file, f"{what} {file}", field):
+                empty = False
+                yield piece
+        if empty:
+            got = f"a folder without any ({count} files)" if path.is_dir() else "an empty file"
+            raise refuse(f"{what} {path}", "text", got, "name a file that holds text")
+
+
+def load_text(paths: Paths, what: str = "data", field: str = "text") -> list[str]:
+    """The same documents, each whole, in memory."""
+    texts, parts = [], []
+    for piece, last in documents(paths, what, field):
+        parts.append(piece)
+        if last:
+            texts.append("".join(parts))
+            parts = []
+    return texts
+
+
+def pieces(blocks: Iterable[str]) -> Iterator[Piece]:
+    """One document, given in blocks of any size, in pieces of at most PIECE characters."""
+    rest = ""
+    for block in blocks:
+        rest += block
+        while len(rest) > PIECE:
+            end = rest.rfind("\n", 0, PIECE) + 1 or PIECE
+            yield rest[:end], False
+            rest = rest[end:]
+    yield rest, True
+
+
+def named(paths: Paths, what: str) -> list[Path]:
+    """The paths, at least one, each with a name."""
+    found = [paths] if isinstance(paths, str | Path) else list(paths)
+    for path in found:
+        if not str(path) or "\0" in str(path):
+            raise refuse(what, "the name of a file or a folder", repr(str(path)), "name one")
+    if not found:
+        raise refuse(what, "at least one file or folder", "none", "name one")
+    return [Path(path) for path in found]
+
+
+def files_below(path: Path, what: str, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The file at `path`, or all below the folder at `path`, which lies in the folders `above`.
+
+    A folder that save_to_disk wrote counts as a file.
+    """
+    name = f"{what} {path}"
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISREG(kind):
+            yield path
+            return
+        if not stat.S_ISDIR(kind):
+            raise refuse(name, "a file or a folder", "a pipe or a device", "copy what it gives to a file")
+        real = path.resolve()
+        if real in above:
+            raise refuse(name, "a folder", f"a link back to {real}, where it lies itself", "remove the link")
+        inside = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    except FileNotFoundError as error:
+        got = "a link to nothing" if path.is_symlink() else "nothing there"
+        raise refuse(name, "a file or a folder", got, "check the path") from error
+    except OSError as error:
+        remedy = "check its links and permissions"
+        raise refuse(name, "a file or a folder that can be read", error.strerror, remedy) from error
+    if (path / SPLITS).exists():
+        splits = ", ".join(str(folder) for folder in inside if folder.is_dir()) or "its splits"
+        raise refuse(name, "one split of a data set", "all of them", f"name {splits}")
+    if all((path / file).exists() for file in SAVED):
+        yield path
+        return
+    for file in inside:
+        yield from files_below(file, what, (*above, real))
+
+
+def _documents(file: Path, name: str, field: str) -> Iterator[Piece]:
+    if file.is_dir():
+        rows = _saved_rows(file, name, field)
+    elif file.suffix == ".parquet":
+        rows = _parquet_rows(file, name, field)
+    elif file.suffix in JSON_LINES:
+        rows = _json_rows(file, name, field)
+    else:
+        yield from _text(file, name)
+        return
+    for row in rows:
+        if row.strip():
+            yield from pieces([row])
+
+
+def _text(file: Path, name: str) -> Iterator[Piece]:
+    """A text file as one document, none where it is blank."""
+    blocks, head = _decoded(file, name), ""
+    for block in blocks:
+        head += block
+        if head.strip():
+            yield from pieces(chain([head], blocks))
+            return
+
+
+def _decoded(file: Path, name: str) -> Iterator[str]:
+    """What a text file says, its lines ended alike."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    end = 0  # of what was read
+    for block in chain(_blocks(file, name), [b""]):
+        if not end:
+            _refuse_marked(block, name)
+            end = len(codecs.BOM_UTF8) if block.startswith(codecs.BOM_UTF8) else 0
+            block = block[end:]
+        if (zero := block.find(0)) >= 0:
+            remedy = "is it UTF-16, or binary? Convert it to UTF-8, or leave it out"
+            raise refuse(name, "UTF-8 text", f"NUL bytes, the first at {end + zero}", remedy)
+        end += len(block)
+        try:
+            yield decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(error, name, end - len(error.object)) from error
+
+
+def _blocks(file: Path, name: str) -> Iterator[bytes]:
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(BLOCK):
+                yield block
+    except OSError as error:
+        raise refuse(name, "a file that can be read", error.strerror, "check its permissions") from error
+
+
+def _refuse_marked(start: bytes, name: str) -> None:
+    for mark, encoding in MARKS.items():
+        if start.startswith(mark):
+            raise refuse(name, "UTF-8 text", f"{encoding}, by its first bytes", "convert it to UTF-8")
+
+
+def _not_utf8(error: UnicodeDecodeError, name: str, before: int) -> Refusal:
+    got = f"byte {error.object[error.start]:#04x} at {before + error.start}"
+    return refuse(name, "UTF-8 text", got, "convert the file, or leave it out")
+
+
+def _json_rows(file: Path, name: str, field: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(file, name), 1):
+        where, remedy = f"{name}, line {number}", "write one object a line, or name the file .txt"
+        if number == 1:
+            _refuse_marked(line, name)
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            raise _not_utf8(error, where, 0) from error
+        except (ValueError, RecursionError) as error:
+            raise refuse(where, "a JSON object", reason(error), remedy) from error
+        if not isinstance(row, dict):
+            raise refuse(where, "a JSON object", _kind(row), remedy)
+        _refuse_fieldless(row, where, field)
+        yield _string(row[field], where, field)
+
+
+def _lines(file: Path, name: str) -> Iterator[bytes]:
+    rest = b""
+    for block in _blocks(file, name):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    yield rest
+
+
+def _parquet_rows(file: Path, name: str, field: str) -> Iterator[str]:
+    pyarrow, parquet = _library("pyarrow", name), _library("pyarrow.parquet", name)
+    try:
+        with parquet.ParquetFile(file) as table:
+            _refuse_fieldless(table.schema_arrow.names, name, field)
+            rows = table.iter_batches(batch_size=ROWS, columns=[field])
+            yield from _strings((batch.column(0).to_pylist() for batch in rows), name, field)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise refuse(name, "a Parquet file", reason(error), "write it again, or leave it out") from error
+
+
+def _saved_rows(folder: Path, name: str, field: str) -> Iterator[str]:
+    datasets = _library("datasets", name)
+    try:
+        table = datasets.load_from_disk(str(folder))
+    except Exception as error:  # damaged files raise whatever the parser that meets them does
+        raise refuse(name, "a data set that save_to_disk wrote", reason(error), "save it again") from error
+    _refuse_fieldless(table.column_names, name, field)
+    rows = table.select_columns([field]).with_format("arrow").iter(batch_size=ROWS)
+    yield from _strings((batch.column(0).to_pylist() for batch in rows), name, field)
+
+
+def _library(module: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        library = module.partition(".")[0]
+        raise refuse(
+            name, f"{library}, which reads it", "none installed", "pip install 'lcikernels[data]'"
+        ) from error
+
+
+def _strings(batches: Iterable[list], name: str, field: str) -> Iterator[str]:
+    for number, value in enumerate(chain.from_iterable(batches), 1):
+        yield _string(value, f"{name}, row {number}", field)
+
+
+def _refuse_fieldless(names: Iterable[str], where: str, field: str) -> None:
+    if field not in (names := list(names)):
+        remedy = "pass the one that holds the text, --text-field"
+        raise refuse(where, f"a field {field!r}", ", ".join(names) or "none", remedy)
+
+
+def _string(value: Any, where: str, field: str) -> str:
+    if not isinstance(value, str):
+        raise refuse(where, f"a string in {field!r}", _kind(value), "leave the row out, or mend it")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
