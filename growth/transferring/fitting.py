@@ -26,6 +26,7 @@ WIDTH = (
 WARMUP = 5
 BETAS = 0.9, 0.95
 CLIP = 1.0
+DECAYS = 5.0  # after 160 steps of 2 windows the loss is 2.068, 2.102 without; 3, 10 and 20 give 2.066 to 2.070
 
 Mixer = Callable[[Tensor], Tensor]
 
@@ -137,11 +138,14 @@ def descend(
 ) -> None:
     """AdamW without weight decay on the parameters of `module`, which `mixer` calls.
 
-    A matrix that reads more than WIDTH channels learns as much slower. Gradients are clipped at 1.
-    Raises Refusal where the loss is not finite.
+    A matrix that reads more than WIDTH channels learns as much slower, the decays of a retention DECAYS times
+    as fast. Gradients are clipped at 1. Raises Refusal where the loss is not finite.
     """
     parameters = [p.requires_grad_() for p in module.parameters()]
-    groups = [{"params": [p], "lr": steps.rate * slower(p)} for p in parameters]
+    groups = [
+        {"params": [p], "lr": steps.rate * (DECAYS if name == "A_log" and p.dim() == 1 else slower(p))}
+        for name, p in module.named_parameters()
+    ]
     optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps.share)
     for step, windows in enumerate(steps.windows(len(pairs.x))):
