@@ -7,7 +7,7 @@ schedule).
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -83,10 +83,9 @@ class Arms:
             arms.append(self.arm(name, made, baseline, numbers.growing))
         return arms
 
-    def arm(self, name: str, made: Report, baseline: dict, budget: Budget, **freezing) -> dict:
-        report = self.train(
-            name, budget, schedule="lemon", warmup=budget.warmup, decay=budget.decay, **freezing
-        )
+    def arm(self, name: str, made: Report, baseline: dict, budget: Budget, **rates) -> dict:
+        how = {"schedule": "lemon", "warmup": budget.warmup, "decay": budget.decay}
+        report = self.train(name, replace(budget, rate=budget.peak or budget.rate), **how, **rates)
         start = {"flops": made.flops, "seconds": made.seconds}
         arm = self.record(name, report, baseline["name"], start) | {"lossless": made.lossless}
         apart = self.losses[name] - self.losses[baseline["name"]]

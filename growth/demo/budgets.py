@@ -1,6 +1,8 @@
 """Every number of the demo: sizes, steps and rates, which were chosen in trials."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,13 +16,31 @@ class Size:
 class Budget:
     """What arms and their baseline get: steps, peak learning rate; the arms' warm-up and the share of decay.
 
-    A baseline warms up over a twentieth of the steps and decays over all of them.
+    A baseline warms up over a twentieth of the steps and decays over all of them. peak: the arms' own rate,
+    where the baseline ends lower with another.
     """
 
     steps: int
     rate: float
     warmup: int
     decay: float
+    peak: float | None = None
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """An arm of a linear cost: what `growth.transfer` is told, and the budget of it and its baseline.
+
+    align: steps, of one window each, in which the new mixers are fitted to the source's attention on `windows`
+    distinct ones. rates: shares of the rate by names; `copied` is that of what was copied.
+    """
+
+    settings: dict[str, Any]
+    budget: Budget
+    align: int
+    copied: float = 0.3
+    rates: dict[str, float] | None = None
+    windows: int = 64
 
 
 @dataclass(frozen=True)
@@ -49,10 +69,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Text(Group):
-    """Windows are `length` bytes. transferring: one budget for each of TRANSFERS; text: bytes; words: bytes
-    that each model writes."""
+    """Windows are `length` bytes. transferring: arms by their names; text: bytes; words: bytes that each model
+    writes."""
 
-    transferring: dict[str, Budget]
+    transferring: dict[str, Transfer]
     length: int
     text: int
     words: int
@@ -69,9 +89,16 @@ class Job:
 
 TRANSFERS = {
     "retnet": {"mixers": "retention"},
+    "retnet-learned": {"mixers": "retention", "decays": "learned"},
     "mamba": {"mixers": "mamba"},
+    "mamba2": {"mixers": "mamba2"},
     "hybrid": {"mixers": "retention", "keep_attention": [1]},
 }
+
+
+def transfers(align: Mapping[str, int], budgets: Mapping[str, Budget], **how: Any) -> dict[str, Transfer]:
+    """An arm for each of TRANSFERS, with its budget and its steps of aligning."""
+    return {name: Transfer(told, budgets[name], align[name], **how) for name, told in TRANSFERS.items()}
 
 FULL = Job(
     text=Text(
@@ -79,16 +106,21 @@ FULL = Job(
         target=Size(4, 96, 3),
         training=Budget(350, 8e-3, 0, 1.0),
         growing=Budget(400, 5e-3, 40, 0.43),
-        transferring={
-            "retnet": Budget(440, 1e-2, 40, 0.8),
-            "mamba": Budget(160, 1.2e-2, 40, 0.8),
-            "hybrid": Budget(400, 1e-2, 40, 0.6),
-        },
+        transferring=transfers(
+            align={"retnet": 320, "retnet-learned": 200, "mamba": 160, "mamba2": 160, "hybrid": 200},
+            budgets={
+                "retnet": Budget(440, 1.5e-2, 10, 0.5, 1e-2),
+                "retnet-learned": Budget(360, 2e-2, 10, 0.5, 1e-2),
+                "mamba": Budget(140, 2e-2, 10, 0.6, 1.2e-2),
+                "mamba2": Budget(140, 1.2e-2, 10, 0.6),
+                "hybrid": Budget(400, 1.5e-2, 10, 0.5, 1e-2),
+            },
+        ),
         learning=Lesson(25),
         batch_size=8,
         length=128,
         held_out=128,
-        evaluations=8,
+        evaluations=12,
         text=4_000_000,
         words=80,
     ),
@@ -109,11 +141,17 @@ QUICK = Job(
         target=Size(3, 48, 3),
         training=Budget(60, 8e-3, 0, 1.0),
         growing=Budget(80, 8e-3, 8, 0.6),
-        transferring={
-            "retnet": Budget(100, 1e-2, 10, 0.8),
-            "mamba": Budget(60, 1.2e-2, 10, 0.8),
-            "hybrid": Budget(100, 1e-2, 10, 0.6),
-        },
+        transferring=transfers(
+            align=dict.fromkeys(TRANSFERS, 40),
+            budgets={
+                "retnet": Budget(100, 1.5e-2, 5, 0.6),
+                "retnet-learned": Budget(100, 1.5e-2, 5, 0.6),
+                "mamba": Budget(60, 1.5e-2, 5, 0.6),
+                "mamba2": Budget(60, 1.2e-2, 5, 0.6),
+                "hybrid": Budget(100, 1.5e-2, 5, 0.6),
+            },
+            windows=16,
+        ),
         learning=Lesson(5),
         batch_size=8,
         length=128,

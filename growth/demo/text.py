@@ -8,11 +8,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXConfig, PreTra
 
 import growth
 from growth.demo.arms import Arms
-from growth.demo.budgets import TRANSFERS, Size, Text
+from growth.demo.budgets import Size, Text
 from growth.demo.corpus import byte_tokenizer, corpus
 from growth.methods import METHODS
 from growth.training.corpus import tokens
 from growth.training.data import Windows
+from growth.transferring.align import Alignment
 
 PROMPT = "def "
 
@@ -23,7 +24,8 @@ class Texts(Arms):
     auto = AutoModelForCausalLM
     unit = "nats a byte"
 
-    def __init__(self, numbers: Text, out: Path, console: Console, seed: int):
+    def __init__(self, numbers: Text, out: Path, console: Console, seed: int, tuning: bool = False):
+        """tuning: measure on as many windows that the demo does not, to choose settings by."""
         self.tokenizer = byte_tokenizer()
         train, validation = corpus(numbers.text)
         self.corpus = {
@@ -37,21 +39,40 @@ class Texts(Arms):
         windows, held_out = (
             Windows(tokens(texts, self.tokenizer), numbers.length) for texts in (train, validation)
         )
-        super().__init__(numbers, out, console, seed, windows, held_out.sample(numbers.held_out))
+        others, measured = held_out.hold_out(numbers.held_out)
+        measured = others.sample(numbers.held_out) if tuning else measured
+        super().__init__(numbers, out, console, seed, windows, measured)
 
     def report(self) -> dict:
-        numbers = self.numbers
-        source = self.scratch("source", self.neox(numbers.source), numbers.training)
+        numbers, source = self.numbers, self.source()
         arms = [self.scratch("scratch", self.neox(numbers.target), numbers.growing)]
         methods = ("lemon", *(name for name in METHODS if name != "lemon"))
         arms += self.grown("source", methods, arms[0])
-        for name, settings in TRANSFERS.items():
-            budget = numbers.transferring[name]
-            made = growth.transfer(self.trained("source"), self.start(name), seed=self.seed, **settings)
-            config = AutoConfig.from_pretrained(self.start(name))
-            arms.append(self.scratch(f"{name}-scratch", config, budget))
-            arms.append(self.arm(name, made, arms[-1], budget, freeze="transferred", unfreeze="plateau"))
+        for name in numbers.transferring:
+            arms += self.transferred(name)
         return {"name": "text", "unit": self.unit, "corpus": self.corpus, "source": source, "arms": arms}
+
+    def source(self) -> dict:
+        """The model that all arms start from."""
+        return self.scratch("source", self.neox(self.numbers.source), self.numbers.training)
+
+    def transferred(self, name: str) -> tuple[dict, dict]:
+        """A baseline, and the source transferred to a model of its kind."""
+        arm = self.numbers.transferring[name]
+        batch = self.numbers.batch_size
+        align = Alignment(arm.align, arm.windows // batch, batch, step_size=1)
+        made = growth.transfer(
+            self.trained("source"),
+            self.start(name),
+            align=align,
+            data=self.examples,
+            seed=self.seed,
+            **arm.settings,
+        )
+        config = AutoConfig.from_pretrained(self.start(name))
+        baseline = self.scratch(f"{name}-scratch", config, arm.budget)
+        rates = {"copied_rate": arm.copied, "rates": arm.rates}
+        return baseline, self.arm(name, made, baseline, arm.budget, **rates)
 
     def neox(self, size: Size) -> GPTNeoXConfig:
         """A GPT-NeoX of bytes. Rotary positions on whole heads and weights of about 1 / sqrt(width): the
