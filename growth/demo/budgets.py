@@ -31,8 +31,8 @@ class Budget:
 class Transfer:
     """An arm of a linear cost: what `growth.transfer` is told, and the budget of it and its baseline.
 
-    align: steps, of one window each, in which the new mixers are fitted to the source's attention on `windows`
-    distinct ones. rates: shares of the rate by names; `copied` is that of what was copied.
+    align: steps, of one window each, in which the new mixers are fitted to the source's attention, on
+    `windows` distinct ones. rates: shares of the rate by names; `copied` is that of what was copied.
     """
 
     settings: dict[str, Any]
@@ -69,8 +69,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Text(Group):
-    """Windows are `length` bytes. transferring: arms by their names; text: bytes; words: bytes that each model
-    writes."""
+    """Windows are `length` bytes. transferring: arms by their names; text: bytes; words: bytes that each
+    model writes."""
 
     transferring: dict[str, Transfer]
     length: int

@@ -21,9 +21,7 @@ from growth.training.progress import RunProgress
 from growth.transferring.mixers import Ridge
 from lcikernels.layers import Retention
 
-WIDTH = (
-    128  # rates were found at widths of 96 to 192; what reads more learns as much slower (Yang et al. 2022)
-)
+WIDTH = 128  # rates were found at widths of 96 to 192; what reads more learns slower (Yang et al. 2022)
 DECAYS = 10.0  # those of heads are few, and far from where they start
 WARMUP = 5
 BETAS = 0.9, 0.95
