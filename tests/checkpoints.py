@@ -27,6 +27,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    GraniteMoeHybridConfig,
+    GraniteMoeHybridForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -97,6 +99,10 @@ WIDE = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 3, "num_att
 WIDE |= {"intermediate_size": 96, "max_position_embeddings": POSITIONS}
 GROUPED = WIDE | {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 HEADED = GROUPED | {"head_dim": 16}
+HYBRID = {"shared_intermediate_size": 96, "num_local_experts": 0, "num_experts_per_tok": 0}
+HYBRID |= {"layer_types": ["mamba", "attention", "mamba"], "attention_multiplier": 0.25}
+HYBRID |= {"mamba_n_heads": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
+HYBRID |= {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0}
 LCI = WIDE | {"state_size": 8, "mamba2_state_size": 8, "mamba2_num_heads": 8}
 LCI_RMS = LCI | {
     "norm": "rms",
@@ -213,6 +219,19 @@ ALL = {
         residual_multiplier=0.5,
         attention_multiplier=0.2,
     ),
+    **{
+        f"granitemoehybrid{name}": pico(
+            GraniteMoeHybridForCausalLM, GraniteMoeHybridConfig, **GROUPED, **HYBRID, **fields
+        )
+        for name, fields in {
+            "": {},
+            " rope, biases, tied": {
+                "position_embedding_type": "rope",
+                "attention_bias": True,
+                "tie_word_embeddings": True,
+            },
+        }.items()
+    },
     "smollm3": pico(SmolLM3ForCausalLM, SmolLM3Config, **GROUPED, no_rope_layers=[1, 0, 1]),
     "bert": pico(BertForMaskedLM, BertConfig, **WIDE),
     "bert headless": pico(BertModel, BertConfig, **WIDE),

@@ -30,6 +30,7 @@ from growth.training.run import KEPT, MODEL, SUFFIX, refuse_full, unfinished
 from growth.training.schedule import cosine, lemon
 from growth.training.scheduled import ScheduledTrainer
 from growth.training.task import Task, task
+from growth.writing import say_plainly
 
 TRAINING = "training.json"  # how a checkpoint was trained
 
@@ -277,6 +278,7 @@ def _save(engine: Trainer, report: TrainReport, source: Path) -> None:
     folder = Path(engine.args.output_dir) / MODEL
     engine.save_model(str(folder))  # gathers sharded weights, so every process calls it
     if engine.is_world_process_zero():
+        say_plainly(folder, engine.model.config)
         (folder / "training_args.bin").unlink()
         (folder / TRAINING).write_text(json.dumps(report.json(), indent=1))
         first, last = report.curve[0], report.curve[-1]

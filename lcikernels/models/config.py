@@ -171,7 +171,7 @@ class LCIConfig(PreTrainedConfig):
         return {letter: int(size * shares[letter]) for letter, size in self.head_sizes.items()}
 
     def rope_of(self, letter: str) -> dict:
-        """The rope_parameters of a mixer that rotates; empty where no mixer does."""
+        """The rope_parameters by which a mixer rotates; of no dims where nothing does."""
         if self.position_embedding_type != "rope":
             return {"partial_rotary_factor": 0.0}
         given = self.rope_parameters or {}
