@@ -222,7 +222,7 @@ def test_sixteen_bits_are_as_exact_in_pieces_as_whole(folder, tmp_path):
         ("nowhere: expected a checkpoint folder with config.json", {"model": "nowhere"}),
         ("process 1 of 2: data .*absent: expected a file or a folder", {"of": {1: {"data": "/absent"}}}),
         ("batch size: expected at least 1, got 0", {"batch_size": 0, "of": {1: {"data": "/absent"}}}),
-        ("resume: expected an interrupted run in .*none; leave --resume out", {"resume": True}),
+        ("resume: expected an interrupted run in .*, got none", {"resume": True}),
         ("learning rate: expected one at which", {"learning_rate": 1e30, "save_every": 0}),
     ],
 )
