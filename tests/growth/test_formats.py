@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import ALL, GROUPED, LCI, WIDE, pico
+from checkpoints import GROUPED, LCI, WIDE, pico
+from decoders import DECODERS
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -54,7 +55,7 @@ MORE = {
         tie_word_embeddings=True,
     ),
 }
-SOURCES = ALL | MORE
+SOURCES = DECODERS | MORE
 # source: {pattern: the field that the format does not hold, "" where it holds all}
 HELD = {
     GRANITE: {
@@ -381,9 +382,14 @@ def test_a_bias_that_a_format_adds_is_zero(sources, tmp_path):
     assert not any(model.get_parameter(name).any() for name in added)
 
 
-def test_a_model_of_another_class_is_checked_against_its_source(sources, tmp_path):
-    growth.transfer(sources("llama"), tmp_path / "out", pattern="AAA", format=GRANITE)
-    agreement = growth.check(sources("llama"), tmp_path / "out")
+TURNING = ["llama linear", "llama dynamic", "llama yarn", "llama llama3", "phi3 longrope"]
+
+
+@pytest.mark.parametrize("source", ["llama", *TURNING])
+def test_attention_in_every_layer_of_another_class_gives_the_source_s_logits(sources, tmp_path, source):
+    """Of 38 tokens, where what turns changes at 16."""
+    growth.transfer(sources(source), tmp_path / "out", mixers="attention", format=GRANITE)
+    agreement = growth.check(sources(source), tmp_path / "out", length=38)
     assert agreement.limit is not None and agreement.kept
 
 
