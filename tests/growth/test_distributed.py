@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM
 
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
+from growth.training.corpus import tokens
 from growth.training.curve import evaluate
-from growth.training.data import Windows, tokens
+from growth.training.data import Windows
 from growth.training.division import Division, Order
 from growth.training.run import damage
 from growth.training.trainer import train
