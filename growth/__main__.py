@@ -124,6 +124,7 @@ def transfer(
         int, typer.Option(help="Steps of fitting each mixer to the attention, with --data.")
     ] = 0,
     data: Annotated[str | None, typer.Option(help="Text that mixers are fitted to.")] = None,
+    format: Annotated[str, typer.Option(help="lci | granitemoehybrid | fla")] = "lci",
     seed: Seed = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -141,6 +142,7 @@ def transfer(
         start=start,
         align=align,
         data=data,
+        format=format,
         seed=seed,
         dry_run=dry_run,
     )

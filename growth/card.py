@@ -14,15 +14,28 @@ from growth.families import auto_of
 CARD = "README.md"
 BEGIN, END = "<!-- growth check -->", "<!-- growth check ends -->"
 LOAD = """```python
-from transformers import {auto}
+{first}from transformers import {auto}
 
 model = {auto}.from_pretrained({name}{trust})
 ```
 """
-OURS = """
+FIRST = {"retnet": "import fla\n"}  # what makes a type known to transformers
+# Of a type of model: what its layers need, and who serves it.
+NEEDS = {
+    "lci": """
 `pip install lcikernels[growth]` has its layers. `trust_remote_code` is for the few lines in this folder that
 import them; after `import lcikernels.models` it is not needed.
-"""
+""",
+    "granitemoehybrid": """
+The class is transformers' own, so nothing else is needed. vLLM and SGLang have it too: `vllm serve FOLDER`,
+or `python -m sglang.launch_server --model-path FOLDER`.
+""",
+    "retnet": """
+`pip install flash-linear-attention` has its layers, whose kernels run on GPUs. Its release 0.6.0 loses the
+cache under transformers 5.24 and then generates from the last token alone, so `use_cache` is off here: pass
+`generate(use_cache=True)` where that gives the same text, for a state that does not grow.
+""",
+}
 
 
 def write_card(
@@ -38,15 +51,15 @@ def write_card(
 
     facts: a line each on how it came to be; outlook: what to expect of it; figures: what was measured.
     """
-    base, ours = base_model(source), config.model_type == "lci"
-    auto = auto_of(config).__name__
-    load = LOAD.format(auto=auto, name=json.dumps(name), trust=", trust_remote_code=True" if ours else "")
+    base, kind, auto = base_model(source), config.model_type, auto_of(config).__name__
+    trust = ", trust_remote_code=True" if kind == "lci" else ""
+    load = LOAD.format(first=FIRST.get(kind, ""), auto=auto, name=json.dumps(name), trust=trust)
     head = f"base_model: {json.dumps(base)}\n{licence(source)}library_name: transformers\ntags:\n- growth\n"
     listed = "\n".join(f"* {fact}" for fact in (f"base model: {base}", *facts))
     (folder / CARD).write_text(
         f"---\n{head}---\n\n# {name}\n\n{listed}\n\n{outlook}\n\n"
         f"{BEGIN}\n{figures}\n{END}\n\n"
-        f"## Loading\n\n{load}{OURS if ours else ''}",
+        f"## Loading\n\n{load}{NEEDS.get(kind, '')}",
         encoding="utf-8",
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -158,8 +159,9 @@ def _run(
     return {name: outputs[name].double() for name in names}, inside
 
 
-def _keep(inside: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-    """Channels last; what was given first, where it is several times."""
+def _keep(inside: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple, output: Any) -> None:
+    """Channels last; what was given first, where it is several times or one of several."""
+    output = output[0] if isinstance(output, tuple) else output
     inside.setdefault(name, output.movedim(1, -1) if isinstance(module, nn.Conv2d) else output)
 
 

@@ -29,6 +29,7 @@ SIZES = """hidden_size num_hidden_layers num_attention_heads intermediate_size v
     max_position_embeddings n_inner type_vocab_size""".split()
 QUANTIZED = ("quantization_config", "compression_config")
 OTHER_FORMATS = ("pytorch_model*.bin", "tf_model.h5", "flax_model.msgpack", "*.gguf")
+ELSEWHERE = {"retnet": "fla"}  # types of models -> the packages that make them known to transformers
 STEADY = ("norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "initializer_range")
 
 
@@ -169,11 +170,14 @@ def _config(path: Path) -> PreTrainedConfig:
     kind = read_object(file).get("model_type")
     if isinstance(kind, str) and kind not in CONFIG_MAPPING:
         (nearest,) = difflib.get_close_matches(kind, CONFIG_MAPPING.keys(), 1, cutoff=0)
+        remedy = f"the nearest is {nearest}; Python code that comes with a checkpoint is not run"
+        if kind in ELSEWHERE:
+            remedy = f"it is known in Python after `import {ELSEWHERE[kind]}`"
         raise refuse(
             f"{file}: model_type",
             "one that transformers knows by itself",
             repr(kind),
-            f"the nearest is {nearest}; Python code that comes with a checkpoint is not run",
+            remedy,
         )
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)

@@ -99,6 +99,12 @@ def sentence_modules(folder: Path, widths: tuple[int, int]) -> dict[Path, str]:
     return found
 
 
+def generate_without_cache(folder: Path) -> None:
+    """Tell generation in `folder` what the configuration there says, over which it goes."""
+    if (file := folder / GENERATION).exists():
+        file.write_text(json.dumps(read_object(file) | {"use_cache": False}, indent=2))
+
+
 def _widen(file: Path, widths: tuple[int, int]) -> None:
     """Tell a pooling module's configuration the model's new width, where it had the old one."""
     config = read_object(file)

@@ -145,17 +145,18 @@ def _transferred(config: PreTrainedConfig, src: str | Path) -> str:
     try:
         said_by(config, str(src))
         lci_config(config, own := pattern_of(config), "float32")
-        others = [name for name, letter in LETTERS.items() if letter != "A" and _becomes(config, letter)]
     except Refusal as refusal:
         return f"no: {refusal}"
-    return f"to {', '.join(others)}, or a pattern of these with what the layers are now ({own})"
-
-
-def _becomes(config: PreTrainedConfig, letter: str) -> bool:
-    try:
-        return bool(lci_config(config, letter * len(pattern_of(config)), "float32"))
-    except Refusal:
-        return False
+    to, why = [], []
+    for name, letter in LETTERS.items():
+        if letter == "A":
+            continue
+        try:
+            lci_config(config, letter * len(own), "float32")
+            to.append(name)
+        except Refusal as refusal:
+            why.append(f"; not to {name}: {refusal}")
+    return f"to {', '.join(to)}, or a pattern of these with what the layers are now ({own}){''.join(why)}"
 
 
 def _ways(model: Model) -> Iterator[Way]:

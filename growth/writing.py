@@ -17,12 +17,15 @@ from transformers import PreTrainedConfig
 
 from growth.card import told, write_card
 from growth.checkpoint import DTYPES, INDEX, WEIGHTS, Checkpoint
-from growth.companions import copy_companions
+from growth.companions import copy_companions, generate_without_cache
 from growth.errors import refuse
+from growth.families import FAMILIES
 from growth.folders import staged
+from growth.jsonfile import read_object
 from growth.plan import Row
 from growth.record import RECORD
 
+CONFIG = "config.json"
 SHARD_BYTES = 2 * 10**9
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 GB = 10**9
@@ -49,11 +52,22 @@ def write_checkpoint(
     with staged(dst) as folder:
         copy_companions(source.path, folder, widths)
         config.save_pretrained(folder)
+        say_plainly(folder, config)
+        if not getattr(config, "use_cache", True) and getattr(source.config, "use_cache", True):
+            generate_without_cache(folder)
         with WriteProgress(str(dst), sum(row.bytes for row in rows)) as progress:
             Writer(folder, rows, shard_bytes, progress).write(made)
         source.refuse_changed()
         (folder / RECORD).write_text(json.dumps(record, indent=1))
         write_card(folder, Path(dst).absolute().name, source.path, config, *told(record))
+
+
+def say_plainly(folder: Path, config: PreTrainedConfig) -> None:
+    """Put config.json, as transformers wrote it, in the words that others read too."""
+    if family := FAMILIES.get(config.model_type):
+        found = read_object(file := folder / CONFIG)
+        if (plain := family.plain(found)) != found:
+            file.write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
 
 
 class WriteProgress:

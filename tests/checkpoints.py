@@ -1,8 +1,7 @@
 """Checkpoints for the growth tests: real transformers classes, pico sizes, weights larger than fresh ones.
 
 ALL has every family that grows, in its variants: a maker each, of (folder, dtype, **fields of the
-configuration). Gains are not one and biases are not zero. DECODERS has those that transfer takes, and more of
-their variants, which growing does not look at. `inputs` makes what such a model takes.
+configuration). Gains are not one and biases are not zero. `inputs` makes what such a model takes.
 """
 
 from functools import partial
@@ -28,6 +27,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    GraniteMoeHybridConfig,
+    GraniteMoeHybridForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -98,6 +99,10 @@ WIDE = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 3, "num_att
 WIDE |= {"intermediate_size": 96, "max_position_embeddings": POSITIONS}
 GROUPED = WIDE | {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 HEADED = GROUPED | {"head_dim": 16}
+HYBRID = {"shared_intermediate_size": 96, "num_local_experts": 0, "num_experts_per_tok": 0}
+HYBRID |= {"layer_types": ["mamba", "attention", "mamba"], "attention_multiplier": 0.25}
+HYBRID |= {"mamba_n_heads": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
+HYBRID |= {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0}
 LCI = WIDE | {"state_size": 8, "mamba2_state_size": 8, "mamba2_num_heads": 8}
 LCI_RMS = LCI | {
     "norm": "rms",
@@ -214,6 +219,19 @@ ALL = {
         residual_multiplier=0.5,
         attention_multiplier=0.2,
     ),
+    **{
+        f"granitemoehybrid{name}": pico(
+            GraniteMoeHybridForCausalLM, GraniteMoeHybridConfig, **GROUPED, **HYBRID, **fields
+        )
+        for name, fields in {
+            "": {},
+            " rope, biases, tied": {
+                "position_embedding_type": "rope",
+                "attention_bias": True,
+                "tie_word_embeddings": True,
+            },
+        }.items()
+    },
     "smollm3": pico(SmolLM3ForCausalLM, SmolLM3Config, **GROUPED, no_rope_layers=[1, 0, 1]),
     "bert": pico(BertForMaskedLM, BertConfig, **WIDE),
     "bert headless": pico(BertModel, BertConfig, **WIDE),
@@ -234,101 +252,6 @@ ALL = {
     "lci around RWA": pico(LCIForCausalLM, LCIConfig, **LCI_AROUND, pattern="RWA"),
     "lci inside WRS": pico(LCIForCausalLM, LCIConfig, **LCI_INSIDE, pattern="WRS"),
     "lci learned ARM": pico(LCIForCausalLM, LCIConfig, **LCI_LEARNED, pattern="ARM"),
-}
-
-
-def turned(rope_type, **fields):
-    """A maker of Llamas with such rotary positions, trained on 16 of their 40 tokens."""
-    rope = {"rope_theta": 10000.0, "rope_type": rope_type, **fields}
-    limits = {} if rope_type == "dynamic" else {"original_max_position_embeddings": 16}
-    # A dynamic one changes beyond all of its positions.
-    positions = {"max_position_embeddings": 16} if rope_type == "dynamic" else {}
-    return pico(LlamaForCausalLM, LlamaConfig, **GROUPED | positions, rope_parameters=rope | limits)
-
-
-PAIRS = 8  # of a head of 16
-LONG = {"short_factor": [1.0 + i / 8 for i in range(PAIRS)], "long_factor": [2.0 + i for i in range(PAIRS)]}
-DECODERS = {
-    **{name: make for name, make in ALL.items() if not name.startswith(("bert", "roberta", "t5"))},
-    "gpt_neox in sequence": pico(
-        GPTNeoXForCausalLM,
-        GPTNeoXConfig,
-        **WIDE,
-        use_parallel_residual=False,
-        attention_bias=False,
-        hidden_act="relu",
-    ),
-    "gpt2 by layers": pico(
-        GPT2LMHeadModel,
-        GPT2Config,
-        vocab_size=VOCAB,
-        n_embd=64,
-        n_head=4,
-        n_layer=3,
-        n_inner=96,
-        n_positions=POSITIONS,
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=False,
-        scale_attn_weights=False,
-        scale_attn_by_inverse_layer_idx=True,
-    ),
-    "llama linear": turned("linear", factor=4.0),
-    "llama dynamic": turned("dynamic", factor=4.0),
-    "llama yarn": turned("yarn", factor=4.0),
-    "llama llama3": turned("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0),
-    "phi3 partial": pico(
-        Phi3ForCausalLM,
-        Phi3Config,
-        **GROUPED,
-        sliding_window=8,
-        rope_parameters={"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 0.5},
-    ),
-    "phi3 longrope": pico(
-        Phi3ForCausalLM,
-        Phi3Config,
-        **GROUPED,
-        original_max_position_embeddings=16,
-        rope_parameters={"rope_theta": 10000.0, "rope_type": "longrope", **LONG},
-    ),
-    "qwen3 with windows": pico(
-        Qwen3ForCausalLM,
-        Qwen3Config,
-        **HEADED,
-        attention_bias=True,
-        use_sliding_window=True,
-        sliding_window=8,
-        max_window_layers=1,
-    ),
-    "gemma2 uncapped": pico(
-        Gemma2ForCausalLM,
-        Gemma2Config,
-        **HEADED,
-        sliding_window=8,
-        attn_logit_softcapping=None,
-        final_logit_softcapping=None,
-        query_pre_attn_scalar=24,
-        tie_word_embeddings=False,
-    ),
-    "gemma3_text of two turns": pico(
-        Gemma3ForCausalLM,
-        Gemma3TextConfig,
-        **HEADED,
-        sliding_window=8,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        rope_parameters={
-            "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
-            "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
-        },
-    ),
-    "smollm3 with windows": pico(
-        SmolLM3ForCausalLM,
-        SmolLM3Config,
-        **GROUPED,
-        no_rope_layers=[1, 0, 1],
-        use_sliding_window=True,
-        sliding_window=8,
-    ),
 }
 
 

@@ -1,16 +1,21 @@
-"""Models that compute in their own dtype throughout: RMSNorms of transformers do so in float32."""
+"""Models that compute in their own dtype throughout: RMSNorms and scans of transformers do so in float32."""
 
 from types import MethodType
 
 from torch import Tensor, nn
 
+from lcikernels.layers import Mamba2
+
 
 def exact(model: nn.Module) -> nn.Module:
-    """The model in evaluation, with norms that keep its dtype, as our own do by themselves."""
+    """The model in evaluation, with norms and scans that keep its dtype, as our own do by themselves."""
     for module in model.modules():
-        if type(module).__module__.startswith("lcikernels."):
+        kind = type(module)
+        if kind.__module__.startswith("lcikernels."):
             continue
-        if "RMSNorm" in type(module).__name__ or type(module).__name__ == "T5LayerNorm":
+        if kind.__name__ == "GraniteMoeHybridMambaLayer":
+            module.forward = MethodType(mamba2, module)
+        elif "RMSNorm" in kind.__name__ or kind.__name__ == "T5LayerNorm":
             module.forward = MethodType(rms_norm, module)
     return model.eval()
 
@@ -19,3 +24,18 @@ def rms_norm(self: nn.Module, x: Tensor) -> Tensor:
     eps = getattr(self, "variance_epsilon", None) or self.eps
     gain = self.weight + 1 if "Gemma" in type(self).__name__ else self.weight
     return gain * x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
+
+
+def mamba2(self: nn.Module, hidden_states: Tensor, **_) -> Tensor:
+    layer = Mamba2(
+        self.hidden_size,
+        self.ssm_state_size,
+        self.conv_kernel_size,
+        self.intermediate_size / self.hidden_size,
+        num_heads=self.num_heads,
+        num_groups=self.n_groups,
+        norm_eps=self.layer_norm_epsilon,
+        dtype=hidden_states.dtype,
+    )
+    layer.load_state_dict(self.state_dict())
+    return layer(hidden_states)

@@ -14,6 +14,12 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
     "retention": lambda **place: Retention(
         SIZE, 4, num_kv_heads=2, rotary_dims=4, norm_weight=True, bias=True, **place
     ),
+    "retention that learns": lambda **place: Retention(
+        SIZE, 4, expand_k=4 / 3, expand_v=4 / 3, learned_decay=True, qk_norm="head", out_bias=True, **place
+    ),
+    "retention without positions": lambda **place: Retention(
+        SIZE, 6, num_kv_heads=3, rotary_dims=0, qk_norm="all", zero_centered_norms=True, **place
+    ),
     "lightning attention": lambda **place: LightningAttention(
         SIZE, 3, 5, layer_idx=1, num_layers=4, norm_eps=1e-5, **place
     ),

@@ -20,13 +20,18 @@ from growth.errors import refuse
 from growth.families.encoders import ENCODERS
 from growth.families.gpt2 import GPT2
 from growth.families.gpt_neox import GPT_NEOX
+from growth.families.granite_hybrid import GRANITE_HYBRID
 from growth.families.lci import LCI
 from growth.families.llama import LLAMAS
+from growth.families.retnet import RETNET
 from growth.families.t5 import T5
 from growth.families.table import Family, Model, classes
 from growth.families.vision import DEIT, VIT
 
-FAMILIES = {family.model_type: family for family in (GPT_NEOX, GPT2, *LLAMAS, *ENCODERS, T5, VIT, DEIT, LCI)}
+FAMILIES = {
+    family.model_type: family
+    for family in (GPT_NEOX, GPT2, *LLAMAS, GRANITE_HYBRID, RETNET, *ENCODERS, T5, VIT, DEIT, LCI)
+}
 
 
 def family_of(config: PreTrainedConfig, where: str) -> Family:

@@ -125,7 +125,7 @@ def retention(frame: Frame, learned: bool) -> tuple[Op, ...]:
         Linear(f"{module}.g", frame.reads, out, bias),
         *((Pointwise((decay,), own=(Weight(f"{module}.A_log", (decay,)),)),) if learned else ()),
         Attention(query, key, value, mixed, along=(decay,) if learned else ()),
-        Norm(f"{module}.norm", mixed, out, "", "rms", EPS, per="unit"),
+        Norm(f"{module}.norm", mixed, out, "", "rms", frame.eps, per="unit"),
         Pointwise((out,)),
         Linear(f"{module}.o", out, frame.writes, out_bias),
     )
@@ -167,7 +167,7 @@ def mamba2(frame: Frame) -> tuple[Op, ...]:
         Linear(f"{module}.dt", frame.reads, step),
         Pointwise((ssm,), own=own),
         Attention(ssm, "groups", ssm, ssm, along=(step,)),
-        Norm(f"{module}.norm", ssm, "ssm_out.{}", "ssm_gain.{}", "rms", EPS),
+        Norm(f"{module}.norm", ssm, "ssm_out.{}", "ssm_gain.{}", "rms", frame.eps),
         Linear(f"{module}.out_proj", "ssm_out.{}", frame.writes),
     )
 

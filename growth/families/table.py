@@ -59,6 +59,7 @@ class Family:
     ignored       patterns of what the model does not use
     surplus       of some parts, or classes that config.json names, patterns of what they do not use
     bare          the prefix that a model without a head leaves out of its names
+    plain         config.json as transformers writes it -> the same in words that others read too
     numbered      the setting, if any, under which a layer's number enters what it computes
     """
 
@@ -80,6 +81,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     surplus: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bare: str = ""
+    plain: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
     numbered: str = ""
 
     def named(self, name: str) -> str | None:

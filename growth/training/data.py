@@ -176,7 +176,10 @@ def window_length(
         raise refuse(name, "at least 2", length, "choose a larger number")
     if most and length > most:
         remedy = f"choose at most {most}"
-        if hasattr(config, "rope_parameters"):
+        if (
+            hasattr(config, "rope_parameters")
+            and getattr(config, "position_embedding_type", "rope") == "rope"
+        ):
             remedy += ", or raise max_position_embeddings in its config.json"
         raise refuse(name, f"at most {most} tokens, the model's positions", length, remedy)
     return length

@@ -35,7 +35,7 @@ from growth.transferring.starting import Starting
 
 LENGTH = 512  # tokens of a window, unless asked otherwise
 DRAWN, SOLVED = "drawn, then fitted to the attention", "solved for to fit the attention"
-RATES = {"R": 2e-2, "M": 1e-2, "S": 1e-2}
+RATES = {"R": 1e-2, "M": 1.5e-2, "S": 1e-2}
 LAST = {"R": "layers.{}.mixer.o.", "M": "layers.{}.mamba.out_proj.", "S": "layers.{}.mamba2.out_proj."}
 
 
@@ -46,7 +46,7 @@ class Alignment:
     steps           of AdamW without weight decay; 0: only the last projection, by least squares
     batches         distinct ones, or as many as the data fill, each used again and again
     batch_size      windows in each
-    step_size       windows a step: for the same operations many small steps come closer than few large ones
+    step_size       windows a step: for the same operations, many small steps come closer than few large ones
     sequence_length tokens of a window; None: 512, or what the source has positions for
     learning_rate   the highest, reached after 5 steps, then linear to 0; None: by the mixer, RATES
     ridge           batches that the last projection is solved for on, before the steps; 0: it is not. A
@@ -56,7 +56,7 @@ class Alignment:
     steps: int = 0
     batches: int = 8
     batch_size: int = 8
-    step_size: int = 2
+    step_size: int = 1
     sequence_length: int | None = None
     learning_rate: float | None = None
     ridge: int = 2
@@ -99,7 +99,7 @@ class Aligning:
         count = min(self.how.batches, len(windows) // size) * size
         windows = windows.sample(count, self.starting.seed)
         ids = windows.batch(range(count))["input_ids"]
-        stream = [self.source.embed(batch) for batch in ids.split(size)]
+        stream = self.source.embed(ids.split(size))
         last = len(self.starting.config.pattern) - 1 if restored else max(new)
         with RunProgress("align", len(new) * self.how.steps) as progress:
             for layer in range(last + 1):
@@ -147,6 +147,8 @@ class Aligning:
                 errors["aligned"] = pairs.error(call, how.batch_size, stages["steps"])
         seconds, start = time.perf_counter() - began, self.starting.ways[layer]
         told = {"layer": layer, "mixer": letter, "start": start, "error": errors, "seconds": seconds}
+        if how.steps:
+            told["learning_rate"] = steps.rate
         progress.say(told_of(told))
         return told
 

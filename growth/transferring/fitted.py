@@ -77,6 +77,10 @@ class Fitting:
     held_out: Examples | None = None
     keep: int = 0
 
+    def such(self, starting: Starting) -> Starting:
+        """A model of the kind that comes out: with as many layers that keep their attention."""
+        return starting.keeping(restorable(starting)[: self.keep])
+
     def bytes(self, starting: Starting) -> int:
         """What `run` leaves on disk, in float32."""
         model = starting.base.model.architecture
@@ -91,7 +95,8 @@ class Fitting:
             restored = Restored(ids, restorable(starting))
         aligning = Aligning(starting, self.how, folder)
         windows = aligning.run(self.windows, restored)
-        found = {"align": asdict(self.how) | {"windows": windows}, "alignment": aligning.layers}
+        how = asdict(self.how) | {"sequence_length": self.windows.length, "windows": windows}
+        found = {"align": how, "alignment": aligning.layers}
         lines, stages, kept = [told_of(layer) for layer in aligning.layers], dict(aligning.stages), ()
         if restored:
             scores = restored.scores(aligning.source)

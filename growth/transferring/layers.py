@@ -1,6 +1,6 @@
 """A model of which one layer at a time has weights, so that a source of any size fits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,14 +70,15 @@ class Layers:
                 found |= {weight.name: part for weight, part in zip(entry.weights, parts, strict=True)}
         return found
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """The stream in front of the first layer, [N, T, hidden_size], of ids [N, T]."""
+    def embed(self, batches: Iterable[Tensor]) -> list[Tensor]:
+        """The streams in front of the first layer, [B, T, hidden_size] each, of ids [B, T]."""
         inner, seen = self.model.model, []
         words, inner.embed_tokens = inner.embed_tokens, nn.Embedding.from_pretrained(self._tensor(WORDS))
         with working(self.places[0], lambda x, *given, **named: seen.append(x) or x):
-            self._forward(input_ids=ids.to(self.device))
+            for ids in batches:
+                self._forward(input_ids=ids.to(self.device))
         inner.embed_tokens = words
-        return seen[0]
+        return seen
 
     def run(self, layer: int, block: nn.Module, x: Tensor) -> Tensor:
         """The stream behind `block` in the place of that layer. x [N, T, hidden_size]."""

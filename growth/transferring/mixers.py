@@ -4,8 +4,10 @@
     "published"   as its paper draws it            as its paper draws it            as its paper draws it
     "attention"   Q, K, V, O, heads regrouped      Q -> C, K -> B, V -> x, O        none is known
 
-`ridge` then solves for the output projection that fits best, whatever the start; it needs inputs. The modules
+`Ridge` then solves for the output projection that fits best, whatever the start; it needs inputs. The modules
 are those of one layer: an LCI model's Attention, with the source's weights, and its successor, as published.
+Measured (3 layers of 64, 128 tokens): retention starts best from attention; Mamba-2 aligns closer from it for
+the same operations, but then trains worse than from its published start.
 """
 
 from collections.abc import Iterable
@@ -170,9 +172,10 @@ class Ridge:
 
     def add(self, y: Tensor, o: Tensor) -> None:
         """y [..., features], o [..., outputs]."""
-        y, o = y.flatten(0, -2).double(), o.flatten(0, -2).double()
+        device = "cpu" if y.device.type == "mps" else y.device  # which has no float64
+        y, o = (x.flatten(0, -2).to(device, torch.float64) for x in (y, o))
         y = nn.functional.pad(y, (0, 1), value=1.0)
-        self.gram, self.moment = self.gram.to(y.device) + y.mT @ y, self.moment.to(y.device) + y.mT @ o
+        self.gram, self.moment = self.gram.to(device) + y.mT @ y, self.moment.to(device) + y.mT @ o
         self.count += len(y)
 
     def solve(self) -> tuple[Tensor, Tensor | None]:
@@ -182,7 +185,7 @@ class Ridge:
         if self.bias:
             gram = gram - self.count * torch.outer(mean, mean)
             moment = moment - self.count * torch.outer(mean, target)
-        penalty = self.strength * gram.trace() / len(gram)
+        penalty = (self.strength * gram.trace() / len(gram)).clamp(min=torch.finfo(torch.float64).tiny)
         W = torch.cholesky_solve(
             moment, torch.linalg.cholesky(gram + penalty * torch.eye(len(gram)).to(gram))
         ).mT

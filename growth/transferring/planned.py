@@ -21,12 +21,10 @@ from growth.families.lci import LCI
 from growth.families.stored import Entry
 from growth.families.table import Model, in_modules
 from growth.plan import Origin, Plan, Recipe, Row, Source, dropped
-from growth.transferring.sources import pattern_of
+from growth.transferring.sources import MIXERS, pattern_of
 from lcikernels.models import LCIConfig, LCIForCausalLM
 
 COPIED = {"norms": (), "mlp": ("mlp",), "output": ("mlp", "o"), "all": ("mlp", "o", "q", "k", "v")}
-ATTENTION = "AW"
-MAMBA = {"M": "Mamba", "S": "Mamba-2"}
 
 
 class Made(NamedTuple):
@@ -78,6 +76,10 @@ class Weights:
         """Is it the source's, as it is there?"""
         return self._copies(weight, layer) and not self._starts(weight, layer)
 
+    def __contains__(self, key: tuple[str, int | None]) -> bool:
+        """Has the model such a weight?"""
+        return key in self._fresh.place
+
     def sources(self, weight: str, layer: int | None) -> tuple[str, ...]:
         """The tensors of the source on disk that it is made of; none where it starts fresh."""
         if self.copied(weight, layer):
@@ -118,9 +120,8 @@ class Weights:
 
     def why_not(self, weight: str, layer: int | None) -> str:
         """Why a weight of the source has no place in the model."""
-        letter = None if layer is None else self.config.pattern[layer]
-        if letter in MAMBA and of_mixer(weight):
-            return f"{MAMBA[letter]} has no tensor of this role and shape"
+        if not any(found.name == weight for found in self._at(self.model, layer)):
+            return f"{MIXERS[self.config.pattern[layer]]} has no tensor of this role and shape"
         if self._starts(weight, layer):
             return "the mixer starts otherwise"
         if self._wanted(weight, layer) and not self._fits(weight, layer):
@@ -185,12 +186,16 @@ def _row(source: Source, target: Model, weights: Weights, name: str, entry: Entr
     dtype = str(weights.config.dtype).removeprefix("torch.")
     if copied:
         dtype = source.dtype(sources)
-    elif in_modules(name, target.in_float32):  # rates, which 16 bits would put off
+    # Rates, which 16 bits would put off, whatever the target's class makes of them.
+    elif any(in_modules(weight, weights.model.in_float32) for weight in names):
         dtype = "float32"
     whole = copied and _as_it_lies(source, entry, layer)
     recipe: Recipe = Copy(sources[0]) if whole else Moved(entry, layer, weights)
     notes = dict.fromkeys(weights.note(weight, layer) for weight in names)
     made = [origin for weight in names if (origin := weights.origin(weight, layer)) != "initialised"]
+    if not any((weight, layer) in weights for weight in names):
+        assert all(weight.endswith(".bias") for weight in names), names
+        recipe, notes = Zero(shape), {"zero, for the format has it and the model does not": None}
     return Row(
         name,
         shape,
@@ -221,6 +226,16 @@ class Moved:
 
     def __call__(self, source: Source) -> Iterator[Tensor]:
         yield self.entry.to_disk(self.weights.tensor(x.name, self.layer) for x in self.entry.weights)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """A bias that adds nothing."""
+
+    shape: tuple[int, ...]
+
+    def __call__(self, source: Source) -> Iterator[Tensor]:
+        yield torch.zeros(self.shape)
 
 
 class Fresh:

@@ -35,9 +35,9 @@ class Restored:
     def advance(
         self, layer: int, source: Layers, block: nn.Module, target: Layers, own: nn.Module | None
     ) -> None:
-        """Every stream passes a layer: the source's `block`, or the student's `own`, None if that is the same."""
+        """Every stream passes a layer: the source's `block`, or the student's `own`, if that is another."""
         if self.source is None:
-            self.source = self.plain = source.embed(self.ids)
+            (self.source,) = (self.plain,) = source.embed([self.ids])
         with self.cost.counted(), self.cost.timed():
             restored = source.run(layer, block, self.plain)
             self.source = source.run(layer, block, self.source)
@@ -57,9 +57,9 @@ class Restored:
         sums = dict.fromkeys(students, 0.0)
         with source.headed(), self.cost.counted(), self.cost.timed():
             for i, x in enumerate(self.source.flatten(0, 1).split(CHUNK)):
-                log_p = source.logits(x).double().log_softmax(-1)
+                log_p = source.logits(x).log_softmax(-1)
                 for layer, stream in streams.items():
-                    log_q = source.logits(stream[i]).double().log_softmax(-1)
+                    log_q = source.logits(stream[i]).log_softmax(-1)
                     sums[layer] += (log_p.exp() * (log_p - log_q)).sum().item()
         return {layer: total / self.ids.numel() for layer, total in sums.items()}
 

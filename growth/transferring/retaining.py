@@ -64,6 +64,6 @@ def _logs(decays: str | Sequence[float], H: int) -> list[float]:
     if len(decays) != H:
         raise refuse("decays", expected, f"{len(decays)} numbers", remedy)
     for x in decays:
-        if not 0 < x <= 1:
+        if not isinstance(x, int | float) or not 0 < x <= 1:
             raise refuse("decays", "above 0, and at most 1: the share that a head keeps", x, remedy)
     return [math.log(x) for x in decays]

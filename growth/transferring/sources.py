@@ -49,6 +49,11 @@ def some_windows(config: PreTrainedConfig) -> str:
     return "".join(letters[kind] for kind in config.layer_types)
 
 
+def mixed(config: PreTrainedConfig) -> str:
+    """Where layers are attention or Mamba-2."""
+    return "".join({"full_attention": "A", "linear_attention": "S"}[kind] for kind in config.layer_types)
+
+
 @dataclass(frozen=True)
 class Said:
     """How the configurations of one family say it.
@@ -136,6 +141,17 @@ GRANITE |= {
     "attention_scale": number("attention_multiplier"),
     "logits_scale": lambda config: 1.0 / config.logits_scaling,
 }
+GRANITE_HYBRID = GRANITE | {
+    "mlp_bias": always(False),
+    "intermediate_size": "shared_intermediate_size",
+    "position_embedding_type": lambda config: config.position_embedding_type or "none",
+    "expand": "mamba_expand",
+    "mamba2_num_heads": "mamba_n_heads",
+    "mamba2_state_size": "mamba_d_state",
+    "mamba2_n_groups": "mamba_n_groups",
+    "conv_kernel": "mamba_d_conv",
+    "time_step_limit": "time_step_limit",
+}
 SMOLLM3 = LLAMA | BIAS | WINDOW | {"mlp_bias": "mlp_bias"}
 SMOLLM3 |= {
     "no_rope_layers": lambda config: [i for i, turns in enumerate(config.no_rope_layers) if not turns]
@@ -179,6 +195,16 @@ SOURCES = {
     ),
     "olmo2": Said(LLAMA | BIAS | {"norm_placement": always("inside"), "qk_norm": always("all")}),
     "granite": Said(GRANITE),
+    "granitemoehybrid": Said(
+        GRANITE_HYBRID,
+        mixed,
+        # Of experts and of Mamba-2's biases the table of its tensors takes one value alone.
+        unused=(
+            *("intermediate_size", "num_local_experts", "num_experts_per_tok", "output_router_logits"),
+            *("router_aux_loss_coef", "mamba_conv_bias", "mamba_proj_bias", "mamba_chunk_size"),
+            "mamba_d_head",
+        ),
+    ),
     "smollm3": Said(SMOLLM3, some_windows, unused=("use_sliding_window", "no_rope_layer_interval")),
     "lci": Said(OWN, lambda config: config.pattern, dropouts=()),
 }

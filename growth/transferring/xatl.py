@@ -29,6 +29,7 @@ from growth.report import Report
 from growth.training.data import Data
 from growth.transferring.align import Alignment
 from growth.transferring.fitted import Told, count_of, fitting_of
+from growth.transferring.formats import format_of, written
 from growth.transferring.planned import COPIED, plan_transfer
 from growth.transferring.retaining import retention_fields
 from growth.transferring.sources import ATTENTION, MIXERS, left_behind, pattern_of, said_by
@@ -52,10 +53,11 @@ def transfer(
     start: str | None = None,
     align: int | Alignment = 0,
     data: Data | None = None,
+    format: str = "lci",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Report:
-    """Transfer the checkpoint `src`, a folder or the Hub's, to an LCI model of its size in folder `dst`.
+    """Transfer the checkpoint `src`, a folder or the Hub's, to a model of its size in folder `dst`.
 
     mixers          retention | mamba | mamba2 | attention, in every layer
     keep_attention  the layers, from 0, that stay attention; or "auto:K", the K that data choose: those whose
@@ -67,6 +69,8 @@ def transfer(
     decays          the share of its memory that each head of retention keeps from token to token:
                     retnet | alibi | learned, which starts as RetNet's, or a number for each head
     retention_heads of as many dims together as attention's; default: attention's own
+    format          what it is written as: lci, our own class, which holds all of these; granitemoehybrid,
+                    which transformers, vLLM and SGLang have; fla, flash-linear-attention's RetNet
 
     start           how mixers start: published | attention (growth.transferring.mixers). None is the better
                     one: with data retention starts from attention, else `copy` says what it takes of it
@@ -76,13 +80,14 @@ def transfer(
 
     Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the
     source cannot be read or computes what an LCI model does not, a mixer, layer or letter does not exist,
-    heads or decays do not fit, or `dst` exists.
+    heads or decays do not fit, the format does not hold a setting of the model, or `dst` exists.
     """
     if is_torchelastic_launched():
         raise refuse("transfer", "one process", "torchrun", "start it without; training takes several")
     refuse_odd_seed(seed)
     if copy not in COPIED:
         raise refuse("copy", f"one of {', '.join(COPIED)}", copy, "choose one of these")
+    form = format_of(format)
     if not dry_run:
         refuse_existing(dst)
     began, count = time.perf_counter(), count_of(keep_attention)
@@ -95,6 +100,7 @@ def transfer(
     fields = retention_fields(checkpoint.config, letters, decays, retention_heads)
     starting = Starting(source, letters, fields, start, copy, seed, data is not None)
     fitting = fitting_of(starting, align, data, count)
+    written(form, (fitting.such(starting) if fitting else starting).config)  # refuses before any work
     told, notes = Told(), left_behind(checkpoint.config) + starting.lost()
     with beside(dst) if fitting and not dry_run else nullcontext(Path(dst)) as folder:
         if fitting and not dry_run:
@@ -104,16 +110,17 @@ def transfer(
             told = fitting.run(starting, folder)
             starting = starting.keeping(told.kept)
         starts = fitting.starts(starting, folder) if fitting else starting.starts()
-        weights = starting.weights(starts)
-        plan, config = plan_transfer(source, weights.model, weights), starting.config
+        weights, config = starting.weights(starts), starting.config
+        target = written(form, config)
+        plan, notes = plan_transfer(source, target, weights), (*notes, *form.notes(config))
         parameters = source.parameters, plan.parameters
         if not dry_run:
             refuse_too_large(dst, plan.bytes)
             how = {"parameters": parameters, "pattern": config.pattern, "copy": copy, "seed": seed}
-            how |= {"start": starting.told(), **told.json}
+            how |= {"format": format, "start": starting.told(), **told.json}
             record = new_record("transfer", "xatl", checkpoint, weights.lossless, plan, notes=notes, **how)
             with one_thread():
-                write_checkpoint(dst, config, made(plan, source), plan.rows, checkpoint, record)
+                write_checkpoint(dst, target.config, made(plan, source), plan.rows, checkpoint, record)
     return Report(
         Path(src),
         None if dry_run else Path(dst),

@@ -173,8 +173,13 @@ class Retention(Layer):
             if isinstance(norm := getattr(self, name), RMSNorm):
                 values[f"{name}.weight"] = norm.initial_value()
         if self.in_float32:
-            values["A_log"] = (-log_decays(self.num_heads, self.decays, self.A_log.device)).log()
+            values["A_log"] = self.initial_A_log()
         return values | zero_biases(self)
+
+    def initial_A_log(self) -> Tensor:
+        """What learned decays start from, [H]."""
+        decays = log_decays(self.num_heads, self.decays, torch.device("cpu"))
+        return by_head(self.A_log, decays.neg().log().tolist())
 
     def allocate_state(
         self,
@@ -235,6 +240,14 @@ class Retention(Layer):
             position.add_(1)
         y = self.o_proj(self.norm(o, g).flatten(-2))
         return (y, State(recurrent, position=position)) if return_state else y
+
+
+def by_head(like: Tensor, numbers: Sequence[float]) -> Tensor:
+    """The numbers, as a tensor like [H]; by its own index, so that it may be one that processes share."""
+    head, out = torch.ones_like(like).cumsum(0), torch.zeros_like(like)
+    for h, number in enumerate(numbers, 1):
+        out = torch.where(head == h, number, out)
+    return out
 
 
 def rename_norm(module: nn.Module, weights: dict[str, Tensor], prefix: str, *_) -> None:

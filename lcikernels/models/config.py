@@ -136,6 +136,7 @@ class LCIConfig(PreTrainedConfig):
             self.retention_num_heads = self.num_attention_heads
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
+        fitting.check_sizes(self)
         if self.head_dim is None:
             fitting.check_attention_heads(self)
             self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
@@ -170,7 +171,7 @@ class LCIConfig(PreTrainedConfig):
         return {letter: int(size * shares[letter]) for letter, size in self.head_sizes.items()}
 
     def rope_of(self, letter: str) -> dict:
-        """The rope_parameters of a mixer that rotates; empty where no mixer does."""
+        """The rope_parameters by which a mixer rotates; of no dims where nothing does."""
         if self.position_embedding_type != "rope":
             return {"partial_rotary_factor": 0.0}
         given = self.rope_parameters or {}

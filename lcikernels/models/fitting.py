@@ -50,9 +50,6 @@ def check(config: PreTrainedConfig) -> None:
         checks.one_of("LCIConfig", field, getattr(config, field), words)
     if config.hidden_act not in ACT2FN:
         refuse("hidden_act", "an activation that transformers knows", repr(config.hidden_act))
-    for field in POSITIVE:
-        if (size := getattr(config, field)) is not None and size < 1:
-            refuse(field, "at least 1", size)
     for field in SCALES:
         if (scale := getattr(config, field)) is not None and not 0 < scale < math.inf:
             refuse(field, "above 0, and finite", scale)
@@ -65,6 +62,14 @@ def check(config: PreTrainedConfig) -> None:
     check_mamba2(config)
     if config.position_embedding_type == "rope":
         check_rope(config)
+
+
+def check_sizes(config: PreTrainedConfig) -> None:
+    """What others are reckoned from must be there."""
+    for field in POSITIVE:
+        size = getattr(config, field)
+        if isinstance(size, int) and size < 1:
+            refuse(field, "at least 1", size)
 
 
 def check_pattern(config: PreTrainedConfig) -> None:

@@ -56,7 +56,7 @@ class LCIPreTrainedModel(PreTrainedModel):
             for name, value in module.values().items():
                 init.copy_(module.get_buffer(name), value)
         elif isinstance(module, Retention) and module.in_float32:
-            init.copy_(module.A_log, module.initial_values()["A_log"])
+            init.copy_(module.A_log, module.initial_A_log())
         elif isinstance(module, Retention):
             init.copy_(module.fixed_decay, log_decays(module.num_heads, module.decays))
         elif isinstance(module, Mamba | Mamba2):
@@ -192,17 +192,24 @@ class LCIForCausalLM(LCIPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
+        next_sequence_length: int | None = None,
         cache: Cache | None = None,
         attention_mask: Tensor | None = None,
-        **options,
+        inputs_embeds: Tensor | None = None,
+        **kwargs,  # transformers reads this name, and those before it, to know what forward may be given
     ) -> dict:
         """As transformers', but where "longrope" turns all tokens otherwise, the text is read anew."""
-        new = options.get("next_sequence_length") or input_ids.shape[1]
-        rotary = self.model.rotary
+        new, rotary = next_sequence_length or input_ids.shape[1], self.model.rotary
         if not rotary.ahead and rotary.turns(input_ids, cache, new, attention_mask):
-            cache, options = None, options | {"next_sequence_length": None}
-        given = {"cache": cache, "attention_mask": attention_mask}
-        return super().prepare_inputs_for_generation(input_ids, **given, **options)
+            cache = next_sequence_length = None
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            cache=cache,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
 
     def _prefill(self, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict, **options):
         """As transformers', but a prompt in chunks is rotated as the whole is."""

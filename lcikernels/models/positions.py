@@ -1,6 +1,6 @@
 """Where tokens stand: the angles by which q and k of a mixer rotate, of every rope_type of transformers."""
 
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,19 @@ from transformers.cache_utils import Cache
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lcikernels.ops.checks import refuse
+
+
+class Heads(NamedTuple):
+    """What transformers' functions read of a configuration: that of one mixer's heads."""
+
+    head_dim: int
+    hidden_size: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    rope_parameters: dict
+
+    def standardize_rope_params(self) -> None:
+        """Nothing: the configuration's own construction did it."""
 
 
 def frequencies(
@@ -25,14 +38,8 @@ def frequencies(
     if (kind := rope.get("rope_type", "default")) == "default":
         steps = torch.arange(0, dims, 2, dtype=torch.float32, device=device)
         return 1.0 / rope["rope_theta"] ** (steps / dims), 1.0
-    heads = SimpleNamespace(
-        head_dim=config.head_sizes[letter],
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_attention_heads,
-        max_position_embeddings=config.max_position_embeddings,
-        rope_parameters=rope,
-        standardize_rope_params=lambda: None,  # the config's own construction did it
-    )
+    sizes = (config.head_sizes[letter], config.hidden_size, config.num_attention_heads)
+    heads = Heads(*sizes, config.max_position_embeddings, rope)
     return ROPE_INIT_FUNCTIONS[kind](heads, device, seq_len=length)
 
 

@@ -1,11 +1,13 @@
-"""Mixers fitted to attention: closer in every layer, nothing else touched, a layer of the source at a time."""
+"""Mixers fitted to attention: closer in every layer, nothing else touched, a layer at a time."""
 
 import json
 import weakref
 
 import pytest
 import torch
-from checkpoints import DECODERS, VOCAB
+from checkpoints import VOCAB
+from decoders import DECODERS
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
@@ -66,7 +68,7 @@ def teacher(folder):
 def test_layers_one_at_a_time_compute_what_the_source_does(sources, name):
     """Embeddings of every scale, positions of every type, windows, norms wherever they stand, both ends."""
     layers, ids = teacher(sources(name)), windows().windows[:3]
-    x = layers.embed(ids)
+    (x,) = layers.embed([ids])
     for layer in range(3):
         x = layers.run(layer, layers.block(layer), x)
     with layers.headed():
@@ -146,7 +148,7 @@ def test_one_layer_of_the_source_lives_at_a_time(sources, tmp_path, monkeypatch)
 
 
 def test_every_operation_is_counted(sources, tmp_path):
-    """The source once over each distinct window, as one forward of its layers has it; as much for every step."""
+    """The source once over each distinct window, as a forward of its layers has it; every step alike."""
     src, text = sources("gpt_neox"), windows(8)
     how = {"batches": 2, "batch_size": 4, "ridge": 0}
     one, two = (growth.transfer(src, tmp_path / str(n), align=Alignment(n, **how), data=text) for n in (1, 2))
@@ -158,9 +160,9 @@ def test_every_operation_is_counted(sources, tmp_path):
     stages = one.details["stages"]
     assert stages["source"]["flops"] == counter.get_total_flops()
     assert one.flops == sum(stage["flops"] for stage in stages.values())
-    T, D = 20, 64  # a step of 2 windows: five matrices, no gradient of x; a forward of 4 windows measures
+    T, D = 20, 64  # a step of one window: five matrices, no gradient of x; a forward of 4 windows measures
     step = two.flops - one.flops
-    matrices = 3 * 2 * (4 * (D * D) * 2 + D * D * 3) * 2 * T  # three layers
+    matrices = 3 * 2 * (4 * (D * D) * 2 + D * D * 3) * T  # three layers
     assert matrices < step < 1.5 * matrices
     record = json.loads((tmp_path / "2" / "growth.json").read_text())
     assert record["flops"] == two.flops and record["peak_memory"] > 0
@@ -269,3 +271,27 @@ def test_the_command_line_aligns_and_says_so(tmp_path, monkeypatch, capsys):
     code, said = run("--align", "2", "--data", str(text), "--decays", "alibi")
     assert not code and "layer 2 (R, attention): error started" in said.out
     assert "align: layer 2 (R, attention): error" in said.err
+
+
+def test_what_is_fitted_is_the_same_in_every_format(sources, tmp_path):
+    how = {"align": Alignment(3, **HOW), "data": windows()}
+    for format, other in (
+        ("granitemoehybrid", {"mixers": "mamba2", "keep_attention": "auto:1"}),
+        ("fla", {"mixers": "retention"}),
+    ):
+        for name in (format, "lci"):
+            growth.transfer(sources("llama"), tmp_path / f"{format} {name}", format=name, **other, **how)
+    folder = tmp_path / "granitemoehybrid"
+    assert growth.check(f"{folder} lci", f"{folder} granitemoehybrid").float32 < 1e-5
+    own, fla = (load_file(tmp_path / f"fla {name}" / "model.safetensors") for name in ("lci", "fla"))
+    for part in "qkvgo":
+        x = own[f"model.layers.1.mixer.{part}_proj.weight"]
+        assert torch.equal(x, fla[f"model.layers.1.attn.{part}_proj.weight"])
+
+
+def test_a_format_that_cannot_hold_what_comes_out_is_refused_before_any_work(sources, tmp_path):
+    with pytest.raises(Refusal, match="pattern: expected .* for the format fla"):
+        growth.transfer(
+            sources("llama"), tmp_path / "out", keep_attention="auto:1", format="fla", data=windows()
+        )
+    assert not list(tmp_path.iterdir())

@@ -159,6 +159,11 @@ REFUSALS = {
         ("train", "{src}", *TRAIN, "--learning-rate", -1),
         "learning rate: expected above 0",
     ),
+    "unknown format": (("transfer", "{src}", "{}/out", "--format", "gguf"), "format: expected one of lci, "),
+    "a field beyond the format": (
+        ("transfer", "{src}", "{}/out", "--format", "fla"),
+        "norm: expected rms, for the format fla, got layer; write it as lci",
+    ),
     "a broken index": (("transfer", "{}/index", "{}/out"), "model.safetensors.index.json: expected JSON"),
     "a broken record": (("check", "{src}", "{}/record"), "growth.json: expected an object with 'verb'"),
     "attention where the source has none": (

@@ -115,6 +115,17 @@ def test_only_what_can_be_transferred_is_said_to_be(tmp_path, name, told):
                 growth.transfer(src, pattern=pattern, dst=tmp_path / "none", dry_run=True)
 
 
+def test_a_mixer_that_a_source_cannot_have_is_named_with_the_reason(tmp_path):
+    """Retention turns as full attention does; where no layer has that, nothing says how."""
+    alone = {"sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"}, "full_attention": None}
+    src = ALL["lci AAA"](tmp_path / "src", pattern="WWW", sliding_window=8, rope_parameters=alone)
+    told = inspect(src).transfer
+    assert told.startswith(
+        "to mamba, mamba2, or a pattern of these with what the layers are now (WWW); not to r"
+    )
+    assert "rope_parameters['full_attention']" in told
+
+
 def test_a_setting_that_cannot_be_transferred_is_named(tmp_path):
     src = ALL["qwen2"](tmp_path / "src", sliding_window=1)
     assert re.match("no: qwen2: expected .*sliding_window", inspect(src).transfer)

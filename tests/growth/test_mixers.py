@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import DECODERS
+from decoders import DECODERS
 
 import growth
 from growth.checkpoint import Checkpoint
@@ -51,7 +51,7 @@ def test_pairs_that_rotate_come_first_and_values_keep_their_order():
 @pytest.mark.parametrize("heads", [1, 2, 8])
 @pytest.mark.parametrize("name", ["gpt_neox", "llama with biases, tied", "gpt2"])
 def test_a_retention_with_other_heads_is_what_its_equation_says(tmp_path, name, heads):
-    """Scores of the source's heads that become one add up, each pair turned at its place among the new ones."""
+    """Scores of heads that become one add up, each pair turned at its place among the new ones."""
     starting, new, block, own = started(tmp_path, name, heads=heads)
     config, attention, mixer = starting.old, block.mixer, own.mixer
     T, H, K = 12, config.num_attention_heads, config.head_dim

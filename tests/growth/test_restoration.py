@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from checkpoints import DECODERS, VOCAB
+from checkpoints import VOCAB
+from decoders import DECODERS
 from transformers import AutoModelForCausalLM
 
 import growth

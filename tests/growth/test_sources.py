@@ -6,7 +6,8 @@ from dataclasses import fields
 
 import pytest
 import torch
-from checkpoints import DECODERS, inputs, neox
+from checkpoints import inputs, neox
+from decoders import DECODERS
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -136,6 +137,9 @@ def test_what_was_transferred_is_a_source_again(source, tmp_path):
     report = growth.transfer(tmp_path / "one", tmp_path / "two", pattern="RSA")
     origins = {(row.name.split(".")[2], row.origin) for row in report.plan.rows if ".mixer." in row.name}
     assert origins == {("0", "copied"), ("1", "initialised"), ("2", "copied")}
+    assert not any("layers.0" in name or "layers.2" in name for name in report.plan.dropped)
+    back = growth.transfer(tmp_path / "one", tmp_path / "none", pattern="MAA", dry_run=True).plan.dropped
+    assert back["model.layers.0.mixer.g_proj.weight"] == "Mamba has no tensor of this role and shape"
     config = Checkpoint(tmp_path / "two").config
     assert config.retention_log_decay == Checkpoint(tmp_path / "one").config.retention_log_decay
     with pytest.raises(Refusal, match=r"layer 0: .* got A, where the source has retention \(R\).*RAA"):
@@ -211,6 +215,22 @@ def test_a_fused_projection_is_read_once_with_its_bias(source, tmp_path, monkeyp
     growth.transfer(source("gpt_neox"), tmp_path / "out", mixers="attention")
     fused = [name for name in whole if "query_key_value" in name]
     assert len(fused) == len(set(fused)) == 6
+
+
+def test_what_lies_alike_is_copied_in_blocks(source, tmp_path, monkeypatch):
+    read, most = Checkpoint.read, []
+
+    def told(checkpoint, name, *rows):
+        x = read(checkpoint, name, *rows)
+        most.append(x.numel())
+        return x
+
+    monkeypatch.setattr(Checkpoint, "read", told)
+    monkeypatch.setattr("growth.checkpoint.BLOCK", 640)
+    report = growth.transfer(source("gemma3_text"), tmp_path / "out", mixers="attention")
+    assert max(most) == 640 and max(math.prod(row.shape) for row in report.plan.rows) > 6000
+    monkeypatch.undo()
+    assert growth.check(source("gemma3_text"), tmp_path / "out").kept
 
 
 @pytest.mark.parametrize("copy, copied", [("output", {"o"}), ("all", {"q", "k", "v", "o"})])

@@ -246,6 +246,11 @@ def test_what_does_not_fit_is_refused_by_name(layer):
         (lambda: Retention(24, 2, log_decay=[-1.0]), "log_decay must be num_heads=2 numbers, each <= 0"),
         (lambda: Retention(24, 2, log_decay=[-1.0, 0.1]), "log_decay must be num_heads=2 numbers, each <= 0"),
         (lambda: Retention(24, 2, log_decay=[float("nan"), 0]), "log_decay must be num_heads=2 numbers"),
+        (
+            lambda: Retention(24, 2, log_decay=[-1.0, 0.0], learned_decay=True),
+            "log_decay must be below 0 in every head with learned_decay",
+        ),
+        (lambda: Retention(24, 2, qk_norm="both"), "qk_norm must be None or 'head' or 'all', got 'both'"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(make, message):

@@ -46,6 +46,87 @@ def test_the_layer_is_the_papers_parallel_form(sizes, log_decay):
     torch.testing.assert_close(got, want, rtol=0, atol=2e-6 * want.abs().max().item())
 
 
+@pytest.mark.parametrize("per", ["head", "all"])
+@pytest.mark.parametrize("zero_centered", [False, True])
+def test_queries_and_keys_are_normed_before_they_rotate(per, zero_centered):
+    """What the layer makes of weights, a layer without norms makes of projections that are normed by hand."""
+    H, Hk, K, eps = 4, 2, 6, 0.01
+    options = {"num_kv_heads": Hk, "expand_v": 1, "norm_eps": eps, "dtype": torch.float64}
+    norms = {"qk_norm": per, "zero_centered_norms": zero_centered}
+    layer, plain = Retention(24, H, **norms, **options), Retention(24, H, **options)
+    x = torch.randn(1, 9, 24, dtype=torch.float64)
+    with torch.no_grad():
+        for norm in (layer.q_norm, layer.k_norm):
+            assert torch.equal(norm.weight, torch.full_like(norm.weight, 0.0 if zero_centered else 1.0))
+            norm.weight.normal_()
+        plain.load_state_dict(
+            {n: w for n, w in layer.state_dict().items() if "q_norm" not in n and "k_norm" not in n}
+        )
+        for name, heads in (("q", H), ("k", Hk)):
+            y = getattr(layer, f"{name}_proj")(x).view(1, 9, heads, K)
+            axes = -1 if per == "head" else (-2, -1)
+            gain = getattr(layer, f"{name}_norm").weight + zero_centered
+            normed = y / (y.square().mean(axes, keepdim=True) + eps).sqrt()
+            normed = normed * (gain if per == "head" else gain.view(heads, K))
+            setattr(plain, f"{name}_proj", Given(normed.flatten(2)))
+        torch.testing.assert_close(layer(x), plain(x), rtol=0, atol=1e-12)
+
+
+class Given(torch.nn.Module):
+    """Gives y whatever it is given."""
+
+    def __init__(self, y: Tensor):
+        super().__init__()
+        self.y = y
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.y
+
+
+@pytest.mark.parametrize("given", [None, [-0.3, -0.01, -2.0]], ids=["RetNet's decays", "given decays"])
+def test_learned_decays_start_where_fixed_ones_stay(given):
+    fixed = Retention(24, 3, log_decay=given, dtype=torch.float64)
+    layer = Retention(24, 3, log_decay=given, learned_decay=True, dtype=torch.float64)
+    torch.testing.assert_close(layer.log_decay.float(), fixed.log_decay, rtol=1e-6, atol=0)
+    missing, unexpected = layer.load_state_dict(fixed.state_dict(), strict=False)
+    assert (missing, unexpected) == (["A_log"], []) and "log_decay" not in dict(layer.named_buffers())
+    x = torch.randn(2, 9, 24, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), fixed(x), rtol=0, atol=1e-6)
+
+
+def test_the_gradient_of_a_learned_decay_is_that_of_finite_differences():
+    layer = Retention(8, 2, log_decay=[-0.3, -0.05], learned_decay=True, dtype=torch.float64)
+    x = torch.randn(1, 7, 8, dtype=torch.float64)
+
+    def outputs(A_log: Tensor) -> Tensor:
+        return functional_call(layer, {"A_log": A_log}, (x,))
+
+    assert torch.autograd.gradcheck(outputs, layer.A_log)
+
+
+def test_a_learned_decay_learns_and_stays_float32_in_16_bits():
+    layer = Retention(24, 3, learned_decay=True).to(torch.bfloat16)
+    before, x = layer.log_decay.detach().clone(), torch.randn(2, 9, 24, dtype=torch.bfloat16)
+    layer(x).float().square().sum().backward()
+    assert layer.A_log.dtype == layer.A_log.grad.dtype == layer.log_decay.dtype == torch.float32
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+    assert (layer.log_decay != before).all() and (layer.log_decay < 0).all()
+    saved = {name: w.clone() for name, w in layer.state_dict().items()}
+    other = Retention(24, 3, learned_decay=True, dtype=torch.bfloat16)
+    other.load_state_dict(saved)
+    assert torch.equal(other.log_decay, layer.log_decay)
+
+
+def test_without_rotation_a_state_has_no_positions():
+    layer = Retention(24, 3, rotary_dims=0, dtype=torch.float64)
+    x = torch.randn(2, 9, 24, dtype=torch.float64)
+    with torch.no_grad():
+        y, state = layer(x, return_state=True)
+        assert state.position is None and layer.allocate_state(2).position is None
+        still = rotary_angles(torch.zeros(1, 9, dtype=torch.long), 8, 10000.0, torch.float64)
+        torch.testing.assert_close(Retention.forward(layer, x, rotary=still), y, rtol=0, atol=1e-12)
+
+
 def fla_formula(x: Tensor, eps: float, H: int, Hk: int, **w: Tensor) -> Tensor:
     """What fla's MultiScaleRetention computes, in the dtype of x, by the parallel form."""
     B, T, _ = x.shape

@@ -110,6 +110,20 @@ def test_saved_models_load_as_they_were_and_in_bfloat16(frame, ids, tmp_path):
             assert not kept or torch.equal(x, y)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["everything", "dynamic"])
+def test_a_compiled_step_decodes_as_the_whole_model(tiny, ids, name):
+    """As one graph, with a window's cache and angles that depend on the length."""
+    torch._dynamo.reset()
+    pattern, fields = FRAMES[name]
+    model = tiny(pattern, **fields)
+    cache = StaticCache(config=model.config, max_cache_len=20)
+    step = torch.compile(model, backend="aot_eager", fullgraph=True)
+    logits = [model(ids[:, :15], cache=cache).logits]
+    logits += [step(ids[:, i : i + 1], cache=cache).logits for i in (15, 16)]
+    torch.testing.assert_close(torch.cat(logits, 1), model(ids).logits, **EXACT)
+
+
 # Fields that change no tensor's shape: what each is against, and what else it needs.
 MOVES = {
     "norm_eps": ("AR", 0.5, {}),
