@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState
 
 from growth.errors import refuse
@@ -66,7 +66,7 @@ class Curve(TrainerCallback, ExportableState):
             self.points = [Point(**point) for point in saved["points"]]
             self._flops, self._seconds = saved["flops"], saved["seconds"]
         else:
-            self._measure(model, 0)
+            self._measure(model, 0, control)
             if not math.isfinite(loss := self.points[0].loss):
                 remedy = "look for numbers that are not finite in the model"
                 raise refuse("model", "a finite loss before the first step", loss, remedy)
@@ -85,18 +85,20 @@ class Curve(TrainerCallback, ExportableState):
                 torch.accelerator.synchronize()  # steps that are only queued have not been paid for
             self._seconds += time.perf_counter() - self._since
             if due:
-                self._measure(model, step)
+                self._measure(model, step, control)
             self._since = time.perf_counter()
 
     def on_save(self, args, state, control, **kwargs):
         self._since = time.perf_counter()
 
-    def _measure(self, model: nn.Module, step: int) -> None:
+    def _measure(self, model: nn.Module, step: int, control: TrainerControl) -> None:
         loss = self.measure(model)
         self.points.append(Point(step, self._flops, self._seconds, loss))
         self.progress.loss(step, loss, self._seconds)
         if self.log:
+            due = control.should_log
             self.log({"eval_loss": loss})
+            control.should_log = due  # the training loss, which the Trainer now takes for told
 
 
 def evaluate(model: nn.Module, windows: Tensor, labels: Tensor | None = None) -> float:

@@ -13,6 +13,7 @@ from growth.record import RECORD
 from growth.training.curve import Point
 from growth.training.run import MODEL
 from growth.training.task import Task
+from growth.writing import say_plainly
 
 TRAINING = "training.json"  # how a checkpoint was trained
 LOGS = "runs"  # where tensorboard's are
@@ -63,6 +64,7 @@ def save(engine: Trainer, report: TrainReport, source: Path) -> None:
     folder = Path(engine.args.output_dir) / MODEL
     engine.save_model(str(folder))  # gathers sharded weights, so every process calls it
     if engine.is_world_process_zero():
+        say_plainly(folder, engine.model.config)
         (folder / "training_args.bin").unlink()
         if (logs := folder.parent / LOGS).exists():
             shutil.move(logs, folder / LOGS)
@@ -73,5 +75,8 @@ def save(engine: Trainer, report: TrainReport, source: Path) -> None:
             f"trained by `growth train`, {last.step} steps, on {report.settings['data']}",
             f"validation loss {first.loss:.3f} -> {last.loss:.3f} nats {each}; all of it is in {TRAINING}",
         ]
+        if teacher := report.settings["teacher_name"]:
+            share = report.settings["teacher_weight"]
+            facts.append(f"a share {share} of its loss was the distribution of {teacher}")
         outlook, figures = "Its logits are its own, not the base model's.", "Not measured."
         write_card(folder, report.out.absolute().name, source, engine.model.config, facts, outlook, figures)

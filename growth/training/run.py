@@ -38,6 +38,7 @@ MODEL = "model"
 STATE = "trainer_state.json"  # the Trainer writes it last
 KEPT = 2  # checkpoints; a third is written before the first is removed
 FLOAT = 4  # bytes
+NAMES = "model", "teacher_name"  # of what is told by its contents, and may lie elsewhere now
 VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
 
 
@@ -251,7 +252,7 @@ def _resumed(run: Path, args: TrainingArguments, settings: dict, model: Checkpoi
     now = settings | {"weights": model.fingerprint()}
     division = _divided(record, before, settings)
     now |= {name: before.get(name) for name in asdict(division)}
-    if changed := [key for key in now if key != "model" and now[key] != before.get(key)]:
+    if changed := [key for key in now if key not in NAMES and now[key] != before.get(key)]:
         expected, got = (", ".join(f"{key} {of.get(key)}" for key in changed) for of in (before, now))
         raise refuse("resume", expected, got, f"use the settings of {record}")
     for name, version in VERSIONS.items():

@@ -19,7 +19,7 @@ from growth.training.division import Order
 from growth.training.rates import with_rates
 from growth.training.run import STATE
 from growth.training.schedule import Schedule
-from growth.training.sharded import copy_weights, is_sharded, load_moments, load_weights, tied
+from growth.training.sharded import blocks, copy_weights, is_sharded, load_moments, load_weights, tied
 
 
 class ScheduledTrainer(Trainer):
@@ -83,9 +83,12 @@ class ScheduledTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         args, examples = self.args, train_dataset or self.train_dataset
         each = args.train_batch_size * args.gradient_accumulation_steps
-        return Order(len(examples), args.max_steps * args.world_size * each, args.data_seed)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return Order(len(examples), args.max_steps * args.world_size * each, seed)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = blocks(self.model)
         model, loader = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if self.is_fsdp_enabled and self.accelerator.native_amp:
             model.forward = self.accelerator.autocast()(model.forward)

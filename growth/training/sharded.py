@@ -32,6 +32,22 @@ def shards(asked: bool) -> bool:
     return wanted
 
 
+def blocks(model: nn.Module) -> list[str]:
+    """The kinds of modules that are sharded each by itself: those that the model names and has, but for what
+    holds its embedding, which accelerate shards alone.
+
+    Raises Refusal where modules other than the embedding and the head share a tensor: BERT's bias.
+    """
+    embedding = model.get_input_embeddings()
+    once = {name for name, _ in model.named_parameters()}
+    for name, x in model.named_parameters(remove_duplicate=False):
+        if name not in once and x is not embedding.weight:
+            got = f"{name}, which another shares"
+            raise refuse("fsdp", "one owner for each tensor but the embedding", got, "train without --fsdp")
+    inside = {type(x).__name__ for x in model.modules() if all(y is not embedding for y in x.modules())}
+    return sorted(inside & set(model._no_split_modules or ()))
+
+
 def reshard(model: nn.Module) -> None:
     """Lets go of weights that a forward gathered and FSDP kept for a backward; the optimizer has others."""
     for module in model.modules():

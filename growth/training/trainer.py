@@ -22,45 +22,10 @@ from growth.training.rates import copied
 from growth.training.result import TrainReport
 from growth.training.run import KEPT, SUFFIX, unfinished
 from growth.training.schedule import cosine, lemon
-<<<<<<< HEAD
 from growth.training.session import Session
 from growth.training.sharded import shards
 from growth.training.task import task
 from growth.training.teacher import find_teacher
-=======
-from growth.training.scheduled import ScheduledTrainer
-from growth.training.task import Task, task
-from growth.writing import say_plainly
-
-TRAINING = "training.json"  # how a checkpoint was trained
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """The result of `train`. curve[0] is the model as it came, curve[-1] the model that was saved in `out`.
-
-    step_flops: operations of one step with every weight trained. unfrozen_at: the number of steps after which
-    the transferred weights trained too, None where they did from the start or never. settings: what was asked
-    for.
-    """
-
-    out: Path
-    curve: list[Point]
-    parameters: int
-    step_flops: int
-    unfrozen_at: int | None
-    settings: dict
-
-    def json(self) -> dict:
-        return asdict(self) | {"out": str(self.out)}
-
-    def __str__(self) -> str:
-        first, last = self.curve[0], self.curve[-1]
-        return (
-            f"{self.out}: {last.step} steps, validation loss {first.loss:.3f} -> {last.loss:.3f}, "
-            f"{last.flops:.2e} FLOPs, {last.seconds:.1f} s"
-        )
->>>>>>> h3
 
 
 @together()
@@ -202,6 +167,7 @@ def train(
             "frozen": _told(frozen),
             "copied": _told(slow),
             "teacher": master and master.fingerprint(),
+            "teacher_name": master and master.name,
         }
         with (
             quiet(),
@@ -219,107 +185,38 @@ def _told(names: list[str]) -> str:
 
 def _arguments(folder: str, asked: dict, fsdp: bool, report_to: Sequence[str]) -> TrainingArguments:
     try:
-        return TrainingArguments(
-            output_dir=folder,
-            max_steps=asked["steps"],
-            per_device_train_batch_size=asked["batch_size"],
-            gradient_accumulation_steps=asked["gradient_accumulation"],
-            activation_checkpointing=asked["gradient_checkpointing"],
-            activation_checkpointing_kwargs={"use_reentrant": False},
-            seed=asked["seed"],
-            data_seed=asked["seed"],
-            learning_rate=asked["learning_rate"],
-            adam_beta1=0.9,
-            adam_beta2=0.95,
-            weight_decay=asked["weight_decay"],
-            max_grad_norm=1.0,
-            bf16=asked["bf16"],
-            fp16=asked["fp16"],
-            fsdp=shards(fsdp),
-            fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"},
-            dataloader_drop_last=True,
-            dataloader_pin_memory=torch.accelerator.is_available(),
-            use_cpu=not torch.accelerator.is_available(),
-            save_strategy="steps" if asked["save_every"] else "no",
-            save_steps=asked["save_every"] or asked["steps"],
-            save_total_limit=KEPT,
-            ddp_find_unused_parameters=asked["freeze"] is not None,
-            logging_steps=asked["window"],
-            logging_nan_inf_filter=False,  # StopOnNaN looks first
-            disable_tqdm=True,
-            report_to=list(report_to) or "none",
-            log_level="error",
-        )
-<<<<<<< HEAD
+        with quiet():
+            return TrainingArguments(
+                output_dir=folder,
+                max_steps=asked["steps"],
+                per_device_train_batch_size=asked["batch_size"],
+                gradient_accumulation_steps=asked["gradient_accumulation"],
+                activation_checkpointing=asked["gradient_checkpointing"],
+                activation_checkpointing_kwargs={"use_reentrant": False},
+                seed=asked["seed"],
+                data_seed=asked["seed"],
+                learning_rate=asked["learning_rate"],
+                adam_beta1=0.9,
+                adam_beta2=0.95,
+                weight_decay=asked["weight_decay"],
+                max_grad_norm=1.0,
+                bf16=asked["bf16"],
+                fp16=asked["fp16"],
+                fsdp=shards(fsdp),
+                fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"},
+                dataloader_drop_last=True,
+                dataloader_pin_memory=torch.accelerator.is_available(),
+                use_cpu=not torch.accelerator.is_available(),
+                save_strategy="steps" if asked["save_every"] else "no",
+                save_steps=asked["save_every"] or asked["steps"],
+                save_total_limit=KEPT,
+                ddp_find_unused_parameters=asked["freeze"] is not None,
+                logging_steps=asked["window"],
+                logging_nan_inf_filter=False,  # StopOnNaN looks first
+                disable_tqdm=True,
+                report_to=list(report_to) or "none",
+                log_level="error",
+                log_level_replica="error",
+            )
     except ValueError as error:  # what this machine cannot do, such as bfloat16
         raise refuse("train", "options that run here", reason(error), "leave them out") from error
-=======
-        batch = {key: value.to(args.device) for key, value in work.first(batch_size).items()}
-        step_flops = count_flops(network, batch)
-        frozen_flops = count_flops(network, batch, frozen) if freezing else step_flops
-        N = args.world_size
-        curve = Curve(work.measure, eval_every, N * step_flops, N * frozen_flops, freezing, progress)
-        engine.add_callback(curve)
-        if last and last.endswith(f"-{steps}"):
-            engine.restore(last)
-        else:
-            engine.train(resume_from_checkpoint=last)
-        report = TrainReport(
-            out,
-            curve.points,
-            parameters,
-            step_flops,
-            freezing.unfrozen_at if freezing else None,
-            settings,
-        )
-        if not math.isfinite(curve.points[-1].loss):
-            raise refuse(
-                "learning rate", "one at which the loss stays finite", learning_rate, "choose a lower one"
-            )
-        network.config = asked
-        _save(engine, report, checkpoint.path)
-    return report
-
-
-def _numbered(masked: Collator, args: TrainingArguments, last: str | None) -> Collator:
-    """Masks each batch under a seed of its own: a run resumed from `last` goes on with the same masks.
-
-    The Trainer's random numbers do not bring them back: it draws a batch ahead of the step that it saves.
-    """
-    steps = itertools.count(int(last.rpartition("-")[2]) if last else 0)
-
-    def collate(windows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return masked(windows, zlib.crc32(f"{args.seed} {args.process_index} {next(steps)}".encode()))
-
-    return collate
-
-
-def _write_companions(folder: Path, source: Path, work: Task, record: dict) -> None:
-    """What lies beside the weights; written before the first step, it cannot fail after the last."""
-    folder.mkdir(exist_ok=True)
-    if work.tokenizer:
-        work.tokenizer.save_pretrained(folder)
-    for file in (source / name for name in BESIDE):
-        if file.exists():
-            shutil.copyfile(file, folder / file.name)
-    if record:
-        # How it came to be, without the promise of the source's logits: training breaks that.
-        (folder / RECORD).write_text(json.dumps(record | {"lossless": False}, indent=1))
-
-
-def _save(engine: Trainer, report: TrainReport, source: Path) -> None:
-    folder = Path(engine.args.output_dir) / MODEL
-    engine.save_model(str(folder))  # gathers sharded weights, so every process calls it
-    if engine.is_world_process_zero():
-        say_plainly(folder, engine.model.config)
-        (folder / "training_args.bin").unlink()
-        (folder / TRAINING).write_text(json.dumps(report.json(), indent=1))
-        first, last = report.curve[0], report.curve[-1]
-        each = "a token" if report.settings["sequence_length"] else "an image"
-        facts = [
-            f"trained by `growth train`, {last.step} steps, on {report.settings['data']}",
-            f"validation loss {first.loss:.3f} -> {last.loss:.3f} nats {each}; all of it is in {TRAINING}",
-        ]
-        outlook, figures = "Its logits are its own, not the base model's.", "Not measured."
-        write_card(folder, report.out.absolute().name, source, engine.model.config, facts, outlook, figures)
->>>>>>> h3

@@ -1,0 +1,75 @@
+"""Processes that train together, for test_distributed.py: what torchrun starts, forked from one that has torch.
+
+`started` runs `growth train` in each under the environment that torchrun gives, and tells how each ended.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import growth
+from growth import __main__ as cli
+from growth.training import progress, trainer  # noqa: F401  what a run imports, before the fork
+
+SECONDS = 120  # then a process that hangs is killed, and its test fails
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["train_ranks"])
+
+
+class Ended(NamedTuple):
+    """Exit codes, standard outputs and errors, by process."""
+
+    codes: list[int]
+    out: list[str]
+    err: list[str]
+
+
+def started(number: int, folder: Path, *runs: dict) -> Ended:
+    """Processes that run growth.train(**settings) for each of `runs`, one after the other.
+
+    A run may have `killed`, [process, step]: after that step a power cut takes that process; and `of`, a list
+    of settings that one process has instead.
+    """
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [SERVER.Process(target=_rank, args=(i, number, port, folder, runs)) for i in range(number)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(SECONDS)
+        rank.kill()
+        rank.join()
+    out, err = ([(folder / f"{name}{i}").read_text() for i in range(number)] for name in ("out", "err"))
+    return Ended([rank.exitcode for rank in ranks], out, err)
+
+
+def _rank(rank: int, number: int, port: int, folder: Path, runs: tuple[dict, ...]) -> None:
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    torch.set_num_threads(1)
+    if number > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    cli.app = lambda *_, **__: [_train(rank, **run) for run in runs] and 0
+    cli.main()
+
+
+def _train(rank: int, killed: tuple[int, int] = (-1, -1), of: dict[int, dict] | None = None, **settings) -> None:
+    shown = progress.RunProgress.step
+
+    def step(self, now):
+        if killed == (rank, now):
+            os.kill(os.getpid(), signal.SIGKILL)
+        shown(self, now)
+
+    progress.RunProgress.step = step
+    cli.say(str(growth.train(**settings | (of or {}).get(rank, {}))))
+    sys.stdout.flush()
