@@ -115,7 +115,7 @@ FULL = Job(
                 "retnet-learned": (200, Budget(320, 2e-2, 10, 0.55, 1e-2), 0.3),
                 "mamba": (160, Budget(140, 2e-2, 10, 0.6, 1.2e-2), 0.15),
                 "mamba2": (160, Budget(120, 1.2e-2, 10, 0.7), 0.3),
-                "hybrid": (200, Budget(400, 1.5e-2, 10, 0.35, 1e-2), 0.3),
+                "hybrid": (200, Budget(360, 1.5e-2, 10, 0.3, 1e-2), 0.3),
             }
         ),
         learning=Lesson(25),
