@@ -30,7 +30,7 @@ Src = Annotated[
         metavar="SRC", help="A checkpoint: a folder, or the Hub's owner/name.", show_default=False
     ),
 ]
-Dst = Annotated[str, typer.Argument(metavar="DST", help="New folder for the result.", show_default=False)]
+Dst = Annotated[str | None, typer.Argument(metavar="DST", help="New folder; may be left out of a dry run.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print where every tensor would come from; write nothing.")
 ]
@@ -50,9 +50,7 @@ def inspect(src: Src, as_json: Json = False) -> None:
 
 def grow(
     src: Src,
-    dst: Annotated[
-        str | None, typer.Argument(metavar="DST", help="New folder; may be left out of a dry run.")
-    ] = None,
+    dst: Dst = None,
     method: Annotated[str, typer.Option(help=told(METHODS.values()))] = "lemon",
     hidden_size: Annotated[int | None, typer.Option(help="Width; default: the source's.")] = None,
     num_layers: Annotated[int | None, typer.Option(help="Layers; default: the source's.")] = None,
@@ -104,10 +102,13 @@ app.command()(grow)
 @app.command()
 def transfer(
     src: Src,
-    dst: Dst,
+    dst: Dst = None,
     mixers: Annotated[str, typer.Option(help="retention | mamba | mamba2 | attention")] = "retention",
     pattern: Annotated[
-        str | None, typer.Option(help="A letter per layer: A, W, R, M or S, such as RRRA.")
+        str | None,
+        typer.Option(
+            help="A letter a layer, as RRRA: A attention, W in a window, R retention, M Mamba, S Mamba-2."
+        ),
     ] = None,
     keep_attention: Annotated[
         str, typer.Option(help="Layers that stay attention, such as 1,11, or auto:2.")
@@ -255,7 +256,9 @@ def train(
 @app.command()
 def check(
     src: Src,
-    dst: Dst,
+    dst: Annotated[
+        str, typer.Argument(metavar="DST", help="What was made of it, or another.", show_default=False)
+    ],
     text: Annotated[str | None, typer.Option(help="A file whose text they read, not random input.")] = None,
     generate: Annotated[
         bool, typer.Option("--generate", help="Also how far their greedy continuations agree.")

@@ -42,7 +42,7 @@ PATTERN = "AWRMS"
 
 def transfer(
     src: str | Path,
-    dst: str | Path,
+    dst: str | Path | None = None,
     *,
     mixers: str = "retention",
     pattern: str | None = None,
@@ -87,6 +87,8 @@ def transfer(
     if copy not in COPIED:
         raise refuse("copy", f"one of {', '.join(COPIED)}", copy, "choose one of these")
     form = format_of(format)
+    if dst is None and not dry_run:
+        raise refuse("output folder", "the name of a new folder", "none", "name one, or ask for a dry run")
     if not dry_run:
         refuse_existing(dst)
     began, count = time.perf_counter(), count_of(keep_attention)
@@ -101,7 +103,7 @@ def transfer(
     written(form, starting.keeping(range(count)).config if count else starting.config)
     fitting = fitting_of(starting, align, data, count)
     told, lost = Told(), left_behind(checkpoint.config) + starting.lost()
-    with beside(dst) if fitting and not dry_run else nullcontext(Path(dst)) as folder:
+    with beside(dst) if fitting and not dry_run else nullcontext(Path(dst or ".")) as folder:
         if fitting and not dry_run:
             weights = starting.weights()
             room = plan_transfer(source, weights.model, weights).bytes
@@ -155,6 +157,8 @@ def chosen_pattern(
         wanted = "".join("A" if layer in keep_attention else LETTERS[mixers] for layer in count)
     elif keep_attention:
         raise refuse("pattern", "either a pattern or layers that keep attention", "both", "leave one out")
+    elif mixers != "retention":
+        raise refuse("pattern", "either a pattern or mixers", "both", "leave one out")
     elif len(pattern) != L or set(pattern) - set(PATTERN):
         expected = f"{L} letters out of {', '.join(PATTERN)}"
         raise refuse("pattern", expected, repr(pattern), "give one letter per layer")
