@@ -305,6 +305,7 @@ def test_other_heads_of_retention_are_as_wide_together(source, tmp_path):
         2,
         48,
     )
-    why = {name: said for name, said in report.plan.dropped.items() if "layers.0.self_attn" in name}
-    assert why["model.layers.0.self_attn.q_proj.weight"] == "the target's heads are others"
-    assert "model.layers.0.self_attn.o_proj.weight" not in why
+    origins = {row.name: row.origin for row in report.plan.rows if "layers.0.mixer." in row.name}
+    assert origins["model.layers.0.mixer.q_proj.weight"] == "regrouped"
+    assert origins["model.layers.0.mixer.o_proj.weight"] == "copied"
+    assert not report.plan.dropped
