@@ -115,6 +115,8 @@ def transfer(
         target = written(form, config)
         plan, notes = plan_transfer(source, target, weights), (*notes, *form.notes(config))
         parameters = source.parameters, plan.parameters
+        if dry_run and count:
+            notes = *notes, f"{count} of the layers will keep attention: data choose them when it runs"
         if not dry_run:
             refuse_too_large(dst, plan.bytes)
             how = {"parameters": parameters, "pattern": config.pattern, "copy": copy, "seed": seed}
