@@ -98,6 +98,11 @@ class Fitting:
         how = asdict(self.how) | {"sequence_length": self.windows.length, "windows": windows}
         found = {"align": how, "alignment": aligning.layers}
         lines, stages, kept = [told_of(layer) for layer in aligning.layers], dict(aligning.stages), ()
+        if farther := [
+            str(layer["layer"]) for layer in aligning.layers if farther_than_before(layer["error"])
+        ]:
+            which = f"layer {farther[0]} is" if len(farther) == 1 else f"layers {', '.join(farther)} are"
+            lines.append(f"{which} farther off than before the steps: more of them, such as 300, lead closer")
         if restored:
             scores = restored.scores(aligning.source)
             kept = tuple(best(scores, self.keep))
@@ -118,6 +123,12 @@ class Fitting:
 def restorable(starting: Starting) -> list[int]:
     """The layers that may keep the source's attention."""
     return [layer for layer in starting.new if starting.old.pattern[layer] in ATTENTION]
+
+
+def farther_than_before(error: dict[str, float]) -> bool:
+    """Of a layer: did its steps, too few, undo what the start, or the solution, had reached?"""
+    before = error.get("solved", error["started"])
+    return error.get("aligned", before) > before
 
 
 def score_line(row: dict[str, Any]) -> str:

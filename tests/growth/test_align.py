@@ -273,6 +273,15 @@ def test_the_command_line_aligns_and_says_so(tmp_path, monkeypatch, capsys):
     assert "align: layer 2 of 3, " in said.err and "error" not in said.err, "the report has these"
 
 
+def test_steps_that_lead_away_from_what_was_solved_are_told(sources, tmp_path):
+    for rate, told in ((10.0, "layers 0, 1, 2 are"), (1e-4, "")):
+        how = Alignment(2, **HOW | {"learning_rate": rate})
+        out = tmp_path / str(rate)
+        report = growth.transfer(sources("llama"), out, mixers="mamba2", align=how, data=windows())
+        said = "\n".join(line for line in report.lines if "farther off than before the steps" in line)
+        assert said.startswith(told) and bool(said) is bool(told)
+
+
 def test_what_is_fitted_is_the_same_in_every_format(sources, tmp_path):
     how = {"align": Alignment(3, **HOW), "data": windows()}
     for format, other in (
