@@ -124,7 +124,10 @@ def transfer(
     align: Annotated[
         int, typer.Option(help="Steps of fitting each mixer to the attention, with --data.")
     ] = 0,
-    data: Annotated[str | None, typer.Option(help="Text that mixers are fitted to.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Text, as train reads it, that mixers are fitted to and layers chosen by."),
+    ] = None,
     format: Annotated[str, typer.Option(help="lci | granitemoehybrid | fla")] = "lci",
     seed: Seed = 0,
     dry_run: DryRun = False,

@@ -2,8 +2,6 @@
 
 import math
 import re
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from growth.learned.fit import examples_for
 from growth.training.data import Data
 from growth.training.examples import Examples
 from growth.transferring.align import Aligning, Alignment, kept_in, told_of
+from growth.transferring.fitting import peak_memory
 from growth.transferring.planned import Start, of_mixer
 from growth.transferring.restoration import HELD_OUT, Restored, best, table
 from growth.transferring.sources import ATTENTION
@@ -136,9 +135,3 @@ def score_line(row: dict[str, Any]) -> str:
         return f"no attention: KL {row['kl']:.4f}"
     kept = ", kept" if row["kept"] else ""
     return f"attention in layer {row['layer']}: KL {row['kl']:.4f}, lower by {row['lowers']:.4f}{kept}"
-
-
-def peak_memory() -> int:
-    """The most bytes that the process has held so far."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
