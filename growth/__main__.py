@@ -35,6 +35,7 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print where every tensor would come from; write nothing.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TextField = Annotated[str, typer.Option(help="Of rows, the field that holds the text.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
@@ -128,6 +129,7 @@ def transfer(
         str | None,
         typer.Option(help="Text, as train reads it, that mixers are fitted to and layers chosen by."),
     ] = None,
+    text_field: TextField = "text",
     format: Annotated[str, typer.Option(help="lci | granitemoehybrid | fla")] = "lci",
     seed: Seed = 0,
     dry_run: DryRun = False,
@@ -146,6 +148,7 @@ def transfer(
         start=start,
         align=align,
         data=data,
+        text_field=text_field,
         format=format,
         seed=seed,
         dry_run=dry_run,
@@ -173,7 +176,7 @@ def train(
         int | None, typer.Option(help="Tokens a window; default: the model's.")
     ] = None,
     pack: Annotated[bool, typer.Option("--pack", help="Keep a window's documents apart.")] = False,
-    text_field: Annotated[str, typer.Option(help="Of rows, the field that holds the text.")] = "text",
+    text_field: TextField = "text",
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
     weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.1,
     warmup: Annotated[int | None, typer.Option(help="Steps of warm-up; default: a twentieth.")] = None,

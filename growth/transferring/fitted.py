@@ -40,7 +40,7 @@ class Told:
 
 
 def fitting_of(
-    starting: Starting, align: int | Alignment, data: Data | None, keep: int | None
+    starting: Starting, align: int | Alignment, data: Data | None, keep: int | None, field: str = "text"
 ) -> "Fitting | None":
     """What `transfer` is asked for, None where it is asked for nothing that takes data.
 
@@ -58,7 +58,7 @@ def fitting_of(
         expected, remedy = f"1 to {most} layers that keep their attention", "choose a number in between"
         raise refuse("keep-attention", expected, f"auto:{keep}", remedy)
     for_what = "align" if how.steps else "keep-attention auto"
-    windows = examples_for(starting.source, data, how.batch_size, how.sequence_length, for_what)
+    windows = examples_for(starting.source, data, how.batch_size, how.sequence_length, for_what, field)
     if keep is None:
         return Fitting(how, windows)
     if len(windows) < (least := how.batch_size + HELD_OUT):

@@ -53,6 +53,7 @@ def transfer(
     start: str | None = None,
     align: int | Alignment = 0,
     data: Data | None = None,
+    text_field: str = "text",
     format: str = "lci",
     seed: int = 0,
     dry_run: bool = False,
@@ -74,6 +75,7 @@ def transfer(
     align           steps of fitting each new mixer to the source's attention on data, before all training; an
                     Alignment says how. 0: with data the last projection alone is solved for
     data            text, or Windows: what mixers are fitted to and layers are chosen by
+    text_field      of rows, the field or column that holds the text
     format          what it is written as: lci, our own class, which holds all of these; granitemoehybrid,
                     which transformers, vLLM and SGLang have; fla, flash-linear-attention's RetNet
 
@@ -100,7 +102,7 @@ def transfer(
     )
     fields = retention_fields(checkpoint.config, letters, decays, retention_heads)
     starting = Starting(source, letters, fields, start, copy, seed, data is not None)
-    fitting = fitting_of(starting, align, data, count)
+    fitting = fitting_of(starting, align, data, count, text_field)
     written(form, (fitting.such(starting) if fitting else starting).config)  # refuses before any work
     told, notes = Told(), left_behind(checkpoint.config) + starting.lost()
     with beside(dst) if fitting and not dry_run else nullcontext(Path(dst or ".")) as folder:

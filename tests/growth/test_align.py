@@ -268,8 +268,12 @@ def test_the_command_line_aligns_and_says_so(tmp_path, monkeypatch, capsys):
 
     code, said = run("--align", "2")
     assert code == 2 and said.err.count("\n") == 1 and "data: expected text" in said.err
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"body": text.read_text()}))
+    code, said = run("--align", "2", "--data", str(rows))
+    assert code == 2 and "got body; pass the one that holds the text, --text-field" in said.err
     assert not (tmp_path / "out").exists()
-    code, said = run("--align", "2", "--data", str(text), "--decays", "alibi")
+    code, said = run("--align", "2", "--data", str(rows), "--text-field", "body", "--decays", "alibi")
     assert not code and "layer 2 (R, attention): error started" in said.out
     assert "align: layer 2 of 3, " in said.err and "error" not in said.err, "the report has these"
 
