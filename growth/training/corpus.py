@@ -58,7 +58,7 @@ def read_corpus(
     same; without, a file that is gone with the process. Raises Refusal as `documents` does, and where the
     disk has no room.
     """
-    key = _key(paths, tokenizer, what, field)
+    key = "" if cache is None else _key(paths, tokenizer, what, field)
     if cache is not None and (found := _kept(cache, key)):
         return found
     kind = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)

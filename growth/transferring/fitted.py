@@ -77,6 +77,10 @@ class Fitting:
     held_out: Examples | None = None
     keep: int = 0
 
+    def such(self, starting: Starting) -> Starting:
+        """A model of the kind that comes out: with as many layers that keep their attention."""
+        return starting.keeping(restorable(starting)[: self.keep])
+
     def bytes(self, starting: Starting) -> int:
         """What `run` leaves on disk, in float32."""
         model = starting.base.model.architecture

@@ -192,8 +192,7 @@ def _row(source: Source, target: Model, weights: Weights, name: str, entry: Entr
     whole = copied and _as_it_lies(source, entry, layer)
     recipe: Recipe = Copy(sources[0]) if whole else Moved(entry, layer, weights)
     notes = dict.fromkeys(weights.note(weight, layer) for weight in names)
-    origins = [weights.origin(weight, layer) for weight in names]
-    made = next((x for x in origins if x not in ("copied", "initialised")), "initialised")
+    made = [origin for weight in names if (origin := weights.origin(weight, layer)) != "initialised"]
     if not any((weight, layer) in weights for weight in names):
         assert all(weight.endswith(".bias") for weight in names), names
         recipe, notes = Zero(shape), {"zero, for the format has it and the model does not": None}
@@ -201,7 +200,7 @@ def _row(source: Source, target: Model, weights: Weights, name: str, entry: Entr
         name,
         shape,
         dtype,
-        "copied" if copied else made,
+        "copied" if copied else next((origin for origin in made if origin != "copied"), "initialised"),
         sources,
         "; ".join(filter(None, notes)) or ("" if sources else "fresh"),
         freeze=all(weights.settled(weight, layer) for weight in names),

@@ -98,9 +98,9 @@ def transfer(
     )
     fields = retention_fields(checkpoint.config, letters, decays, retention_heads)
     starting = Starting(source, letters, fields, start, copy, seed, data is not None)
-    written(form, starting.keeping(range(count)).config if count else starting.config)
     fitting = fitting_of(starting, align, data, count)
-    fitted, lost = Fitted(), left_behind(checkpoint.config) + starting.lost()
+    written(form, (fitting.such(starting) if fitting else starting).config)  # refuses before any work
+    fitted, notes = Fitted(), left_behind(checkpoint.config) + starting.lost()
     with beside(dst) if fitting and not dry_run else nullcontext(Path(dst)) as folder:
         if fitting and not dry_run:
             weights = starting.weights()
@@ -109,12 +109,13 @@ def transfer(
             fitted = fitting.run(starting, folder)
             starting = starting.keeping(fitted.kept)
         starts = fitting.starts(starting, folder) if fitting else starting.starts()
-        weights, target = starting.weights(starts), written(form, starting.config)
-        plan, pattern = plan_transfer(source, target, weights), starting.config.pattern
-        parameters, notes = (source.parameters, plan.parameters), (*lost, *form.notes(starting.config))
+        weights, config = starting.weights(starts), starting.config
+        target = written(form, config)
+        plan, notes = plan_transfer(source, target, weights), (*notes, *form.notes(config))
+        parameters = source.parameters, plan.parameters
         if not dry_run:
             refuse_too_large(dst, plan.bytes)
-            how = {"parameters": parameters, "pattern": pattern, "copy": copy, "seed": seed}
+            how = {"parameters": parameters, "pattern": config.pattern, "copy": copy, "seed": seed}
             how |= {"format": format, "start": starting.told(), **fitted.json}
             record = new_record("transfer", "xatl", checkpoint, weights.lossless, plan, notes=notes, **how)
             with one_thread():
@@ -122,7 +123,7 @@ def transfer(
     return Report(
         Path(src),
         None if dry_run else Path(dst),
-        f"xatl {pattern}",
+        f"xatl {config.pattern}",
         weights.lossless,
         time.perf_counter() - began,
         fitted.flops,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from checkpoints import VOCAB
 from decoders import DECODERS
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
@@ -270,3 +271,27 @@ def test_the_command_line_aligns_and_says_so(tmp_path, monkeypatch, capsys):
     code, said = run("--align", "2", "--data", str(text), "--decays", "alibi")
     assert not code and "layer 2 (R, attention): error started" in said.out
     assert "align: layer 2 (R, attention): error" in said.err
+
+
+def test_what_is_fitted_is_the_same_in_every_format(sources, tmp_path):
+    how = {"align": Alignment(3, **HOW), "data": windows()}
+    for format, other in (
+        ("granitemoehybrid", {"mixers": "mamba2", "keep_attention": "auto:1"}),
+        ("fla", {"mixers": "retention"}),
+    ):
+        for name in (format, "lci"):
+            growth.transfer(sources("llama"), tmp_path / f"{format} {name}", format=name, **other, **how)
+    folder = tmp_path / "granitemoehybrid"
+    assert growth.check(f"{folder} lci", f"{folder} granitemoehybrid").float32 < 1e-5
+    own, fla = (load_file(tmp_path / f"fla {name}" / "model.safetensors") for name in ("lci", "fla"))
+    for part in "qkvgo":
+        x = own[f"model.layers.1.mixer.{part}_proj.weight"]
+        assert torch.equal(x, fla[f"model.layers.1.attn.{part}_proj.weight"])
+
+
+def test_a_format_that_cannot_hold_what_comes_out_is_refused_before_any_work(sources, tmp_path):
+    with pytest.raises(Refusal, match="pattern: expected .* for the format fla"):
+        growth.transfer(
+            sources("llama"), tmp_path / "out", keep_attention="auto:1", format="fla", data=windows()
+        )
+    assert not list(tmp_path.iterdir())

@@ -298,9 +298,9 @@ def test_learned_decays_start_as_retnet_s_in_float32_and_go_with_their_heads(tmp
 
 
 def test_other_heads_of_retention_are_as_wide_together(source, tmp_path):
-    how = {"retention_heads": 2, "copy": "all", "start": "published"}
-    report = growth.transfer(source("qwen3"), tmp_path / "out", **how)
+    report = growth.transfer(source("qwen3"), tmp_path / "out", retention_heads=2, copy="all")
     assert Checkpoint(tmp_path / "out").config.heads_of("R") == (2, 2, 48)
-    why = {name: said for name, said in report.plan.dropped.items() if "layers.0.self_attn" in name}
-    assert why["model.layers.0.self_attn.q_proj.weight"] == "the target's heads are others"
-    assert "model.layers.0.self_attn.o_proj.weight" not in why
+    origins = {row.name: row.origin for row in report.plan.rows if "layers.0.mixer." in row.name}
+    assert origins["model.layers.0.mixer.q_proj.weight"] == "regrouped"
+    assert origins["model.layers.0.mixer.o_proj.weight"] == "copied"
+    assert not report.plan.dropped

@@ -499,7 +499,7 @@ def test_a_checkpoint_is_whole_where_each_of_its_files_is(interrupted, tmp_path)
         shutil.copytree(interrupted / "checkpoint-6", tmp_path / "checkpoint-6")
         for change in changes:
             change(tmp_path / "checkpoint-6")
-        return damage(tmp_path / "checkpoint-6", 1)
+        return damage(tmp_path / "checkpoint-6")
 
     def cut(name):
         return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
@@ -530,7 +530,9 @@ def test_a_checkpoint_is_whole_where_each_of_its_files_is(interrupted, tmp_path)
     assert case(fully_sharded, cut(piece)).startswith("optimizer_0/.metadata names ")
     assert case(fully_sharded, lost(piece)).startswith("optimizer_0/.metadata names ")
     assert case(fully_sharded, cut("optimizer_0/.metadata")).startswith("optimizer_0/.metadata is damaged")
-    assert damage(interrupted / "checkpoint-6", 2) == "rng_state_0.pth is missing"
+    state = json.loads((interrupted / "checkpoint-6" / STATE).read_text())
+    state["stateful_callbacks"]["Processes"]["attributes"]["number"] = 2
+    assert case(written(STATE, json.dumps(state).encode())) == "rng_state_0.pth is missing"
 
 
 def test_a_run_goes_on_from_its_newest_whole_checkpoint_or_says_that_there_is_none(
@@ -577,7 +579,7 @@ def test_a_run_goes_on_under_the_settings_data_and_model_it_began_with(folder, i
     for content, said in (
         (b"{", "expected JSON, got "),
         (b"[]", "expected an object, got list"),
-        (json.dumps(before | {"processes": 2}).encode(), "expected processes 2, got processes 1"),
+        (json.dumps(before | {"batch_size": 5}).encode(), "expected 5 examples a step, .*, got 4 examples"),
         (None, "got No such file or directory; put the file back, or remove"),
     ):
         record.write_bytes(content) if content else record.unlink()
