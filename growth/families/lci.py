@@ -32,7 +32,6 @@ NORMED = ("mixer", "mixer_out", "mlp", "mlp_out", "mixer.q", "mixer.k")
 
 
 def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
-    bias, out_bias = bool(config.attention_bias), config.attention_out_bias
     frame = Frame(
         config.hidden_size,
         config.num_attention_heads,
@@ -44,7 +43,7 @@ def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
         norms=config.norm_placement,
         gated=config.gated_mlp,
         qk_norm={None: "", "head": "unit", "all": "wire"}[config.qk_norm],
-        biases=(bias, bias if out_bias is None else out_bias, config.mlp_bias),
+        biases=(*config.biases, config.mlp_bias),
     )
     attention = frame.attention()
     mixers = {
@@ -76,10 +75,9 @@ def architecture(config: PreTrainedConfig, parts: Parts) -> Architecture:
 
 def wires(config: PreTrainedConfig) -> dict[str, Wire]:
     """Those of the mixers that are no attention."""
-    size = retention_head(config)
-    heads = Wire(config.retention_num_heads, size)
-    keys = Wire(config.retention_num_kv_heads or config.retention_num_heads, size)
-    inner = channels(config)
+    H, Hk, size = config.heads_of("R")
+    heads, keys = Wire(H, size), Wire(Hk, size)
+    inner = config.channels
     ssm = Wire(config.mamba2_num_heads, inner // config.mamba2_num_heads)
     fixed = {
         "vocab": config.vocab_size,
@@ -94,23 +92,13 @@ def wires(config: PreTrainedConfig) -> dict[str, Wire]:
     return {
         **{f"retention.{name}.{{}}": heads for name in ("query", "query_raw", "query_gain", "mixed", "out")},
         **{f"retention.{name}.{{}}": keys for name in ("key", "key_raw", "key_gain", "value")},
-        "decay.{}": Wire(config.retention_num_heads),
+        "decay.{}": Wire(H),
         **{f"{name}.{{}}": ssm for name in ("ssm", "ssm_out", "ssm_gain")},
         "step.{}": Wire(config.mamba2_num_heads),
         "channel.{}": Wire(inner),
         "groups": Wire(config.mamba2_n_groups, config.mamba2_state_size, fixed=True),
         **{name: Wire(size, fixed=True) for name, size in fixed.items()},
     }
-
-
-def channels(config: PreTrainedConfig) -> int:
-    """Of either Mamba."""
-    return round(config.expand * config.hidden_size)
-
-
-def retention_head(config: PreTrainedConfig) -> int:
-    """The dims of a head."""
-    return config.retention_head_dim or config.hidden_size // config.retention_num_heads
 
 
 def retention(frame: Frame, learned: bool) -> tuple[Op, ...]:
@@ -174,7 +162,7 @@ def mamba2(frame: Frame) -> tuple[Op, ...]:
 
 def positions(config: PreTrainedConfig) -> int | None:
     """Layers that carry a state have no limit, but a table of positions has."""
-    limited = set(config.pattern) & {"A", "W"} or config.position_embedding_type == "learned"
+    limited = set(config.layer_types) != {"recurrent"} or config.position_embedding_type == "learned"
     return all_positions(config) if limited else None
 
 
@@ -189,13 +177,13 @@ def resized(old: PreTrainedConfig, new: PreTrainedConfig) -> Mapping[str, Any]:
         if old.mamba2_n_groups > 1:
             got, remedy = old.mamba2_n_groups, "groups of heads grow in depth alone: leave the width as it is"
             raise refuse("mamba2_n_groups", "1", got, remedy)
-        size = channels(old) // old.mamba2_num_heads
+        size = old.channels // old.mamba2_num_heads
         out["mamba2_num_heads"] = _whole(old, new, "mamba2_num_heads", size, old.expand)
     return out
 
 
 def _retention_heads(old: PreTrainedConfig, new: PreTrainedConfig) -> dict[str, Any]:
-    Q, size = old.retention_num_heads, retention_head(old)
+    Q, _, size = old.heads_of("R")
     if Q * size == old.hidden_size:
         P = _whole(old, new, "retention_num_heads", size, 1)
     else:

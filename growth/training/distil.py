@@ -78,10 +78,7 @@ def distilled(
     Raises Refusal where weight or temperature is none, where the vocabularies differ, where one model is
     masked and the other is not, and where logits are not a function of the last hidden states.
     """
-    if not 0 < weight <= 1:
-        raise refuse("teacher-weight", "a share of the loss, above 0 and at most 1", weight, "0.5 is usual")
-    if not 0 < temperature < float("inf"):
-        raise refuse("temperature", "above 0, and finite", temperature, "1 is usual")
+    refuse_odd_mix(weight, temperature)
     V, other = student.config.vocab_size, teacher.config.vocab_size
     if V != other:
         remedy = "name a teacher with the student's tokenizer"
@@ -111,6 +108,14 @@ def distilled(
         yield
     finally:
         student.__dict__.pop("forward", None)
+
+
+def refuse_odd_mix(weight: float, temperature: float) -> None:
+    """Raises Refusal where one of them is none."""
+    if not 0 < weight <= 1:
+        raise refuse("teacher weight", "a share of the loss, above 0 and at most 1", weight, "0.5 is usual")
+    if not 0 < temperature < float("inf"):
+        raise refuse("temperature", "above 0, and finite", temperature, "1 is usual")
 
 
 class _Mixed:

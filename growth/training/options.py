@@ -8,6 +8,7 @@ import torch
 from transformers.integrations import integration_utils
 
 from growth.errors import reason, refuse, refuse_odd_seed
+from growth.training.distil import refuse_odd_mix
 from growth.training.freeze import Counts
 
 LEAST = {
@@ -55,11 +56,7 @@ def refuse_odd_options(given: dict) -> None:
             if given[name] != usual:
                 remedy = "pass --teacher, or leave it out"
                 raise refuse(_spoken(name), "none without a teacher", given[name], remedy)
-    if not 0 < given["teacher_weight"] <= 1:
-        expected = "a share of the loss, above 0 and at most 1"
-        raise refuse("teacher weight", expected, given["teacher_weight"], "0.5 is usual")
-    if not 0 < given["temperature"] < math.inf:
-        raise refuse("temperature", "above 0, and finite", given["temperature"], "1 is usual")
+    refuse_odd_mix(given["teacher_weight"], given["temperature"])
     if given["fp16"] and given["bf16"]:
         raise refuse("bf16, fp16", "one of them, or neither", "both", "pass --bf16 where the GPU has it")
     if given["fp16"] and not torch.accelerator.is_available():

@@ -27,13 +27,12 @@ from torch import Tensor, nn
 from growth.errors import reason, refuse
 from growth.training.examples import Examples
 from growth.training.progress import RunProgress
-from growth.transferring.fitting import Cost, Pairs, Steps, descend, solve
 from growth.transferring.layers import Layers
+from growth.transferring.one_mixer import Cost, Pairs, Steps, descend, solve
 from growth.transferring.planned import Made, Start
 from growth.transferring.restoration import Restored
 from growth.transferring.starting import Starting
 
-LENGTH = 512  # tokens of a window, unless asked otherwise
 DRAWN, SOLVED = "drawn, then fitted to the attention", "solved for to fit the attention"
 RATES = {"R": 1e-2, "M": 1.5e-2, "S": 1e-2}
 LAST = {"R": "layers.{}.mixer.o.", "M": "layers.{}.mamba.out_proj.", "S": "layers.{}.mamba2.out_proj."}
@@ -153,7 +152,7 @@ class Aligning:
         return told
 
 
-def told_of(layer: dict[str, Any]) -> str:
+def layer_line(layer: dict[str, Any]) -> str:
     """The same for people."""
     errors = ", ".join(f"{name} {error:.4f}" for name, error in layer["error"].items())
     where = f"layer {layer['layer']} ({layer['mixer']}, {layer['start']})"

@@ -11,12 +11,12 @@ from growth.errors import refuse
 from growth.learned.fit import examples_for
 from growth.training.data import Data
 from growth.training.examples import Examples
-from growth.transferring.align import Aligning, Alignment, kept_in, told_of
+from growth.transferring.align import Aligning, Alignment, kept_in, layer_line
 from growth.transferring.fitting import peak_memory
 from growth.transferring.planned import Start, of_mixer
 from growth.transferring.restoration import HELD_OUT, Restored, best, table
-from growth.transferring.sources import ATTENTION
 from growth.transferring.starting import Starting
+from lcikernels.models.fields import ATTENTION
 
 
 def count_of(keep_attention: str | Sequence[int]) -> int | None:
@@ -30,7 +30,7 @@ def count_of(keep_attention: str | Sequence[int]) -> int | None:
 
 
 @dataclass(frozen=True)
-class Told:
+class Fitted:
     """What fitting did, for the report: operations, what growth.json holds of it, and lines for people."""
 
     flops: int = 0
@@ -86,7 +86,7 @@ class Fitting:
         weights = (x for layer in starting.new for x in model.at("", layer) if of_mixer(x.name))
         return sum(4 * math.prod(model.shape(x)) for x in weights)
 
-    def run(self, starting: Starting, folder: Path) -> Told:
+    def run(self, starting: Starting, folder: Path) -> Fitted:
         """Fit every new mixer of `starting`; what they become lies in `folder`. Choose, where asked to."""
         restored = None
         if self.held_out is not None:
@@ -96,7 +96,7 @@ class Fitting:
         windows = aligning.run(self.windows, restored)
         how = asdict(self.how) | {"sequence_length": self.windows.length, "windows": windows}
         found = {"align": how, "alignment": aligning.layers}
-        lines, stages, kept = [told_of(layer) for layer in aligning.layers], dict(aligning.stages), ()
+        lines, stages, kept = [layer_line(layer) for layer in aligning.layers], dict(aligning.stages), ()
         if farther := [
             str(layer["layer"]) for layer in aligning.layers if farther_than_before(layer["error"])
         ]:
@@ -112,7 +112,7 @@ class Fitting:
         flops = sum(cost.flops for cost in stages.values())
         found |= {"flops": flops, "stages": {name: asdict(cost) for name, cost in stages.items()}}
         found["peak_memory"] = peak_memory()
-        return Told(flops, found, tuple(lines), kept)
+        return Fitted(flops, found, tuple(lines), kept)
 
     def starts(self, starting: Starting, folder: Path) -> dict[int, Start]:
         """Of the layers that `run` has fitted, or will have."""

@@ -24,7 +24,7 @@ from lcikernels.models.attention import Attention
 RIDGE = 1e-3  # of the mean square of a feature
 
 
-class Heads(NamedTuple):
+class Rows(NamedTuple):
     """Which rows of the source's projections become the rows of the new ones: q [H K], k and v [Hk K]."""
 
     q: Tensor
@@ -32,7 +32,7 @@ class Heads(NamedTuple):
     v: Tensor
 
 
-def regrouped(H: int, Hk: int, K: int, pairs: int, heads: int, new_pairs: int) -> Heads:
+def regrouped(H: int, Hk: int, K: int, pairs: int, heads: int, new_pairs: int) -> Rows:
     """The rows by which H heads of K dims, which share Hk heads of k and v, become `heads` as wide together.
 
     pairs: how many pairs of dims (i, i + pairs) of a head rotate; new_pairs: of a new one. As many heads stay
@@ -45,7 +45,7 @@ def regrouped(H: int, Hk: int, K: int, pairs: int, heads: int, new_pairs: int) -
     """
     if heads == H:
         own = torch.arange(Hk * K)
-        return Heads(torch.arange(H * K), own, own)
+        return Rows(torch.arange(H * K), own, own)
     if H % heads and (heads % H or K % (heads // H)):
         expected = f"a divisor of the source's {H} heads, or a multiple that divides its {H * K} dims evenly"
         raise refuse("retention-heads", expected, heads, "choose one, or start published")
@@ -57,20 +57,20 @@ def regrouped(H: int, Hk: int, K: int, pairs: int, heads: int, new_pairs: int) -
         order = [laid(*split(h // r, h % r, r, K, pairs), new_pairs) for h in range(heads)]
     q, v = torch.tensor(order).flatten(), torch.arange(H * K)
     k, v = (rows // K // (H // Hk) * K + rows % K for rows in (q, v))
-    return Heads(q, k, v)
+    return Rows(q, k, v)
 
 
-Pairs = list[tuple[int, int]]
+Turning = list[tuple[int, int]]  # dims that rotate together
 
 
-def merged(heads: Iterable[int], K: int, pairs: int) -> tuple[Pairs, list[int]]:
+def merged(heads: Iterable[int], K: int, pairs: int) -> tuple[Turning, list[int]]:
     """The pairs that rotate of several heads, the fastest first, and the dims that do not."""
     heads = [*heads]
     turning = [(h * K + i, h * K + i + pairs) for i in range(pairs) for h in heads]
     return turning, [h * K + i for h in heads for i in range(2 * pairs, K)]
 
 
-def split(head: int, part: int, parts: int, K: int, pairs: int) -> tuple[Pairs, list[int]]:
+def split(head: int, part: int, parts: int, K: int, pairs: int) -> tuple[Turning, list[int]]:
     """The pairs that rotate of one of the parts of a head, and the dims that do not."""
     (turning, rest), taken = merged([head], K, pairs), [-(-(pairs - m) // parts) for m in range(parts)]
     room = [K // parts - 2 * count for count in taken]
@@ -81,7 +81,7 @@ def split(head: int, part: int, parts: int, K: int, pairs: int) -> tuple[Pairs, 
     return turning[part::parts], rest[start : start + room[part]]
 
 
-def laid(turning: Pairs, rest: list[int], pairs: int) -> list[int]:
+def laid(turning: Turning, rest: list[int], pairs: int) -> list[int]:
     """The dims of a head of which `pairs` pairs rotate: first halves, second halves, the others."""
     spare = [dim for pair in turning[pairs:] for dim in pair] + rest
     lack = max(0, pairs - len(turning))

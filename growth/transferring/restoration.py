@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from growth.transferring.fitting import Cost
 from growth.transferring.layers import Layers
+from growth.transferring.one_mixer import Cost
 
 HELD_OUT = 8  # windows: of 512 tokens they tell scores apart that differ by 0.01
 CHUNK = 512  # tokens whose logits are there at a time: 0.26 GB twice with a vocabulary of 128k

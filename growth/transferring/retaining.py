@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from growth.errors import refuse
-from growth.transferring.sources import heads_of, pattern_of, said
+from growth.transferring.sources import pattern_of, retention_heads, said
 
 NAMED = ("retnet", "alibi", "learned")
 
@@ -37,7 +37,7 @@ def retention_fields(
             remedy = "leave it out: all retention layers of a model have the same"
             raise refuse(flag, "none, for the source has layers of retention", got, remedy)
     fields: dict[str, Any] = {}
-    own = heads_of(said(config))
+    own = retention_heads(said(config))
     H, width = own["retention_num_heads"], own["retention_num_heads"] * own["retention_head_dim"]
     if heads not in (None, H):
         if type(heads) is not int or heads < 1 or width % heads:

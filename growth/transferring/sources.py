@@ -12,7 +12,6 @@ from growth.families import FAMILIES
 from lcikernels.models import LCIConfig
 
 Says = Mapping[str, str | Callable[[PreTrainedConfig], Any]]
-ATTENTION = "AW"  # full, and with a sliding window
 MIXERS = {"A": "attention", "W": "attention with a sliding window", "R": "retention"}
 MIXERS |= {"M": "Mamba", "S": "Mamba-2"}
 
@@ -253,7 +252,7 @@ def lci_config(config: PreTrainedConfig, pattern: str, dtype: str, **fields: Any
     """
     found = said(config)
     if "R" in pattern and "R" not in pattern_of(config):
-        found |= heads_of(found)
+        found |= retention_heads(found)
     found |= {"pattern": pattern, "dtype": dtype, "architectures": ["LCIForCausalLM"], **fields}
     try:
         return LCIConfig(**found)
@@ -266,7 +265,7 @@ def _unfit(config: PreTrainedConfig, error: Exception) -> Refusal:
     return refuse(config.model_type, "settings that an LCI model has too", what, "see config.json")
 
 
-def heads_of(found: Mapping[str, Any]) -> dict[str, int]:
+def retention_heads(found: Mapping[str, Any]) -> dict[str, int]:
     """The heads of retention that take attention's weights as they are."""
     H, D = found["num_attention_heads"], found["hidden_size"]
     return {

@@ -17,9 +17,10 @@ from growth.transferring.mixers import (
     retention_from_attention,
 )
 from growth.transferring.planned import Made, Start, Weights
-from growth.transferring.sources import ATTENTION, lci_config, pattern_of
+from growth.transferring.sources import lci_config, pattern_of
 from lcikernels.layers import Retention
 from lcikernels.models import LCIConfig
+from lcikernels.models.fields import ATTENTION
 
 STARTS = ("published", "attention")
 PASSES = "passes each token on"
@@ -82,15 +83,17 @@ class Starting:
         for layer in self.new:
             if old.pattern[layer] not in ATTENTION:  # another mixer, of the source's own
                 self.ways[layer] = "published"
-        self.same_heads = heads_of(old, "A") == heads_of(config, "R")
+        self.same_heads = old.heads_of("A") == config.heads_of("R")
         self.copy = "all" if ways.get("R") == "attention" else copy
         self.base = self.weights()
         for letter in {old.pattern[i] for i, x in self.ways.items() if (letters[i], x) == ("R", "attention")}:
-            turning = (
-                pairs(old, letter),
-                pairs(config, "R"),
-            )  # heads that do not fit are refused before any work
-            regrouped(*heads_of(old, "A"), turning[0], config.retention_num_heads, turning[1])
+            # heads that do not fit are refused before any work
+            regrouped(
+                *old.heads_of("A"),
+                rotating_pairs(old, letter),
+                config.retention_num_heads,
+                rotating_pairs(config, "R"),
+            )
 
     def keeping(self, layers: Collection[int]) -> "Starting":
         """The same, but that these layers stay as they are in the source."""
@@ -115,7 +118,8 @@ class Starting:
         if self.ways[layer] == "published":
             return
         if isinstance(mixer, Retention):
-            turning = pairs(self.old, self.old.pattern[layer]), pairs(self.config, "R")
+            letter = self.old.pattern[layer]
+            turning = rotating_pairs(self.old, letter), rotating_pairs(self.config, "R")
             retention_from_attention(mixer, old, turning)
         else:
             mamba2_from_attention(mixer, old)
@@ -168,21 +172,14 @@ class Starting:
         )
 
 
-def pairs(config: LCIConfig, letter: str) -> int:
+def rotating_pairs(config: LCIConfig, letter: str) -> int:
     """How many pairs of dims of a head rotate."""
     return -(-config.rotary_dims.get(letter, 0) // 2)
 
 
-def heads_of(config: LCIConfig, letter: str) -> tuple[int, int, int]:
-    """Heads, those of k and v, the dims of one."""
-    if letter == "A":
-        return config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    return config.retention_num_heads, config.retention_num_kv_heads, config.retention_head_dim
-
-
 def lost_by_retention(old: LCIConfig, new: LCIConfig) -> Iterator[str]:
-    (H, _, K), (heads, _, size) = heads_of(old, "A"), heads_of(new, "R")
-    turns = any(pairs(old, letter) for letter in old.pattern)
+    (H, _, K), (heads, _, size) = old.heads_of("A"), new.heads_of("R")
+    turns = any(rotating_pairs(old, letter) for letter in old.pattern)
     if heads < H:
         yield f"retention: each head of {size} dims adds up the scores of {H // heads} of the source's" + (
             ", most of whose dims rotate slower there" if turns else ""
@@ -197,7 +194,7 @@ def lost_by_retention(old: LCIConfig, new: LCIConfig) -> Iterator[str]:
 
 def lost_by_mamba2(old: LCIConfig, new: LCIConfig) -> Iterator[str]:
     yield "Mamba-2: C, B and x pass a silu, and the head's norm is over the gated output"
-    if any(pairs(old, letter) for letter in old.pattern):
+    if any(rotating_pairs(old, letter) for letter in old.pattern):
         yield "Mamba-2: rotary positions have no place in it"
     if old.qk_norm is not None:
         yield "Mamba-2: norms of q and k have no place in it"

@@ -28,16 +28,16 @@ from growth.record import new_record
 from growth.report import Report
 from growth.training.data import Data
 from growth.transferring.align import Alignment
-from growth.transferring.fitted import Told, count_of, fitting_of
+from growth.transferring.fitted import Fitted, count_of, fitting_of
 from growth.transferring.formats import format_of, written
 from growth.transferring.planned import COPIED, plan_transfer
 from growth.transferring.retaining import retention_fields
-from growth.transferring.sources import ATTENTION, MIXERS, left_behind, pattern_of, said_by
+from growth.transferring.sources import MIXERS, left_behind, pattern_of, said_by
 from growth.transferring.starting import Starting
 from growth.writing import write_checkpoint
+from lcikernels.models.fields import ATTENTION
 
 LETTERS = {"attention": "A", "retention": "R", "mamba": "M", "mamba2": "S"}
-PATTERN = "AWRMS"
 
 
 def transfer(
@@ -104,14 +104,14 @@ def transfer(
     starting = Starting(source, letters, fields, start, copy, seed, data is not None)
     fitting = fitting_of(starting, align, data, count, text_field)
     written(form, (fitting.such(starting) if fitting else starting).config)  # refuses before any work
-    told, notes = Told(), left_behind(checkpoint.config) + starting.lost()
+    fitted, notes = Fitted(), left_behind(checkpoint.config) + starting.lost()
     with beside(dst) if fitting and not dry_run else nullcontext(Path(dst or ".")) as folder:
         if fitting and not dry_run:
             weights = starting.weights()
             room = plan_transfer(source, weights.model, weights).bytes
             refuse_too_large(dst, room + fitting.bytes(starting))
-            told = fitting.run(starting, folder)
-            starting = starting.keeping(told.kept)
+            fitted = fitting.run(starting, folder)
+            starting = starting.keeping(fitted.kept)
         starts = fitting.starts(starting, folder) if fitting else starting.starts()
         weights, config = starting.weights(starts), starting.config
         target = written(form, config)
@@ -122,7 +122,7 @@ def transfer(
         if not dry_run:
             refuse_too_large(dst, plan.bytes)
             how = {"parameters": parameters, "pattern": config.pattern, "copy": copy, "seed": seed}
-            how |= {"format": format, "start": starting.told(), **told.json}
+            how |= {"format": format, "start": starting.told(), **fitted.json}
             record = new_record("transfer", "xatl", checkpoint, weights.lossless, plan, notes=notes, **how)
             with one_thread():
                 write_checkpoint(dst, target.config, made(plan, source), plan.rows, checkpoint, record)
@@ -132,12 +132,12 @@ def transfer(
         f"xatl {config.pattern}",
         weights.lossless,
         time.perf_counter() - began,
-        told.flops,
+        fitted.flops,
         parameters,
         plan,
         notes,
-        details=told.json,
-        lines=told.lines,
+        details=fitted.json,
+        lines=fitted.lines,
     )
 
 
@@ -164,8 +164,8 @@ def chosen_pattern(
         raise refuse("pattern", "either a pattern or layers that keep attention", "both", "leave one out")
     elif mixers != "retention":
         raise refuse("pattern", "either a pattern or mixers", "both", "leave one out")
-    elif len(pattern) != L or set(pattern) - set(PATTERN):
-        expected = f"{L} letters out of {', '.join(PATTERN)}"
+    elif len(pattern) != L or set(pattern) - set(MIXERS):
+        expected = f"{L} letters out of {', '.join(MIXERS)}"
         raise refuse("pattern", expected, repr(pattern), "give one letter per layer")
     else:
         wanted = pattern

@@ -26,8 +26,7 @@ class Attention(nn.Module):
     def __init__(self, config: PreTrainedConfig, layer_idx: int):
         super().__init__()
         self.config, self.layer_idx, self.head_dim = config, layer_idx, config.head_dim
-        size, bias, out_bias = config.hidden_size, config.attention_bias, config.attention_out_bias
-        H, Hk, K = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        size, (bias, out_bias), (H, Hk, K) = config.hidden_size, config.biases, config.heads_of("A")
         self.num_key_value_groups = H // Hk  # transformers' functions repeat k and v as often
         self.scale = K**-0.5 if config.attention_scale is None else config.attention_scale
         if config.scale_attention_by_layer:
@@ -35,7 +34,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(size, H * K, bias=bias)
         self.k_proj = nn.Linear(size, Hk * K, bias=bias)
         self.v_proj = nn.Linear(size, Hk * K, bias=bias)
-        self.o_proj = nn.Linear(H * K, size, bias=bias if out_bias is None else out_bias)
+        self.o_proj = nn.Linear(H * K, size, bias=out_bias)
         self.q_norm, self.k_norm = head_norm(config, H, K), head_norm(config, Hk, K)
         self.weights = AttentionWeights()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from lcikernels.models import fitting
-from lcikernels.models.fitting import CACHES, ROPE_OF, ROPES, nested
+from lcikernels.models import fields
+from lcikernels.models.fields import ATTENTION, CACHES, ROPE_OF, ROPES, nested
 
 # What lies beside a checkpoint for `trust_remote_code=True` where nobody imported this package. The import is
 # in a `try`: what is imported outside one transformers asks for itself, without saying how to install it.
@@ -131,24 +131,24 @@ class LCIConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.pattern is None:
             self.pattern = "R" * self.num_hidden_layers
-        fitting.check_pattern(self)
+        fields.check_pattern(self)
         if self.retention_num_heads is None:
             self.retention_num_heads = self.num_attention_heads
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
-        fitting.check_sizes(self)
+        fields.check_sizes(self)
         if self.head_dim is None:
-            fitting.check_attention_heads(self)
+            fields.check_attention_heads(self)
             self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
         if self.time_step_rank == "auto":
             self.time_step_rank = -(-self.hidden_size // 16)
         if self.mamba2_num_heads is None:
-            channels = fitting.channels(self)
-            self.mamba2_num_heads = channels // math.gcd(64, channels)
+            fields.check_channels(self)
+            self.mamba2_num_heads = self.channels // math.gcd(64, self.channels)
         self.time_step_limit = tuple(self.time_step_limit)
-        fitting.check_nesting(self)
+        fields.check_nesting(self)
         super().__post_init__(**kwargs)
-        fitting.check(self)
+        fields.check(self)
 
     @property
     def layer_types(self) -> list[str]:
@@ -158,9 +158,27 @@ class LCIConfig(PreTrainedConfig):
     @property
     def head_sizes(self) -> dict[str, int]:
         """The dims of a head of every mixer in `pattern` that has heads, of q and k."""
-        retention = self.retention_head_dim or self.hidden_size // max(1, self.retention_num_heads)
-        sizes = {"A": self.head_dim, "W": self.head_dim, "R": retention}
-        return {letter: size for letter, size in sizes.items() if letter in self.pattern}
+        return {letter: self.heads_of(letter)[2] for letter in ROPE_OF if letter in self.pattern}
+
+    def heads_of(self, letter: str) -> tuple[int, int, int]:
+        """Of attention or retention, be it in `pattern` or not: heads, those of keys and values, the dims of
+        one."""
+        if letter in ATTENTION:
+            return self.num_attention_heads, self.num_key_value_heads, self.head_dim
+        H = self.retention_num_heads
+        size = self.retention_head_dim or self.hidden_size // max(1, H)
+        return H, self.retention_num_kv_heads or H, size
+
+    @property
+    def channels(self) -> int:
+        """Of either Mamba."""
+        return round(self.expand * self.hidden_size)
+
+    @property
+    def biases(self) -> tuple[bool, bool]:
+        """Of q, k, v (and g), and of o."""
+        out = self.attention_out_bias
+        return self.attention_bias, self.attention_bias if out is None else out
 
     @property
     def rotary_dims(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ from lcikernels.models.attention import AttentionWeights
 from lcikernels.models.block import LCIBlock
 from lcikernels.models.cache import check_cache
 from lcikernels.models.config import LCIConfig
-from lcikernels.models.fitting import ATTENTION
+from lcikernels.models.fields import ATTENTION
 from lcikernels.models.masks import attention_masks
 from lcikernels.models.norms import stream_norm
 from lcikernels.models.packing import find_packing, kept_tokens

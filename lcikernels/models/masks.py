@@ -5,7 +5,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, StaticCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from lcikernels.models.fitting import ATTENTION
+from lcikernels.models.fields import ATTENTION
 from lcikernels.models.packing import Packing
 
 MAKERS = {"A": create_causal_mask, "W": create_sliding_window_causal_mask}

@@ -27,27 +27,6 @@ from growth.transferring.sources import lci_config, pattern_of
 HOW = {"batches": 4, "batch_size": 4, "ridge": 4, "learning_rate": 5e-3}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    made = {}
-
-    def make(name):
-        if name not in made:
-            with quiet():
-                made[name] = DECODERS[name](tmp_path_factory.mktemp("align") / "src")
-        return made[name]
-
-    return make
-
-
 def windows(count=24, length=20, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return Windows(torch.randint(3, VOCAB, (count * length,), generator=generator), length)
@@ -65,16 +44,16 @@ def teacher(folder):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_layers_one_at_a_time_compute_what_the_source_does(sources, name):
+def test_layers_one_at_a_time_compute_what_the_source_does(decoder, name):
     """Embeddings of every scale, positions of every type, windows, norms wherever they stand, both ends."""
-    layers, ids = teacher(sources(name)), windows().windows[:3]
+    layers, ids = teacher(decoder(name)), windows().windows[:3]
     (x,) = layers.embed([ids])
     for layer in range(3):
         x = layers.run(layer, layers.block(layer), x)
     with layers.headed():
         logits = layers.logits(x)
     with quiet(), torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(sources(name), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(decoder(name), dtype=torch.float32)
         wanted = model(input_ids=ids).logits
     assert (logits - wanted).abs().max() < 1e-5 * max(1, wanted.abs().max())
 
@@ -92,8 +71,8 @@ def test_layers_one_at_a_time_compute_what_the_source_does(sources, name):
         ("phi3", "mamba2"),
     ],
 )
-def test_aligning_comes_closer_in_every_layer_and_touches_the_mixers_alone(sources, tmp_path, name, mixers):
-    src, text = sources(name), windows()
+def test_aligning_comes_closer_in_every_layer_and_touches_the_mixers_alone(decoder, tmp_path, name, mixers):
+    src, text = decoder(name), windows()
     before = tensors(src)
     with quiet():
         report = growth.transfer(src, tmp_path / "a", mixers=mixers, align=Alignment(40, **HOW), data=text)
@@ -114,26 +93,26 @@ def test_aligning_comes_closer_in_every_layer_and_touches_the_mixers_alone(sourc
     assert all(torch.equal(x, before[key]) for key, x in tensors(src).items())
 
 
-def test_a_seed_gives_one_result_and_another_seed_another(sources, tmp_path):
+def test_a_seed_gives_one_result_and_another_seed_another(decoder, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         how = {"align": Alignment(5, **HOW), "data": windows(), "seed": seed}
-        growth.transfer(sources("llama"), tmp_path / name, **how)
+        growth.transfer(decoder("llama"), tmp_path / name, **how)
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert a == b != c
 
 
-def test_a_layer_s_mixer_does_not_depend_on_the_others(sources, tmp_path):
+def test_a_layer_s_mixer_does_not_depend_on_the_others(decoder, tmp_path):
     """So all layers at once would give the same."""
     for name, pattern in (("a", "RRR"), ("b", "ARA")):
         growth.transfer(
-            sources("gpt_neox"), tmp_path / name, pattern=pattern, align=Alignment(5, **HOW), data=windows()
+            decoder("gpt_neox"), tmp_path / name, pattern=pattern, align=Alignment(5, **HOW), data=windows()
         )
     a, b = tensors(tmp_path / "a"), tensors(tmp_path / "b")
     mixer = [key for key in a if key.startswith("model.layers.1.mixer.")]
     assert mixer and all(torch.equal(a[key], b[key]) for key in mixer)
 
 
-def test_one_layer_of_the_source_lives_at_a_time(sources, tmp_path, monkeypatch):
+def test_one_layer_of_the_source_lives_at_a_time(decoder, tmp_path, monkeypatch):
     alive, block = [], Layers.block
 
     def watched(self, layer):
@@ -143,13 +122,13 @@ def test_one_layer_of_the_source_lives_at_a_time(sources, tmp_path, monkeypatch)
         return made
 
     monkeypatch.setattr(Layers, "block", watched)
-    growth.transfer(sources("gpt_neox"), tmp_path / "out", align=Alignment(1, **HOW), data=windows())
+    growth.transfer(decoder("gpt_neox"), tmp_path / "out", align=Alignment(1, **HOW), data=windows())
     assert len(alive) == 3
 
 
-def test_every_operation_is_counted(sources, tmp_path):
+def test_every_operation_is_counted(decoder, tmp_path):
     """The source once over each distinct window, as a forward of its layers has it; every step alike."""
-    src, text = sources("gpt_neox"), windows(8)
+    src, text = decoder("gpt_neox"), windows(8)
     how = {"batches": 2, "batch_size": 4, "ridge": 0}
     one, two = (growth.transfer(src, tmp_path / str(n), align=Alignment(n, **how), data=text) for n in (1, 2))
     with quiet():
@@ -171,8 +150,8 @@ def test_every_operation_is_counted(sources, tmp_path):
     assert all(row["seconds"] > 0 for row in record["alignment"])
 
 
-def test_without_steps_the_last_projection_alone_is_solved_for(sources, tmp_path):
-    report = growth.transfer(sources("gpt_neox"), tmp_path / "out", data=windows())
+def test_without_steps_the_last_projection_alone_is_solved_for(decoder, tmp_path):
+    report = growth.transfer(decoder("gpt_neox"), tmp_path / "out", data=windows())
     origins = {row.name.split("layers.1.")[-1]: row.origin for row in report.plan.rows}
     assert origins["mixer.o_proj.weight"] == origins["mixer.o_proj.bias"] == "fitted"
     assert origins["mixer.q_proj.weight"] == origins["mixer.v_proj.bias"] == "copied"
@@ -183,12 +162,12 @@ def test_without_steps_the_last_projection_alone_is_solved_for(sources, tmp_path
     )
 
 
-def test_learned_decays_and_other_heads_are_fitted_too(sources, tmp_path):
+def test_learned_decays_and_other_heads_are_fitted_too(decoder, tmp_path):
     how = {"decays": "learned", "retention_heads": 2, "align": Alignment(5, **HOW), "data": windows()}
-    growth.transfer(sources("llama"), tmp_path / "out", **how)
+    growth.transfer(decoder("llama"), tmp_path / "out", **how)
     decays = tensors(tmp_path / "out")["model.layers.1.mixer.A_log"]
     assert decays.shape == (2,) and decays.dtype == torch.float32
-    growth.transfer(sources("llama"), tmp_path / "same", decays="learned", retention_heads=2)
+    growth.transfer(decoder("llama"), tmp_path / "same", decays="learned", retention_heads=2)
     assert not torch.equal(decays, tensors(tmp_path / "same")["model.layers.1.mixer.A_log"])
 
 
@@ -203,16 +182,16 @@ def test_an_odd_number_in_the_source_is_refused_with_its_layer_and_windows(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
-def test_a_rate_that_is_too_high_is_refused_with_the_step(sources, tmp_path):
+def test_a_rate_that_is_too_high_is_refused_with_the_step(decoder, tmp_path):
     how = Alignment(9, **HOW | {"learning_rate": 1e30})
     with pytest.raises(
         Refusal, match=r"align: layer 0, step \d: expected finite .* [0-9a-f]{8}; choose a lower"
     ):
-        growth.transfer(sources("gpt_neox"), tmp_path / "out", align=how, data=windows())
+        growth.transfer(decoder("gpt_neox"), tmp_path / "out", align=how, data=windows())
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_stopped_leaves_nothing(sources, tmp_path, monkeypatch):
+def test_what_is_stopped_leaves_nothing(decoder, tmp_path, monkeypatch):
     fit = Aligning.fit
 
     def stopped(self, layer, *others):
@@ -222,7 +201,7 @@ def test_what_is_stopped_leaves_nothing(sources, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Aligning, "fit", stopped)
     with pytest.raises(KeyboardInterrupt):
-        growth.transfer(sources("llama"), tmp_path / "out", align=Alignment(1, **HOW), data=windows())
+        growth.transfer(decoder("llama"), tmp_path / "out", align=Alignment(1, **HOW), data=windows())
     assert not list(tmp_path.iterdir())
 
 
@@ -241,15 +220,15 @@ def test_what_is_stopped_leaves_nothing(sources, tmp_path, monkeypatch):
         ({"data": windows(8, 50)}, "data: expected at most 40 tokens, the model's positions, got 50"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused_before_any_work(sources, tmp_path, options, message):
+def test_what_cannot_be_fitted_is_refused_before_any_work(decoder, tmp_path, options, message):
     with pytest.raises(Refusal, match=message):
-        growth.transfer(sources("gpt_neox"), tmp_path / "out", **options)
+        growth.transfer(decoder("gpt_neox"), tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dry_run_tells_what_would_be_fitted_and_fits_nothing(sources, tmp_path):
+def test_a_dry_run_tells_what_would_be_fitted_and_fits_nothing(decoder, tmp_path):
     how = {"align": Alignment(3, **HOW), "data": windows(), "dry_run": True}
-    report = growth.transfer(sources("gpt_neox"), tmp_path / "out", **how)
+    report = growth.transfer(decoder("gpt_neox"), tmp_path / "out", **how)
     assert report.plan.origins()["aligned"] == 30 and report.flops == 0
     assert not list(tmp_path.iterdir())
 
@@ -287,14 +266,14 @@ def test_steps_that_lead_away_from_what_was_solved_are_told(sources, tmp_path):
         assert said.startswith(told) and bool(said) is bool(told)
 
 
-def test_what_is_fitted_is_the_same_in_every_format(sources, tmp_path):
+def test_what_is_fitted_is_the_same_in_every_format(decoder, tmp_path):
     how = {"align": Alignment(3, **HOW), "data": windows()}
     for format, other in (
         ("granitemoehybrid", {"mixers": "mamba2", "keep_attention": "auto:1"}),
         ("fla", {"mixers": "retention"}),
     ):
         for name in (format, "lci"):
-            growth.transfer(sources("llama"), tmp_path / f"{format} {name}", format=name, **other, **how)
+            growth.transfer(decoder("llama"), tmp_path / f"{format} {name}", format=name, **other, **how)
     folder = tmp_path / "granitemoehybrid"
     assert growth.check(f"{folder} lci", f"{folder} granitemoehybrid").float32 < 1e-5
     own, fla = (load_file(tmp_path / f"fla {name}" / "model.safetensors") for name in ("lci", "fla"))
@@ -303,9 +282,9 @@ def test_what_is_fitted_is_the_same_in_every_format(sources, tmp_path):
         assert torch.equal(x, fla[f"model.layers.1.attn.{part}_proj.weight"])
 
 
-def test_a_format_that_cannot_hold_what_comes_out_is_refused_before_any_work(sources, tmp_path):
+def test_a_format_that_cannot_hold_what_comes_out_is_refused_before_any_work(decoder, tmp_path):
     with pytest.raises(Refusal, match="pattern: expected .* for the format fla"):
         growth.transfer(
-            sources("llama"), tmp_path / "out", keep_attention="auto:1", format="fla", data=windows()
+            decoder("llama"), tmp_path / "out", keep_attention="auto:1", format="fla", data=windows()
         )
     assert not list(tmp_path.iterdir())

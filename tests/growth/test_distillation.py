@@ -178,8 +178,8 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
     for said, arguments, settings in (
         ("teacher: expected the student's vocabulary of 61 tokens, got 256; ", (student, other), {}),
         ("teacher: expected a causal language model, as the student is, got BertFor", (student, masked), {}),
-        ("teacher-weight: expected a share .*, got 0", (student, teacher), {"weight": 0}),
-        ("teacher-weight: expected a share .*, got 1.5", (student, teacher), {"weight": 1.5}),
+        ("teacher weight: expected a share .*, got 0", (student, teacher), {"weight": 0}),
+        ("teacher weight: expected a share .*, got 1.5", (student, teacher), {"weight": 1.5}),
         ("temperature: expected above 0, and finite, got inf", (student, teacher), {"temperature": 1e999}),
         ("student: expected a language model whose .*, got Shifted, whose logits", (odd, teacher), {}),
         ("teacher: expected a language model whose .*, got Shifted, whose logits", (student, odd), {}),

@@ -84,15 +84,6 @@ def error(truth, got):
     return max(((y[..., : x.shape[-1]] - x).abs().max() / x.abs().max()).item() for x, y in zip(truth, got))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On busy cores two wait for each other ten times as long as matrices of this size take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def source(tmp_path_factory):
     """name, dtype, sizes -> the folder of such a checkpoint, its configuration and what it gives."""

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -109,7 +108,6 @@ TABLE = [
 ]
 # fla is for Linux alone, as Triton is.
 LOADED = [form for form in HELD if form != FLA or find_spec("fla")]
-WHOLE = [case[:3] for case in TABLE if not case[3] and case[0] in LOADED]
 # Rows and tokens that are read, and tokens that are written: fewer in Triton's interpreter.
 SIZES = {GRANITE: (2, 40, 8), FLA: (1, 8, 2)}
 
@@ -119,8 +117,8 @@ LOAD = """
 import sys, warnings, torch
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
-root, kind, B, T, new, *folders = sys.argv[1:]
-B, T, new = int(B), int(T), int(new)
+root, kind, new, *folders = sys.argv[1:]
+new = int(new)
 if kind == "fla":
     from triton.runtime.autotuner import Autotuner
     Autotuner.do_bench = property(lambda self: lambda call, quantiles: [0.0] * 3)
@@ -129,7 +127,7 @@ from transformers import AutoModelForCausalLM
 for folder in folders:
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
-    ids = torch.load("ids.pt")[:B, :T]
+    ids = torch.load("ids.pt")
     with torch.no_grad():
         logits = model(ids).logits
         text = model.generate(ids[:1, :6], max_new_tokens=new, min_new_tokens=new, do_sample=False)
@@ -171,45 +169,31 @@ def sources(tmp_path_factory):
     return source
 
 
-@pytest.fixture(scope="module")
-def said(sources, tmp_path_factory):
-    """Of every entry of the table that a format holds: the class, logits and text of the model that others
-    load, and those of our own model of the same transfer."""
-    folder, number = tmp_path_factory.mktemp("formats"), count()
-    ids = torch.randint(3, WIDE["vocab_size"], SIZES[GRANITE][:2], generator=torch.Generator().manual_seed(1))
-    torch.save(ids, folder / "ids.pt")
-    outs = {case: folder / str(next(number)) for case in WHOLE}
+@pytest.mark.parametrize("form", LOADED)
+def test_what_others_load_computes_and_writes_what_our_model_does(sources, tmp_path, form):
+    """Every entry of the table that the format holds, in one process that loads them all."""
+    B, T, new = SIZES[form]
+    ids = torch.randint(3, WIDE["vocab_size"], (B, T), generator=torch.Generator().manual_seed(1))
+    torch.save(ids, tmp_path / "ids.pt")
     truth = {}
-    for (form, source, pattern), out in outs.items():
+    for source, pattern in [case[1:3] for case in TABLE if case[0] == form and not case[3]]:
+        out = str(tmp_path / f"{source} {pattern}")
         growth.transfer(sources(source), out, pattern=pattern, format=form)
         ours = f"{out}.lci"
         growth.transfer(sources(source), ours, pattern=pattern)
-        B, T, new = SIZES[form]
         with quiet(), torch.no_grad():
             model = AutoModelForCausalLM.from_pretrained(ours).eval()
             assert isinstance(model, LCIForCausalLM)
-            logits = model(ids[:B, :T]).logits
             text = model.generate(ids[:1, :6], max_new_tokens=new, min_new_tokens=new, do_sample=False)
-        truth[form, source, pattern] = logits, text
-    for form in LOADED:
-        folders = [str(out) for case, out in outs.items() if case[0] == form]
-        run = [sys.executable, "-c", LOAD, str(ROOT), form, *map(str, SIZES[form]), *folders]
-        done = subprocess.run(run, cwd=folder, env=os.environ | ALONE, capture_output=True, text=True)
-        assert not done.returncode, done.stderr
-    return {case: (*torch.load(f"{out}.pt"), *truth[case]) for case, out in outs.items()}
-
-
-@pytest.mark.parametrize("form, source, pattern", WHOLE, ids=str)
-def test_what_others_load_computes_what_our_model_computes(said, form, source, pattern):
-    kind, logits, _, truth, _ = said[form, source, pattern]
-    assert kind == {GRANITE: "GraniteMoeHybridForCausalLM", FLA: "RetNetForCausalLM"}[form]
-    assert (logits - truth).abs().max() <= 1e-5 * truth.abs().max().clamp(min=1)
-
-
-@pytest.mark.parametrize("form, source, pattern", WHOLE, ids=str)
-def test_what_others_load_writes_what_our_model_writes(said, form, source, pattern):
-    _, _, text, _, truth = said[form, source, pattern]
-    assert text.shape == (1, 6 + SIZES[form][-1]) and torch.equal(text, truth)
+            truth[out] = model(ids).logits, text
+    run = [sys.executable, "-c", LOAD, str(ROOT), form, str(new), *truth]
+    done = subprocess.run(run, cwd=tmp_path, env=os.environ | ALONE, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    for out, (logits, text) in truth.items():
+        kind, got, written = torch.load(f"{out}.pt")
+        assert kind == {GRANITE: "GraniteMoeHybridForCausalLM", FLA: "RetNetForCausalLM"}[form]
+        assert (got - logits).abs().max() <= 1e-5 * logits.abs().max().clamp(min=1), out
+        assert written.shape == (1, 6 + new) and torch.equal(written, text), out
 
 
 @pytest.mark.parametrize("form, source, pattern, field", [case for case in TABLE if case[-1]], ids=str)

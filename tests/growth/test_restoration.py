@@ -19,14 +19,6 @@ from growth.transferring.restoration import HELD_OUT, best
 HOW = Alignment(5, batches=2, batch_size=4, learning_rate=5e-3)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def text(count=24, length=20):
     generator = torch.Generator().manual_seed(0)
     return Windows(torch.randint(3, VOCAB, (count * length,), generator=generator), length)

@@ -26,29 +26,6 @@ from growth.loading import quiet
 from growth.transferring.sources import SOURCES, lci_config, left_behind, pattern_of, said
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """On busy cores two wait for each other ten times as long as matrices of this size take."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory):
-    """name -> the folder of such a checkpoint."""
-    made = {}
-
-    def make(name):
-        if name not in made:
-            with quiet():
-                made[name] = DECODERS[name](tmp_path_factory.mktemp("source") / "src")
-        return made[name]
-
-    return make
-
-
 def greedy(folder, tokens):
     """The text that a model goes on with, by a cache; it loads with no tensor missing or left."""
     with quiet():
@@ -60,9 +37,9 @@ def greedy(folder, tokens):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_what_stays_computes_the_source_s_logits_and_text(source, tmp_path, name):
+def test_what_stays_computes_the_source_s_logits_and_text(decoder, tmp_path, name):
     """Of 40 tokens, where windows are of 8 and rotations change at 16; with a cache too."""
-    src = source(name)
+    src = decoder(name)
     config = Checkpoint(src).config
     own = pattern_of(config)
     kept = {"pattern": own} if set(own) - set("AW") else {"mixers": "attention"}
@@ -116,24 +93,24 @@ def test_weights_of_16_bits_are_copied_to_the_bit(tmp_path, name):
     assert growth.check(src, tmp_path / "out").kept
 
 
-def test_an_a_in_the_pattern_is_attention_as_the_source_has_it_there(source, tmp_path):
+def test_an_a_in_the_pattern_is_attention_as_the_source_has_it_there(decoder, tmp_path):
     for given, pattern in (
         ({"pattern": "RAA"}, "RWA"),
         ({"pattern": "RWA"}, "RWA"),
         ({"keep_attention": [1, 2]}, "RWA"),
         ({"mixers": "attention"}, "WWA"),
     ):
-        report = growth.transfer(source("gemma3_text"), tmp_path / "none", dry_run=True, **given)
+        report = growth.transfer(decoder("gemma3_text"), tmp_path / "none", dry_run=True, **given)
         assert report.method == f"xatl {pattern}"
     with pytest.raises(
         Refusal, match=r"layer 2: expected attention .*, got W, .* source has attention \(A\)"
     ):
-        growth.transfer(source("gemma3_text"), tmp_path / "none", pattern="RRW")
+        growth.transfer(decoder("gemma3_text"), tmp_path / "none", pattern="RRW")
 
 
-def test_what_was_transferred_is_a_source_again(source, tmp_path):
+def test_what_was_transferred_is_a_source_again(decoder, tmp_path):
     """Layers whose letters stay are copied as they are, decays too; the rest goes on from attention."""
-    growth.transfer(source("qwen3"), tmp_path / "one", pattern="RAA", decays=[0.5, 0.8, 0.9, 1.0])
+    growth.transfer(decoder("qwen3"), tmp_path / "one", pattern="RAA", decays=[0.5, 0.8, 0.9, 1.0])
     report = growth.transfer(tmp_path / "one", tmp_path / "two", pattern="RSA")
     origins = {(row.name.split(".")[2], row.origin) for row in report.plan.rows if ".mixer." in row.name}
     assert origins == {("0", "copied"), ("1", "initialised"), ("2", "copied")}
@@ -158,7 +135,7 @@ def test_what_was_transferred_is_a_source_again(source, tmp_path):
         (DistilBertConfig, "distilbert"),
     ],
 )
-def test_what_is_no_decoder_is_refused_with_what_to_pass(source, tmp_path, kind, why):
+def test_what_is_no_decoder_is_refused_with_what_to_pass(tmp_path, kind, why):
     src = neox(tmp_path / "src")
     kind().save_pretrained(src)
     with pytest.raises(
@@ -189,8 +166,8 @@ def test_what_is_no_decoder_is_refused_with_what_to_pass(source, tmp_path, kind,
         ("llama", "hidden_act", "glorious", "llama: .*hidden_act.*'glorious'"),
     ],
 )
-def test_what_our_model_does_not_compute_is_refused_by_its_field(source, name, field, value, message):
-    config = AutoConfig.from_pretrained(source(name))
+def test_what_our_model_does_not_compute_is_refused_by_its_field(decoder, name, field, value, message):
+    config = AutoConfig.from_pretrained(decoder(name))
     setattr(config, field, value)
     with pytest.raises(Refusal, match=message):
         lci_config(config, pattern_of(config), "float32")
@@ -204,7 +181,7 @@ def test_shares_that_training_drops_are_named_as_left_behind():
     )
 
 
-def test_a_fused_projection_is_read_once_with_its_bias(source, tmp_path, monkeypatch):
+def test_a_fused_projection_is_read_once_with_its_bias(decoder, tmp_path, monkeypatch):
     read, whole = Checkpoint.read, []
 
     def told(checkpoint, name, *rows):  # the fingerprint reads by rows
@@ -212,12 +189,12 @@ def test_a_fused_projection_is_read_once_with_its_bias(source, tmp_path, monkeyp
         return read(checkpoint, name, *rows)
 
     monkeypatch.setattr(Checkpoint, "read", told)
-    growth.transfer(source("gpt_neox"), tmp_path / "out", mixers="attention")
+    growth.transfer(decoder("gpt_neox"), tmp_path / "out", mixers="attention")
     fused = [name for name in whole if "query_key_value" in name]
     assert len(fused) == len(set(fused)) == 6
 
 
-def test_what_lies_alike_is_copied_in_blocks(source, tmp_path, monkeypatch):
+def test_what_lies_alike_is_copied_in_blocks(decoder, tmp_path, monkeypatch):
     read, most = Checkpoint.read, []
 
     def told(checkpoint, name, *rows):
@@ -227,16 +204,16 @@ def test_what_lies_alike_is_copied_in_blocks(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoint, "read", told)
     monkeypatch.setattr("growth.checkpoint.BLOCK", 640)
-    report = growth.transfer(source("gemma3_text"), tmp_path / "out", mixers="attention")
+    report = growth.transfer(decoder("gemma3_text"), tmp_path / "out", mixers="attention")
     assert max(most) == 640 and max(math.prod(row.shape) for row in report.plan.rows) > 6000
     monkeypatch.undo()
-    assert growth.check(source("gemma3_text"), tmp_path / "out").kept
+    assert growth.check(decoder("gemma3_text"), tmp_path / "out").kept
 
 
 @pytest.mark.parametrize("copy, copied", [("output", {"o"}), ("all", {"q", "k", "v", "o"})])
-def test_retention_takes_shared_heads_norms_and_biases_of_attention(source, tmp_path, copy, copied):
+def test_retention_takes_shared_heads_norms_and_biases_of_attention(decoder, tmp_path, copy, copied):
     """Of 4 heads of 24 that share 2 of keys and values, in a stream of 64."""
-    src = source("qwen3")
+    src = decoder("qwen3")
     growth.transfer(src, tmp_path / "out", mixers="retention", copy=copy)
     old, new = Checkpoint(src), Checkpoint(tmp_path / "out")
     config = new.config
@@ -257,8 +234,8 @@ def test_retention_takes_shared_heads_norms_and_biases_of_attention(source, tmp_
     assert greedy(tmp_path / "out", torch.tensor([[3, 4, 5]])).shape == (1, 15)
 
 
-def test_qwen2_keeps_biases_of_q_k_v_alone(source, tmp_path):
-    growth.transfer(source("qwen2"), tmp_path / "out", pattern="RWM")
+def test_qwen2_keeps_biases_of_q_k_v_alone(decoder, tmp_path):
+    growth.transfer(decoder("qwen2"), tmp_path / "out", pattern="RWM")
     names = Checkpoint(tmp_path / "out").names
     biased = {
         name.split(".mixer.")[1] for name in names if "layers.0.mixer" in name and name.endswith("bias")
@@ -275,8 +252,8 @@ def test_qwen2_keeps_biases_of_q_k_v_alone(source, tmp_path):
     ],
     ids=str,
 )
-def test_decays_are_those_that_were_asked_for(source, tmp_path, decays, logs):
-    growth.transfer(source("llama"), tmp_path / "out", decays=decays)
+def test_decays_are_those_that_were_asked_for(decoder, tmp_path, decays, logs):
+    growth.transfer(decoder("llama"), tmp_path / "out", decays=decays)
     config = Checkpoint(tmp_path / "out").config
     assert config.retention_log_decay == (logs and pytest.approx(logs))
     assert not config.retention_learned_decay
@@ -297,14 +274,9 @@ def test_learned_decays_start_as_retnet_s_in_float32_and_go_with_their_heads(tmp
     assert growth.check(tmp_path / "out", tmp_path / "wide").kept
 
 
-def test_other_heads_of_retention_are_as_wide_together(source, tmp_path):
-    report = growth.transfer(source("qwen3"), tmp_path / "out", retention_heads=2, copy="all")
-    config = Checkpoint(tmp_path / "out").config
-    assert (config.retention_num_heads, config.retention_num_kv_heads, config.retention_head_dim) == (
-        2,
-        2,
-        48,
-    )
+def test_other_heads_of_retention_are_as_wide_together(decoder, tmp_path):
+    report = growth.transfer(decoder("qwen3"), tmp_path / "out", retention_heads=2, copy="all")
+    assert Checkpoint(tmp_path / "out").config.heads_of("R") == (2, 2, 48)
     origins = {row.name: row.origin for row in report.plan.rows if "layers.0.mixer." in row.name}
     assert origins["model.layers.0.mixer.q_proj.weight"] == "regrouped"
     assert origins["model.layers.0.mixer.o_proj.weight"] == "copied"

@@ -5,7 +5,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from growth.families.retnet import RETNET
-from growth.transferring.formats.format import FRAME, Format, Limit, biases, head_dim, only, shared
+from growth.transferring.formats.format import FRAME, Format, Limit, only, shared
 from lcikernels.layers.retention import log_decays, retnet_log_decay
 from lcikernels.models import LCIConfig
 
@@ -43,12 +43,13 @@ class RetNetConfig(PreTrainedConfig):
 
 def config(model: LCIConfig) -> RetNetConfig:
     """Without a cache, which fla 0.6.0 loses under transformers 5.24: it generates from the last token."""
-    share = model.retention_num_heads * head_dim(model) / model.hidden_size
+    H, Hk, size = model.heads_of("R")
+    share = H * size / model.hidden_size
     return RetNetConfig(
         **shared(model) | {"use_cache": False},
         architectures=["RetNetForCausalLM"],
-        num_heads=model.retention_num_heads,
-        num_kv_heads=model.retention_num_kv_heads or model.retention_num_heads,
+        num_heads=H,
+        num_kv_heads=Hk,
         expand_k=share,
         expand_v=share,
         norm_eps=model.norm_eps,
@@ -69,15 +70,15 @@ PATTERN = "layers of R alone, for fla makes none of attention without flash-attn
 LIMITS = (
     *FRAME,
     Limit("pattern", lambda config: {*config.pattern} == {"R"}, PATTERN),
-    Limit("attention_bias", lambda config: not biases(config)[0], "false"),
-    Limit("attention_out_bias", lambda config: not biases(config)[1], "false"),
+    Limit("attention_bias", lambda config: not config.biases[0], "false"),
+    Limit("attention_out_bias", lambda config: not config.biases[1], "false"),
     only("position_embedding_type", "rope"),
     Limit("rope_parameters", plain_rope, "rope_theta 10000 and rope_type default, of whole heads"),
     Limit("no_rope_layers", lambda config: not config.no_rope_layers, "none"),
     only("embedding_scale", 1.0),
     only("residual_scale", 1.0),
     only("logits_scale", 1.0),
-    Limit("retention_head_dim", lambda config: head_dim(config) <= 256, "at most 256"),
+    Limit("retention_head_dim", lambda config: config.heads_of("R")[2] <= 256, "at most 256"),
     only("retention_learned_decay", False),
     Limit("retention_log_decay", retnets_decays, "RetNet's, log(1 - 2^(-5-h)) for head h"),
 )

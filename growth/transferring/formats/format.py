@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 
 from growth.families.table import Family
 from lcikernels.models import LCIConfig
+from lcikernels.models.fields import CACHES
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,7 @@ def has(config: LCIConfig, letters: Collection[str]) -> bool:
     return bool({*letters} & {*config.pattern})
 
 
-def biases(config: LCIConfig) -> tuple[bool, bool]:
-    """Of queries, keys and values; of the output."""
-    out = config.attention_out_bias
-    return config.attention_bias, config.attention_bias if out is None else out
-
-
-def head_dim(config: LCIConfig) -> int:
-    """Of retention."""
-    return config.retention_head_dim or config.hidden_size // config.retention_num_heads
-
-
-def only(field: str, value: object, letters: str = "AWRMS") -> Limit:
+def only(field: str, value: object, letters: Collection[str] = tuple(CACHES)) -> Limit:
     """A limit to one value, in models with layers of these mixers."""
     return Limit(
         field, lambda config: getattr(config, field) == value or not has(config, letters), str(value)

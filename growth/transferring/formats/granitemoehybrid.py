@@ -8,19 +8,19 @@ import math
 from transformers import GraniteMoeHybridConfig
 
 from growth.families.granite_hybrid import GRANITE_HYBRID
-from growth.transferring.formats.format import FRAME, Format, Limit, biases, only, shared
+from growth.transferring.formats.format import FRAME, Format, Limit, only, shared
 from lcikernels.models import LCIConfig
 
 
 def config(model: LCIConfig) -> GraniteMoeHybridConfig:
-    D, H, expand = model.hidden_size, model.num_attention_heads, int(model.expand)
+    D, expand, (H, Hk, size) = model.hidden_size, int(model.expand), model.heads_of("A")
     heads = model.mamba2_num_heads
     if "S" not in model.pattern:  # nothing is made of these, but they are looked at
         expand = 2
         heads = expand * D // math.gcd(64, expand * D)
     scale = model.attention_scale
     rotates = turning(model) > 0
-    own_size = "A" in model.pattern and model.head_dim * H != D
+    own_size = "A" in model.pattern and size * H != D
     return GraniteMoeHybridConfig(
         **shared(model),
         architectures=["GraniteMoeHybridForCausalLM"],
@@ -31,9 +31,9 @@ def config(model: LCIConfig) -> GraniteMoeHybridConfig:
         num_local_experts=0,
         num_experts_per_tok=0,
         num_attention_heads=H,
-        num_key_value_heads=model.num_key_value_heads or H,
-        attention_bias=any(biases(model)),
-        attention_multiplier=model.head_dim**-0.5 if scale is None else scale,
+        num_key_value_heads=Hk,
+        attention_bias=any(model.biases),
+        attention_multiplier=size**-0.5 if scale is None else scale,
         position_embedding_type="rope" if rotates else None,
         rope_parameters=dict(model.rope_of("A")) if rotates else None,
         embedding_multiplier=model.embedding_scale,
@@ -45,7 +45,7 @@ def config(model: LCIConfig) -> GraniteMoeHybridConfig:
         mamba_d_state=model.mamba2_state_size,
         mamba_n_groups=model.mamba2_n_groups,
         mamba_d_conv=model.conv_kernel,
-        **({"head_dim": model.head_dim} if own_size else {}),
+        **({"head_dim": size} if own_size else {}),
     )
 
 

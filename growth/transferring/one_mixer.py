@@ -145,7 +145,7 @@ def descend(
     fast; gradients are clipped at CLIP. Raises Refusal where the loss is not finite.
     """
     parameters = [p.requires_grad_() for p in module.parameters()]
-    groups = [{"params": [p], "lr": steps.rate * share(module, p)} for p in parameters]
+    groups = [{"params": [p], "lr": steps.rate * share_of_rate(module, p)} for p in parameters]
     optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps.share)
     for step, windows in enumerate(steps.windows(len(pairs.x))):
@@ -162,8 +162,8 @@ def descend(
     module.requires_grad_(False)
 
 
-def share(module: nn.Module, parameter: Tensor) -> float:
-    """Of the rate, which a parameter gets."""
+def share_of_rate(module: nn.Module, parameter: Tensor) -> float:
+    """Which a parameter gets."""
     if isinstance(module, Retention) and parameter is getattr(module, "A_log", None):
         return DECAYS
     return min(1.0, WIDTH / parameter.shape[1]) if parameter.dim() > 1 else 1.0

@@ -130,19 +130,18 @@ def check_retention(config: PreTrainedConfig) -> None:
         refuse("retention_log_decay", "below 0 in every head with retention_learned_decay", 0.0)
 
 
-def channels(config: PreTrainedConfig) -> int:
-    """expand * hidden_size, which must be whole where a Mamba is in the pattern."""
-    product = config.expand * config.hidden_size
-    count = round(product)
+def check_channels(config: PreTrainedConfig) -> None:
+    """expand * hidden_size must be whole where a Mamba is in the pattern."""
+    product, count = config.expand * config.hidden_size, config.channels
     if set(config.pattern) & set("MS") and (count < 1 or abs(product - count) > 1e-6 * count):
         expected = f"such that expand * hidden_size={config.hidden_size} is a whole number of channels"
         refuse("expand", expected, config.expand)
-    return count
 
 
 def check_mamba2(config: PreTrainedConfig) -> None:
     """Heads, groups and steps of Mamba-2, where there is any."""
-    inner, limit = channels(config), config.time_step_limit
+    check_channels(config)
+    inner, limit = config.channels, config.time_step_limit
     if "S" not in config.pattern:
         return
     heads, groups = config.mamba2_num_heads, config.mamba2_n_groups
