@@ -101,6 +101,8 @@ def transfer(
     fitting = fitting_of(starting, align, data, count)
     written(form, (fitting.such(starting) if fitting else starting).config)  # refuses before any work
     told, notes = Told(), left_behind(checkpoint.config) + starting.lost()
+    if count and dry_run:
+        notes += (f"data choose {count} layers that keep their attention: this plan has none of them yet",)
     with beside(dst) if fitting and not dry_run else nullcontext(Path(dst)) as folder:
         if fitting and not dry_run:
             weights = starting.weights()

@@ -211,6 +211,29 @@ def test_a_rate_that_is_too_high_is_refused_with_the_step(sources, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_last_step_that_leads_astray_is_refused_too(sources, tmp_path):
+    how = Alignment(1, **HOW | {"learning_rate": 1e30})
+    with pytest.raises(Refusal, match=r"align: layer 0, its new mixer: expected finite .*; choose a lower"):
+        growth.transfer(sources("gpt_neox"), tmp_path / "out", align=how, data=windows())
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_gradients_that_the_caller_has_switched_off_are_taken_all_the_same(sources, tmp_path):
+    report = growth.transfer(sources("gpt_neox"), tmp_path / "out", align=Alignment(2, **HOW), data=windows())
+    assert report.plan.origins()["aligned"] == 30
+
+
+def test_features_are_solved_for_on_several_times_as_many_tokens(sources, tmp_path):
+    """128 features of Mamba: on as many tokens alone they give worse than nothing on others."""
+    how = {"batches": 12, "batch_size": 4, "ridge": 1}
+    data = windows(48, 32)
+    report = growth.transfer(
+        sources("llama"), tmp_path / "out", mixers="mamba", align=Alignment(**how), data=data
+    )
+    assert all(layer["error"]["solved"] < 1.5 for layer in report.details["alignment"])
+
+
 def test_what_is_stopped_leaves_nothing(sources, tmp_path, monkeypatch):
     fit = Aligning.fit
 
