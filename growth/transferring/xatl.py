@@ -102,7 +102,8 @@ def transfer(
     written(form, (fitting.such(starting) if fitting else starting).config)  # refuses before any work
     told, notes = Told(), left_behind(checkpoint.config) + starting.lost()
     if count and dry_run:
-        notes += (f"data choose {count} layers that keep their attention: this plan has none of them yet",)
+        notes += (f"data choose {count} layers that keep their attention: this plan has the first as such",)
+        starting = fitting.such(starting)
     with beside(dst) if fitting and not dry_run else nullcontext(Path(dst)) as folder:
         if fitting and not dry_run:
             weights = starting.weights()

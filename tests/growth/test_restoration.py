@@ -108,9 +108,13 @@ def test_scores_that_are_not_finite_choose_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
-def test_a_dry_run_says_that_its_plan_does_not_choose_yet(tmp_path):
+@pytest.mark.parametrize("form", ["lci", "granitemoehybrid"])
+def test_a_dry_run_plans_as_many_layers_of_attention_as_data_will_choose(tmp_path, form):
     with quiet():
-        src = DECODERS["gpt_neox"](tmp_path / "src")
-    how = {"keep_attention": "auto:2", "align": HOW, "data": text(), "dry_run": True}
-    report = growth.transfer(src, tmp_path / "out", **how)
-    assert "data choose 2 layers that keep their attention: this plan has none of them yet" in report.notes
+        src = DECODERS["llama"](tmp_path / "src")
+    how = {"keep_attention": "auto:2", "align": HOW, "data": text(), "mixers": "mamba2", "format": form}
+    plan, whole = (
+        growth.transfer(src, tmp_path / "out", **how, dry_run=dry_run) for dry_run in (True, False)
+    )
+    assert "data choose 2 layers that keep their attention: this plan has the first as such" in plan.notes
+    assert plan.parameters == whole.parameters and plan.plan.bytes == whole.plan.bytes
