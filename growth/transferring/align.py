@@ -48,8 +48,9 @@ class Alignment:
     step_size       windows a step: for the same operations, many small steps come closer than few large ones
     sequence_length tokens of a window; None: 512, or what the source has positions for
     learning_rate   the highest, reached after 5 steps, then linear to 0; None: by the mixer, RATES
-    ridge           batches that the last projection is solved for on, before the steps; 0: it is not. A
-                    retention's is without steps alone: from O, which it has, steps lead closer
+    ridge           batches that the last projection is solved for on, before the steps, or more where its
+                    features are many (`solve`); 0: it is not. A retention's is without steps alone: from O,
+                    which it has, steps lead closer
     """
 
     steps: int = 0

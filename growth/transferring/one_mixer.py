@@ -3,6 +3,7 @@
 minimise over the mixer's parameters   |mixer(x) - y|^2 / |y|^2
 """
 
+import math
 import resource
 import sys
 import time
@@ -28,6 +29,7 @@ DECAYS = 10.0  # those of heads are few, and far from where they start
 WARMUP = 5
 BETAS = 0.9, 0.95
 CLIP = 1.0
+TOKENS = 4  # of each feature that is solved for: with as many tokens as features, others err 5 times as much
 
 Mixer = Callable[[Tensor], Tensor]
 
@@ -88,16 +90,27 @@ class Pairs:
         return (mixer(self.x[windows]) - self.y[windows]).square().mean() / self.scale
 
     def error(self, mixer: Mixer, size: int, cost: Cost) -> float:
-        """The loss on the last `size` windows, which `solve` has not seen unless it has seen all."""
+        """The loss on the last `size` windows, which `solve` has not seen unless it has seen all.
+
+        Raises Refusal where it is not finite.
+        """
         with cost.counted(), torch.no_grad():
-            return self.loss(mixer, slice(-size, None)).item()
+            error = self.loss(mixer, slice(-size, None)).item()
+        if not math.isfinite(error):
+            self.refuse("its new mixer", range(len(self.ids))[-size:], "choose a lower learning rate")
+        return error
 
 
 @torch.no_grad()
 def solve(module: nn.Module, mixer: Mixer, pairs: Pairs, size: int, batches: int, cost: Cost) -> None:
-    """The last projection that fits best on the first `batches` batches of `size` windows, by `Ridge`."""
+    """The last projection that fits best on the first `batches` batches of `size` windows, by `Ridge`.
+
+    More where these hold less than TOKENS tokens for each feature, as far as one batch is left out.
+    """
     last: nn.Linear = module.o_proj if hasattr(module, "o_proj") else module.out_proj
     ridge = Ridge(last.in_features, last.out_features, last.bias is not None)
+    wanted = -(-TOKENS * last.in_features // (size * pairs.x.shape[1]))
+    batches = max(batches, min(wanted, len(pairs.x) // size - 1))
     seen: list[Tensor] = []
     hook = last.register_forward_pre_hook(lambda projection, given: seen.append(given[0]))
     for x, y in list(zip(pairs.x.split(size), pairs.y.split(size)))[:batches]:
@@ -136,6 +149,7 @@ class Steps:
             left = left[self.size :]
 
 
+@torch.enable_grad()
 def descend(
     module: nn.Module, mixer: Mixer, pairs: Pairs, steps: Steps, cost: Cost, progress: RunProgress
 ) -> None:

@@ -5,11 +5,13 @@
 KL-guided layer selection (fla-org/hybrid-distillation, ICLR 2026): one pass of scores, the K lowest are kept.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from growth.errors import refuse
 from growth.transferring.layers import Layers
 from growth.transferring.one_mixer import Cost
 
@@ -51,7 +53,10 @@ class Restored:
                     self.with_layer[layer] = restored
 
     def scores(self, source: Layers) -> dict[int | None, float]:
-        """KL in nats a token of every layer that can be restored; of none under None."""
+        """KL in nats a token of every layer that can be restored; of none under None.
+
+        Raises Refusal where one is not finite.
+        """
         students = {None: self.plain} | self.with_layer
         streams = {layer: x.flatten(0, 1).split(CHUNK) for layer, x in students.items()}
         sums = dict.fromkeys(students, 0.0)
@@ -61,6 +66,12 @@ class Restored:
                 for layer, stream in streams.items():
                     log_q = source.logits(stream[i]).log_softmax(-1)
                     sums[layer] += (log_p.exp() * (log_p - log_q)).sum().item()
+        if odd := [layer for layer, total in sums.items() if not math.isfinite(total)]:
+            where = "no attention" if odd[0] is None else f"the attention of layer {odd[0]}"
+            remedy = "look for numbers in the source that are too large for float32"
+            raise refuse(
+                "keep-attention", "a finite KL to the source", f"{sums[odd[0]]} with {where}", remedy
+            )
         return {layer: total / self.ids.numel() for layer, total in sums.items()}
 
 

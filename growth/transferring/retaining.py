@@ -45,6 +45,13 @@ def retention_fields(
             raise refuse(
                 "retention-heads", f"a divisor of the {width} dims of attention", heads, f"choose {fit}"
             )
+        rope = said(config).get("rope_parameters") or {}
+        if any(x.get("rope_type") == "longrope" for x in (rope, *rope.values()) if isinstance(x, dict)):
+            expected, remedy = (
+                f"{H}, for longrope has a factor for each pair of dims of a head",
+                "leave it out",
+            )
+            raise refuse("retention-heads", expected, heads, remedy)
         fields |= {"retention_num_heads": heads, "retention_head_dim": width // heads}
         fields |= {"retention_num_kv_heads": heads}
         H = heads

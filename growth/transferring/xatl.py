@@ -105,6 +105,9 @@ def transfer(
     fitting = fitting_of(starting, align, data, count, text_field)
     written(form, (fitting.such(starting) if fitting else starting).config)  # refuses before any work
     fitted, notes = Fitted(), left_behind(checkpoint.config) + starting.lost()
+    if count and dry_run:
+        notes += (f"data choose {count} layers that keep their attention: this plan has the first as such",)
+        starting = fitting.such(starting)
     with beside(dst) if fitting and not dry_run else nullcontext(Path(dst or ".")) as folder:
         if fitting and not dry_run:
             weights = starting.weights()
@@ -117,8 +120,6 @@ def transfer(
         target = written(form, config)
         plan, notes = plan_transfer(source, target, weights), (*notes, *form.notes(config))
         parameters = source.parameters, plan.parameters
-        if dry_run and count:
-            notes = *notes, f"{count} of the layers will keep attention: data choose them when it runs"
         if not dry_run:
             refuse_too_large(dst, plan.bytes)
             how = {"parameters": parameters, "pattern": config.pattern, "copy": copy, "seed": seed}

@@ -191,6 +191,29 @@ def test_a_rate_that_is_too_high_is_refused_with_the_step(decoder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_last_step_that_leads_astray_is_refused_too(decoder, tmp_path):
+    how = Alignment(1, **HOW | {"learning_rate": 1e30})
+    with pytest.raises(Refusal, match=r"align: layer 0, its new mixer: expected finite .*; choose a lower"):
+        growth.transfer(decoder("gpt_neox"), tmp_path / "out", align=how, data=windows())
+    assert not list(tmp_path.iterdir())
+
+
+@torch.no_grad()
+def test_gradients_that_the_caller_has_switched_off_are_taken_all_the_same(decoder, tmp_path):
+    report = growth.transfer(decoder("gpt_neox"), tmp_path / "out", align=Alignment(2, **HOW), data=windows())
+    assert report.plan.origins()["aligned"] == 30
+
+
+def test_features_are_solved_for_on_several_times_as_many_tokens(decoder, tmp_path):
+    """128 features of Mamba: on as many tokens alone they give worse than nothing on others."""
+    how = {"batches": 12, "batch_size": 4, "ridge": 1}
+    data = windows(48, 32)
+    report = growth.transfer(
+        decoder("llama"), tmp_path / "out", mixers="mamba", align=Alignment(**how), data=data
+    )
+    assert all(layer["error"]["solved"] < 1.5 for layer in report.details["alignment"])
+
+
 def test_what_is_stopped_leaves_nothing(decoder, tmp_path, monkeypatch):
     fit = Aligning.fit
 
@@ -257,11 +280,11 @@ def test_the_command_line_aligns_and_says_so(tmp_path, monkeypatch, capsys):
     assert "align: layer 2 of 3, " in said.err and "error" not in said.err, "the report has these"
 
 
-def test_steps_that_lead_away_from_what_was_solved_are_told(sources, tmp_path):
+def test_steps_that_lead_away_from_what_was_solved_are_told(decoder, tmp_path):
     for rate, told in ((10.0, "layers 0, 1, 2 are"), (1e-4, "")):
         how = Alignment(2, **HOW | {"learning_rate": rate})
         out = tmp_path / str(rate)
-        report = growth.transfer(sources("llama"), out, mixers="mamba2", align=how, data=windows())
+        report = growth.transfer(decoder("llama"), out, mixers="mamba2", align=how, data=windows())
         said = "\n".join(line for line in report.lines if "farther off than before the steps" in line)
         assert said.startswith(told) and bool(said) is bool(told)
 

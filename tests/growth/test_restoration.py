@@ -62,7 +62,7 @@ def test_a_dry_run_says_that_data_will_choose(tmp_path):
     with quiet():
         DECODERS["gpt_neox"](tmp_path / "src")
     told = growth.transfer(tmp_path / "src", keep_attention="auto:2", data=text(), dry_run=True)
-    assert told.notes[-1] == "2 of the layers will keep attention: data choose them when it runs"
+    assert told.notes[-1] == "data choose 2 layers that keep their attention: this plan has the first as such"
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
@@ -94,3 +94,27 @@ def test_layers_that_cannot_be_chosen_are_refused_before_any_work(tmp_path, opti
     with pytest.raises(Refusal, match=message):
         growth.transfer(tmp_path / "src", tmp_path / "out", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_scores_that_are_not_finite_choose_nothing(tmp_path):
+    """Numbers that bfloat16 holds, but whose products float32 does not."""
+    with quiet():
+        src = DECODERS["llama"](tmp_path / "src", torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(src, dtype=torch.bfloat16)
+        model.model.norm.weight.data[0] = 3e38
+        model.save_pretrained(src)
+    with pytest.raises(Refusal, match="keep-attention: expected a finite KL to the source, got nan with no"):
+        growth.transfer(src, tmp_path / "out", keep_attention="auto:1", align=HOW, data=text())
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+@pytest.mark.parametrize("form", ["lci", "granitemoehybrid"])
+def test_a_dry_run_plans_as_many_layers_of_attention_as_data_will_choose(tmp_path, form):
+    with quiet():
+        src = DECODERS["llama"](tmp_path / "src")
+    how = {"keep_attention": "auto:2", "align": HOW, "data": text(), "mixers": "mamba2", "format": form}
+    plan, whole = (
+        growth.transfer(src, tmp_path / "out", **how, dry_run=dry_run) for dry_run in (True, False)
+    )
+    assert "data choose 2 layers that keep their attention: this plan has the first as such" in plan.notes
+    assert plan.parameters == whole.parameters and plan.plan.bytes == whole.plan.bytes

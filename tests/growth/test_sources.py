@@ -281,3 +281,11 @@ def test_other_heads_of_retention_are_as_wide_together(decoder, tmp_path):
     assert origins["model.layers.0.mixer.q_proj.weight"] == "regrouped"
     assert origins["model.layers.0.mixer.o_proj.weight"] == "copied"
     assert not report.plan.dropped
+
+
+def test_other_heads_than_longrope_has_factors_for_are_refused(source, tmp_path):
+    with pytest.raises(
+        Refusal, match="retention-heads: expected 4, for longrope has .*, got 2; leave it out"
+    ):
+        growth.transfer(source("phi3 longrope"), tmp_path / "out", retention_heads=2)
+    assert not (tmp_path / "out").exists()
