@@ -30,11 +30,12 @@ Src = Annotated[
         metavar="SRC", help="A checkpoint: a folder, or the Hub's owner/name.", show_default=False
     ),
 ]
-Dst = Annotated[str, typer.Argument(metavar="DST", help="New folder for the result.", show_default=False)]
+Dst = Annotated[str | None, typer.Argument(metavar="DST", help="New folder; may be left out of a dry run.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print where every tensor would come from; write nothing.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+TextField = Annotated[str, typer.Option(help="Of rows, the field that holds the text.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
@@ -50,9 +51,7 @@ def inspect(src: Src, as_json: Json = False) -> None:
 
 def grow(
     src: Src,
-    dst: Annotated[
-        str | None, typer.Argument(metavar="DST", help="New folder; may be left out of a dry run.")
-    ] = None,
+    dst: Dst = None,
     method: Annotated[str, typer.Option(help=told(METHODS.values()))] = "lemon",
     hidden_size: Annotated[int | None, typer.Option(help="Width; default: the source's.")] = None,
     num_layers: Annotated[int | None, typer.Option(help="Layers; default: the source's.")] = None,
@@ -104,10 +103,13 @@ app.command()(grow)
 @app.command()
 def transfer(
     src: Src,
-    dst: Dst,
+    dst: Dst = None,
     mixers: Annotated[str, typer.Option(help="retention | mamba | mamba2 | attention")] = "retention",
     pattern: Annotated[
-        str | None, typer.Option(help="A letter per layer: A, W, R, M or S, such as RRRA.")
+        str | None,
+        typer.Option(
+            help="A letter a layer, as RRRA: A attention, W in a window, R retention, M Mamba, S Mamba-2."
+        ),
     ] = None,
     keep_attention: Annotated[
         str, typer.Option(help="Layers that stay attention, such as 1,11, or auto:2.")
@@ -123,7 +125,11 @@ def transfer(
     align: Annotated[
         int, typer.Option(help="Steps of fitting each mixer to the attention, with --data.")
     ] = 0,
-    data: Annotated[str | None, typer.Option(help="Text that mixers are fitted to.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Text, as train reads it, that mixers are fitted to and layers chosen by."),
+    ] = None,
+    text_field: TextField = "text",
     format: Annotated[str, typer.Option(help="lci | granitemoehybrid | fla")] = "lci",
     seed: Seed = 0,
     dry_run: DryRun = False,
@@ -142,6 +148,7 @@ def transfer(
         start=start,
         align=align,
         data=data,
+        text_field=text_field,
         format=format,
         seed=seed,
         dry_run=dry_run,
@@ -169,7 +176,7 @@ def train(
         int | None, typer.Option(help="Tokens a window; default: the model's.")
     ] = None,
     pack: Annotated[bool, typer.Option("--pack", help="Keep a window's documents apart.")] = False,
-    text_field: Annotated[str, typer.Option(help="Of rows, the field that holds the text.")] = "text",
+    text_field: TextField = "text",
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
     weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.1,
     warmup: Annotated[int | None, typer.Option(help="Steps of warm-up; default: a twentieth.")] = None,
@@ -255,7 +262,9 @@ def train(
 @app.command()
 def check(
     src: Src,
-    dst: Dst,
+    dst: Annotated[
+        str, typer.Argument(metavar="DST", help="What was made of it, or another.", show_default=False)
+    ],
     text: Annotated[str | None, typer.Option(help="A file whose text they read, not random input.")] = None,
     generate: Annotated[
         bool, typer.Option("--generate", help="Also how far their greedy continuations agree.")

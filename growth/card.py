@@ -74,7 +74,10 @@ def told(record: dict) -> tuple[list[str], str, str]:
     outlook = "It computes the base model's logits, to rounding."
     if not record["lossless"]:
         outlook = "Its logits are not the base model's: train it on."
-    figures = f"Not measured yet: `growth check {record['source']} FOLDER` does, and writes it here."
+    how = f"`growth check {record['source']} FOLDER` does"
+    if record.get("format") == "fla":  # no type that the command line knows
+        how = f'`growth.check("{record["source"]}", FOLDER)` does in Python, after `import fla`, on a GPU'
+    figures = f"Not measured yet: {how}, and writes it here."
     return [*facts, *record.get("notes", ())], outlook, figures
 
 

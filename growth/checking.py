@@ -16,7 +16,7 @@ from growth.errors import refuse, several
 from growth.families import model_of
 from growth.families.table import Model
 from growth.generating import Continuations, continuations, refuse_no_writer
-from growth.loading import load_model
+from growth.loading import load_model, quiet
 from growth.probes import probe
 from growth.watching import paired, reaches_the_end
 
@@ -168,7 +168,8 @@ def _run(
         if (named := names.get(getattr(module, "weight", None))) in watched:
             module.register_forward_hook(partial(_keep, inside, named))
     given = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
-    outputs = model(**given)
+    with quiet():
+        outputs = model(**given)
     names = [name for name in outputs if "logits" in name] or [name for name in HEADLESS if name in outputs]
     return {name: outputs[name].double() for name in names}, inside
 

@@ -52,7 +52,10 @@ def paired(old: Model, new: Model, record: dict) -> dict[str, str]:
         if weight in adding and name in rows and not rows[name]["sources"]
         if rows[name].get("origin") == "expanded"  # what a transfer starts fresh is not
     }
+    alike = old.family.model_type == new.family.model_type
     for (weight, scale, layer), name in right.items():
+        if layer is None and scale != 1 and not alike:
+            continue  # one class multiplies within the module that is watched, another behind it
         sources = rows[name]["sources"] if name in rows else ()
         place = places.get(old.named(sources[0])) if len(sources) == 1 else None
         acts = weight in after or (_stack(weight), layer) not in added

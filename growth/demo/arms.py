@@ -1,8 +1,8 @@
 """Models of one kind of data, trained beside each other: a source, baselines, and arms that start ahead.
 
-Every arm sees the same examples in the same order as its baseline, for as many steps, at the same peak rate.
-A baseline falls along a cosine over all its steps; an arm, which starts ahead, over a part of them (LEMON's
-schedule).
+Every arm sees the same examples in the same order as its baseline, for as many steps. A baseline's rate falls
+along a cosine over all its steps; an arm's, which starts ahead, over a part of them (LEMON's schedule), from
+the same peak unless its budget has another.
 """
 
 import math

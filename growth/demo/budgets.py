@@ -31,16 +31,15 @@ class Budget:
 class Transfer:
     """An arm of a linear cost: what `growth.transfer` is told, and the budget of it and its baseline.
 
-    align: steps, of one window each, in which the new mixers are fitted to the source's attention, on
-    `windows` distinct ones. rates: shares of the rate by names; `copied` is that of what was copied.
+    align: steps, of one window each, in which the new mixers are fitted to the source's attention on
+    `windows` distinct ones. copied: the share of the rate for what was copied.
     """
 
     settings: dict[str, Any]
     budget: Budget
     align: int
-    copied: float = 0.3
-    rates: dict[str, float] | None = None
-    windows: int = 64
+    copied: float
+    windows: int
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,13 @@ TRANSFERS = {
 }
 
 
-def transfers(align: Mapping[str, int], budgets: Mapping[str, Budget], **how: Any) -> dict[str, Transfer]:
-    """An arm for each of TRANSFERS, with its budget and its steps of aligning."""
-    return {name: Transfer(told, budgets[name], align[name], **how) for name, told in TRANSFERS.items()}
+def transfers(arms: Mapping[str, tuple[int, Budget, float]], windows: int = 64) -> dict[str, Transfer]:
+    """An arm for each of TRANSFERS, which has its steps of aligning, its budget, its share of the rate."""
+    return {
+        name: Transfer(TRANSFERS[name], budget, align, copied, windows)
+        for name, (align, budget, copied) in arms.items()
+    }
+
 
 FULL = Job(
     text=Text(
@@ -107,14 +110,13 @@ FULL = Job(
         training=Budget(350, 8e-3, 0, 1.0),
         growing=Budget(400, 5e-3, 40, 0.43),
         transferring=transfers(
-            align={"retnet": 320, "retnet-learned": 200, "mamba": 160, "mamba2": 160, "hybrid": 200},
-            budgets={
-                "retnet": Budget(440, 1.5e-2, 10, 0.5, 1e-2),
-                "retnet-learned": Budget(360, 2e-2, 10, 0.5, 1e-2),
-                "mamba": Budget(140, 2e-2, 10, 0.6, 1.2e-2),
-                "mamba2": Budget(140, 1.2e-2, 10, 0.6),
-                "hybrid": Budget(400, 1.5e-2, 10, 0.5, 1e-2),
-            },
+            {
+                "retnet": (320, Budget(520, 1.5e-2, 10, 0.3, 1e-2), 0.3),
+                "retnet-learned": (200, Budget(320, 2e-2, 10, 0.55, 1e-2), 0.3),
+                "mamba": (160, Budget(140, 2e-2, 10, 0.6, 1.2e-2), 0.15),
+                "mamba2": (160, Budget(120, 1.2e-2, 10, 0.7), 0.3),
+                "hybrid": (200, Budget(360, 1.5e-2, 10, 0.3, 1e-2), 0.3),
+            }
         ),
         learning=Lesson(25),
         batch_size=8,
@@ -142,13 +144,12 @@ QUICK = Job(
         training=Budget(60, 8e-3, 0, 1.0),
         growing=Budget(80, 8e-3, 8, 0.6),
         transferring=transfers(
-            align=dict.fromkeys(TRANSFERS, 40),
-            budgets={
-                "retnet": Budget(100, 1.5e-2, 5, 0.6),
-                "retnet-learned": Budget(100, 1.5e-2, 5, 0.6),
-                "mamba": Budget(60, 1.5e-2, 5, 0.6),
-                "mamba2": Budget(60, 1.2e-2, 5, 0.6),
-                "hybrid": Budget(100, 1.5e-2, 5, 0.6),
+            {
+                "retnet": (40, Budget(100, 1.5e-2, 5, 0.6, 1e-2), 0.3),
+                "retnet-learned": (40, Budget(100, 1.5e-2, 5, 0.6, 1e-2), 0.3),
+                "mamba": (40, Budget(60, 1.5e-2, 5, 0.6, 1.2e-2), 0.15),
+                "mamba2": (40, Budget(60, 1.2e-2, 5, 0.6), 0.3),
+                "hybrid": (40, Budget(100, 1.5e-2, 5, 0.6, 1e-2), 0.3),
             },
             windows=16,
         ),

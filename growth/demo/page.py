@@ -1,5 +1,6 @@
 """report.html: one page by itself, no script, nothing to load; a function of what report.json holds."""
 
+from collections.abc import Iterable
 from html import escape
 
 from growth.demo.charts import charts
@@ -22,8 +23,8 @@ SUMMARY = """
 A GPT-NeoX of {small} learnt {what}, byte by byte, and ended at a validation loss of {loss:.3f} nats a byte.
 It was then grown to {large}, and transferred at its own size to models whose cost grows linearly with the
 text. Each result was trained on, beside a model of the same shape that started from nothing: the same text in
-the same order, as many steps, the same peak learning rate. The question: what does it cost to reach the loss
-that training from scratch ends with?
+the same order, as many steps. The question: what does it cost to reach the loss that training from scratch
+ends with?
 """
 
 VISION = """
@@ -44,10 +45,15 @@ Validation loss: {held_out} windows of {length} bytes, always the same, out of {
 trained on ({trained} were). The difference between an arm's last loss and its baseline's has a standard error
 of at most {noise:.3f}.
 
-A baseline's learning rate falls along a cosine over all its steps. An arm starts ahead: from the same peak it
-falls faster, along LEMON's schedule, after a gentler warm-up. Transferred layers train alone until the loss
-stops improving, then everything does (XATL). LiGO's maps learn for {learning[steps]} steps first. Steps,
-rates, warm-ups and shares were chosen in trials on this text; report.json has them all.
+A baseline's learning rate falls along a cosine over all its steps. An arm starts ahead: it falls faster,
+along LEMON's schedule, after a gentler warm-up. A grown model has its baseline's peak; of a transferred one
+and its baseline each has the peak at which it does best. LiGO's maps learn for {learning[steps]} steps first.
+Steps, rates, warm-ups and shares were chosen in trials on this text, those of transfers on windows that are
+not measured here; report.json has them all.
+
+What is transferred keeps all but the mixers. A new mixer is first fitted to the attention whose place it
+takes: {aligned} steps of one window each, on what the source's own layer reads of {windows} windows, through
+which the source runs once. Then everything trains, what was copied at {copied} of the rate.
 
 Machine: {processor}, {threads} threads, torch {torch}, transformers {transformers}, Python {python}, {date};
 {seconds:.0f} s for all.
@@ -127,8 +133,17 @@ def _vision(report: dict, images: dict) -> str:
 def _counting(report: dict, text: dict) -> list[str]:
     trained, measured = text["corpus"]["files"]
     facts = {"trained": trained, "measured": measured, "noise": _noise(text), "seconds": report["seconds"]}
+    transfers = report["job"]["text"]["transferring"].values()
+    for said, name in (("aligned", "align"), ("windows", "windows"), ("copied", "copied")):
+        facts[said] = _range(arm[name] for arm in transfers)
     said = COUNTING.format(**report["job"]["text"] | report["machine"] | facts)
     return [" ".join(paragraph.split()) for paragraph in said.split("\n\n")]
+
+
+def _range(numbers: Iterable[float]) -> str:
+    """The one that all are, or the least and the most."""
+    least, *_, most = sorted(numbers) * 2
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _noise(group: dict) -> float:

@@ -71,8 +71,7 @@ class Texts(Arms):
         )
         config = AutoConfig.from_pretrained(self.start(name))
         baseline = self.scratch(f"{name}-scratch", config, arm.budget)
-        rates = {"copied_rate": arm.copied, "rates": arm.rates}
-        return baseline, self.arm(name, made, baseline, arm.budget, **rates)
+        return baseline, self.arm(name, made, baseline, arm.budget, copied_rate=arm.copied)
 
     def neox(self, size: Size) -> GPTNeoXConfig:
         """A GPT-NeoX of bytes. Rotary positions on whole heads and weights of about 1 / sqrt(width): the

@@ -48,10 +48,15 @@ class Learned:
 
 
 def examples_for(
-    source: Source, data: Data | None, batch_size: int, sequence_length: int | None, method: str
+    source: Source,
+    data: Data | None,
+    batch_size: int,
+    sequence_length: int | None,
+    method: str,
+    field: str = "text",
 ) -> Examples:
-    """Data as examples: text in windows of `sequence_length` tokens; by default LENGTH, or as many as the
-    model has positions.
+    """Data as examples: text, of rows their `field`, in windows of `sequence_length` tokens; by default
+    LENGTH, or as many as the model has positions.
 
     Raises Refusal where there are none, where they do not fit the model, or fill no batch.
     """
@@ -65,7 +70,7 @@ def examples_for(
     refuse_other_kind(source.model, data)
     length = window_length(config, data, None, sequence_length, usual=LENGTH)
     if not isinstance(data, Examples):
-        data = examples_of(data, load_tokenizer(source.checkpoint.path), length)
+        data = examples_of(data, load_tokenizer(source.checkpoint.path), length, field=field)
     data.refuse_unfit(batch_size, config)
     return data
 

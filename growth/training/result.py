@@ -40,10 +40,18 @@ class TrainReport:
 
     def __str__(self) -> str:
         first, last = self.curve[0], self.curve[-1]
+        held = f"; {self.held()}" if self.held() else ""
         return (
             f"{self.out}: {last.step} steps, validation loss {first.loss:.3f} -> {last.loss:.3f}, "
-            f"{last.flops:.2e} FLOPs, {last.seconds:.1f} s"
+            f"{last.flops:.2e} FLOPs, {last.seconds:.1f} s{held}"
         )
+
+    def held(self) -> str:
+        """How long `freeze` held weights still, "" where nothing was."""
+        if self.settings["freeze"] is None:
+            return ""
+        steps = "" if self.unfrozen_at is None else f" for {self.unfrozen_at} steps"
+        return f"what was transferred was held still{steps}"
 
 
 def write_companions(folder: Path, source: Path, work: Task, record: dict) -> None:
@@ -75,6 +83,7 @@ def save(engine: Trainer, report: TrainReport, source: Path) -> None:
             f"trained by `growth train`, {last.step} steps, on {report.settings['data']}",
             f"validation loss {first.loss:.3f} -> {last.loss:.3f} nats {each}; all of it is in {TRAINING}",
         ]
+        facts += [report.held()] if report.held() else []
         if teacher := report.settings["teacher_name"]:
             share = report.settings["teacher_weight"]
             facts.append(f"a share {share} of its loss was the distribution of {teacher}")

@@ -254,7 +254,7 @@ def _strings(batches: Iterable[list], name: str, field: str) -> Iterator[str]:
 
 def _refuse_fieldless(names: Iterable[str], where: str, field: str) -> None:
     if field not in (names := list(names)):
-        remedy = "pass the one that holds the text, --text-field"
+        remedy = "pass the one that holds the text, --text-field of train and transfer, or call it text"
         raise refuse(where, f"a field {field!r}", ", ".join(names) or "none", remedy)
 
 

@@ -148,7 +148,7 @@ class Aligning:
         told = {"layer": layer, "mixer": letter, "start": start, "error": errors, "seconds": seconds}
         if how.steps:
             told["learning_rate"] = steps.rate
-        progress.say(layer_line(told))
+        progress.say(f"layer {layer} of {len(self.starting.config.pattern)}, {seconds:.1f} s")
         return told
 
 

@@ -2,8 +2,6 @@
 
 import math
 import re
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from growth.learned.fit import examples_for
 from growth.training.data import Data
 from growth.training.examples import Examples
 from growth.transferring.align import Aligning, Alignment, kept_in, layer_line
+from growth.transferring.fitting import peak_memory
 from growth.transferring.planned import Start, of_mixer
 from growth.transferring.restoration import HELD_OUT, Restored, best, table
 from growth.transferring.starting import Starting
@@ -41,7 +40,7 @@ class Fitted:
 
 
 def fitting_of(
-    starting: Starting, align: int | Alignment, data: Data | None, keep: int | None
+    starting: Starting, align: int | Alignment, data: Data | None, keep: int | None, field: str = "text"
 ) -> "Fitting | None":
     """What `transfer` is asked for, None where it is asked for nothing that takes data.
 
@@ -59,7 +58,7 @@ def fitting_of(
         expected, remedy = f"1 to {most} layers that keep their attention", "choose a number in between"
         raise refuse("keep-attention", expected, f"auto:{keep}", remedy)
     for_what = "align" if how.steps else "keep-attention auto"
-    windows = examples_for(starting.source, data, how.batch_size, how.sequence_length, for_what)
+    windows = examples_for(starting.source, data, how.batch_size, how.sequence_length, for_what, field)
     if keep is None:
         return Fitting(how, windows)
     if len(windows) < (least := how.batch_size + HELD_OUT):
@@ -98,6 +97,11 @@ class Fitting:
         how = asdict(self.how) | {"sequence_length": self.windows.length, "windows": windows}
         found = {"align": how, "alignment": aligning.layers}
         lines, stages, kept = [layer_line(layer) for layer in aligning.layers], dict(aligning.stages), ()
+        if farther := [
+            str(layer["layer"]) for layer in aligning.layers if farther_than_before(layer["error"])
+        ]:
+            which = f"layer {farther[0]} is" if len(farther) == 1 else f"layers {', '.join(farther)} are"
+            lines.append(f"{which} farther off than before the steps: more of them, such as 300, lead closer")
         if restored:
             scores = restored.scores(aligning.source)
             kept = tuple(best(scores, self.keep))
@@ -120,14 +124,14 @@ def restorable(starting: Starting) -> list[int]:
     return [layer for layer in starting.new if starting.old.pattern[layer] in ATTENTION]
 
 
+def farther_than_before(error: dict[str, float]) -> bool:
+    """Of a layer: did its steps, too few, undo what the start, or the solution, had reached?"""
+    before = error.get("solved", error["started"])
+    return error.get("aligned", before) > before
+
+
 def score_line(row: dict[str, Any]) -> str:
     if row["layer"] is None:
         return f"no attention: KL {row['kl']:.4f}"
     kept = ", kept" if row["kept"] else ""
     return f"attention in layer {row['layer']}: KL {row['kl']:.4f}, lower by {row['lowers']:.4f}{kept}"
-
-
-def peak_memory() -> int:
-    """The most bytes that the process has held so far."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024

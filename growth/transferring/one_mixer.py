@@ -3,6 +3,8 @@
 minimise over the mixer's parameters   |mixer(x) - y|^2 / |y|^2
 """
 
+import resource
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -32,10 +34,11 @@ Mixer = Callable[[Tensor], Tensor]
 
 @dataclass
 class Cost:
-    """What a stage took: operations of matrix products, and seconds."""
+    """What a stage took: operations of matrix products, seconds, and the most bytes held by its end."""
 
     flops: int = 0
     seconds: float = 0.0
+    memory: int = 0
 
     @contextmanager
     def counted(self, times: int = 1) -> Iterator[None]:
@@ -49,6 +52,7 @@ class Cost:
         began = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - began
+        self.memory = peak_memory()
 
 
 @dataclass(frozen=True)
@@ -163,3 +167,9 @@ def share_of_rate(module: nn.Module, parameter: Tensor) -> float:
     if isinstance(module, Retention) and parameter is getattr(module, "A_log", None):
         return DECAYS
     return min(1.0, WIDTH / parameter.shape[1]) if parameter.dim() > 1 else 1.0
+
+
+def peak_memory() -> int:
+    """The most bytes that the process has held so far."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -42,7 +42,7 @@ LETTERS = {"attention": "A", "retention": "R", "mamba": "M", "mamba2": "S"}
 
 def transfer(
     src: str | Path,
-    dst: str | Path,
+    dst: str | Path | None = None,
     *,
     mixers: str = "retention",
     pattern: str | None = None,
@@ -53,6 +53,7 @@ def transfer(
     start: str | None = None,
     align: int | Alignment = 0,
     data: Data | None = None,
+    text_field: str = "text",
     format: str = "lci",
     seed: int = 0,
     dry_run: bool = False,
@@ -74,6 +75,7 @@ def transfer(
     align           steps of fitting each new mixer to the source's attention on data, before all training; an
                     Alignment says how. 0: with data the last projection alone is solved for
     data            text, or Windows: what mixers are fitted to and layers are chosen by
+    text_field      of rows, the field or column that holds the text
     format          what it is written as: lci, our own class, which holds all of these; granitemoehybrid,
                     which transformers, vLLM and SGLang have; fla, flash-linear-attention's RetNet
 
@@ -87,6 +89,8 @@ def transfer(
     if copy not in COPIED:
         raise refuse("copy", f"one of {', '.join(COPIED)}", copy, "choose one of these")
     form = format_of(format)
+    if dst is None and not dry_run:
+        raise refuse("output folder", "the name of a new folder", "none", "name one, or ask for a dry run")
     if not dry_run:
         refuse_existing(dst)
     began, count = time.perf_counter(), count_of(keep_attention)
@@ -98,10 +102,10 @@ def transfer(
     )
     fields = retention_fields(checkpoint.config, letters, decays, retention_heads)
     starting = Starting(source, letters, fields, start, copy, seed, data is not None)
-    fitting = fitting_of(starting, align, data, count)
+    fitting = fitting_of(starting, align, data, count, text_field)
     written(form, (fitting.such(starting) if fitting else starting).config)  # refuses before any work
     fitted, notes = Fitted(), left_behind(checkpoint.config) + starting.lost()
-    with beside(dst) if fitting and not dry_run else nullcontext(Path(dst)) as folder:
+    with beside(dst) if fitting and not dry_run else nullcontext(Path(dst or ".")) as folder:
         if fitting and not dry_run:
             weights = starting.weights()
             room = plan_transfer(source, weights.model, weights).bytes
@@ -113,6 +117,8 @@ def transfer(
         target = written(form, config)
         plan, notes = plan_transfer(source, target, weights), (*notes, *form.notes(config))
         parameters = source.parameters, plan.parameters
+        if dry_run and count:
+            notes = *notes, f"{count} of the layers will keep attention: data choose them when it runs"
         if not dry_run:
             refuse_too_large(dst, plan.bytes)
             how = {"parameters": parameters, "pattern": config.pattern, "copy": copy, "seed": seed}
@@ -156,6 +162,8 @@ def chosen_pattern(
         wanted = "".join("A" if layer in keep_attention else LETTERS[mixers] for layer in count)
     elif keep_attention:
         raise refuse("pattern", "either a pattern or layers that keep attention", "both", "leave one out")
+    elif mixers != "retention":
+        raise refuse("pattern", "either a pattern or mixers", "both", "leave one out")
     elif len(pattern) != L or set(pattern) - set(MIXERS):
         expected = f"{L} letters out of {', '.join(MIXERS)}"
         raise refuse("pattern", expected, repr(pattern), "give one letter per layer")

@@ -144,7 +144,8 @@ def test_every_operation_is_counted(decoder, tmp_path):
     matrices = 3 * 2 * (4 * (D * D) * 2 + D * D * 3) * T  # three layers
     assert matrices < step < 1.5 * matrices
     record = json.loads((tmp_path / "2" / "growth.json").read_text())
-    assert record["flops"] == two.flops and record["peak_memory"] > 0
+    assert record["flops"] == two.flops
+    assert all(0 < stage["memory"] <= record["peak_memory"] for stage in record["stages"].values())
     assert [row["layer"] for row in record["alignment"]] == [0, 1, 2]
     assert all(row["seconds"] > 0 for row in record["alignment"])
 
@@ -246,10 +247,23 @@ def test_the_command_line_aligns_and_says_so(tmp_path, monkeypatch, capsys):
 
     code, said = run("--align", "2")
     assert code == 2 and said.err.count("\n") == 1 and "data: expected text" in said.err
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"body": text.read_text()}))
+    code, said = run("--align", "2", "--data", str(rows))
+    assert code == 2 and "got body; pass the one that holds the text, --text-field" in said.err
     assert not (tmp_path / "out").exists()
-    code, said = run("--align", "2", "--data", str(text), "--decays", "alibi")
+    code, said = run("--align", "2", "--data", str(rows), "--text-field", "body", "--decays", "alibi")
     assert not code and "layer 2 (R, attention): error started" in said.out
-    assert "align: layer 2 (R, attention): error" in said.err
+    assert "align: layer 2 of 3, " in said.err and "error" not in said.err, "the report has these"
+
+
+def test_steps_that_lead_away_from_what_was_solved_are_told(sources, tmp_path):
+    for rate, told in ((10.0, "layers 0, 1, 2 are"), (1e-4, "")):
+        how = Alignment(2, **HOW | {"learning_rate": rate})
+        out = tmp_path / str(rate)
+        report = growth.transfer(sources("llama"), out, mixers="mamba2", align=how, data=windows())
+        said = "\n".join(line for line in report.lines if "farther off than before the steps" in line)
+        assert said.startswith(told) and bool(said) is bool(told)
 
 
 def test_what_is_fitted_is_the_same_in_every_format(decoder, tmp_path):

@@ -4,14 +4,16 @@ import json
 
 import pytest
 import torch
-from checkpoints import bert, gpt2, neox, saved
+from checkpoints import ALL, bert, gpt2, neox, saved
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import GPTNeoXConfig, SwinConfig
+from transformers.utils import logging
 
 import growth
 from growth import card
 from growth.errors import Refusal
+from growth.loading import quiet
 from lcikernels.models import LCIConfig, LCIForCausalLM
 
 
@@ -71,6 +73,29 @@ def test_where_two_models_first_differ_is_named(tmp_path, family, name, where):
 def test_after_transfer_the_first_fresh_mixer_is_named(source, tmp_path):
     growth.transfer(source, tmp_path / "out", keep_attention=[0])
     assert growth.check(source, tmp_path / "out").first == "model.layers.1.mixer.o_proj"
+
+
+def test_what_a_library_says_of_its_kernels_is_not_passed_on(tmp_path):
+    said, logger = [], logging.get_logger("transformers")
+    with quiet():
+        src = ALL["granitemoehybrid"](tmp_path / "src")
+    heard = logging.logging.Handler()
+    heard.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(heard)
+    logging.warning_once.cache_clear()
+    try:
+        assert growth.check(src, src).kept and not said
+    finally:
+        logger.removeHandler(heard)
+
+
+def test_an_embedding_scaled_in_another_place_is_no_difference(tmp_path):
+    """Gemma's own class multiplies within its embedding, ours behind it."""
+    src = ALL["gemma3_text"](tmp_path / "src")
+    growth.transfer(src, tmp_path / "out", mixers="attention")
+    assert growth.check(src, tmp_path / "out").first == ""
+    growth.transfer(src, tmp_path / "retnet", keep_attention=[0])
+    assert growth.check(src, tmp_path / "retnet").first == "model.layers.1.mixer_out_norm"
 
 
 @pytest.mark.parametrize("named", ["float32", None])

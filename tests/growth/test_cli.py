@@ -355,9 +355,12 @@ def test_a_dry_run_prints_every_tensor_and_writes_nothing(source, tmp_path, monk
 
 
 def test_a_dry_run_needs_no_output_and_tells_bytes_and_memory(source, monkeypatch, capsys):
-    words = "grow", source, "--num-layers", 4, "--dry-run"
-    code, out, _ = run(monkeypatch, capsys, *words)
-    assert code == 0 and "bytes on disk, and about" in out
+    for words in (("transfer", source), ("grow", source, "--num-layers", 4)):
+        code, _, err = run(monkeypatch, capsys, *words)
+        assert code == 2 and "output folder: expected the name of a new folder, got none" in err
+        words = *words, "--dry-run"
+        code, out, _ = run(monkeypatch, capsys, *words)
+        assert code == 0 and "bytes on disk, and about" in out
     code, out, _ = run(monkeypatch, capsys, *words, "--json")
     told = json.loads(out)
     assert code == 0 and told["target"] is None and told["lossless"]

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
-from growth.demo.budgets import TRANSFERS, Budget, Group, Job, Lesson, Size, Text
+from growth.demo.budgets import FULL, QUICK, TRANSFERS, Budget, Group, Job, Lesson, Size, Text, transfers
 from growth.demo.corpus import corpus
 from growth.demo.digits import digits
 from growth.demo.job import machine, perform
@@ -26,7 +26,7 @@ NUMBERS = SIZES | BUDGETS | {"learning": Lesson(2), "batch_size": 2, "held_out":
 TOY = Job(
     text=Text(
         **NUMBERS,
-        transferring={name: Budget(4, 1e-2, 1, 0.6) for name in TRANSFERS},
+        transferring=transfers({name: (2, Budget(4, 1e-2, 1, 0.6, 5e-3), 0.3) for name in TRANSFERS}, 4),
         length=32,
         text=40_000,
         words=4,
@@ -150,6 +150,11 @@ def test_a_baseline_that_ends_above_the_source_is_called_unfair():
     assert remarks(report)[1] == said
 
 
+def test_every_job_has_every_transfer():
+    for job in (FULL, QUICK, TOY):
+        assert {name: arm.settings for name, arm in job.text.transferring.items()} == TRANSFERS
+
+
 def test_a_group_of_images_has_rows_and_a_verdict_of_its_own():
     report = with_images(scripted())
     assert rows(report)[4:] == [
@@ -172,6 +177,9 @@ def test_the_page_parses_loads_nothing_and_says_what_was_not_reached():
     assert not re.search(r"(src|href)\s*=\s*[\"']?\s*http|url\(\s*[\"']?http|<script|@import", text)
     assert "slow: not reached: ended at 2.250 against 2.000." in text
     assert "def &lt;f&gt;(): &amp; &#x27;ä&#x27;" in text
+    assert (
+        "2 steps of one window each" in text and "reads of 4 windows" in text and "at 0.3 of the rate" in text
+    )
 
 
 def test_the_page_shows_images_by_themselves_in_their_own_unit():
@@ -226,6 +234,18 @@ def test_every_arm_is_trained_beside_its_baseline_on_the_same_budget(done):
             assert (arm["parameters"], arm["step_flops"]) == (baseline["parameters"], baseline["step_flops"])
             assert 0 < arm["noise"] < 1 and arm["start"]["seconds"] > 0
     assert arms["lemon"]["lossless"] and not arms["stack"]["lossless"]
+    for name in TRANSFERS:
+        assert arms[name]["start"]["flops"] > 0, "fitting is counted"
+        record = json.loads((done[1] / "start" / name / "growth.json").read_text())
+        assert record["align"]["steps"] == 2 and record["flops"] == arms[name]["start"]["flops"]
+        settings = json.loads((done[1] / "trained" / name / "training.json").read_text())["settings"]
+        assert (settings["learning_rate"], settings["copied_rate"], settings["freeze"]) == (5e-3, 0.3, None)
+        beside = json.loads((done[1] / "trained" / f"{name}-scratch" / "training.json").read_text())
+        assert beside["settings"]["learning_rate"] == 1e-2
+    for name, learned in (("retnet", False), ("retnet-learned", True)):
+        for of in (name, f"{name}-scratch"):
+            config = json.loads((done[1] / "trained" / of / "config.json").read_text())
+            assert config.get("retention_learned_decay", False) is learned, of
     for group, prefix in zip(report["groups"], ("", "vit-"), strict=True):
         end = group["source"]["curve"][-1]["loss"]
         assert arms[f"{prefix}lemon"]["curve"][0]["loss"] == pytest.approx(end, abs=1e-4)

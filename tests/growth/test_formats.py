@@ -341,6 +341,8 @@ def test_the_card_says_how_to_load_and_who_serves(sources, tmp_path, form, patte
     loading = (tmp_path / "out" / "README.md").read_text().partition("## Loading")[2]
     assert all(word in loading for word in there) and not any(word in loading for word in absent)
     assert (tmp_path / "out" / "tokenizer.json").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("growth check" in card.partition("Not measured yet: ")[2][:20]) is (form != FLA)
 
 
 def test_heads_that_vllm_does_not_read_are_told_of(sources, tmp_path):

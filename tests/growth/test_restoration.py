@@ -58,6 +58,14 @@ def test_scores_are_those_of_whole_models_and_the_best_layers_are_kept(tmp_path,
     assert record["flops"] == report.flops == sum(stage["flops"] for stage in record["stages"].values())
 
 
+def test_a_dry_run_says_that_data_will_choose(tmp_path):
+    with quiet():
+        DECODERS["gpt_neox"](tmp_path / "src")
+    told = growth.transfer(tmp_path / "src", keep_attention="auto:2", data=text(), dry_run=True)
+    assert told.notes[-1] == "2 of the layers will keep attention: data choose them when it runs"
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
 def test_the_lowest_scores_are_the_best_and_their_layers_stay_in_order():
     assert best({None: 1.0, 0: 0.5, 1: 0.2, 2: 0.9, 3: 0.2}, 2) == [1, 3]
     assert best({None: 1.0, 0: 0.5, 1: 0.5}, 1) == [0]
