@@ -12,7 +12,7 @@ from growth.learned.fit import examples_for
 from growth.training.data import Data
 from growth.training.examples import Examples
 from growth.transferring.align import Aligning, Alignment, kept_in, layer_line
-from growth.transferring.fitting import peak_memory
+from growth.transferring.one_mixer import peak_memory
 from growth.transferring.planned import Start, of_mixer
 from growth.transferring.restoration import HELD_OUT, Restored, best, table
 from growth.transferring.starting import Starting
