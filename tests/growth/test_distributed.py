@@ -224,7 +224,7 @@ def test_sixteen_bits_are_as_exact_in_pieces_as_whole(folder, tmp_path):
         ("process 1 of 2: data .*absent: expected a file or a folder", {"of": {1: {"data": "/absent"}}}),
         ("batch size: expected at least 1, got 0", {"batch_size": 0, "of": {1: {"data": "/absent"}}}),
         ("resume: expected an interrupted run in .*, got none", {"resume": True}),
-        ("learning rate: expected one at which", {"learning_rate": 1e30, "save_every": 0}),
+        ("step 2: expected a finite loss", {"learning_rate": 1e30, "save_every": 0}),
     ],
 )
 def test_a_refusal_is_one_line_of_the_first_process_and_ends_all(folder, tmp_path, said, more):

@@ -262,7 +262,14 @@ def test_places_begin_anew_with_each_document_and_nothing_predicts_its_first_tok
     assert windows.fingerprint() != Windows(torch.arange(1, 13), 4, np.array([0])).fingerprint()
 
 
-TELLING = [name for name in ALL if not any(x in name for x in ("bert", "t5"))]
+MIXING = [name for name in ALL if name.startswith("granitemoehybrid")]
+TELLING = [name for name in ALL if not any(x in name for x in ("bert", "t5")) and name not in MIXING]
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_a_mamba_of_transformers_that_reads_on_across_documents_is_refused(tmp_path, name):
+    with pytest.raises(Refusal, match="pack: .* whose logits change by .* by what is before"):
+        refuse_mixing(load_model(ALL[name](tmp_path)))
 
 
 @pytest.mark.parametrize("name", TELLING)
