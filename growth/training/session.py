@@ -5,7 +5,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from growth.checkpoint import Checkpoint
 from growth.errors import refuse
+from growth.families import model_of
 from growth.loading import load_model
 from growth.training.curve import Curve
 from growth.training.data import Collator, Windows
@@ -50,8 +51,14 @@ class Session:
 
     def trained(self, last: str | None, progress: RunProgress) -> TrainReport:
         """Trains, on from the checkpoint `last` if there is one; what is written lies in the run's folder."""
+        network = load_model(self.checkpoint.path)
+        names = in_memory(network, self.checkpoint)
+        frozen = [names.get(name, name) for name in self.frozen]
+        shares = {names.get(name, name): share for name, share in self.shares.items()}
+        return replace(self, frozen=frozen, shares=shares)._trained(network, last, progress)
+
+    def _trained(self, network: PreTrainedModel, last: str | None, progress: RunProgress) -> TrainReport:
         given, args, source = self.settings, self.args, self.checkpoint.path
-        network = load_model(source)
         asked = copy.deepcopy(network.config)  # the Trainer turns its cache off, and leaves it off
         packed = isinstance(self.work.examples, Windows) and self.work.examples.packed
         if packed:
@@ -131,6 +138,13 @@ class Session:
         trained = parameters - (0 if self.settings["unfreeze"] else sum(x.numel() for x in held))
         saves = math.ceil(self.args.max_steps / every) if every else 0
         refuse_full(Path(self.args.output_dir), parameters, trained, saves)
+
+
+def in_memory(network: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
+    """The names of tensors on disk, as growth.json has them -> those of the parameters that they become."""
+    seen = model_of(checkpoint.config, checkpoint.names)
+    names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
+    return {on_disk: name for name in names if seen and (on_disk := seen.named(name))}
 
 
 def _checkpointing(network: PreTrainedModel, args: TrainingArguments) -> None:
