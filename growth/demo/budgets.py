@@ -111,11 +111,11 @@ FULL = Job(
         growing=Budget(400, 5e-3, 40, 0.43),
         transferring=transfers(
             {
-                "retnet": (320, Budget(470, 1.5e-2, 10, 0.33, 1e-2), 0.3),
-                "retnet-learned": (200, Budget(320, 2e-2, 10, 0.55, 1e-2), 0.3),
-                "mamba": (160, Budget(140, 2e-2, 10, 0.6, 1.2e-2), 0.15),
-                "mamba2": (160, Budget(120, 1.2e-2, 10, 0.7), 0.3),
-                "hybrid": (200, Budget(360, 1.5e-2, 10, 0.3, 1e-2), 0.3),
+                "retnet": (320, Budget(470, 1.5e-2, 10, 0.45, 1e-2), 0.3),
+                "retnet-learned": (200, Budget(300, 2e-2, 10, 0.55, 1e-2), 0.3),
+                "mamba": (160, Budget(130, 2e-2, 10, 0.6, 1.2e-2), 0.3),
+                "mamba2": (160, Budget(115, 1.2e-2, 10, 0.7), 0.3),
+                "hybrid": (200, Budget(360, 1.5e-2, 10, 0.35, 1e-2), 0.3),
             }
         ),
         learning=Lesson(25),
