@@ -38,8 +38,8 @@ class Transfer:
     settings: dict[str, Any]
     budget: Budget
     align: int
-    copied: float
     windows: int
+    copied: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,9 @@ TRANSFERS = {
 }
 
 
-def transfers(arms: Mapping[str, tuple[int, Budget, float]], windows: int = 64) -> dict[str, Transfer]:
-    """An arm for each of TRANSFERS, which has its steps of aligning, its budget, its share of the rate."""
-    return {
-        name: Transfer(TRANSFERS[name], budget, align, copied, windows)
-        for name, (align, budget, copied) in arms.items()
-    }
+def transfers(arms: Mapping[str, tuple[int, Budget]], windows: int = 64) -> dict[str, Transfer]:
+    """An arm for each of TRANSFERS, which has its steps of aligning and its budget."""
+    return {name: Transfer(TRANSFERS[name], budget, align, windows) for name, (align, budget) in arms.items()}
 
 
 FULL = Job(
@@ -111,11 +108,11 @@ FULL = Job(
         growing=Budget(400, 5e-3, 40, 0.43),
         transferring=transfers(
             {
-                "retnet": (320, Budget(470, 1.5e-2, 10, 0.45, 1e-2), 0.3),
-                "retnet-learned": (200, Budget(300, 2e-2, 10, 0.55, 1e-2), 0.3),
-                "mamba": (160, Budget(130, 2e-2, 10, 0.6, 1.2e-2), 0.3),
-                "mamba2": (160, Budget(115, 1.2e-2, 10, 0.7), 0.3),
-                "hybrid": (200, Budget(360, 1.5e-2, 10, 0.35, 1e-2), 0.3),
+                "retnet": (320, Budget(470, 1.5e-2, 10, 0.45, 1e-2)),
+                "retnet-learned": (200, Budget(300, 2e-2, 10, 0.55, 1e-2)),
+                "mamba": (160, Budget(130, 2e-2, 10, 0.6, 1.2e-2)),
+                "mamba2": (160, Budget(115, 1.2e-2, 10, 0.7)),
+                "hybrid": (200, Budget(360, 1.5e-2, 10, 0.35, 1e-2)),
             }
         ),
         learning=Lesson(25),
@@ -145,11 +142,11 @@ QUICK = Job(
         growing=Budget(80, 8e-3, 8, 0.6),
         transferring=transfers(
             {
-                "retnet": (40, Budget(100, 1.5e-2, 5, 0.6, 1e-2), 0.3),
-                "retnet-learned": (40, Budget(100, 1.5e-2, 5, 0.6, 1e-2), 0.3),
-                "mamba": (40, Budget(60, 1.5e-2, 5, 0.6, 1.2e-2), 0.15),
-                "mamba2": (40, Budget(60, 1.2e-2, 5, 0.6), 0.3),
-                "hybrid": (40, Budget(100, 1.5e-2, 5, 0.6, 1e-2), 0.3),
+                "retnet": (40, Budget(100, 1.5e-2, 5, 0.6, 1e-2)),
+                "retnet-learned": (40, Budget(100, 1.5e-2, 5, 0.6, 1e-2)),
+                "mamba": (40, Budget(60, 1.5e-2, 5, 0.6, 1.2e-2)),
+                "mamba2": (40, Budget(60, 1.2e-2, 5, 0.6)),
+                "hybrid": (40, Budget(100, 1.5e-2, 5, 0.6, 1e-2)),
             },
             windows=16,
         ),
