@@ -140,9 +140,11 @@ def test_a_source_that_vanishes_while_it_is_read_leaves_no_target(tmp_path, monk
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from growth import writing
 from growth.__main__ import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background ignore it
 
 def add(self, file, row, blocks):
     print("writing", flush=True)

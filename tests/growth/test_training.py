@@ -25,6 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
+import growth
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
 from growth.loading import load_model
@@ -114,6 +115,16 @@ def run(folder, out, **settings):
     if "teacher" in settings:
         settings |= {"teacher": folder / settings["teacher"]}
     return train(folder / "model", data, folder / out, **DEFAULTS | settings)
+
+
+@pytest.fixture(scope="module")
+def aligned(folder, tmp_path_factory):
+    """The same, transferred to retention and Mamba-2, which are fitted to its attention."""
+    root = tmp_path_factory.mktemp("aligned")
+    how = growth.Alignment(2, batches=2, batch_size=4)
+    growth.transfer(folder / "model", root / "model", pattern="RS", align=how, data=folder / "text.txt")
+    shutil.copy(folder / "text.txt", root)
+    return root
 
 
 # ---- schedules
@@ -334,6 +345,7 @@ KINDS = {
     "all at once": ("folder", EVERYTHING),
     "plain": ("folder", SAVING),
     "unfreezing": ("folder", SAVING | UNFREEZING),
+    "aligned": ("aligned", SAVING | UNFREEZING | {"copied_rate": 0.3, "sequence_length": 32}),
     "masked, epochs of 4 steps": ("masked", SAVING | {"batch_size": 40}),
 }
 
@@ -375,6 +387,7 @@ def assert_alike(report, expected):
     [
         ("unfreezing", 5),
         ("unfreezing", 7),
+        ("aligned", 5),
         ("masked, epochs of 4 steps", 7),
         ("all at once", 4),
         ("all at once", 7),
