@@ -283,9 +283,9 @@ def test_other_heads_of_retention_are_as_wide_together(decoder, tmp_path):
     assert not report.plan.dropped
 
 
-def test_other_heads_than_longrope_has_factors_for_are_refused(source, tmp_path):
+def test_other_heads_than_longrope_has_factors_for_are_refused(decoder, tmp_path):
     with pytest.raises(
         Refusal, match="retention-heads: expected 4, for longrope has .*, got 2; leave it out"
     ):
-        growth.transfer(source("phi3 longrope"), tmp_path / "out", retention_heads=2)
+        growth.transfer(decoder("phi3 longrope"), tmp_path / "out", retention_heads=2)
     assert not (tmp_path / "out").exists()
