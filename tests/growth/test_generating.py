@@ -46,7 +46,8 @@ def test_what_equals_its_source_continues_every_prompt_as_it_does(tmp_path, name
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "mistral", "qwen3", "granite", "lci SMA"])
 def test_a_transfer_that_keeps_every_mixer_continues_every_prompt_as_its_source(tmp_path, name):
     """Learned positions, caps, windows, norms of q and k, scales: in our own model, with its own cache."""
-    src, keep = ALL[name](tmp_path / "src"), {"pattern": "SMA"} if name == "lci SMA" else {"mixers": "attention"}
+    src = ALL[name](tmp_path / "src")
+    keep = {"pattern": "SMA"} if name == "lci SMA" else {"mixers": "attention"}
     growth.transfer(src, tmp_path / "out", **keep)
     got = growth.check(src, tmp_path / "out", generate=NEW).generated
     assert got.promised and got.kept and (got.identical, got.before, got.agreeing) == (1, NEW, 1)
