@@ -206,7 +206,8 @@ class Aligning(NamedTuple):
 
     def aligned(self, source: Path, name: str) -> Report:
         """The transfer of the source, beside it, with its mixer fitted."""
-        how = Alignment(steps=self.steps, batch_size=self.batch, sequence_length=self.length)
+        size, length = self.batch, self.length
+        how = Alignment(self.steps, batch_size=size, step_size=size, sequence_length=length)
         draw = torch.Generator().manual_seed(0)
         corpus = torch.randint(self.vocabulary, (how.batches * self.batch * self.length,), generator=draw)
         data, out = Windows(corpus, self.length), source.with_name(name)
