@@ -26,7 +26,7 @@ NUMBERS = SIZES | BUDGETS | {"learning": Lesson(2), "batch_size": 2, "held_out":
 TOY = Job(
     text=Text(
         **NUMBERS,
-        transferring=transfers({name: (2, Budget(4, 1e-2, 1, 0.6, 5e-3), 0.3) for name in TRANSFERS}, 4),
+        transferring=transfers({name: (2, Budget(4, 1e-2, 1, 0.6, 5e-3)) for name in TRANSFERS}, 4),
         length=32,
         text=40_000,
         words=4,
