@@ -2,7 +2,7 @@
 
 A long prompt in chunks beside all of it at once; and what fitting a mixer to a layer's attention takes.
 
-    python -m pytest benchmarks/bench_transfer.py           10 minutes; prints, and writes RESULTS.md
+    python -m pytest benchmarks/bench_transfer.py           9 minutes; prints, and writes RESULTS.md
     ... -k "RetNet and token"                               some; prints only
     ... --small                                             does it run? Seconds; prints only
 

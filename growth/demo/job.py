@@ -29,7 +29,7 @@ from growth.folders import named_folder, refuse_existing
 def run(out: str | Path = "growth-demo", quick: bool = False) -> dict:
     """Do the main job, write checkpoints and report.html into the new folder `out`, print the table.
 
-    Takes about ten minutes on two CPU cores, with `quick` one, on a job too small to mean much. Returns
+    Takes minutes on two CPU cores, with `quick` one, on a job too small to mean much. Returns
     what report.json holds. Raises Refusal where `out` exists or Python comes without its sources.
     """
     return perform(QUICK if quick else FULL, named_folder(out, "output folder"), Console())
