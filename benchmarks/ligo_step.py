@@ -50,7 +50,7 @@ def models(pair: str, device: str) -> tuple[Expansion, nn.Module]:
     with tempfile.TemporaryDirectory() as folder, quiet():
         auto.from_config(small).save_pretrained(folder)
         source = Source(Checkpoint(Path(folder)))
-        config = resized(source.model, Sizes(hidden_size, num_layers), method.order)
+        config = resized(source.model, Sizes(hidden_size, num_layers), method.layers)
         target = source.family.model(config, source.model.parts)
         old, new = source.model.architecture, target.architecture
         operator = method.operator(source, old, new, method.maps(old, new), seed=0)

@@ -18,18 +18,20 @@ def interpolated(old: int, new: int) -> tuple[int, ...]:
     return tuple(i * old // new for i in range(new))
 
 
-def with_identities(old: int, new: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Every old layer once, the added ones after it, the upper layers first to receive one.
+def with_identities(old: int, new: int) -> tuple[int, ...]:
+    """0 1 1 2 2: every old layer, then those that are added beside it, the upper layers first to receive one.
 
-    Returns the layer that each new layer takes its inside from, the same with -1 where the new layer must add
-    nothing to the stream, and the same with -1 where another one follows that takes its inside there too. For
-    new <= 2 old this is LEMON's order; beyond, layers receive several.
+    For new <= 2 old this is LEMON's order; beyond, layers receive several.
     """
     each, more = divmod(new - old, old)
-    inside, active, last = [], [], []
-    for j in range(old):
-        added = each + (j >= old - more)
-        inside += [j] * (1 + added)
-        active += [j] + [-1] * added
-        last += [-1] * added + [j]
-    return tuple(inside), tuple(active), tuple(last)
+    return tuple(j for j in range(old) for _ in range(1 + each + (j >= old - more)))
+
+
+def firsts(order: tuple[int, ...]) -> tuple[int, ...]:
+    """The order with -1 where an old layer stands again: such a layer is to add nothing to the stream."""
+    return tuple(j if j not in order[:i] else -1 for i, j in enumerate(order))
+
+
+def lasts(order: tuple[int, ...]) -> tuple[int, ...]:
+    """The order with -1 where an old layer stands again later."""
+    return tuple(j if j not in order[i + 1 :] else -1 for i, j in enumerate(order))

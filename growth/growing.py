@@ -81,7 +81,9 @@ def grow(
         raise refuse("sizes", "Sizes, or the short forms", "both", "leave one out")
     if method.learned:
         method = learnable(source, method)
-    config = resized(source.model, sizes or short, method.order)
+    wanted = sizes or short
+    wanted = replace(wanted, layers=method.depth(wanted.layers))
+    config = resized(source.model, wanted, method.layers)
     target = source.family.model(config, source.model.parts)
     refuse_other_companions(source, target)
     if not dry_run:  # before the maps, which memory may not hold either
@@ -90,7 +92,7 @@ def grow(
         refuse_too_large(dst, target.architecture.parameters * itemsize)
     growth = Growth(source, target, method, method.maps(*models(source, target), seed), seed)
     if method.lossless and growth.lost and not allow_lossy:
-        raise _refuse_lossy(growth, sizes or short)
+        raise _refuse_lossy(growth, wanted)
     scale_eps(target.config, growth.maps)
     learned = None
     if method.learned and not dry_run:
@@ -216,7 +218,7 @@ def _lossless_near(growth: Growth, wanted: Sizes) -> list[str]:
             near[f"hidden size {width}"] = replace(wanted, hidden=width, heads=None, kv_heads=None)
     for name, sizes in near.items():
         with suppress(Refusal):
-            larger = model.family.model(resized(model, sizes, method.order), model.parts).architecture
+            larger = model.family.model(resized(model, sizes, method.layers), model.parts).architecture
             if not lost(model.architecture, larger, method.maps(model.architecture, larger)):
                 return [name]
     return []

@@ -208,4 +208,4 @@ def _fits(model: Model, sizes: Sizes) -> bool:
 
 
 def _resized(model: Model, sizes: Sizes) -> Model:
-    return model.family.model(resized(model, sizes, LEMON.order), model.parts)
+    return model.family.model(resized(model, sizes, LEMON.layers), model.parts)

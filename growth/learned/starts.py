@@ -1,14 +1,14 @@
 """Where LiGO's maps start: as the published ones do, or as maps that preserve the function."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
 
 from growth import apply
 from growth.architecture import Architecture, Attention
-from growth.depth import rows, stacked
+from growth.depth import rows
 from growth.engine import named_seed
 from growth.errors import refuse
 from growth.learned.maps import Added, chosen, depth_matrix
@@ -69,8 +69,15 @@ def _places(of: Copies, first: dict[int, int], later: list[int]) -> torch.Tensor
     return (units[:, None] * of.width + torch.arange(of.width)).flatten()
 
 
-def published(old: Architecture, new: Architecture, tied: bool, learn: Collection[str], seed: int) -> Maps:
-    """Averages at random, on top of a stack of the layers. tied: A = B."""
+def published(
+    old: Architecture,
+    new: Architecture,
+    order: Callable[[int, int], tuple[int, ...]],
+    tied: bool,
+    learn: Collection[str],
+    seed: int,
+) -> Maps:
+    """Averages at random, of layers in some order, by default the stack of them. tied: A = B."""
     generator, read = torch.Generator().manual_seed(named_seed(seed, "ligo")), _read(old)
 
     def averaged(name: str) -> Added:
@@ -94,7 +101,7 @@ def published(old: Architecture, new: Architecture, tied: bool, learn: Collectio
     for name in old.layered:
         prefix, stack = old.stack_of(name)
         L, M = stack.layers, new.stacks[prefix].layers
-        depth[name] = rows(stacked(L, M))
+        depth[name] = rows(order(L, M))
         if M > L:
             mixed = depth_matrix(depth[name], L)
             mixed += torch.rand(mixed.shape, dtype=torch.float64, generator=generator) * DEPTH_NOISE

@@ -20,8 +20,11 @@ class Method(Protocol):
     lossless: ClassVar[bool]
     learned: ClassVar[bool]
 
-    def order(self, old: int, new: int) -> tuple[int, ...]:
+    def layers(self, old: int, new: int) -> tuple[int, ...]:
         """The old layer that each of `new` layers takes its inside from."""
+
+    def depth(self, wanted: int | None) -> int | None:
+        """The layers of the target, where these are not said."""
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`; those that learning starts from."""

@@ -6,32 +6,26 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from growth.architecture import Architecture, Attention, Linear, Norm, Output, Pointwise, Table, Tied, Vector
-from growth.depth import with_identities
 from growth.maps import Copies, copies, grouped, round_robin
 from growth.methods.option import option, refuse_below
-
-Index = tuple[int, ...]
+from growth.methods.ordered import Index, Ordered
 
 
 @dataclass(frozen=True)
-class Copying:
+class Copying(Ordered):
     """What all methods that copy can be told."""
 
     noise: float = option(0.1, "how far copies differ, in units of a fresh matrix")
 
-    name: ClassVar[str]
     lossless: ClassVar[bool] = False
     learned: ClassVar[bool] = False
 
     def __post_init__(self):
+        super().__post_init__()
         refuse_below("noise", self.noise, 0.0)
 
     def __str__(self) -> str:
         return self.name
-
-    def order(self, old: int, new: int) -> Index:
-        """The old layer that each of `new` layers takes its inside from."""
-        return with_identities(old, new)[0]
 
 
 def indices(old: Architecture, new: Architecture) -> dict[str, Index]:

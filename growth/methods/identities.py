@@ -3,21 +3,22 @@
 from collections.abc import Callable
 
 from growth.architecture import Architecture
-from growth.depth import rows, with_identities
+from growth.depth import firsts, lasts, rows
 from growth.maps import Row
 
 
 def identities(
-    old: Architecture, new: Architecture
+    old: Architecture, new: Architecture, layers: Callable[[int, int], tuple[int, ...]]
 ) -> tuple[dict[str, tuple[Row, ...]], dict[str, tuple[float, ...]]]:
-    """Depth and constants: added layers take their inside from the layer below and write nothing.
+    """Depth and constants: a layer that stands again in the order keeps its inside and writes nothing.
 
     Where norms stand after the sum, a norm of a norm is the norm but for O(eps): from the last norm of the
     layer below added ones on, all have gain 1 and bias 0, and the very last has what that one had.
     """
     depth, constants = {}, {}
     for prefix, stack in old.stacks.items():
-        inside, active, last = with_identities(stack.layers, new.stacks[prefix].layers)
+        inside = layers(stack.layers, new.stacks[prefix].layers)
+        active, last = firsts(inside), lasts(inside)
         for kind, ops in stack.blocks.items():
             after = stack.after_sum(kind)
             for op in ops:

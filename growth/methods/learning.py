@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from growth.architecture import Architecture
 from growth.errors import refuse
 from growth.methods.option import option, refuse_below
+from growth.methods.ordered import Ordered
 
 if TYPE_CHECKING:
     from growth.training.data import Data
@@ -15,7 +16,7 @@ RATE = 0.5  # over the source's width: at 96 it learns more than 0.2 does, and n
 
 
 @dataclass(frozen=True)
-class Learning:
+class Learning(Ordered):
     """data: files, folders, or Windows; for an image classifier Images. learning_rate: RATE / the source's
     width unless given, for a new unit sums over as many old ones."""
 
@@ -25,7 +26,6 @@ class Learning:
     sequence_length: int | None = option(None, "tokens a window; default: 512, or the model's positions")
     learning_rate: float | None = option(None, "the highest learning rate; default: 0.5 / the source's width")
 
-    name: ClassVar[str]
     learned: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
 
@@ -33,6 +33,7 @@ class Learning:
         return self.name
 
     def __post_init__(self):
+        super().__post_init__()
         for name, least in (("steps", 1), ("batch_size", 1), ("sequence_length", 2)):
             refuse_below(name.replace("_", "-"), getattr(self, name), least)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:

@@ -66,7 +66,7 @@ class Lemon(Copying):
         for op in old.all_ops:
             if isinstance(op, Attention) and _own_heads(old, maps, op):
                 maps[op.mixed] = replace(maps[op.mixed], noise=0.0)
-        depth, constants = identities(old, new)
+        depth, constants = identities(old, new, self.layers)
         eps = {field: factor for field, factor in eps.items() if factor != 1.0}
         return Maps(per_layer(new, maps), depth, constants, eps)
 

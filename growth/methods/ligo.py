@@ -68,9 +68,9 @@ class Ligo(Learning):
         """Are readers tied to producers?"""
         return (self.ties or ("published" if self.start == "published" else "untied")) == "published"
 
-    def order(self, old: int, new: int) -> tuple[int, ...]:
+    def arranged(self, old: int, new: int) -> tuple[int, ...]:
         """The old layer that each of `new` layers has most of at the start."""
-        return stacked(old, new) if self.start == "published" else with_identities(old, new)[0]
+        return stacked(old, new) if self.start == "published" else with_identities(old, new)
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps that learning starts from.
@@ -82,8 +82,8 @@ class Ligo(Learning):
         from growth.learned import starts  # torch, which the command line's --help does not wait for
 
         if self.start == "published":
-            return starts.published(old, new, self.tied, self.learn, seed)
-        maps = PRESERVING[self.start](noise=1.0).maps(old, new)
+            return starts.published(old, new, self.layers, self.tied, self.learn, seed)
+        maps = PRESERVING[self.start](noise=1.0, order=self.order).maps(old, new)
         if self.tied and maps.wires:
             got = "published, and a width that grows"
             raise refuse(

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from growth.architecture import Architecture
-from growth.depth import with_identities
 from growth.errors import refuse
 from growth.maps import Maps, copies, round_robin
 from growth.methods.copying import per_layer
@@ -44,10 +43,6 @@ class Mango(Learning):
         super().__post_init__()
         refuse_below("rank", self.rank, 1)
 
-    def order(self, old: int, new: int) -> tuple[int, ...]:
-        """The old layer that each of `new` layers has most of at the start."""
-        return with_identities(old, new)[0]
-
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """What is made of what: every new unit is a mix of all old ones, every new layer of all old layers.
 
@@ -69,7 +64,7 @@ class Mango(Learning):
                         f"{F} and {G}",
                         "choose method ligo" if F % D else "leave ffn-size out, or choose method ligo",
                     )
-        maps = Net2Net(noise=0.0).maps(old, new)
+        maps = Net2Net(noise=0.0, order=self.order).maps(old, new)
         every = {
             name: copies(round_robin(wire.units, new.wires[name].units), wire)
             for name, wire in old.growing.items()

@@ -25,5 +25,5 @@ class Net2Net(Copying):
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`."""
-        depth, constants = identities(old, new)
+        depth, constants = identities(old, new, self.layers)
         return Maps(per_layer(new, widened(old, new, self.noise)), depth, constants)

@@ -23,13 +23,13 @@ class StackBert(Copying):
 
     name: ClassVar[str] = "stack"
 
-    def order(self, old: int, new: int) -> tuple[int, ...]:
-        """The old layer that each of `new` layers is a copy of."""
+    def arranged(self, old: int, new: int) -> tuple[int, ...]:
+        """The layers again, from the lowest on."""
         return stacked(old, new)
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`."""
-        return Maps(per_layer(new, widened(old, new, self.noise)), rearranged(old, new, self.order))
+        return Maps(per_layer(new, widened(old, new, self.noise)), rearranged(old, new, self.layers))
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,6 @@ class Interpolate(StackBert):
 
     name: ClassVar[str] = "interpolate"
 
-    def order(self, old: int, new: int) -> tuple[int, ...]:
-        """The old layer that each of `new` layers is a copy of."""
+    def arranged(self, old: int, new: int) -> tuple[int, ...]:
+        """Every layer as often as the others, or once more."""
         return interpolated(old, new)

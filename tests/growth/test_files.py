@@ -59,7 +59,7 @@ def test_no_second_embedding_is_held_where_the_width_scales_it(tmp_path, monkeyp
     """Gemma's is multiplied block by block."""
     monkeypatch.setattr(engine, "BLOCK", 2**12)
     source = Source(Checkpoint(ALL["gemma"](tmp_path / "src", torch.bfloat16, vocab_size=1000)))
-    config = resized(source.model, Sizes(128), Lemon().order)
+    config = resized(source.model, Sizes(128), Lemon().layers)
     target = source.family.model(config, source.model.parts)
     old, new = source.model.architecture, target.architecture
     plan = engine.plan_growth(source, target, Lemon().maps(old, new), seed=0)

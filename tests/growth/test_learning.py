@@ -43,7 +43,7 @@ class Grown:
         self.folder = folder
         self.source = Source(Checkpoint(folder))
         model = self.source.model
-        config = resized(model, Sizes(hidden_size, num_layers), Lemon().order)
+        config = resized(model, Sizes(hidden_size, num_layers), Lemon().layers)
         self.target = model.family.model(config, model.parts)
         self.old, self.new = model.architecture, self.target.architecture
 

@@ -29,7 +29,7 @@ SIZES = {
 
 def architectures(folder, hidden_size, num_layers):
     model = Source(Checkpoint(folder)).model
-    target = resized(model, Sizes(hidden_size, num_layers), Lemon().order)
+    target = resized(model, Sizes(hidden_size, num_layers), Lemon().layers)
     return model.architecture, model.family.model(target, model.parts).architecture
 
 

@@ -85,7 +85,7 @@ def test_methods_that_learn_from_text_are_refused(tmp_path, method):
 )
 def test_heads_without_their_biases_and_keys_of_another_memory_are_not_called_lossless(tmp_path, wire, why):
     model = Source(Checkpoint(ALL["t5"](tmp_path / "src"))).model
-    config = resized(model, Sizes(hidden=112), Lemon().order)
+    config = resized(model, Sizes(hidden=112), Lemon().layers)
     old, new = model.architecture, model.family.model(config, model.parts).architecture
     maps = Lemon().maps(old, new)
     assert not lost(old, new, maps)

@@ -89,7 +89,7 @@ def test_groups_of_mamba_2_s_heads_do_not_widen():
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mamba2_num_heads": 4}
     model = LCI.model(LCIConfig(**sizes, pattern="RS", mamba2_n_groups=2))
     with pytest.raises(Refusal, match="mamba2_n_groups: expected 1, got 2"):
-        resized(model, Sizes(hidden=64), LEMON.order)
+        resized(model, Sizes(hidden=64), LEMON.layers)
 
 
 def rewrite(folder, change):

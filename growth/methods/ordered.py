@@ -1,0 +1,60 @@
+"""What every method can be told of depth: which old layer each new layer is made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from growth.depth import with_identities
+from growth.errors import refuse
+from growth.methods.option import option
+
+Index = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ordered:
+    """order: the old layer of each new one, such as (0, 1, 1, 2), or "0,1,1,2"; default: the method's own."""
+
+    order: Index | None = option(None, "the old layer of each new one, such as 0,1,1,2", str)
+
+    name: ClassVar[str]
+
+    def __post_init__(self):
+        object.__setattr__(self, "order", _numbers("order", self.order))
+
+    def arranged(self, old: int, new: int) -> Index:
+        """The method's own order."""
+        return with_identities(old, new)
+
+    def layers(self, old: int, new: int) -> Index:
+        """The old layer that each of `new` layers takes its inside from.
+
+        Raises Refusal where the order that was given names a layer that is not there, or not one for each.
+        """
+        if self.order is None:
+            return self.arranged(old, new)
+        if absent := [j for j in self.order if j >= old]:
+            expected = f"layers from 0 to {old - 1}"
+            raise refuse("order", expected, ", ".join(map(str, absent)), "name layers that the source has")
+        if len(self.order) != new:
+            got = f"{len(self.order)}, {','.join(map(str, self.order))}"
+            raise refuse("order", f"a layer for each of the {new}", got, "leave num-layers out")
+        return self.order
+
+    def depth(self, wanted: int | None) -> int | None:
+        """The layers of the target, where the order says how many."""
+        return len(self.order) if wanted is None and self.order is not None else wanted
+
+
+def _numbers(name: str, given: str | Sequence[int] | None) -> Index | None:
+    """Layer numbers, in words or not."""
+    if given is None:
+        return None
+    words = given.split(",") if isinstance(given, str) else given
+    try:
+        found = tuple(int(word) for word in words)
+    except (TypeError, ValueError):
+        found = ()
+    if not found or min(found) < 0:
+        raise refuse(name, "layer numbers such as 0,1,1,2", repr(given), "separate them by commas")
+    return found
