@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from growth.architecture import Architecture, Attention
-from growth.maps import Copies, Maps, copies
+from growth.maps import Copies, Maps, copies, evenly
 from growth.methods.copying import Copying, evened, indices, needs_mean, per_layer, tied_factors
 from growth.methods.identities import identities
 from growth.methods.option import option
@@ -45,7 +45,9 @@ class Lemon(Copying):
         """The maps from `old` to `new`."""
         index, means = evened(old, indices(old, new)), needs_mean(old)
         maps = {
-            name: copies(of, old.wires[name], noise=self.noise, rest="mean" if name in means else "zero")
+            name: copies(
+                of, old.wires[name], "mean" if name in means else "zero", 1.0, self.noise, self.parting
+            )
             for name, of in index.items()
         }
         for wire, factor in tied_factors(old, new).items():
@@ -73,8 +75,9 @@ class Lemon(Copying):
 
 def shared_out(of: Copies, factor: float) -> float | tuple[float, ...]:
     """The scale at which all copies of a unit together count 1 / factor; one number where one is enough."""
-    shares = {x for x in of.share if x}
-    return shares.pop() / factor if len(shares) == 1 else tuple(x / factor for x in of.share)
+    share = evenly(of.index)
+    shares = {x for x in share if x}
+    return shares.pop() / factor if len(shares) == 1 else tuple(x / factor for x in share)
 
 
 def times(scale: float | tuple[float, ...], factor: float) -> float | tuple[float, ...]:
