@@ -145,6 +145,7 @@ def plan_growth(
                 "copied" if copied else "expanded",
                 sources,
                 note,
+                freeze=maps.still is not None and (layer is None or layer in maps.still),
                 recipe=recipe,
                 block=min(math.prod(entry.shape(new)), BLOCK if copied or entry.by_rows else 2**62),
             )

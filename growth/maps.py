@@ -86,6 +86,8 @@ class Maps:
     constants of some weights, what is added to each layer's mix
     eps       of some fields of norms' eps, what they are multiplied by
     mixed     the weights whose depth will be learned: every old layer takes part
+    still     the target's layers that training is to hold still at first, and with them what lies outside
+              the layers; None: nothing
     """
 
     wires: Mapping[str, Any]
@@ -93,6 +95,7 @@ class Maps:
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     eps: Mapping[str, float] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()
+    still: frozenset[int] | None = None
 
     def at(self, layer: int) -> frozenset[tuple[str, int]]:
         """What tells layers with other maps apart: which object is the map of each wire there."""

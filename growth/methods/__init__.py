@@ -7,6 +7,7 @@ from growth.errors import refuse
 from growth.maps import Maps
 from growth.methods.lemon import Lemon
 from growth.methods.ligo import Ligo
+from growth.methods.llama_pro import LlamaPro
 from growth.methods.mango import Mango
 from growth.methods.net2net import Net2Net
 from growth.methods.stacking import Interpolate, StackBert
@@ -23,15 +24,15 @@ class Method(Protocol):
     def layers(self, old: int, new: int) -> tuple[int, ...]:
         """The old layer that each of `new` layers takes its inside from."""
 
-    def depth(self, wanted: int | None) -> int | None:
-        """The layers of the target, where these are not said."""
+    def depth(self, wanted: int | None, old: int) -> int | None:
+        """The layers of the target of a source of `old`, where these are not said."""
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`; those that learning starts from."""
 
 
 METHODS: dict[str, type] = {
-    method.name: method for method in (StackBert, Interpolate, Net2Net, Lemon, Ligo, Mango)
+    method.name: method for method in (StackBert, Interpolate, Net2Net, Lemon, LlamaPro, Ligo, Mango)
 }
 
 

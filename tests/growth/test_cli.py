@@ -137,7 +137,7 @@ REFUSALS = {
             "--freeze",
             "transferred",
         ),
-        "expected a checkpoint that growth transfer wrote",
+        "expected a checkpoint whose growth.json asks for it, as growth transfer and llama-pro write it",
     ),
     "nothing left to train": (
         (
