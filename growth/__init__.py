@@ -15,21 +15,37 @@ from growth.errors import Refusal
 if TYPE_CHECKING:
     from growth.checking import check
     from growth.growing import grow
-    from growth.methods import Interpolate, Lemon, Ligo, LlamaPro, Mango, Net2Net, StackBert
+    from growth.methods import (
+        GStack,
+        Interpolate,
+        Lemon,
+        Ligo,
+        LlamaPro,
+        Mango,
+        Mslt,
+        Net2Net,
+        Solar,
+        StackBert,
+        Staged,
+    )
+    from growth.methods.gstack import growth_timing
     from growth.sizes import Sizes
     from growth.training.trainer import train
     from growth.transferring.align import Alignment
     from growth.transferring.xatl import transfer
 
 __version__ = "0.1.0"
-__all__ = ["Alignment", "Interpolate", "Lemon", "Ligo", "LlamaPro", "Mango", "Net2Net"]
-__all__ += ["Refusal", "Sizes", "StackBert", "check", "grow", "train", "transfer"]
+__all__ = ["Alignment", "GStack", "Interpolate", "Lemon", "Ligo", "LlamaPro", "Mango", "Mslt", "Net2Net"]
+__all__ += ["Refusal", "Sizes", "Solar", "StackBert", "Staged"]
+__all__ += ["check", "grow", "growth_timing", "train", "transfer"]
 
-METHODS = ("Interpolate", "Lemon", "Ligo", "LlamaPro", "Mango", "Net2Net", "StackBert")
+METHODS = ("GStack", "Interpolate", "Lemon", "Ligo", "LlamaPro", "Mango", "Mslt", "Net2Net")
+METHODS += ("Solar", "StackBert", "Staged")
 LAZY = dict.fromkeys(METHODS, "growth.methods") | {
     "Alignment": "growth.transferring.align",
     "check": "growth.checking",
     "grow": "growth.growing",
+    "growth_timing": "growth.methods.gstack",
     "Sizes": "growth.sizes",
     "train": "growth.training.trainer",
     "transfer": "growth.transferring.xatl",

@@ -42,6 +42,10 @@ def originals(order: tuple[int, ...]) -> frozenset[int]:
     return frozenset(i for i, j in enumerate(order) if j not in order[:i])
 
 
-def lasts(order: tuple[int, ...]) -> tuple[int, ...]:
-    """The order with -1 where an old layer stands again later."""
-    return tuple(j if j not in order[i + 1 :] else -1 for i, j in enumerate(order))
+def ends(order: tuple[int, ...]) -> tuple[int, ...]:
+    """At the end of each old layer and of those behind it that stand again, that layer; -1 elsewhere."""
+    active, found, last = firsts(order), [], -1
+    for i, j in enumerate(active):
+        last = j if j >= 0 else last
+        found.append(last if active[i + 1 : i + 2] != (-1,) else -1)
+    return tuple(found)

@@ -75,7 +75,16 @@ class Expand:
                 x = sum((w * source.read(weight.name, j) for j, w in row), zero)
             if constants := self.maps.constants.get(weight.name):
                 x = apply.exact(x) + constants[self.layer]
-        return x
+        return self.jittered(apply.exact(x), weight) if self.jitters(weight) else x
+
+    def jitters(self, weight: Weight) -> bool:
+        return weight.reads and self.maps.jitter.get(self.layer, 0.0) > 0
+
+    def jittered(self, x: Tensor, weight: Weight) -> Tensor:
+        """A copied matrix, off the original by some of its own standard deviations."""
+        generator = torch.Generator().manual_seed(named_seed(self.seed, f"copy {weight.name} {self.layer}"))
+        noise = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        return torch.add(x, noise, alpha=self.maps.jitter[self.layer] * x.std().item())
 
     def expanded(self, x: Tensor, weight: Weight, rows: slice | None = None) -> Tensor:
         """The wide weight, or some of its rows, times what the model no longer multiplies it with."""
@@ -117,7 +126,7 @@ class Expand:
             one = [w for _, w in self.maps.depth[weight.name][self.layer]] == [1.0]
             if not one or weight.name in self.maps.mixed or weight.name in self.maps.constants:
                 return False
-        return weight.scale == self.old.scale(weight.name)
+        return weight.scale == self.old.scale(weight.name) and not self.jitters(weight)
 
 
 def plan_growth(

@@ -86,6 +86,8 @@ class Maps:
     constants of some weights, what is added to each layer's mix
     eps       of some fields of norms' eps, what they are multiplied by
     mixed     the weights whose depth will be learned: every old layer takes part
+    jitter    of some layers of the target, how far their matrices start off what was mixed: normal noise, in
+              units of the matrix's standard deviation
     still     the target's layers that training is to hold still at first, and with them what lies outside
               the layers; None: nothing
     """
@@ -95,6 +97,7 @@ class Maps:
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     eps: Mapping[str, float] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()
+    jitter: Mapping[int, float] = field(default_factory=dict)
     still: frozenset[int] | None = None
 
     def at(self, layer: int) -> frozenset[tuple[str, int]]:

@@ -5,12 +5,17 @@ from typing import Any, ClassVar, Protocol
 from growth.architecture import Architecture
 from growth.errors import refuse
 from growth.maps import Maps
+from growth.methods.gstack import GStack
+from growth.methods.interposition import Interpolate
 from growth.methods.lemon import Lemon
 from growth.methods.ligo import Ligo
 from growth.methods.llama_pro import LlamaPro
 from growth.methods.mango import Mango
+from growth.methods.mslt import Mslt
 from growth.methods.net2net import Net2Net
-from growth.methods.stacking import Interpolate, StackBert
+from growth.methods.solar import Solar
+from growth.methods.stacking import StackBert
+from growth.methods.staged import Staged
 
 
 class Method(Protocol):
@@ -31,9 +36,8 @@ class Method(Protocol):
         """The maps from `old` to `new`; those that learning starts from."""
 
 
-METHODS: dict[str, type] = {
-    method.name: method for method in (StackBert, Interpolate, Net2Net, Lemon, LlamaPro, Ligo, Mango)
-}
+DEPTH = StackBert, GStack, Interpolate, Solar, Mslt, LlamaPro  # what their papers are about; all widen too
+METHODS: dict[str, type] = {method.name: method for method in (*DEPTH, Net2Net, Lemon, Staged, Ligo, Mango)}
 
 
 def method_of(given: Any) -> Method:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from growth.architecture import Architecture
-from growth.depth import added, firsts, lasts, originals, rows
+from growth.depth import added, ends, firsts, originals, rows
 from growth.maps import Row
 
 
@@ -18,7 +18,7 @@ def identities(
     depth, constants = {}, {}
     for prefix, stack in old.stacks.items():
         inside = layers(stack.layers, new.stacks[prefix].layers)
-        active, last = firsts(inside), lasts(inside)
+        active, last = firsts(inside), ends(inside)
         for kind, ops in stack.blocks.items():
             after = stack.after_sum(kind)
             for op in ops:

@@ -8,8 +8,8 @@ The paper trains the added blocks alone, all that was there before held still: g
 `growth train --freeze transferred` does it, with `--unfreeze plateau` for as long as that helps. What is zero
 is what writes the stream, not the gains of norms before it, under which nothing would get a gradient.
 
-Preserves the function, by LEMON's rules where the width grows too (methods.lemon). The paper asks for L that N
-divides; where it does not, groups differ by one layer.
+Preserves the function, by LEMON's rules where the width grows too (methods.lemon). The paper asks for L that
+N divides; where it does not, groups differ by one layer.
 """
 
 from dataclasses import dataclass, replace
