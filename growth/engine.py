@@ -94,7 +94,7 @@ class Expand:
             part = rows if axis == 0 else None
             if axis == reads:
                 x = apply.exact(x)
-                x = x if of is None else apply.read(of, x)
+                x = x if of is None else apply.read(of, x, self.maps.of(weight.wires[0], self.layer), rows)
             elif of is not None:
                 x = apply.write(of, x, axis, part)
             elif part:

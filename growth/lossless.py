@@ -110,7 +110,10 @@ def linear(op: Linear, of: _Wires) -> str | None:
         return None
     unit, reader = of.probe(op.reads), of.probe(op.reads, 1)
     wide = apply.write(reads, unit)
-    if not close(apply.read(reads, reader) @ wide, reader @ unit):
+    writes = of.map(op.writes)
+    rows = [slice(row, row + 1) for row in apply.rows_apart(writes)]
+    taken = torch.cat([apply.read(reads, reader[None], writes, row) for row in rows])
+    if not close(taken @ wide, (reader @ unit).expand(len(rows))):
         return f"{op.name}: its columns do not add up to the source's"
     if reads.noise and not close(
         apply.unseen(reads, _random(len(wide), 2).clone()) @ wide, torch.zeros_like(unit[0])

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from growth.architecture import Wire
 
 Row = tuple[tuple[int, float], ...]  # of a depth matrix: the old layers and their coefficients
+Parting = Literal["spread", "first", "pairs", "blocks"]
 
 
 @dataclass(frozen=True, eq=False)  # told apart as objects: comparing would read every index
@@ -25,7 +26,15 @@ class Copies:
     Readers take share[t] of what they took from the original; a unit of its own is written as zero or as the
     mean of all units (`rest`); all that is written is multiplied by `scale`, one number or one per unit.
     width: entries per unit. noise: standard deviation, in units of a fresh matrix, of what readers are given
-    that they cannot see.
+    that they cannot see, R being normal numbers; parting: how the copies of a unit, W their weight, share it:
+
+    spread  W / n + R less the mean of R over the copies
+    first   the first takes W less all other R, each other copy its R
+    pairs   W / n + R and W / n - R in turn, an odd last copy W / n; noise is in units of the root mean square
+            of W / n
+    blocks  a row that is itself a copy takes from the copies of its own number, so that whole factors make
+            diagonal blocks: of n copies, read by the r-th of m copies, those whose number is r modulo
+            g = gcd(m, n), g / n of W each; R as in spread
     """
 
     index: tuple[int, ...]
@@ -35,6 +44,7 @@ class Copies:
     rest: Literal["zero", "mean"] = "zero"
     scale: float | tuple[float, ...] = 1.0
     noise: float = 0.0
+    parting: Parting = "spread"
 
 
 def copies(
@@ -43,11 +53,29 @@ def copies(
     rest: Literal["zero", "mean"] = "zero",
     scale: float | tuple[float, ...] = 1.0,
     noise: float = 0.0,
+    parting: Parting = "spread",
 ) -> Copies:
-    """The map that copies the units of a wire by `index`; readers divide by the number of copies."""
+    """The map that copies the units of a wire by `index`; readers divide by the number of copies, or take all
+    from the first."""
+    share = evenly(index)
+    if parting == "first":
+        share = tuple(float(s >= 0 and r == 0) for s, (r, _) in zip(index, numbered(index), strict=True))
+    return Copies(index, share, wire.units, wire.width, rest, scale, noise, parting)
+
+
+def evenly(index: tuple[int, ...]) -> tuple[float, ...]:
+    """Of each unit, one over the number of copies; 0 of what is no copy."""
     count = Counter(index)
-    share = tuple(1 / count[i] if i >= 0 else 0.0 for i in index)
-    return Copies(index, share, wire.units, wire.width, rest, scale, noise)
+    return tuple(1 / count[s] if s >= 0 else 0.0 for s in index)
+
+
+def numbered(index: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Of each unit, which copy it is and of how many: (0, 2) is the first of two; (0, 1) what is no copy."""
+    count, seen, found = Counter(index), Counter(), []
+    for s in index:
+        found.append((seen[s], count[s]) if s >= 0 else (0, 1))
+        seen[s] += 1
+    return tuple(found)
 
 
 def round_robin(old: int, new: int) -> tuple[int, ...]:
