@@ -11,22 +11,57 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from growth.errors import Refusal
+from growth.methods import (
+    Bert2Bert,
+    GStack,
+    HyperCloning,
+    Interpolate,
+    Lemon,
+    Ligo,
+    LlamaPro,
+    Mango,
+    Mslt,
+    Net2Net,
+    Solar,
+    StackBert,
+    Staged,
+)
+from growth.methods.gstack import growth_timing
 
 if TYPE_CHECKING:
     from growth.checking import check
     from growth.growing import grow
-    from growth.methods import Bert2Bert, HyperCloning, Interpolate, Lemon, Ligo, Mango, Net2Net, StackBert
     from growth.sizes import Sizes
     from growth.training.trainer import train
     from growth.transferring.align import Alignment
     from growth.transferring.xatl import transfer
 
 __version__ = "0.1.0"
-__all__ = ["Alignment", "Bert2Bert", "HyperCloning", "Interpolate", "Lemon", "Ligo", "Mango", "Net2Net"]
-__all__ += ["Refusal", "Sizes", "StackBert", "check", "grow", "train", "transfer"]
+__all__ = [
+    "Alignment",
+    "Bert2Bert",
+    "GStack",
+    "HyperCloning",
+    "Interpolate",
+    "Lemon",
+    "Ligo",
+    "LlamaPro",
+    "Mango",
+    "Mslt",
+    "Net2Net",
+    "Refusal",
+    "Sizes",
+    "Solar",
+    "StackBert",
+    "Staged",
+    "check",
+    "grow",
+    "growth_timing",
+    "train",
+    "transfer",
+]
 
-METHODS = ("Bert2Bert", "HyperCloning", "Interpolate", "Lemon", "Ligo", "Mango", "Net2Net", "StackBert")
-LAZY = dict.fromkeys(METHODS, "growth.methods") | {
+LAZY = {
     "Alignment": "growth.transferring.align",
     "check": "growth.checking",
     "grow": "growth.growing",

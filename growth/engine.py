@@ -68,11 +68,21 @@ class Expand:
         """sum_j depth[i, j] old[j], and behind it the same of what further copies are made of, if that is
         another layer."""
         if self.layer is None:
-            return source.raw(weight.name, None)
-        x = self.mix(source, weight, self.maps.depth[weight.name][self.layer])
-        if row := self.maps.further(weight, self.layer):
-            x = torch.cat([x, self.mix(source, weight, row)])
-        return x
+            x = source.raw(weight.name, None)
+        else:
+            x = self.mix(source, weight, self.maps.depth[weight.name][self.layer])
+            if row := self.maps.further(weight, self.layer):
+                x = torch.cat([x, self.mix(source, weight, row)])
+        return self.jittered(apply.exact(x), weight) if self.jitters(weight) else x
+
+    def jitters(self, weight: Weight) -> bool:
+        return weight.reads and self.maps.jitter.get(self.layer, 0.0) > 0
+
+    def jittered(self, x: Tensor, weight: Weight) -> Tensor:
+        """A copied matrix, off the original by some of its own standard deviations."""
+        generator = torch.Generator().manual_seed(named_seed(self.seed, f"copy {weight.name} {self.layer}"))
+        noise = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+        return torch.add(x, noise, alpha=self.maps.jitter[self.layer] * x.std().item())
 
     def mix(self, source: Source, weight: Weight, row: Mix) -> Tensor:
         """What a layer is made of."""
@@ -143,7 +153,7 @@ class Expand:
             one = [w for _, w in self.maps.depth[weight.name][self.layer]] == [1.0]
             if not one or weight.name in self.maps.mixed or weight.name in self.maps.constants:
                 return False
-        return weight.scale == self.old.scale(weight.name)
+        return weight.scale == self.old.scale(weight.name) and not self.jitters(weight)
 
 
 def plan_growth(
@@ -171,6 +181,7 @@ def plan_growth(
                 "copied" if copied else "expanded",
                 sources,
                 note,
+                freeze=maps.still is not None and (layer is None or layer in maps.still),
                 recipe=recipe,
                 block=min(math.prod(entry.shape(new)), BLOCK if copied or entry.by_rows else 2**62),
             )

@@ -53,7 +53,7 @@ def grow(
     sizes       what the target is to have, or in short form hidden_size, num_layers, num_heads, num_kv_heads
                 and ffn_size: see growth.Sizes
     method      one of growth.methods, such as Lemon() or Ligo(data="text"), or the name of one as it is by
-                default: stack | interpolate | net2net | bert2bert | hypercloning | lemon | ligo | mango
+                default, such as "stack": `growth grow --help` has them all
     allow_lossy grow by a lossless method also where something is lost; the report says what
     dtype       of the target's tensors; default: as the source's
     shard_bytes the largest file
@@ -82,7 +82,7 @@ def grow(
     if method.learned:
         method = learnable(source, method)
     wanted = sizes or short
-    wanted = replace(wanted, layers=method.depth(wanted.layers))
+    wanted = replace(wanted, layers=method.depth(wanted.layers, source.model.architecture.layers))
     config = resized(source.model, wanted, method.layers)
     target = source.family.model(config, source.model.parts)
     refuse_other_companions(source, target)
@@ -121,6 +121,7 @@ def grow(
         plan,
         tuple(growth.lost),
         changed(source.model, target),
+        lines=held_still(plan),
     )
 
 
@@ -167,6 +168,15 @@ class Growth:
             **{"from": recorded(sizes_of(self.source.model)), "to": recorded(sizes_of(self.target))},
             **options | settings,
         )
+
+
+def held_still(plan: Plan) -> tuple[str, ...]:
+    """A line on what training is to hold still at first, where there is such."""
+    count, every = sum(row.freeze for row in plan.rows), len(plan.rows)
+    if not count:
+        return ()
+    trained = f"`growth train --freeze transferred` trains the other {every - count} alone"
+    return (f"{count} of {every} tensors are to be held still at first: {trained}",)
 
 
 def models(source: Source, target: Model) -> tuple[Architecture, Architecture]:

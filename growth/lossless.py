@@ -246,6 +246,8 @@ def _depth(old: Architecture, maps: Maps, prefix: str, stack: Stack) -> str | No
     if sum(kept) != stack.layers:
         return why
     old_layer = dict(zip([i for i, acts in enumerate(kept) if acts], range(stack.layers), strict=True))
+    if any(maps.jitter.get(i) for i in old_layer):
+        return f"{prefix}layers: some that act are not those of the source, but for noise"
     for kind, ops in stack.blocks.items():
         after = stack.after_sum(kind)
         for op in (op for op in ops if op not in after):

@@ -131,6 +131,10 @@ class Maps:
     mixed     the weights whose depth will be learned: every old layer takes part
     ahead     of some layered weights, what the further copies of the units that they write are made of: rows
               as in `depth`
+    jitter    of some layers of the target, how far their matrices start off what was mixed: normal noise, in
+              units of the matrix's standard deviation
+    still     the target's layers that training is to hold still at first, and with them what lies outside
+              the layers; None: nothing
     """
 
     wires: Mapping[str, Any]
@@ -139,6 +143,8 @@ class Maps:
     eps: Mapping[str, float] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()
     ahead: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    jitter: Mapping[int, float] = field(default_factory=dict)
+    still: frozenset[int] | None = None
 
     def at(self, layer: int) -> frozenset[tuple[str, int]]:
         """What tells layers with other maps apart: which object is the map of each wire there."""

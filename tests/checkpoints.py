@@ -1,7 +1,8 @@
 """Checkpoints for the growth tests: real transformers classes, pico sizes, weights larger than fresh ones.
 
 ALL has every family that grows, in its variants: a maker each, of (folder, dtype, **fields of the
-configuration). Gains are not one and biases are not zero. `inputs` makes what such a model takes.
+configuration). Gains are not one and biases are not zero. PLAIN names one or two of each family. `inputs`
+makes what such a model takes.
 """
 
 from functools import partial
@@ -253,6 +254,9 @@ ALL = {
     "lci inside WRS": pico(LCIForCausalLM, LCIConfig, **LCI_INSIDE, pattern="WRS"),
     "lci learned ARM": pico(LCIForCausalLM, LCIConfig, **LCI_LEARNED, pattern="ARM"),
 }
+
+# Of each family one or two.
+PLAIN = [name for name in ALL if " " not in name] + ["t5 1.1", "lci RAM", "lci SMA"]
 
 
 def inputs(config, T=24):

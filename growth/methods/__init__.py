@@ -6,12 +6,18 @@ from growth.architecture import Architecture
 from growth.errors import refuse
 from growth.maps import Maps
 from growth.methods.bert2bert import Bert2Bert
+from growth.methods.gstack import GStack
 from growth.methods.hypercloning import HyperCloning
+from growth.methods.interposition import Interpolate
 from growth.methods.lemon import Lemon
 from growth.methods.ligo import Ligo
+from growth.methods.llama_pro import LlamaPro
 from growth.methods.mango import Mango
+from growth.methods.mslt import Mslt
 from growth.methods.net2net import Net2Net
-from growth.methods.stacking import Interpolate, StackBert
+from growth.methods.solar import Solar
+from growth.methods.stacking import StackBert
+from growth.methods.staged import Staged
 
 
 class Method(Protocol):
@@ -25,17 +31,17 @@ class Method(Protocol):
     def layers(self, old: int, new: int) -> tuple[int, ...]:
         """The old layer that each of `new` layers takes its inside from."""
 
-    def depth(self, wanted: int | None) -> int | None:
-        """The layers of the target, where these are not said."""
+    def depth(self, wanted: int | None, old: int) -> int | None:
+        """The layers of the target of a source of `old`, where these are not said."""
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`; those that learning starts from."""
 
 
-METHODS: dict[str, type] = {
-    method.name: method
-    for method in (StackBert, Interpolate, Net2Net, Bert2Bert, HyperCloning, Lemon, Ligo, Mango)
-}
+DEPTH = StackBert, GStack, Interpolate, Solar, Mslt, LlamaPro  # what their papers are about; all widen too
+WIDTH = Net2Net, Bert2Bert, HyperCloning, Lemon, Staged
+LEARNED = Ligo, Mango
+METHODS: dict[str, type] = {method.name: method for method in (*DEPTH, *WIDTH, *LEARNED)}
 
 
 def method_of(given: Any) -> Method:

@@ -20,7 +20,7 @@ class Ordered:
     name: ClassVar[str]
 
     def __post_init__(self):
-        object.__setattr__(self, "order", _numbers("order", self.order))
+        object.__setattr__(self, "order", layer_numbers("order", self.order))
 
     def arranged(self, old: int, new: int) -> Index:
         """The method's own order."""
@@ -41,13 +41,13 @@ class Ordered:
             raise refuse("order", f"a layer for each of the {new}", got, "leave num-layers out")
         return self.order
 
-    def depth(self, wanted: int | None) -> int | None:
-        """The layers of the target, where the order says how many."""
+    def depth(self, wanted: int | None, old: int) -> int | None:
+        """The layers of the target of a source of `old`, where the order says how many."""
         return len(self.order) if wanted is None and self.order is not None else wanted
 
 
-def _numbers(name: str, given: str | Sequence[int] | None) -> Index | None:
-    """Layer numbers, in words or not."""
+def layer_numbers(name: str, given: str | Sequence[int] | None) -> Index | None:
+    """Layer numbers, in words or not; None where none were given. Raises Refusal where they are none."""
     if given is None:
         return None
     words = given.split(",") if isinstance(given, str) else given

@@ -51,7 +51,7 @@ class TrainReport:
         if self.settings["freeze"] is None:
             return ""
         steps = "" if self.unfrozen_at is None else f" for {self.unfrozen_at} steps"
-        return f"what was transferred was held still{steps}"
+        return f"what came from the source was held still{steps}"
 
 
 def write_companions(folder: Path, source: Path, work: Task, record: dict) -> None:

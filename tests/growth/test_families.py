@@ -5,19 +5,9 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import ALL, inputs
-from exact import exact
+from checkpoints import ALL, PLAIN
+from outputs import error, run
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTextEncoding,
-    AutoModelForTokenClassification,
-)
 
 import growth
 from growth.checkpoint import Checkpoint
@@ -25,18 +15,6 @@ from growth.errors import Refusal
 from growth.loading import quiet
 from growth.plan import Source
 
-AUTOS = {
-    "ForCausalLM": AutoModelForCausalLM,
-    "LMHeadModel": AutoModelForCausalLM,
-    "ForMaskedLM": AutoModelForMaskedLM,
-    "ForQuestionAnswering": AutoModelForQuestionAnswering,
-    "ForConditionalGeneration": AutoModelForSeq2SeqLM,
-    "ForSequenceClassification": AutoModelForSequenceClassification,
-    "ForTokenClassification": AutoModelForTokenClassification,
-    "EncoderModel": AutoModelForTextEncoding,
-    "Model": AutoModel,
-}
-GIVEN = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
 METHODS = ("stack", "interpolate", "net2net", "lemon")
 TABLE = [
     ("lemon", {"hidden_size": 112, "num_layers": 7}),  # 4 heads to 7
@@ -47,7 +25,6 @@ TABLE = [
     ("stack", {"hidden_size": 128}),
     ("interpolate", {"num_layers": 5}),
 ]
-PLAIN = [name for name in ALL if " " not in name] + ["t5 1.1", "lci RAM", "lci SMA"]
 LARGER = {
     "384 to 768": ({"hidden_size": 384, "num_attention_heads": 6}, {"hidden_size": 768}),
     "512 to 768": ({"hidden_size": 512, "num_attention_heads": 8}, {"hidden_size": 768, "num_layers": 3}),
@@ -64,24 +41,6 @@ GROUPS = {
     "groups alone": (2, {"num_heads": 4, "num_kv_heads": 4}),
     "heads that do not divide into the groups": (2, {"num_heads": 5}),
 }
-
-
-def run(folder, dtype):
-    """The model's configuration and what it gives; transformers loads it with no tensor missing or left."""
-    with quiet():
-        named = json.loads((folder / "config.json").read_text())["architectures"][0]
-        auto = next(auto for end, auto in AUTOS.items() if named.endswith(end))
-        model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    assert type(model).__name__ == named
-    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-    with torch.no_grad():
-        out = exact(model)(**inputs(model.config))
-    return model.config, [out[name] for name in GIVEN if out.get(name) is not None]
-
-
-def error(truth, got):
-    """The largest difference of the channels that both have, over the largest number there."""
-    return max(((y[..., : x.shape[-1]] - x).abs().max() / x.abs().max()).item() for x, y in zip(truth, got))
 
 
 @pytest.fixture(scope="session")
