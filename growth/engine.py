@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from growth import apply
+from growth import apply, fresh
 from growth.architecture import Architecture, Weight
 from growth.checkpoint import by_rows
 from growth.families.stored import Entry
@@ -82,6 +82,8 @@ class Expand:
         reads = len(weight.wires) - 1 if weight.reads else None
         for axis, wire in enumerate(weight.wires):
             of = self.maps.of(wire, self.layer)
+            if self.maps.fresh and self.old.starts[weight.name] == "own":
+                of = fresh.in_turn(of)
             part = rows if axis == 0 else None
             if axis == reads:
                 x = apply.exact(x)
@@ -94,11 +96,20 @@ class Expand:
         x = x if factor == 1.0 else x * factor
         of = self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
         if of is not None and of.noise:
-            name = weight.name if self.layer is None else weight.name.format(self.layer)
-            name = f"{name}[{rows.start}]" if rows and rows.start else name
-            generator = torch.Generator().manual_seed(named_seed(self.seed, name))
-            apply.add_noise(of, x, self.old.init_std * of.noise, generator)
+            apply.add_noise(of, x, self.old.init_std * of.noise, self.generator(weight, rows))
+        if self.maps.fresh and (start := self.old.starts[weight.name]) != "own":
+            maps = [self.maps.of(wire, self.layer) for wire in weight.wires]
+            whole = self.layer is not None and not self.maps.depth[weight.name][self.layer]
+            x = fresh.filled(
+                x, None if whole else maps, start, self.new.init_std, self.generator(weight, rows), rows
+            )
         return x
+
+    def generator(self, weight: Weight, rows: slice | None) -> torch.Generator:
+        """Of the numbers that this weight, or a block of its rows, is drawn from."""
+        name = weight.name if self.layer is None else weight.name.format(self.layer)
+        name = f"{name}[{rows.start}]" if rows and rows.start else name
+        return torch.Generator().manual_seed(named_seed(self.seed, name))
 
     def layers(self, weight: Weight) -> list[int | None]:
         """The old layers that take part."""
@@ -141,7 +152,9 @@ def plan_growth(
             recipe = Copy(sources[0])
         elif learned:
             recipe = learned(name) or expand
-        if not sources:
+        if not sources and maps.fresh:
+            note = "a new layer"
+        elif not sources:
             value = "one" if any(maps.constants.get(entry.weights[0].name, ())) else "zero"
             note = f"{value}: added layers change nothing at first"
         rows.append(
@@ -149,7 +162,7 @@ def plan_growth(
                 name,
                 entry.shape(new),
                 source.dtype(sources or source.tensors(entry.weights)),
-                "copied" if copied else "expanded",
+                "copied" if copied else "initialised" if maps.fresh and not sources else "expanded",
                 sources,
                 note,
                 recipe=recipe,

@@ -19,6 +19,7 @@ from growth.companions import sentence_modules
 from growth.engine import made, one_thread, plan_growth
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model, in_modules
+from growth.fresh import closed
 from growth.folders import refuse_existing, refuse_too_large
 from growth.lossless import lost
 from growth.maps import Maps
@@ -139,6 +140,11 @@ class Growth:
         """Learning leaves the lossless start."""
         return not self.lost and not self.method.learned
 
+    @property
+    def closed(self) -> dict[str, Any]:
+        """What masks hold closed at first."""
+        return closed(*models(self.source, self.target), self.maps) if self.maps.fresh else {}
+
     def plan(self, dtype: str | None, learned: Callable[[str], Recipe | None] | None) -> Plan:
         """dtype: of what is written, but for what a model keeps in float32; None for the source's own."""
         plan = plan_growth(self.source, self.target, self.maps, self.seed, learned)
@@ -161,6 +167,7 @@ class Growth:
             lost=self.lost,
             seed=self.seed,
             **{"from": recorded(sizes_of(self.source.model)), "to": recorded(sizes_of(self.target))},
+            **({"closed": held} if (held := self.closed) else {}),
             **options | settings,
         )
 

@@ -86,6 +86,7 @@ class Maps:
     constants of some weights, what is added to each layer's mix
     eps       of some fields of norms' eps, what they are multiplied by
     mixed     the weights whose depth will be learned: every old layer takes part
+    fresh     units of no unit, and layers of no layer, start as those of a new model do, not as zero
     """
 
     wires: Mapping[str, Any]
@@ -93,6 +94,7 @@ class Maps:
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     eps: Mapping[str, float] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()
+    fresh: bool = False
 
     def at(self, layer: int) -> frozenset[tuple[str, int]]:
         """What tells layers with other maps apart: which object is the map of each wire there."""
