@@ -177,6 +177,10 @@ class Output:
 
 Op = Linear | Tied | Table | Vector | Norm | Pointwise | Attention | Output
 
+# normal: as a matrix; own: what each unit has of its own, steps or taps, for which no start fits all.
+Start = Literal["normal", "zero", "one", "own"]
+START: dict[type, Start] = {Norm: "one", Pointwise: "own"}
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -237,6 +241,16 @@ class Architecture:
             for weights in stack.weights.values():
                 for weight in weights:
                     found.setdefault(weight.name, weight)
+        return found
+
+    @cached_property
+    def starts(self) -> dict[str, Start]:
+        """How each weight of a new model starts, by name: see Start."""
+        found: dict[str, Start] = {}
+        for op in self.all_ops:
+            for weight in op.weights():
+                bias = weight.name.endswith(".bias") and not isinstance(op, Pointwise)
+                found[weight.name] = "zero" if bias else START.get(type(op), "normal")
         return found
 
     @cached_property

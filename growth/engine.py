@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growth import apply
+from growth import apply, fresh
 from growth.architecture import Architecture, Weight
 from growth.checkpoint import by_rows
 from growth.families.stored import Entry
@@ -118,6 +118,8 @@ class Expand:
             of = self.maps.of(wire, self.layer)
             if axis == 0 and self.maps.further(weight, self.layer):
                 of = apply.with_ahead(of)
+            if self.maps.fresh and self.old.starts[weight.name] == "own":
+                of = fresh.in_turn(of)
             part = rows if axis == 0 else None
             if axis == reads:
                 x = apply.exact(x)
@@ -129,11 +131,20 @@ class Expand:
         x, factor = apply.exact(x), self.old.scale(weight.name) / weight.scale
         x = x if factor == 1.0 else x * factor
         if std:
-            name = weight.name if self.layer is None else weight.name.format(self.layer)
-            name = f"{name}[{rows.start}]" if rows and rows.start else name
-            generator = torch.Generator().manual_seed(named_seed(self.seed, name))
-            apply.add_noise(self.reader(weight), x, std, generator)
+            apply.add_noise(self.reader(weight), x, std, self.generator(weight, rows))
+        if self.maps.fresh and (start := self.old.starts[weight.name]) != "own":
+            maps = [self.maps.of(wire, self.layer) for wire in weight.wires]
+            whole = self.layer is not None and not self.maps.depth[weight.name][self.layer]
+            x = fresh.filled(
+                x, None if whole else maps, start, self.new.init_std, self.generator(weight, rows), rows
+            )
         return x
+
+    def generator(self, weight: Weight, rows: slice | None) -> torch.Generator:
+        """Of the numbers that this weight, or a block of its rows, is drawn from."""
+        name = weight.name if self.layer is None else weight.name.format(self.layer)
+        name = f"{name}[{rows.start}]" if rows and rows.start else name
+        return torch.Generator().manual_seed(named_seed(self.seed, name))
 
     def layers(self, weight: Weight) -> list[int | None]:
         """The old layers that take part."""
@@ -157,9 +168,16 @@ class Expand:
 
 
 def plan_growth(
-    source: Source, target: Model, maps: Maps, seed: int, learned: Callable[[str], Recipe] | None = None
+    source: Source,
+    target: Model,
+    maps: Maps,
+    seed: int,
+    learned: Callable[[str], Recipe | None] | None = None,
 ) -> Plan:
-    """Where every grown tensor comes from, and what makes it: `learned` gives the recipes of what learns."""
+    """Where every grown tensor comes from, and what makes it.
+
+    learned: the recipes of what is found from data, by names on disk; None where the maps make it.
+    """
     old, new, rows = source.model.architecture, target.architecture, []
     for name, (entry, layer) in target.table().items():
         expand = Expand(entry, layer, maps, old, new, seed)
@@ -169,8 +187,10 @@ def plan_growth(
         if copied:
             recipe = Copy(sources[0])
         elif learned:
-            recipe = learned(name)
-        if not sources:
+            recipe = learned(name) or expand
+        if not sources and maps.fresh:
+            note = "a new layer"
+        elif not sources:
             value = "one" if any(maps.constants.get(entry.weights[0].name, ())) else "zero"
             note = f"{value}: added layers change nothing at first"
         rows.append(
@@ -178,7 +198,7 @@ def plan_growth(
                 name,
                 entry.shape(new),
                 source.dtype(sources or source.tensors(entry.weights)),
-                "copied" if copied else "expanded",
+                "copied" if copied else "initialised" if maps.fresh and not sources else "expanded",
                 sources,
                 note,
                 freeze=maps.still is not None and (layer is None or layer in maps.still),

@@ -19,6 +19,7 @@ from growth.companions import sentence_modules
 from growth.engine import made, one_thread, plan_growth
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model, in_modules
+from growth.fresh import closed
 from growth.folders import refuse_existing, refuse_too_large
 from growth.lossless import lost
 from growth.maps import Maps
@@ -94,11 +95,7 @@ def grow(
     if method.lossless and growth.lost and not allow_lossy:
         raise _refuse_lossy(growth, wanted)
     scale_eps(target.config, growth.maps)
-    learned = None
-    if method.learned and not dry_run:
-        from growth.learned.fit import Learned  # and the trainer, which takes a second to import
-
-        learned = Learned(growth)
+    learned = method.learner(growth) if method.learned and not dry_run else None
     plan = growth.plan(kept, learned and learned.recipe)
     config.architectures = [target.written_as]
     config.dtype = plan.rows[0].dtype
@@ -144,7 +141,12 @@ class Growth:
         """Learning leaves the lossless start."""
         return not self.lost and not self.method.learned
 
-    def plan(self, dtype: str | None, learned: Callable[[str], Recipe] | None) -> Plan:
+    @property
+    def closed(self) -> dict[str, Any]:
+        """What masks hold closed at first."""
+        return closed(*models(self.source, self.target), self.maps) if self.maps.fresh else {}
+
+    def plan(self, dtype: str | None, learned: Callable[[str], Recipe | None] | None) -> Plan:
         """dtype: of what is written, but for what a model keeps in float32; None for the source's own."""
         plan = plan_growth(self.source, self.target, self.maps, self.seed, learned)
         if dtype is None:
@@ -166,6 +168,7 @@ class Growth:
             lost=self.lost,
             seed=self.seed,
             **{"from": recorded(sizes_of(self.source.model)), "to": recorded(sizes_of(self.target))},
+            **({"closed": held} if (held := self.closed) else {}),
             **options | settings,
         )
 

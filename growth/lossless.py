@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growth import apply
+from growth import apply, fresh
 from growth.architecture import (
     Architecture,
     Attention,
@@ -30,6 +30,7 @@ from growth.architecture import (
 )
 from growth.maps import Copies, Maps, grouped
 
+MASKED = "masks closed, as growth train begins, it is the source; open, it has what never trained"
 close = partial(torch.allclose, rtol=1e-9, atol=1e-9)
 
 
@@ -39,6 +40,8 @@ def lost(old: Architecture, new: Architecture, maps: Maps) -> list[str]:
     A norm of a norm is the norm but for O(eps): layers are added losslessly to a model whose norms stand
     after the sum where its eps does not show in nine digits.
     """
+    if maps.fresh:
+        return [MASKED] if fresh.closed(old, new, maps) else []
     judged = [_rule(_Wires(old, new, maps, None), op) for op in old.ops]
     for prefix, stack in old.stacks.items():
         kinds = new.stacks[prefix].kinds

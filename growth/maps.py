@@ -135,6 +135,7 @@ class Maps:
               units of the matrix's standard deviation
     still     the target's layers that training is to hold still at first, and with them what lies outside
               the layers; None: nothing
+    fresh     units of no unit, and layers of no layer, start as those of a new model do, not as zero
     """
 
     wires: Mapping[str, Any]
@@ -145,6 +146,7 @@ class Maps:
     ahead: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     jitter: Mapping[int, float] = field(default_factory=dict)
     still: frozenset[int] | None = None
+    fresh: bool = False
 
     def at(self, layer: int) -> frozenset[tuple[str, int]]:
         """What tells layers with other maps apart: which object is the map of each wire there."""

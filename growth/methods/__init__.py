@@ -13,6 +13,7 @@ from growth.methods.lemon import Lemon
 from growth.methods.ligo import Ligo
 from growth.methods.llama_pro import LlamaPro
 from growth.methods.mango import Mango
+from growth.methods.msg import Msg
 from growth.methods.mslt import Mslt
 from growth.methods.net2net import Net2Net
 from growth.methods.solar import Solar
@@ -39,7 +40,7 @@ class Method(Protocol):
 
 
 DEPTH = StackBert, GStack, Interpolate, Solar, Mslt, LlamaPro  # what their papers are about; all widen too
-WIDTH = Net2Net, Bert2Bert, HyperCloning, Lemon, Staged
+WIDTH = Net2Net, Bert2Bert, HyperCloning, Lemon, Staged, Msg
 LEARNED = Ligo, Mango
 METHODS: dict[str, type] = {method.name: method for method in (*DEPTH, *WIDTH, *LEARNED)}
 

@@ -40,7 +40,7 @@ class Copying(Ordered):
 def indices(old: Architecture, new: Architecture, seed: int | None = None) -> dict[str, Index]:
     """Of every wire that grows: unit t copies unit index[t] of the source, in turn, or with a seed each once
     and then any. Heads that stay as many are put in another order where groups are added."""
-    classes, fixed = _classes(old), {}
+    classes, fixed = together(old), {}
 
     def choose(name: str, old: int, new: int, in_turn: bool = False) -> Index:
         return round_robin(old, new) if in_turn or seed is None else at_random(old, new, f"{seed} {name}")
@@ -72,7 +72,7 @@ def evened(old: Architecture, index: dict[str, Index]) -> dict[str, Index]:
     They see every unit as often as every other then. What is no copy has to be zero, or for a LayerNorm
     the mean of all units: only what linear maps write can be that, and what a norm writes cannot.
     """
-    classes, uneven = _classes(old), {}
+    classes, uneven = together(old), {}
     given = [op.reads for op in old.ops if isinstance(op, Output)]
     for wire in (*(norm.reads for norm in old.norms if norm.per == "wire"), *given):
         if wire in index:
@@ -131,7 +131,7 @@ def per_layer(new: Architecture, maps: dict[str, Copies]) -> dict[str, Copies]:
     }
 
 
-def _classes(model: Architecture) -> dict[str, str]:
+def together(model: Architecture) -> dict[str, str]:
     """The wires whose units go together, each with one of them as the name of all."""
     of = {name: name for name in model.wires}
 
