@@ -17,6 +17,7 @@ from growth import apply
 from growth.architecture import (
     Architecture,
     Attention,
+    Experts,
     Linear,
     Norm,
     Op,
@@ -206,6 +207,13 @@ def attention(op: Attention, of: _Wires) -> str | None:
     return f"attention: {P} query heads do not divide among {H} key and value heads as {Q} do among {G}"
 
 
+def experts(op: Experts, of: _Wires) -> str | None:
+    """The router's logits are as they were: what experts give is weighted as it was, and linear."""
+    if of.same(op.logits):
+        return None
+    return f"{op.name}: the router chooses among other experts"
+
+
 def output(op: Output, of: _Wires) -> str | None:
     """Every unit as often as every other: cosines between outputs stay."""
     wide = of.map(op.reads)
@@ -286,6 +294,7 @@ RULES: dict[type, Callable[[Any, _Wires], str | None]] = {
     Norm: norm,
     Pointwise: pointwise,
     Attention: attention,
+    Experts: experts,
     Output: output,
 }
 
