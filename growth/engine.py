@@ -18,7 +18,7 @@ from growth.architecture import Architecture, Weight
 from growth.checkpoint import by_rows
 from growth.families.stored import Entry
 from growth.families.table import Model
-from growth.maps import Maps
+from growth.maps import Drawn, Maps
 from growth.maps import Row as Mix
 from growth.plan import Plan, Recipe, Row, Source, dropped
 
@@ -57,41 +57,32 @@ class Expand:
         if self.entry.by_rows and math.prod(shape) > BLOCK:
             for weight in self.entry.weights:
                 x = self.mixed(source, weight)
-                std = self.deviation(x, weight)
+                noise = self.noises(x, weight)
                 for rows in by_rows(self.new.shape(weight), BLOCK):
-                    yield self.entry.to_disk([self.expanded(x, weight, std, rows)])
+                    yield self.entry.to_disk([self.expanded(x, weight, noise, rows)])
         else:
             weights = ((weight, self.mixed(source, weight)) for weight in self.entry.weights)
-            yield self.entry.to_disk(self.expanded(x, w, self.deviation(x, w)) for w, x in weights)
+            yield self.entry.to_disk(self.expanded(x, w, self.noises(x, w)) for w, x in weights)
 
     def mixed(self, source: Source, weight: Weight) -> Tensor:
         """sum_j depth[i, j] old[j], and behind it the same of what further copies are made of, if that is
         another layer."""
         if self.layer is None:
-            x = source.raw(weight.name, None)
-        else:
-            x = self.mix(source, weight, self.maps.depth[weight.name][self.layer])
-            if row := self.maps.further(weight, self.layer):
-                x = torch.cat([x, self.mix(source, weight, row)])
-        return self.jittered(apply.exact(x), weight) if self.jitters(weight) else x
-
-    def jitters(self, weight: Weight) -> bool:
-        return weight.reads and self.maps.jitter.get(self.layer, 0.0) > 0
-
-    def jittered(self, x: Tensor, weight: Weight) -> Tensor:
-        """A copied matrix, off the original by some of its own standard deviations."""
-        generator = torch.Generator().manual_seed(named_seed(self.seed, f"copy {weight.name} {self.layer}"))
-        noise = torch.randn(x.shape, dtype=x.dtype, generator=generator)
-        return torch.add(x, noise, alpha=self.maps.jitter[self.layer] * x.std().item())
+            return source.raw(self.maps.source(weight.name), None)
+        x = self.mix(source, weight, self.maps.depth[weight.name][self.layer])
+        if row := self.maps.further(weight, self.layer):
+            x = torch.cat([x, self.mix(source, weight, row)])
+        return x
 
     def mix(self, source: Source, weight: Weight, row: Mix) -> Tensor:
         """What a layer is made of."""
+        made_of = self.maps.source(weight.name)
         if [w for _, w in row] == [1.0]:
-            x = source.raw(weight.name, row[0][0])
+            x = source.raw(made_of, row[0][0])
         else:
-            any_layer = next(j for name, j in source.place if name == weight.name)
-            zero = torch.zeros_like(source.read(weight.name, any_layer))
-            x = sum((w * source.read(weight.name, j) for j, w in row), zero)
+            any_layer = next(j for name, j in source.place if name == made_of)
+            zero = torch.zeros_like(source.read(made_of, any_layer))
+            x = sum((w * source.read(made_of, j) for j, w in row), zero)
         if constants := self.maps.constants.get(weight.name):
             x = apply.exact(x) + constants[self.layer]
         return x
@@ -100,18 +91,23 @@ class Expand:
         """The map of what a weight reads, if that grows."""
         return self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
 
-    def deviation(self, x: Tensor, weight: Weight) -> float:
-        """The standard deviation of the noise that parts a reader's copies."""
-        of = self.reader(weight)
+    def noises(self, x: Tensor, weight: Weight) -> tuple[float, float]:
+        """The standard deviations of what parts a reader's copies, unseen, and of what parts weights that are
+        made of the same, `x`."""
+        share, of = self.maps.apart(weight.name, self.layer), self.reader(weight)
+        apart = share * apply.exact(x).std(correction=0).item() if share else 0.0
         if of is None or not of.noise:
-            return 0.0
+            return 0.0, apart
         if of.parting != "pairs":
-            return self.old.init_std * of.noise
+            return self.old.init_std * of.noise, apart
         copies = sum(s >= 0 for s in of.index) / of.sources
         size = torch.linalg.vector_norm(x, dtype=torch.float64).item() / math.sqrt(x.numel())
-        return of.noise * size / copies * self.old.scale(weight.name) / weight.scale
+        scale = self.old.scale(self.maps.source(weight.name)) / weight.scale
+        return of.noise * size / copies * scale, apart
 
-    def expanded(self, x: Tensor, weight: Weight, std: float, rows: slice | None = None) -> Tensor:
+    def expanded(
+        self, x: Tensor, weight: Weight, noise: tuple[float, float], rows: slice | None = None
+    ) -> Tensor:
         """The wide weight, or some of its rows, times what the model no longer multiplies it with."""
         reads = len(weight.wires) - 1 if weight.reads else None
         for axis, wire in enumerate(weight.wires):
@@ -128,10 +124,13 @@ class Expand:
                 x = apply.write(of, x, axis, part)
             elif part:
                 x = x[part]
-        x, factor = apply.exact(x), self.old.scale(weight.name) / weight.scale
+        x, factor = apply.exact(x), self.old.scale(self.maps.source(weight.name)) / weight.scale
         x = x if factor == 1.0 else x * factor
-        if std:
-            apply.add_noise(self.reader(weight), x, std, self.generator(weight, rows))
+        unseen, apart = noise
+        if unseen:
+            apply.add_noise(self.reader(weight), x, unseen, self.generator(weight, rows))
+        if apart:
+            x = x + apart * torch.randn(x.shape, dtype=x.dtype, generator=self.generator(weight, rows, 1))
         if self.maps.fresh and (start := self.old.starts[weight.name]) != "own":
             maps = [self.maps.of(wire, self.layer) for wire in weight.wires]
             whole = self.layer is not None and not self.maps.depth[weight.name][self.layer]
@@ -140,11 +139,11 @@ class Expand:
             )
         return x
 
-    def generator(self, weight: Weight, rows: slice | None) -> torch.Generator:
+    def generator(self, weight: Weight, rows: slice | None, which: int = 0) -> torch.Generator:
         """Of the numbers that this weight, or a block of its rows, is drawn from."""
         name = weight.name if self.layer is None else weight.name.format(self.layer)
         name = f"{name}[{rows.start}]" if rows and rows.start else name
-        return torch.Generator().manual_seed(named_seed(self.seed, name))
+        return torch.Generator().manual_seed(named_seed(self.seed + which, name))
 
     def layers(self, weight: Weight) -> list[int | None]:
         """The old layers that take part."""
@@ -164,7 +163,39 @@ class Expand:
             one = [w for _, w in self.maps.depth[weight.name][self.layer]] == [1.0]
             if not one or weight.name in self.maps.mixed or weight.name in self.maps.constants:
                 return False
-        return weight.scale == self.old.scale(weight.name) and not self.jitters(weight)
+        if self.maps.apart(weight.name, self.layer):
+            return False
+        return weight.scale == self.old.scale(self.maps.source(weight.name))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a Drawn says: a weight of normal numbers, made of none."""
+
+    shape: tuple[int, ...]
+    of: Drawn
+    name: str
+    seed: int
+
+    def __call__(self, source: Source) -> Iterator[Tensor]:
+        if not self.of.std:
+            yield torch.zeros(self.shape)
+            return
+        rows, *rest = self.shape
+        generator = torch.Generator().manual_seed(named_seed(self.seed, self.name))
+        x = torch.randn(rows // self.of.each, *rest, generator=generator) * self.of.std
+        yield x.repeat_interleave(self.of.each, 0)
+
+
+def drawn_row(source: Source, name: str, shape: tuple[int, ...], of: Drawn, seed: int) -> Row:
+    """A tensor that nothing of the source becomes."""
+    dtype, note = source.dtype(source.on_disk.values()), f"normal numbers of deviation {of.std}"
+    if not of.std:
+        note = "zero: it changes nothing at first"
+    elif of.each > 1:
+        note += f", each row {of.each} times"
+    recipe, block = Draw(shape, of, name, seed), math.prod(shape)
+    return Row(name, shape, dtype, "initialised", (), note, recipe=recipe, block=block)
 
 
 def plan_growth(
@@ -180,8 +211,11 @@ def plan_growth(
     """
     old, new, rows = source.model.architecture, target.architecture, []
     for name, (entry, layer) in target.table().items():
-        expand = Expand(entry, layer, maps, old, new, seed)
-        used = [source.where(weight.name, j) for weight in entry.weights for j in expand.layers(weight)]
+        if drawn := maps.drawn.get(entry.weights[0].name):
+            rows.append(drawn_row(source, name, entry.shape(new), drawn, seed))
+            continue
+        expand, made_of = Expand(entry, layer, maps, old, new, seed), maps.source
+        used = [source.where(made_of(w.name), j) for w in entry.weights for j in expand.layers(w)]
         sources, note, recipe = tuple(dict.fromkeys(used)), "", expand
         copied = len(sources) == 1 and all(map(expand.stays, entry.weights))
         if copied:
@@ -197,7 +231,7 @@ def plan_growth(
             Row(
                 name,
                 entry.shape(new),
-                source.dtype(sources or source.tensors(entry.weights)),
+                source.dtype(sources or source.tensors(entry.weights) or source.on_disk.values()),
                 "copied" if copied else "initialised" if maps.fresh and not sources else "expanded",
                 sources,
                 note,

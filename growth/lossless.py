@@ -17,6 +17,7 @@ from growth import apply, fresh
 from growth.architecture import (
     Architecture,
     Attention,
+    Experts,
     Linear,
     Norm,
     Op,
@@ -220,6 +221,13 @@ def attention(op: Attention, of: _Wires) -> str | None:
     return f"attention: {P} query heads do not divide among {H} key and value heads as {Q} do among {G}"
 
 
+def experts(op: Experts, of: _Wires) -> str | None:
+    """The router's logits are as they were: what experts give is weighted as it was, and linear."""
+    if of.same(op.logits):
+        return None
+    return f"{op.name}: the router chooses among other experts"
+
+
 def output(op: Output, of: _Wires) -> str | None:
     """Every unit as often as every other: cosines between outputs stay."""
     wide = of.map(op.reads)
@@ -249,7 +257,7 @@ def _depth(old: Architecture, maps: Maps, prefix: str, stack: Stack) -> str | No
     if sum(kept) != stack.layers:
         return why
     old_layer = dict(zip([i for i, acts in enumerate(kept) if acts], range(stack.layers), strict=True))
-    if any(maps.jitter.get(i) for i in old_layer):
+    if any(maps.apart(w.name, i) for i, j in old_layer.items() for w in stack.weights[stack.kinds[j]]):
         return f"{prefix}layers: some that act are not those of the source, but for noise"
     for kind, ops in stack.blocks.items():
         after = stack.after_sum(kind)
@@ -310,6 +318,7 @@ RULES: dict[type, Callable[[Any, _Wires], str | None]] = {
     Norm: norm,
     Pointwise: pointwise,
     Attention: attention,
+    Experts: experts,
     Output: output,
 }
 

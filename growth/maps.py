@@ -120,6 +120,15 @@ def groups(heads: int, have: int, new: int) -> int:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A weight that nothing of the source becomes: normal numbers of this deviation, of which each row stands
+    there `each` times in a row; zeros for 0."""
+
+    std: float
+    each: int = 1
+
+
+@dataclass(frozen=True)
 class Maps:
     """What a method returns: a map per wire that grows, and per layered weight what each layer is a mix of.
 
@@ -131,11 +140,13 @@ class Maps:
     mixed     the weights whose depth will be learned: every old layer takes part
     ahead     of some layered weights, what the further copies of the units that they write are made of: rows
               as in `depth`
-    jitter    of some layers of the target, how far their matrices start off what was mixed: normal noise, in
-              units of the matrix's standard deviation
     still     the target's layers that training is to hold still at first, and with them what lies outside
               the layers; None: nothing
     fresh     units of no unit, and layers of no layer, start as those of a new model do, not as zero
+    made_of   of some weights of the target, the source's weight that they are made of: else that of their name
+    drawn     the weights of the target that are made of none
+    parted    of some weights, in all layers or in one whose number is in the name, the standard deviation of
+              the noise that is added to them, in units of their own
     """
 
     wires: Mapping[str, Any]
@@ -144,9 +155,20 @@ class Maps:
     eps: Mapping[str, float] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()
     ahead: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
-    jitter: Mapping[int, float] = field(default_factory=dict)
     still: frozenset[int] | None = None
     fresh: bool = False
+    made_of: Mapping[str, str] = field(default_factory=dict)
+    drawn: Mapping[str, Drawn] = field(default_factory=dict)
+    parted: Mapping[str, float] = field(default_factory=dict)
+
+    def source(self, weight: str) -> str:
+        """The name of the source's weight that a weight of the target is made of."""
+        return self.made_of.get(weight, weight)
+
+    def apart(self, weight: str, layer: int | None) -> float:
+        """The noise that is added to a weight, in units of its own deviation."""
+        own = weight if layer is None else weight.format(layer)
+        return self.parted.get(own, self.parted.get(weight, 0.0))
 
     def at(self, layer: int) -> frozenset[tuple[str, int]]:
         """What tells layers with other maps apart: which object is the map of each wire there."""

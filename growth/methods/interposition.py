@@ -61,12 +61,13 @@ class Interpolate(Copying):
             made = Maps(widths, *identities(old, new, self.layers))
         else:
             made = Maps(widths, rearranged(old, new, self.layers))
-        return replace(made, jitter=self._jitter(old, new)) if self.copy_noise else made
+        return replace(made, parted=self._parted(old, new)) if self.copy_noise else made
 
-    def _jitter(self, old: Architecture, new: Architecture) -> dict[int, float]:
-        """Of every layer that is a copy, in any stack."""
-        orders = [
-            self.layers(stack.layers, new.stacks[prefix].layers) for prefix, stack in old.stacks.items()
-        ]
-        copied = {i for order in orders for i in set(range(len(order))) - originals(order)}
-        return dict.fromkeys(sorted(copied), self.copy_noise)
+    def _parted(self, old: Architecture, new: Architecture) -> dict[str, float]:
+        """Of the matrices of every layer that is a copy, in any stack."""
+        found = {}
+        for prefix, stack in old.stacks.items():
+            order = self.layers(stack.layers, new.stacks[prefix].layers)
+            for i in set(range(len(order))) - originals(order):
+                found |= {w.name.format(i): self.copy_noise for w in new.at(prefix, i) if w.reads}
+        return found
