@@ -121,9 +121,16 @@ class Expand:
 
 
 def plan_growth(
-    source: Source, target: Model, maps: Maps, seed: int, learned: Callable[[str], Recipe] | None = None
+    source: Source,
+    target: Model,
+    maps: Maps,
+    seed: int,
+    learned: Callable[[str], Recipe | None] | None = None,
 ) -> Plan:
-    """Where every grown tensor comes from, and what makes it: `learned` gives the recipes of what learns."""
+    """Where every grown tensor comes from, and what makes it.
+
+    learned: the recipes of what is found from data, by names on disk; None where the maps make it.
+    """
     old, new, rows = source.model.architecture, target.architecture, []
     for name, (entry, layer) in target.table().items():
         expand = Expand(entry, layer, maps, old, new, seed)
@@ -133,7 +140,7 @@ def plan_growth(
         if copied:
             recipe = Copy(sources[0])
         elif learned:
-            recipe = learned(name)
+            recipe = learned(name) or expand
         if not sources:
             value = "one" if any(maps.constants.get(entry.weights[0].name, ())) else "zero"
             note = f"{value}: added layers change nothing at first"

@@ -94,11 +94,7 @@ def grow(
     if method.lossless and growth.lost and not allow_lossy:
         raise _refuse_lossy(growth, wanted)
     scale_eps(target.config, growth.maps)
-    learned = None
-    if method.learned and not dry_run:
-        from growth.learned.fit import Learned  # and the trainer, which takes a second to import
-
-        learned = Learned(growth)
+    learned = method.learner(growth) if method.learned and not dry_run else None
     plan = growth.plan(kept, learned and learned.recipe)
     config.architectures = [target.written_as]
     config.dtype = plan.rows[0].dtype
@@ -143,7 +139,7 @@ class Growth:
         """Learning leaves the lossless start."""
         return not self.lost and not self.method.learned
 
-    def plan(self, dtype: str | None, learned: Callable[[str], Recipe] | None) -> Plan:
+    def plan(self, dtype: str | None, learned: Callable[[str], Recipe | None] | None) -> Plan:
         """dtype: of what is written, but for what a model keeps in float32; None for the source's own."""
         plan = plan_growth(self.source, self.target, self.maps, self.seed, learned)
         if dtype is None:

@@ -31,12 +31,13 @@ KNOWN = {
     "growth.apply": ("growth.maps",),
     "growth.lossless": ("growth.architecture", "growth.maps", "growth.apply"),
     "growth.families": ("growth.architecture", "growth.maps", "growth.errors", "lcikernels.layers"),
-    "growth.methods": (  # training, learned, plan: for annotations, and where learning runs
+    "growth.methods": (  # training, learned, plan, growing: for annotations, and where learning runs
         "growth.architecture",
         "growth.maps",
         "growth.depth",
         "growth.errors",
         "growth.plan",
+        "growth.growing",
         "growth.learned",
         "growth.training",
     ),

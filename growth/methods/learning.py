@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from growth.architecture import Architecture
 from growth.errors import refuse
@@ -10,11 +10,23 @@ from growth.methods.option import option, refuse_below, refuse_other
 from growth.methods.ordered import Ordered
 
 if TYPE_CHECKING:
+    from growth.growing import Growth
+    from growth.plan import Recipe
     from growth.training.data import Data
 
 RATE = 0.5  # over the source's width: at 96 it learns more than 0.2 does, and no less than 1
 
 REMAKE = ("auto", "always", "never")
+
+
+class Learner(Protocol):
+    """What finds weights from data: planned first, then fitted, then asked for them."""
+
+    def recipe(self, name: str) -> "Recipe | None":
+        """What makes the tensor of that name on disk, once `fit` is over; None where the maps do."""
+
+    def fit(self) -> tuple[int, dict[str, Any]]:
+        """The operations that took, and what growth.json tells of it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,12 @@ class Learning(Ordered):
         refuse_other("remake", self.remake, REMAKE)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise refuse("learning-rate", "more than 0, and finite", self.learning_rate, "leave it out")
+
+    def learner(self, growth: "Growth") -> Learner:
+        """What learns, and what it learns from. Raises Refusal where the data do not fit."""
+        from growth.learned.fit import Learned  # and the trainer, which takes a second to import
+
+        return Learned(growth)
 
 
 def refuse_several_kinds(method: str, old: Architecture) -> None:
