@@ -16,7 +16,6 @@ from growth.lossless import lost
 from growth.maps import Copies, Maps
 
 DEPTH_NOISE = 0.03
-UNSEEN = 0.1  # the random part of a reader, relative to the weight that it is drawn from
 
 
 def preserving(
@@ -36,8 +35,9 @@ def preserving(
 
 
 def added(of: Copies, generator: torch.Generator, is_read: bool = True, is_written: bool = True) -> Added:
-    """A map that duplicates, with readers that see the originals alone. Without noise none sees what is no
-    copy, for it may not be zero."""
+    """A map that duplicates, with readers that see the originals alone, and of the others what `of.noise` is
+    in units of the weights that are read: at random, and such that together it is nothing. Without noise none
+    sees what is no copy, for it may not be zero."""
     S, first = of.sources * of.width, {}
     for t, s in enumerate(of.index):
         first.setdefault(s, t)
@@ -52,11 +52,8 @@ def added(of: Copies, generator: torch.Generator, is_read: bool = True, is_writt
     place = _places(of, first, later)
     if not is_read:
         return Added(written, None, scale, place, is_written)
-    fresh = torch.randn(S, len(written), dtype=torch.float64, generator=generator) * UNSEEN / math.sqrt(S)
+    fresh = torch.randn(S, len(written), dtype=torch.float64, generator=generator) * of.noise / math.sqrt(S)
     taken = apply.unseen(below, fresh).T.contiguous() if later else written.clone()
-    if not of.noise:
-        own = torch.tensor([s < 0 for s in below.index], dtype=torch.bool)
-        taken[own.repeat_interleave(of.width)] = 0
     return Added(written, taken, scale, place, is_written)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from growth.architecture import Architecture
 from growth.errors import refuse
-from growth.methods.option import option, refuse_below
+from growth.methods.option import option, refuse_below, refuse_other
 from growth.methods.ordered import Ordered
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from growth.training.data import Data
 
 RATE = 0.5  # over the source's width: at 96 it learns more than 0.2 does, and no less than 1
+
+REMAKE = ("auto", "always", "never")
 
 
 class Learner(Protocol):
@@ -37,6 +39,7 @@ class Learning(Ordered):
     batch_size: int = option(16, "windows or images a step")
     sequence_length: int | None = option(None, "tokens a window; default: 512, or the model's positions")
     learning_rate: float | None = option(None, "the highest learning rate; default: 0.5 / the source's width")
+    remake: str = option("auto", "make blocks again for the backward: auto, by memory | always | never")
 
     learned: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
@@ -48,6 +51,7 @@ class Learning(Ordered):
         super().__post_init__()
         for name, least in (("steps", 1), ("batch_size", 1), ("sequence_length", 2)):
             refuse_below(name.replace("_", "-"), getattr(self, name), least)
+        refuse_other("remake", self.remake, REMAKE)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise refuse("learning-rate", "more than 0, and finite", self.learning_rate, "leave it out")
 
