@@ -202,7 +202,7 @@ def train(
     temperature: Annotated[float, typer.Option(help="Of both distributions.")] = 1.0,
     drop_layers: Annotated[
         float | None,
-        typer.Option(help="Skip deep layers at random, the last one in this share of the steps."),
+        typer.Option(help="Skip layers at random, the deepest in this share of the steps."),
     ] = None,
     validation: Annotated[str | None, typer.Option(help="Text to measure on; default: held out.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between measurements.")] = None,
