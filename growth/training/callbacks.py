@@ -11,6 +11,7 @@ with distilled(student, teacher, weight=0.5):
 UnfreezeOnPlateau    holds weights still until the loss stops improving
 StopOnNaN            stops before a loss that is no number is learned from
 LayerDropping        skips layers at random, deep ones more often (progressive layer dropping)
+SubmodelStage        trains sub-models of the bottom layers first (bert2BERT's two stages)
 distilled            a student's loss with a teacher's in it, in bounded memory
 with_rates           an optimizer whose groups train at shares of its rate
 lemon, cosine        schedules, functions for torch's LambdaLR
@@ -25,11 +26,13 @@ from growth.training.freeze import UnfreezeOnPlateau, transferred
 from growth.training.layer_dropping import LayerDropping
 from growth.training.rates import copied, with_rates
 from growth.training.schedule import cosine, lemon
+from growth.training.submodel import SubmodelStage
 
 __all__ = [
     "LayerDropping",
     "NotFinite",
     "StopOnNaN",
+    "SubmodelStage",
     "UnfreezeOnPlateau",
     "copied",
     "cosine",

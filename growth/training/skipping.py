@@ -2,6 +2,7 @@
 
     x_{l+1} = x_l + (B_l(x_l) - x_l) scale      where layer l, whose block is B_l, is run
     x_{l+1} = x_l                               where it is skipped
+    x_{l+1} = B_l(x_l), a constant              where it is held: no gradient goes into it or below
 
 What a layer hands on beside the stream (T5: biases by distance) a skipped one hands on as it came. The first
 layer of a stack always runs. Weights of skipped layers get no gradient, so AdamW leaves them as they are, and
@@ -11,6 +12,7 @@ their moments.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -20,7 +22,7 @@ from growth.training.layers import layers_of
 
 class Skipping(Saving, TrainerCallback):
     """A callback whose heirs say in `on_step_begin` which layers the step skips: `self.skipped`, the names of
-    their modules, and `self.scales`, by name, of those that are run (1 where nothing is said).
+    their modules, which it holds, `self.held`, and `self.scales`, by name, of those that run (1 where none).
 
     Evaluation, which is not in training mode, runs every layer.
     """
@@ -28,6 +30,7 @@ class Skipping(Saving, TrainerCallback):
     def __init__(self):
         self.stacks: dict[str, list[str]] = {}
         self.skipped: frozenset[str] = frozenset()
+        self.held: frozenset[str] = frozenset()
         self.scales: Mapping[str, float] = {}
         self._forwards: list[Forward] = []
 
@@ -49,10 +52,10 @@ class Skipping(Saving, TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         for forward in self._forwards:
             forward.leave(self)
-        self._forwards, self.skipped, self.scales = [], frozenset(), {}
+        self._forwards, self.skipped, self.held, self.scales = [], frozenset(), frozenset(), {}
 
     def spent(self, flops: StepFlops) -> StepFlops:
-        return flops.without(self.skipped)
+        return flops.without_backward(self.held).without(self.skipped)
 
 
 class Forward:
@@ -70,7 +73,9 @@ class Forward:
             return self.inner(x, *args, **kwargs)
         if any(self.name in user.skipped for user in self.users):
             return (x, *self.handed) if self.handed else x
-        out = self.inner(x, *args, **kwargs)
+        held = any(self.name in user.held for user in self.users)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not held):
+            out = self.inner(x, *args, **kwargs)
         alone = isinstance(out, Tensor)
         y, self.handed[:] = (out, ()) if alone else (out[0], out[1:])
         for user in self.users:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from checkpoints import ALL, gpt2, inputs, neox
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import growth
 from growth.errors import Refusal
 from growth.loading import load_model, quiet
-from growth.training.callbacks import LayerDropping
+from growth.training.callbacks import LayerDropping, SubmodelStage
 from growth.training.flops import count_flops, step_flops
 from growth.training.layers import layers_of
 
@@ -85,7 +85,7 @@ def begun(callback, model):
 
 @pytest.mark.parametrize("name", STACKS)
 def test_a_model_that_skips_layers_is_the_model_without_them(name, tmp_path):
-    """In train mode, all dropout off: the middle layer of each stack skipped, against a model that has none."""
+    """In train mode, without dropout: each stack skips its middle layer, against a model that has none."""
     with quiet():
         model = load_model(ALL[name](tmp_path / "model")).train()
     for module in model.modules():
@@ -206,3 +206,98 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
         Refusal, match="LayerDropping: expected a model of one of: .*, got Linear; leave it out"
     ):
         LayerDropping().on_train_begin(None, None, None, model=model)
+
+
+# ---- sub-models of the bottom layers
+
+
+class Sampled(SubmodelStage):
+    def __init__(self, *args, **fields):
+        super().__init__(*args, **fields)
+        self.steps_seen = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        super().on_step_begin(args, state, control, **kwargs)
+        self.steps_seen.append((len(self.skipped), len(self.held)))
+
+
+def test_the_first_stage_updates_the_top_of_a_bottom_model_and_the_head(folder, tmp_path):
+    model = load_model(folder)
+    callback = Sampled(2, steps=4)
+    moved = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.before = {name: x.detach().clone() for name, x in model.named_parameters()}
+
+        def on_step_end(self, args, state, control, **kwargs):
+            moved.append({n for n, x in model.named_parameters() if not torch.equal(x, self.before[n])})
+
+    run = trainer(model, tmp_path, callback, Look(), max_steps=8, weight_decay=0.0)
+    run.train()
+    parts = [{int(n.split(".")[2]) for n in names if ".layers." in n} for names in moved]
+    assert set(callback.steps_seen[:4]) == {(2, 0), (0, 2)}  # seed 42 draws both
+    assert callback.steps_seen[4:] == [(0, 0)] * 4
+    for (skipped, held), names, layers in zip(callback.steps_seen, moved, parts):
+        assert layers == ({0, 1} if skipped else {2, 3} if held else {0, 1, 2, 3})
+        assert "lm_head.weight" in names
+        assert ("gpt_neox.embed_in.weight" in names) == (not held)
+
+
+def test_a_bottom_model_is_the_model_of_these_layers(tmp_path):
+    """GPT-2 of four layers, two of them skipped, against a GPT-2 that has two."""
+    model = load_model(gpt2(tmp_path / "model", n_layer=4)).eval()
+    given = inputs(model.config)
+    callback = Chosen(2, 3)
+    callback.on_train_begin(None, None, None, model=model)
+    callback.on_step_begin(None, None, None)
+    for layer in model.transformer.h:
+        layer.training = True
+    got = logits(model, given)
+    callback.on_train_end(None, None, None)
+    model.transformer.h = model.transformer.h[:2]
+    torch.testing.assert_close(got, logits(model.eval(), given), rtol=0, atol=0)
+
+
+def test_the_first_stage_may_be_told_in_epochs_and_resumed(tmp_path):
+    folder = llama(tmp_path / "model")
+    fields = {"save_strategy": "steps", "save_steps": 4, "max_steps": 20}
+    whole, part = Sampled(1, epochs=0.75), Sampled(1, epochs=0.75)  # of 16 steps
+    one, two = load_model(folder), load_model(folder)
+    trainer(one, tmp_path, whole, **fields).train()
+    trainer(two, tmp_path, part, **fields).train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert part.steps_seen == whole.steps_seen[8:]
+    assert len({*whole.steps_seen[:12]}) > 1 and whole.steps_seen[12:] == [(0, 0)] * 8
+    for x, y in zip(one.parameters(), two.parameters()):
+        assert torch.equal(x, y)
+
+
+def test_what_is_held_costs_its_forward_alone(folder):
+    model = load_model(folder).train()
+    batch = {"input_ids": torch.zeros(2, 8, dtype=torch.long), "labels": torch.zeros(2, 8, dtype=torch.long)}
+    names = [f"gpt_neox.layers.{i}" for i in range(4)]
+    counted = step_flops(model, batch, modules=names)
+    callback = Chosen(3)
+    begun(callback, model)
+    callback.held = frozenset(names[:2])
+    got = count_flops(model, batch)
+    expected = callback.spent(counted).total
+    callback.on_train_end(None, None, None)
+    # The gradient that layer 2 would hand below: of one projection's and one MLP's input, and attention's.
+    D, F, tokens = 16, 16, 16
+    assert 0 <= expected - got <= 2 * tokens * D * (3 * D + F)
+
+
+def test_a_stage_that_is_none_is_refused(folder):
+    for given, said in (
+        ({"steps": 1, "epochs": 1.0}, "its length in steps or in epochs, got both; "),
+        ({}, "its length in steps or in epochs, got neither; "),
+        ({"steps": 0}, "a length of at least a step, got 0; "),
+        ({"layers": 0, "steps": 1}, "at least 1 layer more each, got 0; "),
+    ):
+        with pytest.raises(Refusal, match=f"submodel stage: expected {said}"):
+            SubmodelStage(**given)
+    model = load_model(folder)
+    with pytest.raises(Refusal, match="submodel stage: expected fewer than the model's 4 layers, got 4; "):
+        SubmodelStage(4, steps=1).on_train_begin(None, None, None, model=model)
+    assert not any("forward" in layer.__dict__ for layer in model.gpt_neox.layers)
