@@ -200,6 +200,10 @@ def train(
     ] = None,
     teacher_weight: Annotated[float, typer.Option(help="The teacher's share of the loss.")] = 0.5,
     temperature: Annotated[float, typer.Option(help="Of both distributions.")] = 1.0,
+    drop_layers: Annotated[
+        float | None,
+        typer.Option(help="Skip layers at random, the deepest in this share of the steps."),
+    ] = None,
     validation: Annotated[str | None, typer.Option(help="Text to measure on; default: held out.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between measurements.")] = None,
     save_every: Annotated[
@@ -220,6 +224,8 @@ def train(
     seed: Seed = 0,
 ) -> None:
     """Train a checkpoint on text; the folder it writes is a checkpoint again."""
+    from growth.training.callbacks import LayerDropping
+
     report = growth.train(
         model,
         data,
@@ -252,6 +258,7 @@ def train(
         fp16=fp16,
         gradient_checkpointing=gradient_checkpointing,
         report_to=report_to or (),
+        callbacks=[] if drop_layers is None else [LayerDropping(drop_layers)],
         fsdp=fsdp,
         resume=resume,
         seed=seed,

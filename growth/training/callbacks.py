@@ -3,28 +3,41 @@
 from growth.training.callbacks import StopOnNaN, UnfreezeOnPlateau, distilled, transferred, with_rates
 
 optimizer = with_rates(torch.optim.AdamW(student.parameters(), lr=1e-3), student, {"*.mlp.*": 0.3})
+schedule = LambdaLR(optimizer, lemon(1000, warmup=50))
 with distilled(student, teacher, weight=0.5):
     ours = [UnfreezeOnPlateau(transferred(folder), patience=2), StopOnNaN()]
-    Trainer(student, args, train_dataset=windows, callbacks=ours, optimizers=(optimizer, None)).train()
+    Trainer(student, args, train_dataset=windows, callbacks=ours, optimizers=(optimizer, schedule)).train()
 
 UnfreezeOnPlateau    holds weights still until the loss stops improving
 StopOnNaN            stops before a loss that is no number is learned from
+LayerDropping        skips layers at random, deep ones more often (progressive layer dropping)
+SubmodelStage        trains sub-models of the bottom layers first (bert2BERT's two stages)
 distilled            a student's loss with a teacher's in it, in bounded memory
 with_rates           an optimizer whose groups train at shares of its rate
+lemon, cosine        schedules, functions for torch's LambdaLR
 transferred, copied  the names in growth.json that these take
+
+`growth.train(..., callbacks=[...])` takes them too.
 """
 
 from growth.training.distil import distilled
 from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.freeze import UnfreezeOnPlateau, transferred
+from growth.training.layer_dropping import LayerDropping
 from growth.training.rates import copied, with_rates
+from growth.training.schedule import cosine, lemon
+from growth.training.submodel import SubmodelStage
 
 __all__ = [
+    "LayerDropping",
     "NotFinite",
     "StopOnNaN",
+    "SubmodelStage",
     "UnfreezeOnPlateau",
     "copied",
+    "cosine",
     "distilled",
+    "lemon",
     "transferred",
     "with_rates",
 ]

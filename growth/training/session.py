@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from growth.checkpoint import Checkpoint
 from growth.errors import refuse
@@ -19,8 +19,9 @@ from growth.loading import load_model
 from growth.training.curve import Curve
 from growth.training.data import Collator, Windows
 from growth.training.finite import NotFinite, StopOnNaN
-from growth.training.flops import count_flops
+from growth.training.flops import Saving, step_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters
+from growth.training.layers import layers_of
 from growth.training.packing import refuse_mixing
 from growth.training.progress import RunProgress
 from growth.training.result import TrainReport, save, write_companions
@@ -36,7 +37,7 @@ class Session:
     """What a run is made of; its folder is there already.
 
     settings: by the names of train's arguments. frozen: names to hold still. shares: of the rate, by patterns
-    of names. teacher: to learn from, if any.
+    of names. teacher: to learn from, if any. callbacks: the caller's own.
     """
 
     out: Path
@@ -48,6 +49,7 @@ class Session:
     frozen: list[str]
     shares: Mapping[str, float]
     teacher: Checkpoint | None
+    callbacks: Sequence[TrainerCallback] = ()
 
     def trained(self, last: str | None, progress: RunProgress) -> TrainReport:
         """Trains, on from the checkpoint `last` if there is one; what is written lies in the run's folder."""
@@ -88,7 +90,7 @@ class Session:
             args=args,
             data_collator=_numbered(work.collate, args, last) if work.collate else None,
             train_dataset=work.examples,
-            callbacks=[StopOnNaN(), *([freezing] if freezing else [])],
+            callbacks=[StopOnNaN(), *([freezing] if freezing else []), *self.callbacks],
             loss=None if causal or self.teacher else summed_loss,
             rates=self.shares,
         )
@@ -96,11 +98,15 @@ class Session:
         batch = {key: value.to(args.device) for key, value in batch.items()}
         batches = args.world_size * args.gradient_accumulation_steps
         network.train(given["gradient_checkpointing"])  # layers are computed again in training alone
-        step_flops = batches * count_flops(network, batch)
-        frozen_flops = batches * count_flops(network, batch, self.frozen) if freezing else step_flops
+        saving = [callback for callback in self.callbacks if isinstance(callback, Saving)]
+        layers = (
+            [name for stack in layers_of(network, "callbacks").values() for name in stack] if saving else []
+        )
+        whole = step_flops(network, batch, modules=layers).times(batches)
+        held = step_flops(network, batch, self.frozen, layers).times(batches) if freezing else whole
         network.eval()
         log = engine.log if args.report_to else None
-        curve = Curve(work.measure, given["eval_every"], step_flops, frozen_flops, freezing, progress, log)
+        curve = Curve(work.measure, given["eval_every"], whole, held, freezing, progress, saving, log)
         engine.add_callback(curve)
         try:
             if last and last.endswith(f"-{args.max_steps}"):
@@ -119,7 +125,7 @@ class Session:
             self.out,
             curve.points,
             network.num_parameters(),
-            step_flops,
+            whole.total,
             freezing.unfrozen_at if freezing else None,
             given,
         )

@@ -1,12 +1,14 @@
 """The verb `train`: a checkpoint and text, or images, in, a trained one out, by `transformers.Trainer`."""
 
+import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from growth.checkpoint import Checkpoint
 from growth.errors import reason, refuse
@@ -64,6 +66,7 @@ def train(
     gradient_checkpointing: bool = False,
     fsdp: bool = False,
     report_to: Sequence[str] = (),
+    callbacks: Sequence[TrainerCallback] = (),
     seed: int = 0,
     resume: bool = False,
 ) -> TrainReport:
@@ -96,6 +99,8 @@ def train(
                        `accelerate launch --use_fsdp`
     report_to          who is told losses and rates, as the Trainer names them: "tensorboard", whose files are
                        in `out`/runs, "wandb", ...
+    callbacks          of the Trainer, such as those of training.callbacks; what these leave out of a step is
+                       not among the FLOPs. A resumed run is given them anew, with the same settings
     resume             go on from the newest whole checkpoint of an interrupted run, in `out`.unfinished, of
                        the same settings, data and model
 
@@ -137,6 +142,7 @@ def train(
         "bf16": bf16,
         "fp16": fp16,
         "gradient_checkpointing": gradient_checkpointing,
+        "callbacks": [_settings(callback) for callback in callbacks],
         "seed": seed,
     }
     refuse_odd_options(asked)
@@ -175,8 +181,14 @@ def train(
             RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
         ):
             shares = dict(rates or {}) | dict.fromkeys(slow, copied_rate)
-            session = Session(out, checkpoint, work, args, settings, rate, frozen, shares, master)
+            session = Session(out, checkpoint, work, args, settings, rate, frozen, shares, master, callbacks)
             return session.trained(last, progress)
+
+
+def _settings(callback: TrainerCallback) -> dict:
+    """A callback's name and what it was made with, as far as it tells."""
+    args = callback.state()["args"] if isinstance(callback, ExportableState) else {}
+    return {"name": type(callback).__name__, "args": json.loads(json.dumps(args))}  # as the file will have it
 
 
 def _told(names: list[str]) -> str:
@@ -210,7 +222,7 @@ def _arguments(folder: str, asked: dict, fsdp: bool, report_to: Sequence[str]) -
                 save_strategy="steps" if asked["save_every"] else "no",
                 save_steps=asked["save_every"] or asked["steps"],
                 save_total_limit=KEPT,
-                ddp_find_unused_parameters=asked["freeze"] is not None,
+                ddp_find_unused_parameters=asked["freeze"] is not None or bool(asked["callbacks"]),
                 logging_steps=asked["window"],
                 logging_nan_inf_filter=False,  # StopOnNaN looks first
                 disable_tqdm=True,
