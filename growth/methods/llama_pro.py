@@ -21,7 +21,7 @@ from growth.maps import Maps
 from growth.methods.identities import all_but_added
 from growth.methods.lemon import Lemon
 from growth.methods.option import option
-from growth.methods.ordered import Index, layer_numbers
+from growth.methods.ordered import Index, layer_numbers, refuse_absent
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class LlamaPro(Lemon):
 
     def depth(self, wanted: int | None, old: int) -> int | None:
         """As many as the positions or the order ask for."""
-        if self.insert is None or wanted is not None:
+        if self.insert is None:
             return super().depth(wanted, old)
-        return old + len(self.insert)
+        refuse_absent("insert", self.insert, old)
+        return old + len(self.insert) if wanted is None else wanted
 
     def arranged(self, old: int, new: int) -> Index:
         """Every layer, and those of `insert`, or by default the last of each group, once more."""
@@ -53,9 +54,6 @@ class LlamaPro(Lemon):
         if ends is None:
             groups = new - old
             ends = tuple(-(-(i + 1) * old // groups) - 1 for i in range(groups))
-        elif absent := [j for j in ends if j >= old]:
-            expected = f"layers from 0 to {old - 1}"
-            raise refuse("insert", expected, ", ".join(map(str, absent)), "name layers that the source has")
         elif old + len(ends) != new:
             got = f"{len(ends)}, {','.join(map(str, ends))}"
             raise refuse("insert", f"a position for each of {new - old} layers", got, "leave num-layers out")

@@ -33,17 +33,21 @@ class Ordered:
         """
         if self.order is None:
             return self.arranged(old, new)
-        if absent := [j for j in self.order if j >= old]:
-            expected = f"layers from 0 to {old - 1}"
-            raise refuse("order", expected, ", ".join(map(str, absent)), "name layers that the source has")
+        refuse_absent("order", self.order, old)
         if len(self.order) != new:
             got = f"{len(self.order)}, {','.join(map(str, self.order))}"
             raise refuse("order", f"a layer for each of the {new}", got, "leave num-layers out")
         return self.order
 
     def depth(self, wanted: int | None, old: int) -> int | None:
-        """The layers of the target of a source of `old`, where the order says how many."""
-        return len(self.order) if wanted is None and self.order is not None else wanted
+        """The layers of the target of a source of `old`, where the order says how many.
+
+        Raises Refusal where the order names a layer that is not there.
+        """
+        if self.order is None:
+            return wanted
+        refuse_absent("order", self.order, old)
+        return len(self.order) if wanted is None else wanted
 
 
 def layer_numbers(name: str, given: str | Sequence[int] | None) -> Index | None:
@@ -58,3 +62,10 @@ def layer_numbers(name: str, given: str | Sequence[int] | None) -> Index | None:
     if not found or min(found) < 0:
         raise refuse(name, "layer numbers such as 0,1,1,2", repr(given), "separate them by commas")
     return found
+
+
+def refuse_absent(name: str, order: Index, old: int) -> None:
+    """Raises Refusal where a layer is named that the source has not."""
+    if absent := [j for j in order if j >= old]:
+        expected = f"layers from 0 to {old - 1}"
+        raise refuse(name, expected, ", ".join(map(str, absent)), "name layers that the source has")

@@ -5,29 +5,31 @@
     width    W' = [W 0; 0 W], vectors and embeddings twice; the last norm's gain and bias halved where the
              head is the embedding
 
-Preserves the function by identities, and by the width: the two halves of the stream never meet. Whole copies
-do not. The paper zeroes the gains of norms, under which added layers get no gradient in models whose norms
-have no bias; here it is what writes the stream that is zero, as in `llama-pro`. When to grow (a slope of the
-loss) is training's business.
+Preserves the function by identities, and by the width, whose halves do not read each other; whole copies do
+not. Halves that are alike would get the same gradients for ever but for dropout, which the paper leaves at
+that: `noise` parts them by what readers do not see, as in `net2net`; 0 is the paper's. The paper zeroes the
+gains of norms, under which added layers get no gradient where norms have no bias; here what writes the stream
+is zero, as in `llama-pro`. When to grow, a slope of the loss tells, which is training's business.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from growth.architecture import Architecture
 from growth.depth import interpolated, stacked
 from growth.errors import refuse
-from growth.maps import Maps
+from growth.maps import Copies, Maps
+from growth.methods.copying import Copying, per_layer, widened
 from growth.methods.identities import identities, rearranged
 from growth.methods.option import option, refuse_other
-from growth.methods.ordered import Index, Ordered
+from growth.methods.ordered import Index
 
 PLACES = ("append", "alternate")
 ADDED = ("identity", "copy")
 
 
 @dataclass(frozen=True)
-class Staged(Ordered):
+class Staged(Copying):
     """Twice the layers, or twice the width in two blocks.  Staged training, Shen et al., ICML 2022."""
 
     place: str = option("append", "append: added layers on top; alternate: each next to its original")
@@ -36,11 +38,6 @@ class Staged(Ordered):
     )
 
     name: ClassVar[str] = "staged"
-    lossless: ClassVar[bool] = False
-    learned: ClassVar[bool] = False
-
-    def __str__(self) -> str:
-        return self.name
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,9 +53,18 @@ class Staged(Ordered):
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`. Raises Refusal where a size is to be neither the same nor twice."""
-        for name, wire in old.growing.items():
-            if (units := new.wires[name].units) != wire.units:
-                raise refuse(name.removesuffix(".{}"), f"the source's {wire.units}", units, "grow the depth")
+        widths = per_layer(new, _doubled(old, new, self.noise))
         if self.added == "identity":
-            return Maps({}, *identities(old, new, self.layers))
-        return Maps({}, rearranged(old, new, self.layers))
+            return Maps(widths, *identities(old, new, self.layers))
+        return Maps(widths, rearranged(old, new, self.layers))
+
+
+def _doubled(old: Architecture, new: Architecture, noise: float) -> dict[str, Copies]:
+    """Every wire twice, in blocks; none where none grows."""
+    units = {name: (wire.units, new.wires[name].units) for name, wire in old.growing.items()}
+    grows = any(after != before for before, after in units.values())
+    for name, (before, after) in units.items():
+        if grows and after != 2 * before:
+            wire, remedy = name.removesuffix(".{}"), "double every size, or choose method lemon"
+            raise refuse(f"staged: {wire}", f"{2 * before}, twice the source's {before}", after, remedy)
+    return {name: replace(of, parting="blocks") for name, of in widened(old, new, noise).items()}
