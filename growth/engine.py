@@ -96,7 +96,7 @@ class Expand:
         if of is None or not of.noise:
             return 0.0
         if of.parting != "pairs":
-            return self.old.init_std * of.noise
+            return self.new.init_std * of.noise
         copies = sum(s >= 0 for s in of.index) / of.sources
         size = torch.linalg.vector_norm(x, dtype=torch.float64).item() / math.sqrt(x.numel())
         return of.noise * size / copies * self.old.scale(weight.name) / weight.scale
