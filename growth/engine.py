@@ -99,7 +99,7 @@ class Expand:
         if of is None or not of.noise:
             return 0.0, apart
         if of.parting != "pairs":
-            return self.old.init_std * of.noise, apart
+            return self.new.init_std * of.noise, apart
         copies = sum(s >= 0 for s in of.index) / of.sources
         size = torch.linalg.vector_norm(x, dtype=torch.float64).item() / math.sqrt(x.numel())
         scale = self.old.scale(self.maps.source(weight.name)) / weight.scale
