@@ -19,8 +19,8 @@ from growth.companions import sentence_modules
 from growth.engine import made, one_thread, plan_growth
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model, in_modules
-from growth.fresh import closed
 from growth.folders import refuse_existing, refuse_too_large
+from growth.fresh import closed
 from growth.lossless import lost
 from growth.maps import Maps
 from growth.methods import Method, method_of

@@ -7,6 +7,7 @@ with distilled(student, teacher, weight=0.5):
     ours = [UnfreezeOnPlateau(transferred(folder), patience=2), StopOnNaN()]
     Trainer(student, args, train_dataset=windows, callbacks=ours, optimizers=(optimizer, None)).train()
 
+OpenMasks            closes the masks of what `growth grow --method msg` added, and opens them
 UnfreezeOnPlateau    holds weights still until the loss stops improving
 StopOnNaN            stops before a loss that is no number is learned from
 distilled            a student's loss with a teacher's in it, in bounded memory
@@ -17,10 +18,12 @@ transferred, copied  the names in growth.json that these take
 from growth.training.distil import distilled
 from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.freeze import UnfreezeOnPlateau, transferred
+from growth.training.masks import OpenMasks
 from growth.training.rates import copied, with_rates
 
 __all__ = [
     "NotFinite",
+    "OpenMasks",
     "StopOnNaN",
     "UnfreezeOnPlateau",
     "copied",

@@ -21,6 +21,7 @@ from growth.training.data import Collator, Windows
 from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.flops import count_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters
+from growth.training.masks import OpenMasks
 from growth.training.packing import refuse_mixing
 from growth.training.progress import RunProgress
 from growth.training.result import TrainReport, save, write_companions
@@ -36,7 +37,7 @@ class Session:
     """What a run is made of; its folder is there already.
 
     settings: by the names of train's arguments. frozen: names to hold still. shares: of the rate, by patterns
-    of names. teacher: to learn from, if any.
+    of names. teacher: to learn from, if any. masking: what opens the masks of what is new, if anything is.
     """
 
     out: Path
@@ -48,6 +49,7 @@ class Session:
     frozen: list[str]
     shares: Mapping[str, float]
     teacher: Checkpoint | None
+    masking: OpenMasks | None = None
 
     def trained(self, last: str | None, progress: RunProgress) -> TrainReport:
         """Trains, on from the checkpoint `last` if there is one; what is written lies in the run's folder."""
@@ -88,7 +90,10 @@ class Session:
             args=args,
             data_collator=_numbered(work.collate, args, last) if work.collate else None,
             train_dataset=work.examples,
-            callbacks=[StopOnNaN(), *([freezing] if freezing else [])],
+            callbacks=[
+                StopOnNaN(),
+                *(x for x in (freezing, self.masking) if x),
+            ],
             loss=None if causal or self.teacher else summed_loss,
             rates=self.shares,
         )
@@ -102,6 +107,8 @@ class Session:
         log = engine.log if args.report_to else None
         curve = Curve(work.measure, given["eval_every"], step_flops, frozen_flops, freezing, progress, log)
         engine.add_callback(curve)
+        if self.masking:
+            progress.say(f"masks of what is new open in {self.masking.steps} steps")
         try:
             if last and last.endswith(f"-{args.max_steps}"):
                 engine.restore(last)
