@@ -46,7 +46,8 @@ class Texts(Arms):
     def report(self) -> dict:
         numbers, source = self.numbers, self.source()
         arms = [self.scratch("scratch", self.neox(numbers.target), numbers.growing)]
-        methods = ("lemon", *(name for name in METHODS if name != "lemon"))
+        wider = (name for name, kind in METHODS.items() if "hidden-size" in kind.grows)
+        methods = ("lemon", *(name for name in wider if name != "lemon"))
         arms += self.grown("source", methods, arms[0])
         for name in numbers.transferring:
             arms += self.transferred(name)

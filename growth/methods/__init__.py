@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Protocol
 from growth.architecture import Architecture
 from growth.errors import refuse
 from growth.maps import Maps
+from growth.methods.gradmax import GradMax
 from growth.methods.lemon import Lemon
 from growth.methods.ligo import Ligo
 from growth.methods.mango import Mango
@@ -15,11 +16,13 @@ from growth.methods.stacking import Interpolate, StackBert
 
 class Method(Protocol):
     """name: on the command line. lossless: does it promise to preserve the function, where that is possible?
-    learned: does it learn from data? Its fields are its options; as a string it is what reports call it."""
+    learned: does it learn from data? grows: the sizes, by their flags, that it can change. Its fields are its
+    options; as a string it is what reports call it."""
 
     name: ClassVar[str]
     lossless: ClassVar[bool]
     learned: ClassVar[bool]
+    grows: ClassVar[frozenset[str]]
 
     def layers(self, old: int, new: int) -> tuple[int, ...]:
         """The old layer that each of `new` layers takes its inside from."""
@@ -32,7 +35,7 @@ class Method(Protocol):
 
 
 METHODS: dict[str, type] = {
-    method.name: method for method in (StackBert, Interpolate, Net2Net, Lemon, Ligo, Mango, Msg)
+    method.name: method for method in (StackBert, Interpolate, Net2Net, Lemon, Ligo, Mango, Msg, GradMax)
 }
 
 

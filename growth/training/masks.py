@@ -249,7 +249,7 @@ def _modules(
     model: PreTrainedModel, seen: Model, names: list[str], wires: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, str, str]]:
     """The modules that read these wires: path, wire, and how: reads, or the kind of norm."""
-    paths = _paths(seen, names)
+    paths = seen.modules(names)
     ops = {weight.name: op for op in seen.architecture.all_ops for weight in op.weights()}
     found = {}
     for name, (entry, _) in seen.table().items():
@@ -266,14 +266,9 @@ def _modules(
         yield path, wire, kind
 
 
-def _paths(seen: Model, names: list[str]) -> dict[str, str]:
-    """Name in the table -> the module in memory that holds it."""
-    return {named: name.rpartition(".")[0] for name in names if (named := seen.named(name)) is not None}
-
-
 def _new_layers(seen: Model, names: list[str], layers: Mapping[str, list[int]]) -> Iterator[str]:
     """The modules of the new layers."""
-    paths = _paths(seen, names)
+    paths = seen.modules(names)
     for prefix, numbers in layers.items():
         for name, (entry, layer) in seen.table().items():
             if layer in numbers and entry.weights[0].name.startswith(f"{prefix}layers."):
