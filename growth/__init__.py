@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from growth.errors import Refusal
 from growth.methods import (
     Bert2Bert,
+    GradMax,
     GStack,
     HyperCloning,
     Interpolate,
@@ -42,6 +43,7 @@ __all__ = [
     "Alignment",
     "Bert2Bert",
     "GStack",
+    "GradMax",
     "HyperCloning",
     "Interpolate",
     "Lemon",

@@ -195,6 +195,10 @@ def train(
     copied_rate: Annotated[
         float | None, typer.Option(help="Share of the rate at which what was copied trains, such as 0.3.")
     ] = None,
+    masks: Annotated[
+        int | None,
+        typer.Option(help="Steps in which method msg's masks open, 0: at once; default: a quarter."),
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Learn from this model's distribution too: a folder, or the Hub's.")
     ] = None,
@@ -248,6 +252,7 @@ def train(
         patience=patience,
         patience_counts=patience_counts,
         copied_rate=copied_rate,
+        masks=masks,
         teacher=teacher,
         teacher_weight=teacher_weight,
         temperature=temperature,

@@ -1,4 +1,4 @@
-"""What a grown model has of no unit and no layer of its source: how it starts, what masks hold closed at first.
+"""What a grown model has of no unit and no layer of its source: how it starts, what masks hold closed.
 
 A matrix starts as a new model's does, a gain as 1, a bias as 0; what each unit has of its own, such as steps
 and taps, is that of the source's units in turn.

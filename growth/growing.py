@@ -1,7 +1,7 @@
 """The verb `grow`: a checkpoint and a method in, a larger checkpoint out."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -19,12 +19,12 @@ from growth.companions import sentence_modules
 from growth.engine import made, one_thread, plan_growth
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model, in_modules
-from growth.fresh import closed
 from growth.folders import refuse_existing, refuse_too_large
+from growth.fresh import closed
 from growth.lossless import lost
 from growth.maps import Maps
 from growth.methods import Method, method_of
-from growth.methods.learning import RATE, Learning
+from growth.methods.learning import RATE
 from growth.plan import Plan, Recipe, Source
 from growth.record import new_record
 from growth.report import Report
@@ -86,6 +86,7 @@ def grow(
     wanted = replace(wanted, layers=method.depth(wanted.layers, source.model.architecture.layers))
     config = resized(source.model, wanted, method.layers)
     target = source.family.model(config, source.model.parts)
+    refuse_other_sizes(method, changed(source.model, target))
     refuse_other_companions(source, target)
     if not dry_run:  # before the maps, which memory may not hold either
         itemsize = max(source.checkpoint.dtype(name).itemsize for name in source.on_disk.values())
@@ -138,8 +139,8 @@ class Growth:
 
     @property
     def lossless(self) -> bool:
-        """Learning leaves the lossless start."""
-        return not self.lost and not self.method.learned
+        """Learning leaves a lossless start, unless the method promises otherwise."""
+        return not self.lost and (self.method.lossless or not self.method.learned)
 
     @property
     def closed(self) -> dict[str, Any]:
@@ -192,17 +193,25 @@ def scale_eps(config: PreTrainedConfig, maps: Maps) -> None:
         setattr(config, name, getattr(config, name) * factor)
 
 
-def learnable(source: Source, method: Learning) -> Learning:
-    """The method with the rate that follows from the source, unless it is given.
+def learnable(source: Source, method: Method) -> Method:
+    """The method with the rate that follows from the source, where it has one and is not given it.
 
     Raises Refusal where the source has no head whose loss it could learn by.
     """
     from growth.training.task import refuse_headless
 
     refuse_headless(source.model, method.name)
-    if method.learning_rate is not None:
+    if getattr(method, "learning_rate", 0.0) is not None:
         return method
     return replace(method, learning_rate=RATE / source.model.architecture.wires["residual"].size)
+
+
+def refuse_other_sizes(method: Method, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Raises Refusal where a size would change that the method cannot grow."""
+    if others := [size for size in sizes if size not in method.grows]:
+        got = ", ".join(f"{size} {sizes[size][0]} -> {sizes[size][1]}" for size in others)
+        expected, remedy = f"{' or '.join(sorted(method.grows))} alone to grow", "grow that first, by lemon"
+        raise refuse(method.name, expected, got, remedy)
 
 
 def refuse_other_companions(source: Source, target: Model) -> None:

@@ -155,6 +155,11 @@ class Model:
             return None
         return named and named.removeprefix(self.bare)
 
+    def modules(self, parameters: Iterable[str]) -> dict[str, str]:
+        """Name in the table -> the module in memory that holds it, where parameters have these names."""
+        named = ((self.named(name), name) for name in parameters)
+        return {own: name.rpartition(".")[0] for own, name in named if own is not None}
+
     def table(self) -> dict[str, tuple[Entry, int | None]]:
         """Every tensor: name on disk -> its entry and its layer."""
         model = self.architecture

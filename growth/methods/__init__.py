@@ -6,6 +6,7 @@ from growth.architecture import Architecture
 from growth.errors import refuse
 from growth.maps import Maps
 from growth.methods.bert2bert import Bert2Bert
+from growth.methods.gradmax import GradMax
 from growth.methods.gstack import GStack
 from growth.methods.hypercloning import HyperCloning
 from growth.methods.interposition import Interpolate
@@ -23,11 +24,13 @@ from growth.methods.staged import Staged
 
 class Method(Protocol):
     """name: on the command line. lossless: does it promise to preserve the function, where that is possible?
-    learned: does it learn from data? Its fields are its options; as a string it is what reports call it."""
+    learned: does it learn from data? grows: the sizes, by their flags, that it can change. Its fields are its
+    options; as a string it is what reports call it."""
 
     name: ClassVar[str]
     lossless: ClassVar[bool]
     learned: ClassVar[bool]
+    grows: ClassVar[frozenset[str]]
 
     def layers(self, old: int, new: int) -> tuple[int, ...]:
         """The old layer that each of `new` layers takes its inside from."""
@@ -40,7 +43,7 @@ class Method(Protocol):
 
 
 DEPTH = StackBert, GStack, Interpolate, Solar, Mslt, LlamaPro  # what their papers are about; all widen too
-WIDTH = Net2Net, Bert2Bert, HyperCloning, Lemon, Staged, Msg
+WIDTH = Net2Net, Bert2Bert, HyperCloning, Lemon, Staged, Msg, GradMax
 LEARNED = Ligo, Mango
 METHODS: dict[str, type] = {method.name: method for method in (*DEPTH, *WIDTH, *LEARNED)}
 

@@ -18,6 +18,9 @@ class Ordered:
     order: Index | None = option(None, "the old layer of each new one, such as 0,1,1,2", str)
 
     name: ClassVar[str]
+    grows: ClassVar[frozenset[str]] = frozenset(
+        ("hidden-size", "num-layers", "num-heads", "num-kv-heads", "ffn-size")
+    )
 
     def __post_init__(self):
         object.__setattr__(self, "order", layer_numbers("order", self.order))

@@ -6,6 +6,7 @@
 Yao et al., ICLR 2024 (2305.02869). Nothing is masked at m = 1: the hooks are gone then, the model is plain.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers.trainer_callback import ExportableState
 
 from growth.architecture import Linear, Norm, Output, Tied
 from growth.checkpoint import Checkpoint
-from growth.errors import refuse
+from growth.errors import Refusal, refuse
 from growth.families import model_of
 from growth.families.table import Model
 from growth.record import RECORD
@@ -27,7 +28,7 @@ STATES = "last_hidden_state"
 
 
 class OpenMasks(TrainerCallback, ExportableState):
-    """Closes the masks of new units and layers when training begins, and opens them linearly in `steps` steps.
+    """Closes the masks of new units and layers as training begins, and opens them linearly in `steps` steps.
 
     grown: the folder of a checkpoint that method msg made, or its growth.json as a dict. A callback for any
     `transformers.Trainer`, before those that measure: what is evaluated after step n has n / steps of what is
@@ -61,9 +62,7 @@ class OpenMasks(TrainerCallback, ExportableState):
     def on_train_begin(self, args, state, control, *, model, **kwargs):
         refuse_unopened(self.steps, state.max_steps)
         if args.fsdp:
-            raise refuse(
-                "masks", "weights that are whole", "FSDP", "train on one GPU a process, without --fsdp"
-            )
+            raise refuse_shared()
         if args.load_best_model_at_end:
             remedy = "set it to False"
             raise refuse("masks", "the model of the last step", "load_best_model_at_end", remedy)
@@ -204,6 +203,28 @@ def closed_of(grown: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     return dict(record.get("closed", {}))
 
 
+def refuse_shared() -> Refusal:
+    """What says that masks and FSDP do not go together."""
+    return refuse("masks", "whole weights on each process", "FSDP", "train without it, or with --masks 0")
+
+
+def mask_steps(closed: Mapping[str, Any], asked: int | None, steps: int) -> int:
+    """The steps in which masks open: by default a quarter of all, 0 where none are closed.
+
+    Raises Refusal where masks are asked for and none are closed, and where they would not be open at the end.
+    """
+    if not closed:
+        if asked is not None:
+            expected = f"a checkpoint with masks to open in its {RECORD}, as method msg writes it"
+            raise refuse("masks", expected, "none", "leave it out")
+        return 0
+    found = math.ceil(steps / 4) if asked is None else asked
+    if found < 0:
+        raise refuse("masks", "a number of steps, at least 0", found, "leave it out")
+    refuse_unopened(found, steps)
+    return found
+
+
 def refuse_unopened(steps: int, of: int) -> None:
     """Raises Refusal where training ends before masks are open."""
     if steps > of:
@@ -228,7 +249,7 @@ def _modules(
     model: PreTrainedModel, seen: Model, names: list[str], wires: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, str, str]]:
     """The modules that read these wires: path, wire, and how: reads, or the kind of norm."""
-    paths = _paths(seen, names)
+    paths = seen.modules(names)
     ops = {weight.name: op for op in seen.architecture.all_ops for weight in op.weights()}
     found = {}
     for name, (entry, _) in seen.table().items():
@@ -245,14 +266,9 @@ def _modules(
         yield path, wire, kind
 
 
-def _paths(seen: Model, names: list[str]) -> dict[str, str]:
-    """Name in the table -> the module in memory that holds it."""
-    return {named: name.rpartition(".")[0] for name in names if (named := seen.named(name)) is not None}
-
-
 def _new_layers(seen: Model, names: list[str], layers: Mapping[str, list[int]]) -> Iterator[str]:
     """The modules of the new layers."""
-    paths = _paths(seen, names)
+    paths = seen.modules(names)
     for prefix, numbers in layers.items():
         for name, (entry, layer) in seen.table().items():
             if layer in numbers and entry.weights[0].name.startswith(f"{prefix}layers."):

@@ -22,6 +22,7 @@ from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.flops import Saving, step_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters
 from growth.training.layers import layers_of
+from growth.training.masks import OpenMasks
 from growth.training.packing import refuse_mixing
 from growth.training.progress import RunProgress
 from growth.training.result import TrainReport, save, write_companions
@@ -37,7 +38,8 @@ class Session:
     """What a run is made of; its folder is there already.
 
     settings: by the names of train's arguments. frozen: names to hold still. shares: of the rate, by patterns
-    of names. teacher: to learn from, if any. callbacks: the caller's own.
+    of names. teacher: to learn from, if any. callbacks: the caller's own. masking: what opens the masks of
+    what is new, if anything is.
     """
 
     out: Path
@@ -50,6 +52,7 @@ class Session:
     shares: Mapping[str, float]
     teacher: Checkpoint | None
     callbacks: Sequence[TrainerCallback] = ()
+    masking: OpenMasks | None = None
 
     def trained(self, last: str | None, progress: RunProgress) -> TrainReport:
         """Trains, on from the checkpoint `last` if there is one; what is written lies in the run's folder."""
@@ -90,7 +93,7 @@ class Session:
             args=args,
             data_collator=_numbered(work.collate, args, last) if work.collate else None,
             train_dataset=work.examples,
-            callbacks=[StopOnNaN(), *([freezing] if freezing else []), *self.callbacks],
+            callbacks=[StopOnNaN(), *(x for x in (freezing, self.masking) if x), *self.callbacks],
             loss=None if causal or self.teacher else summed_loss,
             rates=self.shares,
         )
@@ -108,6 +111,8 @@ class Session:
         log = engine.log if args.report_to else None
         curve = Curve(work.measure, given["eval_every"], whole, held, freezing, progress, saving, log)
         engine.add_callback(curve)
+        if self.masking:
+            progress.say(f"masks of what is new open in {self.masking.steps} steps")
         try:
             if last and last.endswith(f"-{args.max_steps}"):
                 engine.restore(last)

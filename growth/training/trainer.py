@@ -17,6 +17,7 @@ from growth.loading import quiet
 from growth.training.corpus import kept_beside
 from growth.training.data import Data
 from growth.training.freeze import Counts, transferred
+from growth.training.masks import OpenMasks, closed_of, mask_steps, refuse_shared
 from growth.training.options import refuse_odd_options, refuse_unknown_reporters
 from growth.training.processes import together
 from growth.training.progress import RunProgress
@@ -55,6 +56,7 @@ def train(
     patience_counts: Counts = "total",
     copied_rate: float | None = None,
     rates: Mapping[str, float] | None = None,
+    masks: int | None = None,
     teacher: str | Path | None = None,
     teacher_weight: float = 0.5,
     temperature: float = 1.0,
@@ -90,6 +92,8 @@ def train(
                        (training.freeze)
     copied_rate        the share of the rate for what growth.json says was copied; rates: shares by
                        patterns of names, which come first (training.rates)
+    masks              steps in which the masks of method msg open, 0 for at once; default: a quarter of the
+                       steps where growth.json has what is new, else there are none (training.masks)
     teacher            a model, a folder or the Hub's, whose distribution at `temperature` has the share
                        `teacher_weight` of the loss (training.distil)
     eval_every         steps between measurements of the validation loss; default: an eighth of the steps
@@ -115,6 +119,7 @@ def train(
     refuse_existing(out)
     out = Path(out)
     checkpoint = Checkpoint(model)
+    closed = closed_of(checkpoint.record())
     eval_every = math.ceil(steps / 8) if eval_every is None else eval_every
     asked = {
         "steps": steps,
@@ -134,6 +139,7 @@ def train(
         "patience_counts": patience_counts,
         "copied_rate": copied_rate,
         "rates": dict(rates or {}),
+        "masks": mask_steps(closed, masks, steps),
         "teacher": None if teacher is None else str(teacher),
         "teacher_weight": teacher_weight,
         "temperature": temperature,
@@ -152,6 +158,9 @@ def train(
     frozen = transferred(checkpoint.path) if freeze else []
     slow = [] if copied_rate is None else copied(checkpoint.path)
     args = _arguments(str(out) + SUFFIX, asked, fsdp, report_to)
+    masking = OpenMasks({"closed": closed}, asked["masks"]) if asked["masks"] else None
+    if masking and args.fsdp:
+        raise refuse_shared()
     with kept_beside(out, Path(args.output_dir)) as cache:
         how = {"field": text_field, "pack": pack, "cache": cache}
         work = task(checkpoint, data, validation, sequence_length, **how)
@@ -181,7 +190,8 @@ def train(
             RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
         ):
             shares = dict(rates or {}) | dict.fromkeys(slow, copied_rate)
-            session = Session(out, checkpoint, work, args, settings, rate, frozen, shares, master, callbacks)
+            how = rate, frozen, shares, master, callbacks, masking
+            session = Session(out, checkpoint, work, args, settings, *how)
             return session.trained(last, progress)
 
 
