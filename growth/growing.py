@@ -127,7 +127,7 @@ def grow(
         plan,
         tuple(growth.lost),
         changed(source.model, target),
-        lines=method.lines(target.architecture) if isinstance(method, Upcycle) else (),
+        lines=method.lines(*models(source, target)) if isinstance(method, Upcycle) else (),
     )
 
 

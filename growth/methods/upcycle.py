@@ -161,14 +161,14 @@ class Upcycle:
         router = {name: Drawn(self.router_std, self.granularity) for name in fresh if ".router." in name}
         return std | router
 
-    def lines(self, new: Architecture) -> tuple[str, ...]:
+    def lines(self, old: Architecture, new: Architecture) -> tuple[str, ...]:
         """What a report says of it."""
         mixture = mixture_of(new)
         (stack,) = new.stacks.values()
         sparse = sum(any(isinstance(op, Experts) for op in stack.blocks[kind]) for kind in stack.kinds)
         experts, layers = f"{mixture.top_k} of {len(mixture.neurons)} experts", stack.layers
         told = f"{experts} count, in {sparse} of {layers} layers"
-        if "shared.ffn.{}" not in new.wires:
+        if "shared.ffn.{}" not in new.wires.keys() - old.wires.keys():
             return (told,)
         return told, "the class has an expert of all tokens: it has one neuron, and writes zero at first"
 
