@@ -95,7 +95,8 @@ class Maps:
     constants of some weights, what is added to each layer's mix
     eps       of some fields of norms' eps, what they are multiplied by
     mixed     the weights whose depth will be learned: every old layer takes part
-    made_of   of some weights of the target, the source's weight that they are made of: else that of their name
+    made_of   of some weights of the target, the source's weight that they are made of; of others that of
+              their name
     drawn     the weights of the target that are made of none
     parted    of some weights, the deviation of the noise that is added to them, in units of their own
     """

@@ -1,4 +1,4 @@
-"""Does a mixture of experts give what it was made of gives? From maps alone, as growth.lossless judges the rest."""
+"""Does a mixture of experts give what its origin gives? From maps alone, as growth.lossless judges."""
 
 import math
 from collections import Counter
@@ -44,8 +44,8 @@ def _cut(op: Experts, was: None, old: Architecture, maps: Maps, layer: int) -> s
 
 
 def _copied(op: Experts, was: Experts, old: Architecture, maps: Maps, layer: int) -> str | None:
-    """Of experts: each as often as the others, as many times more of them count. What becomes of their neurons is
-    judged as that of all is, where they stay who they are."""
+    """Of experts: each as often as the others, as many times more of them count. What becomes of the neurons
+    of experts that stay who they are is judged as that of all neurons is."""
     E, of = len(op.neurons), maps.of(op.logits, layer)
     index = tuple(range(len(was.neurons))) if of is None else of.index
     times, more = Counter(index), E // len(was.neurons)
@@ -66,8 +66,8 @@ def _made_of(op: Experts, maps: Maps) -> list[str]:
 
 
 def _taken(of: Any, units: int) -> Counter[int]:
-    """How much of each of a block's neurons an expert's give; none where they are no copies, for neurons are not
-    linear."""
+    """How much of each of a block's neurons an expert's give; none where they are no copies, for neurons are
+    not linear."""
     if of is None:
         return Counter(range(units))
     found: Counter[int] = Counter()

@@ -52,8 +52,8 @@ Convert = Callable[[int, int, int, int], Model]
 def sparse(model: Model, format: str | None) -> Convert:
     """Of experts, how many of them count, shards of each, and every which layer: the target's model.
 
-    Raises Refusal, here or there, where the family has no such target or the target's class does not compute what
-    the source does.
+    Raises Refusal, here or there, where the family has no such target, or the target's class does not compute
+    what the source does.
     """
     kind = model.family.model_type
     if kind not in BECOMES:
@@ -80,7 +80,9 @@ def _upcycled(model: Model, target: str, experts: int, top_k: int, granularity: 
         raise refuse("granularity", expected, granularity, "choose a power of two that divides them")
     if every > old.num_hidden_layers:
         raise refuse("every", f"at most the {old.num_hidden_layers} layers", every, "choose fewer")
-    given = {name: getattr(old, name) for name in SAME} | {"rope_parameters": copy.deepcopy(old.rope_parameters)}
+    given = {name: getattr(old, name) for name in SAME} | {
+        "rope_parameters": copy.deepcopy(old.rope_parameters)
+    }
     if getattr(old, "head_dim", None):
         given["head_dim"] = old.head_dim
     given["num_experts_per_tok"] = top_k * granularity
@@ -152,4 +154,3 @@ def _refuse_biases(old: PreTrainedConfig, target: str, names: tuple[str, ...]) -
     for name in names:
         if getattr(old, name, False):
             raise refuse(name, f"false, for {target} has no such biases", True, "no format of these has")
-

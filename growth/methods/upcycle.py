@@ -1,24 +1,24 @@
 """Sparse upcycling: a mixture of experts out of a trained model.  Komatsuzaki et al., ICLR 2023 (2212.05055).
 
     expert e       the feed-forward block, whole; with a granularity G (He et al. 2024, 2410.07524) its shard
-                   e mod G of F / G neurons, so that `experts` x G experts stand there, of which `top_k` x G count
+                   e mod G of F / G neurons: `experts` x G experts stand there, of which `top_k` x G count
     router         rows of N(0, router_std^2), each G times in a row: the shards of a block count together
     down           times G, for each shard of a block counts for a G-th of its weight
-    all else       copied; with every > 1 only each every-th layer becomes sparse
+    all else       copied; with `every` above 1 only each so many-th layer becomes sparse
 
 Weights that sum to one over the experts that count (Mixtral; norm_topk_prob in Qwen's, which is set) give the
-dense model's output, whichever experts the router chooses. He et al. spread G as its cube root over gate, up and
-down, which is G to first order only, for silu is not homogeneous; all of it in down keeps the output, and a power
-of two rounds nothing. Qwen2-MoE has an expert that every token has: of one neuron, the smallest there is, which
-writes zero at first.
+dense model's output, whichever experts the router chooses. He et al. spread G as its cube root over gate, up
+and down, which keeps the output to first order only, for silu is not homogeneous; all of it in down keeps it,
+and a power of two rounds nothing. Qwen2-MoE has an expert that every token has: of one neuron here, the
+fewest there can be, which writes zero at first.
 
-Of a mixture of E experts it makes one of c E (orthogonal growth, ICML 2026, for c = 2): expert e and its row of the
-router copy those of e mod E. With c times as many that count, the copies of those that counted do, each at a c-th of
-the weight: the output stays.
+Of a mixture of E experts it makes one of c E (orthogonal growth, for c = 2): expert e and its row of the
+router copy those of e mod E. With c times as many that count, the copies of those that counted do, each at a
+c-th of the weight: the output stays.
 
-Not lossless with noise, which tells all but the first of the copies apart by so much of each matrix's deviation
-(default: 0.01 of a mixture's, none of a block's, whose shards and routers differ anyway), nor where another share of
-a mixture's experts counts.
+Not lossless with noise, which tells all but the first of the copies apart by so much of each matrix's
+deviation (default: 0.01 for a mixture, none for a block, whose copies the router parts by itself), nor where
+another share of a mixture's experts counts.
 """
 
 import math
@@ -79,7 +79,8 @@ class Upcycle:
     def told(self, old: Architecture) -> "Upcycle":
         """With what follows from the source where it is not said.
 
-        Raises Refusal where a mixture's experts are no multiple of the source's, or more count than there are.
+        Raises Refusal where a mixture's experts are no multiple of the source's, or more count than there
+        are.
         """
         was = mixture_of(old)
         if was is None:
@@ -148,9 +149,7 @@ class Upcycle:
             Copies(tuple(range(g * F // G, (g + 1) * F // G)), (float(G),) * (F // G), F) for g in range(G)
         ]
         return {
-            wire.format(i): shards[e % G]
-            for e, wire in enumerate(mixture.neurons)
-            for i in range(new.layers)
+            wire.format(i): shards[e % G] for e, wire in enumerate(mixture.neurons) for i in range(new.layers)
         }
 
     def _drawn(self, old: Architecture, new: Architecture, made_of: dict[str, str]) -> dict[str, Drawn]:

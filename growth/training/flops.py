@@ -37,8 +37,7 @@ def _attention_backward(grad_shape, query_shape, key_shape, value_shape, *args, 
 
 
 def _grouped(left, right, *args, out_shape=None, **kwargs):
-    """Of matrices [rows, inner] and [inner, columns], of which one at least is shared out among the groups, or
-    of a pair for each."""
+    """Of matrices [rows, inner] and [inner, columns], shared out among the groups, or of a pair for each."""
     pairs = left[0] if len(left) == len(right) == 3 else 1
     return 2 * pairs * left[-2] * left[-1] * right[-1]
 

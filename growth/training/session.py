@@ -154,8 +154,10 @@ def in_memory(network: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str
     names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
     found = {on_disk: name for name in names if (on_disk := seen.named(name))}
     for pattern, joined in seen.family.fused.items():
-        parts = (name for name in seen.table() if re.fullmatch(pattern, name))
-        found |= {name: re.sub(pattern, joined, name) for name in parts}
+        parts = [name for name in seen.table() if re.fullmatch(pattern, name)]
+        for name in parts:
+            found[name] = re.sub(pattern, joined, name)
+            found.pop(found[name], None)  # no tensor on disk has that name
     return found
 
 
