@@ -167,11 +167,11 @@ class Attention:
 
 @dataclass(frozen=True)
 class Experts:
-    """Of the experts whose outputs are added where they write, the token's `top_k` count, each times its weight.
+    """Of the experts that write the same wire a token's `top_k` count, each times its weight.
 
-    weight = softmax(logits), over all experts; normalised: divided by the sum of those that count. neurons: the
-    wires of the experts' neurons, in the order of the logits; the matrices of expert E are NAME.E.gate, up and
-    down. Linear in what the experts give.
+    weight = softmax(logits), over all experts; normalised: divided by the sum of those that count. neurons:
+    the wires of the experts' neurons, in the order of the logits; the matrices of expert E are NAME.E.gate,
+    up and down. Linear in what the experts give.
     """
 
     name: str

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from growth.checkpoint import Checkpoint, chosen_dtype
 from growth.companions import sentence_modules
 from growth.engine import made, one_thread, plan_growth
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
+from growth.families.sparse import sparse
 from growth.families.table import Model, in_modules
 from growth.folders import refuse_existing, refuse_too_large
 from growth.fresh import closed
@@ -25,10 +26,11 @@ from growth.lossless import lost
 from growth.maps import Maps
 from growth.methods import Method, method_of
 from growth.methods.learning import RATE
+from growth.methods.upcycle import Upcycle
 from growth.plan import Plan, Recipe, Source
 from growth.record import new_record
 from growth.report import Report
-from growth.sizes import Sizes, changed, recorded, resized, sizes_of
+from growth.sizes import FLAGS, Sizes, changed, recorded, resized, sizes_of
 from growth.writing import SHARD_BYTES, write_checkpoint
 
 
@@ -83,10 +85,8 @@ def grow(
     if method.learned:
         method = learnable(source, method)
     wanted = sizes or short
-    wanted = replace(wanted, layers=method.depth(wanted.layers, source.model.architecture.layers))
-    config = resized(source.model, wanted, method.layers)
-    target = source.family.model(config, source.model.parts)
-    refuse_other_sizes(method, changed(source.model, target))
+    target, method = target_of(source.model, wanted, method)
+    config = target.config
     refuse_other_companions(source, target)
     if not dry_run:  # before the maps, which memory may not hold either
         itemsize = max(source.checkpoint.dtype(name).itemsize for name in source.on_disk.values())
@@ -119,7 +119,7 @@ def grow(
         plan,
         tuple(growth.lost),
         changed(source.model, target),
-        lines=held_still(plan),
+        lines=(*held_still(plan), *method.lines(*models(source, target))),
     )
 
 
@@ -206,12 +206,38 @@ def learnable(source: Source, method: Method) -> Method:
     return replace(method, learning_rate=RATE / source.model.architecture.wires["residual"].size)
 
 
+def target_of(model: Model, wanted: Sizes, method: Method) -> tuple[Model, Method]:
+    """What a model becomes, and the method with all that follows from the model."""
+    if isinstance(method, Upcycle):
+        refuse_sizes(wanted)
+        return upcycled(model, method)
+    wanted = replace(wanted, layers=method.depth(wanted.layers, model.architecture.layers))
+    target = model.family.model(resized(model, wanted, method.layers), model.parts)
+    refuse_other_sizes(method, changed(model, target))
+    return target, method
+
+
 def refuse_other_sizes(method: Method, sizes: Mapping[str, tuple[int, int]]) -> None:
     """Raises Refusal where a size would change that the method cannot grow."""
     if others := [size for size in sizes if size not in method.grows]:
         got = ", ".join(f"{size} {sizes[size][0]} -> {sizes[size][1]}" for size in others)
         expected, remedy = f"{' or '.join(sorted(method.grows))} alone to grow", "grow that first, by lemon"
         raise refuse(method.name, expected, got, remedy)
+
+
+def upcycled(model: Model, method: Upcycle) -> tuple[Model, Upcycle]:
+    """The mixture of experts that a model becomes, and the method with all that was not said."""
+    convert = sparse(model, method.format)  # before experts are counted: a family may have no place for any
+    known = method.told(model.architecture)
+    return convert(known.experts, known.top_k, known.granularity, known.every), known
+
+
+def refuse_sizes(wanted: Sizes) -> None:
+    """Raises Refusal where a size is asked for of a method that leaves sizes as they are."""
+    for name, size in asdict(wanted).items():
+        if size is not None:
+            remedy = "leave it out, and grow the result"
+            raise refuse(FLAGS[name], "none, for upcycle leaves sizes as they are", size, remedy)
 
 
 def refuse_other_companions(source: Source, target: Model) -> None:

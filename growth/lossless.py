@@ -30,6 +30,7 @@ from growth.architecture import (
     Wire,
 )
 from growth.maps import Copies, Maps, grouped
+from growth.mixtures import mixed
 
 MASKED = "masks closed, as growth train begins, it is the source; open, it has what never trained"
 close = partial(torch.allclose, rtol=1e-9, atol=1e-9)
@@ -48,7 +49,9 @@ def lost(old: Architecture, new: Architecture, maps: Maps) -> list[str]:
         kinds = new.stacks[prefix].kinds
         alike = {(kind, maps.at(layer)): layer for layer, kind in enumerate(kinds)}  # judged once
         for (kind, _), layer in alike.items():
-            judged += [_rule(_Wires(old, new, maps, layer), op) for op in stack.blocks[kind]]
+            judged += [_rule(_Wires(old, new, maps, layer), op) for op in stack.blocks.get(kind, ())]
+            ops = stack.blocks.get(kind) or stack.blocks[stack.kinds[layer]]
+            judged += mixed(old, new.stacks[prefix], maps, ops, layer)
         judged += [_depth(old, maps, prefix, stack), _ahead(maps, prefix, stack, len(kinds))]
     # As --learn has names, and as growth inspect prints them.
     return list(dict.fromkeys(why.replace("{}", "*") for why in judged if why))
@@ -221,13 +224,6 @@ def attention(op: Attention, of: _Wires) -> str | None:
     return f"attention: {P} query heads do not divide among {H} key and value heads as {Q} do among {G}"
 
 
-def experts(op: Experts, of: _Wires) -> str | None:
-    """The router's logits are as they were: what experts give is weighted as it was, and linear."""
-    if of.same(op.logits):
-        return None
-    return f"{op.name}: the router chooses among other experts"
-
-
 def output(op: Output, of: _Wires) -> str | None:
     """Every unit as often as every other: cosines between outputs stay."""
     wide = of.map(op.reads)
@@ -318,10 +314,9 @@ RULES: dict[type, Callable[[Any, _Wires], str | None]] = {
     Norm: norm,
     Pointwise: pointwise,
     Attention: attention,
-    Experts: experts,
     Output: output,
 }
 
 
 def _rule(of: _Wires, op: Op) -> str | None:
-    return None if isinstance(op, Table | Vector) else RULES[type(op)](op, of)
+    return None if isinstance(op, Table | Vector | Experts) else RULES[type(op)](op, of)

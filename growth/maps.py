@@ -143,7 +143,8 @@ class Maps:
     still     the target's layers that training is to hold still at first, and with them what lies outside
               the layers; None: nothing
     fresh     units of no unit, and layers of no layer, start as those of a new model do, not as zero
-    made_of   of some weights of the target, the source's weight that they are made of: else that of their name
+    made_of   of some weights of the target, the source's weight that they are made of; of others that of
+              their name
     drawn     the weights of the target that are made of none
     parted    of some weights, in all layers or in one whose number is in the name, the standard deviation of
               the noise that is added to them, in units of their own

@@ -30,7 +30,14 @@ KNOWN = {
     "growth.depth": ("growth.maps",),
     "growth.apply": ("growth.maps",),
     "growth.fresh": ("growth.architecture", "growth.maps", "growth.apply"),
-    "growth.lossless": ("growth.architecture", "growth.maps", "growth.apply", "growth.fresh"),
+    "growth.mixtures": ("growth.architecture", "growth.maps"),
+    "growth.lossless": (
+        "growth.architecture",
+        "growth.maps",
+        "growth.apply",
+        "growth.fresh",
+        "growth.mixtures",
+    ),
     "growth.families": ("growth.architecture", "growth.maps", "growth.errors", "lcikernels.layers"),
     "growth.methods": (  # training, learned, plan, growing: for annotations, and where learning runs
         "growth.architecture",

@@ -1,9 +1,9 @@
 """Mixtures of experts in Llama's frame: Mixtral, Qwen2-MoE and Qwen3-MoE.
 
-    y = sum over the top_k experts e of weight_e down_e (silu(gate_e x) * up_e x)      weight = softmax(router x)
+    y = sum over the top_k experts e of weight_e down_e (silu(gate_e x) * up_e x),  weight = softmax(router x)
 
-Mixtral divides the weights by their sum, Qwen's do where norm_topk_prob says so. Qwen2-MoE adds an expert that
-every token has, times sigmoid(shared_gate x). Some of Qwen's layers may have a plain feed-forward block
+Mixtral divides the weights by their sum, Qwen's do where norm_topk_prob says so. Qwen2-MoE adds an expert
+that every token has, times sigmoid(shared_gate x). Some of Qwen's layers may have a plain feed-forward block
 (mlp_only_layers, decoder_sparse_step). Files hold each expert's matrices; transformers joins them in memory.
 """
 

@@ -20,6 +20,7 @@ from growth.methods.net2net import Net2Net
 from growth.methods.solar import Solar
 from growth.methods.stacking import StackBert
 from growth.methods.staged import Staged
+from growth.methods.upcycle import Upcycle
 
 
 class Method(Protocol):
@@ -45,7 +46,7 @@ class Method(Protocol):
 DEPTH = StackBert, GStack, Interpolate, Solar, Mslt, LlamaPro  # what their papers are about; all widen too
 WIDTH = Net2Net, Bert2Bert, HyperCloning, Lemon, Staged, Msg, GradMax
 LEARNED = Ligo, Mango
-METHODS: dict[str, type] = {method.name: method for method in (*DEPTH, *WIDTH, *LEARNED)}
+METHODS: dict[str, type] = {method.name: method for method in (*DEPTH, *WIDTH, Upcycle, *LEARNED)}
 
 
 def method_of(given: Any) -> Method:

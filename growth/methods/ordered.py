@@ -1,9 +1,10 @@
 """What every method can be told of depth: which old layer each new layer is made of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from growth.architecture import Architecture
 from growth.depth import with_identities
 from growth.errors import refuse
 from growth.methods.option import option
@@ -51,6 +52,10 @@ class Ordered:
             return wanted
         refuse_absent("order", self.order, old)
         return len(self.order) if wanted is None else wanted
+
+    def lines(self, old: Architecture, new: Architecture) -> Iterable[str]:
+        """What else a report says of what was made."""
+        return ()
 
 
 def layer_numbers(name: str, given: str | Sequence[int] | None) -> Index | None:

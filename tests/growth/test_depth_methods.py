@@ -202,7 +202,7 @@ def test_noise_shows_only_where_a_layer_acts(source):
     new = model.family.model(resized(model, Sizes(layers=6), method.layers), model.parts).architecture
     old = model.architecture
     maps = method.maps(old, new)
-    assert {name.split('.')[1] for name in maps.parted} == {'1', '3', '5'} and not lost(old, new, maps)
+    assert {name.split(".")[1] for name in maps.parted} == {"1", "3", "5"} and not lost(old, new, maps)
     assert lost(old, new, replace(maps, parted={"layers.2.mlp.up.weight": 0.1})) == [NOISY]
 
 
