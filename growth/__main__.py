@@ -69,6 +69,13 @@ def grow(
         str | None, typer.Option(help="Of the result, such as bfloat16; default: the source's.")
     ] = None,
     shard_size: Annotated[float, typer.Option(help="Largest file, in GB.")] = 2.0,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="A Trainer's checkpoint of SRC: its Adam state grows too, and training goes on."),
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help="Of that state: copy-scaled | asymmetric-reset | reset.")
+    ] = "copy-scaled",
     seed: Seed = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -84,6 +91,8 @@ def grow(
         allow_lossy=allow_lossy,
         dtype=dtype,
         shard_bytes=_bytes(shard_size),
+        optimizer=optimizer,
+        policy=policy,
         seed=seed,
         dry_run=dry_run,
     )
