@@ -25,6 +25,7 @@ from growth.maps import Maps
 from growth.methods import Method, method_of
 from growth.methods.learning import RATE, Learning
 from growth.optimizing.policies import refuse_odd_policy, told_new
+from growth.optimizing.shares import shares
 from growth.plan import Plan, Recipe, Source
 from growth.record import new_record
 from growth.report import Report
@@ -120,7 +121,10 @@ def grow(
         if carried:
             refuse_too_large(dst, plan.bytes + carried.bytes)
             settings |= {"optimizer": str(optimizer), "policy": policy}
-        record = growth.record(plan, settings | {"new": told_new(source.model, target, growth.maps)})
+        settings |= {"new": told_new(source.model, target, growth.maps)}
+        if not method.learned:
+            settings |= {"shares": shares(source.model, target, growth.maps)}
+        record = growth.record(plan, settings)
         # Copying counts no operations; dense maps do, and the counter slows small tensors down fivefold.
         with FlopCounterMode(display=False) if learned else one_thread() as counter:
             rows = made(plan, source)
