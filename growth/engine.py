@@ -124,7 +124,7 @@ class Expand:
                 x = apply.write(of, x, axis, part)
             elif part:
                 x = x[part]
-        x, factor = apply.exact(x), self.old.scale(self.maps.source(weight.name)) / weight.scale
+        x, factor = apply.exact(x), self.factor(weight)
         x = x if factor == 1.0 else x * factor
         unseen, apart = noise
         if unseen:
@@ -138,6 +138,10 @@ class Expand:
                 x, None if whole else maps, start, self.new.init_std, self.generator(weight, rows), rows
             )
         return x
+
+    def factor(self, weight: Weight) -> float:
+        """What the model multiplied the weight with, over what it does now."""
+        return self.old.scale(self.maps.source(weight.name)) / weight.scale
 
     def generator(self, weight: Weight, rows: slice | None, which: int = 0) -> torch.Generator:
         """Of the numbers that this weight, or a block of its rows, is drawn from."""

@@ -16,11 +16,14 @@ SubmodelStage        trains sub-models of the bottom layers first (bert2BERT's t
 distilled            a student's loss with a teacher's in it, in bounded memory
 with_rates           an optimizer whose groups train at shares of its rate
 lemon, cosine        schedules, functions for torch's LambdaLR
+recorded_shares      the shares at which a grown model learns as its source did
+WarmNewUnits         what growing added warms up by itself
 transferred, copied  the names in growth.json that these take
 
 `growth.train(..., callbacks=[...])` takes them too.
 """
 
+from growth.optimizing.shares import recorded_shares
 from growth.training.distil import distilled
 from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.freeze import UnfreezeOnPlateau, transferred
@@ -29,6 +32,7 @@ from growth.training.masks import OpenMasks
 from growth.training.rates import copied, with_rates
 from growth.training.schedule import cosine, lemon
 from growth.training.submodel import SubmodelStage
+from growth.training.warming import WarmNewUnits
 
 __all__ = [
     "LayerDropping",
@@ -37,10 +41,12 @@ __all__ = [
     "StopOnNaN",
     "SubmodelStage",
     "UnfreezeOnPlateau",
+    "WarmNewUnits",
     "copied",
     "cosine",
     "distilled",
     "lemon",
+    "recorded_shares",
     "transferred",
     "with_rates",
 ]
