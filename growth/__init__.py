@@ -15,17 +15,17 @@ from growth.errors import Refusal
 if TYPE_CHECKING:
     from growth.checking import check
     from growth.growing import grow
-    from growth.methods import Interpolate, Lemon, Ligo, Mango, Net2Net, StackBert
+    from growth.methods import Fine, Interpolate, Lemon, Ligo, Mango, Net2Net, StackBert
     from growth.sizes import Sizes
     from growth.training.trainer import train
     from growth.transferring.align import Alignment
     from growth.transferring.xatl import transfer
 
 __version__ = "0.1.0"
-__all__ = ["Alignment", "Interpolate", "Lemon", "Ligo", "Mango", "Net2Net", "Refusal", "Sizes", "StackBert"]
-__all__ += ["check", "grow", "train", "transfer"]
+__all__ = ["Alignment", "Fine", "Interpolate", "Lemon", "Ligo", "Mango", "Net2Net", "Refusal", "Sizes"]
+__all__ += ["StackBert", "check", "grow", "train", "transfer"]
 
-METHODS = ("Interpolate", "Lemon", "Ligo", "Mango", "Net2Net", "StackBert")
+METHODS = ("Fine", "Interpolate", "Lemon", "Ligo", "Mango", "Net2Net", "StackBert")
 LAZY = dict.fromkeys(METHODS, "growth.methods") | {
     "Alignment": "growth.transferring.align",
     "check": "growth.checking",

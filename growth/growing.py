@@ -53,7 +53,7 @@ def grow(
     sizes       what the target is to have, or in short form hidden_size, num_layers, num_heads, num_kv_heads
                 and ffn_size: see growth.Sizes
     method      one of growth.methods, such as Lemon() or Ligo(data="text"), or the name of one as it is by
-                default: stack | interpolate | net2net | lemon | ligo | mango
+                default: stack | interpolate | net2net | lemon | ligo | mango | fine
     allow_lossy grow by a lossless method also where something is lost; the report says what
     dtype       of the target's tensors; default: as the source's
     shard_bytes the largest file
@@ -117,6 +117,8 @@ def grow(
         plan,
         tuple(growth.lost),
         changed(source.model, target),
+        settings,
+        tuple(f"{name}: {error:.1%} off" for name, error in settings.get("errors", {}).items()),
     )
 
 
@@ -182,7 +184,8 @@ def learnable(source: Source, method: Learning) -> Learning:
     """
     from growth.training.task import refuse_headless
 
-    refuse_headless(source.model, method.name)
+    if method.steps:
+        refuse_headless(source.model, method.name)
     if method.learning_rate is not None:
         return method
     return replace(method, learning_rate=RATE / source.model.architecture.wires["residual"].size)

@@ -154,8 +154,9 @@ class LearnedMaps(Operator):
         of = self.start.wires.get(weight.wires[-1])
         if of is None:
             return None
-        made = dense(of, self.small(weight).shape[-1])
-        return made.read_matrix if weight.reads else made.write_matrix
+        small = self.small(weight)
+        made = dense(of, small.shape[-1])
+        return (made.read_matrix if weight.reads else made.write_matrix).to(small)
 
     def wide(self, weights: Sequence[Weight], layer: int | None) -> list[Tensor]:
         return [self._one(weight, layer) for weight in weights]

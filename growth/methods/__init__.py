@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Protocol
 from growth.architecture import Architecture
 from growth.errors import refuse
 from growth.maps import Maps
+from growth.methods.fine import Fine
 from growth.methods.lemon import Lemon
 from growth.methods.ligo import Ligo
 from growth.methods.mango import Mango
@@ -31,7 +32,7 @@ class Method(Protocol):
 
 
 METHODS: dict[str, type] = {
-    method.name: method for method in (StackBert, Interpolate, Net2Net, Lemon, Ligo, Mango)
+    method.name: method for method in (StackBert, Interpolate, Net2Net, Lemon, Ligo, Mango, Fine)
 }
 
 
