@@ -17,7 +17,7 @@ from growth.architecture import Architecture, Weight
 from growth.checkpoint import by_rows
 from growth.families.stored import Entry
 from growth.families.table import Model
-from growth.maps import Maps
+from growth.maps import Copies, Maps
 from growth.plan import Plan, Recipe, Row, Source, dropped
 
 BLOCK = 2**18  # entries that are made at a time: 1 MB in float32, which stays in a core's cache
@@ -94,10 +94,7 @@ class Expand:
         x = x if factor == 1.0 else x * factor
         of = self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
         if of is not None and of.noise:
-            name = weight.name if self.layer is None else weight.name.format(self.layer)
-            name = f"{name}[{rows.start}]" if rows and rows.start else name
-            generator = torch.Generator().manual_seed(named_seed(self.seed, name))
-            apply.add_noise(of, x, self.old.init_std * of.noise, generator)
+            part_copies(x, of, weight, self.layer, self.old.init_std, self.seed, rows.start if rows else 0)
         return x
 
     def layers(self, weight: Weight) -> list[int | None]:
@@ -118,6 +115,17 @@ class Expand:
             if not one or weight.name in self.maps.mixed or weight.name in self.maps.constants:
                 return False
         return weight.scale == self.old.scale(weight.name)
+
+
+def part_copies(
+    x: Tensor, of: Copies, weight: Weight, layer: int | None, std: float, seed: int, first: int = 0
+) -> None:
+    """Add, in place, what `of` has of noise to a reader, or to its rows from the first on: the numbers depend
+    on the seed and the weight's name alone. std: of a fresh matrix."""
+    name = weight.name if layer is None else weight.name.format(layer)
+    name = f"{name}[{first}]" if first else name
+    generator = torch.Generator().manual_seed(named_seed(seed, name))
+    apply.add_noise(of, x, std * of.noise, generator)
 
 
 def plan_growth(
