@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from growth.errors import Refusal
 from growth.methods import (
     Bert2Bert,
+    Fine,
     GradMax,
     GStack,
     HyperCloning,
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Alignment",
     "Bert2Bert",
+    "Fine",
     "GStack",
     "GradMax",
     "HyperCloning",

@@ -18,7 +18,7 @@ from growth.architecture import Architecture, Weight
 from growth.checkpoint import by_rows
 from growth.families.stored import Entry
 from growth.families.table import Model
-from growth.maps import Drawn, Maps
+from growth.maps import Copies, Drawn, Maps
 from growth.maps import Row as Mix
 from growth.plan import Plan, Recipe, Row, Source, dropped
 
@@ -92,18 +92,18 @@ class Expand:
         return self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
 
     def noises(self, x: Tensor, weight: Weight) -> tuple[float, float]:
-        """The standard deviations of what parts a reader's copies, unseen, and of what parts weights that are
-        made of the same, `x`."""
+        """The standard deviations of the unit of noise that parts a reader's copies, unseen, and of what parts
+        weights that are made of the same, `x`."""
         share, of = self.maps.apart(weight.name, self.layer), self.reader(weight)
         apart = share * apply.exact(x).std(correction=0).item() if share else 0.0
         if of is None or not of.noise:
             return 0.0, apart
         if of.parting != "pairs":
-            return self.new.init_std * of.noise, apart
+            return self.new.init_std, apart
         copies = sum(s >= 0 for s in of.index) / of.sources
         size = torch.linalg.vector_norm(x, dtype=torch.float64).item() / math.sqrt(x.numel())
         scale = self.old.scale(self.maps.source(weight.name)) / weight.scale
-        return of.noise * size / copies * scale, apart
+        return size / copies * scale, apart
 
     def expanded(
         self, x: Tensor, weight: Weight, noise: tuple[float, float], rows: slice | None = None
@@ -126,9 +126,10 @@ class Expand:
                 x = x[part]
         x, factor = apply.exact(x), self.factor(weight)
         x = x if factor == 1.0 else x * factor
-        unseen, apart = noise
-        if unseen:
-            apply.add_noise(self.reader(weight), x, unseen, self.generator(weight, rows))
+        unit, apart = noise
+        if unit:
+            first = rows.start if rows else 0
+            part_copies(x, self.reader(weight), weight, self.layer, unit, self.seed, first)
         if apart:
             x = x + apart * torch.randn(x.shape, dtype=x.dtype, generator=self.generator(weight, rows, 1))
         if self.maps.fresh and (start := self.old.starts[weight.name]) != "own":
@@ -145,9 +146,7 @@ class Expand:
 
     def generator(self, weight: Weight, rows: slice | None, which: int = 0) -> torch.Generator:
         """Of the numbers that this weight, or a block of its rows, is drawn from."""
-        name = weight.name if self.layer is None else weight.name.format(self.layer)
-        name = f"{name}[{rows.start}]" if rows and rows.start else name
-        return torch.Generator().manual_seed(named_seed(self.seed + which, name))
+        return generator(weight, self.layer, self.seed + which, rows.start if rows else 0)
 
     def layers(self, weight: Weight) -> list[int | None]:
         """The old layers that take part."""
@@ -200,6 +199,20 @@ def drawn_row(source: Source, name: str, shape: tuple[int, ...], of: Drawn, seed
         note += f", each row {of.each} times"
     recipe, block = Draw(shape, of, name, seed), math.prod(shape)
     return Row(name, shape, dtype, "initialised", (), note, recipe=recipe, block=block)
+
+
+def part_copies(
+    x: Tensor, of: Copies, weight: Weight, layer: int | None, std: float, seed: int, first: int = 0
+) -> None:
+    """Add, in place, what `of` has of noise to a reader, or to its rows from the first on: the numbers depend
+    on the seed and the weight's name alone. std: of a fresh matrix."""
+    apply.add_noise(of, x, std * of.noise, generator(weight, layer, seed, first))
+
+
+def generator(weight: Weight, layer: int | None, seed: int, first: int = 0) -> torch.Generator:
+    """Of the numbers that a weight, or a block of its rows from the first on, is drawn from."""
+    name = weight.name if layer is None else weight.name.format(layer)
+    return torch.Generator().manual_seed(named_seed(seed, f"{name}[{first}]" if first else name))
 
 
 def plan_growth(

@@ -148,7 +148,12 @@ def grow(
         plan,
         tuple(growth.lost),
         changed(source.model, target),
-        lines=(*held_still(plan), *method.lines(*models(source, target))),
+        settings,
+        (
+            *held_still(plan),
+            *method.lines(*models(source, target)),
+            *(f"{name}: {error:.1%} off" for name, error in settings.get("errors", {}).items()),
+        ),
     )
 
 
@@ -229,7 +234,8 @@ def learnable(source: Source, method: Method) -> Method:
     """
     from growth.training.task import refuse_headless
 
-    refuse_headless(source.model, method.name)
+    if getattr(method, "steps", 1):
+        refuse_headless(source.model, method.name)
     if getattr(method, "learning_rate", 0.0) is not None:
         return method
     return replace(method, learning_rate=RATE / source.model.architecture.wires["residual"].size)

@@ -53,7 +53,7 @@ class Expansion(nn.Module):
     def __init__(self, operator: Operator, source: Source, target: Model):
         super().__init__()
         self.operator, self.source, self.target = operator, source, target
-        self.table, self.remakes = target.table(), True
+        self.table = target.table()
         with init_empty_weights(include_buffers=False):
             large = target.auto.from_config(copy.deepcopy(target.config))
         large.tie_weights()
@@ -64,6 +64,14 @@ class Expansion(nn.Module):
         for layer in range(target.architecture.layers):
             self._wrap(large, layer)
         self.large = [large.train()]  # in a list: its weights are none of this module's parameters
+
+    @property
+    def remakes(self) -> bool:
+        return not self.operator.keeps
+
+    @remakes.setter
+    def remakes(self, wanted: bool) -> None:
+        self.operator.keeps = not wanted
 
     def _factor(self, large: nn.Module) -> Iterator[str]:
         """Makes embeddings and head work with the small model's tables; gives the names of these."""

@@ -128,7 +128,7 @@ def fit(
         raise refuse(
             "learning-rate", "one at which the loss stays finite", learning_rate, "choose a lower one"
         )
-    expansion.operator.rounded.clear()
+    expansion.operator.forget()
     expansion.cpu().requires_grad_(False)
     return flops, loss
 

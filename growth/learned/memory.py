@@ -37,7 +37,9 @@ def kept(expansion: Expansion, batch: Batch) -> int:
         outputs = expansion(**batch)
     expansion.remakes = remakes
     del outputs  # until here all lives that was counted, so that no address came twice
-    return sum(held.values())
+    drawn = sum(x.nbytes for x in expansion.operator.drawn.values())
+    expansion.operator.forget()
+    return drawn + sum(held.values())
 
 
 def fits(expansion: Expansion, examples: Examples, batch_size: int, device: torch.device) -> bool:

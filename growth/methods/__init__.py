@@ -6,6 +6,7 @@ from growth.architecture import Architecture
 from growth.errors import refuse
 from growth.maps import Maps
 from growth.methods.bert2bert import Bert2Bert
+from growth.methods.fine import Fine
 from growth.methods.gradmax import GradMax
 from growth.methods.gstack import GStack
 from growth.methods.hypercloning import HyperCloning
@@ -45,7 +46,7 @@ class Method(Protocol):
 
 DEPTH = StackBert, GStack, Interpolate, Solar, Mslt, LlamaPro  # what their papers are about; all widen too
 WIDTH = Net2Net, Bert2Bert, HyperCloning, Lemon, Staged, Msg, GradMax
-LEARNED = Ligo, Mango
+LEARNED = Ligo, Mango, Fine
 METHODS: dict[str, type] = {method.name: method for method in (*DEPTH, *WIDTH, Upcycle, *LEARNED)}
 
 

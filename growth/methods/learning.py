@@ -42,6 +42,7 @@ class Learning(Ordered):
     remake: str = option("auto", "make blocks again for the backward: auto, by memory | always | never")
 
     learned: ClassVar[bool] = True
+    least_steps: ClassVar[int] = 1
     lossless: ClassVar[bool] = False
 
     def __str__(self) -> str:
@@ -49,7 +50,7 @@ class Learning(Ordered):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("steps", 1), ("batch_size", 1), ("sequence_length", 2)):
+        for name, least in (("steps", self.least_steps), ("batch_size", 1), ("sequence_length", 2)):
             refuse_below(name.replace("_", "-"), getattr(self, name), least)
         refuse_other("remake", self.remake, REMAKE)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:

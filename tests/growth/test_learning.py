@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import growth
 from growth.checkpoint import Checkpoint
-from growth.engine import made, plan_growth
+from growth.engine import made, part_copies, plan_growth
 from growth.errors import Refusal
 from growth.growing import scale_eps
 from growth.learned import starts
@@ -444,15 +444,35 @@ def test_mango_starts_from_the_order_that_it_is_given(tmp_path, family):
     assert not torch.equal(next(x(model.source)), next(other(model.source)))
 
 
-@pytest.mark.parametrize("noise, parted", [(0.0, False), (1.0, True)])
-def test_the_lossless_start_reads_copies_by_what_lemon_s_noise_is(source, noise, parted):
-    """A third copy of a unit and units of its own are read at random; nothing of it is seen."""
-    model = Grown(source, 264, 3)
-    maps = starts.preserving(model.old, model.new, Lemon(noise).maps(model.old, model.new), ("*",), 0, True)
-    assert not lost(model.old, model.new, maps)
-    reads = [of.taken for of in maps.wires.values() if of.taken is not None]
-    sizes = {bool(x.abs().max() > 0.01) for x in reads if x.numel()}
-    assert sizes == {parted}
+@pytest.mark.parametrize("hidden_size", [144, 264])
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt2"])
+def test_the_lossless_start_is_read_with_lemon_s_noise(tmp_path, family, hidden_size):
+    """Originals are read alone, and all copies by numbers that together are nothing."""
+    model = Grown(FAMILIES[family](tmp_path / "src"), hidden_size, 5)
+    made = model.ligo()
+    alone = Lemon(noise=0.0).maps(model.old, model.new)
+    wires = {name: starts.added(of, None) for name, of in alone.wires.items()}
+    plain = LearnedMaps(replace(alone, wires=wires), model.source, ())
+    lemon = Lemon().maps(model.old, model.new)
+    seen = 0
+    for weight in model.old.layered.values():
+        for layer in range(5):
+            x, without = (of.wide([weight], layer)[0] for of in (made.operator, plain))
+            of = lemon.of(weight.wires[-1], layer) if weight.reads else None
+            expected = torch.zeros_like(x)
+            if of is not None and of.noise:
+                part_copies(expected, of, weight, layer, model.old.init_std, 0)
+                seen += 1
+            torch.testing.assert_close(x - without, expected, rtol=0, atol=1e-6)
+    assert seen == 5 * sum(weight.reads for weight in model.old.layered.values())
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_numbers_that_were_drawn_are_kept_where_blocks_are(source, keeps):
+    expansion = Grown(source, 144, 5).ligo()
+    expansion.remakes = not keeps
+    first, second = (expansion(tokens(), tokens()).loss.item() for _ in range(2))
+    assert first == second and bool(expansion.operator.drawn) == keeps
 
 
 def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
