@@ -12,6 +12,7 @@ UnfreezeOnPlateau    holds weights still until the loss stops improving
 StopOnNaN            stops before a loss that is no number is learned from
 LayerDropping        skips layers at random, deep ones more often (progressive layer dropping)
 SubmodelStage        trains sub-models of the bottom layers first (bert2BERT's two stages)
+TokenDropping        middle layers see the words that are predicted worst
 distilled            a student's loss with a teacher's in it, in bounded memory
 with_rates           an optimizer whose groups train at shares of its rate
 lemon, cosine        schedules, functions for torch's LambdaLR
@@ -27,12 +28,14 @@ from growth.training.layer_dropping import LayerDropping
 from growth.training.rates import copied, with_rates
 from growth.training.schedule import cosine, lemon
 from growth.training.submodel import SubmodelStage
+from growth.training.token_dropping import TokenDropping
 
 __all__ = [
     "LayerDropping",
     "NotFinite",
     "StopOnNaN",
     "SubmodelStage",
+    "TokenDropping",
     "UnfreezeOnPlateau",
     "copied",
     "cosine",

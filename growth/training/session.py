@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from growth.training.schedule import Schedule
 from growth.training.scheduled import ScheduledTrainer, summed_loss
 from growth.training.task import Task
 from growth.training.teacher import taught
+from growth.training.token_dropping import TokenDropping, refuse_packed
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Session:
         packed = isinstance(self.work.examples, Windows) and self.work.examples.packed
         if packed:
             refuse_mixing(network)
+            if any(isinstance(callback, TokenDropping) for callback in self.callbacks):
+                raise refuse_packed()
         if given["gradient_checkpointing"]:
             _checkpointing(network, args)
         self._refuse_full(network)
@@ -83,6 +87,7 @@ class Session:
     ) -> tuple[ScheduledTrainer, TrainReport]:
         given, args, work = self.settings, self.args, self.work
         freezing = self._freezing() if self.frozen else None
+        dropping = [callback for callback in self.callbacks if isinstance(callback, TokenDropping)]
         causal = work.collate is None and work.examples.length is not None
         engine = ScheduledTrainer(
             self.rate,
@@ -91,7 +96,7 @@ class Session:
             data_collator=_numbered(work.collate, args, last) if work.collate else None,
             train_dataset=work.examples,
             callbacks=[StopOnNaN(), *([freezing] if freezing else []), *self.callbacks],
-            loss=None if causal or self.teacher else summed_loss,
+            loss=None if causal or self.teacher else partial(_summed, dropping=dropping),
             rates=self.shares,
         )
         batch = work.first(args.per_device_train_batch_size)
@@ -151,6 +156,13 @@ def in_memory(network: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str
     seen = model_of(checkpoint.config, checkpoint.names)
     names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
     return {on_disk: name for name in names if seen and (on_disk := seen.named(name))}
+
+
+def _summed(outputs, labels, num_items_in_batch=None, *, dropping: Sequence[TokenDropping] = ()) -> Tensor:
+    """summed_loss, of which those learn who drop tokens: the Trainer takes the labels away from the model."""
+    for callback in dropping:
+        callback.learn(outputs["logits"], labels)
+    return summed_loss(outputs, labels, num_items_in_batch)
 
 
 def _checkpointing(network: PreTrainedModel, args: TrainingArguments) -> None:
