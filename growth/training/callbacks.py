@@ -13,6 +13,7 @@ StopOnNaN            stops before a loss that is no number is learned from
 LayerDropping        skips layers at random, deep ones more often (progressive layer dropping)
 SubmodelStage        trains sub-models of the bottom layers first (bert2BERT's two stages)
 TokenDropping        middle layers see the words that are predicted worst
+PruneAndRegrow       swaps neurons for fresh ones (RigL); taken_out lists those that it left out
 distilled            a student's loss with a teacher's in it, in bounded memory
 with_rates           an optimizer whose groups train at shares of its rate
 lemon, cosine        schedules, functions for torch's LambdaLR
@@ -25,6 +26,8 @@ from growth.training.distil import distilled
 from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.freeze import UnfreezeOnPlateau, transferred
 from growth.training.layer_dropping import LayerDropping
+from growth.training.neurons import taken_out
+from growth.training.pruning import PruneAndRegrow
 from growth.training.rates import copied, with_rates
 from growth.training.schedule import cosine, lemon
 from growth.training.submodel import SubmodelStage
@@ -33,6 +36,7 @@ from growth.training.token_dropping import TokenDropping
 __all__ = [
     "LayerDropping",
     "NotFinite",
+    "PruneAndRegrow",
     "StopOnNaN",
     "SubmodelStage",
     "TokenDropping",
@@ -41,6 +45,7 @@ __all__ = [
     "cosine",
     "distilled",
     "lemon",
+    "taken_out",
     "transferred",
     "with_rates",
 ]
