@@ -69,6 +69,13 @@ def grow(
         str | None, typer.Option(help="Of the result, such as bfloat16; default: the source's.")
     ] = None,
     shard_size: Annotated[float, typer.Option(help="Largest file, in GB.")] = 2.0,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="A Trainer's checkpoint of SRC: its Adam state grows too, and training goes on."),
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help="Of that state: copy-scaled | asymmetric-reset | reset.")
+    ] = "copy-scaled",
     seed: Seed = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -84,6 +91,8 @@ def grow(
         allow_lossy=allow_lossy,
         dtype=dtype,
         shard_bytes=_bytes(shard_size),
+        optimizer=optimizer,
+        policy=policy,
         seed=seed,
         dry_run=dry_run,
     )
@@ -180,7 +189,9 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
     weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = 0.1,
     warmup: Annotated[int | None, typer.Option(help="Steps of warm-up; default: a twentieth.")] = None,
-    schedule: Annotated[str, typer.Option(help="cosine | lemon (same peak, faster fall)")] = "cosine",
+    schedule: Annotated[
+        str, typer.Option(help="cosine | lemon (same peak, faster fall) | constant")
+    ] = "cosine",
     decay: Annotated[float, typer.Option(help="lemon: share of the steps in which the rate falls.")] = 0.6,
     freeze: Annotated[str | None, typer.Option(help="transferred: hold what was copied still.")] = None,
     unfreeze: Annotated[str | None, typer.Option(help="plateau: until the loss stops improving.")] = None,
@@ -195,6 +206,13 @@ def train(
     copied_rate: Annotated[
         float | None, typer.Option(help="Share of the rate at which what was copied trains, such as 0.3.")
     ] = None,
+    scaled_rates: Annotated[
+        bool, typer.Option("--scaled-rates", help="What growing made c times as large, at c times the rate.")
+    ] = False,
+    warm_new: Annotated[int, typer.Option(help="Steps in which the rate of new units rises.")] = 0,
+    keep_optimizer: Annotated[
+        bool, typer.Option("--keep-optimizer", help="Also save its state; a constant schedule does.")
+    ] = False,
     teacher: Annotated[
         str | None, typer.Option(help="Learn from this model's distribution too: a folder, or the Hub's.")
     ] = None,
@@ -223,7 +241,9 @@ def train(
     fsdp: Annotated[
         bool, typer.Option("--fsdp", help="Share the weights out among the processes (FSDP2).")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run, or with the optimizer's state beside MODEL.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Train a checkpoint on text; the folder it writes is a checkpoint again."""
@@ -253,6 +273,9 @@ def train(
         patience=patience,
         patience_counts=patience_counts,
         copied_rate=copied_rate,
+        scaled_rates=scaled_rates,
+        warm_new=warm_new,
+        keep_optimizer=keep_optimizer,
         teacher=teacher,
         teacher_weight=teacher_weight,
         temperature=temperature,

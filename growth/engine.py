@@ -90,7 +90,7 @@ class Expand:
                 x = apply.write(of, x, axis, part)
             elif part:
                 x = x[part]
-        x, factor = apply.exact(x), self.old.scale(weight.name) / weight.scale
+        x, factor = apply.exact(x), self.factor(weight)
         x = x if factor == 1.0 else x * factor
         of = self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
         if of is not None and of.noise:
@@ -99,6 +99,9 @@ class Expand:
             generator = torch.Generator().manual_seed(named_seed(self.seed, name))
             apply.add_noise(of, x, self.old.init_std * of.noise, generator)
         return x
+
+    def factor(self, weight: Weight) -> float:
+        return self.old.scale(weight.name) / weight.scale
 
     def layers(self, weight: Weight) -> list[int | None]:
         """The old layers that take part."""

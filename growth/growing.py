@@ -24,6 +24,8 @@ from growth.lossless import lost
 from growth.maps import Maps
 from growth.methods import Method, method_of
 from growth.methods.learning import RATE, Learning
+from growth.optimizing.policies import refuse_odd_policy, told_new
+from growth.optimizing.shares import shares
 from growth.plan import Plan, Recipe, Source
 from growth.record import new_record
 from growth.report import Report
@@ -46,6 +48,8 @@ def grow(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
+    optimizer: str | Path | None = None,
+    policy: str = "copy-scaled",
     dry_run: bool = False,
 ) -> Report:
     """Grow the checkpoint `src`, a folder or a Hub id, into a larger one in the new folder `dst`.
@@ -57,16 +61,21 @@ def grow(
     allow_lossy grow by a lossless method also where something is lost; the report says what
     dtype       of the target's tensors; default: as the source's
     shard_bytes the largest file
+    optimizer   the folder of a checkpoint of transformers' Trainer, with the state of Adam that `src` was
+                trained with: `dst` has it for the grown model, and a Trainer resumes from it
+    policy      what becomes of it: copy-scaled | asymmetric-reset | reset (growth.optimizing.carried)
     dry_run     plan only; `dst` may be left out then
 
     Returns a Report; growth.json in `dst` records the plan. Raises Refusal, with nothing written, where the
     source cannot be read, the target is smaller or does not divide into heads, `dst` exists, a lossless
-    method would lose something, the data do not fit the model or fill no batch, or learning diverges.
+    method would lose something, `optimizer` holds the state of another model or of no Adam, the data do not
+    fit the model or fill no batch, or learning diverges.
     """
     method = method_of(method)
     if is_torchelastic_launched():
         raise refuse("growth", "one process", "torchrun", "start it without; training takes several")
     refuse_odd_seed(seed)
+    refuse_odd_policy(policy, optimizer)
     kept = chosen_dtype(dtype)
     if dst is None and not dry_run:
         raise refuse("output folder", "the name of a new folder", "none", "name one, or ask for a dry run")
@@ -94,6 +103,11 @@ def grow(
     if method.lossless and growth.lost and not allow_lossy:
         raise _refuse_lossy(growth, wanted)
     scale_eps(target.config, growth.maps)
+    carried = None
+    if optimizer is not None:
+        from growth.optimizing.carried import Carried  # and the Trainer
+
+        carried = Carried.of(optimizer, source, target, growth.maps, policy, method.learned)
     learned = None
     if method.learned and not dry_run:
         from growth.learned.fit import Learned  # and the trainer, which takes a second to import
@@ -104,11 +118,26 @@ def grow(
     config.dtype = plan.rows[0].dtype
     flops, settings = learned.fit() if learned else (0, {})
     if not dry_run:
+        if carried:
+            refuse_too_large(dst, plan.bytes + carried.bytes)
+            settings |= {"optimizer": str(optimizer), "policy": policy}
+        settings |= {"new": told_new(source.model, target, growth.maps)}
+        if not method.learned:
+            settings |= {"shares": shares(source.model, target, growth.maps)}
         record = growth.record(plan, settings)
         # Copying counts no operations; dense maps do, and the counter slows small tensors down fivefold.
         with FlopCounterMode(display=False) if learned else one_thread() as counter:
             rows = made(plan, source)
-            write_checkpoint(dst, config, rows, plan.rows, source.checkpoint, record, shard_bytes=shard_bytes)
+            write_checkpoint(
+                dst,
+                config,
+                rows,
+                plan.rows,
+                source.checkpoint,
+                record,
+                shard_bytes=shard_bytes,
+                also=carried.write if carried else None,
+            )
         flops += counter.get_total_flops() if counter else 0
     return Report(
         Path(src),

@@ -17,11 +17,14 @@ PruneAndRegrow       swaps neurons for fresh ones (RigL); taken_out lists those 
 distilled            a student's loss with a teacher's in it, in bounded memory
 with_rates           an optimizer whose groups train at shares of its rate
 lemon, cosine        schedules, functions for torch's LambdaLR
+recorded_shares      the shares at which a grown model learns as its source did
+WarmNewUnits         what growing added warms up by itself
 transferred, copied  the names in growth.json that these take
 
 `growth.train(..., callbacks=[...])` takes them too.
 """
 
+from growth.optimizing.shares import recorded_shares
 from growth.training.distil import distilled
 from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.freeze import UnfreezeOnPlateau, transferred
@@ -32,6 +35,7 @@ from growth.training.rates import copied, with_rates
 from growth.training.schedule import cosine, lemon
 from growth.training.submodel import SubmodelStage
 from growth.training.token_dropping import TokenDropping
+from growth.training.warming import WarmNewUnits
 
 __all__ = [
     "LayerDropping",
@@ -41,11 +45,13 @@ __all__ = [
     "SubmodelStage",
     "TokenDropping",
     "UnfreezeOnPlateau",
+    "WarmNewUnits",
     "copied",
     "cosine",
     "distilled",
     "lemon",
     "taken_out",
+    "recorded_shares",
     "transferred",
     "with_rates",
 ]

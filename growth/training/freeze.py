@@ -88,9 +88,8 @@ class UnfreezeOnPlateau(TrainerCallback, ExportableState):
         }
 
     def on_train_begin(self, args, state, control, *, model, **kwargs):
-        if state.global_step:
-            saved = state.stateful_callbacks[type(self).__name__]["attributes"]
-            self.plateau.last, self.plateau.poor, self.unfrozen_at = saved["progress"]
+        if state.global_step and (saved := state.stateful_callbacks.get(type(self).__name__)):
+            self.plateau.last, self.plateau.poor, self.unfrozen_at = saved["attributes"]["progress"]
         self._parameters = named_parameters(model, self.frozen)
         self._train(self.unfrozen_at is not None)
 

@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from growth.errors import refuse
-from growth.training.neurons import Neurons, Part, neurons_of
+from growth.training.neurons import Neurons, Part, neurons_of, taken_out
 
 Regrow = Literal["gradient", "random"]
 End = Literal["dense", "pruned"]
@@ -83,8 +83,12 @@ class PruneAndRegrow(TrainerCallback, ExportableState):
         self._neurons = neurons_of(model, WHAT)
         self._waiting, self._looked = {}, False
         self.out = {name: [] for name in self._neurons}
-        if state.global_step:
-            self.out = state.stateful_callbacks[type(self).__name__]["attributes"]["out"]
+        if state.global_step and (saved := state.stateful_callbacks.get(type(self).__name__)):
+            self.out |= saved["attributes"]["out"]
+            zeros = taken_out(model)
+            if any(not set(units) <= set(zeros.get(name, ())) for name, units in self.out.items()):
+                remedy = "let it end before a model is grown"
+                raise refuse(WHAT, "the model whose neurons are out", "another", remedy)
 
     def on_step_begin(self, args, state, control, *, optimizer, **kwargs):
         step, until = state.global_step, self._until

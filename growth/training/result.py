@@ -5,13 +5,12 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transformers import Trainer
-
 from growth.card import write_card
 from growth.companions import BESIDE
 from growth.record import RECORD
 from growth.training.curve import Point
 from growth.training.run import MODEL
+from growth.training.scheduled import ScheduledTrainer
 from growth.training.task import Task
 from growth.writing import say_plainly
 
@@ -67,10 +66,12 @@ def write_companions(folder: Path, source: Path, work: Task, record: dict) -> No
         (folder / RECORD).write_text(json.dumps(record | {"lossless": False}, indent=1))
 
 
-def save(engine: Trainer, report: TrainReport, source: Path) -> None:
+def save(engine: ScheduledTrainer, report: TrainReport, source: Path) -> None:
     """The trained model, its report and its card; every process calls it."""
     folder = Path(engine.args.output_dir) / MODEL
     engine.save_model(str(folder))  # gathers sharded weights, so every process calls it
+    if report.settings["keep_optimizer"]:
+        engine.keep_optimizer(folder)
     if engine.is_world_process_zero():
         say_plainly(folder, engine.model.config)
         (folder / "training_args.bin").unlink()

@@ -23,6 +23,7 @@ from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.flops import Saving, step_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters
 from growth.training.layers import layers_of
+from growth.training.moments import moments_in_memory
 from growth.training.packing import refuse_mixing
 from growth.training.progress import RunProgress
 from growth.training.result import TrainReport, save, write_companions
@@ -32,6 +33,7 @@ from growth.training.scheduled import ScheduledTrainer, summed_loss
 from growth.training.task import Task
 from growth.training.teacher import taught
 from growth.training.token_dropping import TokenDropping, refuse_packed
+from growth.training.warming import WarmNewUnits
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Session:
     """What a run is made of; its folder is there already.
 
     settings: by the names of train's arguments. frozen: names to hold still. shares: of the rate, by patterns
-    of names. teacher: to learn from, if any. callbacks: the caller's own.
+    of names; scaled: shares of what keeps its decay, by names. teacher: to learn from, if any. callbacks: the
+    caller's own.
     """
 
     out: Path
@@ -50,6 +53,7 @@ class Session:
     rate: Schedule
     frozen: list[str]
     shares: Mapping[str, float]
+    scaled: Mapping[str, float]
     teacher: Checkpoint | None
     callbacks: Sequence[TrainerCallback] = ()
 
@@ -59,7 +63,8 @@ class Session:
         names = in_memory(network, self.checkpoint)
         frozen = [names.get(name, name) for name in self.frozen]
         shares = {names.get(name, name): share for name, share in self.shares.items()}
-        return replace(self, frozen=frozen, shares=shares)._trained(network, last, progress)
+        scaled = {names.get(name, name): share for name, share in self.scaled.items()}
+        return replace(self, frozen=frozen, shares=shares, scaled=scaled)._trained(network, last, progress)
 
     def _trained(self, network: PreTrainedModel, last: str | None, progress: RunProgress) -> TrainReport:
         given, args, source = self.settings, self.args, self.checkpoint.path
@@ -95,9 +100,11 @@ class Session:
             args=args,
             data_collator=_numbered(work.collate, args, last) if work.collate else None,
             train_dataset=work.examples,
-            callbacks=[StopOnNaN(), *([freezing] if freezing else []), *self.callbacks],
+            callbacks=[StopOnNaN(), *([freezing] if freezing else []), *self._warming(), *self.callbacks],
             loss=None if causal or self.teacher else partial(_summed, dropping=dropping),
             rates=self.shares,
+            scaled=self.scaled,
+            moments=moments_in_memory(network, self.checkpoint) if given["moments"] and not last else None,
         )
         batch = work.first(args.per_device_train_batch_size)
         batch = {key: value.to(args.device) for key, value in batch.items()}
@@ -136,6 +143,10 @@ class Session:
         )
         return engine, report
 
+    def _warming(self) -> list[WarmNewUnits]:
+        steps = self.settings["warm_new"]
+        return [WarmNewUnits(self.checkpoint.path, steps)] if steps else []
+
     def _freezing(self) -> UnfreezeOnPlateau:
         given = self.settings
         least = given["threshold"] if given["unfreeze"] else -math.inf  # no loss improves by less than that
@@ -148,7 +159,8 @@ class Session:
         parameters, every = network.num_parameters(), self.settings["save_every"]
         trained = parameters - (0 if self.settings["unfreeze"] else sum(x.numel() for x in held))
         saves = math.ceil(self.args.max_steps / every) if every else 0
-        refuse_full(Path(self.args.output_dir), parameters, trained, saves)
+        kept = self.settings["keep_optimizer"]
+        refuse_full(Path(self.args.output_dir), parameters, trained, saves, kept)
 
 
 def in_memory(network: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:

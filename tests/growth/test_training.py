@@ -673,7 +673,7 @@ def test_bad_calls_are_refused_with_nothing_written(folder, tmp_path):
         "narrow: expected a tokenizer of the model's 256 tokens, got 257": (narrow, text, out, {}),
         "maskless: expected a tokenizer with a mask token, got none": (maskless, text, out, {}),
         "untold: expected a tokenizer beside the model": (untold, text, out, {}),
-        "schedule: expected cosine or lemon, got step": (model, text, out, {"schedule": "step"}),
+        "schedule: expected cosine or lemon or constant, got step": (model, text, out, {"schedule": "step"}),
         "freeze, unfreeze: expected": (model, text, out, {"unfreeze": "plateau"}),
         "warmup: expected at least 0": (model, text, out, {"warmup": 8}),
         "decay: expected a share": (model, text, out, {"schedule": "lemon", "decay": 1.5}),
