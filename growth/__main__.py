@@ -226,6 +226,9 @@ def train(
         float | None,
         typer.Option(help="Skip layers at random, the deepest in this share of the steps."),
     ] = None,
+    drop_tokens: Annotated[
+        float | None, typer.Option(help="Share of the tokens that middle layers leave out, such as 0.15.")
+    ] = None,
     validation: Annotated[str | None, typer.Option(help="Text to measure on; default: held out.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between measurements.")] = None,
     save_every: Annotated[
@@ -248,7 +251,9 @@ def train(
     seed: Seed = 0,
 ) -> None:
     """Train a checkpoint on text; the folder it writes is a checkpoint again."""
-    from growth.training.callbacks import LayerDropping
+    from growth.training.callbacks import LayerDropping, TokenDropping
+
+    dropping = ((LayerDropping, drop_layers), (TokenDropping, drop_tokens))
 
     report = growth.train(
         model,
@@ -286,7 +291,7 @@ def train(
         fp16=fp16,
         gradient_checkpointing=gradient_checkpointing,
         report_to=report_to or (),
-        callbacks=[] if drop_layers is None else [LayerDropping(drop_layers)],
+        callbacks=[made(share) for made, share in dropping if share is not None],
         fsdp=fsdp,
         resume=resume,
         seed=seed,

@@ -92,8 +92,8 @@ class Expand:
         return self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
 
     def noises(self, x: Tensor, weight: Weight) -> tuple[float, float]:
-        """The standard deviations of the unit of noise that parts a reader's copies, unseen, and of what parts
-        weights that are made of the same, `x`."""
+        """The standard deviations of a unit of the noise that parts a reader's copies, unseen, and of what
+        parts weights that are made of the same, `x`."""
         share, of = self.maps.apart(weight.name, self.layer), self.reader(weight)
         apart = share * apply.exact(x).std(correction=0).item() if share else 0.0
         if of is None or not of.noise:

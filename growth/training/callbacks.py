@@ -13,6 +13,8 @@ UnfreezeOnPlateau    holds weights still until the loss stops improving
 StopOnNaN            stops before a loss that is no number is learned from
 LayerDropping        skips layers at random, deep ones more often (progressive layer dropping)
 SubmodelStage        trains sub-models of the bottom layers first (bert2BERT's two stages)
+TokenDropping        middle layers see the words that are predicted worst
+PruneAndRegrow       swaps neurons for fresh ones (RigL); taken_out lists those that it left out
 distilled            a student's loss with a teacher's in it, in bounded memory
 with_rates           an optimizer whose groups train at shares of its rate
 lemon, cosine        schedules, functions for torch's LambdaLR
@@ -29,23 +31,29 @@ from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.freeze import UnfreezeOnPlateau, transferred
 from growth.training.layer_dropping import LayerDropping
 from growth.training.masks import OpenMasks
+from growth.training.neurons import taken_out
+from growth.training.pruning import PruneAndRegrow
 from growth.training.rates import copied, with_rates
 from growth.training.schedule import cosine, lemon
 from growth.training.submodel import SubmodelStage
+from growth.training.token_dropping import TokenDropping
 from growth.training.warming import WarmNewUnits
 
 __all__ = [
     "LayerDropping",
     "NotFinite",
     "OpenMasks",
+    "PruneAndRegrow",
     "StopOnNaN",
     "SubmodelStage",
+    "TokenDropping",
     "UnfreezeOnPlateau",
     "WarmNewUnits",
     "copied",
     "cosine",
     "distilled",
     "lemon",
+    "taken_out",
     "recorded_shares",
     "transferred",
     "with_rates",

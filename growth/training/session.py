@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from growth.training.schedule import Schedule
 from growth.training.scheduled import ScheduledTrainer, summed_loss
 from growth.training.task import Task
 from growth.training.teacher import taught
+from growth.training.token_dropping import TokenDropping, refuse_packed
 from growth.training.warming import WarmNewUnits
 
 
@@ -77,6 +79,8 @@ class Session:
         packed = isinstance(self.work.examples, Windows) and self.work.examples.packed
         if packed:
             refuse_mixing(network)
+            if any(isinstance(callback, TokenDropping) for callback in self.callbacks):
+                raise refuse_packed()
         if given["gradient_checkpointing"]:
             _checkpointing(network, args)
         self._refuse_full(network)
@@ -95,6 +99,7 @@ class Session:
     ) -> tuple[ScheduledTrainer, TrainReport]:
         given, args, work = self.settings, self.args, self.work
         freezing = self._freezing() if self.frozen else None
+        dropping = [callback for callback in self.callbacks if isinstance(callback, TokenDropping)]
         causal = work.collate is None and work.examples.length is not None
         engine = ScheduledTrainer(
             self.rate,
@@ -108,7 +113,7 @@ class Session:
                 *self._warming(),
                 *self.callbacks,
             ],
-            loss=None if causal or self.teacher else summed_loss,
+            loss=None if causal or self.teacher else partial(_summed, dropping=dropping),
             rates=self.shares,
             scaled=self.scaled,
             moments=moments_in_memory(network, self.checkpoint) if given["moments"] and not last else None,
@@ -200,6 +205,13 @@ def whole(what: str, names: Sequence[str], memory: Mapping[str, str]) -> list[st
             expected = f"all or none of the {count} tensors that {joined} is made of in memory"
             raise refuse(what, expected, named, "leave it out, or name parameters in a Trainer of your own")
     return list(dict.fromkeys(memory.get(name, name) for name in names))
+
+
+def _summed(outputs, labels, num_items_in_batch=None, *, dropping: Sequence[TokenDropping] = ()) -> Tensor:
+    """summed_loss, of which those learn who drop tokens: the Trainer takes the labels away from the model."""
+    for callback in dropping:
+        callback.learn(outputs["logits"], labels)
+    return summed_loss(outputs, labels, num_items_in_batch)
 
 
 def _checkpointing(network: PreTrainedModel, args: TrainingArguments) -> None:

@@ -35,6 +35,7 @@ class Skipping(Saving, TrainerCallback):
         self._forwards: list[Forward] = []
 
     def on_train_begin(self, args, state, control, *, model, **kwargs):
+        self._leave()  # a run that was broken off
         found = layers_of(model, type(self).__name__)
         self.stacks = {prefix: list(layers) for prefix, layers in found.items()}
         for layers in found.values():
@@ -50,6 +51,9 @@ class Skipping(Saving, TrainerCallback):
             forward.handed.clear()  # which hold the step's graph
 
     def on_train_end(self, args, state, control, **kwargs):
+        self._leave()
+
+    def _leave(self) -> None:
         for forward in self._forwards:
             forward.leave(self)
         self._forwards, self.skipped, self.held, self.scales = [], frozenset(), frozenset(), {}

@@ -213,8 +213,7 @@ def train(
         ):
             shares = dict(rates or {}) | dict.fromkeys(slow, copied_rate)
             how = rate, frozen, shares, scaled, master, callbacks, masking
-            session = Session(out, checkpoint, work, args, settings, *how)
-            return session.trained(last, progress)
+            return Session(out, checkpoint, work, args, settings, *how).trained(last, progress)
 
 
 def _settings(callback: TrainerCallback) -> dict:

@@ -1,13 +1,13 @@
 """Layers that steps skip: what is computed, what is counted, and that a resumed run skips the same."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
 from checkpoints import ALL, gpt2, inputs, neox
+from plain_trainer import WINDOWS, arguments, llama, trainer, without_dropout
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 import growth
 from growth.errors import Refusal
@@ -16,31 +16,13 @@ from growth.training.callbacks import LayerDropping, SubmodelStage
 from growth.training.flops import count_flops, step_flops
 from growth.training.layers import layers_of
 
-WINDOWS = [{"input_ids": x, "labels": x} for x in torch.randint(256, (32, 8), generator=torch.Generator())]
 STACKS = ("gpt_neox", "gpt2", "qwen2", "gemma2", "granitemoehybrid", "bert", "roberta", "t5", "lci RAM")
-
-
-llama = partial(ALL["llama"], vocab_size=256, num_hidden_layers=4)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     sizes = {"hidden_size": 16, "num_hidden_layers": 4, "intermediate_size": 16}
     return neox(tmp_path_factory.mktemp("neox") / "model", **sizes)
-
-
-def trainer(model, out, *callbacks, **fields):
-    args = TrainingArguments(
-        output_dir=str(out),
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        **{"max_steps": 8, "per_device_train_batch_size": 2, "logging_steps": 1, "save_strategy": "no"}
-        | {"learning_rate": 1e-2, "lr_scheduler_type": "constant"}
-        | fields,
-    )
-    return Trainer(model=model, args=args, train_dataset=WINDOWS, callbacks=list(callbacks))
 
 
 class Chosen(LayerDropping):
@@ -87,11 +69,7 @@ def begun(callback, model):
 def test_a_model_that_skips_layers_is_the_model_without_them(name, tmp_path):
     """In train mode, without dropout: each stack skips its middle layer, against a model that has none."""
     with quiet():
-        model = load_model(ALL[name](tmp_path / "model")).train()
-    for module in model.modules():
-        for field in ("p", "dropout", "attention_dropout", "dropout_rate"):
-            if isinstance(getattr(module, field, None), float):
-                setattr(module, field, 0.0)
+        model = without_dropout(load_model(ALL[name](tmp_path / "model")))
     given, stacks = inputs(model.config), layers_of(model, "test")
     callback = begun(Chosen(1), model)
     got, whole = logits(model, given), logits(model.eval(), given)
@@ -109,7 +87,7 @@ def test_a_model_that_skips_layers_is_the_model_without_them(name, tmp_path):
 
 def test_the_share_kept_falls_with_depth_and_what_is_run_is_divided_by_it(folder):
     callback, model = LayerDropping(0.4, seed=1), load_model(folder)
-    args = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
+    args = arguments()
     callback.on_train_begin(args, None, None, model=model)
     names, dropped = callback.stacks[""], torch.zeros(4)
 
