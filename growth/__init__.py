@@ -2,6 +2,7 @@
 
 grow(src, dst, Sizes(hidden=768, layers=12), Lemon())               a bigger model, in short form
 grow(src, dst, method="lemon", hidden_size=768, num_layers=12)
+shrink(large, dst, num_layers=6, ffn_size=1024, score="activation", data="text")      the way back
 transfer(src, dst, mixers="retention")                              a linear-cost one (XATL)
 train(model, data, out, steps=1000)                                 finish either
 check(src, dst)                                                     do the two agree?
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from growth.checking import check
     from growth.growing import grow
     from growth.methods import Interpolate, Lemon, Ligo, Mango, Net2Net, StackBert
+    from growth.shrinking.shrinking import shrink
     from growth.sizes import Sizes
     from growth.training.trainer import train
     from growth.transferring.align import Alignment
@@ -23,13 +25,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Alignment", "Interpolate", "Lemon", "Ligo", "Mango", "Net2Net", "Refusal", "Sizes", "StackBert"]
-__all__ += ["check", "grow", "train", "transfer"]
+__all__ += ["check", "grow", "shrink", "train", "transfer"]
 
 METHODS = ("Interpolate", "Lemon", "Ligo", "Mango", "Net2Net", "StackBert")
 LAZY = dict.fromkeys(METHODS, "growth.methods") | {
     "Alignment": "growth.transferring.align",
     "check": "growth.checking",
     "grow": "growth.growing",
+    "shrink": "growth.shrinking.shrinking",
     "Sizes": "growth.sizes",
     "train": "growth.training.trainer",
     "transfer": "growth.transferring.xatl",

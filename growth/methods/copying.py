@@ -31,7 +31,7 @@ class Copying(Ordered):
 def indices(old: Architecture, new: Architecture) -> dict[str, Index]:
     """Of every wire that grows: unit t copies unit index[t] of the source. Heads that stay as many are put in
     another order where groups are added."""
-    classes, fixed = _classes(old), {}
+    classes, fixed = classes_of(old), {}
     for op in old.all_ops:
         if isinstance(op, Attention):
             heads, groups = (
@@ -56,7 +56,7 @@ def evened(old: Architecture, index: dict[str, Index]) -> dict[str, Index]:
     They see every unit as often as every other then. What is no copy has to be zero, or for a LayerNorm
     the mean of all units: only what linear maps write can be that, and what a norm writes cannot.
     """
-    classes, uneven = _classes(old), {}
+    classes, uneven = classes_of(old), {}
     given = [op.reads for op in old.ops if isinstance(op, Output)]
     for wire in (*(norm.reads for norm in old.norms if norm.per == "wire"), *given):
         if wire in index:
@@ -113,7 +113,7 @@ def per_layer(new: Architecture, maps: dict[str, Copies]) -> dict[str, Copies]:
     }
 
 
-def _classes(model: Architecture) -> dict[str, str]:
+def classes_of(model: Architecture) -> dict[str, str]:
     """The wires whose units go together, each with one of them as the name of all."""
     of = {name: name for name in model.wires}
 
