@@ -2,6 +2,7 @@
 
 grow(src, dst, Sizes(hidden=768, layers=12), Lemon())               a bigger model, in short form
 grow(src, dst, method="lemon", hidden_size=768, num_layers=12)
+shrink(large, dst, num_layers=6, ffn_size=1024, score="activation", data="text")      the way back
 transfer(src, dst, mixers="retention")                              a linear-cost one (XATL)
 train(model, data, out, steps=1000)                                 finish either
 check(src, dst)                                                     do the two agree?
@@ -34,6 +35,7 @@ from growth.methods.gstack import growth_timing
 if TYPE_CHECKING:
     from growth.checking import check
     from growth.growing import grow
+    from growth.shrinking.shrinking import shrink
     from growth.sizes import Sizes
     from growth.training.trainer import train
     from growth.transferring.align import Alignment
@@ -63,6 +65,7 @@ __all__ = [
     "check",
     "grow",
     "growth_timing",
+    "shrink",
     "train",
     "transfer",
 ]
@@ -71,6 +74,7 @@ LAZY = {
     "Alignment": "growth.transferring.align",
     "check": "growth.checking",
     "grow": "growth.growing",
+    "shrink": "growth.shrinking.shrinking",
     "Sizes": "growth.sizes",
     "train": "growth.training.trainer",
     "transfer": "growth.transferring.xatl",

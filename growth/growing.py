@@ -86,14 +86,9 @@ def grow(
         refuse_existing(dst)
     began = time.perf_counter()
     source = Source(Checkpoint(src))
-    if not isinstance(sizes, Sizes | None):
-        raise refuse("sizes", "growth.Sizes", repr(sizes), "such as Sizes(hidden=768)")
-    short = Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size)
-    if sizes is not None and short != Sizes():
-        raise refuse("sizes", "Sizes, or the short forms", "both", "leave one out")
+    wanted = chosen_sizes(sizes, Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size))
     if method.learned:
         method = learnable(source, method)
-    wanted = sizes or short
     target, method = target_of(source.model, wanted, method)
     config = target.config
     refuse_other_companions(source, target)
@@ -182,13 +177,9 @@ class Growth:
         return closed(*models(self.source, self.target), self.maps) if self.maps.fresh else {}
 
     def plan(self, dtype: str | None, learned: Callable[[str], Recipe | None] | None) -> Plan:
-        """dtype: of what is written, but for what a model keeps in float32; None for the source's own."""
-        plan = plan_growth(self.source, self.target, self.maps, self.seed, learned)
-        if dtype is None:
-            return plan
-        kept = self.target.in_float32 if getattr(torch, dtype).itemsize < 4 else ()
-        rows = (replace(row, dtype="float32" if in_modules(row.name, kept) else dtype) for row in plan.rows)
-        return replace(plan, rows=tuple(rows))
+        """dtype: of what is written, see in_dtype."""
+        made = plan_growth(self.source, self.target, self.maps, self.seed, learned)
+        return in_dtype(made, self.target, dtype)
 
     def record(self, plan: Plan, settings: dict[str, Any]) -> dict:
         """growth.json: options of the method, and what they are as it turned out."""
@@ -215,6 +206,24 @@ def held_still(plan: Plan) -> tuple[str, ...]:
         return ()
     trained = f"`growth train --freeze transferred` trains the other {every - count} alone"
     return (f"{count} of {every} tensors are to be held still at first: {trained}",)
+
+
+def chosen_sizes(sizes: Sizes | None, short: Sizes) -> Sizes:
+    """Those given, or in short form; a refusal where both are."""
+    if not isinstance(sizes, Sizes | None):
+        raise refuse("sizes", "growth.Sizes", repr(sizes), "such as Sizes(hidden=768)")
+    if sizes is not None and short != Sizes():
+        raise refuse("sizes", "Sizes, or the short forms", "both", "leave one out")
+    return sizes or short
+
+
+def in_dtype(plan: Plan, target: Model, dtype: str | None) -> Plan:
+    """A plan that writes in this dtype, but for what a model keeps in float32; None for the source's own."""
+    if dtype is None:
+        return plan
+    kept = target.in_float32 if getattr(torch, dtype).itemsize < 4 else ()
+    rows = (replace(row, dtype="float32" if in_modules(row.name, kept) else dtype) for row in plan.rows)
+    return replace(plan, rows=tuple(rows))
 
 
 def models(source: Source, target: Model) -> tuple[Architecture, Architecture]:

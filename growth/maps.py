@@ -111,12 +111,21 @@ def grouped(
 
 def groups(heads: int, have: int, new: int) -> int:
     """The groups of `new` heads, where `heads` had `have`: as large as these, else the fewest that divide the
-    heads and hold every head of the source."""
+    heads and hold every head of the source; of fewer heads, the most that they can be."""
     group = heads // have
     if new % group == 0:
         return new // group
+    if new < heads:
+        return next(n for n in range(have, 0, -1) if may_keep((heads, new), (have, n)))
     choices = (n for n in range(have, new + 1) if new % n == 0)
     return next(n for n in choices if n // have * (new // n) >= group)
+
+
+def may_keep(heads: tuple[int, int], groups: tuple[int, int]) -> bool:
+    """Of the source and the target: can these fewer groups be some of the source's, each with as many of its
+    heads, or each the mean of as many neighbours?"""
+    (Q, P), (G, H) = heads, groups
+    return P % H == 0 and (P // H <= Q // G or G % H == 0)
 
 
 @dataclass(frozen=True)
