@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         Staged,
     )
     from growth.methods.gstack import growth_timing
+    from growth.recipes.made import recipe_of
+    from growth.recipes.running import run_recipe
     from growth.sizes import Sizes
     from growth.training.trainer import train
     from growth.transferring.align import Alignment
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Alignment", "GStack", "Interpolate", "Lemon", "Ligo", "LlamaPro", "Mango", "Mslt", "Net2Net"]
 __all__ += ["Refusal", "Sizes", "Solar", "StackBert", "Staged"]
-__all__ += ["check", "grow", "growth_timing", "train", "transfer"]
+__all__ += ["check", "grow", "growth_timing", "recipe_of", "run_recipe", "train", "transfer"]
 
 METHODS = ("GStack", "Interpolate", "Lemon", "Ligo", "LlamaPro", "Mango", "Mslt", "Net2Net")
 METHODS += ("Solar", "StackBert", "Staged")
@@ -46,6 +48,8 @@ LAZY = dict.fromkeys(METHODS, "growth.methods") | {
     "check": "growth.checking",
     "grow": "growth.growing",
     "growth_timing": "growth.methods.gstack",
+    "recipe_of": "growth.recipes.made",
+    "run_recipe": "growth.recipes.running",
     "Sizes": "growth.sizes",
     "train": "growth.training.trainer",
     "transfer": "growth.transferring.xatl",

@@ -25,7 +25,7 @@ from growth.maps import Maps
 from growth.methods import Method, method_of
 from growth.methods.learning import RATE, Learning
 from growth.plan import Plan, Recipe, Source
-from growth.record import new_record
+from growth.record import named, new_record
 from growth.report import Report
 from growth.sizes import Sizes, changed, recorded, resized, sizes_of
 from growth.writing import SHARD_BYTES, write_checkpoint
@@ -104,7 +104,7 @@ def grow(
     config.dtype = plan.rows[0].dtype
     flops, settings = learned.fit() if learned else (0, {})
     if not dry_run:
-        record = growth.record(plan, settings)
+        record = growth.record(plan, settings | {"allow_lossy": allow_lossy, "dtype": kept})
         # Copying counts no operations; dense maps do, and the counter slows small tensors down fivefold.
         with FlopCounterMode(display=False) if learned else one_thread() as counter:
             rows = made(plan, source)
@@ -156,6 +156,8 @@ class Growth:
     def record(self, plan: Plan, settings: dict[str, Any]) -> dict:
         """growth.json: options of the method, and what they are as it turned out."""
         options = {x.name: getattr(self.method, x.name) for x in fields(self.method)}
+        if "data" in options:  # which settings have as it was read
+            options["data_name"] = named(options["data"])
         return new_record(
             "grow",
             self.method.name,

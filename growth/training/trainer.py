@@ -12,6 +12,7 @@ from growth.checkpoint import Checkpoint
 from growth.errors import reason, refuse
 from growth.folders import refuse_existing
 from growth.loading import quiet
+from growth.record import named
 from growth.training.corpus import kept_beside
 from growth.training.data import Data
 from growth.training.freeze import Counts, transferred
@@ -168,6 +169,9 @@ def train(
             "copied": _told(slow),
             "teacher": master and master.fingerprint(),
             "teacher_name": master and master.name,
+            "data_name": named(data),
+            "validation_name": named(validation) if given else "",
+            "text_field": text_field,
         }
         with (
             quiet(),
