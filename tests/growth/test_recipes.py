@@ -1,6 +1,7 @@
 """Recipes: what a chain of verbs makes, what is refused before it runs, what is kept where a step fails."""
 
 import json
+import shutil
 
 import command
 import pytest
@@ -51,43 +52,39 @@ def made(tmp_path_factory, text):
     return src, folder / "out"
 
 
-def test_a_recipe_makes_what_its_steps_make_one_by_one(src, text, tmp_path, monkeypatch, capsys):
-    steps = chain(text)
-    recipe = written(tmp_path, steps)
-    code, out, err = command.run(monkeypatch, capsys, "grow", src, tmp_path / "out", "--recipe", recipe)
-    assert code == 0 and out.splitlines()[-1] == f"{tmp_path / 'out'}: 4 steps"
+def test_a_recipe_makes_what_its_steps_make_one_by_one(made, text, tmp_path):
+    src, out = made
     growth.grow(src, tmp_path / "1", method="lemon", hidden_size=120)
     how = {"steps": 2, "batch_size": 2, "sequence_length": 16}
     growth.train(tmp_path / "1", text, tmp_path / "2", learning_rate=1e-3, **how)
     growth.grow(tmp_path / "2", tmp_path / "3", method=growth.LlamaPro(insert="0,2", noise=0.5))
     growth.train(tmp_path / "3", text, tmp_path / "4", freeze="transferred", teacher=src, seed=3, **how)
-    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "4")
-    assert not (tmp_path / "out.recipe").exists()
-    record = json.loads((tmp_path / "out" / "growth.json").read_text())
+    assert bytes_of(out) == bytes_of(tmp_path / "4")
+    assert {x.name for x in out.parent.iterdir()} == {"src", "out", "recipe.yaml"}
+    record = json.loads((out / "growth.json").read_text())
     assert record["recipe"]["source"] == str(src)
     assert [x["verb"] for x in record["lineage"]] == ["grow", "train"] and record["verb"] == "grow"
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (out / "README.md").read_text()
     assert card.startswith('---\nbase_model: "src"') and 'from_pretrained("out")' in card
 
 
 @pytest.mark.parametrize(
     "recorded", [True, False], ids=["the recorded one", "one put together from the calls"]
 )
-def test_a_printed_recipe_makes_the_same_bytes_again(src, text, tmp_path, monkeypatch, capsys, recorded):
-    growth.run_recipe(written(tmp_path, chain(text), source=str(src)), tmp_path / "out")
+def test_a_printed_recipe_makes_the_same_bytes_again(made, tmp_path, monkeypatch, capsys, recorded):
+    out = shutil.copytree(made[1], tmp_path / "out")
     if not recorded:
-        record = json.loads((tmp_path / "out" / "growth.json").read_text())
+        record = json.loads((out / "growth.json").read_text())
         del record["recipe"]
-        (tmp_path / "out" / "growth.json").write_text(json.dumps(record))
+        (out / "growth.json").write_text(json.dumps(record))
     capsys.readouterr()
-    code, printed, _ = command.run(monkeypatch, capsys, "inspect", tmp_path / "out", "--recipe")
+    code, printed, _ = command.run(monkeypatch, capsys, "inspect", out, "--recipe")
     assert code == 0 and ("$source" in printed) == recorded
     (tmp_path / "again.yaml").write_text(printed)
     words = "grow", tmp_path / "again", "--recipe", tmp_path / "again.yaml"
-    code, _, err = command.run(monkeypatch, capsys, *words)
-    assert code == 0, err
-    assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "out")
-    capsys.readouterr()
+    code, told, err = command.run(monkeypatch, capsys, *words)
+    assert code == 0 and told.splitlines()[-1] == f"{tmp_path / 'again'}: 4 steps", err
+    assert bytes_of(tmp_path / "again") == bytes_of(made[1])
     code, printed, _ = command.run(monkeypatch, capsys, "inspect", tmp_path / "again", "--recipe", "--json")
     assert code == 0 and len(json.loads(printed)["steps"]) == 4
 
@@ -296,9 +293,8 @@ def test_cheap_steps_are_not_kept_where_a_later_one_fails(src, text, tmp_path):
     assert {x.name for x in tmp_path.iterdir()} == {"src"}
 
 
-def test_the_same_call_goes_on_after_what_was_trained(src, text, tmp_path, monkeypatch, capsys):
-    steps = chain(text)
-    growth.run_recipe({"steps": steps}, tmp_path / "whole", src)
+def test_the_same_call_goes_on_after_what_was_trained(made, text, tmp_path, monkeypatch, capsys):
+    (src, whole), steps = made, chain(text)
     real, ran = Commands.run, []
 
     def fails_at(number):
@@ -324,7 +320,7 @@ def test_the_same_call_goes_on_after_what_was_trained(src, text, tmp_path, monke
     monkeypatch.setattr(Commands, "run", fails_at(None))
     growth.run_recipe({"steps": steps}, tmp_path / "out", src)
     assert ran == [("3", "grow"), ("4", "train")] and "goes on after step 2" in capsys.readouterr().err
-    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+    assert bytes_of(tmp_path / "out") == bytes_of(whole)
     assert not (tmp_path / "out.recipe").exists()
 
 
