@@ -26,7 +26,7 @@ from growth.maps import Maps
 from growth.methods import Method, method_of
 from growth.methods.learning import RATE
 from growth.plan import Plan, Recipe, Source
-from growth.record import new_record
+from growth.record import new_record, refuse_closed
 from growth.report import Report
 from growth.sizes import Sizes, changed, recorded, resized, sizes_of
 from growth.writing import SHARD_BYTES, write_checkpoint
@@ -54,7 +54,7 @@ def grow(
     sizes       what the target is to have, or in short form hidden_size, num_layers, num_heads, num_kv_heads
                 and ffn_size: see growth.Sizes
     method      one of growth.methods, such as Lemon() or Ligo(data="text"), or the name of one as it is by
-                default: stack | interpolate | net2net | lemon | ligo | mango
+                default: stack | interpolate | net2net | lemon | ligo | mango | msg | gradmax
     allow_lossy grow by a lossless method also where something is lost; the report says what
     dtype       of the target's tensors; default: as the source's
     shard_bytes the largest file
@@ -75,6 +75,7 @@ def grow(
         refuse_existing(dst)
     began = time.perf_counter()
     source = Source(Checkpoint(src))
+    refuse_closed(source.checkpoint)
     if not isinstance(sizes, Sizes | None):
         raise refuse("sizes", "growth.Sizes", repr(sizes), "such as Sizes(hidden=768)")
     short = Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size)

@@ -24,7 +24,7 @@ from growth.engine import made, one_thread
 from growth.errors import refuse, refuse_odd_seed
 from growth.folders import beside, refuse_existing, refuse_too_large
 from growth.plan import Source
-from growth.record import new_record
+from growth.record import new_record, refuse_closed
 from growth.report import Report
 from growth.training.data import Data
 from growth.transferring.align import Alignment
@@ -95,6 +95,7 @@ def transfer(
         refuse_existing(dst)
     began, count = time.perf_counter(), count_of(keep_attention)
     checkpoint = Checkpoint(src)
+    refuse_closed(checkpoint)
     said_by(checkpoint.config, str(src))
     source = Source(checkpoint)
     letters = chosen_pattern(

@@ -14,6 +14,7 @@ import growth
 from growth.errors import Refusal
 from growth.loading import load_model
 from growth.training.callbacks import OpenMasks
+from growth.training.masks import Masks, closed_of
 from growth.training.trainer import train
 
 TEXT = "".join(chr(97 + i * i % 23) + ("\n" if i % 31 == 30 else "") for i in range(6000))
@@ -122,6 +123,29 @@ def test_masks_open_in_a_plain_trainer(folder, tmp_path):
     torch.testing.assert_close(watch.given[0], logits(load_model(folder / "source")), rtol=1e-4, atol=1e-4)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all((x != before[name]).any() for name, x in model.named_parameters() if x.dim() > 1)
+
+
+def test_masks_go_with_a_teacher_with_layers_that_are_computed_again_and_with_16_bits(
+    folder, whole, tmp_path
+):
+    how = {"teacher": folder / "source", "gradient_checkpointing": True, "bf16": True, "masks": 5}
+    report = train(folder / "grown", folder / "text.txt", tmp_path / "out", **RUN, **how)
+    assert losses(report)[0] == pytest.approx(losses(whole)[0], rel=1e-2)
+    assert losses(report)[-1] < losses(report)[0] - 0.5
+
+
+@pytest.mark.parametrize("verb", [growth.grow, growth.transfer])
+def test_what_masks_still_hold_closed_is_no_source(folder, tmp_path, verb):
+    with pytest.raises(Refusal, match="trained since method msg made it, got one whose masks never opened"):
+        verb(folder / "grown", tmp_path / "out")
+
+
+def test_a_model_that_is_wrapped_is_refused(folder):
+    model = load_model(folder / "grown")
+    first = next(name for name, x in model.named_modules() if isinstance(x, torch.nn.Linear))
+    model.set_submodule(first, torch.nn.Sequential(model.get_submodule(first)))
+    with pytest.raises(Refusal, match="masks: expected the weights of a .*, got one without .*wrapped"):
+        Masks(model, closed_of(folder / "grown"))
 
 
 def test_what_does_not_fit_is_refused(folder, tmp_path):
