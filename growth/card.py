@@ -75,6 +75,10 @@ def told(record: dict) -> tuple[list[str], str, str]:
     outlook = "It computes the base model's logits, to rounding."
     if not record["lossless"]:
         outlook = "Its logits are not the base model's: train it on."
+    if record.get("closed"):
+        outlook += (
+            " `growth train` closes masks over what is new and begins as the base model; loaded, it is open."
+        )
     how = f"`growth check {record['source']} FOLDER` does"
     if record.get("format") == "fla":  # no type that the command line knows
         how = f'`growth.check("{record["source"]}", FOLDER)` does in Python, after `import fla`, on a GPU'

@@ -30,7 +30,7 @@ from growth.methods.upcycle import Upcycle
 from growth.optimizing.policies import refuse_odd_policy, told_new
 from growth.optimizing.shares import shares
 from growth.plan import Plan, Recipe, Source
-from growth.record import named, new_record
+from growth.record import named, new_record, refuse_closed
 from growth.report import Report
 from growth.sizes import FLAGS, Sizes, changed, recorded, resized, sizes_of
 from growth.writing import SHARD_BYTES, write_checkpoint
@@ -86,6 +86,7 @@ def grow(
         refuse_existing(dst)
     began = time.perf_counter()
     source = Source(Checkpoint(src))
+    refuse_closed(source.checkpoint)
     wanted = chosen_sizes(sizes, Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size))
     if method.learned:
         method = learnable(source, method)

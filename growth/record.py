@@ -100,5 +100,12 @@ def read_record(folder: Path) -> dict:
     return record
 
 
+def refuse_closed(source: "Checkpoint") -> None:
+    """Raises Refusal where masks of method msg are to open first, without which it is not its own source."""
+    if source.record().get("closed"):
+        got, remedy = "one whose masks never opened", "train it first: growth train opens them"
+        raise refuse(str(source.path), "a source that was trained since method msg made it", got, remedy)
+
+
 def _typed(found: dict, types: dict[str, type]) -> bool:
     return all(isinstance(found.get(key), kind) for key, kind in types.items())

@@ -20,7 +20,7 @@ from growth.architecture import Linear, Norm, Output, Tied
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal, refuse
 from growth.families import model_of
-from growth.families.table import Model
+from growth.families.table import Model, listed
 from growth.record import RECORD
 
 GIVEN = {"pooled": "pooler_output"}  # of wires that a model gives; all others as this
@@ -100,6 +100,9 @@ class Masks:
         if seen is None:
             got = model.config.model_type
             raise refuse("masks", "a model of the families that grow", got, "train without masks")
+        if missing := sorted(seen.table().keys() - seen.modules(names).keys()):
+            got, remedy = f"one without {listed(missing)}", "close them in the model before it is wrapped"
+            raise refuse("masks", f"the weights of a {model.config.model_type}", got, remedy)
         self.opened, self.called, self._hooks = 0.0, set(), []
         some = next(model.parameters())
         place = {"device": some.device, "dtype": torch.promote_types(some.dtype, torch.float32)}
@@ -125,6 +128,7 @@ class Masks:
             self.now[wire].copy_(x + (1 - x) * m)
 
     def remove(self) -> None:
+        self.open(1.0)  # for who compiled the hooks in
         for hook in self._hooks:
             hook.remove()
 

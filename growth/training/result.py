@@ -66,8 +66,8 @@ def write_companions(folder: Path, source: Path, work: Task, record: dict) -> No
         if file.exists():
             shutil.copyfile(file, folder / file.name)
     if record:
-        # How it came to be, without the promise of the source's logits: training breaks that. Masks are open. A
-        # recipe that was recorded did not make this.
+        # How it came to be, without the promise of the source's logits: training breaks that. Masks are open,
+        # and a recipe that was recorded did not make this.
         kept = {key: x for key, x in record.items() if key not in ("closed", "recipe")}
         (folder / RECORD).write_text(json.dumps(kept | {"lossless": False}, indent=1))
 

@@ -24,7 +24,7 @@ from growth.engine import made, one_thread
 from growth.errors import refuse, refuse_odd_seed
 from growth.folders import beside, refuse_existing, refuse_too_large
 from growth.plan import Source
-from growth.record import named, new_record
+from growth.record import named, new_record, refuse_closed
 from growth.report import Report
 from growth.training.data import Data
 from growth.transferring.align import Alignment
@@ -98,6 +98,7 @@ def transfer(
     asked |= {"align": align if isinstance(align, int) else None, "data_name": named(data)}
     began, count = time.perf_counter(), count_of(keep_attention)
     checkpoint = Checkpoint(src)
+    refuse_closed(checkpoint)
     said_by(checkpoint.config, str(src))
     source = Source(checkpoint)
     letters = chosen_pattern(
