@@ -1,4 +1,4 @@
-"""The command line: growth inspect | grow | transfer | train | check | demo."""
+"""The command line: growth inspect | grow | shrink | transfer | train | check | demo."""
 
 import json
 import signal
@@ -17,8 +17,8 @@ from growth.methods import METHODS
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Make a larger transformer out of a trained one (grow), or one that is cheap to run "
-    "(transfer), and train it on.",
+    help="Make a larger transformer out of a trained one (grow), a smaller one (shrink), or one that is "
+    "cheap to run (transfer), and train it on.",
 )
 out = Console()
 INTERRUPTED = 128 + signal.SIGINT
@@ -37,6 +37,8 @@ DryRun = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 TextField = Annotated[str, typer.Option(help="Of rows, the field that holds the text.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Dtype = Annotated[str | None, typer.Option(help="Of the result, such as bfloat16; default: the source's.")]
+ShardSize = Annotated[float, typer.Option(help="Largest file, in GB.")]
 
 
 @app.command()
@@ -65,10 +67,8 @@ def grow(
     allow_lossy: Annotated[
         bool, typer.Option("--allow-lossy", help="By lemon also where something is lost.")
     ] = False,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of the result, such as bfloat16; default: the source's.")
-    ] = None,
-    shard_size: Annotated[float, typer.Option(help="Largest file, in GB.")] = 2.0,
+    dtype: Dtype = None,
+    shard_size: ShardSize = 2.0,
     optimizer: Annotated[
         str | None,
         typer.Option(help="A Trainer's checkpoint of SRC: its Adam state grows too, and training goes on."),
@@ -107,6 +107,42 @@ def _bytes(gigabytes: float) -> int:
 
 grow.__signature__ = with_flags(grow)
 app.command()(grow)
+
+
+@app.command()
+def shrink(
+    src: Src,
+    dst: Dst = None,
+    hidden_size: Annotated[int | None, typer.Option(help="Width; default: the source's.")] = None,
+    num_layers: Annotated[int | None, typer.Option(help="Layers that stay; default: all.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Keep exactly these, such as 0,2,5.")] = None,
+    num_heads: Annotated[int | None, typer.Option(help="Heads; default: in proportion to the width.")] = None,
+    num_kv_heads: Annotated[
+        int | None, typer.Option(help="Heads of keys and values; default: in proportion to the heads.")
+    ] = None,
+    ffn_size: Annotated[
+        int | None, typer.Option(help="Neurons of a feed-forward block; default: in proportion to the width.")
+    ] = None,
+    score: Annotated[str, typer.Option(help="magnitude | activation | redundancy")] = "magnitude",
+    dtype: Dtype = None,
+    shard_size: ShardSize = 2.0,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Shrink a checkpoint to the layers and units that it needs most."""
+    report = growth.shrink(
+        src,
+        dst,
+        growth.Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size),
+        score=score,
+        layers=None if layers is None else _whole_numbers("layers", layers),
+        dtype=dtype,
+        shard_bytes=_bytes(shard_size),
+        seed=seed,
+        dry_run=dry_run,
+    )
+    _print(report, dry_run, as_json)
 
 
 @app.command()
@@ -206,6 +242,10 @@ def train(
     copied_rate: Annotated[
         float | None, typer.Option(help="Share of the rate at which what was copied trains, such as 0.3.")
     ] = None,
+    masks: Annotated[
+        int | None,
+        typer.Option(help="Steps in which method msg's masks open, 0: at once; default: a quarter."),
+    ] = None,
     scaled_rates: Annotated[
         bool, typer.Option("--scaled-rates", help="What growing made c times as large, at c times the rate.")
     ] = False,
@@ -218,6 +258,13 @@ def train(
     ] = None,
     teacher_weight: Annotated[float, typer.Option(help="The teacher's share of the loss.")] = 0.5,
     temperature: Annotated[float, typer.Option(help="Of both distributions.")] = 1.0,
+    drop_layers: Annotated[
+        float | None,
+        typer.Option(help="Skip layers at random, the deepest in this share of the steps."),
+    ] = None,
+    drop_tokens: Annotated[
+        float | None, typer.Option(help="Share of the tokens that middle layers leave out, such as 0.15.")
+    ] = None,
     validation: Annotated[str | None, typer.Option(help="Text to measure on; default: held out.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between measurements.")] = None,
     save_every: Annotated[
@@ -240,6 +287,10 @@ def train(
     seed: Seed = 0,
 ) -> None:
     """Train a checkpoint on text; the folder it writes is a checkpoint again."""
+    from growth.training.callbacks import LayerDropping, TokenDropping
+
+    dropping = ((LayerDropping, drop_layers), (TokenDropping, drop_tokens))
+
     report = growth.train(
         model,
         data,
@@ -262,6 +313,7 @@ def train(
         patience=patience,
         patience_counts=patience_counts,
         copied_rate=copied_rate,
+        masks=masks,
         scaled_rates=scaled_rates,
         warm_new=warm_new,
         keep_optimizer=keep_optimizer,
@@ -275,6 +327,7 @@ def train(
         fp16=fp16,
         gradient_checkpointing=gradient_checkpointing,
         report_to=report_to or (),
+        callbacks=[made(share) for made, share in dropping if share is not None],
         fsdp=fsdp,
         resume=resume,
         seed=seed,
@@ -319,12 +372,14 @@ def demo(
 def _layers(text: str) -> str | list[int]:
     if text.startswith("auto"):
         return text
+    return _whole_numbers("keep-attention", text)
+
+
+def _whole_numbers(flag: str, text: str) -> list[int]:
     try:
         return [int(layer) for layer in text.split(",") if layer.strip()]
     except ValueError as error:
-        raise refuse(
-            "keep-attention", "layer numbers such as 1,11", repr(text), "separate them by commas"
-        ) from error
+        raise refuse(flag, "layer numbers such as 1,11", repr(text), "separate them by commas") from error
 
 
 def _numbers(text: str) -> str | list[float]:

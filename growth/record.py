@@ -49,7 +49,7 @@ def read_record(folder: Path) -> dict:
         return {}
     record = read_object(path, *TYPES)
     fits = (
-        record["verb"] in ("grow", "transfer")
+        record["verb"] in ("grow", "shrink", "transfer")
         and _typed(record, TYPES)
         and isinstance(record.get("lost", []), list)
         and all(isinstance(x, str) for x in record.get("lost", []))

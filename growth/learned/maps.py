@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from growth import apply
 from growth.architecture import Architecture, Weight
+from growth.engine import part_copies
 from growth.errors import refuse
 from growth.learned.operator import Operator, exactly, key
 from growth.maps import Copies, Maps, Row
@@ -39,7 +40,7 @@ class Added(nn.Module):
 
     written, taken [T - S, S], in float32; taken is None where nothing reads the wire, and written learns
     nothing where no weight writes it. place [T]: where the rows of [old; new] go, None where the new ones
-    come last.
+    come last. parting: the copies that it started as, whose noise is added to what layers read it by.
     """
 
     noise = 0.0
@@ -51,9 +52,10 @@ class Added(nn.Module):
         scale: float = 1.0,
         place: Tensor | None = None,
         is_written: bool = True,
+        parting: Copies | None = None,
     ):
         super().__init__()
-        self.scale = scale
+        self.scale, self.parting = scale, parting
         if is_written:
             self.written = nn.Parameter(written.float())
         else:
@@ -127,11 +129,12 @@ class LearnedMaps(Operator):
 
     The maps are taken over as they are: a second one takes them from the first.
 
-    learn: patterns, as for `chosen`; where maps are tied, one name is enough.
+    learn: patterns, as for `chosen`; where maps are tied, one name is enough. seed: of what parts copies.
     """
 
-    def __init__(self, maps: Maps, source: Source, learn: Collection[str] = ("*",)):
+    def __init__(self, maps: Maps, source: Source, learn: Collection[str] = ("*",), seed: int = 0):
         super().__init__(source)
+        self.std, self.seed = source.model.architecture.init_std, seed
         old = source.model.architecture
         self.start = maps
         self.wires = nn.ModuleDict({key(name): x for name, x in maps.wires.items() if isinstance(x, Added)})
@@ -154,11 +157,27 @@ class LearnedMaps(Operator):
         of = self.start.wires.get(weight.wires[-1])
         if of is None:
             return None
-        made = dense(of, self.small(weight).shape[-1])
-        return made.read_matrix if weight.reads else made.write_matrix
+        small = self.small(weight)
+        made = dense(of, small.shape[-1])
+        return (made.read_matrix if weight.reads else made.write_matrix).to(small)
 
     def wide(self, weights: Sequence[Weight], layer: int | None) -> list[Tensor]:
-        return [self._one(weight, layer) for weight in weights]
+        return [self._parted(self._one(weight, layer), weight, layer) for weight in weights]
+
+    def _parted(self, x: Tensor, weight: Weight, layer: int | None) -> Tensor:
+        """With the noise that readers in layers cannot see; numbers from the CPU, alike on every device."""
+        of = self.start.of(weight.wires[-1], layer) if weight.reads and layer is not None else None
+        if not isinstance(of, Added) or of.parting is None:
+            return x
+        where = weight.name, layer, x.device
+        noise = self.drawn.get(where)
+        if noise is None:
+            noise = torch.zeros(x.shape)
+            part_copies(noise, of.parting, weight, layer, self.std, self.seed)
+            noise = noise.to(x.device)
+            if self.keeps:
+                self.drawn[where] = noise
+        return x + noise.to(x.dtype)
 
     def _one(self, weight: Weight, layer: int | None) -> Tensor:
         maps = [self.start.of(wire, layer) for wire in weight.wires]

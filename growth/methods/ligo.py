@@ -97,4 +97,4 @@ class Ligo(Learning):
         """What learns."""
         from growth.learned.maps import LearnedMaps
 
-        return LearnedMaps(maps, source, self.learn)
+        return LearnedMaps(maps, source, self.learn, seed)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from growth.learned.operator import Operator
     from growth.plan import Source
 
+NOISE = 1.0  # what parts copies, in units of the weights that read them, as LEMON's does
+
 
 @dataclass(frozen=True)
 class Mango(Learning):
@@ -66,7 +68,7 @@ class Mango(Learning):
                     )
         maps = Net2Net(noise=0.0, order=self.order).maps(old, new)
         every = {
-            name: copies(round_robin(wire.units, new.wires[name].units), wire)
+            name: copies(round_robin(wire.units, new.wires[name].units), wire, noise=NOISE)
             for name, wire in old.growing.items()
         }
         return replace(maps, wires=per_layer(new, every), mixed=frozenset(maps.depth))
@@ -77,4 +79,4 @@ class Mango(Learning):
         """What learns."""
         from growth.learned.ring import Ring
 
-        return Ring(source, old, new, rank=self.rank, seed=seed)
+        return Ring(source, old, new, maps, rank=self.rank, seed=seed)

@@ -1,12 +1,14 @@
 """The verb `train`: a checkpoint and text, or images, in, a trained one out, by `transformers.Trainer`."""
 
+import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from growth.checkpoint import Checkpoint
 from growth.errors import reason, refuse
@@ -16,6 +18,7 @@ from growth.optimizing.shares import recorded_shares
 from growth.training.corpus import kept_beside
 from growth.training.data import Data
 from growth.training.freeze import Counts, transferred
+from growth.training.masks import OpenMasks, closed_of, mask_steps, refuse_shared
 from growth.training.moments import check_grown, moments_of
 from growth.training.options import refuse_odd_options, refuse_unknown_reporters
 from growth.training.processes import together
@@ -55,6 +58,7 @@ def train(
     patience_counts: Counts = "total",
     copied_rate: float | None = None,
     rates: Mapping[str, float] | None = None,
+    masks: int | None = None,
     scaled_rates: bool = False,
     warm_new: int = 0,
     keep_optimizer: bool = False,
@@ -69,6 +73,7 @@ def train(
     gradient_checkpointing: bool = False,
     fsdp: bool = False,
     report_to: Sequence[str] = (),
+    callbacks: Sequence[TrainerCallback] = (),
     seed: int = 0,
     resume: bool = False,
 ) -> TrainReport:
@@ -93,6 +98,8 @@ def train(
                        (training.freeze)
     copied_rate        the share of the rate for what growth.json says was copied; rates: shares by
                        patterns of names, which come first (training.rates)
+    masks              steps in which the masks of method msg open, 0 for at once; default: a quarter of the
+                       steps where growth.json has what is new, else there are none (training.masks)
     scaled_rates       what growing made c times as large learns at c times the rate (optimizing.shares)
     warm_new           steps in which the rate of new units rises, after growing (training.warming)
     keep_optimizer     `out` gets the optimizer's state of the last step, as the Trainer saves it, which
@@ -106,6 +113,8 @@ def train(
                        `accelerate launch --use_fsdp`
     report_to          who is told losses and rates, as the Trainer names them: "tensorboard", whose files are
                        in `out`/runs, "wandb", ...
+    callbacks          of the Trainer, such as those of training.callbacks; what these leave out of a step is
+                       not among the FLOPs. A resumed run is given them anew, with the same settings
     resume             go on from the newest whole checkpoint of an interrupted run, in `out`.unfinished, of
                        the same settings, data and model; where there is none, begin with the optimizer's
                        state beside `model`, at step 0 of a new schedule
@@ -121,6 +130,7 @@ def train(
     refuse_existing(out)
     out = Path(out)
     checkpoint = Checkpoint(model)
+    closed = closed_of(checkpoint.record())
     eval_every = math.ceil(steps / 8) if eval_every is None else eval_every
     moments = moments_of(Path(str(out) + SUFFIX), checkpoint, resume)
     asked = {
@@ -141,6 +151,7 @@ def train(
         "patience_counts": patience_counts,
         "copied_rate": copied_rate,
         "rates": dict(rates or {}),
+        "masks": mask_steps(closed, masks, steps),
         "scaled_rates": scaled_rates,
         "warm_new": warm_new,
         "keep_optimizer": keep_optimizer,
@@ -152,6 +163,7 @@ def train(
         "bf16": bf16,
         "fp16": fp16,
         "gradient_checkpointing": gradient_checkpointing,
+        "callbacks": [_settings(callback) for callback in callbacks],
         "seed": seed,
     }
     refuse_odd_options(asked)
@@ -165,6 +177,9 @@ def train(
     slow = [] if copied_rate is None else copied(checkpoint.path)
     scaled = recorded_shares(checkpoint.path) if scaled_rates else {}
     args = _arguments(str(out) + SUFFIX, asked, fsdp, report_to)
+    masking = OpenMasks({"closed": closed}, asked["masks"]) if asked["masks"] else None
+    if masking and args.fsdp:
+        raise refuse_shared()
     check_grown(checkpoint, asked, moments, resume, args)
     asked["keep_optimizer"] |= schedule == "constant" and not args.fsdp
     with kept_beside(out, Path(args.output_dir)) as cache:
@@ -197,8 +212,14 @@ def train(
             RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
         ):
             shares = dict(rates or {}) | dict.fromkeys(slow, copied_rate)
-            session = Session(out, checkpoint, work, args, settings, rate, frozen, shares, scaled, master)
-            return session.trained(last, progress)
+            how = rate, frozen, shares, scaled, master, callbacks, masking
+            return Session(out, checkpoint, work, args, settings, *how).trained(last, progress)
+
+
+def _settings(callback: TrainerCallback) -> dict:
+    """A callback's name and what it was made with, as far as it tells."""
+    args = callback.state()["args"] if isinstance(callback, ExportableState) else {}
+    return {"name": type(callback).__name__, "args": json.loads(json.dumps(args))}  # as the file will have it
 
 
 def _told(names: list[str]) -> str:
@@ -232,7 +253,7 @@ def _arguments(folder: str, asked: dict, fsdp: bool, report_to: Sequence[str]) -
                 save_strategy="steps" if asked["save_every"] else "no",
                 save_steps=asked["save_every"] or asked["steps"],
                 save_total_limit=KEPT,
-                ddp_find_unused_parameters=asked["freeze"] is not None,
+                ddp_find_unused_parameters=asked["freeze"] is not None or bool(asked["callbacks"]),
                 logging_steps=asked["window"],
                 logging_nan_inf_filter=False,  # StopOnNaN looks first
                 disable_tqdm=True,

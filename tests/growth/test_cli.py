@@ -7,21 +7,12 @@ import sys
 import pytest
 import torch
 from checkpoints import ALL, FAMILIES, bert, gpt2, neox, saved
+from command import run
 from transformers import OPTConfig, OPTForCausalLM
 
 import growth
-from growth.__main__ import main
 from growth.errors import Refusal
 from growth.methods import METHODS
-
-
-def run(monkeypatch, capsys, *words):
-    """(exit code, standard output, standard error) of `growth WORDS`."""
-    monkeypatch.setattr(sys, "argv", ["growth", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return stop.value.code or 0, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +128,7 @@ REFUSALS = {
             "--freeze",
             "transferred",
         ),
-        "expected a checkpoint that growth transfer wrote",
+        "expected a checkpoint whose growth.json asks for it, as growth transfer and llama-pro write it",
     ),
     "nothing left to train": (
         (
