@@ -124,7 +124,7 @@ class Carried:
     def _sources(self, recipe: Carry) -> list[str]:
         """The tensors of the source, by their names in the table, that one of the target is made of."""
         return [
-            self.source.place[weight.name, j][0]
+            self.source.place[self.maps.source(weight.name), j][0]
             for weight in recipe.entry.weights
             for j in recipe.layers(weight)
         ]
