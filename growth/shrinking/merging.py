@@ -8,7 +8,9 @@ is folded without a loss, whatever l is. Where the op has a bias, C is the covar
 does not explain goes into the bias: b' = b + W_r (m_r - M m_k).
 
     norm     g' = g sqrt(v_k / v), v the mean square (of a LayerNorm the variance) of all channels, v_k of
-             those that stay, on data; eps' = eps v_k / v where all norms that share it shrink alike
+             those that stay, on data; eps' = eps e, with e the mean of v_k / v over norms of the stream.
+             Norms that share it and read what is theirs alone, such as those of queries and keys, are given
+             sqrt(e v / v_k) times what they were
     tied     the table's columns stay what they are, so the last norm's gain and bias are multiplied by a,
              which minimises E |T f - T_k (a f_k)|^2:  ((T_k^T T_k) o C_kk) a = ((T_k^T T) o C_k) 1
     groups   keys and values of groups that become one: their mean (Ainslie et al. 2023), with data or without
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from growth.apply import exact
 from growth.architecture import Linear, Norm, Tied
+from growth.methods.lemon import scalable, written_for
 from growth.plan import Source
 from growth.shrinking.bonds import Bonds, Site
 from growth.shrinking.calibration import Calibration
@@ -39,15 +42,11 @@ class Merged(Source):
         self.__dict__ |= source.__dict__
         self.source, self.bonds, self.kept, self.found = source, bonds, kept, found
         self.folds: dict[tuple[str, int | None], list[Fold]] = {}
-        self.eps: dict[str, float] = {}
+        self.eps = self._eps() if found else {}
         self._mix = lru_cache(maxsize=1)(self._solved)  # queries, keys and values read one place
-        for key, fold in (
-            *(self._merged() if found else ()),
-            *self._pooled(),
-        ):  # means at last, of biases too
+        on_data = (*self._merged(), *self._shifts()) if found else ()
+        for key, fold in (*on_data, *self._pooled()):  # means at last, of what biases became too
             self.folds.setdefault(key, []).append(fold)
-        if found:
-            self.eps = self._eps()
 
     def raw(self, weight: str, layer: int | None) -> Tensor:
         x = super().raw(weight, layer)
@@ -154,14 +153,34 @@ class Merged(Source):
         return ratio if 0 < ratio < math.inf else None
 
     def _eps(self) -> dict[str, float]:
-        """Of each field that norms of shrinking wires alone share, the mean of their ratios."""
-        found: dict[str, list[float]] = {}
+        """Of each field, e, where all norms that stand for themselves and share it shrink."""
+        model = self.bonds.model
+        steady = [norm for norm in model.norms if not scalable(model, norm.reads)]
+        found: dict[str, dict[str, list[float]]] = {}
         for site in self._sites():
-            if isinstance(site.op, Norm) and (ratio := self._ratio(site)) is not None:
-                found.setdefault(site.op.eps, []).append(ratio)
-        shrinking = {op.op.name for op in self._sites() if isinstance(op.op, Norm)}
-        others = {norm.eps for norm in self.bonds.model.norms if norm.name not in shrinking}
-        return {name: sum(x) / len(x) for name, x in found.items() if name not in others}
+            if site.op in steady and (ratio := self._ratio(site)) is not None:
+                found.setdefault(site.op.eps, {}).setdefault(site.op.name, []).append(ratio)
+        means = {
+            field: sum(map(sum, ratios.values())) / sum(map(len, ratios.values()))
+            for field, ratios in found.items()
+            if ratios.keys() >= {norm.name for norm in steady if norm.eps == field}
+        }
+        return {field: mean for field, mean in means.items() if not math.isclose(mean, 1.0, rel_tol=1e-6)}
+
+    def _shifts(self) -> Iterator[tuple[tuple[str, int | None], Fold]]:
+        """Of what writes for the other norms that share an eps."""
+        model, sites = self.bonds.model, {(site.op.name, site.layer): site for site in self._sites()}
+        for layer, ops in self.bonds.ops():
+            for norm in ops if layer is not None else ():
+                if not (isinstance(norm, Norm) and norm.eps in self.eps and scalable(model, norm.reads)):
+                    continue
+                site = sites.get((norm.name, layer)) if norm.per == "wire" else None
+                shift = math.sqrt(self.eps[norm.eps] / ((site and self._ratio(site)) or 1.0))
+                wires = written_for(model, norm.reads)
+                for op in ops:
+                    if isinstance(op, Linear) and op.writes in wires:
+                        for weight in op.weights():
+                            yield (weight.name, layer), partial(torch.mul, other=shift)
 
 
 def regression(within: Tensor, across: Tensor) -> Tensor:
