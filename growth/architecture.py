@@ -164,6 +164,25 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Of the experts that write the same wire a token's `top_k` count, each times its weight.
+
+    weight = softmax(logits), over all experts; normalised: divided by the sum of those that count. neurons:
+    the wires of the experts' neurons, in the order of the logits; the matrices of expert E are NAME.E.gate,
+    up and down. Linear in what the experts give.
+    """
+
+    name: str
+    logits: str
+    neurons: tuple[str, ...]
+    top_k: int
+    normalised: bool
+
+    def weights(self) -> Iterator[Weight]:
+        yield from ()
+
+
+@dataclass(frozen=True)
 class Output:
     """The model gives this wire to its user."""
 
@@ -173,7 +192,7 @@ class Output:
         yield from ()
 
 
-Op = Linear | Tied | Table | Vector | Norm | Pointwise | Attention | Output
+Op = Linear | Tied | Table | Vector | Norm | Pointwise | Attention | Experts | Output
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from growth.architecture import Architecture, Weight
 from growth.checkpoint import by_rows
 from growth.families.stored import Entry
 from growth.families.table import Model
-from growth.maps import Maps
+from growth.maps import Drawn, Maps
 from growth.plan import Plan, Recipe, Row, Source, dropped
 
 BLOCK = 2**18  # entries that are made at a time: 1 MB in float32, which stays in a core's cache
@@ -55,30 +55,43 @@ class Expand:
         if self.entry.by_rows and math.prod(shape) > BLOCK:
             for weight in self.entry.weights:
                 x = self.mixed(source, weight)
+                apart = self.apart(x, weight)
                 for rows in by_rows(self.new.shape(weight), BLOCK):
-                    yield self.entry.to_disk([self.expanded(x, weight, rows)])
+                    yield self.entry.to_disk([self.expanded(x, weight, rows, apart)])
         else:
             weights = (self.expanded(self.mixed(source, weight), weight) for weight in self.entry.weights)
             yield self.entry.to_disk(weights)
 
     def mixed(self, source: Source, weight: Weight) -> Tensor:
         """sum_j depth[i, j] old[j]."""
+        made_of = self.maps.source(weight.name)
         if self.layer is None:
-            x = source.raw(weight.name, None)
+            x = source.raw(made_of, None)
         else:
             row = self.maps.depth[weight.name][self.layer]
             if [w for _, w in row] == [1.0]:
-                x = source.raw(weight.name, row[0][0])
+                x = source.raw(made_of, row[0][0])
             else:
-                any_layer = next(j for name, j in source.place if name == weight.name)
-                zero = torch.zeros_like(source.read(weight.name, any_layer))
-                x = sum((w * source.read(weight.name, j) for j, w in row), zero)
+                any_layer = next(j for name, j in source.place if name == made_of)
+                zero = torch.zeros_like(source.read(made_of, any_layer))
+                x = sum((w * source.read(made_of, j) for j, w in row), zero)
             if constants := self.maps.constants.get(weight.name):
                 x = apply.exact(x) + constants[self.layer]
         return x
 
-    def expanded(self, x: Tensor, weight: Weight, rows: slice | None = None) -> Tensor:
-        """The wide weight, or some of its rows, times what the model no longer multiplies it with."""
+    def apart(self, x: Tensor, weight: Weight) -> float:
+        """The deviation of the noise that parts this weight from others that are made of the same, `x`."""
+        share = self.maps.parted.get(weight.name, 0.0)
+        return share * apply.exact(x).std(correction=0).item() if share else 0.0
+
+    def expanded(
+        self, x: Tensor, weight: Weight, rows: slice | None = None, apart: float | None = None
+    ) -> Tensor:
+        """The wide weight, or some of its rows, times what the model no longer multiplies it with.
+
+        apart: what `apart` gives, where it is known.
+        """
+        apart = self.apart(x, weight) if apart is None else apart
         reads = len(weight.wires) - 1 if weight.reads else None
         for axis, wire in enumerate(weight.wires):
             of = self.maps.of(wire, self.layer)
@@ -90,15 +103,20 @@ class Expand:
                 x = apply.write(of, x, axis, part)
             elif part:
                 x = x[part]
-        x, factor = apply.exact(x), self.old.scale(weight.name) / weight.scale
+        x, factor = apply.exact(x), self.old.scale(self.maps.source(weight.name)) / weight.scale
         x = x if factor == 1.0 else x * factor
         of = self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
         if of is not None and of.noise:
-            name = weight.name if self.layer is None else weight.name.format(self.layer)
-            name = f"{name}[{rows.start}]" if rows and rows.start else name
-            generator = torch.Generator().manual_seed(named_seed(self.seed, name))
-            apply.add_noise(of, x, self.old.init_std * of.noise, generator)
+            apply.add_noise(of, x, self.old.init_std * of.noise, self._generator(weight, rows))
+        if apart:
+            x = x + apart * torch.randn(x.shape, dtype=x.dtype, generator=self._generator(weight, rows))
         return x
+
+    def _generator(self, weight: Weight, rows: slice | None) -> torch.Generator:
+        """Random numbers of this weight's name, and of the block of its rows."""
+        name = weight.name if self.layer is None else weight.name.format(self.layer)
+        name = f"{name}[{rows.start}]" if rows and rows.start else name
+        return torch.Generator().manual_seed(named_seed(self.seed, name))
 
     def layers(self, weight: Weight) -> list[int | None]:
         """The old layers that take part."""
@@ -117,7 +135,39 @@ class Expand:
             one = [w for _, w in self.maps.depth[weight.name][self.layer]] == [1.0]
             if not one or weight.name in self.maps.mixed or weight.name in self.maps.constants:
                 return False
-        return weight.scale == self.old.scale(weight.name)
+        return weight.name not in self.maps.parted and weight.scale == self.old.scale(
+            self.maps.source(weight.name)
+        )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a Drawn says: a weight of normal numbers, made of none."""
+
+    shape: tuple[int, ...]
+    of: Drawn
+    name: str
+    seed: int
+
+    def __call__(self, source: Source) -> Iterator[Tensor]:
+        if not self.of.std:
+            yield torch.zeros(self.shape)
+            return
+        rows, *rest = self.shape
+        generator = torch.Generator().manual_seed(named_seed(self.seed, self.name))
+        x = torch.randn(rows // self.of.each, *rest, generator=generator) * self.of.std
+        yield x.repeat_interleave(self.of.each, 0)
+
+
+def drawn_row(source: Source, name: str, shape: tuple[int, ...], of: Drawn, seed: int) -> Row:
+    """A tensor that nothing of the source becomes."""
+    dtype, note = source.dtype(source.on_disk.values()), f"normal numbers of deviation {of.std}"
+    if not of.std:
+        note = "zero: it changes nothing at first"
+    elif of.each > 1:
+        note += f", each row {of.each} times"
+    recipe, block = Draw(shape, of, name, seed), math.prod(shape)
+    return Row(name, shape, dtype, "initialised", (), note, recipe=recipe, block=block)
 
 
 def plan_growth(
@@ -126,8 +176,11 @@ def plan_growth(
     """Where every grown tensor comes from, and what makes it: `learned` gives the recipes of what learns."""
     old, new, rows = source.model.architecture, target.architecture, []
     for name, (entry, layer) in target.table().items():
-        expand = Expand(entry, layer, maps, old, new, seed)
-        used = [source.where(weight.name, j) for weight in entry.weights for j in expand.layers(weight)]
+        if drawn := maps.drawn.get(entry.weights[0].name):
+            rows.append(drawn_row(source, name, entry.shape(new), drawn, seed))
+            continue
+        expand, made_of = Expand(entry, layer, maps, old, new, seed), maps.source
+        used = [source.where(made_of(w.name), j) for w in entry.weights for j in expand.layers(w)]
         sources, note, recipe = tuple(dict.fromkeys(used)), "", expand
         copied = len(sources) == 1 and all(map(expand.stays, entry.weights))
         if copied:
@@ -141,7 +194,7 @@ def plan_growth(
             Row(
                 name,
                 entry.shape(new),
-                source.dtype(sources or source.tensors(entry.weights)),
+                source.dtype(sources or source.tensors(entry.weights) or source.on_disk.values()),
                 "copied" if copied else "expanded",
                 sources,
                 note,

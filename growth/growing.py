@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,18 @@ from growth.checkpoint import Checkpoint, chosen_dtype
 from growth.companions import sentence_modules
 from growth.engine import made, one_thread, plan_growth
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
+from growth.families.sparse import sparse
 from growth.families.table import Model, in_modules
 from growth.folders import refuse_existing, refuse_too_large
 from growth.lossless import lost
 from growth.maps import Maps
 from growth.methods import Method, method_of
 from growth.methods.learning import RATE, Learning
+from growth.methods.upcycle import Upcycle
 from growth.plan import Plan, Recipe, Source
 from growth.record import new_record
 from growth.report import Report
-from growth.sizes import Sizes, changed, recorded, resized, sizes_of
+from growth.sizes import FLAGS, Sizes, changed, recorded, resized, sizes_of
 from growth.writing import SHARD_BYTES, write_checkpoint
 
 
@@ -53,7 +55,7 @@ def grow(
     sizes       what the target is to have, or in short form hidden_size, num_layers, num_heads, num_kv_heads
                 and ffn_size: see growth.Sizes
     method      one of growth.methods, such as Lemon() or Ligo(data="text"), or the name of one as it is by
-                default: stack | interpolate | net2net | lemon | ligo | mango
+                default: stack | interpolate | net2net | lemon | ligo | mango | upcycle
     allow_lossy grow by a lossless method also where something is lost; the report says what
     dtype       of the target's tensors; default: as the source's
     shard_bytes the largest file
@@ -78,8 +80,12 @@ def grow(
     if method.learned:
         method = learnable(source, method)
     wanted = replace(wanted, layers=method.depth(wanted.layers))
-    config = resized(source.model, wanted, method.layers)
-    target = source.family.model(config, source.model.parts)
+    if isinstance(method, Upcycle):
+        refuse_sizes(wanted)
+        target, method = upcycled(source.model, method)
+    else:
+        target = source.family.model(resized(source.model, wanted, method.layers), source.model.parts)
+    config = target.config
     refuse_other_companions(source, target)
     if not dry_run:  # before the maps, which memory may not hold either
         itemsize = max(source.checkpoint.dtype(name).itemsize for name in source.on_disk.values())
@@ -116,6 +122,7 @@ def grow(
         plan,
         tuple(growth.lost),
         changed(source.model, target),
+        lines=method.lines(*models(source, target)) if isinstance(method, Upcycle) else (),
     )
 
 
@@ -200,6 +207,21 @@ def learnable(source: Source, method: Learning) -> Learning:
     if method.learning_rate is not None:
         return method
     return replace(method, learning_rate=RATE / source.model.architecture.wires["residual"].size)
+
+
+def upcycled(model: Model, method: Upcycle) -> tuple[Model, Upcycle]:
+    """The mixture of experts that a model becomes, and the method with all that was not said."""
+    convert = sparse(model, method.format)  # before experts are counted: a family may have no place for any
+    known = method.told(model.architecture)
+    return convert(known.experts, known.top_k, known.granularity, known.every), known
+
+
+def refuse_sizes(wanted: Sizes) -> None:
+    """Raises Refusal where a size is asked for of a method that leaves sizes as they are."""
+    for name, size in asdict(wanted).items():
+        if size is not None:
+            remedy = "leave it out, and grow the result"
+            raise refuse(FLAGS[name], "none, for upcycle leaves sizes as they are", size, remedy)
 
 
 def refuse_other_companions(source: Source, target: Model) -> None:

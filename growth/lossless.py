@@ -17,6 +17,7 @@ from growth import apply
 from growth.architecture import (
     Architecture,
     Attention,
+    Experts,
     Linear,
     Norm,
     Op,
@@ -29,6 +30,7 @@ from growth.architecture import (
     Wire,
 )
 from growth.maps import Copies, Maps
+from growth.mixtures import mixed
 
 close = partial(torch.allclose, rtol=1e-9, atol=1e-9)
 
@@ -44,7 +46,9 @@ def lost(old: Architecture, new: Architecture, maps: Maps) -> list[str]:
         kinds = new.stacks[prefix].kinds
         alike = {(kind, maps.at(layer)): layer for layer, kind in enumerate(kinds)}  # judged once
         for (kind, _), layer in alike.items():
-            judged += [_rule(_Wires(old, new, maps, layer), op) for op in stack.blocks[kind]]
+            judged += [_rule(_Wires(old, new, maps, layer), op) for op in stack.blocks.get(kind, ())]
+            ops = stack.blocks.get(kind) or stack.blocks[stack.kinds[layer]]
+            judged += mixed(old, new.stacks[prefix], maps, ops, layer)
         judged.append(_depth(old, maps, prefix, stack))
     # As --learn has names, and as growth inspect prints them.
     return list(dict.fromkeys(why.replace("{}", "*") for why in judged if why))
@@ -291,4 +295,4 @@ RULES: dict[type, Callable[[Any, _Wires], str | None]] = {
 
 
 def _rule(of: _Wires, op: Op) -> str | None:
-    return None if isinstance(op, Table | Vector) else RULES[type(op)](op, of)
+    return None if isinstance(op, Table | Vector | Experts) else RULES[type(op)](op, of)

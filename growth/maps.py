@@ -86,6 +86,15 @@ def may_keep(heads: tuple[int, int], groups: tuple[int, int]) -> bool:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A weight that nothing of the source becomes: normal numbers of this deviation, of which each row stands
+    there `each` times in a row; zeros for 0."""
+
+    std: float
+    each: int = 1
+
+
+@dataclass(frozen=True)
 class Maps:
     """What a method returns: a map per wire that grows, and per layered weight what each layer is a mix of.
 
@@ -95,6 +104,10 @@ class Maps:
     constants of some weights, what is added to each layer's mix
     eps       of some fields of norms' eps, what they are multiplied by
     mixed     the weights whose depth will be learned: every old layer takes part
+    made_of   of some weights of the target, the source's weight that they are made of; of others that of
+              their name
+    drawn     the weights of the target that are made of none
+    parted    of some weights, the deviation of the noise that is added to them, in units of their own
     """
 
     wires: Mapping[str, Any]
@@ -102,6 +115,13 @@ class Maps:
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     eps: Mapping[str, float] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()
+    made_of: Mapping[str, str] = field(default_factory=dict)
+    drawn: Mapping[str, Drawn] = field(default_factory=dict)
+    parted: Mapping[str, float] = field(default_factory=dict)
+
+    def source(self, weight: str) -> str:
+        """The name of the source's weight that a weight of the target is made of."""
+        return self.made_of.get(weight, weight)
 
     def at(self, layer: int) -> frozenset[tuple[str, int]]:
         """What tells layers with other maps apart: which object is the map of each wire there."""

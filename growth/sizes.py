@@ -200,15 +200,19 @@ def _deepen(model: Model, target: PreTrainedConfig, wanted: int | None, order: O
         )
     if wanted in (None, L):
         return
+    config = copy.deepcopy(model.config)
+    for name, value in family.spelled(config).items():
+        setattr(config, name, value)
+        setattr(target, name, value)
     for name in names:
         setattr(target, name, wanted)
     for name in family.lists:
-        entries = getattr(model.config, name)
+        entries = getattr(config, name)
         if entries is not None:
             moved = [entries[j] for j in order(L, wanted)]
             setattr(target, name, "".join(moved) if isinstance(entries, str) else moved)
     for name in family.layer_numbers:
-        if (listed := getattr(model.config, name)) is not None:
+        if (listed := getattr(config, name)) is not None:
             setattr(target, name, [i for i, j in enumerate(order(L, wanted)) if j in listed])
 
 

@@ -29,7 +29,8 @@ KNOWN = {
     "growth.maps": ("growth.architecture",),
     "growth.depth": ("growth.maps",),
     "growth.apply": ("growth.maps",),
-    "growth.lossless": ("growth.architecture", "growth.maps", "growth.apply"),
+    "growth.mixtures": ("growth.architecture", "growth.maps"),
+    "growth.lossless": ("growth.architecture", "growth.maps", "growth.apply", "growth.mixtures"),
     "growth.families": ("growth.architecture", "growth.maps", "growth.errors", "lcikernels.layers"),
     "growth.methods": (  # training, learned, plan: for annotations, and where learning runs
         "growth.architecture",

@@ -10,6 +10,7 @@ from growth.methods.ligo import Ligo
 from growth.methods.mango import Mango
 from growth.methods.net2net import Net2Net
 from growth.methods.stacking import Interpolate, StackBert
+from growth.methods.upcycle import Upcycle
 
 
 class Method(Protocol):
@@ -31,7 +32,7 @@ class Method(Protocol):
 
 
 METHODS: dict[str, type] = {
-    method.name: method for method in (StackBert, Interpolate, Net2Net, Lemon, Ligo, Mango)
+    method.name: method for method in (StackBert, Interpolate, Net2Net, Lemon, Ligo, Mango, Upcycle)
 }
 
 

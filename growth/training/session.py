@@ -3,7 +3,9 @@
 import copy
 import itertools
 import math
+import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,8 +55,11 @@ class Session:
         """Trains, on from the checkpoint `last` if there is one; what is written lies in the run's folder."""
         network = load_model(self.checkpoint.path)
         names = in_memory(network, self.checkpoint)
-        frozen = [names.get(name, name) for name in self.frozen]
-        shares = {names.get(name, name): share for name, share in self.shares.items()}
+        frozen = whole("freeze", self.frozen, names)
+        shares = {}
+        for share in dict.fromkeys(self.shares.values()):
+            named = [name for name, x in self.shares.items() if x == share]
+            shares |= dict.fromkeys(whole("copied-rate", named, names), share)
         return replace(self, frozen=frozen, shares=shares)._trained(network, last, progress)
 
     def _trained(self, network: PreTrainedModel, last: str | None, progress: RunProgress) -> TrainReport:
@@ -141,10 +146,33 @@ class Session:
 
 
 def in_memory(network: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
-    """The names of tensors on disk, as growth.json has them -> those of the parameters that they become."""
+    """The names of tensors on disk, as growth.json has them -> those of the parameters that they become, or
+    become a part of, as experts' matrices do."""
     seen = model_of(checkpoint.config, checkpoint.names)
+    if seen is None:
+        return {}
     names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
-    return {on_disk: name for name in names if seen and (on_disk := seen.named(name))}
+    found = {on_disk: name for name in names if (on_disk := seen.named(name))}
+    for pattern, joined in seen.family.fused.items():
+        parts = [name for name in seen.table() if re.fullmatch(pattern, name)]
+        for name in parts:
+            found[name] = re.sub(pattern, joined, name)
+            found.pop(found[name], None)  # no tensor on disk has that name
+    return found
+
+
+def whole(what: str, names: Sequence[str], memory: Mapping[str, str]) -> list[str]:
+    """The parameters that tensors of these names become; names of others stay.
+
+    Raises Refusal where only some of the tensors that are joined in a parameter are named.
+    """
+    wanted, parts = set(names), Counter(memory.values())
+    for joined, count in parts.items():
+        named = sum(memory[name] == joined for name in wanted & memory.keys()) if count > 1 else 0
+        if 0 < named < count:
+            expected = f"all or none of the {count} tensors that {joined} is made of in memory"
+            raise refuse(what, expected, named, "leave it out, or name parameters in a Trainer of your own")
+    return list(dict.fromkeys(memory.get(name, name) for name in names))
 
 
 def _checkpointing(network: PreTrainedModel, args: TrainingArguments) -> None:
