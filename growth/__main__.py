@@ -154,7 +154,26 @@ def shrink(
     ffn_size: Annotated[
         int | None, typer.Option(help="Neurons of a feed-forward block; default: in proportion to the width.")
     ] = None,
-    score: Annotated[str, typer.Option(help="magnitude | activation | redundancy")] = "magnitude",
+    score: Annotated[
+        str, typer.Option(help="magnitude | activation | redundancy; the latter two take --data.")
+    ] = "magnitude",
+    data: Annotated[
+        str | None, typer.Option(help="Text, as train reads it, to score by and to merge by.")
+    ] = None,
+    merge: Annotated[
+        bool | None,
+        typer.Option(
+            "--merge/--no-merge", help="Fold what is removed into what stays; default: with --data."
+        ),
+    ] = None,
+    windows: Annotated[int, typer.Option(help="Windows of the data that the model runs on.")] = 32,
+    sequence_length: Annotated[
+        int | None, typer.Option(help="Tokens a window; default: 512, or the model's positions.")
+    ] = None,
+    text_field: TextField = "text",
+    cache: Annotated[
+        str | None, typer.Option(help="Folder that keeps what the run finds; default: the user's cache.")
+    ] = None,
     dtype: Dtype = None,
     shard_size: ShardSize = 2.0,
     seed: Seed = 0,
@@ -167,6 +186,12 @@ def shrink(
         dst,
         growth.Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size),
         score=score,
+        data=data,
+        merge=merge,
+        windows=windows,
+        sequence_length=sequence_length,
+        text_field=text_field,
+        cache=cache,
         layers=None if layers is None else _whole_numbers("layers", layers),
         dtype=dtype,
         shard_bytes=_bytes(shard_size),

@@ -1,6 +1,6 @@
 """Which units stay or go together, and where each layer reads them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,15 +25,18 @@ class Site:
 
 
 class Bonds:
-    """A model's wires in classes whose units go together, each by the name of one of them."""
+    """A model's wires in classes whose units go together, each by the name of one of them.
 
-    def __init__(self, model: Architecture):
+    shared: wires of layers whose units are chosen once for all of them.
+    """
+
+    def __init__(self, model: Architecture, shared: Iterable[str] = ()):
         self.model, self.of = model, dict(together(model))
         for op in model.ops:
             if isinstance(op, Tied):  # its table's columns are those of the stream
                 self._join(op.reads, model.table(op.table).writes)
         # One choice for all layers.
-        self.whole = {self.of[wire] for wire in model.growing if "{}" not in wire}
+        self.whole = {self.of[wire] for wire in model.growing if "{}" not in wire or wire in shared}
 
     def _join(self, one: str, other: str) -> None:
         names = {self.of[one], self.of[other]}

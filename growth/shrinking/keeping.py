@@ -1,6 +1,6 @@
 """What stays: layers, and units of every wire that shrinks. As a map, a subset of units is copies of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from growth.architecture import Architecture, Attention, Op
 from growth.depth import rows
 from growth.maps import Copies, Maps
+from growth.methods.copying import tied_factors
 from growth.shrinking.bonds import Bonds, Place
 
 Index = tuple[int, ...]
@@ -39,6 +40,15 @@ class Kept:
 def best(scores: Tensor, count: int) -> Index:
     """The units of the highest scores in their order; of equal ones the first."""
     return tuple(sorted(scores.argsort(descending=True, stable=True)[:count].tolist()))
+
+
+def best_of_kinds(scores: Tensor, kinds: Sequence[str], count: int) -> Index:
+    """The same, but that of each kind the best stays where there is room: a hybrid stays one."""
+    order = scores.argsort(descending=True, stable=True).tolist()
+    firsts = [next(j for j in order if kinds[j] == kind) for kind in sorted(set(kinds))]
+    if len(firsts) > count:
+        return best(scores, count)
+    return tuple(sorted([*firsts, *(j for j in order if j not in firsts)][:count]))
 
 
 def kept(bonds: Bonds, new: Architecture, layers: Mapping[str, Index], scores: Scores) -> Kept:
@@ -119,17 +129,24 @@ def _keep_heads(
             found.pools[other] = pools
 
 
-def maps(bonds: Bonds, kept: Kept) -> Maps:
-    """Copies of what stays, each of one unit; readers take all of it."""
+def maps(bonds: Bonds, kept: Kept, new: Architecture) -> Maps:
+    """Copies of what stays, each of one unit; readers take all of it.
+
+    A tied head whose scale, or whose table's, follows the width reads as much as it did.
+    """
     old, wires = bonds.model, {}
-    made: dict[tuple[Index, int, int], Copies] = {}
+    scales: dict[str, float] = {}
+    for wire, factor in tied_factors(old, new).items():
+        gains = [norm.gain for norm in old.norms if norm.writes == wire and norm.gain]
+        scales |= dict.fromkeys((wire, *gains), 1 / factor)
+    made: dict[tuple, Copies] = {}
     for name, wire in old.growing.items():
         layered = "{}" in name
         for i, j in enumerate(kept.layers[old.stack_of(name)[0]] if layered else (None,)):
             index = kept.units.get(bonds.place(name, j))
             if index is not None:
-                of = Copies(index, (1.0,) * len(index), wire.units, wire.width)
-                wires[name.format(i)] = made.setdefault((index, wire.units, wire.width), of)
+                of = Copies(index, (1.0,) * len(index), wire.units, wire.width, scale=scales.get(name, 1.0))
+                wires[name.format(i)] = made.setdefault((index, wire, of.scale), of)
     depth = {name: rows(kept.layers[old.stack_of(name)[0]]) for name in old.layered}
     return Maps(wires, depth)
 
