@@ -154,6 +154,7 @@ def shrink(
     ffn_size: Annotated[
         int | None, typer.Option(help="Neurons of a feed-forward block; default: in proportion to the width.")
     ] = None,
+    experts: Annotated[int | None, typer.Option(help="Experts of each mixture.")] = None,
     score: Annotated[
         str, typer.Option(help="magnitude | activation | redundancy; the latter two take --data.")
     ] = "magnitude",
@@ -184,7 +185,7 @@ def shrink(
     report = growth.shrink(
         src,
         dst,
-        growth.Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size),
+        growth.Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size, experts),
         score=score,
         data=data,
         merge=merge,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from growth.architecture import Architecture, Linear, Norm, Op, Tied
+from growth.architecture import Architecture, Experts, Linear, Norm, Op, Tied
 from growth.methods.copying import together
 
 Place = tuple[str, int | None]  # a class of wires, and the layer of the source; None: one choice for all
@@ -49,6 +49,15 @@ class Bonds:
     def wires(self, name: str) -> list[str]:
         """Those of a class that may change."""
         return [wire for wire in self.model.growing if self.of[wire] == name]
+
+    def router(self, op: Experts) -> Linear:
+        """What writes the logits of a mixture."""
+        return next(x for x in self.model.all_ops if isinstance(x, Linear) and x.writes == op.logits)
+
+    def mixture(self, op: Op) -> Experts | None:
+        """The experts whose logits an op writes."""
+        mixtures = (x for x in self.model.all_ops if isinstance(x, Experts))
+        return next((x for x in mixtures if x.logits == getattr(op, "writes", "")), None)
 
     def ops(self) -> Iterator[tuple[int | None, tuple[Op, ...]]]:
         """Those of each layer, then those outside, which may read what the layers leave."""

@@ -2,6 +2,7 @@
 
     square   E[x^2]   of each entry of a wire, where a matrix or a norm reads it
     mean     E[x]
+    chosen   of a router's experts, the share of the tokens that choose each
     moments  E[x x^T], which merging and correlations take: 8 S^2 bytes a place that is read, on disk
 
 All windows go through together, so each layer is read once, and what is told of it is written before the next
@@ -25,12 +26,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from growth.architecture import Tied
+from growth.architecture import Linear, Tied
 from growth.errors import refuse
 from growth.jsonfile import read_object
 from growth.loading import load_tokenizer
 from growth.plan import Source
-from growth.shrinking.bonds import Bonds, Site
+from growth.shrinking.bonds import Bonds, Site, site_name
 from growth.shrinking.likeness import likeness
 from growth.shrinking.streaming import Done, Streamed
 from growth.training.data import Data, examples_of, window_length
@@ -62,6 +63,10 @@ class Calibration:
 
     def mean(self, site: Site) -> Tensor:
         return self.vectors[f"{site.name} mean"]
+
+    def chosen(self, router: Linear, layer: int) -> Tensor | None:
+        """The share of the tokens that choose each expert."""
+        return self.vectors.get(f"{site_name(router, layer)} chosen")
 
     def __contains__(self, site: Site) -> bool:
         return f"{site.name} square" in self.vectors
@@ -210,6 +215,11 @@ class _Watch:
         self.vectors[f"{site.name} mean"] = (x.sum(0, dtype=torch.float64) / len(x)).cpu()
         if alone:
             self.alone.append(site.name)
+        if experts := self.bonds.mixture(site.op):
+            weight = self.source.read(f"{site.op.name}.weight", site.layer).to(x)
+            chosen = (x @ weight.T).topk(experts.top_k).indices.flatten()
+            share = torch.bincount(chosen, minlength=len(weight)).double() / len(x)
+            self.vectors[f"{site.name} chosen"] = share.cpu()
         if self.folder is None:
             return
         total = torch.zeros(S, S, **exact)

@@ -45,14 +45,29 @@ class Merged(Source):
         self.eps = self._eps() if found else {}
         self._mix = lru_cache(maxsize=1)(self._solved)  # queries, keys and values read one place
         on_data = (*self._merged(), *self._shifts()) if found else ()
-        for key, fold in (*on_data, *self._pooled()):  # means at last, of what biases became too
+        for key, fold in (
+            *on_data,
+            *self._pooled(),
+            *self._routed(),
+        ):  # means at last, of what biases became too
             self.folds.setdefault(key, []).append(fold)
 
     def raw(self, weight: str, layer: int | None) -> Tensor:
-        x = super().raw(weight, layer)
-        for fold in self.folds.get((weight, layer), ()):
+        own = self.kept.made_of(weight, layer)
+        x = super().raw(own, layer)
+        for fold in self.folds.get((own, layer), ()):
             x = fold(exact(x))
         return x
+
+    def where(self, weight: str, layer: int | None) -> str:
+        return super().where(self.kept.made_of(weight, layer), layer)
+
+    def _routed(self) -> Iterator[tuple[tuple[str, int | None], Fold]]:
+        """A router's rows: those of experts that stay come first."""
+        for layer, ops in self.bonds.ops():
+            for op in ops:
+                if isinstance(op, Linear) and self.bonds.mixture(op) and layer in self.kept.experts:
+                    yield (f"{op.name}.weight", layer), partial(_first, self.kept.experts[layer])
 
     def _pooled(self) -> Iterator[tuple[tuple[str, int | None], Fold]]:
         for layer, ops in self.bonds.ops():
@@ -217,6 +232,10 @@ def _counted(both: Tensor, kept: Tensor, removed: Tensor) -> Tensor:
     share = both[removed][:, kept] / own
     best = (share * own.sqrt()).abs().argmax(1)
     return prior.index_add(0, best, share[torch.arange(len(removed)), best])
+
+
+def _first(index: Index, x: Tensor) -> Tensor:
+    return torch.cat([x[list(index)], x.new_zeros(len(x) - len(index), *x.shape[1:])])
 
 
 def _averaged(pools: tuple[Index, ...], width: int, x: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Scores from what a model's wires carry on data.
 
 activation   a unit's root mean square where matrices read it, of channels over all layers (Muralidharan et
-             al. 2024, eq. 1 and 2); of a layer how much it adds, |y - x| / |x|
+             al. 2024, eq. 1 and 2); of a layer how much it adds, |y - x| / |x|; of an expert how many tokens
+             choose it
 redundancy   of a layer 1 - cos(x, y) (Men et al. 2024); of units the order of a Cholesky factor of E[x x^T]
              with pivots, each weighted by the norm of what reads it: next comes the one of which those before
-             it leave most. A copy of a unit that stays comes last
+             it leave most. A copy of a unit that stays comes last. Experts as by activation
 
 A unit that no matrix reads is scored by magnitude.
 """
@@ -12,6 +13,7 @@ A unit that no matrix reads is scored by magnitude.
 import torch
 from torch import Tensor
 
+from growth.architecture import Linear
 from growth.shrinking.bonds import Bonds, Place
 from growth.shrinking.calibration import Calibration
 from growth.shrinking.magnitude import Magnitude
@@ -25,6 +27,10 @@ class Activation:
 
     def layers(self, prefix: str) -> Tensor:
         return torch.tensor([row["added"] for row in self.found.layers[prefix]], dtype=torch.float64)
+
+    def experts(self, router: Linear, layer: int) -> Tensor:
+        chosen = self.found.chosen(router, layer)
+        return self.magnitude.experts(router, layer) if chosen is None else chosen
 
     def units(self, place: Place, most: int, block: int = 1) -> Tensor:
         sites = [site for site in self.bonds.read_at(place) if site in self.found]

@@ -41,6 +41,7 @@ def shrink(
     num_heads: int | None = None,
     num_kv_heads: int | None = None,
     ffn_size: int | None = None,
+    experts: int | None = None,
     windows: int = WINDOWS,
     sequence_length: int | None = None,
     text_field: str = "text",
@@ -52,9 +53,9 @@ def shrink(
 ) -> Report:
     """Shrink the checkpoint `src`, a folder or a Hub id, into a smaller one in the new folder `dst`.
 
-    sizes       what the target is to have, or in short form hidden_size, num_layers, num_heads, num_kv_heads
-                and ffn_size: see growth.Sizes. Fewer heads are whole groups where there are fewer kv heads,
-                else as many of each group; where kv heads alone are fewer, each is the mean of neighbours
+    sizes       what the target is to have, or in short form hidden_size, num_layers, num_heads, num_kv_heads,
+                ffn_size and experts: see growth.Sizes. Fewer heads are whole groups where there are fewer kv
+                heads, else as many of each group; where kv heads alone are fewer, each is the mean of some
     layers      keep exactly these, by their numbers; default: those of the highest scores, in their order, of
                 a hybrid one of each kind at least
     score       magnitude | activation | redundancy, see growth.shrinking.magnitude and .scores; the latter
@@ -83,7 +84,7 @@ def shrink(
         refuse_existing(dst)
     began = time.perf_counter()
     source = Source(Checkpoint(src))
-    wanted = chosen_sizes(sizes, Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size))
+    wanted = chosen_sizes(sizes, Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size, experts))
     refuse_unfit(source, wanted, layers)  # before a run of the model
     by_unit = source.family.by_unit(source.config)
     bonds = Bonds(source.model.architecture, {wire for wire, _ in by_unit.values()})
@@ -132,8 +133,8 @@ def _merges(merge: bool | None, data: Data | None) -> bool:
 
 
 def narrower(wanted: Sizes) -> bool:
-    """Is anything asked for but fewer layers?"""
-    return wanted != Sizes(layers=wanted.layers)
+    """Does any wire get narrower whose readers others could be folded into?"""
+    return wanted != Sizes(layers=wanted.layers, experts=wanted.experts)
 
 
 def scores_of(score: str, source: Source, bonds: Bonds, found: Calibration | None) -> Scores:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growth.architecture import Output
+from growth.architecture import Linear, Output
 from growth.engine import Expand, plan_growth
 from growth.errors import refuse
 from growth.families.table import Model
@@ -50,12 +50,12 @@ class Smaller:
         target, old = self.target, self.bonds.model
         found = replace(maps(self.bonds, self.kept, target.architecture), eps=folded.eps)
         scale_eps(target.config, found)
-        plan, table = plan_growth(self.source, target, found, seed), target.table()
+        plan, table = plan_growth(folded, target, found, seed), target.table()
         rows = []
         for row in plan.rows:
             entry, layer = table[row.name]
             j = None if layer is None else self.kept.layers[old.stack_of(entry.weights[0].name)[0]][layer]
-            if any((weight.name, j) in folded.folds for weight in entry.weights):
+            if any((self.kept.made_of(weight.name, j), j) in folded.folds for weight in entry.weights):
                 recipe = Expand(entry, layer, found, old, target.architecture, seed)
                 row = replace(row, recipe=recipe, origin="fitted" if folded.found else "expanded")
             rows.append(row)
@@ -80,6 +80,10 @@ class Smaller:
                     what += ", merged into those that stay as far as these tell them"
                 yield f"{wire.replace('{}', '*')}: {what}"
 
+        for index in list(self.kept.experts.values())[:1]:
+            E = old.wires["experts.{}"].units
+            yield f"experts.*: {E - len(index)} of {E} left out of each mixture"
+
     def told(self, scores: "Noted") -> dict[str, Any]:
         """What stays, with its scores, as growth.json has it."""
         layers = [
@@ -94,6 +98,9 @@ class Smaller:
                 means = {"score_kept": all_of[stays].mean(), "score_dropped": all_of[~stays].mean()}
                 row |= {name: x.item() for name, x in means.items() if not x.isnan()}
             units.append(row)
+        for layer, index in self.kept.experts.items():
+            found = scores.of_experts[layer]
+            units.append({"wires": ["experts.{}"], "layer": layer, "kept": list(index), "scores": found})
         given = [op.reads for op in self.bonds.model.ops if isinstance(op, Output)]
         outputs = {
             name: self.kept.units.get(self.bonds.place(wire, None)) for name, wire in zip(HEADLESS, given)
@@ -123,6 +130,7 @@ class Noted:
         self.scores = scores
         self.of_layers: dict[str, list[float]] = {}
         self.of_units: dict[Place, Tensor] = {}
+        self.of_experts: dict[int, list[float]] = {}
 
     def layers(self, prefix: str) -> Tensor:
         found = self.scores.layers(prefix)
@@ -133,6 +141,11 @@ class Noted:
         found = self.scores.units(place, most, block)
         if block == 1:
             self.of_units[place] = found
+        return found
+
+    def experts(self, router: Linear, layer: int) -> Tensor:
+        found = self.scores.experts(router, layer)
+        self.of_experts[layer] = found.tolist()
         return found
 
 

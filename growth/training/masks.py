@@ -212,8 +212,8 @@ def refuse_shared() -> Refusal:
     return refuse("masks", "whole weights on each process", "FSDP", "train without it, or with --masks 0")
 
 
-def mask_steps(closed: Mapping[str, Any], asked: int | None, steps: int) -> int:
-    """The steps in which masks open: by default a quarter of all, 0 where none are closed.
+def mask_steps(closed: Mapping[str, Any], asked: int | None, steps: int) -> int | None:
+    """The steps in which masks open: by default a quarter of all, None where none are closed.
 
     Raises Refusal where masks are asked for and none are closed, and where they would not be open at the end.
     """
@@ -221,7 +221,7 @@ def mask_steps(closed: Mapping[str, Any], asked: int | None, steps: int) -> int:
         if asked is not None:
             expected = f"a checkpoint with masks to open in its {RECORD}, as method msg writes it"
             raise refuse("masks", expected, "none", "leave it out")
-        return 0
+        return None
     found = math.ceil(steps / 4) if asked is None else asked
     if found < 0:
         raise refuse("masks", "a number of steps, at least 0", found, "leave it out")

@@ -241,7 +241,7 @@ def test_every_arm_is_trained_beside_its_baseline_on_the_same_budget(done):
     report, _, _ = done
     arms = {arm["name"]: arm for arm in arms_of(report)}
     left_out = report["groups"][0]["left_out"]
-    assert left_out.keys() == {"gstack", "gradmax", "hypercloning", "staged", "upcycle"}, left_out
+    assert left_out.keys() == {"gstack", "gradmax", "hypercloning", "solar", "staged", "upcycle"}, left_out
     carried = {"lemon-carried", "lemon-early"}
     grown = METHODS.keys() - left_out.keys() | carried
     texts = {"scratch", *grown, *TRANSFERS, *(f"{name}-scratch" for name in TRANSFERS)}
