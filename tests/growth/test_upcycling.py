@@ -24,7 +24,7 @@ from growth.growing import upcycled
 from growth.inspection import inspect
 from growth.loading import load_model, quiet
 from growth.lossless import lost
-from growth.methods import Ligo, Upcycle
+from growth.methods import METHODS, Ligo, Upcycle
 from growth.plan import Source
 from growth.training.flops import count_flops
 from growth.training.session import in_memory, whole
@@ -364,6 +364,23 @@ def test_inspect_tells_what_can_be_upcycled(made):
 def test_methods_that_learn_take_no_experts(made, text):
     with pytest.raises(Refusal, match="ligo: expected layers without experts"):
         growth.grow(made("qwen3_moe"), method=Ligo(data=str(text)), num_layers=4, dry_run=True)
+
+
+@pytest.mark.parametrize("method, sizes", [("msg", {"hidden_size": 128}), ("gradmax", {"ffn_size": 128})])
+def test_methods_that_watch_modules_take_no_experts(made, text, method, sizes):
+    given = METHODS[method](data=str(text)) if method == "gradmax" else method
+    with pytest.raises(Refusal, match=f"{method}: expected layers without experts"):
+        growth.grow(made("mixtral"), method=given, dry_run=True, **sizes)
+
+
+@pytest.mark.parametrize("name, method", [("qwen2_moe", "lemon"), ("llama", Upcycle())])
+def test_an_optimizer_s_state_does_not_come_along_with_experts(made, tmp_path, text, name, method):
+    options = {"steps": 1, "batch_size": 2, "sequence_length": 16, "keep_optimizer": True}
+    growth.train(made(name, torch.float32, vocab_size=256), text, tmp_path / "src", **options)
+    sizes = {} if name == "llama" else {"num_layers": 4}
+    with pytest.raises(Refusal, match="optimizer: expected a model whose tensors on disk are its parameters"):
+        growth.grow(tmp_path / "src", tmp_path / "out", method=method, optimizer=tmp_path / "src", **sizes)
+    assert not (tmp_path / "out").exists()
 
 
 REFUSALS = {
