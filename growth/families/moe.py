@@ -124,19 +124,20 @@ def _kind(layer: int, config: PreTrainedConfig) -> str:
 
 def accepts(config: PreTrainedConfig) -> None:
     experts, chosen = config.num_experts, config.num_experts_per_tok
+    if experts < 1:
+        raise refuse("num_experts", "at least 1", experts, "read it as the family without experts")
     if getattr(config, "decoder_sparse_step", 1) < 1:
         raise refuse("decoder_sparse_step", "at least 1", config.decoder_sparse_step, "set it to 1")
     if all(_kind(i, config) == DENSE for i in range(config.num_hidden_layers)):
         got = f"mlp_only_layers {config.mlp_only_layers}, decoder_sparse_step {config.decoder_sparse_step}"
         raise refuse("layers", "one with experts at least", got, "read it as the family without experts")
-    for name, got, least, most in (
-        ("num_experts", experts, 1, None),
-        ("num_experts_per_tok", chosen, 1, experts),
-        ("shared_expert_intermediate_size", getattr(config, "shared_expert_intermediate_size", 1), 1, None),
+    shared = getattr(config, "shared_expert_intermediate_size", 1)
+    for name, fits, expected, got in (
+        ("num_experts_per_tok", 1 <= chosen <= experts, f"1 to the {experts} experts", chosen),
+        ("shared_expert_intermediate_size", shared >= 1, "at least 1", shared),
     ):
-        if got < least or (most is not None and got > most):
-            expected = f"at least {least}" if most is None else f"{least} to the {most} experts"
-            raise refuse(name, expected, got, "no model without has a table, nor does transformers run it")
+        if not fits:
+            raise refuse(name, expected, got, "no other model has a table")
 
 
 def spelled(config: PreTrainedConfig) -> Mapping[str, Any]:

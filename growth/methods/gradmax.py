@@ -21,7 +21,7 @@ from growth.depth import rows
 from growth.errors import refuse
 from growth.maps import Maps, copies
 from growth.methods.copying import per_layer
-from growth.methods.learning import Learner
+from growth.methods.learning import Learner, refuse_experts
 from growth.methods.option import option, refuse_below, refuse_other
 from growth.methods.ordered import Ordered
 
@@ -64,6 +64,7 @@ class GradMax(Ordered):
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """New neurons that read nothing and that nobody reads; `learner` says what is read of them."""
+        refuse_experts(self.name, old)
         wires = {}
         for name, wire in old.growing.items():
             if (more := new.wires[name].units - wire.units) > 0:

@@ -21,6 +21,7 @@ from growth.depth import firsts, rows
 from growth.errors import refuse
 from growth.maps import Maps, Row, copies
 from growth.methods.copying import indices, per_layer, tied_factors, together
+from growth.methods.learning import refuse_experts
 from growth.methods.ordered import Index, Ordered
 
 
@@ -47,7 +48,9 @@ class Msg(Ordered):
         return order
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
-        """The maps from `old` to `new`. Raises Refusal where the new groups of heads do not hold the old."""
+        """The maps from `old` to `new`. Raises Refusal where the new groups of heads do not hold the old,
+        and where there are experts."""
+        refuse_experts(self.name, old)
         wires = {name: copies(index, old.wires[name]) for name, index in placed(old, new).items()}
         for wire, factor in tied_factors(old, new).items():
             for name in (wire, *(norm.gain for norm in old.norms if norm.writes == wire and norm.gain)):

@@ -10,7 +10,7 @@ Weights that sum to one over the experts that count (Mixtral; norm_topk_prob in 
 dense model's output, whichever experts the router chooses. He et al. spread G as its cube root over gate, up
 and down, which keeps the output to first order only, for silu is not homogeneous; all of it in down keeps it,
 and a power of two rounds nothing. Qwen2-MoE has an expert that every token has: of one neuron here, the
-fewest there can be, which writes zero at first.
+fewest with which no tensor is empty, which writes zero at first.
 
 Of a mixture of E experts it makes one of c E (orthogonal growth, for c = 2): expert e and its row of the
 router copy those of e mod E. With c times as many that count, the copies of those that counted do, each at a

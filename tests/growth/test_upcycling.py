@@ -1,6 +1,7 @@
 """Mixtures of experts: out of dense models, out of smaller mixtures, and how the verbs read them."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from growth.growing import upcycled
 from growth.inspection import inspect
 from growth.loading import load_model, quiet
 from growth.lossless import lost
-from growth.methods import Ligo, Upcycle
+from growth.methods import METHODS, Ligo, Upcycle
 from growth.plan import Source
 from growth.training.flops import count_flops
 from growth.training.session import in_memory, whole
@@ -317,6 +318,27 @@ def test_what_was_upcycled_trains_on_and_what_was_copied_at_another_rate(made, t
         assert row["origin"] != "copied" or held < 1e-6
 
 
+class PowerCut(Exception):
+    pass
+
+
+def test_a_resumed_run_of_a_mixture_ends_like_an_unbroken_one(made, tmp_path, monkeypatch, text):
+    growth.grow(made("qwen2", torch.float32, vocab_size=256), tmp_path / "moe", method=Upcycle(noise=0.1))
+    options = {"steps": 4, "batch_size": 2, "sequence_length": 16, "eval_every": 2, "save_every": 2}
+
+    def cut(self, now):
+        if now == 3:
+            raise PowerCut
+
+    growth.train(tmp_path / "moe", text, tmp_path / "whole", **options)
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr("growth.training.progress.RunProgress.step", cut)
+        growth.train(tmp_path / "moe", text, tmp_path / "cut", **options)
+    growth.train(tmp_path / "moe", text, tmp_path / "cut", **options, resume=True)
+    one, other = (load_file(tmp_path / x / "model.safetensors") for x in ("whole", "cut"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_a_share_of_the_experts_is_not_held_still(made, tmp_path, text):
     growth.grow(made("mixtral", torch.float32, vocab_size=256), tmp_path / "moe", method=Upcycle())
     message = "copied-rate: expected all or none of the 20 tensors that .*experts.gate_up_proj is made of"
@@ -342,6 +364,23 @@ def test_inspect_tells_what_can_be_upcycled(made):
 def test_methods_that_learn_take_no_experts(made, text):
     with pytest.raises(Refusal, match="ligo: expected layers without experts"):
         growth.grow(made("qwen3_moe"), method=Ligo(data=str(text)), num_layers=4, dry_run=True)
+
+
+@pytest.mark.parametrize("method, sizes", [("msg", {"hidden_size": 128}), ("gradmax", {"ffn_size": 128})])
+def test_methods_that_watch_modules_take_no_experts(made, text, method, sizes):
+    given = METHODS[method](data=str(text)) if method == "gradmax" else method
+    with pytest.raises(Refusal, match=f"{method}: expected layers without experts"):
+        growth.grow(made("mixtral"), method=given, dry_run=True, **sizes)
+
+
+@pytest.mark.parametrize("name, method", [("qwen2_moe", "lemon"), ("llama", Upcycle())])
+def test_an_optimizer_s_state_does_not_come_along_with_experts(made, tmp_path, text, name, method):
+    options = {"steps": 1, "batch_size": 2, "sequence_length": 16, "keep_optimizer": True}
+    growth.train(made(name, torch.float32, vocab_size=256), text, tmp_path / "src", **options)
+    sizes = {} if name == "llama" else {"num_layers": 4}
+    with pytest.raises(Refusal, match="optimizer: expected a model whose tensors on disk are its parameters"):
+        growth.grow(tmp_path / "src", tmp_path / "out", method=method, optimizer=tmp_path / "src", **sizes)
+    assert not (tmp_path / "out").exists()
 
 
 REFUSALS = {
@@ -435,12 +474,24 @@ def test_a_whole_number_is_asked_for():
     "fields, message",
     [
         ({"num_experts_per_tok": 9}, "num_experts_per_tok: expected 1 to the 5 experts, got 9"),
+        (
+            {"shared_expert_intermediate_size": 0},
+            "shared_expert_intermediate_size: expected at least 1, got 0",
+        ),
+        ({"num_experts": 0}, "num_experts: expected at least 1, got 0"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step: expected at least 1, got 0"),
         ({"mlp_only_layers": [0, 1, 2]}, "layers: expected one with experts at least"),
     ],
 )
-def test_mixtures_that_compute_nothing_are_refused(made, fields, message):
+def test_mixtures_that_no_table_describes_are_refused(made, tmp_path, fields, message):
+    name = "qwen2_moe" if "shared_expert_intermediate_size" in fields else "qwen3_moe"
+    folder = shutil.copytree(made(name), tmp_path / "src")
+    config = json.loads((folder / "config.json").read_text())
+    if "num_experts" in fields:
+        fields = {"num_local_experts": 0}
+    (folder / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(Refusal, match=message):
-        Source(Checkpoint(made("qwen3_moe", **fields)))
+        Source(Checkpoint(folder))
 
 
 def test_the_table_holds_one_mixture_a_layer(made):
