@@ -35,6 +35,8 @@ from growth.methods.gstack import growth_timing
 if TYPE_CHECKING:
     from growth.checking import check
     from growth.growing import grow
+    from growth.recipes.made import recipe_of
+    from growth.recipes.running import run_recipe
     from growth.shrinking.shrinking import shrink
     from growth.sizes import Sizes
     from growth.training.trainer import train
@@ -65,6 +67,8 @@ __all__ = [
     "check",
     "grow",
     "growth_timing",
+    "recipe_of",
+    "run_recipe",
     "shrink",
     "train",
     "transfer",
@@ -74,6 +78,8 @@ LAZY = {
     "Alignment": "growth.transferring.align",
     "check": "growth.checking",
     "grow": "growth.growing",
+    "recipe_of": "growth.recipes.made",
+    "run_recipe": "growth.recipes.running",
     "shrink": "growth.shrinking.shrinking",
     "Sizes": "growth.sizes",
     "train": "growth.training.trainer",

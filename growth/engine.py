@@ -106,7 +106,7 @@ class Expand:
         return size / copies * scale, apart
 
     def expanded(
-        self, x: Tensor, weight: Weight, noise: tuple[float, float], rows: slice | None = None
+        self, x: Tensor, weight: Weight, noise: tuple[float, float] = (0.0, 0.0), rows: slice | None = None
     ) -> Tensor:
         """The wide weight, or some of its rows, times what the model no longer multiplies it with."""
         reads = len(weight.wires) - 1 if weight.reads else None

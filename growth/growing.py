@@ -30,7 +30,7 @@ from growth.methods.upcycle import Upcycle
 from growth.optimizing.policies import refuse_odd_policy, told_new
 from growth.optimizing.shares import shares
 from growth.plan import Plan, Recipe, Source
-from growth.record import new_record
+from growth.record import named, new_record, refuse_closed
 from growth.report import Report
 from growth.sizes import FLAGS, Sizes, changed, recorded, resized, sizes_of
 from growth.writing import SHARD_BYTES, write_checkpoint
@@ -86,6 +86,7 @@ def grow(
         refuse_existing(dst)
     began = time.perf_counter()
     source = Source(Checkpoint(src))
+    refuse_closed(source.checkpoint)
     wanted = chosen_sizes(sizes, Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size))
     if method.learned:
         method = learnable(source, method)
@@ -111,6 +112,7 @@ def grow(
     config.dtype = plan.rows[0].dtype
     flops, settings = learned.fit() if learned else (0, {})
     if not dry_run:
+        settings |= {"allow_lossy": allow_lossy, "dtype": kept}
         if carried:
             refuse_too_large(dst, plan.bytes + carried.bytes)
             settings |= {"optimizer": str(optimizer), "policy": policy}
@@ -184,6 +186,8 @@ class Growth:
     def record(self, plan: Plan, settings: dict[str, Any]) -> dict:
         """growth.json: options of the method, and what they are as it turned out."""
         options = {x.name: getattr(self.method, x.name) for x in fields(self.method)}
+        if "data" in options:  # which settings have as it was read
+            options["data_name"] = named(options["data"])
         return new_record(
             "grow",
             self.method.name,

@@ -28,6 +28,7 @@ class Sizes:
     heads      of attention, or of what mixes in its place; default: in proportion to hidden
     kv_heads   heads of keys and values; default: in proportion to heads, or as many as divide them
     ffn        neurons of a feed-forward block; default: in proportion to hidden
+    experts    of each mixture, where a model that has some shrinks; no more count for a token than are left
 
     The size of a head never changes, for rotary frequencies and the softmax scale.
     """
@@ -37,6 +38,7 @@ class Sizes:
     heads: int | None = None
     kv_heads: int | None = None
     ffn: int | None = None
+    experts: int | None = None
 
 
 FLAGS = {
@@ -45,7 +47,9 @@ FLAGS = {
     "heads": "num-heads",
     "kv_heads": "num-kv-heads",
     "ffn": "ffn-size",
+    "experts": "experts",
 }
+GROWN = tuple(flag for flag in FLAGS.values() if flag not in ("num-kv-heads", "experts"))  # each by itself
 
 
 def sizes_of(model: Model) -> Sizes:
@@ -53,7 +57,8 @@ def sizes_of(model: Model) -> Sizes:
     wires, mixing = model.architecture.wires, _mixing(model)
     ffn = next((wire.size for name, wire in wires.items() if name.endswith("ffn.{}")), None)
     heads, kv_heads = (wires[wire].units for wire in (mixing.query, mixing.key)) if mixing else (None, None)
-    return Sizes(wires["residual"].size, model.architecture.layers, heads, kv_heads, ffn)
+    experts = wires["experts.{}"].units if "experts.{}" in wires else None
+    return Sizes(wires["residual"].size, model.architecture.layers, heads, kv_heads, ffn, experts)
 
 
 def changed(old: Model, new: Model) -> dict[str, tuple[int, int]]:
@@ -85,6 +90,9 @@ def resized(model: Model, wanted: Sizes, order: Order, direction: Direction = "g
         if names.head_dim and hidden != heads * _head(model):
             setattr(target, names.head_dim, _head(model))
     _deepen(model, target, wanted.layers, order)
+    if wanted.experts is not None:
+        target.num_experts = wanted.experts
+        target.num_experts_per_tok = min(config.num_experts_per_tok, wanted.experts)
     for name, value in model.family.resized(config, target).items():
         setattr(target, name, value)
     if have.ffn is not None:
@@ -92,7 +100,7 @@ def resized(model: Model, wanted: Sizes, order: Order, direction: Direction = "g
         if sizes_of(model.family.model(target, model.parts)).ffn != ffn:  # GPT-2's may follow from the width
             setattr(target, names.ffn, ffn)
     if sizes_of(model.family.model(target, model.parts)) == have:
-        flags = [flag for flag in FLAGS.values() if flag != "num-kv-heads" or direction == "shrink"]
+        flags = GROWN if direction == "grow" else FLAGS.values()
         remedy = f"pass one of {', '.join(f'--{flag}' for flag in flags)}"
         other = {"grow": "larger", "shrink": "smaller"}[direction]
         raise refuse("target", f"something {other} than the source", "the same sizes", remedy)
@@ -115,6 +123,8 @@ def _refuse_odd(flag: str, got: int | None, have: int | None, direction: Directi
     if direction == "shrink" and not 0 < got <= have:
         expected, remedy = f"1 to the source's {have}", "growth grow makes a model larger"
         raise refuse(flag, expected, got, remedy if got > have else "choose a number in between")
+    if direction == "grow" and flag == "experts" and got != have:
+        raise refuse(flag, f"the source's {have}", got, "method upcycle makes more of them")
     if direction == "grow" and got < have:
         raise refuse(flag, f"at least the source's {have}", got, "growth shrink makes a model smaller")
     if got > LARGEST:

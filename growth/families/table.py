@@ -63,6 +63,8 @@ class Family:
     surplus       of some parts, or classes that config.json names, patterns of what they do not use
     bare          the prefix that a model without a head leaves out of its names
     plain         config.json as transformers writes it -> the same in words that others read too
+    by_unit       of a configuration, lists that all layers share: field -> the wire whose units it numbers,
+                  and the list spelled out
     numbered      the setting, if any, under which a layer's number enters what it computes
     """
 
@@ -87,6 +89,7 @@ class Family:
     surplus: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bare: str = ""
     plain: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
+    by_unit: Callable[[PreTrainedConfig], Mapping[str, tuple[str, list]]] = lambda config: {}
     numbered: str = ""
 
     def named(self, name: str) -> str | None:

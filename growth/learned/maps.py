@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fnmatch import filter as matching
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growth import apply
@@ -36,11 +37,12 @@ class Widen:
 
 
 class Added(nn.Module):
-    """The old units as they are and new ones among them: write = scale [I; written], read = [I; taken].
+    """The old units as they are and new ones among them: write = scale [I; written], read = [kept; taken].
 
     written, taken [T - S, S], in float32; taken is None where nothing reads the wire, and written learns
     nothing where no weight writes it. place [T]: where the rows of [old; new] go, None where the new ones
-    come last. parting: the copies that it started as, whose noise is added to what layers read it by.
+    come last. kept [S]: of the old units, what readers still take, all of them unless given. parting: the
+    copies that it started as, whose noise is added to what layers read it by.
     """
 
     noise = 0.0
@@ -52,6 +54,7 @@ class Added(nn.Module):
         scale: float = 1.0,
         place: Tensor | None = None,
         is_written: bool = True,
+        kept: Tensor | None = None,
         parting: Copies | None = None,
     ):
         super().__init__()
@@ -64,6 +67,7 @@ class Added(nn.Module):
             self.written if taken is written else None if taken is None else nn.Parameter(taken.float())
         )
         self.register_buffer("place", place, persistent=False)
+        self.register_buffer("kept", None if kept is None else kept.float(), persistent=False)
 
     def write(self, x: Tensor) -> Tensor:
         return self.scale * self.placed(torch.cat([x, self.written.to(x.dtype) @ x]), 0)
@@ -71,7 +75,13 @@ class Added(nn.Module):
     def read(self, x: Tensor) -> Tensor:
         if self.taken is None:
             return self.placed(torch.cat([x, x.new_zeros(*x.shape[:-1], len(self.written))], -1), -1)
-        return self.placed(torch.cat([x, x @ self.taken.to(x.dtype).T], -1), -1)
+        return self.placed(self.shared(torch.cat([x, x @ self.taken.to(x.dtype).T], -1)), -1)
+
+    def shared(self, x: Tensor) -> Tensor:
+        """A reader's columns [old; new], all of the old ones, with what it keeps of these."""
+        if self.kept is None:
+            return x
+        return x * F.pad(self.kept, (0, len(self.written)), value=1.0).to(x.dtype)
 
     def placed(self, x: Tensor, axis: int) -> Tensor:
         """[old; new] along an axis, in the order of the wide wire."""
@@ -193,6 +203,7 @@ class LearnedMaps(Operator):
                     for of, side, size in zip(maps, ("written", "taken"), x.shape[1:], strict=True)
                 )
                 made = kronecker_expand(x, *sides, depth, added=True)[0]
+                made = made if maps[1] is None else maps[1].shared(made)
                 for axis, of in enumerate(maps):
                     made = made if of is None else of.placed(made, axis)
                 return made if maps[0] is None or maps[0].scale == 1 else made * maps[0].scale

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from growth.architecture import Architecture, Tied, Weight
 from growth.engine import named_seed
-from growth.learned.maps import dense, depth_matrix
+from growth.learned.maps import depth_matrix
 from growth.learned.operator import Operator, exactly, key
-from growth.learned.starts import added
+from growth.learned.starts import parted
 from growth.maps import Maps
 from growth.methods.copying import tied_factors
 from growth.plan import Source
@@ -68,8 +68,7 @@ class Ring(Operator):
         if stream is None:
             read, write = torch.eye(D), torch.eye(D)
         else:
-            made = dense(added(stream, generator), D)
-            read, write = made.read_matrix.detach(), made.write_matrix.detach()
+            read, write = parted(stream, generator)
         ring = {
             "read": _core(read, rank),
             "write": _core(write, rank, generator),

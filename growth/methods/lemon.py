@@ -63,7 +63,7 @@ class Lemon(Copying):
             maps[wire] = replace(maps[wire], scale=shared_out(maps[wire], factor))
         eps = {}
         for norm in old.norms:
-            if not _scalable(old, norm.reads):
+            if not scalable(old, norm.reads):
                 eps.setdefault(norm.eps, _spread(maps.get(norm.reads)))
         for norm in old.norms:
             own = _spread(maps.get(norm.reads)) if norm.per == "wire" else 1.0
@@ -71,8 +71,8 @@ class Lemon(Copying):
                 writes = maps[norm.writes].scale
                 maps[norm.gain] = replace(maps[norm.gain], scale=times(writes, math.sqrt(own)), rest="mean")
             shift = math.sqrt(eps.get(norm.eps, 1.0) / own)
-            if _scalable(old, norm.reads) and not math.isclose(shift, 1.0):
-                for wire in _written_for(old, norm.reads):
+            if scalable(old, norm.reads) and not math.isclose(shift, 1.0):
+                for wire in written_for(old, norm.reads):
                     maps[wire] = replace(maps.get(wire) or _same(old, wire), scale=shift)
         for op in old.all_ops:
             if isinstance(op, Attention) and _own_heads(old, maps, op):
@@ -106,12 +106,12 @@ def _spread(of: Copies | None) -> float:
     return sum(count.values()) / len(of.index) if len(set(count.values())) == 1 else 1.0
 
 
-def _scalable(old: Architecture, wire: str) -> bool:
+def scalable(old: Architecture, wire: str) -> bool:
     """May all that is written there be multiplied by a number, with a norm as its only reader?"""
     return "{}" in wire and all(norm.writes != wire for norm in old.norms)
 
 
-def _written_for(old: Architecture, wire: str) -> list[str]:
+def written_for(old: Architecture, wire: str) -> list[str]:
     """The wire, and the values where attention mixes them into it: linear in them, whatever the scores."""
     values = [op.value for op in old.all_ops if isinstance(op, Attention) and op.mixed == wire]
     return [wire, *values]

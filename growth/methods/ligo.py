@@ -26,7 +26,7 @@ from growth.maps import Maps
 from growth.methods.learning import Learning, refuse_several_kinds
 from growth.methods.lemon import Lemon
 from growth.methods.net2net import Net2Net
-from growth.methods.option import option, refuse_other
+from growth.methods.option import option, refuse_below, refuse_other
 
 if TYPE_CHECKING:
     from growth.learned.operator import Operator
@@ -50,11 +50,13 @@ class Ligo(Learning):
         None, "readers and producers: published (one map) | untied; default: as the start needs"
     )
     learn: tuple[str, ...] = option(("*",), "maps that learn, such as depth.*; may be repeated")
+    noise: float = option(1.0, "how far copies differ, in units of a fresh matrix")
 
     name: ClassVar[str] = "ligo"
 
     def __post_init__(self):
         super().__post_init__()
+        refuse_below("noise", self.noise, 0.0)
         refuse_other("start", self.start, STARTS)
         refuse_other("ties", self.ties, TIES)
         if not self.learn:
@@ -83,7 +85,7 @@ class Ligo(Learning):
 
         if self.start == "published":
             return starts.published(old, new, self.layers, self.tied, self.learn, seed)
-        maps = PRESERVING[self.start](noise=1.0, order=self.order).maps(old, new)
+        maps = PRESERVING[self.start](noise=self.noise, order=self.order).maps(old, new)
         if self.tied and maps.wires:
             got = "published, and a width that grows"
             raise refuse(

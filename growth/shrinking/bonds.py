@@ -1,10 +1,10 @@
 """Which units stay or go together, and where each layer reads them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from growth.architecture import Architecture, Linear, Norm, Op, Tied
+from growth.architecture import Architecture, Experts, Linear, Norm, Op, Tied
 from growth.methods.copying import together
 
 Place = tuple[str, int | None]  # a class of wires, and the layer of the source; None: one choice for all
@@ -25,15 +25,18 @@ class Site:
 
 
 class Bonds:
-    """A model's wires in classes whose units go together, each by the name of one of them."""
+    """A model's wires in classes whose units go together, each by the name of one of them.
 
-    def __init__(self, model: Architecture):
+    shared: wires of layers whose units are chosen once for all of them.
+    """
+
+    def __init__(self, model: Architecture, shared: Iterable[str] = ()):
         self.model, self.of = model, dict(together(model))
         for op in model.ops:
             if isinstance(op, Tied):  # its table's columns are those of the stream
                 self._join(op.reads, model.table(op.table).writes)
         # One choice for all layers.
-        self.whole = {self.of[wire] for wire in model.growing if "{}" not in wire}
+        self.whole = {self.of[wire] for wire in model.growing if "{}" not in wire or wire in shared}
 
     def _join(self, one: str, other: str) -> None:
         names = {self.of[one], self.of[other]}
@@ -46,6 +49,15 @@ class Bonds:
     def wires(self, name: str) -> list[str]:
         """Those of a class that may change."""
         return [wire for wire in self.model.growing if self.of[wire] == name]
+
+    def router(self, op: Experts) -> Linear:
+        """What writes the logits of a mixture."""
+        return next(x for x in self.model.all_ops if isinstance(x, Linear) and x.writes == op.logits)
+
+    def mixture(self, op: Op) -> Experts | None:
+        """The experts whose logits an op writes."""
+        mixtures = (x for x in self.model.all_ops if isinstance(x, Experts))
+        return next((x for x in mixtures if x.logits == getattr(op, "writes", "")), None)
 
     def ops(self) -> Iterator[tuple[int | None, tuple[Op, ...]]]:
         """Those of each layer, then those outside, which may read what the layers leave."""

@@ -1,18 +1,21 @@
 """What stays: layers, and units of every wire that shrinks. As a map, a subset of units is copies of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from growth.architecture import Architecture, Attention, Op
+from growth.architecture import Architecture, Attention, Experts, Linear, Op
 from growth.depth import rows
 from growth.maps import Copies, Maps
+from growth.methods.copying import tied_factors
 from growth.shrinking.bonds import Bonds, Place
 
 Index = tuple[int, ...]
+EXPERT = r"(^expert|\.experts\.)(\d+)"  # in the names of wires and of weights
 
 
 class Scores(Protocol):
@@ -25,15 +28,26 @@ class Scores(Protocol):
         """Of each unit of a class, or of each `block` of neighbouring ones, [units / block]; most: how many
         will stay."""
 
+    def experts(self, router: Linear, layer: int) -> Tensor:
+        """Of each expert of a mixture, by what writes its logits."""
+
 
 @dataclass(frozen=True)
 class Kept:
     """layers: of each stack, those that stay. units: of each class that shrinks, by layer of the source.
-    pools: of classes of keys and values, the groups whose mean each new one is."""
+    pools: of classes of keys and values, the groups whose mean each new one is. experts: of each layer with
+    some, those that stay."""
 
     layers: Mapping[str, Index]
     units: dict[Place, Index] = field(default_factory=dict)
     pools: dict[Place, tuple[Index, ...]] = field(default_factory=dict)
+    experts: dict[int, Index] = field(default_factory=dict)
+
+    def made_of(self, name: str, layer: int | None) -> str:
+        """The weight or wire of the source that one of the target's is: experts are numbered anew."""
+        if layer not in self.experts:
+            return name
+        return re.sub(EXPERT, lambda found: found[1] + str(self.experts[layer][int(found[2])]), name)
 
 
 def best(scores: Tensor, count: int) -> Index:
@@ -41,11 +55,23 @@ def best(scores: Tensor, count: int) -> Index:
     return tuple(sorted(scores.argsort(descending=True, stable=True)[:count].tolist()))
 
 
+def best_of_kinds(scores: Tensor, kinds: Sequence[str], count: int) -> Index:
+    """The same, but that of each kind the best stays where there is room: a hybrid stays one."""
+    order = scores.argsort(descending=True, stable=True).tolist()
+    firsts = [next(j for j in order if kinds[j] == kind) for kind in sorted(set(kinds))]
+    if len(firsts) > count:
+        return best(scores, count)
+    return tuple(sorted([*firsts, *(j for j in order if j not in firsts)][:count]))
+
+
 def kept(bonds: Bonds, new: Architecture, layers: Mapping[str, Index], scores: Scores) -> Kept:
     """What stays of a model whose stacks keep these layers, at the sizes of `new`."""
     old, found = bonds.model, Kept(layers)
+    for op, layer in _mixtures(bonds, layers):
+        if (after := new.wires[op.logits].units) < old.wires[op.logits].units:
+            found.experts[layer] = best(scores.experts(bonds.router(op), layer), after)
     for place, (wire, attention) in _places(bonds, layers).items():
-        before, after = old.wires[wire].units, new.wires[wire].units
+        before, after = old.wires[wire].units, new.wires[re.sub(EXPERT, r"\g<1>0", wire)].units
         if attention:
             groups = old.wires[attention.key].units, new.wires[attention.key].units
             keys = {bonds.place(attention.key, j) for j in _layers(bonds, layers, place, attention)}
@@ -53,6 +79,11 @@ def kept(bonds: Bonds, new: Architecture, layers: Mapping[str, Index], scores: S
         elif before != after:
             found.units[place] = best(scores.units(place, after), after)
     return found
+
+
+def _mixtures(bonds: Bonds, layers: Mapping[str, Index]) -> Iterator[tuple[Experts, int]]:
+    for layer, ops in _kept_ops(bonds, layers):
+        yield from ((op, layer) for op in ops if isinstance(op, Experts))
 
 
 def _places(bonds: Bonds, layers: Mapping[str, Index]) -> dict[Place, tuple[str, Attention | None]]:
@@ -119,17 +150,30 @@ def _keep_heads(
             found.pools[other] = pools
 
 
-def maps(bonds: Bonds, kept: Kept) -> Maps:
-    """Copies of what stays, each of one unit; readers take all of it."""
+def maps(bonds: Bonds, kept: Kept, new: Architecture) -> Maps:
+    """Copies of what stays, each of one unit; readers take all of it.
+
+    A tied head whose scale, or whose table's, follows the width reads as much as it did.
+    """
     old, wires = bonds.model, {}
-    made: dict[tuple[Index, int, int], Copies] = {}
+    scales: dict[str, float] = {}
+    for wire, factor in tied_factors(old, new).items():
+        gains = [norm.gain for norm in old.norms if norm.writes == wire and norm.gain]
+        scales |= dict.fromkeys((wire, *gains), 1 / factor)
+    made: dict[tuple, Copies] = {}
     for name, wire in old.growing.items():
         layered = "{}" in name
         for i, j in enumerate(kept.layers[old.stack_of(name)[0]] if layered else (None,)):
-            index = kept.units.get(bonds.place(name, j))
+            if layered and name not in new.wires:
+                continue  # an expert's, of which there are fewer
+            index = kept.units.get(bonds.place(kept.made_of(name, j), j))
             if index is not None:
-                of = Copies(index, (1.0,) * len(index), wire.units, wire.width)
-                wires[name.format(i)] = made.setdefault((index, wire.units, wire.width), of)
+                of = Copies(index, (1.0,) * len(index), wire.units, wire.width, scale=scales.get(name, 1.0))
+                wires[name.format(i)] = made.setdefault((index, wire, of.scale), of)
+    for op, layer in _mixtures(bonds, kept.layers):
+        if index := kept.experts.get(layer):
+            i, E = kept.layers[old.stack_of(op.logits)[0]].index(layer), old.wires[op.logits].units
+            wires[op.logits.format(i)] = Copies(tuple(range(len(index))), (1.0,) * len(index), E)
     depth = {name: rows(kept.layers[old.stack_of(name)[0]]) for name in old.layered}
     return Maps(wires, depth)
 

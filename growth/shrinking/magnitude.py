@@ -2,6 +2,7 @@
 
     unit     |what is written there| |what reads it|, Euclidean norms over all matrices and tables that do; a
              norm's gain counts with those that read what it gives. Of channels over all layers.
+    expert   the norm of its row of the router
     layer    the Euclidean norm of all of its matrices
 
 What nothing reads, or nothing writes, has the other factor alone. Han et al. 2015 score single weights so.
@@ -12,7 +13,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from growth.architecture import Norm, Op, Tied
+from growth.architecture import Linear, Norm, Op, Tied
 from growth.plan import Source
 from growth.shrinking.bonds import Bonds, Place
 
@@ -44,6 +45,9 @@ class Magnitude:
         for x in (self.written.get(place, nothing), read):
             score = score * x.sqrt() if x.any() else score
         return score.view(-1, block).sum(1)
+
+    def experts(self, router: Linear, layer: int) -> Tensor:
+        return self.source.read(f"{router.name}.weight", layer).double().norm(dim=1)
 
     def entries(self, wire: str, layer: int | None) -> Tensor:
         """Of each entry of a wire in that layer, the sum of squares of what reads it, [S]."""

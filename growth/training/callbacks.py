@@ -15,6 +15,7 @@ LayerDropping        skips layers at random, deep ones more often (progressive l
 SubmodelStage        trains sub-models of the bottom layers first (bert2BERT's two stages)
 TokenDropping        middle layers see the words that are predicted worst
 PruneAndRegrow       swaps neurons for fresh ones (RigL); taken_out lists those that it left out
+train_in_stages      a run in which the model grows, at the end of each GrowAt
 distilled            a student's loss with a teacher's in it, in bounded memory
 with_rates           an optimizer whose groups train at shares of its rate
 lemon, cosine        schedules, functions for torch's LambdaLR
@@ -35,11 +36,13 @@ from growth.training.neurons import taken_out
 from growth.training.pruning import PruneAndRegrow
 from growth.training.rates import copied, with_rates
 from growth.training.schedule import cosine, lemon
+from growth.training.staged import GrowAt, train_in_stages
 from growth.training.submodel import SubmodelStage
 from growth.training.token_dropping import TokenDropping
 from growth.training.warming import WarmNewUnits
 
 __all__ = [
+    "GrowAt",
     "LayerDropping",
     "NotFinite",
     "OpenMasks",
@@ -55,6 +58,7 @@ __all__ = [
     "lemon",
     "taken_out",
     "recorded_shares",
+    "train_in_stages",
     "transferred",
     "with_rates",
 ]

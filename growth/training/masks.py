@@ -20,7 +20,7 @@ from growth.architecture import Linear, Norm, Output, Tied
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal, refuse
 from growth.families import model_of
-from growth.families.table import Model
+from growth.families.table import Model, listed
 from growth.record import RECORD
 
 GIVEN = {"pooled": "pooler_output"}  # of wires that a model gives; all others as this
@@ -100,6 +100,9 @@ class Masks:
         if seen is None:
             got = model.config.model_type
             raise refuse("masks", "a model of the families that grow", got, "train without masks")
+        if missing := sorted(seen.table().keys() - seen.modules(names).keys()):
+            got, remedy = f"one without {listed(missing)}", "close them in the model before it is wrapped"
+            raise refuse("masks", f"the weights of a {model.config.model_type}", got, remedy)
         self.opened, self.called, self._hooks = 0.0, set(), []
         some = next(model.parameters())
         place = {"device": some.device, "dtype": torch.promote_types(some.dtype, torch.float32)}
@@ -125,6 +128,7 @@ class Masks:
             self.now[wire].copy_(x + (1 - x) * m)
 
     def remove(self) -> None:
+        self.open(1.0)  # for who compiled the hooks in
         for hook in self._hooks:
             hook.remove()
 
@@ -208,8 +212,8 @@ def refuse_shared() -> Refusal:
     return refuse("masks", "whole weights on each process", "FSDP", "train without it, or with --masks 0")
 
 
-def mask_steps(closed: Mapping[str, Any], asked: int | None, steps: int) -> int:
-    """The steps in which masks open: by default a quarter of all, 0 where none are closed.
+def mask_steps(closed: Mapping[str, Any], asked: int | None, steps: int) -> int | None:
+    """The steps in which masks open: by default a quarter of all, None where none are closed.
 
     Raises Refusal where masks are asked for and none are closed, and where they would not be open at the end.
     """
@@ -217,7 +221,7 @@ def mask_steps(closed: Mapping[str, Any], asked: int | None, steps: int) -> int:
         if asked is not None:
             expected = f"a checkpoint with masks to open in its {RECORD}, as method msg writes it"
             raise refuse("masks", expected, "none", "leave it out")
-        return 0
+        return None
     found = math.ceil(steps / 4) if asked is None else asked
     if found < 0:
         raise refuse("masks", "a number of steps, at least 0", found, "leave it out")

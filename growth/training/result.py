@@ -5,16 +5,15 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from growth.card import write_card
+from growth.card import title, write_card
 from growth.companions import BESIDE
-from growth.record import RECORD
+from growth.record import RECORD, TRAINING, trainings
 from growth.training.curve import Point
 from growth.training.run import MODEL
 from growth.training.scheduled import ScheduledTrainer
 from growth.training.task import Task
 from growth.writing import say_plainly
 
-TRAINING = "training.json"  # how a checkpoint was trained
 LOGS = "runs"  # where tensorboard's are
 
 
@@ -67,8 +66,9 @@ def write_companions(folder: Path, source: Path, work: Task, record: dict) -> No
         if file.exists():
             shutil.copyfile(file, folder / file.name)
     if record:
-        # How it came to be, without the promise of the source's logits: training breaks that. Masks are open.
-        kept = {key: x for key, x in record.items() if key != "closed"}
+        # How it came to be, without the promise of the source's logits: training breaks that. Masks are open,
+        # and a recipe that was recorded did not make this.
+        kept = {key: x for key, x in record.items() if key not in ("closed", "recipe")}
         (folder / RECORD).write_text(json.dumps(kept | {"lossless": False}, indent=1))
 
 
@@ -83,7 +83,8 @@ def save(engine: ScheduledTrainer, report: TrainReport, source: Path) -> None:
         (folder / "training_args.bin").unlink()
         if (logs := folder.parent / LOGS).exists():
             shutil.move(logs, folder / LOGS)
-        (folder / TRAINING).write_text(json.dumps(report.json(), indent=1))
+        told = report.json() | {"before": trainings(source)}
+        (folder / TRAINING).write_text(json.dumps(told, indent=1))
         first, last = report.curve[0], report.curve[-1]
         each = "a token" if report.settings["sequence_length"] else "an image"
         facts = [
@@ -95,4 +96,4 @@ def save(engine: ScheduledTrainer, report: TrainReport, source: Path) -> None:
             share = report.settings["teacher_weight"]
             facts.append(f"a share {share} of its loss was the distribution of {teacher}")
         outlook, figures = "Its logits are its own, not the base model's.", "Not measured."
-        write_card(folder, report.out.absolute().name, source, engine.model.config, facts, outlook, figures)
+        write_card(folder, title(report.out), source, engine.model.config, facts, outlook, figures)

@@ -15,6 +15,7 @@ from growth.errors import reason, refuse
 from growth.folders import refuse_existing
 from growth.loading import quiet
 from growth.optimizing.shares import recorded_shares
+from growth.record import named
 from growth.training.corpus import kept_beside
 from growth.training.data import Data
 from growth.training.freeze import Counts, transferred
@@ -205,6 +206,9 @@ def train(
             "copied": _told(slow),
             "teacher": master and master.fingerprint(),
             "teacher_name": master and master.name,
+            "data_name": named(data),
+            "validation_name": named(validation) if given else "",
+            "text_field": text_field,
         }
         with (
             quiet(),

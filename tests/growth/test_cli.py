@@ -195,7 +195,7 @@ REFUSALS = {
     ),
     "an option of another method": (
         ("grow", "{src}", "{}/out", "--num-layers", 4, "--data", "{}/words.txt"),
-        "data: expected none, for lemon has no use for it, got some; leave it out, or choose method ligo or",
+        "data: expected none, for lemon has no use for it, got some; leave it out, or choose method gradmax or ligo or",
     ),
     "an option of one other method": (
         ("grow", "{src}", "{}/out", "--num-layers", 4, "--method", "mango", "--start", "lossless"),
@@ -283,7 +283,7 @@ WRONG = {
     "a missing argument": (("grow",), "Missing argument 'SRC'; see growth grow --help"),
     "no number": (("grow", "a", "b", "--num-layers", "x"), "Invalid value for '--num-layers'"),
     "a missing option": (("train", "a"), "Missing option '--"),
-    "an unknown verb": (("sing",), "No such command 'sing'; see growth --help"),
+    "an unknown verb": (("xyz",), "No such command 'xyz'; see growth --help"),
     "an empty source": (
         ("grow", "", "b", "--num-layers", 4),
         "expected the name of a folder, got ''; name one",

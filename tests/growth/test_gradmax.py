@@ -1,13 +1,16 @@
 """GradMax: the function stays, and no other directions of one length have a larger gradient."""
 
+import sys
+
 import pytest
 import torch
-from checkpoints import ALL, VOCAB, inputs, saved
+from checkpoints import ALL, VOCAB, inputs, neox, saved
 from exact import exact
 from tokenizers import AddedToken
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, ViTConfig, ViTForImageClassification
 
 import growth
+from growth.__main__ import main
 from growth.checkpoint import Checkpoint
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
@@ -192,6 +195,20 @@ def test_what_does_not_fit_is_refused(source, tmp_path):
     with pytest.raises(Refusal, match="gradmax: expected an activation that is 0 at 0, got 0.5"):
         growth.grow(tmp_path / "odd", tmp_path / "out", growth.Sizes(ffn=40), method)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_reads_text(tmp_path, monkeypatch, capsys):
+    neox(tmp_path / "src")
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    words = "src", "out", "--method", "gradmax", "--ffn-size", 180, "--data", "text.txt", "--batches", 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["growth", "grow", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code and "by gradmax: ffn-size 160 -> 180" in capsys.readouterr().out
+    assert growth.check("src", "out").kept
+    record = Checkpoint("out").record()
+    assert record["lossless"] and record["batches"] == 1 and record["data"].startswith("84 windows")
 
 
 def test_the_rows_that_are_kept_of_a_gated_block_are_bounded(source, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Masks that open while a model trains: in `growth train`, in a plain Trainer, and resumed."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from train_ranks import started
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import growth
+from growth.__main__ import main
 from growth.errors import Refusal
 from growth.loading import load_model
 from growth.training.callbacks import OpenMasks
+from growth.training.masks import Masks, closed_of
 from growth.training.trainer import train
 
 TEXT = "".join(chr(97 + i * i % 23) + ("\n" if i % 31 == 30 else "") for i in range(6000))
@@ -122,6 +125,49 @@ def test_masks_open_in_a_plain_trainer(folder, tmp_path):
     torch.testing.assert_close(watch.given[0], logits(load_model(folder / "source")), rtol=1e-4, atol=1e-4)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all((x != before[name]).any() for name, x in model.named_parameters() if x.dim() > 1)
+
+
+def test_the_command_line_opens_masks_and_refuses_too_many_steps(folder, tmp_path, monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["growth", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    grow = "grow", folder / "source", tmp_path / "grown", "--method", "msg", "--ffn-size", 40
+    assert run(*grow)[0] == 0
+    assert "`growth train` closes masks over what is new" in (tmp_path / "grown/README.md").read_text()
+    how = "--data", folder / "text.txt", "--out", tmp_path / "out", "--steps", 4, "--batch-size", 4
+    code, _, said = run("train", tmp_path / "grown", *how, "--masks", 5)
+    assert code == 2 and "masks: expected at most the 4 steps of training, got 5" in said
+    assert not (tmp_path / "out").exists()
+    code, told, _ = run("train", tmp_path / "grown", *how, "--masks", 3)
+    assert code == 0 and "the masks of what was new opened in 3 steps" in told
+    card = (tmp_path / "out/README.md").read_text()
+    assert "the masks of what was new opened in 3 steps" in card and "closes masks" not in card
+
+
+def test_masks_go_with_a_teacher_with_layers_that_are_computed_again_and_with_16_bits(
+    folder, whole, tmp_path
+):
+    how = {"teacher": folder / "source", "gradient_checkpointing": True, "bf16": True, "masks": 5}
+    report = train(folder / "grown", folder / "text.txt", tmp_path / "out", **RUN, **how)
+    assert losses(report)[0] == pytest.approx(losses(whole)[0], rel=1e-2)
+    assert losses(report)[-1] < losses(report)[0] - 0.5
+
+
+@pytest.mark.parametrize("verb", [growth.grow, growth.transfer])
+def test_what_masks_still_hold_closed_is_no_source(folder, tmp_path, verb):
+    with pytest.raises(Refusal, match="trained since method msg made it, got one whose masks never opened"):
+        verb(folder / "grown", tmp_path / "out")
+
+
+def test_a_model_that_is_wrapped_is_refused(folder):
+    model = load_model(folder / "grown")
+    first = next(name for name, x in model.named_modules() if isinstance(x, torch.nn.Linear))
+    model.set_submodule(first, torch.nn.Sequential(model.get_submodule(first)))
+    with pytest.raises(Refusal, match="masks: expected the weights of a .*, got one without .*wrapped"):
+        Masks(model, closed_of(folder / "grown"))
 
 
 def test_what_does_not_fit_is_refused(folder, tmp_path):
