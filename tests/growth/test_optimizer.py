@@ -7,7 +7,7 @@ import pytest
 import torch
 from checkpoints import ALL, inputs
 from exact import exact
-from torch.nn import functional as F
+from grown_gradients import recipes, scalar
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import growth
@@ -15,10 +15,10 @@ from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
 from growth.families import model_of
 from growth.loading import load_model, quiet
-from growth.methods import Lemon, Net2Net, StackBert
+from growth.methods import Lemon, Net2Net, Upcycle
 from growth.optimizing.carried import Carried
-from growth.optimizing.duals import Moment, carries
-from growth.optimizing.saved import OPTIMIZER, SCHEDULER, STATE, grouped, read_saved, table_names
+from growth.optimizing.duals import Moment
+from growth.optimizing.saved import OPTIMIZER, SCHEDULER, STATE, grouped, parts, read_saved
 from growth.optimizing.shares import recorded_shares
 from growth.plan import Source
 from growth.sizes import Sizes, resized
@@ -30,54 +30,6 @@ from growth.training.warming import WarmNewUnits, new_entries
 
 LR = 1e-3
 TEXT = "".join(chr(97 + i * i % 23) + ("\n" if i % 31 == 30 else "") for i in range(6000))
-
-
-def scalar(model, batch, seed=0):
-    """A loss of anything that a model gives, which its users would call the same for a wider one."""
-    out, generator = model(**batch), torch.Generator().manual_seed(seed)
-    for key in ("logits", "start_logits"):
-        if key in out:
-            weights = torch.randn(out[key].shape, generator=generator, dtype=out[key].dtype)
-            return (out[key].log_softmax(-1) * weights).mean()
-    cosines = F.normalize(out.last_hidden_state, dim=-1)
-    cosines = cosines @ cosines.transpose(1, 2)
-    loss = (cosines * torch.randn(cosines.shape, generator=generator, dtype=cosines.dtype)).mean()
-    if out.get("pooler_output") is None:
-        return loss
-    return loss + F.cosine_similarity(*out.pooler_output, dim=0)
-
-
-def gradients(folder):
-    """By the names of the table."""
-    checkpoint, network = Checkpoint(folder), exact(load_model(folder, torch.float64))
-    scalar(network, inputs(checkpoint.config)).backward()
-    known = table_names(network, model_of(checkpoint.config, checkpoint.names))
-    return {
-        known[name]: torch.zeros_like(x) if x.grad is None else x.grad
-        for name, x in network.named_parameters()
-    }
-
-
-def recipes(src, method, sizes, power=1, only_first=False):
-    source = Source(Checkpoint(src))
-    target = source.family.model(resized(source.model, sizes, method.layers), source.model.parts)
-    maps = method.maps(source.model.architecture, target.architecture, 0)
-    return source, carries(source, target, maps, power, only_first)
-
-
-def agree(src, dst, method, sizes):
-    """The grown model's gradients and their squares, of all but new layers, are those that the maps make."""
-    growth.grow(src, dst, sizes, method)
-    want, mine = gradients(dst), gradients(src)
-    largest = max(x.abs().max() for x in want.values())
-    for power in (1, 2):
-        source, made = recipes(src, method, sizes, power)
-        moment = Moment(source, {name: x**power for name, x in mine.items()})
-        kept = {name: recipe for name, recipe in made.items() if not recipe.is_new}
-        for name, recipe in kept.items():
-            got = recipe.made(moment, filled=False)
-            assert (got - want[name] ** power).abs().max() < 1e-9 * largest**power, name
-    assert len(kept) == len(made) or sizes.layers
 
 
 @pytest.fixture(scope="module")
@@ -92,26 +44,6 @@ def made(tmp_path_factory):
         return found[name]
 
     return make
-
-
-# ---- the chain rule
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_gradients_of_what_grew_are_those_of_its_source_under_the_dual_maps(made, tmp_path, name):
-    wide = Sizes(hidden=128)
-    deep = wide if name.startswith("t5") else Sizes(hidden=128, layers=5)
-    with quiet():
-        agree(made(name), tmp_path / "net2net", Net2Net(noise=0.0), wide)
-        agree(made(name), tmp_path / "lemon", Lemon(noise=0.0), deep)
-        agree(made(name), tmp_path / "stack", StackBert(noise=0.0), wide)
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma", "olmo2", "lci inside WRS"])
-def test_so_are_they_where_channels_remain_that_are_zero(made, tmp_path, name):
-    """RMSNorms: the mean of a LayerNorm would move gradients by what no moment tells."""
-    with quiet():
-        agree(made(name), tmp_path / "lemon", Lemon(noise=0.0), Sizes(hidden=160))
 
 
 # ---- states
@@ -197,8 +129,8 @@ def saved(folder):
 
 def in_memory(folder, by_table):
     network, checkpoint = load_model(folder), Checkpoint(folder)
-    known = table_names(network, model_of(checkpoint.config, checkpoint.names))
-    return {name: by_table[known[name]] for name in known if known[name] in by_table}
+    known = parts(network, model_of(checkpoint.config, checkpoint.names))
+    return {name: by_table[known[name][0]] for name in known if known[name][0] in by_table}
 
 
 def test_without_shares_readers_of_k_copies_move_k_times_as_fast(trained, tmp_path):
@@ -337,6 +269,23 @@ def test_a_state_whose_groups_have_rates_of_their_own_is_read_by_names(trained, 
     slow = new.names[3]
     assert len(slow) == 15 and all(".mlp." in name for name in slow)
     assert sum(map(len, new.names)) == len(set().union(*new.names)) == 3 + 5 * 9
+
+
+def test_experts_begin_with_the_moments_of_the_block_that_they_copy(run, tmp_path):
+    """They are joined in memory, and the router has none; a Trainer goes on from what is written."""
+    checkpoint, data, _ = run
+    with quiet():
+        method = Upcycle(experts=3, top_k=2)
+        growth.grow(checkpoint, tmp_path / "dst", method=method, optimizer=checkpoint)
+        network = AutoModelForCausalLM.from_pretrained(tmp_path / "dst")
+        trainer = Trainer(network, arguments(tmp_path / "out", 5), train_dataset=data)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "dst"))
+    old, new = saved(checkpoint), saved(tmp_path / "dst")
+    table = model_of(Checkpoint(tmp_path / "dst").config, ()).table()
+    assert all(".gate.weight" in name for name in table.keys() - new.states.keys())
+    moment = old.states["model.layers.1.mlp.up_proj.weight"]["exp_avg"]
+    found = [new.states[f"model.layers.1.block_sparse_moe.experts.{e}.w3.weight"] for e in range(3)]
+    assert all(torch.equal(x["exp_avg"], moment) for x in found) and trainer.state.global_step == 5
 
 
 @pytest.mark.parametrize(
