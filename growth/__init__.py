@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from growth.checking import check
     from growth.growing import grow
     from growth.methods import (
+        Bert2Bert,
         GStack,
+        HyperCloning,
         Interpolate,
         Lemon,
         Ligo,
@@ -37,12 +39,12 @@ if TYPE_CHECKING:
     from growth.transferring.xatl import transfer
 
 __version__ = "0.1.0"
-__all__ = ["Alignment", "GStack", "Interpolate", "Lemon", "Ligo", "LlamaPro", "Mango", "Mslt", "Net2Net"]
-__all__ += ["Refusal", "Sizes", "Solar", "StackBert", "Staged"]
+__all__ = ["Alignment", "Bert2Bert", "GStack", "HyperCloning", "Interpolate", "Lemon", "Ligo", "LlamaPro"]
+__all__ += ["Mango", "Mslt", "Net2Net", "Refusal", "Sizes", "Solar", "StackBert", "Staged"]
 __all__ += ["check", "grow", "growth_timing", "recipe_of", "run_recipe", "train", "transfer"]
 
-METHODS = ("GStack", "Interpolate", "Lemon", "Ligo", "LlamaPro", "Mango", "Mslt", "Net2Net")
-METHODS += ("Solar", "StackBert", "Staged")
+METHODS = ("Bert2Bert", "GStack", "HyperCloning", "Interpolate", "Lemon", "Ligo", "LlamaPro", "Mango")
+METHODS += ("Mslt", "Net2Net", "Solar", "StackBert", "Staged")
 LAZY = dict.fromkeys(METHODS, "growth.methods") | {
     "Alignment": "growth.transferring.align",
     "check": "growth.checking",

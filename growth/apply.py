@@ -16,6 +16,8 @@ from torch import Tensor
 
 from growth.maps import Copies, numbered
 
+SHORT = 64  # entries of a run on average: below, one gather is faster than many copies
+
 
 class Run(NamedTuple):
     """`length` entries of the wide wire from `start` on; source: where they lie in the narrow one, or -1."""
@@ -47,6 +49,23 @@ def _merged(units: Iterable[tuple[int, int]], width: int) -> tuple[Run, ...]:
 
 
 @lru_cache(maxsize=64)
+def _scattered(of: Copies) -> Tensor | None:
+    """Where every entry lies in the narrow wire, if runs are so short that gathering is faster."""
+    T = len(of.index) * of.width
+    if len(runs(of)) * SHORT <= T or -1 in of.index:
+        return None
+    return (torch.tensor(of.index)[:, None] * of.width + torch.arange(of.width)).flatten()
+
+
+@lru_cache(maxsize=64)
+def with_ahead(of: Copies) -> Copies:
+    """The map of a wire and of the same wire of another layer behind it: further copies are of the latter."""
+    copy = zip(of.index, numbered(of.index), strict=True)
+    index = tuple(s + of.sources if c else s for s, (c, _) in copy)
+    return replace(of, index=index, sources=2 * of.sources)
+
+
+@lru_cache(maxsize=64)
 def _each(numbers: tuple[float, ...], width: int, dtype: torch.dtype) -> Tensor:
     """A number per unit as one per entry."""
     return torch.tensor(numbers, dtype=dtype).repeat_interleave(width)
@@ -68,6 +87,17 @@ def write(of: Any, x: Tensor, axis: int = 0, rows: slice | None = None) -> Tenso
     if not isinstance(of, Copies):
         return of.write(x.movedim(axis, 0)).movedim(0, axis)
     first, last = (rows.start, rows.stop) if rows else (0, len(of.index) * of.width)
+    out = _copied(of, x, axis, first, last)
+    if isinstance(of.scale, tuple):
+        scale = _each(of.scale, of.width, out.dtype)[first:last].to(out.device)
+        return out * scale.view(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
+    return out if of.scale == 1.0 else out * of.scale
+
+
+def _copied(of: Copies, x: Tensor, axis: int, first: int, last: int) -> Tensor:
+    """Entries `first` to `last` of the wide wire, in float32 at least."""
+    if (where := _scattered(of)) is not None:
+        return exact(x.index_select(axis, where[first:last].to(x.device)))
     parts = []
     for run in runs(of):
         a, b = max(run.start, first), min(run.start + run.length, last)
@@ -79,11 +109,7 @@ def write(of: Any, x: Tensor, axis: int = 0, rows: slice | None = None) -> Tenso
             size = [b - a if i == axis % x.ndim else n for i, n in enumerate(x.shape)]
             rest = exact(x).mean(axis, keepdim=True) if of.rest == "mean" else exact(x.new_zeros(()))
             parts.append(rest.expand(size))
-    out = torch.cat(parts, axis)
-    if isinstance(of.scale, tuple):
-        scale = _each(of.scale, of.width, out.dtype)[first:last].to(out.device)
-        return out * scale.view(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
-    return out if of.scale == 1.0 else out * of.scale
+    return torch.cat(parts, axis)
 
 
 def read(of: Any, x: Tensor, writes: Any = None, rows: slice | None = None) -> Tensor:
@@ -94,11 +120,7 @@ def read(of: Any, x: Tensor, writes: Any = None, rows: slice | None = None) -> T
     """
     if not isinstance(of, Copies):
         return of.read(x)
-    parts = [
-        x.narrow(-1, run.source, run.length) if run.source >= 0 else x.new_zeros(*x.shape[:-1], run.length)
-        for run in runs(of)
-    ]
-    out = torch.cat(parts, -1)
+    out = _taken(of, x)
     if not _whole(of):
         out.mul_(_each(of.share, of.width, x.dtype).to(x.device))
     if of.parting == "blocks" and isinstance(writes, Copies):
@@ -106,6 +128,17 @@ def read(of: Any, x: Tensor, writes: Any = None, rows: slice | None = None) -> T
         row = row[rows or slice(None)].to(x.device)
         out.mul_(table.to(out)[row].view(len(row), *[1] * (x.ndim - 2), -1))
     return out
+
+
+def _taken(of: Copies, x: Tensor) -> Tensor:
+    """Every column as often as its unit is copied; zero where what is read is no copy."""
+    if (where := _scattered(of)) is not None:
+        return x.index_select(-1, where.to(x.device))
+    parts = [
+        x.narrow(-1, run.source, run.length) if run.source >= 0 else x.new_zeros(*x.shape[:-1], run.length)
+        for run in runs(of)
+    ]
+    return torch.cat(parts, -1)
 
 
 @lru_cache(maxsize=64)

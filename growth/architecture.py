@@ -150,7 +150,8 @@ class Attention:
     """mixed = A(query, key) value, one head by itself: softmax, a retention, or a scan of heads.
 
     Units are heads. With fewer heads in key and value, each serves as many of query in a row (grouped-query
-    attention). along: wires whose units go with the heads of query, such as biases by distance.
+    attention). along: wires whose units go with the heads of query, such as biases by distance. in_turn:
+    what goes with them stands in the configuration, for heads that are copied as by growth.maps.grouped.
     """
 
     query: str
@@ -158,6 +159,7 @@ class Attention:
     value: str
     mixed: str
     along: tuple[str, ...] = ()
+    in_turn: bool = False
 
     def weights(self) -> Iterator[Weight]:
         yield from ()

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from growth.checkpoint import by_rows
 from growth.families.stored import Entry
 from growth.families.table import Model
 from growth.maps import Maps
+from growth.maps import Row as Mix
 from growth.plan import Plan, Recipe, Row, Source, dropped
 
 BLOCK = 2**18  # entries that are made at a time: 1 MB in float32, which stays in a core's cache
@@ -55,26 +57,21 @@ class Expand:
         if self.entry.by_rows and math.prod(shape) > BLOCK:
             for weight in self.entry.weights:
                 x = self.mixed(source, weight)
+                std = self.deviation(x, weight)
                 for rows in by_rows(self.new.shape(weight), BLOCK):
-                    yield self.entry.to_disk([self.expanded(x, weight, rows)])
+                    yield self.entry.to_disk([self.expanded(x, weight, std, rows)])
         else:
-            weights = (self.expanded(self.mixed(source, weight), weight) for weight in self.entry.weights)
-            yield self.entry.to_disk(weights)
+            weights = ((weight, self.mixed(source, weight)) for weight in self.entry.weights)
+            yield self.entry.to_disk(self.expanded(x, w, self.deviation(x, w)) for w, x in weights)
 
     def mixed(self, source: Source, weight: Weight) -> Tensor:
-        """sum_j depth[i, j] old[j]."""
+        """sum_j depth[i, j] old[j], and behind it the same of what further copies are made of, if that is
+        another layer."""
         if self.layer is None:
-            x = source.raw(weight.name, None)
-        else:
-            row = self.maps.depth[weight.name][self.layer]
-            if [w for _, w in row] == [1.0]:
-                x = source.raw(weight.name, row[0][0])
-            else:
-                any_layer = next(j for name, j in source.place if name == weight.name)
-                zero = torch.zeros_like(source.read(weight.name, any_layer))
-                x = sum((w * source.read(weight.name, j) for j, w in row), zero)
-            if constants := self.maps.constants.get(weight.name):
-                x = apply.exact(x) + constants[self.layer]
+            return source.raw(weight.name, None)
+        x = self.mix(source, weight, self.maps.depth[weight.name][self.layer])
+        if row := self.maps.further(weight, self.layer):
+            x = torch.cat([x, self.mix(source, weight, row)])
         return self.jittered(apply.exact(x), weight) if self.jitters(weight) else x
 
     def jitters(self, weight: Weight) -> bool:
@@ -86,11 +83,40 @@ class Expand:
         noise = torch.randn(x.shape, dtype=x.dtype, generator=generator)
         return torch.add(x, noise, alpha=self.maps.jitter[self.layer] * x.std().item())
 
-    def expanded(self, x: Tensor, weight: Weight, rows: slice | None = None) -> Tensor:
+    def mix(self, source: Source, weight: Weight, row: Mix) -> Tensor:
+        """What a layer is made of."""
+        if [w for _, w in row] == [1.0]:
+            x = source.raw(weight.name, row[0][0])
+        else:
+            any_layer = next(j for name, j in source.place if name == weight.name)
+            zero = torch.zeros_like(source.read(weight.name, any_layer))
+            x = sum((w * source.read(weight.name, j) for j, w in row), zero)
+        if constants := self.maps.constants.get(weight.name):
+            x = apply.exact(x) + constants[self.layer]
+        return x
+
+    def reader(self, weight: Weight) -> Any:
+        """The map of what a weight reads, if that grows."""
+        return self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
+
+    def deviation(self, x: Tensor, weight: Weight) -> float:
+        """The standard deviation of the noise that parts a reader's copies."""
+        of = self.reader(weight)
+        if of is None or not of.noise:
+            return 0.0
+        if of.parting != "pairs":
+            return self.new.init_std * of.noise
+        copies = sum(s >= 0 for s in of.index) / of.sources
+        size = torch.linalg.vector_norm(x, dtype=torch.float64).item() / math.sqrt(x.numel())
+        return of.noise * size / copies * self.old.scale(weight.name) / weight.scale
+
+    def expanded(self, x: Tensor, weight: Weight, std: float, rows: slice | None = None) -> Tensor:
         """The wide weight, or some of its rows, times what the model no longer multiplies it with."""
         reads = len(weight.wires) - 1 if weight.reads else None
         for axis, wire in enumerate(weight.wires):
             of = self.maps.of(wire, self.layer)
+            if axis == 0 and self.maps.further(weight, self.layer):
+                of = apply.with_ahead(of)
             part = rows if axis == 0 else None
             if axis == reads:
                 x = apply.exact(x)
@@ -101,12 +127,11 @@ class Expand:
                 x = x[part]
         x, factor = apply.exact(x), self.old.scale(weight.name) / weight.scale
         x = x if factor == 1.0 else x * factor
-        of = self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
-        if of is not None and of.noise:
+        if std:
             name = weight.name if self.layer is None else weight.name.format(self.layer)
             name = f"{name}[{rows.start}]" if rows and rows.start else name
             generator = torch.Generator().manual_seed(named_seed(self.seed, name))
-            apply.add_noise(of, x, self.old.init_std * of.noise, generator)
+            apply.add_noise(self.reader(weight), x, std, generator)
         return x
 
     def layers(self, weight: Weight) -> list[int | None]:
@@ -116,7 +141,8 @@ class Expand:
         if weight.name in self.maps.mixed:
             stack = self.old.stack_of(weight.name)[1]
             return [j for j, kind in enumerate(stack.kinds) if weight in stack.weights[kind]]
-        return [j for j, _ in self.maps.depth[weight.name][self.layer]]
+        rows = self.maps.depth[weight.name][self.layer], self.maps.further(weight, self.layer)
+        return [j for row in rows for j, _ in row]
 
     def stays(self, weight: Weight) -> bool:
         """Nothing changes but its place."""

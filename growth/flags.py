@@ -23,14 +23,15 @@ def flags(methods: Iterable[type]) -> dict[str, tuple[type, str, list[str]]]:
 
 def _said(options: list[tuple[str, Field]]) -> tuple[type, str]:
     """The type of one option and what --help says of it: its default, and that of methods with another."""
-    (_, first), defaults = options[0], [(name, _text(field.default)) for name, field in options]
+    (_, first), defaults = options[0], [(name, _text(field)) for name, field in options]
     usual = Counter(text for _, text in defaults).most_common(1)[0][0]
     others = [f"{name}'s {text}" for name, text in defaults if text != usual]
     told = f"; default: {', '.join([usual, *others])}" if usual else ""
     return first.metadata["kind"] or first.type, first.metadata["help"] + told
 
 
-def _text(default: Any) -> str:
+def _text(field: Field) -> str:
+    default = field.metadata["usual"] or field.default
     return "" if default is None else " ".join(default) if isinstance(default, tuple) else str(default)
 
 

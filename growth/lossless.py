@@ -28,7 +28,7 @@ from growth.architecture import (
     Vector,
     Wire,
 )
-from growth.maps import Copies, Maps
+from growth.maps import Copies, Maps, grouped
 
 close = partial(torch.allclose, rtol=1e-9, atol=1e-9)
 
@@ -45,7 +45,7 @@ def lost(old: Architecture, new: Architecture, maps: Maps) -> list[str]:
         alike = {(kind, maps.at(layer)): layer for layer, kind in enumerate(kinds)}  # judged once
         for (kind, _), layer in alike.items():
             judged += [_rule(_Wires(old, new, maps, layer), op) for op in stack.blocks[kind]]
-        judged.append(_depth(old, maps, prefix, stack))
+        judged += [_depth(old, maps, prefix, stack), _ahead(maps, prefix, stack, len(kinds))]
     # As --learn has names, and as growth inspect prints them.
     return list(dict.fromkeys(why.replace("{}", "*") for why in judged if why))
 
@@ -204,6 +204,14 @@ def attention(op: Attention, of: _Wires) -> str | None:
             fits = fits and k == q // (Q // G) and v == (q if own else q // (Q // G))
         else:
             fits = fits and (v < 0 or not getattr(of.map(op.mixed), "noise", 0.0))
+    if (
+        fits
+        and op.in_turn
+        and any(q not in (-1, s) for q, s in zip(query, grouped((Q, P), (G, H)), strict=True))
+    ):
+        return (
+            f"attention: the heads of {op.query} are copied in another order than the configuration has them"
+        )
     if fits:
         return None
     return f"attention: {P} query heads do not divide among {H} key and value heads as {Q} do among {G}"
@@ -250,6 +258,14 @@ def _depth(old: Architecture, maps: Maps, prefix: str, stack: Stack) -> str | No
                     return why
         if after and not _after_sum_is_lossless(old, maps, after, stack.layers, torch.tensor(kept)):
             return f"{prefix}layers: the norms of added layers change the stream"
+    return None
+
+
+def _ahead(maps: Maps, prefix: str, stack: Stack, layers: int) -> str | None:
+    """Further copies of a unit are copies of the same layer's."""
+    weights = {weight.name: weight for own in stack.weights.values() for weight in own}.values()
+    if any(maps.further(weight, layer) for weight in weights for layer in range(layers)):
+        return f"{prefix}layers: units beyond the source's are those of the layer above"
     return None
 
 

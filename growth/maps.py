@@ -8,11 +8,12 @@ growth.learned. Nothing here computes with tensors; growth.apply does.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any, Literal
 
-from growth.architecture import Wire
+from growth.architecture import Weight, Wire
 
 Row = tuple[tuple[int, float], ...]  # of a depth matrix: the old layers and their coefficients
 Parting = Literal["spread", "first", "pairs", "blocks"]
@@ -83,15 +84,29 @@ def round_robin(old: int, new: int) -> tuple[int, ...]:
     return tuple(t % old for t in range(new))
 
 
-def grouped(heads: tuple[int, int], groups: tuple[int, int]) -> tuple[int, ...]:
-    """Heads whose group copies a group of the source: each group's copies share its heads out in turn.
+def at_random(old: int, new: int, seed: str) -> tuple[int, ...]:
+    """0 1 2 1 1: every unit, then any; fewer are the first of more."""
+    some = Random(seed)
+    return (*range(min(old, new)), *(some.randrange(old) for _ in range(new - old)))
+
+
+def grouped(
+    heads: tuple[int, int],
+    groups: tuple[int, int],
+    which: tuple[int, ...] | None = None,
+    choose: Callable[[int, int], tuple[int, ...]] = round_robin,
+) -> tuple[int, ...]:
+    """Heads whose group copies a group of the source: each group's copies share its heads out, in turn.
 
     heads, groups: of the source and of the target. With whole groups added the new ones are copies of groups;
-    with none, heads are added inside each.
+    with none, heads are added inside each. which: the group that each copies, in turn unless given; choose:
+    in which order a group's heads are shared out.
     """
     (Q, P), (G, H) = heads, groups
     n, m = Q // G, P // H
-    return tuple((g % G) * n + ((g // G) * m + i) % n for g in range(H) for i in range(m))
+    which = which or round_robin(G, H)
+    copy = [c for c, _ in numbered(which)]
+    return tuple(s * n + i for s, c in zip(which, copy, strict=True) for i in choose(n, (c + 1) * m)[c * m :])
 
 
 def groups(heads: int, have: int, new: int) -> int:
@@ -114,6 +129,8 @@ class Maps:
     constants of some weights, what is added to each layer's mix
     eps       of some fields of norms' eps, what they are multiplied by
     mixed     the weights whose depth will be learned: every old layer takes part
+    ahead     of some layered weights, what the further copies of the units that they write are made of: rows
+              as in `depth`
     jitter    of some layers of the target, how far their matrices start off what was mixed: normal noise, in
               units of the matrix's standard deviation
     still     the target's layers that training is to hold still at first, and with them what lies outside
@@ -125,6 +142,7 @@ class Maps:
     constants: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     eps: Mapping[str, float] = field(default_factory=dict)
     mixed: frozenset[str] = frozenset()
+    ahead: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     jitter: Mapping[int, float] = field(default_factory=dict)
     still: frozenset[int] | None = None
 
@@ -139,3 +157,16 @@ class Maps:
     def of(self, wire: str, layer: int | None) -> Any:
         """The map of a wire, None where it does not grow."""
         return self.wires.get(wire if layer is None else wire.format(layer))
+
+    def further(self, weight: Weight, layer: int | None) -> Row:
+        """The layers that the further copies of a weight's units are made of; none where there are no copies,
+        or they are made of the same layers."""
+        of = self.of(weight.wires[0], layer)
+        if layer is None or of is None or weight.name not in self.ahead:
+            return ()
+        row = self.ahead[weight.name][layer]
+        return (
+            row
+            if row != self.depth[weight.name][layer] and any(copy for copy, _ in numbered(of.index))
+            else ()
+        )

@@ -7,6 +7,7 @@ the same peak unless its budget has another.
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 import growth
 from growth.demo.budgets import Budget, Group
 from growth.demo.saving import COSTS, compare
+from growth.errors import Refusal
 from growth.loading import load_model, quiet
 from growth.methods import METHODS
 from growth.report import Report
@@ -68,20 +70,31 @@ class Arms:
 
     def grown(self, source: str, methods: Iterable[str], baseline: dict) -> list[dict]:
         """An arm for each method."""
-        numbers, arms = self.numbers, []
+        arms = []
         for method in methods:
-            kind, name = METHODS[method], self.prefix + method
-            lesson = numbers.learning
-            how = {"steps": lesson.steps, "batch_size": lesson.batch_size, "learning_rate": lesson.rate}
-            made = growth.grow(
-                self.trained(source),
-                self.start(name),
-                Sizes(hidden=numbers.target.hidden, layers=numbers.target.layers),
-                kind(data=self.examples, **how) if kind.learned else kind(),
-                seed=self.seed,
-            )
-            arms.append(self.arm(name, made, baseline, numbers.growing))
+            name = self.prefix + method
+            made = self.grow(source, method, self.start(name))
+            arms.append(self.arm(name, made, baseline, self.numbers.growing))
         return arms
+
+    def grow(self, source: str, method: str, dst: Path | None) -> Report:
+        """The source grown to the target's sizes; only planned where there is no place to put it."""
+        target, lesson, kind = self.numbers.target, self.numbers.learning, METHODS[method]
+        how = {"steps": lesson.steps, "batch_size": lesson.batch_size, "learning_rate": lesson.rate}
+        return growth.grow(
+            self.trained(source),
+            dst,
+            Sizes(hidden=target.hidden, layers=target.layers),
+            kind(data=self.examples, **how) if kind.learned else kind(),
+            seed=self.seed,
+            dry_run=dst is None,
+        )
+
+    def applies(self, source: str, method: str) -> bool:
+        """Does a method make the target of the source? HyperCloning takes whole factors alone."""
+        with suppress(Refusal):
+            return bool(self.grow(source, method, None))
+        return False
 
     def arm(self, name: str, made: Report, baseline: dict, budget: Budget, **rates) -> dict:
         how = {"schedule": "lemon", "warmup": budget.warmup, "decay": budget.decay}

@@ -46,8 +46,8 @@ class Texts(Arms):
     def report(self) -> dict:
         numbers, source = self.numbers, self.source()
         arms = [self.scratch("scratch", self.neox(numbers.target), numbers.growing)]
-        methods = ("lemon", *(name for name in METHODS if name != "lemon"))
-        arms += self.grown("source", methods, arms[0])
+        methods = [name for name in METHODS if name != "lemon" and self.applies("source", name)]
+        arms += self.grown("source", ("lemon", *methods), arms[0])
         for name in numbers.transferring:
             arms += self.transferred(name)
         return {"name": "text", "unit": self.unit, "corpus": self.corpus, "source": source, "arms": arms}

@@ -112,7 +112,7 @@ def retention(frame: Frame, learned: bool) -> tuple[Op, ...]:
         *frame.projections("mixer", "retention"),
         Linear(f"{module}.g", frame.reads, out, bias),
         *((Pointwise((decay,), own=(Weight(f"{module}.A_log", (decay,)),)),) if learned else ()),
-        Attention(query, key, value, mixed, along=(decay,) if learned else ()),
+        Attention(query, key, value, mixed, along=(decay,) if learned else (), in_turn=not learned),
         Norm(f"{module}.norm", mixed, out, "", "rms", frame.eps, per="unit"),
         Pointwise((out,)),
         Linear(f"{module}.o", out, frame.writes, out_bias),

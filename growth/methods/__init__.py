@@ -5,7 +5,9 @@ from typing import Any, ClassVar, Protocol
 from growth.architecture import Architecture
 from growth.errors import refuse
 from growth.maps import Maps
+from growth.methods.bert2bert import Bert2Bert
 from growth.methods.gstack import GStack
+from growth.methods.hypercloning import HyperCloning
 from growth.methods.interposition import Interpolate
 from growth.methods.lemon import Lemon
 from growth.methods.ligo import Ligo
@@ -37,7 +39,8 @@ class Method(Protocol):
 
 
 DEPTH = StackBert, GStack, Interpolate, Solar, Mslt, LlamaPro  # what their papers are about; all widen too
-METHODS: dict[str, type] = {method.name: method for method in (*DEPTH, Net2Net, Lemon, Staged, Ligo, Mango)}
+WIDTH = Net2Net, Bert2Bert, HyperCloning, Lemon, Staged
+METHODS: dict[str, type] = {method.name: method for method in (*DEPTH, *WIDTH, Ligo, Mango)}
 
 
 def method_of(given: Any) -> Method:

@@ -28,4 +28,6 @@ class StackBert(Copying):
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`."""
-        return Maps(per_layer(new, widened(old, new, self.noise)), rearranged(old, new, self.layers))
+        return Maps(
+            per_layer(new, widened(old, new, self.noise, self.parting)), rearranged(old, new, self.layers)
+        )
