@@ -98,7 +98,8 @@ def grow(
     given = {name: x for name, x in options.items() if x not in (None, [], ())}
     sizes = growth.Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size)
     if recipe is not None:
-        if given or sizes != growth.Sizes():
+        beside = (method, allow_lossy, dtype, shard_size, seed) != ("lemon", False, None, 2.0, 0)
+        if given or beside or sizes != growth.Sizes():
             raise refuse("recipe", "no sizes or options beside it", "some", "write them into its steps")
         return _run_recipe(recipe, src, dst, dry_run, as_json)
     report = growth.grow(

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 from growth.architecture import Architecture
 from growth.checkpoint import Checkpoint, chosen_dtype
 from growth.companions import sentence_modules
+from growth.depth import firsts
 from growth.engine import made, one_thread, plan_growth
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.sparse import sparse
@@ -296,7 +297,11 @@ def refuse_other_companions(source: Source, target: Model) -> None:
 
 def _refuse_lossy(growth: Growth, wanted: Sizes) -> Refusal:
     """With sizes nearby, where these help."""
-    ways = [*_lossless_near(growth, wanted), "method net2net, which comes close", "--allow-lossy"]
+    L, M = (model.layers for model in models(growth.source, growth.target))
+    if [j for j in firsts(growth.method.layers(L, M)) if j >= 0] != [*range(L)]:
+        ways = ["an order that meets every layer of the source in turn, such as 0,1,1,2", "--allow-lossy"]
+    else:
+        ways = [*_lossless_near(growth, wanted), "method net2net, which comes close", "--allow-lossy"]
     got = several(growth.lost)
     return refuse(growth.method.name, "sizes at which nothing is lost", got, f"choose {', or '.join(ways)}")
 

@@ -197,33 +197,38 @@ def _deepen(model: Model, target: PreTrainedConfig, wanted: int | None, order: O
     """Layers, and the lists with an entry for each."""
     family, names = model.family, model.family.fields.layers
     L = model.architecture.layers
+    moved = order(L, wanted or L)
+    if moved == tuple(range(L)):
+        return
     depths = [stack.layers for stack in model.architecture.stacks.values()]
-    if wanted not in (None, L) and len(set(depths)) > 1:
+    if len(set(depths)) > 1:
         got = " and ".join(map(str, depths))
         raise refuse(FLAGS["layers"], "stacks of as many layers", got, "change the width alone")
-    if family.numbered and getattr(model.config, family.numbered) and wanted not in (None, L):
+    for stack in model.architecture.stacks.values():
+        if left := {*stack.kinds} - {stack.kinds[j] for j in moved}:
+            got, remedy = ",".join(map(str, moved)), f"name one of kind {min(left)} too"
+            raise refuse("order", "a layer of each kind", got, remedy)
+    if family.numbered and getattr(model.config, family.numbered):
         raise refuse(
             FLAGS["layers"],
             f"the source's {L}, for a layer's number enters its attention ({family.numbered})",
-            wanted,
+            wanted or ",".join(map(str, moved)),
             "change the width alone",
         )
-    if wanted in (None, L):
-        return
     config = copy.deepcopy(model.config)
     for name, value in family.spelled(config).items():
         setattr(config, name, value)
         setattr(target, name, value)
     for name in names:
-        setattr(target, name, wanted)
+        setattr(target, name, len(moved))
     for name in family.lists:
         entries = getattr(config, name)
         if entries is not None:
-            moved = [entries[j] for j in order(L, wanted)]
-            setattr(target, name, "".join(moved) if isinstance(entries, str) else moved)
+            listed = [entries[j] for j in moved]
+            setattr(target, name, "".join(listed) if isinstance(entries, str) else listed)
     for name in family.layer_numbers:
         if (listed := getattr(config, name)) is not None:
-            setattr(target, name, [i for i, j in enumerate(order(L, wanted)) if j in listed])
+            setattr(target, name, [i for i, j in enumerate(moved) if j in listed])
 
 
 def recorded(sizes: Sizes) -> dict[str, int | None]:

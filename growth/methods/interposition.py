@@ -56,7 +56,7 @@ class Interpolate(Copying):
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`."""
-        widths = per_layer(new, widened(old, new, self.noise))
+        widths = per_layer(new, widened(old, new, self.noise, self.parting))
         if self.zero_outputs:
             made = Maps(widths, *identities(old, new, self.layers))
         else:

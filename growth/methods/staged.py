@@ -12,35 +12,42 @@ gains of norms, under which added layers get no gradient where norms have no bia
 is zero, as in `llama-pro`. When to grow, a slope of the loss tells, which is training's business.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from growth.architecture import Architecture
 from growth.depth import interpolated, stacked
 from growth.errors import refuse
 from growth.maps import Copies, Maps
-from growth.methods.copying import Copying, per_layer, widened
+from growth.methods.copying import per_layer, widened
 from growth.methods.identities import identities, rearranged
-from growth.methods.option import option, refuse_other
-from growth.methods.ordered import Index
+from growth.methods.option import option, refuse_below, refuse_other
+from growth.methods.ordered import Index, Ordered
 
 PLACES = ("append", "alternate")
 ADDED = ("identity", "copy")
 
 
 @dataclass(frozen=True)
-class Staged(Copying):
+class Staged(Ordered):
     """Twice the layers, or twice the width in two blocks.  Staged training, Shen et al., ICML 2022."""
 
+    noise: float = option(0.1, "how far copies differ, in units of a fresh matrix")
     place: str = option("append", "append: added layers on top; alternate: each next to its original")
     added: str = option(
         "identity", "identity: added layers add nothing at first; copy: they are whole copies"
     )
 
     name: ClassVar[str] = "staged"
+    lossless: ClassVar[bool] = False
+    learned: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return self.name
 
     def __post_init__(self):
         super().__post_init__()
+        refuse_below("noise", self.noise, 0.0)
         refuse_other("place", self.place, PLACES)
         refuse_other("added", self.added, ADDED)
 
@@ -67,4 +74,4 @@ def _doubled(old: Architecture, new: Architecture, noise: float) -> dict[str, Co
         if grows and after != 2 * before:
             wire, remedy = name.removesuffix(".{}"), "double every size, or choose method lemon"
             raise refuse(f"staged: {wire}", f"{2 * before}, twice the source's {before}", after, remedy)
-    return {name: replace(of, parting="blocks") for name, of in widened(old, new, noise).items()}
+    return widened(old, new, noise, "blocks")

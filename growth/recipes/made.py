@@ -40,6 +40,13 @@ def _recorded(checkpoint: Checkpoint) -> dict[str, Any] | None:
     return read_object(path).get("recipe") if path.exists() else None
 
 
+def _sizes(call: dict[str, Any]) -> dict[str, Any]:
+    """What was asked of sizes: all, where others would follow from those that changed, else these."""
+    before, after = call.get("from", {}), call.get("to", {})
+    changed = {name: x for name, x in after.items() if x != before.get(name)}
+    return after if {"hidden_size", "num_heads"} & set(changed) else changed
+
+
 def _step(number: int, call: dict[str, Any], commands: Commands) -> Step:
     """A call as a step: of each flag of its verb, what the record has, where that is not the default."""
     where, verb = f"step {number}, {call['verb']}", call["verb"]
@@ -47,7 +54,7 @@ def _step(number: int, call: dict[str, Any], commands: Commands) -> Step:
         raise refuse(where, f"one of {', '.join(commands.known)}", verb, "make this step by hand")
     if rates := call.get("rates"):
         raise refuse(where, "what the command line has too", f"rates {rates}", "make this step in Python")
-    said = call | call.get("asked", {}) | call.get("to", {})
+    said = call | call.get("asked", {}) | _sizes(call)
     options = {}
     for name, flag in commands.options(verb).items():
         key = ELSEWHERE.get(flag.name, flag.name)

@@ -70,9 +70,9 @@ def _grow(given: dict[str, Any], here: State) -> str:
     refuse_odd_seed(given["seed"])
     chosen_dtype(given["dtype"])
     old = here.model
-    if old is None or hasattr(method, "target"):
+    if old is None or not hasattr(method, "depth"):  # or a method that makes another family's model
         return _unknown(given, here)
-    sizes = Sizes(*(given[flag.replace("-", "_")] for flag in FLAGS.values()))
+    sizes = Sizes(**{name: given.get(flag.replace("-", "_")) for name, flag in FLAGS.items()})
     wanted = replace(sizes, layers=method.depth(sizes.layers, old.architecture.layers))
     config = resized(old, wanted, method.layers)
     new = old.family.model(config, old.parts)

@@ -60,11 +60,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_recipe(given: str | Path | Mapping[str, Any]) -> Recipe:
-    """The recipe in a file of YAML, or in what such a file holds.
+def read_recipe(given: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
+    """The recipe in a file of YAML, or in what such a file holds; one that is read already.
 
     Raises Refusal where it is none: what it has to be stands at the top of growth.recipes.recipe.
     """
+    if isinstance(given, Recipe):
+        return given
     where = "recipe" if isinstance(given, Mapping) else str(given)
     found = given if isinstance(given, Mapping) else _loaded(Path(given))
     if not isinstance(found, Mapping) or not set(found) <= {"source", "steps"}:

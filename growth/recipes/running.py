@@ -32,7 +32,7 @@ SUFFIX = ".recipe"  # of the folder where the steps are, behind the name of the 
 
 
 def run_recipe(
-    recipe: str | Path | Mapping[str, Any],
+    recipe: str | Path | Mapping[str, Any] | Recipe,
     dst: str | Path | None = None,
     src: str | Path | None = None,
     *,

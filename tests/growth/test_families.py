@@ -245,6 +245,29 @@ def test_a_tensor_is_written_back_to_the_byte(source, name):
         assert torch.equal(entry.to_disk(parts).to(x.dtype), x), tensor
 
 
+def test_layers_in_another_order_take_their_entries_along(source, tmp_path):
+    """Also where there are as many as before."""
+    growth.grow(
+        source("lci RAM")[0], tmp_path / "lci", growth.Sizes(hidden=128), growth.StackBert(order="2,0,1")
+    )
+    config, _ = run(tmp_path / "lci", torch.float64)
+    assert config.pattern == "MRA"
+    growth.grow(
+        source("qwen2")[0], tmp_path / "qwen2", growth.Sizes(hidden=128), growth.StackBert(order="1,1,2")
+    )
+    config, _ = run(tmp_path / "qwen2", torch.float64)
+    assert config.layer_types == ["sliding_attention"] * 2 + ["full_attention"]
+
+
+def test_an_order_that_leaves_out_a_kind_of_layer_is_refused(source, tmp_path):
+    folder, *_ = source("lci RAM")
+    with pytest.raises(
+        Refusal, match="order: expected a layer of each kind, got 0,0,2; name one of kind A too"
+    ):
+        growth.grow(folder, tmp_path / "out", growth.Sizes(hidden=128), growth.StackBert(order="0,0,2"))
+    assert not (tmp_path / "out").exists()
+
+
 ORDERS = {"stack": "01201", "interpolate": "00112", "net2net": "01122", "lemon": "01122"}
 
 

@@ -161,6 +161,15 @@ def test_noise_that_readers_would_see_is_a_loss(source):
         assert any("mlp.up: what parts the copies is seen" in why for why in losses) == told
 
 
+@pytest.mark.parametrize("order", ["1,0,2", "0,0,2"])
+def test_an_order_that_loses_layers_is_refused_with_one_that_does_not(source, tmp_path, order):
+    with pytest.raises(Refusal, match="in turn, such as 0,1,1,2, or --allow-lossy$"):
+        growth.grow(source, tmp_path / "out", Sizes(hidden=192), Lemon(order=order))
+    assert growth.grow(
+        source, sizes=Sizes(hidden=192), method=Lemon(order="0,1,1,0,2"), dry_run=True
+    ).lossless
+
+
 def test_a_loss_is_told_by_the_op_that_has_it(source):
     old, new = architectures(source, 168, 5)
     maps = method_of("net2net").maps(old, new)

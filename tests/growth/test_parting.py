@@ -5,6 +5,7 @@ import torch
 
 from growth.apply import add_noise, read, unseen, write
 from growth.architecture import Wire
+from growth.learned.starts import added
 from growth.maps import copies
 
 PARTINGS = ("spread", "first", "pairs", "blocks")
@@ -54,6 +55,19 @@ def test_blocks_of_rows_are_read_as_all_rows_are(index):
     for start in range(0, 18, 5):
         rows = slice(start, min(start + 5, 18))
         assert torch.equal(read(of, weight[rows], writes, rows), whole[rows])
+
+
+@pytest.mark.parametrize("parting", PARTINGS)
+@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_maps_that_learn_start_where_readers_see_the_same(index, parting, noise):
+    of = added(copied(index, 2, parting=parting, noise=noise), torch.Generator().manual_seed(0)).double()
+    x, weight = (
+        torch.randn(2 * len({*index} - {-1})).double(),
+        torch.randn(4, 2 * len({*index} - {-1})).double(),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(of.read(weight) @ of.write(x), weight @ x, rtol=1e-6, atol=1e-6)
 
 
 def test_whole_factors_make_diagonal_blocks():

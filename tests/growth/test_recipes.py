@@ -138,7 +138,7 @@ def test_a_learned_method_is_told_with_its_data(src, text, tmp_path):
     growth.grow(src, tmp_path / "out", method=method, num_layers=4)
     options = growth.recipe_of(tmp_path / "out").steps[0].options
     assert options["data"] == str(text) and options["learn"] == ["depth.*"] and options["steps"] == 2
-    growth.run_recipe(growth.recipe_of(tmp_path / "out").json(), tmp_path / "again")
+    growth.run_recipe(growth.recipe_of(tmp_path / "out"), tmp_path / "again")
     assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "out")
 
 
@@ -268,7 +268,13 @@ def test_an_output_that_exists_and_options_beside_a_recipe_are_refused(src, tmp_
     code, _, err = command.run(monkeypatch, capsys, "grow", src, src, "--recipe", file)
     assert code == 2 and "expected an output folder that does not exist yet" in err
     words = "grow", src, tmp_path / "out", "--recipe", file
-    for more in (("--num-layers", 4), ("--noise", 0.5)):
+    for more in (
+        ("--num-layers", 4),
+        ("--noise", 0.5),
+        ("--method", "stack"),
+        ("--seed", 1),
+        ("--allow-lossy",),
+    ):
         code, _, err = command.run(monkeypatch, capsys, *words, *more)
         assert code == 2 and "recipe: expected no sizes or options beside it" in err
     code, _, err = command.run(monkeypatch, capsys, "grow", tmp_path / "out", "--recipe", file)
