@@ -37,7 +37,6 @@ AUTOS = {
     "Model": AutoModel,
 }
 GIVEN = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
-METHODS = ("stack", "interpolate", "net2net", "lemon")
 TABLE = [
     ("lemon", {"hidden_size": 112, "num_layers": 7}),  # 4 heads to 7
     ("net2net", {"hidden_size": 128, "num_layers": 5}),
@@ -310,9 +309,10 @@ def test_an_order_that_leaves_out_a_kind_of_layer_is_refused(source, tmp_path):
 
 
 ORDERS = {"stack": "01201", "interpolate": "00112", "net2net": "01122", "lemon": "01122"}
+ORDERS |= {"bert2bert": "01212", "hypercloning": "01122"}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ORDERS)
 @pytest.mark.parametrize(
     "name, field",
     [
