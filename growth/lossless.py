@@ -52,7 +52,10 @@ def lost(old: Architecture, new: Architecture, maps: Maps) -> list[str]:
             judged += [_rule(_Wires(old, new, maps, layer), op) for op in stack.blocks.get(kind, ())]
             ops = stack.blocks.get(kind) or stack.blocks[stack.kinds[layer]]
             judged += mixed(old, new.stacks[prefix], maps, ops, layer)
-        judged += [_depth(old, maps, prefix, stack), _ahead(maps, prefix, stack, len(kinds))]
+        judged.append(_depth(old, maps, prefix, stack))
+        weights = [weight for own in stack.weights.values() for weight in own]
+        if any(maps.further(weight, layer) for weight in weights for layer in range(len(kinds))):
+            judged.append(f"{prefix}layers: units beyond the source's are those of the layer above")
     # As --learn has names, and as growth inspect prints them.
     return list(dict.fromkeys(why.replace("{}", "*") for why in judged if why))
 
@@ -118,13 +121,11 @@ def linear(op: Linear, of: _Wires) -> str | None:
     unit, reader = of.probe(op.reads), of.probe(op.reads, 1)
     wide = apply.write(reads, unit)
     writes = of.map(op.writes)
-    rows = [slice(row, row + 1) for row in apply.rows_apart(writes)]
-    taken = torch.cat([apply.read(reads, reader[None], writes, row) for row in rows])
-    if not close(taken @ wide, (reader @ unit).expand(len(rows))):
+    rows = [apply.read(reads, reader[None], writes, slice(t, t + 1)) for t in apply.rows_apart(writes)]
+    if not close(torch.cat(rows) @ wide, (reader @ unit).expand(len(rows))):
         return f"{op.name}: its columns do not add up to the source's"
-    if reads.noise and not close(
-        apply.unseen(reads, _random(len(wide), 2).clone()) @ wide, torch.zeros_like(unit[0])
-    ):
+    hidden = apply.unseen(reads, _random(len(wide), 2).clone()) @ wide if reads.noise else unit[0] * 0
+    if not close(hidden, unit[0] * 0):
         return f"{op.name}: what parts the copies is seen, for some units are no copies and not zero"
     return None
 
@@ -211,17 +212,12 @@ def attention(op: Attention, of: _Wires) -> str | None:
             fits = fits and k == q // (Q // G) and v == (q if own else q // (Q // G))
         else:
             fits = fits and (v < 0 or not getattr(of.map(op.mixed), "noise", 0.0))
-    if (
-        fits
-        and op.in_turn
-        and any(q not in (-1, s) for q, s in zip(query, grouped((Q, P), (G, H)), strict=True))
-    ):
-        return (
-            f"attention: the heads of {op.query} are copied in another order than the configuration has them"
-        )
-    if fits:
-        return None
-    return f"attention: {P} query heads do not divide among {H} key and value heads as {Q} do among {G}"
+    if not fits:
+        return f"attention: {P} query heads do not divide among {H} key and value heads as {Q} do among {G}"
+    in_turn = zip(query, grouped((Q, P), (G, H)), strict=True)
+    if op.in_turn and any(q not in (-1, s) for q, s in in_turn):
+        return f"attention: the heads of {op.query} are not in the configuration's order"
+    return None
 
 
 def output(op: Output, of: _Wires) -> str | None:
@@ -265,14 +261,6 @@ def _depth(old: Architecture, maps: Maps, prefix: str, stack: Stack) -> str | No
                     return why
         if after and not _after_sum_is_lossless(old, maps, after, stack.layers, torch.tensor(kept)):
             return f"{prefix}layers: the norms of added layers change the stream"
-    return None
-
-
-def _ahead(maps: Maps, prefix: str, stack: Stack, layers: int) -> str | None:
-    """Further copies of a unit are copies of the same layer's."""
-    weights = {weight.name: weight for own in stack.weights.values() for weight in own}.values()
-    if any(maps.further(weight, layer) for weight in weights for layer in range(layers)):
-        return f"{prefix}layers: units beyond the source's are those of the layer above"
     return None
 
 

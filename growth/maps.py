@@ -10,6 +10,7 @@ growth.learned. Nothing here computes with tensors; growth.apply does.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import Random
 from typing import Any, Literal
 
@@ -70,6 +71,7 @@ def evenly(index: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(1 / count[s] if s >= 0 else 0.0 for s in index)
 
 
+@lru_cache(maxsize=64)
 def numbered(index: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     """Of each unit, which copy it is and of how many: (0, 2) is the first of two; (0, 1) what is no copy."""
     count, seen, found = Counter(index), Counter(), []
@@ -198,9 +200,5 @@ class Maps:
         of = self.of(weight.wires[0], layer)
         if layer is None or of is None or weight.name not in self.ahead:
             return ()
-        row = self.ahead[weight.name][layer]
-        return (
-            row
-            if row != self.depth[weight.name][layer] and any(copy for copy, _ in numbered(of.index))
-            else ()
-        )
+        row, copied = self.ahead[weight.name][layer], any(copy for copy, _ in numbered(of.index))
+        return row if copied and row != self.depth[weight.name][layer] else ()

@@ -195,7 +195,7 @@ REFUSALS = {
     ),
     "an option of another method": (
         ("grow", "{src}", "{}/out", "--num-layers", 4, "--data", "{}/words.txt"),
-        "data: expected none, for lemon has no use for it, got some; leave it out, or choose method gradmax or ligo or",
+        "data: expected none, for lemon has no use for it, got some; leave it out, or choose method gradmax",
     ),
     "an option of one other method": (
         ("grow", "{src}", "{}/out", "--num-layers", 4, "--method", "mango", "--start", "lossless"),

@@ -288,7 +288,7 @@ def test_what_cannot_be_is_one_line_exit_code_2_and_nothing_written(
 def test_stacks_of_other_depths_grow_in_width_alone(tmp_path, method):
     folder = ALL["t5"](tmp_path / "src", num_decoder_layers=2)
     with pytest.raises(
-        Refusal, match="num-layers: expected stacks of as many layers, got 3 and 2; grow the width"
+        Refusal, match="num-layers: expected stacks of as many layers, got 3 and 2; change the width"
     ):
         growth.grow(folder, tmp_path / "out", Sizes(layers=6), method)
 

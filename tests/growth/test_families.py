@@ -269,9 +269,10 @@ def test_an_order_that_leaves_out_a_kind_of_layer_is_refused(source, tmp_path):
 
 
 ORDERS = {"stack": "01201", "interpolate": "00112", "net2net": "01122", "lemon": "01122"}
+ORDERS |= {"bert2bert": "01212", "hypercloning": "01122"}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ORDERS)
 @pytest.mark.parametrize(
     "name, field",
     [
