@@ -10,8 +10,8 @@ included; at m = 1 it is the plain model. The checkpoint holds the plain model: 
 not the source. growth.json says what is new (`closed`), and `growth train` closes and opens that.
 
 The paper masks what is written, here what is read is masked: the same product for every matrix that reads,
-and a norm weighs values that nothing has scaled. Kept apart are the stream, neurons, heads, scans' channels and
-layers; with fewer groups of heads than heads, groups that old heads are shared out among copy theirs.
+and a norm weighs values that nothing has scaled. Groups among which the heads of an old one are shared out
+have copies of its keys and values.
 """
 
 from dataclasses import dataclass
