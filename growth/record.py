@@ -88,6 +88,7 @@ def read_record(folder: Path) -> dict:
     fits = (
         record["verb"] in ("grow", "shrink", "transfer")
         and _typed(record, TYPES)
+        and ("closed" not in record or _typed_closed(record["closed"]))
         and isinstance(record.get("lost", []), list)
         and all(isinstance(x, str) for x in record.get("lost", []))
         and all(isinstance(x, dict) and {"verb", "method"} <= set(x) for x in record["lineage"])
@@ -105,6 +106,16 @@ def refuse_closed(source: "Checkpoint") -> None:
     if source.record().get("closed"):
         got, remedy = "one whose masks never opened", "train it first: growth train opens them"
         raise refuse(str(source.path), "a source that was trained since method msg made it", got, remedy)
+
+
+def _typed_closed(found: Any) -> bool:
+    """As growth.fresh.closed has it?"""
+    if not isinstance(found, dict) or not _typed(found, {"wires": dict, "layers": dict}):
+        return False
+    runs = [run for wire in found["wires"].values() for run in (wire if isinstance(wire, list) else [None])]
+    numbers = [x for run in runs for x in (run if isinstance(run, list) and len(run) == 3 else [None])]
+    layers = [x for stack in found["layers"].values() for x in (stack if isinstance(stack, list) else [None])]
+    return all(type(x) in (int, float) for x in numbers) and all(type(x) is int for x in layers)
 
 
 def _typed(found: dict, types: dict[str, type]) -> bool:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from growth.architecture import Weight
 from growth.engine import Expand, named_seed
+from growth.errors import refuse
 from growth.learned.fit import examples_for
 from growth.learned.neurons import Live, Neurons, neurons, refuse_shifting
 from growth.loading import load_model, quiet
@@ -94,7 +95,10 @@ class Outgoing:
         for batch in self.batches():
             with ExitStack() as hooks:
                 pairs = {block.names: hooks.enter_context(block.watching()) for block in blocks}
-                model(**batch).loss.backward()
+                (loss := model(**batch).loss).backward()
+            if not loss.isfinite():
+                expected, remedy = "a finite loss of the source", "look for numbers that are not finite in it"
+                raise refuse("gradmax", expected, loss.item(), remedy)
             for block, (x, probe) in pairs.items():
                 x, g = x.flatten(0, -2), probe.grad.flatten(0, -2)
                 if block.gate:
@@ -135,6 +139,7 @@ def top(M: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 def leading(opened: Tensor, x: Tensor, g: Tensor, generator: torch.Generator) -> Tensor:
     """[D, k]: column i is the first right singular vector of sum_n opened[n, i] x[n] g[n]ᵀ, by iteration."""
+    g = g / g.abs().max().clamp(min=torch.finfo(g.dtype).tiny)  # of a mean over many tokens, they are small
     columns = torch.randn(g.shape[1], opened.shape[1], generator=generator)
     for _ in range(ROUNDS):
         columns = g.T @ (opened * (x @ (x.T @ (opened * (g @ columns)))))

@@ -9,8 +9,9 @@ At m = 0 the model is its source, exactly, however the new weights start, norms 
 included; at m = 1 it is the plain model. The checkpoint holds the plain model: loaded without masks it is
 not the source. growth.json says what is new (`closed`), and `growth train` closes and opens that.
 
-Where a mask stands differs from the paper in form alone: there all that writes the stream is masked, here all
-that reads it, which gives a new unit's reader and its writer a gradient from the same step on.
+The paper masks what is written, here what is read is masked: the same product for every matrix that reads,
+and a norm weighs values that nothing has scaled. Groups among which the heads of an old one are shared out
+have copies of its keys and values.
 """
 
 from dataclasses import dataclass

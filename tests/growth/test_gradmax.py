@@ -1,11 +1,13 @@
 """GradMax: the function stays, and no other directions of one length have a larger gradient."""
 
+import shutil
 import sys
 
 import pytest
 import torch
 from checkpoints import ALL, VOCAB, inputs, neox, saved
 from exact import exact
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, ViTConfig, ViTForImageClassification
 
@@ -183,6 +185,12 @@ def test_what_does_not_fit_is_refused(source, tmp_path):
         growth.GradMax(order="0,1")
     with pytest.raises(Refusal, match="outgoing: expected one of mean, max"):
         growth.GradMax(outgoing="least")
+    shutil.copytree(folder, tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    weights["gpt_neox.layers.1.mlp.dense_h_to_4h.bias"].fill_(float("nan"))
+    save_file(weights, tmp_path / "broken/model.safetensors", {"format": "pt"})
+    with pytest.raises(Refusal, match="gradmax: expected a finite loss of the source, got nan"):
+        growth.grow(tmp_path / "broken", tmp_path / "out", growth.Sizes(ffn=100), method)
     odd = GPTNeoXConfig(
         vocab_size=VOCAB,
         hidden_size=32,

@@ -1,6 +1,7 @@
 """Masks that open while a model trains: in `growth train`, in a plain Trainer, and resumed."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -160,6 +161,18 @@ def test_masks_go_with_a_teacher_with_layers_that_are_computed_again_and_with_16
 def test_what_masks_still_hold_closed_is_no_source(folder, tmp_path, verb):
     with pytest.raises(Refusal, match="trained since method msg made it, got one whose masks never opened"):
         verb(folder / "grown", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "closed",
+    [[], {"wires": {}}, {"wires": {"residual": [[16, 24]]}, "layers": {}}, {"wires": {}, "layers": {"": 1}}],
+)
+def test_a_record_that_somebody_changed_is_refused(folder, tmp_path, closed):
+    shutil.copytree(folder / "grown", tmp_path / "grown")
+    record = json.loads((tmp_path / "grown/growth.json").read_text())
+    (tmp_path / "grown/growth.json").write_text(json.dumps(record | {"closed": closed}))
+    with pytest.raises(Refusal, match="growth.json: expected what growth wrote, got values of other types"):
+        OpenMasks(tmp_path / "grown", steps=3)
 
 
 def test_a_model_that_is_wrapped_is_refused(folder):
