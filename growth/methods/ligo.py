@@ -12,9 +12,9 @@ Of each kind of weight, all layers and all entries as one vector, that is
     vec(new) = blockdiag(B[1] (x) A[1], .., B[L'] (x) A[L']) (w (x) I) vec(old)
 
 and w (x) I = Q blockdiag(w, .., w) P, with permutations P, Q between layers first and entries first: a
-product of block-diagonal factors and permutations, as Monarch matrices are (Dao et al., ICML 2022). From L layers of
-m x n to L' of M x N the factors hold L' M N m n + L L' m n numbers instead of L L' M N m n. The paper, with
-maps for each old layer, widens first: (w (x) I) blockdiag(A[1] (x) B[1], ..).
+product of block-diagonal factors and permutations, as Monarch matrices are (Dao et al., ICML 2022). From L
+layers of m x n to L' of M x N the factors hold L' M N m n + L L' m n numbers instead of L L' M N m n. The
+paper, with maps for each old layer, widens first: (w (x) I) blockdiag(A[1] (x) B[1], ..).
 
     starts   lossless    LEMON's model, with its noise in what readers do not see: step 0 computes what the
                          source does, then the maps go where the loss leads
