@@ -55,10 +55,11 @@ class Carried:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What LiGO's and Mango's maps get; rate: None for the methods' own."""
+    """What methods that learn get; rate: None for the methods' own. A step costs what one of training does,
+    with as many examples."""
 
     steps: int
-    batch_size: int = 16
+    batch_size: int
     rate: float | None = None
 
 
@@ -131,7 +132,7 @@ FULL = Job(
                 "hybrid": (200, Budget(360, 1.5e-2, 10, 0.35, 1e-2)),
             }
         ),
-        learning=Lesson(25),
+        learning=Lesson(10, 8),
         batch_size=8,
         length=128,
         held_out=128,
@@ -170,7 +171,7 @@ QUICK = Job(
             },
             windows=16,
         ),
-        learning=Lesson(5),
+        learning=Lesson(5, 8),
         batch_size=8,
         length=128,
         held_out=64,

@@ -34,7 +34,7 @@ from growth.methods import METHODS
 
 SIZES = {"source": Size(2, 16, 2), "target": Size(3, 24, 3)}
 BUDGETS = {"training": Budget(6, 1e-2, 1, 0.6), "growing": Budget(4, 1e-2, 1, 0.6)}
-NUMBERS = SIZES | BUDGETS | {"learning": Lesson(2), "batch_size": 2, "held_out": 4, "evaluations": 2}
+NUMBERS = SIZES | BUDGETS | {"learning": Lesson(2, 2), "batch_size": 2, "held_out": 4, "evaluations": 2}
 TOY = Job(
     text=Text(
         **NUMBERS,

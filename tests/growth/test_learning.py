@@ -449,7 +449,8 @@ def test_the_lossless_start_is_lemon(tmp_path, family, hidden_size):
     """Its very numbers; but for the head's, whose wide matrix is never made."""
     model = Grown(FAMILIES[family](tmp_path / "src"), hidden_size, 5)
     made = model.ligo()
-    lemon = plan_growth(model.source, model.target, Lemon().maps(model.old, model.new), seed=0)
+    maps = Lemon(noise=Ligo().noise).maps(model.old, model.new)
+    lemon = plan_growth(model.source, model.target, maps, seed=0)
     for row in lemon.rows:
         if row.name not in ("embed_out.weight", "lm_head.weight"):
             (own,), truth = made.recipe(row.name)(model.source), torch.cat([*row.recipe(model.source)])
