@@ -1,5 +1,6 @@
 """Layers that steps skip: what is computed, what is counted, and that a resumed run skips the same."""
 
+import json
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import TrainerCallback
 import growth
 from growth.errors import Refusal
 from growth.loading import load_model, quiet
-from growth.training.callbacks import LayerDropping, SubmodelStage
+from growth.training.callbacks import LayerDropping, PruneAndRegrow, SubmodelStage, TokenDropping
 from growth.training.flops import count_flops, step_flops
 from growth.training.layers import layers_of
 
@@ -279,3 +280,77 @@ def test_a_stage_that_is_none_is_refused(folder):
     with pytest.raises(Refusal, match="submodel stage: expected fewer than the model's 4 layers, got 4; "):
         SubmodelStage(4, steps=1).on_train_begin(None, None, None, model=model)
     assert not any("forward" in layer.__dict__ for layer in model.gpt_neox.layers)
+
+
+# ---- in growth train
+
+
+class Broken(TrainerCallback):
+    """Breaks a run off after step `at`, the first time."""
+
+    at = 4
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == Broken.at:
+            Broken.at = None
+            raise KeyboardInterrupt
+
+
+def test_growth_train_resumes_with_its_callbacks_and_refuses_others(tmp_path, text):
+    Broken.at = 4
+    model = llama(tmp_path / "model")
+    given = {"steps": 6, "batch_size": 2, "sequence_length": 8, "eval_every": 3, "save_every": 3}
+
+    def run(out, rate=0.5, resume=False):
+        ours = [LayerDropping(rate), TokenDropping(0.25), PruneAndRegrow(2, until=4), Broken()]
+        return growth.train(model, text, tmp_path / out, **given, callbacks=ours, resume=resume)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("part")
+    whole = run("whole")
+    with pytest.raises(
+        Refusal, match=r"resume: expected callbacks \[.*'rate': 0.5.*, got callbacks \[.*'rate': 0.2"
+    ):
+        run("part", rate=0.2, resume=True)
+    part = run("part", resume=True)
+    assert [(p.step, p.flops, p.loss) for p in part.curve] == [(p.step, p.flops, p.loss) for p in whole.curve]
+    for x, y in zip(load_model(tmp_path / "part").parameters(), load_model(tmp_path / "whole").parameters()):
+        assert torch.equal(x, y)
+
+
+def test_layers_that_are_computed_again_in_the_backward_are_dropped_alike(tmp_path, text):
+    model = llama(tmp_path / "model")
+    given = {"steps": 3, "batch_size": 2, "sequence_length": 8, "eval_every": 1, "save_every": 0}
+
+    def losses(out, again):
+        ours = [LayerDropping(0.5), SubmodelStage(2, steps=2), TokenDropping(0.25)]
+        made = growth.train(
+            model, text, tmp_path / out, **given, callbacks=ours, gradient_checkpointing=again
+        )
+        return [point.loss for point in made.curve]
+
+    assert losses("again", True) == pytest.approx(losses("kept", False), abs=1e-5)
+
+
+def test_the_command_line_drops_layers_and_tokens(tmp_path, text, monkeypatch, capsys):
+    from growth.__main__ import main
+
+    model = llama(tmp_path / "model")
+    words = f"growth train {model} --data {text} --out {tmp_path / 'out'} --steps 2 --batch-size 2 "
+    words += "--sequence-length 8 --save-every 0 --drop-layers 0.2 --drop-tokens 0.25"
+    monkeypatch.setattr("sys.argv", words.split())
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    told = json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["callbacks"]
+    assert [(x["name"], *x["args"].values())[:2] for x in told] == [
+        ("LayerDropping", 0.2),
+        ("TokenDropping", 0.25),
+    ]
+    monkeypatch.setattr("sys.argv", words.replace("out", "other").replace("0.2 ", "1.5 ").split())
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2 and not (tmp_path / "other").exists()
+    assert (
+        "growth: drop-layers: expected a rate of at least 0 and below 1, got 1.5; " in capsys.readouterr().err
+    )
