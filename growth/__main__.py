@@ -37,6 +37,11 @@ DryRun = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 TextField = Annotated[str, typer.Option(help="Of rows, the field that holds the text.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Windows = Annotated[int, typer.Option(help="Windows of the data that the model runs on.")]
+Length = Annotated[int | None, typer.Option(help="Tokens a window; default: 512, or the model's positions.")]
+Cache = Annotated[
+    str | None, typer.Option(help="Folder that keeps what the run finds; default: the user's cache.")
+]
 Dtype = Annotated[str | None, typer.Option(help="Of the result, such as bfloat16; default: the source's.")]
 ShardSize = Annotated[float, typer.Option(help="Largest file, in GB.")]
 
@@ -47,17 +52,41 @@ def inspect(
     recipe: Annotated[
         bool, typer.Option("--recipe", help="Print the recipe that made it, as grow --recipe takes it.")
     ] = False,
+    redundancy: Annotated[
+        bool, typer.Option("--redundancy", help="How alike layers and their units are on --data.")
+    ] = False,
+    data: Annotated[str | None, typer.Option(help="Text, as train reads it.")] = None,
+    windows: Windows = 32,
+    sequence_length: Length = None,
+    text_field: TextField = "text",
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """Wires, sizes and tensors of a checkpoint, and what can be done with it."""
+    if data is not None and not redundancy:
+        raise refuse("data", "none without --redundancy", data, "leave it out, or add that")
+    if recipe and redundancy:
+        raise refuse("recipe, redundancy", "one of them", "both", "ask for one at a time")
     if recipe:
         made = growth.recipe_of(src)
         say(json.dumps(made.json()) if as_json else made.yaml().rstrip())
         return
-    from growth import inspection  # each verb imports what it needs when it runs
+    if not redundancy:
+        from growth import inspection  # each verb imports what it needs when it runs
 
-    found = inspection.inspect(src)
-    for line in [json.dumps(found.json())] if as_json else found.lines():
+        found = inspection.inspect(src)
+        for line in [json.dumps(found.json())] if as_json else found.lines():
+            say(line)
+        return
+    from growth.shrinking.redundancy import redundancy as measured
+
+    how = {"windows": windows, "sequence_length": sequence_length, "text_field": text_field, "cache": cache}
+    told = measured(src, data, **how)
+    if as_json:
+        say(json.dumps(told.json()))
+        return
+    out.print(told.table())
+    for line in told.lines():
         say(line)
 
 
@@ -168,14 +197,10 @@ def shrink(
             "--merge/--no-merge", help="Fold what is removed into what stays; default: with --data."
         ),
     ] = None,
-    windows: Annotated[int, typer.Option(help="Windows of the data that the model runs on.")] = 32,
-    sequence_length: Annotated[
-        int | None, typer.Option(help="Tokens a window; default: 512, or the model's positions.")
-    ] = None,
+    windows: Windows = 32,
+    sequence_length: Length = None,
     text_field: TextField = "text",
-    cache: Annotated[
-        str | None, typer.Option(help="Folder that keeps what the run finds; default: the user's cache.")
-    ] = None,
+    cache: Cache = None,
     dtype: Dtype = None,
     shard_size: ShardSize = 2.0,
     seed: Seed = 0,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from growth.architecture import Linear, Output
+from growth.architecture import STREAM, Linear, Output
 from growth.engine import Expand, plan_growth
 from growth.errors import refuse
 from growth.families.table import Model
@@ -70,7 +70,8 @@ class Smaller:
                 yield f"{prefix}layers: {', '.join(gone)} of {L} left out"
         pooled = {name for name, _ in self.kept.pools}
         for (name, _), index in self.kept.units.items():
-            wire = min(self.bonds.wires(name), key=len)
+            wires = self.bonds.wires(name)
+            wire = STREAM if STREAM in wires else wires[0]
             if name not in told and told.add(name) is None:
                 units = old.wires[wire].units
                 what = f"{units - len(index)} of {units} units left out"
