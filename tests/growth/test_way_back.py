@@ -1,4 +1,4 @@
-"""What was grown shrinks back to what it was: its copies are found, and folded into what they are copies of."""
+"""What was grown shrinks back to what it was: copies are found, and folded into what they are copies of."""
 
 import pytest
 import torch
