@@ -54,7 +54,15 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
             raise refuse(
                 str(folder), "a tensor for every weight, and no others", names, "save it with save_pretrained"
             )
+    if seen and seen.family.fused and not _grouped(seen, dtype):
+        model.set_experts_implementation("eager")
     return model
+
+
+def _grouped(model: Model, dtype: torch.dtype) -> bool:
+    """Can torch multiply all experts' matrices at once? It takes no float64, and rows of whole 16 bytes."""
+    sizes = {model.config.hidden_size, getattr(model.config, model.family.fields.ffn)}
+    return dtype.itemsize <= 4 and all(size * dtype.itemsize % 16 == 0 for size in sizes)
 
 
 def on_meta(model: Model) -> PreTrainedModel:

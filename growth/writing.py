@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from growth.card import told, write_card
+from growth.card import title, told, write_card
 from growth.checkpoint import DTYPES, INDEX, WEIGHTS, Checkpoint
 from growth.companions import copy_companions, generate_without_cache
 from growth.errors import refuse
@@ -62,7 +62,7 @@ def write_checkpoint(
             also(folder)
         source.refuse_changed()
         (folder / RECORD).write_text(json.dumps(record, indent=1))
-        write_card(folder, Path(dst).absolute().name, source.path, config, *told(record))
+        write_card(folder, title(Path(dst)), source.path, config, *told(record))
 
 
 def say_plainly(folder: Path, config: PreTrainedConfig) -> None:

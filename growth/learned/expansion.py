@@ -1,9 +1,10 @@
 """The large model, whose only parameters are an operator's.
 
-Every block of the large model makes its weights when it runs, inside a checkpoint: they are freed behind it
-and made again in the backward, so that the wide weights of one block are in memory at a time. Wide embeddings
-and heads are never made at all: a row of the small table is widened after it is looked up, and what the head
-reads is narrowed first,
+Every block of the large model makes its weights when it runs. Where the expansion `remakes`, that is inside a
+checkpoint: they are freed behind it and made again in the backward, so that the wide weights of one block are
+in memory at a time. Else they are held, as what the block computes is, and a step makes nothing twice. Wide
+embeddings and heads are never made at all: a row of the small table is widened after it is looked up, and
+what the head reads is narrowed first,
 
     embed(ids) = small(ids) · Bᵀ            logits = (x · A) · smallᵀ
 """
@@ -27,11 +28,15 @@ from growth.plan import Recipe, Source
 class Block(nn.Module):
     """A block of the large model whose weights exist while it runs."""
 
-    def __init__(self, block: nn.Module, weights: Callable[[], dict[str, Tensor]]):
+    def __init__(
+        self, block: nn.Module, weights: Callable[[], dict[str, Tensor]], remakes: Callable[[], bool]
+    ):
         super().__init__()
-        self.block, self.weights = block, weights
+        self.block, self.weights, self.remakes = block, weights, remakes
 
     def forward(self, *inputs, **options):
+        if not self.remakes():
+            return self.run(*inputs, **options)
         return checkpoint(self.run, *inputs, use_reentrant=False, **options)
 
     def run(self, *inputs, **options):
@@ -40,7 +45,10 @@ class Block(nn.Module):
 
 
 class Expansion(nn.Module):
-    """The large model; its only parameters are the operator's."""
+    """The large model; its only parameters are the operator's.
+
+    remakes: does a step make the blocks again for the backward, in less memory?
+    """
 
     def __init__(self, operator: Operator, source: Source, target: Model):
         super().__init__()
@@ -54,8 +62,16 @@ class Expansion(nn.Module):
         self.memory_name = {name: in_memory[name] for name in self.table}
         self.factored = set(self._factor(large))
         for layer in range(target.architecture.layers):
-            self._checkpoint(large, layer)
+            self._wrap(large, layer)
         self.large = [large.train()]  # in a list: its weights are none of this module's parameters
+
+    @property
+    def remakes(self) -> bool:
+        return not self.operator.keeps
+
+    @remakes.setter
+    def remakes(self, wanted: bool) -> None:
+        self.operator.keeps = not wanted
 
     def _factor(self, large: nn.Module) -> Iterator[str]:
         """Makes embeddings and head work with the small model's tables; gives the names of these."""
@@ -90,12 +106,14 @@ class Expansion(nn.Module):
 
         return hook
 
-    def _checkpoint(self, large: nn.Module, layer: int) -> None:
+    def _wrap(self, large: nn.Module, layer: int) -> None:
         """Puts a Block in the place of the large model's block."""
         entries = {self.memory_name[name]: entry for name, (entry, i) in self.table.items() if i == layer}
         path = f"{next(iter(entries)).split(f'.{layer}.')[0]}.{layer}"
         inside = {name.removeprefix(f"{path}."): entry for name, entry in entries.items()}
-        large.set_submodule(path, Block(large.get_submodule(path), lambda: self._made(inside, layer)))
+        block = large.get_submodule(path)
+        block = Block(block, lambda: self._made(inside, layer), lambda: self.remakes)
+        large.set_submodule(path, block)
 
     def _made(self, entries: dict[str, Entry], layer: int | None) -> dict[str, Tensor]:
         weights = [weight for entry in entries.values() for weight in entry.weights]

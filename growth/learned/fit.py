@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from growth.errors import refuse
 from growth.learned.expansion import Expansion
+from growth.learned.memory import fits
 from growth.loading import load_tokenizer, quiet
 from growth.plan import Source
 from growth.training.data import Data, collator, examples_of, window_length
@@ -41,7 +42,7 @@ class Learned:
     def fit(self) -> tuple[int, dict[str, Any]]:
         """The operations that took, and what growth.json tells of it."""
         method, examples = self.growth.method, self.examples
-        how = {name: getattr(method, name) for name in ("steps", "batch_size", "learning_rate")}
+        how = {name: getattr(method, name) for name in ("steps", "batch_size", "learning_rate", "remake")}
         flops, loss = fit(self.expansion, examples, name=method.name, seed=self.growth.seed, **how)
         told = {"data": examples.fingerprint(), "sequence_length": examples.length, "training_loss": loss}
         return flops, told
@@ -84,12 +85,14 @@ def fit(
     steps: int,
     batch_size: int,
     learning_rate: float,
+    remake: str = "auto",
 ) -> tuple[int, float]:
     """Train what the operator learns for `steps` steps of AdamW: the operations that took, and the mean loss.
 
     Warm-up over the first tenth (LiGO's published recipe warms up for 10000 steps and stops after 100), then
-    a cosine to 0; no weight decay; gradients clipped at 1; bfloat16 on a GPU that has it. Afterwards the
-    operator is on the CPU. Raises Refusal where the loss did not stay finite.
+    a cosine to 0; no weight decay; gradients clipped at 1; bfloat16 on a GPU that has it. remake: are blocks
+    made again for the backward, auto | always | never; by itself where memory would not hold them. Afterwards
+    the operator is on the CPU. Raises Refusal where the loss did not stay finite.
     """
     folder = expansion.source.checkpoint.path
     with quiet(), tempfile.TemporaryDirectory() as scratch, RunProgress(name, steps) as progress:
@@ -117,13 +120,15 @@ def fit(
             data_collator=collator(expansion.target.auto, folder),
             callbacks=[ShowSteps(progress)],
         )
-        flops = step_flops(expansion, examples, batch_size, arguments.device) * steps
+        where = examples, batch_size, arguments.device
+        expansion.remakes = remake == "always" or remake == "auto" and not fits(expansion, *where)
+        flops = step_flops(expansion, *where) * steps
         loss = trainer.train().training_loss
     if not math.isfinite(loss):
         raise refuse(
             "learning-rate", "one at which the loss stays finite", learning_rate, "choose a lower one"
         )
-    expansion.operator.rounded.clear()
+    expansion.operator.forget()
     expansion.cpu().requires_grad_(False)
     return flops, loss
 

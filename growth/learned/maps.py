@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from fnmatch import filter as matching
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from growth import apply
 from growth.architecture import Architecture, Weight
+from growth.engine import part_copies
 from growth.errors import refuse
 from growth.learned.operator import Operator, exactly, key
 from growth.maps import Copies, Maps, Row
@@ -35,11 +37,12 @@ class Widen:
 
 
 class Added(nn.Module):
-    """The old units as they are and new ones among them: write = scale [I; written], read = [I; taken].
+    """The old units as they are and new ones among them: write = scale [I; written], read = [kept; taken].
 
     written, taken [T - S, S], in float32; taken is None where nothing reads the wire, and written learns
     nothing where no weight writes it. place [T]: where the rows of [old; new] go, None where the new ones
-    come last.
+    come last. kept [S]: of the old units, what readers still take, all of them unless given. parting: the
+    copies that it started as, whose noise is added to what layers read it by.
     """
 
     noise = 0.0
@@ -51,9 +54,11 @@ class Added(nn.Module):
         scale: float = 1.0,
         place: Tensor | None = None,
         is_written: bool = True,
+        kept: Tensor | None = None,
+        parting: Copies | None = None,
     ):
         super().__init__()
-        self.scale = scale
+        self.scale, self.parting = scale, parting
         if is_written:
             self.written = nn.Parameter(written.float())
         else:
@@ -62,6 +67,7 @@ class Added(nn.Module):
             self.written if taken is written else None if taken is None else nn.Parameter(taken.float())
         )
         self.register_buffer("place", place, persistent=False)
+        self.register_buffer("kept", None if kept is None else kept.float(), persistent=False)
 
     def write(self, x: Tensor) -> Tensor:
         return self.scale * self.placed(torch.cat([x, self.written.to(x.dtype) @ x]), 0)
@@ -69,7 +75,13 @@ class Added(nn.Module):
     def read(self, x: Tensor) -> Tensor:
         if self.taken is None:
             return self.placed(torch.cat([x, x.new_zeros(*x.shape[:-1], len(self.written))], -1), -1)
-        return self.placed(torch.cat([x, x @ self.taken.to(x.dtype).T], -1), -1)
+        return self.placed(self.shared(torch.cat([x, x @ self.taken.to(x.dtype).T], -1)), -1)
+
+    def shared(self, x: Tensor) -> Tensor:
+        """A reader's columns [old; new], all of the old ones, with what it keeps of these."""
+        if self.kept is None:
+            return x
+        return x * F.pad(self.kept, (0, len(self.written)), value=1.0).to(x.dtype)
 
     def placed(self, x: Tensor, axis: int) -> Tensor:
         """[old; new] along an axis, in the order of the wide wire."""
@@ -127,11 +139,12 @@ class LearnedMaps(Operator):
 
     The maps are taken over as they are: a second one takes them from the first.
 
-    learn: patterns, as for `chosen`; where maps are tied, one name is enough.
+    learn: patterns, as for `chosen`; where maps are tied, one name is enough. seed: of what parts copies.
     """
 
-    def __init__(self, maps: Maps, source: Source, learn: Collection[str] = ("*",)):
+    def __init__(self, maps: Maps, source: Source, learn: Collection[str] = ("*",), seed: int = 0):
         super().__init__(source)
+        self.std, self.seed = source.model.architecture.init_std, seed
         old = source.model.architecture
         self.start = maps
         self.wires = nn.ModuleDict({key(name): x for name, x in maps.wires.items() if isinstance(x, Added)})
@@ -154,11 +167,27 @@ class LearnedMaps(Operator):
         of = self.start.wires.get(weight.wires[-1])
         if of is None:
             return None
-        made = dense(of, self.small(weight).shape[-1])
-        return made.read_matrix if weight.reads else made.write_matrix
+        small = self.small(weight)
+        made = dense(of, small.shape[-1])
+        return (made.read_matrix if weight.reads else made.write_matrix).to(small)
 
     def wide(self, weights: Sequence[Weight], layer: int | None) -> list[Tensor]:
-        return [self._one(weight, layer) for weight in weights]
+        return [self._parted(self._one(weight, layer), weight, layer) for weight in weights]
+
+    def _parted(self, x: Tensor, weight: Weight, layer: int | None) -> Tensor:
+        """With the noise that readers in layers cannot see; numbers from the CPU, alike on every device."""
+        of = self.start.of(weight.wires[-1], layer) if weight.reads and layer is not None else None
+        if not isinstance(of, Added) or of.parting is None:
+            return x
+        where = weight.name, layer, x.device
+        noise = self.drawn.get(where)
+        if noise is None:
+            noise = torch.zeros(x.shape)
+            part_copies(noise, of.parting, weight, layer, self.std, self.seed)
+            noise = noise.to(x.device)
+            if self.keeps:
+                self.drawn[where] = noise
+        return x + noise.to(x.dtype)
 
     def _one(self, weight: Weight, layer: int | None) -> Tensor:
         maps = [self.start.of(wire, layer) for wire in weight.wires]
@@ -174,6 +203,7 @@ class LearnedMaps(Operator):
                     for of, side, size in zip(maps, ("written", "taken"), x.shape[1:], strict=True)
                 )
                 made = kronecker_expand(x, *sides, depth, added=True)[0]
+                made = made if maps[1] is None else maps[1].shared(made)
                 for axis, of in enumerate(maps):
                     made = made if of is None else of.placed(made, axis)
                 return made if maps[0] is None or maps[0].scale == 1 else made * maps[0].scale

@@ -11,10 +11,15 @@ from growth.plan import Source
 
 
 class Operator(nn.Module):
-    """It holds the small model's weights, in float32, and makes large ones of them."""
+    """It holds the small model's weights, in float32, and makes large ones of them.
+
+    keeps: are numbers that were drawn kept, for the next time, or drawn again?
+    """
 
     def __init__(self, source: Source):
         super().__init__()
+        self.keeps = False
+        self.drawn: dict[tuple[str, int, torch.device], Tensor] = {}
         model = source.model.architecture
         for weight in model.outside:
             self.register_buffer(key(weight.name), source.read(weight.name, None).float(), persistent=False)
@@ -23,6 +28,11 @@ class Operator(nn.Module):
             x = torch.stack([source.read(name, j).float() for j in layers])
             self.register_buffer(key(name), x, persistent=False)
         self.rounded: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+
+    def forget(self) -> None:
+        """What can be made again."""
+        self.rounded.clear()
+        self.drawn.clear()
 
     def held(self, name: str) -> Tensor:
         """A buffer in the dtype that products run in: under autocast a copy in 16 bits, made once."""

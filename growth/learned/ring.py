@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from growth.architecture import Architecture, Tied, Weight
 from growth.engine import named_seed
-from growth.learned.maps import dense, depth_matrix
+from growth.learned.maps import depth_matrix
 from growth.learned.operator import Operator, exactly, key
-from growth.learned.starts import added
+from growth.learned.starts import parted
+from growth.maps import Maps
 from growth.methods.copying import tied_factors
-from growth.methods.net2net import Net2Net
 from growth.plan import Source
 from lcikernels import kronecker_expand
 
@@ -25,10 +25,21 @@ class Ring(Operator):
     """The cores and the small model that they enlarge.
 
     read, write [R, R, T, D]  layers [R, 2, L', L]  slots [2, R, B, B], as I, O, L and B in
-    growth.methods.mango; of sizes that Mango.maps takes.
+    growth.methods.mango.
+
+    start: what Mango.maps gives, with the order of its layers.
     """
 
-    def __init__(self, source: Source, old: Architecture, new: Architecture, *, rank: int = 1, seed: int = 0):
+    def __init__(
+        self,
+        source: Source,
+        old: Architecture,
+        new: Architecture,
+        start: Maps,
+        *,
+        rank: int = 1,
+        seed: int = 0,
+    ):
         super().__init__(source)
         D = old.wires["residual"].size
         # What a tied head reads is not written: it is read from the copies of the table, which may be scaled.
@@ -36,7 +47,6 @@ class Ring(Operator):
         gains = {norm.gain: factors[norm.writes] for norm in old.norms if norm.writes in factors}
         self.read_by_table = factors | gains
         self.fixed = {name for name, wire in old.wires.items() if wire.fixed}
-        start = Net2Net(noise=0.0).maps(old, new)
         self.constants = start.constants
         self.where: dict[str, range] = {}  # the slots of each matrix
         self.rows: dict[str, bool] = {}  # are they its rows, or its columns?
@@ -58,8 +68,7 @@ class Ring(Operator):
         if stream is None:
             read, write = torch.eye(D), torch.eye(D)
         else:
-            made = dense(added(stream, generator), D)
-            read, write = made.read_matrix.detach(), made.write_matrix.detach()
+            read, write = parted(stream, generator)
         ring = {
             "read": _core(read, rank),
             "write": _core(write, rank, generator),

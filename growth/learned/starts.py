@@ -16,7 +16,6 @@ from growth.lossless import lost
 from growth.maps import Copies, Maps
 
 DEPTH_NOISE = 0.03
-UNSEEN = 0.1  # the random part of a reader, relative to the weight that it is drawn from
 
 
 def preserving(
@@ -27,17 +26,27 @@ def preserving(
         remedy = "choose one of these, or sizes at which nothing is lost"
         raise refuse("start", "net2net or published", f"lossless, and {why[0]}", remedy)
     generator = torch.Generator().manual_seed(named_seed(seed, "ligo"))
-    read, written = _read(old), _written(old)
+    read, outside, written = _read(old), _read_outside(old), _written(old)
     wires = {
-        name: added(of, generator, _unnumbered(name) in read, _unnumbered(name) in written)
+        name: added(
+            of,
+            generator if _unnumbered(name) in outside else None,
+            _unnumbered(name) in read,
+            _unnumbered(name) in written,
+        )
         for name, of in maps.wires.items()
     }
     return _planned(old, replace(maps, wires=wires), learn)
 
 
-def added(of: Copies, generator: torch.Generator, is_read: bool = True, is_written: bool = True) -> Added:
-    """A map that duplicates, with readers that see the originals alone. Without noise none sees what is no
-    copy, for it may not be zero."""
+def added(
+    of: Copies, generator: torch.Generator | None, is_read: bool = True, is_written: bool = True
+) -> Added:
+    """A map that duplicates as `of` does, with its shares, and its noise in what layers read.
+
+    generator: of wires that are read outside of layers, whose wide matrices are never made. They read what is
+    no original at random, too, `of.noise` in units of their own weights, such that together it is nothing.
+    """
     S, first = of.sources * of.width, {}
     for t, s in enumerate(of.index):
         first.setdefault(s, t)
@@ -45,19 +54,33 @@ def added(of: Copies, generator: torch.Generator, is_read: bool = True, is_writt
     below = replace(
         of, index=tuple(of.index[t] for t in later), share=tuple(of.share[t] for t in later), scale=1.0
     )
-    written = apply.write(below, torch.eye(S, dtype=torch.float64)) if later else torch.zeros(0, S)
+    eye = torch.eye(S, dtype=torch.float64)
+    written = apply.write(below, eye) if later else eye[:0]
     scale = of.scale
     if isinstance(scale, tuple):  # copies that share what a tied head reads: the originals keep it all
         scale, written = sum(x for x, s in zip(scale, of.index, strict=True) if s == 0), written * 0
     place = _places(of, first, later)
     if not is_read:
         return Added(written, None, scale, place, is_written)
-    fresh = torch.randn(S, len(written), dtype=torch.float64, generator=generator) * UNSEEN / math.sqrt(S)
-    taken = apply.unseen(below, fresh).T.contiguous() if later else written.clone()
-    if not of.noise:
-        own = torch.tensor([s < 0 for s in below.index], dtype=torch.bool)
-        taken[own.repeat_interleave(of.width)] = 0
-    return Added(written, taken, scale, place, is_written)
+    taken = apply.read(below, eye).T if later else eye[:0]
+    if generator and later:
+        fresh = torch.randn(S, len(taken), dtype=torch.float64, generator=generator)
+        taken = taken + apply.unseen(below, fresh * of.noise / math.sqrt(S)).T
+    kept = torch.zeros(of.sources, dtype=torch.float64)
+    for t, s in enumerate(of.index):  # less what the others take as rounded, so that together it is all
+        if s >= 0:
+            kept[s] += of.share[t] - (t != first[s]) * torch.tensor(of.share[t]).item()
+    kept = kept.repeat_interleave(of.width)
+    return Added(written, taken.contiguous(), scale, place, is_written, kept, of if of.noise else None)
+
+
+def parted(of: Copies, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """The dense maps [T, S] by which copies are read and written; what parts them, `of.noise` in units of the
+    weights that read them, together is nothing."""
+    S, T = of.sources * of.width, len(of.index) * of.width
+    eye = torch.eye(S, dtype=torch.float64)
+    fresh = torch.randn(S, T, dtype=torch.float64, generator=generator) * of.noise / math.sqrt(S)
+    return (apply.read(of, eye) + apply.unseen(of, fresh)).T.float(), apply.write(of, eye).float()
 
 
 def _places(of: Copies, first: dict[int, int], later: list[int]) -> torch.Tensor | None:
@@ -119,6 +142,10 @@ def _planned(old: Architecture, maps: Maps, learn: Collection[str]) -> Maps:
 def _read(old: Architecture) -> set[str]:
     """The wires that a matrix reads."""
     return {weight.wires[-1] for weight in (*old.outside, *old.layered.values()) if weight.reads}
+
+
+def _read_outside(old: Architecture) -> set[str]:
+    return {weight.wires[-1] for weight in old.outside if weight.reads}
 
 
 def _written(old: Architecture) -> set[str]:

@@ -2,17 +2,30 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from growth.architecture import Architecture
+from growth.architecture import Architecture, Experts
 from growth.errors import refuse
-from growth.methods.option import option, refuse_below
+from growth.methods.option import option, refuse_below, refuse_other
 from growth.methods.ordered import Ordered
 
 if TYPE_CHECKING:
+    from growth.growing import Growth
+    from growth.plan import Recipe
     from growth.training.data import Data
 
-RATE = 0.5  # over the source's width: at 96 it learns more than 0.2 does, and no less than 1
+RATE = 0.06  # over the source's width: ten steps at 0.25 and more raised the loss of the demo's model
+REMAKE = ("auto", "always", "never")
+
+
+class Learner(Protocol):
+    """What finds weights from data: planned first, then fitted, then asked for them."""
+
+    def recipe(self, name: str) -> "Recipe | None":
+        """What makes the tensor of that name on disk, once `fit` is over; None where the maps do."""
+
+    def fit(self) -> tuple[int, dict[str, Any]]:
+        """The operations that took, and what growth.json tells of it."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +34,14 @@ class Learning(Ordered):
     width unless given, for a new unit sums over as many old ones."""
 
     data: "Data | None" = option(None, "a text file, or a folder of them, to learn from", str)
-    steps: int = option(100, "learning steps")
+    steps: int = option(10, "learning steps")
     batch_size: int = option(16, "windows or images a step")
     sequence_length: int | None = option(None, "tokens a window; default: 512, or the model's positions")
-    learning_rate: float | None = option(None, "the highest learning rate; default: 0.5 / the source's width")
+    learning_rate: float | None = option(None, "the highest learning rate; default: 0.06 / source's width")
+    remake: str = option("auto", "make blocks again for the backward: auto, by memory | always | never")
 
     learned: ClassVar[bool] = True
+    least_steps: ClassVar[int] = 1
     lossless: ClassVar[bool] = False
 
     def __str__(self) -> str:
@@ -34,14 +49,29 @@ class Learning(Ordered):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("steps", 1), ("batch_size", 1), ("sequence_length", 2)):
+        for name, least in (("steps", self.least_steps), ("batch_size", 1), ("sequence_length", 2)):
             refuse_below(name.replace("_", "-"), getattr(self, name), least)
+        refuse_other("remake", self.remake, REMAKE)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise refuse("learning-rate", "more than 0, and finite", self.learning_rate, "leave it out")
 
+    def learner(self, growth: "Growth") -> Learner:
+        """What learns, and what it learns from. Raises Refusal where the data do not fit."""
+        from growth.learned.fit import Learned  # and the trainer, which takes a second to import
+
+        return Learned(growth)
+
+
+def refuse_experts(method: str, old: Architecture) -> None:
+    """Raises Refusal where layers have experts, of a method that needs each as a module in memory."""
+    if any(isinstance(op, Experts) for op in old.all_ops):
+        expected = "layers without experts, which are joined in memory"
+        raise refuse(method, expected, "a mixture of experts", "choose method lemon")
+
 
 def refuse_several_kinds(method: str, old: Architecture) -> None:
-    """Raises Refusal where layers that are not alike would be mixed."""
+    """Raises Refusal where layers that are not alike would be mixed, and where they have experts."""
+    refuse_experts(method, old)
     kinds = {kind for stack in old.stacks.values() for kind in stack.blocks}
     if len(old.stacks) > 1 or len(kinds) > 1:
         got = "several stacks" if len(old.stacks) > 1 else f"layers of kinds {', '.join(sorted(kinds))}"

@@ -1,14 +1,23 @@
 """LiGO: learn how to grow.  Wang et al., ICLR 2023 (arXiv 2303.00980).
 
-    new[i] = B (sum_j w[i, j] W[j]) Aᵀ          B = [I; C] writes, A = [I; C'] reads, w = depth, mixed first
+    new[i] = B (sum_j w[i, j] W[j]) Aᵀ          B = [I; C] writes, A = [k; C'] reads, w = depth, mixed first
 
-The units of the source stay, new ones are mixes of them: C and w are trained for a few steps on the large
-model's own loss, the source's weights stay as they are. Queries, keys, values and neurons have a map per
-target layer, each weight has its own depth coefficients; what does not grow has nothing to learn. What LEMON
-scales, gains, is written by a scaled B.
+The units of the source stay, new ones are mixes of them: C, C' and w are trained for a few steps on the large
+model's own loss, the source's weights stay as they are, and so does k, the share that readers keep of a unit
+with copies. Queries, keys, values and neurons have a map per target layer, each weight has its own depth
+coefficients; what does not grow has nothing to learn. What LEMON scales, gains, is written by a scaled B.
 
-    starts   lossless    C from LEMON's maps, C' = 0: step 0 is the source, then they go where the loss leads.
-                         Units that no map writes, and copies of one unit, are read at random, unseen.
+Of each kind of weight, all layers and all entries as one vector, that is
+
+    vec(new) = blockdiag(B[1] (x) A[1], .., B[L'] (x) A[L']) (w (x) I) vec(old)
+
+and w (x) I = Q blockdiag(w, .., w) P, with permutations P, Q between layers first and entries first: a
+product of block-diagonal factors and permutations, as Monarch matrices are (Dao et al., ICML 2022). From L
+layers of m x n to L' of M x N the factors hold L' M N m n + L L' m n numbers instead of L L' M N m n. The
+paper, with maps for each old layer, widens first: (w (x) I) blockdiag(A[1] (x) B[1], ..).
+
+    starts   lossless    LEMON's model, with its noise in what readers do not see: step 0 computes what the
+                         source does, then the maps go where the loss leads
              net2net     the same from Net2Net's maps: close to the source where lossless is impossible
              published   rows of C random with sum 1; depth: stacking plus noise, rows with sum 1
     ties     published   A = B of the producer, one for all of the residual stream. Preserves nothing: readers
@@ -26,7 +35,7 @@ from growth.maps import Maps
 from growth.methods.learning import Learning, refuse_several_kinds
 from growth.methods.lemon import Lemon
 from growth.methods.net2net import Net2Net
-from growth.methods.option import option, refuse_other
+from growth.methods.option import option, refuse_below, refuse_other
 
 if TYPE_CHECKING:
     from growth.learned.operator import Operator
@@ -50,11 +59,13 @@ class Ligo(Learning):
         None, "readers and producers: published (one map) | untied; default: as the start needs"
     )
     learn: tuple[str, ...] = option(("*",), "maps that learn, such as depth.*; may be repeated")
+    noise: float = option(2.0, "how far copies differ, in units of a fresh matrix")
 
     name: ClassVar[str] = "ligo"
 
     def __post_init__(self):
         super().__post_init__()
+        refuse_below("noise", self.noise, 0.0)
         refuse_other("start", self.start, STARTS)
         refuse_other("ties", self.ties, TIES)
         if not self.learn:
@@ -83,7 +94,7 @@ class Ligo(Learning):
 
         if self.start == "published":
             return starts.published(old, new, self.layers, self.tied, self.learn, seed)
-        maps = PRESERVING[self.start](noise=1.0, order=self.order).maps(old, new)
+        maps = PRESERVING[self.start](noise=self.noise, order=self.order).maps(old, new)
         if self.tied and maps.wires:
             got = "published, and a width that grows"
             raise refuse(
@@ -97,4 +108,4 @@ class Ligo(Learning):
         """What learns."""
         from growth.learned.maps import LearnedMaps
 
-        return LearnedMaps(maps, source, self.learn)
+        return LearnedMaps(maps, source, self.learn, seed)

@@ -36,12 +36,14 @@ class Mango(Learning):
     """One map for all layers' matrices, a ring of cores, learned from data.  Pan et al., NeurIPS 2023."""
 
     rank: int = option(1, "terms of the ring")
+    noise: float = option(1.0, "how far copies differ, in units of the weights that read them")
 
     name: ClassVar[str] = "mango"
 
     def __post_init__(self):
         super().__post_init__()
         refuse_below("rank", self.rank, 1)
+        refuse_below("noise", self.noise, 0.0)
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """What is made of what: every new unit is a mix of all old ones, every new layer of all old layers.
@@ -66,7 +68,7 @@ class Mango(Learning):
                     )
         maps = Net2Net(noise=0.0, order=self.order).maps(old, new)
         every = {
-            name: copies(round_robin(wire.units, new.wires[name].units), wire)
+            name: copies(round_robin(wire.units, new.wires[name].units), wire, noise=self.noise)
             for name, wire in old.growing.items()
         }
         return replace(maps, wires=per_layer(new, every), mixed=frozenset(maps.depth))
@@ -77,4 +79,4 @@ class Mango(Learning):
         """What learns."""
         from growth.learned.ring import Ring
 
-        return Ring(source, old, new, rank=self.rank, seed=seed)
+        return Ring(source, old, new, maps, rank=self.rank, seed=seed)

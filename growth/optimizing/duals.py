@@ -34,19 +34,22 @@ from growth.families.table import Model
 from growth.maps import Copies, Maps, Row
 from growth.plan import Source
 
+PLAIN = {"rest": "zero", "noise": 0.0, "parting": "spread"}
 
-def dual(of: Any, power: int, size: int) -> Any:
+
+def dual(of: Any, power: int, old: Architecture, wire: str) -> Any:
     """The map of what belongs to gradients: `write` is for written axes and `read` for the one that is read.
 
-    power: 2 for squares of gradients, entry by entry. size: of the narrow wire.
+    power: 2 for squares of gradients, entry by entry. wire: the name of the wide wire.
     """
     if isinstance(of, Copies):
         scales = of.scale if isinstance(of.scale, tuple) else (of.scale,) * len(of.index)
         written = tuple((x / y) ** power for x, y in zip(of.share, scales, strict=True))
-        return replace(of, share=tuple(x**power for x in scales), scale=written, rest="zero", noise=0.0)
+        taken = tuple(x**power for x in scales)
+        return replace(of, share=taken, scale=written, **PLAIN)
     from growth.learned.maps import Widen, dense
 
-    made = dense(of, size)
+    made = dense(of, _narrow(old, wire).size)
     return Widen(made.read_matrix.detach() ** power, made.write_matrix.detach() ** power)
 
 
@@ -60,13 +63,16 @@ def first(of: Any) -> Copies:
         raise refuse("asymmetric-reset", "units that are copies", "mixes of units", remedy)
     seen: set[int] = {-1}
     index = tuple(-1 if s in seen or seen.add(s) else s for s in of.index)
-    return replace(of, index=index, share=(1.0,) * len(index), scale=1.0, rest="zero", noise=0.0)
+    return replace(of, index=index, share=(1.0,) * len(index), scale=1.0, **PLAIN)
 
 
 def new_units(of: Any, axis_is_read: bool) -> Tensor:
     """Of each unit of a wide wire, by the dual map of it: does nothing old tell of it?"""
     if isinstance(of, Copies):
-        return torch.tensor([s < 0 for s in of.index]).repeat_interleave(of.width)
+        counts = of.share if axis_is_read else of.scale
+        counts = counts if isinstance(counts, tuple) else (counts,) * len(of.index)
+        new = (s < 0 or not x for s, x in zip(of.index, counts, strict=True))
+        return torch.tensor([*new]).repeat_interleave(of.width)
     matrix = of.read_matrix if axis_is_read else of.write_matrix
     return (matrix == 0).all(1)
 
@@ -79,7 +85,8 @@ def added(model: Architecture, maps: Maps) -> dict[str, frozenset[int]]:
         for kind, ops in stack.blocks.items():
             after = stack.after_sum(kind)
             adding = (op for op in ops if stack.adds(op) and op not in after)
-            of_kind[kind] = [maps.depth[weight.name] for op in adding for weight in op.weights()]
+            named = [weight.name for op in adding for weight in op.weights()]
+            of_kind[kind] = [maps.depth[name] for name in named if name not in maps.drawn]
         silent = (i for i, kind in enumerate(stack.kinds) if not all(rows[i] for rows in of_kind[kind]))
         found[prefix] = frozenset(silent)
     return found
@@ -91,7 +98,7 @@ def dual_maps(old: Architecture, new: Architecture, maps: Maps, power: int, only
     made: dict[int, Any] = {}
     for name, of in maps.wires.items():
         if id(of) not in made:
-            made[id(of)] = first(of) if only_first else dual(of, power, _narrow(old, name).size)
+            made[id(of)] = first(of) if only_first else dual(of, power, old, name)
     wires = {name: made[id(of)] for name, of in maps.wires.items()}
     silent = added(new, maps)
     after = {
@@ -106,7 +113,18 @@ def dual_maps(old: Architecture, new: Architecture, maps: Maps, power: int, only
         gone = frozenset() if name in after else silent[new.stack_of(name)[0]]
         kept = tuple(() if i in gone else row for i, row in enumerate(rows))
         depth[name] = _firsts(kept) if only_first else tuple(_raised(row, power) for row in kept)
-    return replace(maps, wires=wires, depth=depth, constants={}, eps={}, mixed=frozenset())
+    ahead = {name: tuple(_raised(row, power) for row in rows) for name, rows in maps.ahead.items()}
+    return replace(
+        maps,
+        wires=wires,
+        depth=depth,
+        ahead={} if only_first else ahead,
+        constants={},
+        eps={},
+        mixed=frozenset(),
+        fresh=False,
+        parted={},
+    )
 
 
 def _narrow(old: Architecture, wide: str):
@@ -128,6 +146,9 @@ def _firsts(rows: tuple[Row, ...]) -> tuple[Row, ...]:
         seen.update(j for j, _ in row if whole)
         kept.append(row if whole else ())
     return tuple(kept)
+
+
+NO_NOISE = (0.0, 0.0)
 
 
 class Moment:
@@ -160,15 +181,16 @@ class Carry(Expand):
     @property
     def is_new(self) -> bool:
         """Is there nothing old that it could be made of?"""
-        return self.layer is not None and not all(
-            self.maps.depth[weight.name][self.layer] for weight in self.entry.weights
-        )
+        names = [weight.name for weight in self.entry.weights]
+        if self.maps.drawn.keys() & set(names):
+            return True
+        return self.layer is not None and not all(self.maps.depth[name][self.layer] for name in names)
 
     def made(self, moment: Moment, filled: bool) -> Tensor:
         """In its layout on disk. filled: new rows and columns get the mean of the others, not zero."""
         weights = []
         for weight in self.entry.weights:
-            x = self.expanded(self.mixed(moment, weight), weight)
+            x = self.expanded(self.mixed(moment, weight), weight, NO_NOISE)
             weights.append(self._filled(x, weight) if filled else x)
         return replace(self.entry, offset=0.0).to_disk(weights)
 

@@ -26,10 +26,11 @@ def told_new(old: Model, new: Model, maps: Maps) -> dict[str, Any]:
     of each stack, by the prefix of its names.
     """
     wires: dict[str, list[list[int]]] = {}
+    before = old.architecture.wires
     for name, wire in new.architecture.wires.items():
         stack = new.architecture.stack_of(name)[1] if "{}" in name else None
         found = [
-            _stretches(maps.of(name, i), old.architecture.wires[name].units, wire.units)
+            _stretches(maps.of(name, i), before[name].units if name in before else wire.units, wire.units)
             for i in (range(stack.layers) if stack else [None])
         ]
         if all(x == found[0] for x in found):

@@ -9,6 +9,7 @@ groups are what decays and what does not, each in the order of named_parameters(
 `param_names`, as it does for the groups of training.rates, these are taken.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,15 +78,17 @@ def read_saved(folder: str | Path, model: Model, moments: bool = True) -> Saved:
         raise refuse(f"{folder / STATE}: global_step", "a number of steps", repr(steps), "save it again")
     state, groups = _read(folder / OPTIMIZER)
     network = on_meta(model)
-    known = table_names(network, model)
+    known, shapes = parts(network, model), {name: x.shape for name, x in network.named_parameters()}
     in_groups = _named(folder, network, groups)
     flat = [name for names in in_groups for name in names]
     numbers = [i for group in groups for i in group["params"]]
-    by_name = {known[name]: state[i] for name, i in zip(flat, numbers, strict=True) if moments and i in state}
+    by_name = {name: state[i] for name, i in zip(flat, numbers, strict=True) if moments and i in state}
     _refuse_others(folder, by_name)
-    _refuse_other_shapes(folder, by_name, {known[name]: x.shape for name, x in network.named_parameters()})
+    _refuse_other_shapes(folder, by_name, shapes)
+    states = {part: of for name, x in by_name.items() for part, of in _split(x, known[name])}
     plain = tuple({k: x for k, x in group.items() if k not in ("params", "param_names")} for group in groups)
-    return Saved(folder, plain, tuple(tuple(known[name] for name in names) for names in in_groups), by_name)
+    names = tuple(tuple(part for name in group for part in known[name]) for group in in_groups)
+    return Saved(folder, plain, names, states)
 
 
 def refuse_pieces(folder: Path) -> None:
@@ -117,13 +120,39 @@ def _read(file: Path) -> tuple[dict[int, dict[str, Tensor]], list[dict[str, Any]
     return state, groups
 
 
-def table_names(network: nn.Module, model: Model) -> dict[str, str]:
-    """Of every parameter in memory, by the name that named_parameters() gives it: its name in the table."""
+def parts(network: nn.Module, model: Model) -> dict[str, tuple[str, ...]]:
+    """Of every parameter in memory, by the name that named_parameters() gives it: the tensors of the table
+    that it is made of, in order. That is one, but for experts' matrices, which are joined."""
     table, own = model.table(), {}
     for name, x in network.named_parameters(remove_duplicate=False):
         if (named := model.named(name)) in table:
-            own.setdefault(id(x), named)
+            own.setdefault(id(x), (named,))
+        for pattern, joined in model.family.fused.items():
+            if found := tuple(part for part in table if _joined(pattern, joined, part) == name):
+                own.setdefault(id(x), found)
     return {name: own[id(x)] for name, x in network.named_parameters() if id(x) in own}
+
+
+def _joined(pattern: str, joined: str, part: str) -> str | None:
+    return re.sub(pattern, joined, part) if re.fullmatch(pattern, part) else None
+
+
+def _split(state: Mapping[str, Tensor], names: Sequence[str]) -> list[tuple[str, dict[str, Tensor]]]:
+    """The state of a parameter as those of the tensors that it is made of."""
+    if len(names) == 1:
+        return [(names[0], dict(state))]
+    each = {key: x.reshape(len(names), -1, x.shape[-1]) if x.dim() else x for key, x in state.items()}
+    return [(name, {key: x[i] if x.dim() else x for key, x in each.items()}) for i, name in enumerate(names)]
+
+
+def joined(states: Sequence[Mapping[str, Tensor]], shape: Sequence[int]) -> dict[str, Tensor]:
+    """The state of a parameter of those of the tensors that it is made of."""
+    if len(states) == 1:
+        return dict(states[0])
+    return {
+        key: torch.stack([state[key] for state in states]).reshape(shape) if x.dim() else x
+        for key, x in states[0].items()
+    }
 
 
 def grouped(network: PreTrainedModel) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -32,7 +32,9 @@ def shares(old: Model, new: Model, maps: Maps) -> dict[str, float]:
     entries that are copies. Units that are mixes of others, not copies, count as copies of share 1."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for name, (entry, layer) in new.table().items():
-        each = [_share(old, weight, maps, layer) for weight in entry.weights]
+        each = [_share(old, weight, maps, layer) for weight in entry.weights if weight.name not in maps.drawn]
+        if not each:
+            continue
         pattern = name if layer is None else re.sub(rf"(?<=\.){layer}(?=\.)", "*", name, count=1)
         found[pattern][name] = round(sum(each) / len(each), 12)
     out: dict[str, float] = {}
@@ -43,7 +45,7 @@ def shares(old: Model, new: Model, maps: Maps) -> dict[str, float]:
 
 
 def _share(old: Model, weight: Weight, maps: Maps, layer: int | None) -> float:
-    share = old.architecture.scale(weight.name) / weight.scale
+    share = old.architecture.scale(maps.source(weight.name)) / weight.scale
     for axis, wire in enumerate(weight.wires):
         of = maps.of(wire, layer)
         if isinstance(of, Copies):

@@ -8,6 +8,7 @@ with distilled(student, teacher, weight=0.5):
     ours = [UnfreezeOnPlateau(transferred(folder), patience=2), StopOnNaN()]
     Trainer(student, args, train_dataset=windows, callbacks=ours, optimizers=(optimizer, schedule)).train()
 
+OpenMasks            closes the masks of what `growth grow --method msg` added, and opens them
 UnfreezeOnPlateau    holds weights still until the loss stops improving
 StopOnNaN            stops before a loss that is no number is learned from
 LayerDropping        skips layers at random, deep ones more often (progressive layer dropping)
@@ -30,6 +31,7 @@ from growth.training.distil import distilled
 from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.freeze import UnfreezeOnPlateau, transferred
 from growth.training.layer_dropping import LayerDropping
+from growth.training.masks import OpenMasks
 from growth.training.neurons import taken_out
 from growth.training.pruning import PruneAndRegrow
 from growth.training.rates import copied, with_rates
@@ -43,6 +45,7 @@ __all__ = [
     "GrowAt",
     "LayerDropping",
     "NotFinite",
+    "OpenMasks",
     "PruneAndRegrow",
     "StopOnNaN",
     "SubmodelStage",

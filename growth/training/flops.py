@@ -71,7 +71,7 @@ def step_flops(
     needed = {name: parameters[name].requires_grad for name in frozen}
     for name in frozen:
         parameters[name].requires_grad_(False)
-    with torch.random.fork_rng(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with torch.random.fork_rng(), FlopCounterMode(display=False, custom_mapping=COUNTED) as counter:
         loss = model(**batch).loss
         forward = _by_module(counter, model, modules)
         loss.backward()
@@ -103,8 +103,16 @@ def _attention_backward(grad_shape, query_shape, key_shape, value_shape, *args, 
     return sdpa_backward_flop_count(grad_shape, query_shape, key_shape, value_shape)
 
 
+def _grouped(left, right, *args, out_shape=None, **kwargs):
+    """Of matrices [rows, inner] and [inner, columns], shared out among the groups, or of a pair for each."""
+    pairs = left[0] if len(left) == len(right) == 3 else 1
+    return 2 * pairs * left[-2] * left[-1] * right[-1]
+
+
 # torch counts its GPU attention kernels but not the CPU one.
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
+# Nor the products of all experts at once.
+COUNTED = CPU_ATTENTION | {torch.ops.aten._grouped_mm: _grouped}

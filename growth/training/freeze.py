@@ -123,7 +123,7 @@ def transferred(folder: str | Path) -> list[str]:
     rows = Checkpoint(folder).record().get("tensors", [])
     names = [row["name"] for row in rows if row["freeze"]]
     if not names:
-        expected = f"a checkpoint that growth transfer wrote, with its {RECORD}"
+        expected = f"a checkpoint whose {RECORD} asks for it, as growth transfer and llama-pro write it"
         raise refuse(f"freeze {folder}", expected, "none to hold still", "train without --freeze")
     return names
 

@@ -13,7 +13,7 @@ from growth.checkpoint import Checkpoint
 from growth.errors import Refusal, refuse
 from growth.families import model_of
 from growth.jsonfile import read_object
-from growth.optimizing.saved import OPTIMIZER, STATE, read_saved, table_names
+from growth.optimizing.saved import OPTIMIZER, STATE, joined, parts, read_saved
 from growth.training.warming import new_entries
 
 
@@ -60,5 +60,10 @@ def check_grown(
 def moments_in_memory(network: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, Mapping[str, Tensor]]:
     """The state beside a model, by the names of its parameters in memory."""
     model = model_of(checkpoint.config, checkpoint.names)
-    saved, known = read_saved(checkpoint.path, model), table_names(network, model)
-    return {name: saved.states[known[name]] for name in known if known[name] in saved.states}
+    states, known = read_saved(checkpoint.path, model).states, parts(network, model)
+    shapes = {name: x.shape for name, x in network.named_parameters()}
+    return {
+        name: joined([states[part] for part in of], shapes[name])
+        for name, of in known.items()
+        if all(part in states for part in of)
+    }

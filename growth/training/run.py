@@ -38,7 +38,13 @@ MODEL = "model"
 STATE = "trainer_state.json"  # the Trainer writes it last
 KEPT = 2  # checkpoints; a third is written before the first is removed
 FLOAT = 4  # bytes
-NAMES = "model", "teacher_name"  # of what is told by its contents, and may lie elsewhere now
+NAMES = (
+    "model",
+    "teacher_name",
+    "data_name",
+    "validation_name",
+    "text_field",
+)  # of what is told by its contents, and may lie elsewhere now
 VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
 
 

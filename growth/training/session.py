@@ -3,7 +3,9 @@
 import copy
 import itertools
 import math
+import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +25,7 @@ from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.flops import Saving, step_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters
 from growth.training.layers import layers_of
+from growth.training.masks import OpenMasks
 from growth.training.moments import moments_in_memory
 from growth.training.packing import refuse_mixing
 from growth.training.progress import RunProgress
@@ -41,8 +44,8 @@ class Session:
     """What a run is made of; its folder is there already.
 
     settings: by the names of train's arguments. frozen: names to hold still. shares: of the rate, by patterns
-    of names; scaled: shares of what keeps its decay, by names. teacher: to learn from, if any. callbacks: the
-    caller's own.
+    of names; scaled: shares of what keeps its decay, by names. teacher: to learn from, if any. callbacks:
+    the caller's own. masking: what opens the masks of what is new, if anything is.
     """
 
     out: Path
@@ -56,13 +59,17 @@ class Session:
     scaled: Mapping[str, float]
     teacher: Checkpoint | None
     callbacks: Sequence[TrainerCallback] = ()
+    masking: OpenMasks | None = None
 
     def trained(self, last: str | None, progress: RunProgress) -> TrainReport:
         """Trains, on from the checkpoint `last` if there is one; what is written lies in the run's folder."""
         network = load_model(self.checkpoint.path)
         names = in_memory(network, self.checkpoint)
-        frozen = [names.get(name, name) for name in self.frozen]
-        shares = {names.get(name, name): share for name, share in self.shares.items()}
+        frozen = whole("freeze", self.frozen, names)
+        shares = {}
+        for share in dict.fromkeys(self.shares.values()):
+            named = [name for name, x in self.shares.items() if x == share]
+            shares |= dict.fromkeys(whole("copied-rate", named, names), share)
         scaled = {names.get(name, name): share for name, share in self.scaled.items()}
         return replace(self, frozen=frozen, shares=shares, scaled=scaled)._trained(network, last, progress)
 
@@ -100,7 +107,12 @@ class Session:
             args=args,
             data_collator=_numbered(work.collate, args, last) if work.collate else None,
             train_dataset=work.examples,
-            callbacks=[StopOnNaN(), *([freezing] if freezing else []), *self._warming(), *self.callbacks],
+            callbacks=[
+                StopOnNaN(),
+                *(x for x in (freezing, self.masking) if x),
+                *self._warming(),
+                *self.callbacks,
+            ],
             loss=None if causal or self.teacher else partial(_summed, dropping=dropping),
             rates=self.shares,
             scaled=self.scaled,
@@ -120,6 +132,8 @@ class Session:
         log = engine.log if args.report_to else None
         curve = Curve(work.measure, given["eval_every"], whole, held, freezing, progress, saving, log)
         engine.add_callback(curve)
+        if self.masking:
+            progress.say(f"masks of what is new open in {self.masking.steps} steps")
         try:
             if last and last.endswith(f"-{args.max_steps}"):
                 engine.restore(last)
@@ -164,10 +178,33 @@ class Session:
 
 
 def in_memory(network: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
-    """The names of tensors on disk, as growth.json has them -> those of the parameters that they become."""
+    """The names of tensors on disk, as growth.json has them -> those of the parameters that they become, or
+    become a part of, as experts' matrices do."""
     seen = model_of(checkpoint.config, checkpoint.names)
+    if seen is None:
+        return {}
     names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
-    return {on_disk: name for name in names if seen and (on_disk := seen.named(name))}
+    found = {on_disk: name for name in names if (on_disk := seen.named(name))}
+    for pattern, joined in seen.family.fused.items():
+        parts = [name for name in seen.table() if re.fullmatch(pattern, name)]
+        for name in parts:
+            found[name] = re.sub(pattern, joined, name)
+            found.pop(found[name], None)  # no tensor on disk has that name
+    return found
+
+
+def whole(what: str, names: Sequence[str], memory: Mapping[str, str]) -> list[str]:
+    """The parameters that tensors of these names become; names of others stay.
+
+    Raises Refusal where only some of the tensors that are joined in a parameter are named.
+    """
+    wanted, parts = set(names), Counter(memory.values())
+    for joined, count in parts.items():
+        named = sum(memory[name] == joined for name in wanted & memory.keys()) if count > 1 else 0
+        if 0 < named < count:
+            expected = f"all or none of the {count} tensors that {joined} is made of in memory"
+            raise refuse(what, expected, named, "leave it out, or name parameters in a Trainer of your own")
+    return list(dict.fromkeys(memory.get(name, name) for name in names))
 
 
 def _summed(outputs, labels, num_items_in_batch=None, *, dropping: Sequence[TokenDropping] = ()) -> Tensor:

@@ -15,9 +15,11 @@ from growth.errors import reason, refuse
 from growth.folders import refuse_existing
 from growth.loading import quiet
 from growth.optimizing.shares import recorded_shares
+from growth.record import named
 from growth.training.corpus import kept_beside
 from growth.training.data import Data
 from growth.training.freeze import Counts, transferred
+from growth.training.masks import OpenMasks, closed_of, mask_steps, refuse_shared
 from growth.training.moments import check_grown, moments_of
 from growth.training.options import refuse_odd_options, refuse_unknown_reporters
 from growth.training.processes import together
@@ -57,6 +59,7 @@ def train(
     patience_counts: Counts = "total",
     copied_rate: float | None = None,
     rates: Mapping[str, float] | None = None,
+    masks: int | None = None,
     scaled_rates: bool = False,
     warm_new: int = 0,
     keep_optimizer: bool = False,
@@ -96,6 +99,8 @@ def train(
                        (training.freeze)
     copied_rate        the share of the rate for what growth.json says was copied; rates: shares by
                        patterns of names, which come first (training.rates)
+    masks              steps in which the masks of method msg open, 0 for at once; default: a quarter of the
+                       steps where growth.json has what is new, else there are none (training.masks)
     scaled_rates       what growing made c times as large learns at c times the rate (optimizing.shares)
     warm_new           steps in which the rate of new units rises, after growing (training.warming)
     keep_optimizer     `out` gets the optimizer's state of the last step, as the Trainer saves it, which
@@ -126,6 +131,7 @@ def train(
     refuse_existing(out)
     out = Path(out)
     checkpoint = Checkpoint(model)
+    closed = closed_of(checkpoint.record())
     eval_every = math.ceil(steps / 8) if eval_every is None else eval_every
     moments = moments_of(Path(str(out) + SUFFIX), checkpoint, resume)
     asked = {
@@ -146,6 +152,7 @@ def train(
         "patience_counts": patience_counts,
         "copied_rate": copied_rate,
         "rates": dict(rates or {}),
+        "masks": mask_steps(closed, masks, steps),
         "scaled_rates": scaled_rates,
         "warm_new": warm_new,
         "keep_optimizer": keep_optimizer,
@@ -171,6 +178,9 @@ def train(
     slow = [] if copied_rate is None else copied(checkpoint.path)
     scaled = recorded_shares(checkpoint.path) if scaled_rates else {}
     args = _arguments(str(out) + SUFFIX, asked, fsdp, report_to)
+    masking = OpenMasks({"closed": closed}, asked["masks"]) if asked["masks"] else None
+    if masking and args.fsdp:
+        raise refuse_shared()
     check_grown(checkpoint, asked, moments, resume, args)
     asked["keep_optimizer"] |= schedule == "constant" and not args.fsdp
     with kept_beside(out, Path(args.output_dir)) as cache:
@@ -196,6 +206,9 @@ def train(
             "copied": _told(slow),
             "teacher": master and master.fingerprint(),
             "teacher_name": master and master.name,
+            "data_name": named(data),
+            "validation_name": named(validation) if given else "",
+            "text_field": text_field,
         }
         with (
             quiet(),
@@ -203,7 +216,7 @@ def train(
             RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
         ):
             shares = dict(rates or {}) | dict.fromkeys(slow, copied_rate)
-            how = (rate, frozen, shares, scaled, master, callbacks)
+            how = rate, frozen, shares, scaled, master, callbacks, masking
             return Session(out, checkpoint, work, args, settings, *how).trained(last, progress)
 
 

@@ -23,6 +23,7 @@ from growth.errors import refuse
 from growth.families import model_of
 from growth.families.stored import Entry
 from growth.families.table import Model
+from growth.optimizing.saved import parts
 from growth.record import RECORD
 
 
@@ -67,11 +68,13 @@ class WarmNewUnits(TrainerCallback, ExportableState):
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         if saved and saved["attributes"]["began"][1] == self._of:  # else that of the model before it grew
             self.began = saved["attributes"]["began"][0]
-        seen, names = model_of(Checkpoint(self.folder).config, self.names), dict(self.names)
+        checkpoint = Checkpoint(self.folder)
+        made_of = parts(model, model_of(checkpoint.config, checkpoint.names))
         self._parameters = []
         for name, parameter in model.named_parameters():
-            mask = names.get(seen.named(name)) if seen else None
-            if mask is not None:
+            masks = [self.names[part] for part in made_of.get(name, ()) if part in self.names]
+            if masks:  # of experts' matrices, which are joined, all have some
+                mask = torch.stack(masks).reshape(parameter.shape)
                 self._parameters.append((parameter, mask.to(parameter.device)))
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):

@@ -17,9 +17,9 @@ from growth.engine import made, plan_growth
 from growth.errors import Refusal
 from growth.growing import scale_eps
 from growth.learned.expansion import Expansion
-from growth.learned.fit import step_flops
+from growth.learned.fit import fit, step_flops
 from growth.learned.maps import LearnedMaps, dense
-from growth.learned.ring import Ring
+from growth.learned.memory import free, kept
 from growth.loading import load_model
 from growth.lossless import lost
 from growth.methods import Lemon, Ligo, Mango, method_of
@@ -57,8 +57,9 @@ class Grown:
         return self.expansion(LearnedMaps(maps, self.source, learn))
 
     def mango(self, **options):
-        Mango(**options).maps(self.old, self.new)
-        return self.expansion(Ring(self.source, self.old, self.new, **options))
+        method = Mango(**options)
+        maps = method.maps(self.old, self.new)
+        return self.expansion(method.operator(self.source, self.old, self.new, maps, seed=0))
 
     def away(self, expansion):
         """The largest difference of its logits from the source's."""
@@ -162,6 +163,64 @@ def test_blocks_that_make_their_weights_have_the_gradients_of_a_model_that_holds
     assert loss.item() == pytest.approx(truth.item(), abs=1e-12)
     for x, y in zip(got, torch.autograd.grad(truth, [*made.parameters()]), strict=True):
         assert torch.allclose(x, y, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("operator", ["ligo", "mango"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_that_holds_what_it_makes_has_the_same_gradients_and_fewer_operations(
+    tmp_path, family, operator
+):
+    model = Grown(shallow(family, tmp_path / "src"), 144, 3)
+    made = model.ligo(start="published") if operator == "ligo" else model.mango(rank=2)
+    made.double()
+    made.large[0].config._attn_implementation = "eager"
+    found, operations = [], []
+    for made.remakes in (True, False):
+        torch.manual_seed(0)  # of dropout
+        loss = made(tokens(), tokens()).loss
+        found.append((loss, *torch.autograd.grad(loss, [*made.parameters()])))
+        operations.append(count_flops(made, {"input_ids": tokens(), "labels": tokens()}))
+    for x, y in zip(*found, strict=True):
+        assert torch.allclose(x, y, rtol=1e-9, atol=1e-12)
+    assert operations[1] < 0.85 * operations[0]
+
+
+@pytest.mark.parametrize("remake", ["auto", "always", "never"])
+@pytest.mark.parametrize("room", [0, 2**40])
+def test_a_step_makes_nothing_twice_where_memory_holds_it_unless_told(
+    source, text, monkeypatch, remake, room
+):
+    monkeypatch.setattr("growth.learned.memory.free", lambda device: room)
+    expansion = Grown(source, 144, 5).ligo()
+    windows = Windows(torch.tensor(list(text.read_bytes())), 32)
+    how = {"name": "ligo", "seed": 0, "steps": 1, "batch_size": 2, "learning_rate": 1e-3, "remake": remake}
+    flops, _ = fit(expansion, windows, **how)
+    assert expansion.remakes == {"auto": room == 0, "always": True, "never": False}[remake]
+    assert flops == step_flops(expansion.requires_grad_(), windows, 2, torch.device("cpu"))
+
+
+def test_what_a_step_holds_is_as_much_as_memory_is_seen_to_fill(source, text):
+    """On one example and on two; beside the small model, which is there before."""
+    expansion = Grown(source, 144, 5).ligo()
+    windows = Windows(torch.tensor(list(text.read_bytes())), 32)
+    there = [*expansion.parameters(), *expansion.buffers()]
+    for B in (1, 2):
+        batch, expansion.remakes = windows.batch([0] * B), False
+        with Memory([*there, *batch.values()]) as memory:
+            loss = expansion(**batch).loss
+            held = sum(memory.sizes.values())
+        assert loss.isfinite() and expansion.remakes is False
+        assert held * 0.8 < kept(expansion, batch) < held * 1.2
+
+
+def test_a_container_s_memory_counts_where_it_is_less(tmp_path, monkeypatch):
+    monkeypatch.setattr("growth.learned.memory.CGROUP", tmp_path)
+    whole = free(torch.device("cpu"))
+    (tmp_path / "memory.current").write_text("1000000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free(torch.device("cpu")) > 2**20 and whole > 2**20
+    (tmp_path / "memory.max").write_text("1500000\n")
+    assert free(torch.device("cpu")) == 500000
 
 
 @pytest.mark.parametrize("operator", ["ligo", "mango"])
@@ -374,6 +433,39 @@ def test_mango_starts_as_net2net(tmp_path, family, hidden_size):
     assert away < 1e-4 if hidden_size == 192 else away > 1e-2
 
 
+@pytest.mark.parametrize("family", ["gpt_neox", "bert"])
+def test_mango_starts_from_the_order_that_it_is_given(tmp_path, family):
+    model = Grown(shallow(family, tmp_path / "src"), 192, 4)
+    given = model.mango(order=(0, 0, 0, 1))
+    assert model.away(given) < 1e-4
+    x = given.recipe(next(name for name, (entry, i) in given.table.items() if i == 2))
+    other = model.mango().recipe(next(name for name, (entry, i) in given.table.items() if i == 2))
+    assert not torch.equal(next(x(model.source)), next(other(model.source)))
+
+
+@pytest.mark.parametrize("hidden_size", [144, 264])
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt2"])
+def test_the_lossless_start_is_lemon(tmp_path, family, hidden_size):
+    """Its very numbers; but for the head's, whose wide matrix is never made."""
+    model = Grown(FAMILIES[family](tmp_path / "src"), hidden_size, 5)
+    made = model.ligo()
+    maps = Lemon(noise=Ligo().noise).maps(model.old, model.new)
+    lemon = plan_growth(model.source, model.target, maps, seed=0)
+    for row in lemon.rows:
+        if row.name not in ("embed_out.weight", "lm_head.weight"):
+            (own,), truth = made.recipe(row.name)(model.source), torch.cat([*row.recipe(model.source)])
+            torch.testing.assert_close(own, truth, rtol=1e-5, atol=1e-6, msg=row.name)
+    assert made.operator.seed == 0 and made.operator.drawn == {}
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_numbers_that_were_drawn_are_kept_where_blocks_are(source, keeps):
+    expansion = Grown(source, 144, 5).ligo()
+    expansion.remakes = not keeps
+    first, second = (expansion(tokens(), tokens()).loss.item() for _ in range(2))
+    assert first == second and bool(expansion.operator.drawn) == keeps
+
+
 def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
     def grow(method="ligo", hidden_size=None, dry_run=False, **options):
         kind = type(method_of(method))
@@ -384,6 +476,7 @@ def test_what_learns_refuses_what_it_cannot_do(source, text, tmp_path):
     for why, options in {
         "tokens below the model's 256, got 256": {"method": "ligo", "data": foreign},
         "start: expected one of lossless, net2net, published, got now": {"method": "ligo", "start": "now"},
+        "remake: expected one of auto, always, never, got now": {"remake": "now"},
         "ties: expected one of published, untied, got knots": {"method": "ligo", "ties": "knots"},
         "ties: expected untied in the lossless start": {
             "method": "ligo",

@@ -1,0 +1,63 @@
+"""What does growing save? The demo's source, grown by every method, and one baseline, on several seeds:
+
+    python -m benchmarks.growth_savings [--seeds 0 1 2] [--methods lemon ligo mango] [--tuning]
+
+A seed draws the source, every fresh weight and the order of the text. Saved are FLOPs until the arm has the
+loss that its baseline ends with, all that growing and learning took counted: net with it, gross without.
+--tuning measures on windows that the demo does not, to choose settings by.
+"""
+
+import argparse
+import tempfile
+from io import StringIO
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks.transfer_savings import line
+from growth.demo.budgets import FULL, Job
+from growth.demo.saving import compare
+from growth.demo.text import Texts
+from growth.methods import METHODS
+
+HEAD = ("method", "seed", "source", "baseline", "arm at start", "at end", "making it", "saved, gross", "net")
+
+
+def row(source: dict, baseline: dict, arm: dict, seed: int) -> tuple[str, ...]:
+    """Losses at the ends, and FLOPs as shares of the baseline's."""
+    first, *_, last = arm["curve"]
+    ends = (made["curve"][-1] for made in (source, baseline))
+    losses = (f"{point['loss']:.3f}" for point in (*ends, first, last))
+    cost = arm["start"]["flops"] / baseline["curve"][-1]["flops"]
+    gross = compare(arm | {"start": {"flops": 0, "seconds": 0.0}}, baseline)
+    saved = (f"{of['saved']['flops']:.1%}" if of["saved"] else "not reached" for of in (gross, arm))
+    return arm["name"], str(seed), *losses, f"{cost:.1%}", *saved
+
+
+def measure(job: Job, seed: int, methods: list[str], tuning: bool) -> None:
+    """Train a source and a baseline, once, and print a row for each method."""
+    with tempfile.TemporaryDirectory() as scratch:
+        texts = Texts(job.text, Path(scratch), Console(file=StringIO()), seed, tuning)
+        source = texts.source()
+        baseline = texts.scratch("scratch", texts.neox(job.text.target), job.text.growing)
+        for name in methods:
+            (arm,) = texts.grown("source", [name], baseline)
+            print(line(row(source, baseline, arm, seed)), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
+    parser.add_argument("--tuning", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(FULL.threads)
+    print(line(HEAD))
+    print("|---|" + "---|" * (len(HEAD) - 1))
+    for seed in options.seeds:
+        measure(FULL, seed, options.methods, options.tuning)
+
+
+if __name__ == "__main__":
+    main()
