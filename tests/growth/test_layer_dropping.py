@@ -347,7 +347,7 @@ def test_the_command_line_drops_layers_and_tokens(tmp_path, text, monkeypatch, c
         ("LayerDropping", 0.2),
         ("TokenDropping", 0.25),
     ]
-    monkeypatch.setattr("sys.argv", words.replace("out", "other").replace("0.2 ", "1.5 ").split())
+    monkeypatch.setattr("sys.argv", words.replace("/out ", "/other ").replace("0.2 ", "1.5 ").split())
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2 and not (tmp_path / "other").exists()
