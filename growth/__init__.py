@@ -2,6 +2,7 @@
 
 grow(src, dst, Sizes(hidden=768, layers=12), Lemon())               a bigger model, in short form
 grow(src, dst, method="lemon", hidden_size=768, num_layers=12)
+shrink(large, dst, num_layers=6, ffn_size=1024, score="activation", data="text")      the way back
 transfer(src, dst, mixers="retention")                              a linear-cost one (XATL)
 train(model, data, out, steps=1000)                                 finish either
 check(src, dst)                                                     do the two agree?
@@ -11,25 +12,75 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from growth.errors import Refusal
+from growth.methods import (
+    Bert2Bert,
+    Fine,
+    GradMax,
+    GStack,
+    HyperCloning,
+    Interpolate,
+    Lemon,
+    Ligo,
+    LlamaPro,
+    Mango,
+    Msg,
+    Mslt,
+    Net2Net,
+    Solar,
+    StackBert,
+    Staged,
+)
+from growth.methods.gstack import growth_timing
 
 if TYPE_CHECKING:
     from growth.checking import check
     from growth.growing import grow
-    from growth.methods import Fine, Interpolate, Lemon, Ligo, Mango, Net2Net, StackBert
+    from growth.recipes.made import recipe_of
+    from growth.recipes.running import run_recipe
+    from growth.shrinking.shrinking import shrink
     from growth.sizes import Sizes
     from growth.training.trainer import train
     from growth.transferring.align import Alignment
     from growth.transferring.xatl import transfer
 
 __version__ = "0.1.0"
-__all__ = ["Alignment", "Fine", "Interpolate", "Lemon", "Ligo", "Mango", "Net2Net", "Refusal", "Sizes"]
-__all__ += ["StackBert", "check", "grow", "train", "transfer"]
+__all__ = [
+    "Alignment",
+    "Bert2Bert",
+    "Fine",
+    "GStack",
+    "GradMax",
+    "HyperCloning",
+    "Interpolate",
+    "Lemon",
+    "Ligo",
+    "LlamaPro",
+    "Mango",
+    "Msg",
+    "Mslt",
+    "Net2Net",
+    "Refusal",
+    "Sizes",
+    "Solar",
+    "StackBert",
+    "Staged",
+    "check",
+    "grow",
+    "growth_timing",
+    "recipe_of",
+    "run_recipe",
+    "shrink",
+    "train",
+    "transfer",
+]
 
-METHODS = ("Fine", "Interpolate", "Lemon", "Ligo", "Mango", "Net2Net", "StackBert")
-LAZY = dict.fromkeys(METHODS, "growth.methods") | {
+LAZY = {
     "Alignment": "growth.transferring.align",
     "check": "growth.checking",
     "grow": "growth.growing",
+    "recipe_of": "growth.recipes.made",
+    "run_recipe": "growth.recipes.running",
+    "shrink": "growth.shrinking.shrinking",
     "Sizes": "growth.sizes",
     "train": "growth.training.trainer",
     "transfer": "growth.transferring.xatl",

@@ -8,12 +8,15 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
+from math import gcd
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from growth.maps import Copies
+from growth.maps import Copies, numbered
+
+SHORT = 64  # entries of a run on average: below, one gather is faster than many copies
 
 
 class Run(NamedTuple):
@@ -46,6 +49,23 @@ def _merged(units: Iterable[tuple[int, int]], width: int) -> tuple[Run, ...]:
 
 
 @lru_cache(maxsize=64)
+def _scattered(of: Copies) -> Tensor | None:
+    """Where every entry lies in the narrow wire, if runs are so short that gathering is faster."""
+    T = len(of.index) * of.width
+    if len(runs(of)) * SHORT <= T or -1 in of.index:
+        return None
+    return (torch.tensor(of.index)[:, None] * of.width + torch.arange(of.width)).flatten()
+
+
+@lru_cache(maxsize=64)
+def with_ahead(of: Copies) -> Copies:
+    """The map of a wire and of the same wire of another layer behind it: further copies are of the latter."""
+    copy = zip(of.index, numbered(of.index), strict=True)
+    index = tuple(s + of.sources if c else s for s, (c, _) in copy)
+    return replace(of, index=index, sources=2 * of.sources)
+
+
+@lru_cache(maxsize=64)
 def _each(numbers: tuple[float, ...], width: int, dtype: torch.dtype) -> Tensor:
     """A number per unit as one per entry."""
     return torch.tensor(numbers, dtype=dtype).repeat_interleave(width)
@@ -67,6 +87,17 @@ def write(of: Any, x: Tensor, axis: int = 0, rows: slice | None = None) -> Tenso
     if not isinstance(of, Copies):
         return of.write(x.movedim(axis, 0)).movedim(0, axis)
     first, last = (rows.start, rows.stop) if rows else (0, len(of.index) * of.width)
+    out = _copied(of, x, axis, first, last)
+    if isinstance(of.scale, tuple):
+        scale = _each(of.scale, of.width, out.dtype)[first:last].to(out.device)
+        return out * scale.view(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
+    return out if of.scale == 1.0 else out * of.scale
+
+
+def _copied(of: Copies, x: Tensor, axis: int, first: int, last: int) -> Tensor:
+    """Entries `first` to `last` of the wide wire, in float32 at least."""
+    if (where := _scattered(of)) is not None:
+        return exact(x.index_select(axis, where[first:last].to(x.device)))
     parts = []
     for run in runs(of):
         a, b = max(run.start, first), min(run.start + run.length, last)
@@ -78,29 +109,70 @@ def write(of: Any, x: Tensor, axis: int = 0, rows: slice | None = None) -> Tenso
             size = [b - a if i == axis % x.ndim else n for i, n in enumerate(x.shape)]
             rest = exact(x).mean(axis, keepdim=True) if of.rest == "mean" else exact(x.new_zeros(()))
             parts.append(rest.expand(size))
-    out = torch.cat(parts, axis)
-    if isinstance(of.scale, tuple):
-        scale = _each(of.scale, of.width, out.dtype)[first:last].to(out.device)
-        return out * scale.view(-1, *[1] * (x.ndim - 1 - axis % x.ndim))
-    return out if of.scale == 1.0 else out * of.scale
+    return torch.cat(parts, axis)
 
 
-def read(of: Any, x: Tensor) -> Tensor:
-    """[..., S] -> [..., T]: the reader's columns."""
+def read(of: Any, x: Tensor, writes: Any = None, rows: slice | None = None) -> Tensor:
+    """[..., S] -> [..., T]: the reader's columns.
+
+    writes: the map of what the reader writes, None where that stays; rows: those of its rows that x has. They
+    count where copies are parted in blocks, and x has the rows first.
+    """
     if not isinstance(of, Copies):
         return of.read(x)
+    out = _taken(of, x)
+    if not _whole(of):
+        out.mul_(_each(of.share, of.width, x.dtype).to(x.device))
+    if of.parting == "blocks" and isinstance(writes, Copies):
+        table, row = _blocks(of, writes)
+        row = row[rows or slice(None)].to(x.device)
+        out.mul_(table.to(out)[row].view(len(row), *[1] * (x.ndim - 2), -1))
+    return out
+
+
+def _taken(of: Copies, x: Tensor) -> Tensor:
+    """Every column as often as its unit is copied; zero where what is read is no copy."""
+    if (where := _scattered(of)) is not None:
+        return x.index_select(-1, where.to(x.device))
     parts = [
         x.narrow(-1, run.source, run.length) if run.source >= 0 else x.new_zeros(*x.shape[:-1], run.length)
         for run in runs(of)
     ]
-    out = torch.cat(parts, -1)
-    return out if _whole(of) else out.mul_(_each(of.share, of.width, x.dtype).to(x.device))
+    return torch.cat(parts, -1)
+
+
+@lru_cache(maxsize=64)
+def _blocks(of: Copies, writes: Copies) -> tuple[Tensor, Tensor]:
+    """[kinds of rows, T]: how many times its share a row takes of a column; [rows]: of which kind it is."""
+    own, of_rows = numbered(of.index), numbered(writes.index)
+    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(of_rows))}
+    table = [[(g := gcd(m, n)) * (c % g == r % g) for c, n in own] for r, m in kinds]
+    row = torch.tensor([kinds[kind] for kind in of_rows]).repeat_interleave(writes.width)
+    return torch.tensor(table, dtype=torch.float64).repeat_interleave(of.width, -1), row
+
+
+def rows_apart(writes: Any) -> tuple[int, ...]:
+    """A row of each kind that blocks tell apart."""
+    if not isinstance(writes, Copies):
+        return (0,)
+    kinds = numbered(writes.index)
+    return tuple(kinds.index(kind) * writes.width for kind in dict.fromkeys(kinds))
 
 
 def unseen(of: Any, r: Tensor) -> Tensor:
-    """[..., T] -> [..., T]: the part of r that readers cannot see, r - r . write . read^T, in place."""
+    """[..., T] -> [..., T]: r made into what readers cannot see, p with p . write = 0, in place.
+
+    Spread or in blocks, p is r - r . write . read^T; growth.maps.Copies has the others.
+    """
     if not isinstance(of, Copies):
         return of.unseen(r)
+    if of.parting in ("first", "pairs"):
+        silent, balanced = _balanced(of)
+        for run in silent:
+            r.narrow(-1, run.start, run.length).zero_()
+        for run in balanced:
+            r.narrow(-1, run.source, run.length).sub_(r.narrow(-1, run.start, run.length))
+        return r
     seen, count = (r.new_zeros(*shape, of.sources * of.width) for shape in (r.shape[:-1], ()))
     copied = [run for run in runs(of) if run.source >= 0]
     for run in copied:
@@ -110,6 +182,20 @@ def unseen(of: Any, r: Tensor) -> Tensor:
     for run in copied:
         r.narrow(-1, run.start, run.length).sub_(seen.narrow(-1, run.source, run.length))
     return r
+
+
+@lru_cache(maxsize=64)
+def _balanced(of: Copies) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    """What is nothing by itself, and which copies (start) are taken from which (source)."""
+    where = {
+        (s, c): t for t, (s, (c, _)) in enumerate(zip(of.index, numbered(of.index), strict=True)) if s >= 0
+    }
+    if of.parting == "first":
+        partner = {t: where[s, 0] for (s, c), t in where.items() if c}
+    else:
+        partner = {t: where[s, c + 1] for (s, c), t in where.items() if c % 2 == 0 and (s, c + 1) in where}
+    silent = [(t, s) for (s, _), t in sorted(where.items(), key=lambda at: at[1]) if t not in partner]
+    return _merged(silent, of.width), _merged(sorted(partner.items()), of.width)
 
 
 def add_noise(of: Copies, x: Tensor, std: float, generator: torch.Generator) -> None:

@@ -150,7 +150,8 @@ class Attention:
     """mixed = A(query, key) value, one head by itself: softmax, a retention, or a scan of heads.
 
     Units are heads. With fewer heads in key and value, each serves as many of query in a row (grouped-query
-    attention). along: wires whose units go with the heads of query, such as biases by distance.
+    attention). along: wires whose units go with the heads of query, such as biases by distance. in_turn:
+    what goes with them stands in the configuration, for heads that are copied as by growth.maps.grouped.
     """
 
     query: str
@@ -158,6 +159,26 @@ class Attention:
     value: str
     mixed: str
     along: tuple[str, ...] = ()
+    in_turn: bool = False
+
+    def weights(self) -> Iterator[Weight]:
+        yield from ()
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Of the experts that write the same wire a token's `top_k` count, each times its weight.
+
+    weight = softmax(logits), over all experts; normalised: divided by the sum of those that count. neurons:
+    the wires of the experts' neurons, in the order of the logits; the matrices of expert E are NAME.E.gate,
+    up and down. Linear in what the experts give.
+    """
+
+    name: str
+    logits: str
+    neurons: tuple[str, ...]
+    top_k: int
+    normalised: bool
 
     def weights(self) -> Iterator[Weight]:
         yield from ()
@@ -173,7 +194,11 @@ class Output:
         yield from ()
 
 
-Op = Linear | Tied | Table | Vector | Norm | Pointwise | Attention | Output
+Op = Linear | Tied | Table | Vector | Norm | Pointwise | Attention | Experts | Output
+
+# normal: as a matrix; own: what each unit has of its own, steps or taps, for which no start fits all.
+Start = Literal["normal", "zero", "one", "own"]
+START: dict[type, Start] = {Norm: "one", Pointwise: "own"}
 
 
 @dataclass(frozen=True)
@@ -235,6 +260,16 @@ class Architecture:
             for weights in stack.weights.values():
                 for weight in weights:
                     found.setdefault(weight.name, weight)
+        return found
+
+    @cached_property
+    def starts(self) -> dict[str, Start]:
+        """How each weight of a new model starts, by name: see Start."""
+        found: dict[str, Start] = {}
+        for op in self.all_ops:
+            for weight in op.weights():
+                bias = weight.name.endswith(".bias") and not isinstance(op, Pointwise)
+                found[weight.name] = "zero" if bias else START.get(type(op), "normal")
         return found
 
     @cached_property

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from growth.families import auto_of
+from growth.record import begun
 
 CARD = "README.md"
 BEGIN, END = "<!-- growth check -->", "<!-- growth check ends -->"
@@ -74,9 +75,15 @@ def told(record: dict) -> tuple[list[str], str, str]:
     outlook = "It computes the base model's logits, to rounding."
     if not record["lossless"]:
         outlook = "Its logits are not the base model's: train it on."
+    if record.get("closed"):
+        outlook += (
+            " `growth train` closes masks over what is new and begins as the base model; loaded, it is open."
+        )
     how = f"`growth check {record['source']} FOLDER` does"
     if record.get("format") == "fla":  # no type that the command line knows
         how = f'`growth.check("{record["source"]}", FOLDER)` does in Python, after `import fla`, on a GPU'
+    if begun(Path(record["source"])):
+        how = "a step `check: {}` behind it in its recipe does"
     figures = f"Not measured yet: {how}, and writes it here."
     return [*facts, *record.get("notes", ())], outlook, figures
 
@@ -95,9 +102,14 @@ def write_figures(folder: Path, figures: str) -> None:
             os.replace(new, folder / CARD)
 
 
+def title(dst: Path) -> str:
+    """The name of a result; of a recipe's step, the recipe's."""
+    return begun(dst).get("output", dst.absolute().name)
+
+
 def base_model(source: Path) -> str:
-    """The Hub's name of a folder in its cache, else the folder's name."""
-    path = os.path.abspath(source)
+    """The Hub's name of a folder in its cache, else the folder's name; of a recipe's step, its source's."""
+    path = os.path.abspath(begun(source).get("source", source))
     found = re.search(r"models--([\w.-]+)/snapshots/", f"{path}/")
     return found[1].replace("--", "/", 1) if found else os.path.basename(path)
 

@@ -22,8 +22,8 @@ from growth.watching import paired, reaches_the_end
 
 # Of the largest logit. A grown weight of 16 bits is a rounded one: measured, 0.2 to 0.75 eps of the largest
 # logit for 3 to 12 layers, so 2 eps are allowed. Transfer only copies.
-LIMIT = {"grow": 1e-4, "transfer": 1e-5}
-ROUNDING = {"grow": 2.0, "transfer": 0.0}
+LIMIT = {"grow": 1e-4, "shrink": 1e-4, "transfer": 1e-5}
+ROUNDING = {"grow": 2.0, "shrink": 2.0, "transfer": 0.0}
 HEADLESS = ("last_hidden_state", "pooler_output")  # what is compared where there are no logits
 
 
@@ -102,12 +102,14 @@ def check(
     record = new.record()
     of_this = _refuse_another_source(old, new, record)
     left, right = (model_of(model.config, model.names) for model in (old, new))
-    pairs = paired(left, right, record) if of_this and left and right else {}
+    shrunk = record.get("verb") == "shrink"  # nothing inside is promised to be the same
+    pairs = paired(left, right, record) if of_this and left and right and not shrunk else {}
+    kept = record.get("outputs", {}) if of_this and shrunk else {}
     stored, difference = new.coarsest, {}
     for dtype in dict.fromkeys((stored, torch.float32)):
         truth, inside = _run(old, left, dtype, inputs, set(pairs.values()))
         got, outside = _run(new, right, dtype, inputs, pairs.keys())
-        difference[dtype] = _difference(truth, got, new)
+        difference[dtype] = _difference(truth, got, new, kept)
     largest = torch.stack([x.abs().max() for x in truth.values()]).max().item()
     verb, promised = record.get("verb", "grow"), bool(record.get("lossless"))
     relative = max(LIMIT[verb], ROUNDING[verb] * torch.finfo(stored).eps)
@@ -180,11 +182,15 @@ def _keep(inside: dict[str, Tensor], name: str, module: nn.Module, inputs: tuple
     inside.setdefault(name, output.movedim(1, -1) if isinstance(module, nn.Conv2d) else output)
 
 
-def _difference(truth: dict[str, Tensor], got: dict[str, Tensor], new: Checkpoint) -> float:
-    """The largest, of all outputs that both give; of hidden states, the channels that the source has."""
+def _difference(
+    truth: dict[str, Tensor], got: dict[str, Tensor], new: Checkpoint, kept: dict[str, list[int]]
+) -> float:
+    """The largest, of all outputs that both give; of hidden states, the channels that the source has, or of
+    these the ones that a smaller model kept."""
     found = []
     for name in truth.keys() & got.keys():
         x, y = truth[name], got[name] if "logits" in name else got[name][..., : truth[name].shape[-1]]
+        x = x[..., kept[name]] if name in kept else x
         if x.shape != y.shape:
             shape = tuple(got[name].shape)
             raise refuse(str(new.path), f"{name} of shape {tuple(x.shape)}", shape, "compare models alike")

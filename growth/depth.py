@@ -32,6 +32,20 @@ def firsts(order: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(j if j not in order[:i] else -1 for i, j in enumerate(order))
 
 
-def lasts(order: tuple[int, ...]) -> tuple[int, ...]:
-    """The order with -1 where an old layer stands again later."""
-    return tuple(j if j not in order[i + 1 :] else -1 for i, j in enumerate(order))
+def added(order: tuple[int, ...]) -> bool:
+    """Does any old layer stand again?"""
+    return len(set(order)) < len(order)
+
+
+def originals(order: tuple[int, ...]) -> frozenset[int]:
+    """The layers of the target where an old layer stands for the first time."""
+    return frozenset(i for i, j in enumerate(order) if j not in order[:i])
+
+
+def ends(order: tuple[int, ...]) -> tuple[int, ...]:
+    """At the end of each old layer and of those behind it that stand again, that layer; -1 elsewhere."""
+    active, found, last = firsts(order), [], -1
+    for i, j in enumerate(active):
+        last = j if j >= 0 else last
+        found.append(last if active[i + 1 : i + 2] != (-1,) else -1)
+    return tuple(found)

@@ -24,7 +24,7 @@ def flags(methods: Iterable[type]) -> dict[str, tuple[type, str, list[str]]]:
 def _said(options: list[tuple[str, Field]]) -> tuple[type, str]:
     """The type of one option and what --help says of it: its default, and that of methods with another; where
     they mean different things by it, what each does."""
-    (_, first), defaults = options[0], [(name, _text(field.default)) for name, field in options]
+    (_, first), defaults = options[0], [(name, _text(field)) for name, field in options]
     helps: dict[str, list[str]] = {}
     for name, field in options:
         helps.setdefault(field.metadata["help"], []).append(name)
@@ -35,7 +35,8 @@ def _said(options: list[tuple[str, Field]]) -> tuple[type, str]:
     return first.metadata["kind"] or first.type, help + told
 
 
-def _text(default: Any) -> str:
+def _text(field: Field) -> str:
+    default = field.metadata["usual"] or field.default
     return "" if default is None else " ".join(default) if isinstance(default, tuple) else str(default)
 
 

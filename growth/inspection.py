@@ -14,15 +14,18 @@ from transformers import (
 from growth.architecture import Wire
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
+from growth.families.sparse import BECOMES
 from growth.families.table import Model
+from growth.growing import upcycled
 from growth.lossless import lost
 from growth.methods.lemon import Lemon
+from growth.methods.upcycle import Upcycle, mixture_of
 from growth.plan import Source
 from growth.sizes import Sizes, resized, sizes_of
 from growth.transferring.sources import lci_config, pattern_of, said_by
 from growth.transferring.xatl import LETTERS
 
-LEMON = Lemon()
+LEMON, UPCYCLE = Lemon(), Upcycle()
 TRAINED = {
     AutoModelForCausalLM: "on windows of text",
     AutoModelForMaskedLM: "on windows of text, masked anew for every batch",
@@ -185,6 +188,20 @@ def _ways(model: Model) -> Iterator[Way]:
     yield _way(model, "layers", L, "to any number above", {str(L + 1): Sizes(layers=L + 1)})
     if F:
         yield _way(model, "ffn size", F, "to any number above", {str(F + 1): Sizes(ffn=F + 1)})
+    if model.family.model_type in BECOMES:
+        yield _experts(model)
+
+
+def _experts(model: Model) -> Way:
+    """What upcycle makes of it, or why it does not."""
+    have = mixture_of(model.architecture)
+    experts = len(have.neurons) if have else 0
+    try:
+        target = upcycled(model, UPCYCLE)[0].family.model_type
+    except Refusal as refusal:
+        return Way("experts", experts, f"do not grow: {refusal}", {})
+    to = f"to any multiple of {experts}, by upcycle" if have else f"to any number, as {target}, by upcycle"
+    return Way("experts", experts, to, {})
 
 
 def _way(model: Model, size: str, have: int, to: str, wanted: dict[str, Sizes]) -> Way:

@@ -18,6 +18,7 @@ from growth.checkpoint import Checkpoint
 from growth.companions import refuse_odd_generation, tokenizer_files
 from growth.errors import reason, refuse
 from growth.families import model_of
+from growth.families.table import Model
 from growth.hub import resolve
 
 
@@ -33,8 +34,6 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     )
     refuse_odd_generation(checkpoint.path)
     auto = seen.auto if seen else AutoModelForCausalLM
-    # A sentence encoder's file need not have the pooler that its class would make anew.
-    poolerless = seen and auto is AutoModel and "pooler" in seen.family.parts.keys() - seen.parts
     try:
         with quiet():
             model, info = auto.from_pretrained(
@@ -43,7 +42,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below
                 trust_remote_code=False,
-                **({"add_pooling_layer": False} if poolerless else {}),
+                **(_without(seen) if seen else {}),
             )
     except ValueError as error:  # a kind of model that has no language model, above all
         raise refuse(str(folder), "a language model", reason(error), "name another checkpoint") from error
@@ -55,7 +54,35 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
             raise refuse(
                 str(folder), "a tensor for every weight, and no others", names, "save it with save_pretrained"
             )
+    if seen and seen.family.fused and not _grouped(seen, dtype):
+        model.set_experts_implementation("eager")
     return model
+
+
+def _grouped(model: Model, dtype: torch.dtype) -> bool:
+    """Can torch multiply all experts' matrices at once? It takes no float64, and rows of whole 16 bytes."""
+    sizes = {model.config.hidden_size, getattr(model.config, model.family.fields.ffn)}
+    return dtype.itemsize <= 4 and all(size * dtype.itemsize % 16 == 0 for size in sizes)
+
+
+def on_meta(model: Model) -> PreTrainedModel:
+    """A model as load_model makes it, without numbers: the names and shapes of its parameters."""
+    with torch.device("meta"), quiet():
+        network = model.auto.from_config(model.config, **_without(model))
+        table, owner = model.table(), {}
+        for name, x in [*network.named_parameters(remove_duplicate=False)]:
+            named = model.named(name)
+            # A head of its own that this class ties: T5 1.1's is untied where a file has it.
+            if named in table and owner.setdefault(id(x), named) != named:
+                module, _, own = name.rpartition(".")
+                setattr(network.get_submodule(module), own, torch.nn.Parameter(torch.empty_like(x)))
+    return network
+
+
+def _without(model: Model) -> dict[str, bool]:
+    """A sentence encoder's file need not have the pooler that its class would make anew."""
+    poolerless = model.auto is AutoModel and "pooler" in model.family.parts.keys() - model.parts
+    return {"add_pooling_layer": False} if poolerless else {}
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

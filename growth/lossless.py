@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from growth import apply
+from growth import apply, fresh
 from growth.architecture import (
     Architecture,
     Attention,
+    Experts,
     Linear,
     Norm,
     Op,
@@ -28,8 +29,10 @@ from growth.architecture import (
     Vector,
     Wire,
 )
-from growth.maps import Copies, Maps
+from growth.maps import Copies, Maps, grouped
+from growth.mixtures import mixed
 
+MASKED = "masks closed, as growth train begins, it is the source; open, it has what never trained"
 close = partial(torch.allclose, rtol=1e-9, atol=1e-9)
 
 
@@ -39,13 +42,20 @@ def lost(old: Architecture, new: Architecture, maps: Maps) -> list[str]:
     A norm of a norm is the norm but for O(eps): layers are added losslessly to a model whose norms stand
     after the sum where its eps does not show in nine digits.
     """
+    if maps.fresh:
+        return [MASKED] if fresh.closed(old, new, maps) else []
     judged = [_rule(_Wires(old, new, maps, None), op) for op in old.ops]
     for prefix, stack in old.stacks.items():
         kinds = new.stacks[prefix].kinds
         alike = {(kind, maps.at(layer)): layer for layer, kind in enumerate(kinds)}  # judged once
         for (kind, _), layer in alike.items():
-            judged += [_rule(_Wires(old, new, maps, layer), op) for op in stack.blocks[kind]]
+            judged += [_rule(_Wires(old, new, maps, layer), op) for op in stack.blocks.get(kind, ())]
+            ops = stack.blocks.get(kind) or stack.blocks[stack.kinds[layer]]
+            judged += mixed(old, new.stacks[prefix], maps, ops, layer)
         judged.append(_depth(old, maps, prefix, stack))
+        weights = [weight for own in stack.weights.values() for weight in own]
+        if any(maps.further(weight, layer) for weight in weights for layer in range(len(kinds))):
+            judged.append(f"{prefix}layers: units beyond the source's are those of the layer above")
     # As --learn has names, and as growth inspect prints them.
     return list(dict.fromkeys(why.replace("{}", "*") for why in judged if why))
 
@@ -110,11 +120,12 @@ def linear(op: Linear, of: _Wires) -> str | None:
         return None
     unit, reader = of.probe(op.reads), of.probe(op.reads, 1)
     wide = apply.write(reads, unit)
-    if not close(apply.read(reads, reader) @ wide, reader @ unit):
+    writes = of.map(op.writes)
+    rows = [apply.read(reads, reader[None], writes, slice(t, t + 1)) for t in apply.rows_apart(writes)]
+    if not close(torch.cat(rows) @ wide, (reader @ unit).expand(len(rows))):
         return f"{op.name}: its columns do not add up to the source's"
-    if reads.noise and not close(
-        apply.unseen(reads, _random(len(wide), 2).clone()) @ wide, torch.zeros_like(unit[0])
-    ):
+    hidden = apply.unseen(reads, _random(len(wide), 2).clone()) @ wide if reads.noise else unit[0] * 0
+    if not close(hidden, unit[0] * 0):
         return f"{op.name}: what parts the copies is seen, for some units are no copies and not zero"
     return None
 
@@ -201,9 +212,12 @@ def attention(op: Attention, of: _Wires) -> str | None:
             fits = fits and k == q // (Q // G) and v == (q if own else q // (Q // G))
         else:
             fits = fits and (v < 0 or not getattr(of.map(op.mixed), "noise", 0.0))
-    if fits:
-        return None
-    return f"attention: {P} query heads do not divide among {H} key and value heads as {Q} do among {G}"
+    if not fits:
+        return f"attention: {P} query heads do not divide among {H} key and value heads as {Q} do among {G}"
+    in_turn = zip(query, grouped((Q, P), (G, H)), strict=True)
+    if op.in_turn and any(q not in (-1, s) for q, s in in_turn):
+        return f"attention: the heads of {op.query} are not in the configuration's order"
+    return None
 
 
 def output(op: Output, of: _Wires) -> str | None:
@@ -235,6 +249,8 @@ def _depth(old: Architecture, maps: Maps, prefix: str, stack: Stack) -> str | No
     if sum(kept) != stack.layers:
         return why
     old_layer = dict(zip([i for i, acts in enumerate(kept) if acts], range(stack.layers), strict=True))
+    if any(maps.apart(w.name, i) for i, j in old_layer.items() for w in stack.weights[stack.kinds[j]]):
+        return f"{prefix}layers: some that act are not those of the source, but for noise"
     for kind, ops in stack.blocks.items():
         after = stack.after_sum(kind)
         for op in (op for op in ops if op not in after):
@@ -291,4 +307,4 @@ RULES: dict[type, Callable[[Any, _Wires], str | None]] = {
 
 
 def _rule(of: _Wires, op: Op) -> str | None:
-    return None if isinstance(op, Table | Vector) else RULES[type(op)](op, of)
+    return None if isinstance(op, Table | Vector | Experts) else RULES[type(op)](op, of)

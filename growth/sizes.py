@@ -1,8 +1,9 @@
-"""How large a model is, and the configuration of a larger one."""
+"""How large a model is, and the configuration of a larger or a smaller one."""
 
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from typing import Literal
 
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig
@@ -11,20 +12,23 @@ from growth.architecture import Attention
 from growth.checkpoint import LARGEST
 from growth.errors import reason, refuse
 from growth.families.table import Model
-from growth.maps import groups
+from growth.maps import groups, may_keep
 
 Order = Callable[[int, int], tuple[int, ...]]
+Direction = Literal["grow", "shrink"]
 
 
 @dataclass(frozen=True)
 class Sizes:
     """What a target is to have; None: as the rest asks for.
 
-    hidden     width of the residual stream; default: the source's, or heads x the head size
+    hidden     width of the residual stream; default: the source's, or heads x the head size, but for a model
+               that shrinks and may have fewer heads than fill its width
     layers     default: the source's
     heads      of attention, or of what mixes in its place; default: in proportion to hidden
     kv_heads   heads of keys and values; default: in proportion to heads, or as many as divide them
     ffn        neurons of a feed-forward block; default: in proportion to hidden
+    experts    of each mixture, where a model that has some shrinks; no more count for a token than are left
 
     The size of a head never changes, for rotary frequencies and the softmax scale.
     """
@@ -34,6 +38,7 @@ class Sizes:
     heads: int | None = None
     kv_heads: int | None = None
     ffn: int | None = None
+    experts: int | None = None
 
 
 FLAGS = {
@@ -42,7 +47,9 @@ FLAGS = {
     "heads": "num-heads",
     "kv_heads": "num-kv-heads",
     "ffn": "ffn-size",
+    "experts": "experts",
 }
+GROWN = tuple(flag for flag in FLAGS.values() if flag not in ("num-kv-heads", "experts"))  # each by itself
 
 
 def sizes_of(model: Model) -> Sizes:
@@ -50,7 +57,8 @@ def sizes_of(model: Model) -> Sizes:
     wires, mixing = model.architecture.wires, _mixing(model)
     ffn = next((wire.size for name, wire in wires.items() if name.endswith("ffn.{}")), None)
     heads, kv_heads = (wires[wire].units for wire in (mixing.query, mixing.key)) if mixing else (None, None)
-    return Sizes(wires["residual"].size, model.architecture.layers, heads, kv_heads, ffn)
+    experts = wires["experts.{}"].units if "experts.{}" in wires else None
+    return Sizes(wires["residual"].size, model.architecture.layers, heads, kv_heads, ffn, experts)
 
 
 def changed(old: Model, new: Model) -> dict[str, tuple[int, int]]:
@@ -60,28 +68,18 @@ def changed(old: Model, new: Model) -> dict[str, tuple[int, int]]:
     return {flag: (before, after) for flag, (before, after) in pairs.items() if before != after}
 
 
-def resized(model: Model, wanted: Sizes, order: Order) -> PreTrainedConfig:
-    """The target's configuration: larger, with lists of layers in the order in which a method puts them.
+def resized(model: Model, wanted: Sizes, order: Order, direction: Direction = "grow") -> PreTrainedConfig:
+    """The target's configuration: larger, or in the other direction smaller, with lists of layers in the
+    order in which a method puts them.
 
-    Raises Refusal where a size is smaller than the source's, does not divide into heads or heads into groups,
-    or has no place in the configuration, and where transformers takes no such model.
+    Raises Refusal where a size lies on the other side of the source's, does not divide into heads or heads
+    into groups, or has no place in the configuration, and where transformers takes no such model.
     """
     have, names, config = sizes_of(model), model.family.fields, model.config
     for size in fields(Sizes):
-        got, least = getattr(wanted, size.name), getattr(have, size.name)
-        if got is None:
-            continue
-        if type(got) is not int:
-            raise refuse(FLAGS[size.name], "a whole number", repr(got), "give it as an int")
-        if least is None:
-            raise refuse(FLAGS[size.name], "none, for the model has no such size", got, "leave it out")
-        if got < least:
-            remedy = "growth never shrinks a model"
-            raise refuse(FLAGS[size.name], f"at least the source's {least}", got, remedy)
-        if got > LARGEST:
-            raise refuse(FLAGS[size.name], f"at most {LARGEST:,}", got, "no machine holds such a model")
+        _refuse_odd(FLAGS[size.name], getattr(wanted, size.name), getattr(have, size.name), direction)
     target = copy.deepcopy(config)
-    hidden, heads = _width(model, have, wanted)
+    hidden, heads = _width(model, have, wanted, direction)
     setattr(target, names.hidden, hidden)
     if heads is not None:
         setattr(target, names.heads, heads)
@@ -92,6 +90,9 @@ def resized(model: Model, wanted: Sizes, order: Order) -> PreTrainedConfig:
         if names.head_dim and hidden != heads * _head(model):
             setattr(target, names.head_dim, _head(model))
     _deepen(model, target, wanted.layers, order)
+    if wanted.experts is not None:
+        target.num_experts = wanted.experts
+        target.num_experts_per_tok = min(config.num_experts_per_tok, wanted.experts)
     for name, value in model.family.resized(config, target).items():
         setattr(target, name, value)
     if have.ffn is not None:
@@ -99,14 +100,35 @@ def resized(model: Model, wanted: Sizes, order: Order) -> PreTrainedConfig:
         if sizes_of(model.family.model(target, model.parts)).ffn != ffn:  # GPT-2's may follow from the width
             setattr(target, names.ffn, ffn)
     if sizes_of(model.family.model(target, model.parts)) == have:
-        remedy = f"pass one of {', '.join(f'--{flag}' for flag in FLAGS.values() if flag != 'num-kv-heads')}"
-        raise refuse("target", "something larger than the source", "the same sizes", remedy)
+        flags = GROWN if direction == "grow" else FLAGS.values()
+        remedy = f"pass one of {', '.join(f'--{flag}' for flag in flags)}"
+        other = {"grow": "larger", "shrink": "smaller"}[direction]
+        raise refuse("target", f"something {other} than the source", "the same sizes", remedy)
     try:
         target.validate()
     except StrictDataclassClassValidationError as error:
         got, remedy = reason(error.__cause__ or error).rstrip("."), "choose sizes that fit each other"
         raise refuse("target", "sizes that transformers takes", got, remedy) from error
     return target
+
+
+def _refuse_odd(flag: str, got: int | None, have: int | None, direction: Direction) -> None:
+    """Raises Refusal where a size that is wanted is none, or not on this side of the one that is there."""
+    if got is None:
+        return
+    if type(got) is not int:
+        raise refuse(flag, "a whole number", repr(got), "give it as an int")
+    if have is None:
+        raise refuse(flag, "none, for the model has no such size", got, "leave it out")
+    if direction == "shrink" and not 0 < got <= have:
+        expected, remedy = f"1 to the source's {have}", "growth grow makes a model larger"
+        raise refuse(flag, expected, got, remedy if got > have else "choose a number in between")
+    if direction == "grow" and flag == "experts" and got != have:
+        raise refuse(flag, f"the source's {have}", got, "method upcycle makes more of them")
+    if direction == "grow" and got < have:
+        raise refuse(flag, f"at least the source's {have}", got, "growth shrink makes a model smaller")
+    if got > LARGEST:
+        raise refuse(flag, f"at most {LARGEST:,}", got, "no machine holds such a model")
 
 
 def _mixing(model: Model) -> Attention | None:
@@ -119,15 +141,17 @@ def _head(model: Model) -> int:
     return model.architecture.wires[_mixing(model).query].width
 
 
-def _width(model: Model, have: Sizes, wanted: Sizes) -> tuple[int, int | None]:
+def _width(model: Model, have: Sizes, wanted: Sizes, direction: Direction) -> tuple[int, int | None]:
     """Width and heads of the target."""
     if have.heads is None:
         return wanted.hidden or have.hidden, None
     head, tight = _head(model), have.heads * _head(model) == have.hidden
-    hidden = wanted.hidden or (wanted.heads * head if wanted.heads and tight else have.hidden)
+    fills = tight and not (direction == "shrink" and model.family.fields.head_dim)
+    hidden = wanted.hidden or (wanted.heads * head if wanted.heads and fills else have.hidden)
     if tight and hidden % head and not (wanted.heads and model.family.fields.head_dim):
         below = hidden // head * head
-        fit = [below, below + head] if below > have.hidden else [below + head]
+        inside = range(head, have.hidden + 1) if direction == "shrink" else range(have.hidden + 1, LARGEST)
+        fit = [width for width in (below, below + head) if width in inside]
         raise refuse(
             FLAGS["hidden"],
             f"a multiple of the head size {head}",
@@ -149,9 +173,10 @@ def _width(model: Model, have: Sizes, wanted: Sizes) -> tuple[int, int | None]:
 
 
 def _groups(have: Sizes, heads: int, wanted: int | None) -> int:
-    """Heads of keys and values: groups as the source has them, else the fewest that divide the heads and hold
-    every head of the source."""
+    """Heads of keys and values: see growth.maps.groups."""
     if wanted is not None:
+        if heads < have.heads or wanted < have.kv_heads:
+            _refuse_odd_groups(have, heads, wanted)
         if heads % wanted:
             choices = [n for n in range(have.kv_heads, heads + 1) if heads % n == 0]
             remedy = f"choose {', '.join(map(str, choices))}"
@@ -160,33 +185,50 @@ def _groups(have: Sizes, heads: int, wanted: int | None) -> int:
     return groups(have.heads, have.kv_heads, heads)
 
 
+def _refuse_odd_groups(have: Sizes, heads: int, wanted: int) -> None:
+    """Raises Refusal where fewer groups are neither some of the source's nor means of as many of them."""
+    choices = [n for n in range(1, have.kv_heads + 1) if may_keep((have.heads, heads), (have.kv_heads, n))]
+    if wanted not in choices:
+        expected = f"some of the {have.kv_heads} groups, or a number that divides them, for {heads} heads"
+        raise refuse(FLAGS["kv_heads"], expected, wanted, f"choose {', '.join(map(str, choices))}")
+
+
 def _deepen(model: Model, target: PreTrainedConfig, wanted: int | None, order: Order) -> None:
     """Layers, and the lists with an entry for each."""
     family, names = model.family, model.family.fields.layers
     L = model.architecture.layers
+    moved = order(L, wanted or L)
+    if moved == tuple(range(L)):
+        return
     depths = [stack.layers for stack in model.architecture.stacks.values()]
-    if wanted not in (None, L) and len(set(depths)) > 1:
+    if len(set(depths)) > 1:
         got = " and ".join(map(str, depths))
-        raise refuse(FLAGS["layers"], "stacks of as many layers", got, "grow the width alone")
-    if family.numbered and getattr(model.config, family.numbered) and wanted not in (None, L):
+        raise refuse(FLAGS["layers"], "stacks of as many layers", got, "change the width alone")
+    for stack in model.architecture.stacks.values():
+        if left := {*stack.kinds} - {stack.kinds[j] for j in moved}:
+            got, remedy = ",".join(map(str, moved)), f"name one of kind {min(left)} too"
+            raise refuse("order", "a layer of each kind", got, remedy)
+    if family.numbered and getattr(model.config, family.numbered):
         raise refuse(
             FLAGS["layers"],
             f"the source's {L}, for a layer's number enters its attention ({family.numbered})",
-            wanted,
-            "grow the width alone",
+            wanted or ",".join(map(str, moved)),
+            "change the width alone",
         )
-    if wanted in (None, L):
-        return
+    config = copy.deepcopy(model.config)
+    for name, value in family.spelled(config).items():
+        setattr(config, name, value)
+        setattr(target, name, value)
     for name in names:
-        setattr(target, name, wanted)
+        setattr(target, name, len(moved))
     for name in family.lists:
-        entries = getattr(model.config, name)
+        entries = getattr(config, name)
         if entries is not None:
-            moved = [entries[j] for j in order(L, wanted)]
-            setattr(target, name, "".join(moved) if isinstance(entries, str) else moved)
+            listed = [entries[j] for j in moved]
+            setattr(target, name, "".join(listed) if isinstance(entries, str) else listed)
     for name in family.layer_numbers:
-        if (listed := getattr(model.config, name)) is not None:
-            setattr(target, name, [i for i, j in enumerate(order(L, wanted)) if j in listed])
+        if (listed := getattr(config, name)) is not None:
+            setattr(target, name, [i for i, j in enumerate(moved) if j in listed])
 
 
 def recorded(sizes: Sizes) -> dict[str, int | None]:

@@ -40,7 +40,8 @@ def paired(old: Model, new: Model, record: dict) -> dict[str, str]:
     if not record:
         alike = len(left) == len(right)
         return {name: left[place] for place, name in right.items() if alike and place in left}
-    rows = {row["name"]: row for row in record["tensors"] if row["name"] in right.values()}
+    named = {*right.values()}
+    rows = {row["name"]: row for row in record["tensors"] if row["name"] in named}
     places, found = {name: place for place, name in left.items()}, {}
     stacks = new.architecture.stacks.values()
     after = {f"{op.name}.weight" for stack in stacks for kind in stack.blocks for op in stack.after_sum(kind)}

@@ -5,7 +5,7 @@ import math
 import struct
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from growth.card import told, write_card
+from growth.card import title, told, write_card
 from growth.checkpoint import DTYPES, INDEX, WEIGHTS, Checkpoint
 from growth.companions import copy_companions, generate_without_cache
 from growth.errors import refuse
@@ -41,12 +41,13 @@ def write_checkpoint(
     record: dict,
     *,
     shard_bytes: int = SHARD_BYTES,
+    also: Callable[[Path], None] | None = None,
 ) -> None:
     """Configuration, a tensor for each row, growth.json, a card, what lay beside the source: all, or nothing.
 
     made: the rows in their order, each with consecutive blocks of its tensor along axis 0, mostly one, the
     whole. Each block is rounded to its row's dtype here, and only here, and is on disk before the next one is
-    asked for. Raises Refusal where a number is not finite then.
+    asked for. also: writes more into the folder. Raises Refusal where a number is not finite then.
     """
     widths = getattr(source.config, "hidden_size", 0), getattr(config, "hidden_size", 0)
     with staged(dst) as folder:
@@ -57,9 +58,11 @@ def write_checkpoint(
             generate_without_cache(folder)
         with WriteProgress(str(dst), sum(row.bytes for row in rows)) as progress:
             Writer(folder, rows, shard_bytes, progress).write(made)
+        if also:
+            also(folder)
         source.refuse_changed()
         (folder / RECORD).write_text(json.dumps(record, indent=1))
-        write_card(folder, Path(dst).absolute().name, source.path, config, *told(record))
+        write_card(folder, title(Path(dst)), source.path, config, *told(record))
 
 
 def say_plainly(folder: Path, config: PreTrainedConfig) -> None:

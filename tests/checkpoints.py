@@ -1,7 +1,8 @@
 """Checkpoints for the growth tests: real transformers classes, pico sizes, weights larger than fresh ones.
 
 ALL has every family that grows, in its variants: a maker each, of (folder, dtype, **fields of the
-configuration). Gains are not one and biases are not zero. `inputs` makes what such a model takes.
+configuration). Gains are not one and biases are not zero. PLAIN names one or two of each family. `inputs`
+makes what such a model takes.
 """
 
 from functools import partial
@@ -33,14 +34,20 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
@@ -99,6 +106,7 @@ WIDE = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 3, "num_att
 WIDE |= {"intermediate_size": 96, "max_position_embeddings": POSITIONS}
 GROUPED = WIDE | {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 HEADED = GROUPED | {"head_dim": 16}
+EXPERTS = GROUPED | {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 HYBRID = {"shared_intermediate_size": 96, "num_local_experts": 0, "num_experts_per_tok": 0}
 HYBRID |= {"layer_types": ["mamba", "attention", "mamba"], "attention_multiplier": 0.25}
 HYBRID |= {"mamba_n_heads": 8, "mamba_d_state": 8, "mamba_chunk_size": 16}
@@ -199,6 +207,33 @@ ALL = {
         layer_types=["full_attention", "sliding_attention", "full_attention"],
     ),
     "qwen3": pico(Qwen3ForCausalLM, Qwen3Config, **GROUPED, head_dim=24),
+    "mixtral": pico(
+        MixtralForCausalLM,
+        MixtralConfig,
+        **HEADED,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        sliding_window=8,
+    ),
+    "qwen2_moe": pico(
+        Qwen2MoeForCausalLM,
+        Qwen2MoeConfig,
+        **EXPERTS,
+        shared_expert_intermediate_size=32,
+        mlp_only_layers=[1],
+        use_sliding_window=True,
+        sliding_window=8,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+    ),
+    "qwen3_moe": pico(
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        **EXPERTS,
+        head_dim=24,
+        attention_bias=True,
+        decoder_sparse_step=2,
+        norm_topk_prob=True,
+    ),
     "gemma": pico(GemmaForCausalLM, GemmaConfig, **HEADED),
     "gemma2": pico(Gemma2ForCausalLM, Gemma2Config, **HEADED, sliding_window=8),
     "gemma3_text": pico(
@@ -253,6 +288,9 @@ ALL = {
     "lci inside WRS": pico(LCIForCausalLM, LCIConfig, **LCI_INSIDE, pattern="WRS"),
     "lci learned ARM": pico(LCIForCausalLM, LCIConfig, **LCI_LEARNED, pattern="ARM"),
 }
+
+# Of each family one or two.
+PLAIN = [name for name in ALL if " " not in name] + ["t5 1.1", "lci RAM", "lci SMA"]
 
 
 def inputs(config, T=24):

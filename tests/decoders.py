@@ -30,10 +30,11 @@ def turned(rope_type, **fields):
     return pico(LlamaForCausalLM, LlamaConfig, **GROUPED | positions, rope_parameters=rope | limits)
 
 
+MOES = ("mixtral", "qwen2_moe", "qwen3_moe")
 PAIRS = 8  # of a head of 16
 LONG = {"short_factor": [1.0 + i / 8 for i in range(PAIRS)], "long_factor": [2.0 + i for i in range(PAIRS)]}
 DECODERS = {
-    **{name: make for name, make in ALL.items() if not name.startswith(("bert", "roberta", "t5"))},
+    **{name: make for name, make in ALL.items() if not name.startswith(("bert", "roberta", "t5", *MOES))},
     "gpt_neox in sequence": pico(
         GPTNeoXForCausalLM,
         GPTNeoXConfig,

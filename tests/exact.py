@@ -9,12 +9,16 @@ from lcikernels.layers import Mamba2
 
 def exact(model: nn.Module) -> nn.Module:
     """The model in evaluation, with norms and scans that keep its dtype, as our own do by themselves."""
+    if getattr(model.config, "num_experts", 0):
+        model.set_experts_implementation("eager")
     for module in model.modules():
         kind = type(module)
         if kind.__module__.startswith("lcikernels."):
             continue
         if kind.__name__ == "GraniteMoeHybridMambaLayer":
             module.forward = MethodType(mamba2, module)
+        elif "TopKRouter" in kind.__name__:
+            module.forward = MethodType(router, module)
         elif "RMSNorm" in kind.__name__ or kind.__name__ == "T5LayerNorm":
             module.forward = MethodType(rms_norm, module)
     return model.eval()
@@ -24,6 +28,14 @@ def rms_norm(self: nn.Module, x: Tensor) -> Tensor:
     eps = getattr(self, "variance_epsilon", None) or self.eps
     gain = self.weight + 1 if "Gemma" in type(self).__name__ else self.weight
     return gain * x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
+
+
+def router(self: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logits = x.flatten(0, -2) @ self.weight.T
+    weights, chosen = logits.softmax(-1).topk(self.top_k, dim=-1)
+    if getattr(self, "norm_topk_prob", True):
+        weights = weights / weights.sum(-1, keepdim=True)
+    return logits, weights, chosen
 
 
 def mamba2(self: nn.Module, hidden_states: Tensor, **_) -> Tensor:

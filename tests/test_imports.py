@@ -29,7 +29,15 @@ KNOWN = {
     "growth.maps": ("growth.architecture",),
     "growth.depth": ("growth.maps",),
     "growth.apply": ("growth.maps",),
-    "growth.lossless": ("growth.architecture", "growth.maps", "growth.apply"),
+    "growth.fresh": ("growth.architecture", "growth.maps", "growth.apply"),
+    "growth.mixtures": ("growth.architecture", "growth.maps"),
+    "growth.lossless": (
+        "growth.architecture",
+        "growth.maps",
+        "growth.apply",
+        "growth.fresh",
+        "growth.mixtures",
+    ),
     "growth.families": ("growth.architecture", "growth.maps", "growth.errors", "lcikernels.layers"),
     "growth.methods": (  # training, learned, plan, growing: for annotations, and where learning runs
         "growth.architecture",

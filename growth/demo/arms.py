@@ -7,7 +7,7 @@ the same peak unless its budget has another.
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 import growth
 from growth.demo.budgets import Budget, Group
 from growth.demo.saving import COSTS, compare
+from growth.errors import Refusal
 from growth.loading import load_model, quiet
 from growth.methods import METHODS
 from growth.report import Report
@@ -57,31 +58,49 @@ class Arms:
     def start(self, name: str) -> Path:
         return self.out / "start" / name
 
-    def scratch(self, name: str, config: PreTrainedConfig, budget: Budget) -> dict:
-        """A baseline: a fresh model of that configuration, trained."""
+    def scratch(self, name: str, config: PreTrainedConfig, budget: Budget, **settings) -> dict:
+        """A baseline: a fresh model of that configuration, trained; settings: other than usual."""
         torch.manual_seed(self.seed)
         with quiet():
             self.auto.from_config(config).save_pretrained(self.start(name))
         self.beside(self.start(name))
-        report = self.train(name, budget, schedule="cosine", warmup=budget.steps // 20)
+        report = self.train(name, budget, **{"schedule": "cosine", "warmup": budget.steps // 20} | settings)
         return self.record(name, report, baseline=None, start={"flops": 0, "seconds": 0.0})
 
     def grown(self, source: str, methods: Iterable[str], baseline: dict) -> list[dict]:
         """An arm for each method."""
-        numbers, arms = self.numbers, []
+        arms = []
         for method in methods:
-            kind, name = METHODS[method], self.prefix + method
-            lesson = numbers.learning
-            how = {"steps": lesson.steps, "batch_size": lesson.batch_size, "learning_rate": lesson.rate}
-            made = growth.grow(
-                self.trained(source),
-                self.start(name),
-                Sizes(hidden=numbers.target.hidden, layers=numbers.target.layers),
-                kind(data=self.examples, **how) if kind.learned else kind(),
-                seed=self.seed,
-            )
-            arms.append(self.arm(name, made, baseline, numbers.growing))
+            name = self.prefix + method
+            made = self.grow(source, method, self.start(name))
+            arms.append(self.arm(name, made, baseline, self.numbers.growing))
         return arms
+
+    def grow(self, source: str, method: str, dst: Path | None, carries: bool = False) -> Report:
+        """The source grown to the target's sizes; only planned where there is no place to put it. carries:
+        with its optimizer's state."""
+        target, lesson, kind = self.numbers.target, self.numbers.learning, METHODS[method]
+        how = {"steps": lesson.steps, "batch_size": lesson.batch_size, "learning_rate": lesson.rate}
+        how = {option: x for option, x in how.items() if option in {field.name for field in fields(kind)}}
+        return growth.grow(
+            self.trained(source),
+            dst,
+            Sizes(hidden=target.hidden, layers=target.layers),
+            kind(data=self.examples, **how) if kind.learned else kind(),
+            optimizer=self.trained(source) if carries else None,
+            seed=self.seed,
+            dry_run=dst is None,
+        )
+
+    def left_out(self, source: str) -> dict[str, str]:
+        """The methods that do not make the target of the source, and why."""
+        found = {}
+        for method in METHODS:
+            try:
+                self.grow(source, method, None)
+            except Refusal as refusal:
+                found[method] = str(refusal)
+        return found
 
     def arm(self, name: str, made: Report, baseline: dict, budget: Budget, **rates) -> dict:
         how = {"schedule": "lemon", "warmup": budget.warmup, "decay": budget.decay}

@@ -43,6 +43,17 @@ class Transfer:
 
 
 @dataclass(frozen=True)
+class Carried:
+    """An arm of lemon that goes on with its source's optimizer.
+
+    annealed: had the source's rate fallen to its end? Else it stayed where it was, for as many steps.
+    """
+
+    annealed: bool
+    budget: Budget
+
+
+@dataclass(frozen=True)
 class Lesson:
     """What methods that learn get; rate: None for the methods' own. A step costs what one of training does,
     with as many examples."""
@@ -69,9 +80,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Text(Group):
-    """Windows are `length` bytes. transferring: arms by their names; text: bytes; words: bytes that each
-    model writes."""
+    """Windows are `length` bytes. carrying, transferring: arms by their names; text: bytes; words: bytes that
+    each model writes."""
 
+    carrying: dict[str, Carried]
     transferring: dict[str, Transfer]
     length: int
     text: int
@@ -107,6 +119,10 @@ FULL = Job(
         target=Size(4, 96, 3),
         training=Budget(350, 8e-3, 0, 1.0),
         growing=Budget(400, 5e-3, 40, 0.43),
+        carrying={
+            "lemon-carried": Carried(True, Budget(400, 5e-3, 0, 0.43)),
+            "lemon-early": Carried(False, Budget(400, 5e-3, 0, 0.3)),
+        },
         transferring=transfers(
             {
                 "retnet": (320, Budget(470, 1.5e-2, 10, 0.45, 1e-2)),
@@ -141,6 +157,10 @@ QUICK = Job(
         target=Size(3, 48, 3),
         training=Budget(60, 8e-3, 0, 1.0),
         growing=Budget(80, 8e-3, 8, 0.6),
+        carrying={
+            "lemon-carried": Carried(True, Budget(80, 8e-3, 0, 0.6)),
+            "lemon-early": Carried(False, Budget(80, 8e-3, 0, 0.45)),
+        },
         transferring=transfers(
             {
                 "retnet": (40, Budget(100, 1.5e-2, 5, 0.6, 1e-2)),

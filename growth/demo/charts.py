@@ -1,6 +1,7 @@
 """The report's curves: validation loss against FLOPs and against seconds, as SVG that stands in a page."""
 
 import io
+import itertools
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -24,7 +25,7 @@ def charts(arms: list[dict], source: float, unit: str) -> str:
     ends = [arm["curve"][-1]["loss"] for arm in arms]
     low = min(source, *(point["loss"] for arm in arms for point in arm["curve"]))
     left.set(ylabel=f"validation loss, {unit}", ylim=(low - 0.02, low + 4 * (max(ends) - low + 0.1)))
-    left.legend(frameon=False)
+    left.legend(frameon=False, ncols=2)
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
@@ -33,8 +34,9 @@ def charts(arms: list[dict], source: float, unit: str) -> str:
 
 def _colours(arms: list[dict]) -> list[str]:
     """A colour an arm; a baseline of one arm has that arm's, a baseline of many is grey."""
-    palette = iter(matplotlib.color_sequences["tab10"])
-    colours = {arm["name"]: next(palette) for arm in arms if arm["baseline"]}
+    names = [arm["name"] for arm in arms if arm["baseline"]]
+    palette = matplotlib.color_sequences["tab10" if len(names) <= 10 else "tab20"]
+    colours = dict(zip(names, itertools.cycle(palette)))
     for arm in arms:
         if arm["baseline"] is None:
             against = [other["name"] for other in arms if other["baseline"] == arm["name"]]

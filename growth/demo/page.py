@@ -46,10 +46,12 @@ trained on ({trained} were). The difference between an arm's last loss and its b
 of at most {noise:.3f}.
 
 A baseline's learning rate falls along a cosine over all its steps. An arm starts ahead: it falls faster,
-along LEMON's schedule, after a gentler warm-up. A grown model has its baseline's peak; of a transferred one
-and its baseline each has the peak at which it does best. LiGO's maps learn for {learning[steps]} steps first.
-Steps, rates, warm-ups and shares were chosen in trials on this text, those of transfers on windows that are
-not measured here: so many steps that a baseline ends about where the source does. report.json has them all.
+along LEMON's schedule, after a gentler warm-up; lemon-carried and lemon-early, which go on with their
+source's optimizer, warm up in no step. The source of lemon-early is another one: its rate had not fallen yet.
+A grown model has its baseline's peak; of a transferred one and its baseline each has the peak at which it
+does best. LiGO's maps learn for {learning[steps]} steps first. Steps, rates, warm-ups and shares were chosen
+in trials on this text, those of transfers on windows that are not measured here: so many steps that a
+baseline ends about where the source does. report.json has them all.
 
 What is transferred keeps all but the mixers. A new mixer is first fitted to the attention whose place it
 takes: {aligned} steps of one window each, on what the source's own layer reads of {windows} windows, through

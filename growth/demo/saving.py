@@ -90,6 +90,10 @@ def _remarks(group: dict) -> list[str]:
             out.append(
                 f"{arm['name']}: not reached: ended at {arm['curve'][-1]['loss']:.3f} against {goal:.3f}."
             )
+        if own := arm.get("source"):
+            out.append(
+                f"{arm['name']}: of a source of its own, which ended at {own['curve'][-1]['loss']:.3f}."
+            )
     source = group["source"]["curve"][-1]["loss"]
     above = [
         name for name in arms if arms[name]["baseline"] is None and arms[name]["curve"][-1]["loss"] >= source
@@ -98,4 +102,5 @@ def _remarks(group: dict) -> list[str]:
         said = f"not a fair test, for {', '.join(above)} did not get below the source's {source:.3f}."
     else:
         said = f"every baseline ended below the source model's {source:.3f}: none was beaten by copying it."
-    return [*out, f"{group['name']}: {said}"]
+    left_out = [f"{name}: left out: {why}" for name, why in group.get("left_out", {}).items()]
+    return [*out, *left_out, f"{group['name']}: {said}"]

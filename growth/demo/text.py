@@ -45,16 +45,38 @@ class Texts(Arms):
 
     def report(self) -> dict:
         numbers, source = self.numbers, self.source()
-        arms = [self.scratch("scratch", self.neox(numbers.target), numbers.growing)]
-        methods = ("lemon", *(name for name in METHODS if name != "lemon"))
-        arms += self.grown("source", methods, arms[0])
+        left_out = self.left_out("source")
+        methods = ("lemon", *(name for name in METHODS if name != "lemon" and name not in left_out))
+        baseline = self.scratch("scratch", self.neox(numbers.target), numbers.growing)
+        arms = [baseline, *self.grown("source", methods, baseline)]
+        arms += [self.carried(name, baseline) for name in numbers.carrying]
         for name in numbers.transferring:
             arms += self.transferred(name)
-        return {"name": "text", "unit": self.unit, "corpus": self.corpus, "source": source, "arms": arms}
+        return {
+            "name": "text",
+            "unit": self.unit,
+            "corpus": self.corpus,
+            "source": source,
+            "arms": arms,
+            "left_out": left_out,
+        }
 
     def source(self) -> dict:
-        """The model that all arms start from."""
-        return self.scratch("source", self.neox(self.numbers.source), self.numbers.training)
+        """The model that all arms start from, but for those of a rate that has not fallen."""
+        return self.scratch(
+            "source", self.neox(self.numbers.source), self.numbers.training, keep_optimizer=True
+        )
+
+    def carried(self, name: str, baseline: dict) -> dict:
+        """A source grown with its optimizer's state, with which the arm goes on."""
+        arm, source = self.numbers.carrying[name], "source"
+        if not arm.annealed:
+            source = f"{name}-source"
+            config, budget = self.neox(self.numbers.source), self.numbers.training
+            made = self.scratch(source, config, budget, schedule="constant")
+        grown = self.grow(source, "lemon", self.start(name), carries=True)
+        found = self.arm(name, grown, baseline, arm.budget, resume=True)
+        return found if arm.annealed else found | {"source": made}
 
     def transferred(self, name: str) -> tuple[dict, dict]:
         """A baseline, and the source transferred to a model of its kind."""

@@ -23,6 +23,7 @@ from growth.families.gpt_neox import GPT_NEOX
 from growth.families.granite_hybrid import GRANITE_HYBRID
 from growth.families.lci import LCI
 from growth.families.llama import LLAMAS
+from growth.families.moe import MOES
 from growth.families.retnet import RETNET
 from growth.families.t5 import T5
 from growth.families.table import Family, Model, classes
@@ -30,7 +31,7 @@ from growth.families.vision import DEIT, VIT
 
 FAMILIES = {
     family.model_type: family
-    for family in (GPT_NEOX, GPT2, *LLAMAS, GRANITE_HYBRID, RETNET, *ENCODERS, T5, VIT, DEIT, LCI)
+    for family in (GPT_NEOX, GPT2, *LLAMAS, *MOES, GRANITE_HYBRID, RETNET, *ENCODERS, T5, VIT, DEIT, LCI)
 }
 
 

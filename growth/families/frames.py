@@ -124,8 +124,9 @@ class Frame:
             gain = "retention.head" if wires == "retention" else "head"
         return Norm(f"{module}.{part[0]}_norm", raw, out, gain, "rms", self.eps, per=self.qk_norm)
 
-    def feed_forward(self, mlp: str = "mlp") -> tuple[Op, ...]:
-        module, ffn, bias = self.module(mlp), self.wire("ffn"), self.biases[2]
+    def feed_forward(self, mlp: str = "mlp", wire: str = "ffn") -> tuple[Op, ...]:
+        """mlp: its name; wire: that of its neurons."""
+        module, ffn, bias = self.module(mlp), self.wire(wire), self.biases[2]
         gate = (Linear(f"{module}.gate", self.reads, ffn, bias),) if self.gated else ()
         return (
             *gate,
@@ -178,7 +179,7 @@ def assembled(
 def _wires(op: Op) -> Iterable[str]:
     for weight in op.weights():
         yield from weight.wires
-    for role in ("reads", "writes", "query", "key", "value", "mixed"):
+    for role in ("reads", "writes", "query", "key", "value", "mixed", "logits"):
         yield getattr(op, role, "")
     yield from getattr(op, "wires", ())
     yield from getattr(op, "along", ())

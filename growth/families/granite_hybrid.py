@@ -66,6 +66,13 @@ def accepts(config: PreTrainedConfig) -> None:
     ):
         if not fits:
             raise refuse(name, expected, getattr(config, name), remedy)
+    if set(config.layer_types) == {MAMBA}:  # transformers' class asks its cache for one
+        raise refuse(
+            "layer_types",
+            "a layer of attention at least",
+            "none",
+            "keep one, by --layers where it is to shrink",
+        )
 
 
 def resized(old: PreTrainedConfig, new: PreTrainedConfig) -> Mapping[str, Any]:

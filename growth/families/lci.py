@@ -112,7 +112,7 @@ def retention(frame: Frame, learned: bool) -> tuple[Op, ...]:
         *frame.projections("mixer", "retention"),
         Linear(f"{module}.g", frame.reads, out, bias),
         *((Pointwise((decay,), own=(Weight(f"{module}.A_log", (decay,)),)),) if learned else ()),
-        Attention(query, key, value, mixed, along=(decay,) if learned else ()),
+        Attention(query, key, value, mixed, along=(decay,) if learned else (), in_turn=not learned),
         Norm(f"{module}.norm", mixed, out, "", "rms", frame.eps, per="unit"),
         Pointwise((out,)),
         Linear(f"{module}.o", out, frame.writes, out_bias),
@@ -199,6 +199,15 @@ def _retention_heads(old: PreTrainedConfig, new: PreTrainedConfig) -> dict[str, 
     return out
 
 
+def by_unit(config: PreTrainedConfig) -> Mapping[str, tuple[str, list]]:
+    """The decays of retention's heads, where they are not a weight."""
+    learned = config.retention_learned_decay and config.retention_log_decay is None
+    if "R" not in config.pattern or learned:
+        return {}
+    decays = log_decays(config.heads_of("R")[0], config.retention_log_decay).tolist()
+    return {"retention_log_decay": ("retention.query.{}", decays)}
+
+
 def _whole(old: PreTrainedConfig, new: PreTrainedConfig, name: str, size: int, width: float) -> int:
     """How many heads of `size` make up `width` times the new hidden size."""
     share = Fraction(width).limit_denominator(10**6)
@@ -243,6 +252,7 @@ LCI = Family(
     lists=("pattern",),
     layer_numbers=("no_rope_layers",),
     resized=resized,
+    by_unit=by_unit,
     tied={"lm_head.weight": "model.embed_tokens.weight"},
     numbered="scale_attention_by_layer",
 )

@@ -42,7 +42,8 @@ class Family:
     """A family of checkpoints.
 
     architecture  of a configuration and the parts that a checkpoint has
-    names         weights' modules, several where they are fused, or one weight -> how they lie on disk
+    names         weights' modules, several where they are fused, or one weight -> how they lie on disk; "#"
+                  stands on both sides for a number beside the layer's, an expert's
     fields        the sizes' names in the configuration
     parts         what a checkpoint may have or not -> the tensors by which it is known, those with "!" by
                   their absence
@@ -52,14 +53,18 @@ class Family:
     accepts       refuses what the architecture does not compute
     lists         fields with an entry for each layer, which follow the order of layers
     layer_numbers fields that list some layers by their numbers, which follow it too
+    spelled       fields that say layer by layer what others say by a rule that the order would break
     resized       further fields that follow from the sizes: (old configuration, new one) -> their values
     tied          tensors that a tied model's file need not hold -> the one that they would repeat
     memory        patterns of names in memory, which some versions write too -> the table's names
+    fused         patterns of the table's names -> the parameter in memory that such tensors are parts of
     older         patterns of what older files write -> what stands there now
     ignored       patterns of what the model does not use
     surplus       of some parts, or classes that config.json names, patterns of what they do not use
     bare          the prefix that a model without a head leaves out of its names
     plain         config.json as transformers writes it -> the same in words that others read too
+    by_unit       of a configuration, lists that all layers share: field -> the wire whose units it numbers,
+                  and the list spelled out
     numbered      the setting, if any, under which a layer's number enters what it computes
     """
 
@@ -74,14 +79,17 @@ class Family:
     accepts: Callable[[PreTrainedConfig], None] = nothing
     lists: tuple[str, ...] = ()
     layer_numbers: tuple[str, ...] = ()
+    spelled: Callable[[PreTrainedConfig], Mapping[str, Any]] = lambda config: {}
     resized: Callable[[PreTrainedConfig, PreTrainedConfig], Mapping[str, Any]] = lambda old, new: {}
     tied: Mapping[str, str] = field(default_factory=dict)
     memory: Mapping[str, str] = field(default_factory=dict)
+    fused: Mapping[str, str] = field(default_factory=dict)
     older: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     surplus: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bare: str = ""
     plain: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields
+    by_unit: Callable[[PreTrainedConfig], Mapping[str, tuple[str, list]]] = lambda config: {}
     numbered: str = ""
 
     def named(self, name: str) -> str | None:
@@ -150,6 +158,11 @@ class Model:
             return None
         return named and named.removeprefix(self.bare)
 
+    def modules(self, parameters: Iterable[str]) -> dict[str, str]:
+        """Name in the table -> the module in memory that holds it, where parameters have these names."""
+        named = ((self.named(name), name) for name in parameters)
+        return {own: name.rpartition(".")[0] for own, name in named if own is not None}
+
     def table(self) -> dict[str, tuple[Entry, int | None]]:
         """Every tensor: name on disk -> its entry and its layer."""
         model = self.architecture
@@ -182,10 +195,13 @@ class Model:
 
     def _where(self, weight: str) -> tuple[str, Stored, int]:
         """The tensor on disk, how it lies there, and the weight's place among those in it."""
+        numbered = re.search(r"\.(\d+)\.", weight)
+        weight = re.sub(r"\.\d+\.", ".#.", weight)
         module, _, kind = weight.rpartition(".")
         for key, stored in self.family.names.items():
             keys = key if isinstance(key, tuple) else (key,)
             name = stored.name.removeprefix(self.bare)
+            name = name.replace("#", numbered[1]) if numbered else name
             if weight in keys:
                 return name, stored, keys.index(weight)
             if module in keys:

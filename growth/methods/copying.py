@@ -3,12 +3,15 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from growth.architecture import Architecture, Attention, Linear, Norm, Output, Pointwise, Table, Tied, Vector
-from growth.maps import Copies, copies, grouped, round_robin
-from growth.methods.option import option, refuse_below
+from growth.maps import Copies, Parting, at_random, copies, evenly, grouped, round_robin
+from growth.methods.option import option, refuse_below, refuse_other
 from growth.methods.ordered import Index, Ordered
+
+SYMMETRY: dict[str, Parting] = {"projection": "spread", "comp": "first"}
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Copying(Ordered):
     """What all methods that copy can be told."""
 
     noise: float = option(0.1, "how far copies differ, in units of a fresh matrix")
+    symmetry: str = option("projection", "how readers tell copies apart: projection | comp; noise 0: not")
 
     lossless: ClassVar[bool] = False
     learned: ClassVar[bool] = False
@@ -23,23 +27,35 @@ class Copying(Ordered):
     def __post_init__(self):
         super().__post_init__()
         refuse_below("noise", self.noise, 0.0)
+        refuse_other("symmetry", self.symmetry, tuple(SYMMETRY))
 
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def parting(self) -> Parting:
+        return SYMMETRY[self.symmetry] if self.noise else "spread"
 
-def indices(old: Architecture, new: Architecture) -> dict[str, Index]:
-    """Of every wire that grows: unit t copies unit index[t] of the source. Heads that stay as many are put in
-    another order where groups are added."""
-    classes, fixed = _classes(old), {}
+
+def indices(old: Architecture, new: Architecture, seed: int | None = None) -> dict[str, Index]:
+    """Of every wire that grows: unit t copies unit index[t] of the source, in turn, or with a seed each once
+    and then any. Heads that stay as many are put in another order where groups are added."""
+    classes, fixed = together(old), {}
+
+    def choose(name: str, old: int, new: int, in_turn: bool = False) -> Index:
+        return round_robin(old, new) if in_turn or seed is None else at_random(old, new, f"{seed} {name}")
+
     for op in old.all_ops:
         if isinstance(op, Attention):
+            query, key = classes[op.query], classes[op.key]
             heads, groups = (
                 tuple(model.wires[wire].units for model in (old, new)) for wire in (op.query, op.key)
             )
-            fixed[classes[op.query]] = grouped(heads, groups)
+            fixed[key] = choose(key, *groups, op.in_turn)
+            inside = partial(choose, query, in_turn=op.in_turn)
+            fixed[query] = grouped(heads, groups, fixed[key], inside)
     found = {
-        name: fixed.get(classes[name]) or round_robin(wire.units, new.wires[name].units)
+        name: fixed.get(classes[name]) or choose(classes[name], wire.units, new.wires[name].units)
         for name, wire in old.growing.items()
     }
     return {
@@ -56,7 +72,7 @@ def evened(old: Architecture, index: dict[str, Index]) -> dict[str, Index]:
     They see every unit as often as every other then. What is no copy has to be zero, or for a LayerNorm
     the mean of all units: only what linear maps write can be that, and what a norm writes cannot.
     """
-    classes, uneven = _classes(old), {}
+    classes, uneven = together(old), {}
     given = [op.reads for op in old.ops if isinstance(op, Output)]
     for wire in (*(norm.reads for norm in old.norms if norm.per == "wire"), *given):
         if wire in index:
@@ -76,20 +92,22 @@ def needs_mean(model: Architecture) -> set[str]:
     return {norm.reads for norm in model.norms if norm.kind == "layer" and norm.per == "wire"}
 
 
-def widened(old: Architecture, new: Architecture, noise: float) -> dict[str, Copies]:
+def widened(
+    old: Architecture,
+    new: Architecture,
+    noise: float = 0.0,
+    parting: Parting = "spread",
+    seed: int | None = None,
+) -> dict[str, Copies]:
     """Copies of every unit, as plain as can be; what a tied head reads is shared out among the copies."""
-    index = indices(old, new)
-    maps = {name: copies(of, old.wires[name], noise=noise) for name, of in index.items()}
+    index = indices(old, new, seed)
+    maps = {name: copies(of, old.wires[name], noise=noise, parting=parting) for name, of in index.items()}
     for wire, factor in tied_factors(old, new).items():
-        share = maps[wire].share if wire in maps else (1.0,) * old.wires[wire].units
-        scaled = tuple(x / factor for x in share)
+        units = index.get(wire, tuple(range(old.wires[wire].units)))
+        scaled = tuple(x / factor for x in evenly(units))
         for name in (wire, *(norm.gain for norm in old.norms if norm.writes == wire and norm.gain)):
-            maps[name] = copies(
-                index.get(name, tuple(range(old.wires[name].units))),
-                old.wires[name],
-                noise=noise,
-                scale=scaled,
-            )
+            of = index.get(name, tuple(range(old.wires[name].units)))
+            maps[name] = copies(of, old.wires[name], scale=scaled, noise=noise, parting=parting)
     return maps
 
 
@@ -113,7 +131,7 @@ def per_layer(new: Architecture, maps: dict[str, Copies]) -> dict[str, Copies]:
     }
 
 
-def _classes(model: Architecture) -> dict[str, str]:
+def together(model: Architecture) -> dict[str, str]:
     """The wires whose units go together, each with one of them as the name of all."""
     of = {name: name for name in model.wires}
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from growth.architecture import Architecture
-from growth.depth import firsts, lasts, rows
+from growth.depth import added, ends, firsts, originals, rows
 from growth.maps import Row
 
 
@@ -18,7 +18,7 @@ def identities(
     depth, constants = {}, {}
     for prefix, stack in old.stacks.items():
         inside = layers(stack.layers, new.stacks[prefix].layers)
-        active, last = firsts(inside), lasts(inside)
+        active, last = firsts(inside), ends(inside)
         for kind, ops in stack.blocks.items():
             after = stack.after_sum(kind)
             for op in ops:
@@ -40,3 +40,11 @@ def rearranged(
     """Depth of layers that are whole copies of others."""
     orders = {prefix: order(stack.layers, new.stacks[prefix].layers) for prefix, stack in old.stacks.items()}
     return {name: rows(orders[old.stack_of(name)[0]]) for name in old.layered}
+
+
+def all_but_added(
+    old: Architecture, new: Architecture, layers: Callable[[int, int], tuple[int, ...]]
+) -> frozenset[int] | None:
+    """Maps.still of a method whose added layers are to train alone first; None where there are none."""
+    orders = [layers(stack.layers, new.stacks[prefix].layers) for prefix, stack in old.stacks.items()]
+    return next((originals(order) for order in orders if added(order)), None)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from growth.architecture import Architecture
+from growth.architecture import Architecture, Experts
 from growth.errors import refuse
 from growth.methods.option import option, refuse_below, refuse_other
 from growth.methods.ordered import Ordered
@@ -62,8 +62,16 @@ class Learning(Ordered):
         return Learned(growth)
 
 
+def refuse_experts(method: str, old: Architecture) -> None:
+    """Raises Refusal where layers have experts, of a method that needs each as a module in memory."""
+    if any(isinstance(op, Experts) for op in old.all_ops):
+        expected = "layers without experts, which are joined in memory"
+        raise refuse(method, expected, "a mixture of experts", "choose method lemon")
+
+
 def refuse_several_kinds(method: str, old: Architecture) -> None:
-    """Raises Refusal where layers that are not alike would be mixed."""
+    """Raises Refusal where layers that are not alike would be mixed, and where they have experts."""
+    refuse_experts(method, old)
     kinds = {kind for stack in old.stacks.values() for kind in stack.blocks}
     if len(old.stacks) > 1 or len(kinds) > 1:
         got = "several stacks" if len(old.stacks) > 1 else f"layers of kinds {', '.join(sorted(kinds))}"

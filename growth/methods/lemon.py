@@ -15,9 +15,11 @@ With k = T // S whole copies and a remainder of T - k S units, s = k S / T:
 
 Preserves the function exactly for any T >= S, where no norm that takes the mean away writes the stream
 itself, as BERT's do: the stream then holds no means of its channels, and T has to be k S. Copies would stay
-equal for ever if their readers did (Adam does not see a difference of scale), so each reader column gets R
-minus the mean of R over the copies of its unit, R being a fresh initialisation of the wide matrix: invisible
-at the start, different from the first step on.
+equal for ever if their readers did (Adam does not see a difference of scale), so readers tell them apart by
+what is invisible at the start, R being a fresh initialisation of the wide matrix:
+
+    projection  each reader column gets noise times R minus the mean of R over the copies of its unit
+    comp        the first copy's is W minus noise times the R of all others, each other's is noise times R
 """
 
 import math
@@ -26,7 +28,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from growth.architecture import Architecture, Attention
-from growth.maps import Copies, Maps, copies
+from growth.maps import Copies, Maps, copies, evenly
 from growth.methods.copying import Copying, evened, indices, needs_mean, per_layer, tied_factors
 from growth.methods.identities import identities
 from growth.methods.option import option
@@ -36,23 +38,32 @@ from growth.methods.option import option
 class Lemon(Copying):
     """Lossless: copies, with norms, readers and added layers made to fit.  Wang et al., ICLR 2024."""
 
-    noise: float = option(1.0, "how far copies differ, in units of a fresh matrix")
+    noise: float | None = option(
+        None, "how far copies differ, in units of a fresh matrix", usual="1.0 or with comp 0.1"
+    )
 
     name: ClassVar[str] = "lemon"
     lossless: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.noise is None:
+            object.__setattr__(self, "noise", 0.1 if self.symmetry == "comp" else 1.0)
+        super().__post_init__()
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`."""
         index, means = evened(old, indices(old, new)), needs_mean(old)
         maps = {
-            name: copies(of, old.wires[name], noise=self.noise, rest="mean" if name in means else "zero")
+            name: copies(
+                of, old.wires[name], "mean" if name in means else "zero", 1.0, self.noise, self.parting
+            )
             for name, of in index.items()
         }
         for wire, factor in tied_factors(old, new).items():
             maps[wire] = replace(maps[wire], scale=shared_out(maps[wire], factor))
         eps = {}
         for norm in old.norms:
-            if not _scalable(old, norm.reads):
+            if not scalable(old, norm.reads):
                 eps.setdefault(norm.eps, _spread(maps.get(norm.reads)))
         for norm in old.norms:
             own = _spread(maps.get(norm.reads)) if norm.per == "wire" else 1.0
@@ -60,8 +71,8 @@ class Lemon(Copying):
                 writes = maps[norm.writes].scale
                 maps[norm.gain] = replace(maps[norm.gain], scale=times(writes, math.sqrt(own)), rest="mean")
             shift = math.sqrt(eps.get(norm.eps, 1.0) / own)
-            if _scalable(old, norm.reads) and not math.isclose(shift, 1.0):
-                for wire in _written_for(old, norm.reads):
+            if scalable(old, norm.reads) and not math.isclose(shift, 1.0):
+                for wire in written_for(old, norm.reads):
                     maps[wire] = replace(maps.get(wire) or _same(old, wire), scale=shift)
         for op in old.all_ops:
             if isinstance(op, Attention) and _own_heads(old, maps, op):
@@ -73,8 +84,9 @@ class Lemon(Copying):
 
 def shared_out(of: Copies, factor: float) -> float | tuple[float, ...]:
     """The scale at which all copies of a unit together count 1 / factor; one number where one is enough."""
-    shares = {x for x in of.share if x}
-    return shares.pop() / factor if len(shares) == 1 else tuple(x / factor for x in of.share)
+    share = evenly(of.index)
+    shares = {x for x in share if x}
+    return shares.pop() / factor if len(shares) == 1 else tuple(x / factor for x in share)
 
 
 def times(scale: float | tuple[float, ...], factor: float) -> float | tuple[float, ...]:
@@ -94,12 +106,12 @@ def _spread(of: Copies | None) -> float:
     return sum(count.values()) / len(of.index) if len(set(count.values())) == 1 else 1.0
 
 
-def _scalable(old: Architecture, wire: str) -> bool:
+def scalable(old: Architecture, wire: str) -> bool:
     """May all that is written there be multiplied by a number, with a norm as its only reader?"""
     return "{}" in wire and all(norm.writes != wire for norm in old.norms)
 
 
-def _written_for(old: Architecture, wire: str) -> list[str]:
+def written_for(old: Architecture, wire: str) -> list[str]:
     """The wire, and the values where attention mixes them into it: linear in them, whatever the scores."""
     values = [op.value for op in old.all_ops if isinstance(op, Attention) and op.mixed == wire]
     return [wire, *values]

@@ -26,4 +26,4 @@ class Net2Net(Copying):
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`."""
         depth, constants = identities(old, new, self.layers)
-        return Maps(per_layer(new, widened(old, new, self.noise)), depth, constants)
+        return Maps(per_layer(new, widened(old, new, self.noise, self.parting)), depth, constants)

@@ -7,10 +7,10 @@ from typing import Any
 from growth.errors import refuse
 
 
-def option(default: Any, help: str, kind: type | None = None) -> Any:
+def option(default: Any, help: str, kind: type | None = None, usual: str | None = None) -> Any:
     """A field of a method, with the line that `growth grow --help` prints; kind: its type there, if not the
-    field's own."""
-    return field(default=default, metadata={"help": help, "kind": kind})
+    field's own; usual: what is said of its default there, if not the default itself."""
+    return field(default=default, metadata={"help": help, "kind": kind, "usual": usual})
 
 
 def refuse_below(name: str, got: float | None, least: float) -> None:

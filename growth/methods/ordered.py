@@ -1,9 +1,10 @@
 """What every method can be told of depth: which old layer each new layer is made of."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from growth.architecture import Architecture
 from growth.depth import with_identities
 from growth.errors import refuse
 from growth.methods.option import option
@@ -18,9 +19,12 @@ class Ordered:
     order: Index | None = option(None, "the old layer of each new one, such as 0,1,1,2", str)
 
     name: ClassVar[str]
+    grows: ClassVar[frozenset[str]] = frozenset(
+        ("hidden-size", "num-layers", "num-heads", "num-kv-heads", "ffn-size")
+    )
 
     def __post_init__(self):
-        object.__setattr__(self, "order", _numbers("order", self.order))
+        object.__setattr__(self, "order", layer_numbers("order", self.order))
 
     def arranged(self, old: int, new: int) -> Index:
         """The method's own order."""
@@ -33,21 +37,29 @@ class Ordered:
         """
         if self.order is None:
             return self.arranged(old, new)
-        if absent := [j for j in self.order if j >= old]:
-            expected = f"layers from 0 to {old - 1}"
-            raise refuse("order", expected, ", ".join(map(str, absent)), "name layers that the source has")
+        refuse_absent("order", self.order, old)
         if len(self.order) != new:
             got = f"{len(self.order)}, {','.join(map(str, self.order))}"
             raise refuse("order", f"a layer for each of the {new}", got, "leave num-layers out")
         return self.order
 
-    def depth(self, wanted: int | None) -> int | None:
-        """The layers of the target, where the order says how many."""
-        return len(self.order) if wanted is None and self.order is not None else wanted
+    def depth(self, wanted: int | None, old: int) -> int | None:
+        """The layers of the target of a source of `old`, where the order says how many.
+
+        Raises Refusal where the order names a layer that is not there.
+        """
+        if self.order is None:
+            return wanted
+        refuse_absent("order", self.order, old)
+        return len(self.order) if wanted is None else wanted
+
+    def lines(self, old: Architecture, new: Architecture) -> Iterable[str]:
+        """What else a report says of what was made."""
+        return ()
 
 
-def _numbers(name: str, given: str | Sequence[int] | None) -> Index | None:
-    """Layer numbers, in words or not."""
+def layer_numbers(name: str, given: str | Sequence[int] | None) -> Index | None:
+    """Layer numbers, in words or not; None where none were given. Raises Refusal where they are none."""
     if given is None:
         return None
     words = given.split(",") if isinstance(given, str) else given
@@ -58,3 +70,10 @@ def _numbers(name: str, given: str | Sequence[int] | None) -> Index | None:
     if not found or min(found) < 0:
         raise refuse(name, "layer numbers such as 0,1,1,2", repr(given), "separate them by commas")
     return found
+
+
+def refuse_absent(name: str, order: Index, old: int) -> None:
+    """Raises Refusal where a layer is named that the source has not."""
+    if absent := [j for j in order if j >= old]:
+        expected = f"layers from 0 to {old - 1}"
+        raise refuse(name, expected, ", ".join(map(str, absent)), "name layers that the source has")

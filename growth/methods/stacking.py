@@ -1,17 +1,16 @@
-"""StackBERT and interpolation: a deeper model from copies of the layers.
+"""StackBERT: the layers again on top of themselves.  Gong et al., ICML 2019.
 
-    stack        W_new[i] = W[i mod L]            Gong et al., ICML 2019
-    interpolate  W_new[i] = W[floor(i L / L_new)]  Chang et al., ICLR 2018; Dong et al., ICML 2020
+    W_new[i] = W[i mod L]
 
-Neither preserves the function. Where width grows too, it grows by Net2Net's copies (stack with them is
-bert2BERT's FPI, Chen et al., ACL 2022).
+It does not preserve the function. Where width grows too, it grows by Net2Net's copies (which is bert2BERT's
+FPI, Chen et al., ACL 2022).
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from growth.architecture import Architecture
-from growth.depth import interpolated, stacked
+from growth.depth import stacked
 from growth.maps import Maps
 from growth.methods.copying import Copying, per_layer, widened
 from growth.methods.identities import rearranged
@@ -29,15 +28,5 @@ class StackBert(Copying):
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`."""
-        return Maps(per_layer(new, widened(old, new, self.noise)), rearranged(old, new, self.layers))
-
-
-@dataclass(frozen=True)
-class Interpolate(StackBert):
-    """Every layer next to its copies, 0 0 1 1 2 2.  Chang et al., ICLR 2018."""
-
-    name: ClassVar[str] = "interpolate"
-
-    def arranged(self, old: int, new: int) -> tuple[int, ...]:
-        """Every layer as often as the others, or once more."""
-        return interpolated(old, new)
+        wires = per_layer(new, widened(old, new, self.noise, self.parting))
+        return Maps(wires, rearranged(old, new, self.layers))

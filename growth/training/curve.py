@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState
 
 from growth.errors import refuse
+from growth.training.flops import Saving, StepFlops
 from growth.training.freeze import UnfreezeOnPlateau
 from growth.training.progress import RunProgress
 from growth.training.sharded import reshard
@@ -36,23 +37,25 @@ class Curve(TrainerCallback, ExportableState):
     """Measures the loss before the first step, every `every` steps, after the last one.
 
     measure: a model's validation loss; step_flops: what a step costs; frozen_flops: while `freezing`, if any,
-    keeps weights frozen; log: is told each loss, as eval_loss. The clock stands still during measurements and
-    saves. A resumed run goes on with the points and the clock it had.
+    keeps weights frozen; saving: the callbacks, called before this one, that leave a part of a step out; log:
+    is told each loss, as eval_loss. The clock stands still during measurements and saves. A resumed run goes
+    on with the points and the clock it had.
     """
 
     def __init__(
         self,
         measure: Callable[[nn.Module], float],
         every: int,
-        step_flops: int,
-        frozen_flops: int,
+        step_flops: StepFlops,
+        frozen_flops: StepFlops,
         freezing: UnfreezeOnPlateau | None,
         progress: RunProgress,
+        saving: Sequence[Saving] = (),
         log: Callable[[dict[str, float]], None] | None = None,
     ):
         self.measure, self.every, self.log = measure, every, log
         self.step_flops, self.frozen_flops, self.freezing = step_flops, frozen_flops, freezing
-        self.progress = progress
+        self.progress, self.saving = progress, saving
         self.points: list[Point] = []
         self._flops, self._seconds, self._since = 0, 0.0, None
 
@@ -74,7 +77,10 @@ class Curve(TrainerCallback, ExportableState):
 
     def on_step_begin(self, args, state, control, **kwargs):
         frozen = self.freezing is not None and self.freezing.unfrozen_at is None
-        self._flops += self.frozen_flops if frozen else self.step_flops
+        flops = self.frozen_flops if frozen else self.step_flops
+        for callback in self.saving:
+            flops = callback.spent(flops)
+        self._flops += flops.total
 
     def on_step_end(self, args, state, control, *, model, **kwargs):
         step = state.global_step

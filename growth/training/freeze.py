@@ -88,9 +88,8 @@ class UnfreezeOnPlateau(TrainerCallback, ExportableState):
         }
 
     def on_train_begin(self, args, state, control, *, model, **kwargs):
-        if state.global_step:
-            saved = state.stateful_callbacks[type(self).__name__]["attributes"]
-            self.plateau.last, self.plateau.poor, self.unfrozen_at = saved["progress"]
+        if state.global_step and (saved := state.stateful_callbacks.get(type(self).__name__)):
+            self.plateau.last, self.plateau.poor, self.unfrozen_at = saved["attributes"]["progress"]
         self._parameters = named_parameters(model, self.frozen)
         self._train(self.unfrozen_at is not None)
 
@@ -124,7 +123,7 @@ def transferred(folder: str | Path) -> list[str]:
     rows = Checkpoint(folder).record().get("tensors", [])
     names = [row["name"] for row in rows if row["freeze"]]
     if not names:
-        expected = f"a checkpoint that growth transfer wrote, with its {RECORD}"
+        expected = f"a checkpoint whose {RECORD} asks for it, as growth transfer and llama-pro write it"
         raise refuse(f"freeze {folder}", expected, "none to hold still", "train without --freeze")
     return names
 

@@ -17,10 +17,11 @@ LEAST = {
     "gradient_accumulation": 1,
     "eval_every": 1,
     "save_every": 0,
+    "warm_new": 0,
     "window": 1,
     "patience": 1,
 }
-CHOICES = {"schedule": ("cosine", "lemon"), "patience_counts": get_args(Counts)}
+CHOICES = {"schedule": ("cosine", "lemon", "constant"), "patience_counts": get_args(Counts)}
 
 
 def refuse_odd_options(given: dict) -> None:
@@ -47,6 +48,9 @@ def refuse_odd_options(given: dict) -> None:
             f"{given['freeze']}, {given['unfreeze']}",
             "pass --freeze transferred --unfreeze plateau",
         )
+    if given["scaled_rates"] and given["copied_rate"] is not None:
+        got, remedy = "both", "leave one out"
+        raise refuse("scaled-rates, copied-rate", "one of them, or neither", got, remedy)
     share = given["copied_rate"]
     if share is not None and not 0 < share <= 1:
         remedy = "pass --freeze transferred to hold what was copied still"

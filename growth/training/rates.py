@@ -13,13 +13,18 @@ from growth.record import RECORD
 
 
 def with_rates(
-    optimizer: torch.optim.Optimizer, model: nn.Module, rates: Mapping[str, float]
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    rates: Mapping[str, float],
+    keep_decay: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer, which has not stepped and has no schedule yet, with its groups parted by their rates.
 
     rates: a pattern of names ("*.mixer.*", * and ? as in a shell) to the share of the rate; of patterns that
     a parameter matches by any of its names the first counts, and 1 where there is none. Groups keep all else,
-    such as their weight decay; schedules, which multiply a group's own rate, act on each. For any Trainer:
+    such as their weight decay, which AdamW multiplies by the group's rate; with keep_decay what a step decays
+    stays, and the coefficient is divided by the share. Schedules, which multiply a group's own rate, act on
+    each. Groups get `param_names`, by which their state is read again. For any Trainer:
 
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         Trainer(model, args, optimizers=(with_rates(optimizer, model, {"*.mlp.*": 0.3}), None), ...)
@@ -27,16 +32,19 @@ def with_rates(
     Raises Refusal where a share is not above 0 and finite, and where a pattern matches nothing.
     """
     shares = _shares(model, rates)
+    names = {id(x): name for name, x in reversed([*model.named_parameters(remove_duplicate=False)])}
     groups = []
     for group in optimizer.param_groups:
         parts: dict[float, list[nn.Parameter]] = {1.0: []}
         for parameter in group["params"]:
             parts.setdefault(shares.get(id(parameter), 1.0), []).append(parameter)
-        groups += [
-            group | {"params": parameters, "lr": share * group["lr"]}
-            for share, parameters in parts.items()
-            if parameters
-        ]
+        for share, parameters in parts.items():
+            own = {"params": parameters, "lr": share * group["lr"]}
+            if keep_decay and "weight_decay" in group:
+                own["weight_decay"] = group["weight_decay"] / share
+            if all(id(x) in names for x in parameters):
+                own["param_names"] = [names[id(x)] for x in parameters]
+            groups += [group | own] if parameters else []
     # The first group's rate is the one that is shown.
     optimizer.param_groups[:] = sorted(groups, key=lambda group: -group["lr"])
     return optimizer

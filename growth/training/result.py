@@ -5,17 +5,15 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transformers import Trainer
-
-from growth.card import write_card
+from growth.card import title, write_card
 from growth.companions import BESIDE
-from growth.record import RECORD
+from growth.record import RECORD, TRAINING, trainings
 from growth.training.curve import Point
 from growth.training.run import MODEL
+from growth.training.scheduled import ScheduledTrainer
 from growth.training.task import Task
 from growth.writing import say_plainly
 
-TRAINING = "training.json"  # how a checkpoint was trained
 LOGS = "runs"  # where tensorboard's are
 
 
@@ -40,7 +38,7 @@ class TrainReport:
 
     def __str__(self) -> str:
         first, last = self.curve[0], self.curve[-1]
-        held = f"; {self.held()}" if self.held() else ""
+        held = "".join(f"; {told}" for told in (self.held(), self.masked()) if told)
         return (
             f"{self.out}: {last.step} steps, validation loss {first.loss:.3f} -> {last.loss:.3f}, "
             f"{last.flops:.2e} FLOPs, {last.seconds:.1f} s{held}"
@@ -51,7 +49,12 @@ class TrainReport:
         if self.settings["freeze"] is None:
             return ""
         steps = "" if self.unfrozen_at is None else f" for {self.unfrozen_at} steps"
-        return f"what was transferred was held still{steps}"
+        return f"what came from the source was held still{steps}"
+
+    def masked(self) -> str:
+        """How masks opened, "" where there were none."""
+        steps = self.settings["masks"]
+        return f"the masks of what was new opened in {steps} steps" if steps else ""
 
 
 def write_companions(folder: Path, source: Path, work: Task, record: dict) -> None:
@@ -63,29 +66,34 @@ def write_companions(folder: Path, source: Path, work: Task, record: dict) -> No
         if file.exists():
             shutil.copyfile(file, folder / file.name)
     if record:
-        # How it came to be, without the promise of the source's logits: training breaks that.
-        (folder / RECORD).write_text(json.dumps(record | {"lossless": False}, indent=1))
+        # How it came to be, without the promise of the source's logits: training breaks that. Masks are open,
+        # and a recipe that was recorded did not make this.
+        kept = {key: x for key, x in record.items() if key not in ("closed", "recipe")}
+        (folder / RECORD).write_text(json.dumps(kept | {"lossless": False}, indent=1))
 
 
-def save(engine: Trainer, report: TrainReport, source: Path) -> None:
+def save(engine: ScheduledTrainer, report: TrainReport, source: Path) -> None:
     """The trained model, its report and its card; every process calls it."""
     folder = Path(engine.args.output_dir) / MODEL
     engine.save_model(str(folder))  # gathers sharded weights, so every process calls it
+    if report.settings["keep_optimizer"]:
+        engine.keep_optimizer(folder)
     if engine.is_world_process_zero():
         say_plainly(folder, engine.model.config)
         (folder / "training_args.bin").unlink()
         if (logs := folder.parent / LOGS).exists():
             shutil.move(logs, folder / LOGS)
-        (folder / TRAINING).write_text(json.dumps(report.json(), indent=1))
+        told = report.json() | {"before": trainings(source)}
+        (folder / TRAINING).write_text(json.dumps(told, indent=1))
         first, last = report.curve[0], report.curve[-1]
         each = "a token" if report.settings["sequence_length"] else "an image"
         facts = [
             f"trained by `growth train`, {last.step} steps, on {report.settings['data']}",
             f"validation loss {first.loss:.3f} -> {last.loss:.3f} nats {each}; all of it is in {TRAINING}",
         ]
-        facts += [report.held()] if report.held() else []
+        facts += [told for told in (report.held(), report.masked()) if told]
         if teacher := report.settings["teacher_name"]:
             share = report.settings["teacher_weight"]
             facts.append(f"a share {share} of its loss was the distribution of {teacher}")
         outlook, figures = "Its logits are its own, not the base model's.", "Not measured."
-        write_card(folder, report.out.absolute().name, source, engine.model.config, facts, outlook, figures)
+        write_card(folder, title(report.out), source, engine.model.config, facts, outlook, figures)

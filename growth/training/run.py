@@ -38,7 +38,13 @@ MODEL = "model"
 STATE = "trainer_state.json"  # the Trainer writes it last
 KEPT = 2  # checkpoints; a third is written before the first is removed
 FLOAT = 4  # bytes
-NAMES = "model", "teacher_name"  # of what is told by its contents, and may lie elsewhere now
+NAMES = (
+    "model",
+    "teacher_name",
+    "data_name",
+    "validation_name",
+    "text_field",
+)  # of what is told by its contents, and may lie elsewhere now
 VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
 
 
@@ -59,7 +65,8 @@ def unfinished(
     found: tuple[str | None, Division] | Refusal | None = None
     if first:
         try:
-            found = _resumed(run, args, settings, model) if resume else _begun(run, settings, model, new)
+            goes_on = resume and (os.path.lexists(run) or not settings["moments"])
+            found = _resumed(run, args, settings, model) if goes_on else _begun(run, settings, model, new)
         except Refusal as refusal:
             found = refusal
     found = broadcast_object_list([found])[0]  # the others wait for it
@@ -132,12 +139,14 @@ def _remove(run: Path, new: list[Path]) -> None:
             shutil.rmtree(folder) if folder == run else folder.rmdir()
 
 
-def refuse_full(run: Path, parameters: int, trained: int, saves: int) -> None:
+def refuse_full(run: Path, parameters: int, trained: int, saves: int, kept: bool = False) -> None:
     """Raises Refusal where checkpoints and model, in float32, will not fit on the disk.
 
-    A checkpoint has two moments beside each of the parameters that are `trained`.
+    A checkpoint has two moments beside each of the parameters that are `trained`; so has the result where
+    they are `kept`.
     """
-    one, model = FLOAT * (parameters + 2 * trained), FLOAT * parameters
+    one = FLOAT * (parameters + 2 * trained)
+    model = one if kept else FLOAT * parameters
     need = max(min(saves, KEPT + 1) * one, min(saves, KEPT) * one + model)
     files = (file for folder in _checkpoints(run) for file in folder.rglob("*"))
     has = sum(file.stat().st_size for file in files if file.is_file())  # new ones take their place
@@ -243,7 +252,8 @@ def _resumed(run: Path, args: TrainingArguments, settings: dict, model: Checkpoi
     shared out now."""
     record, again = run / "settings.json", f"remove {run} and start again"
     if not run.is_dir():
-        raise refuse("resume", f"an interrupted run in {run}", "none", "leave --resume out")
+        expected = f"an interrupted run in {run}, or an optimizer's state beside the model"
+        raise refuse("resume", expected, "none", "leave --resume out")
     try:
         before = read_object(record)
     except Refusal as refusal:

@@ -29,6 +29,14 @@ def cosine(steps: int, *, warmup: int, floor: float = 0.1) -> Schedule:
     return rate
 
 
+def constant(steps: int, *, warmup: int) -> Schedule:
+    """A linear rise to 1, as cosine's, and no fall: of a run that goes on, grown or not, where it ends.
+
+    Raises Refusal where 0 <= warmup < steps does not hold.
+    """
+    return cosine(steps, warmup=warmup, floor=1.0)
+
+
 def lemon(steps: int, *, warmup: int, floor: float = 0.1, share: float = 0.6) -> Schedule:
     """The same peak, a faster fall: a cosine that ends after `share` of the steps, then `floor`.
 

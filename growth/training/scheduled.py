@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
@@ -19,7 +20,15 @@ from growth.training.division import Order
 from growth.training.rates import with_rates
 from growth.training.run import STATE
 from growth.training.schedule import Schedule
-from growth.training.sharded import blocks, copy_weights, is_sharded, load_moments, load_weights, tied
+from growth.training.sharded import (
+    begin_with,
+    blocks,
+    copy_weights,
+    is_sharded,
+    load_moments,
+    load_weights,
+    tied,
+)
 
 
 class ScheduledTrainer(Trainer):
@@ -32,7 +41,8 @@ class ScheduledTrainer(Trainer):
     computes whole, in float32 or under autocast.
 
     loss: such as summed_loss, None for the model's own. rates: of parameters that train at a
-    share of the rate (training.rates).
+    share of the rate (training.rates); scaled: of those that do so and keep their decay. moments: that Adam
+    begins with, by the names of parameters.
     """
 
     def __init__(
@@ -46,8 +56,11 @@ class ScheduledTrainer(Trainer):
         callbacks,
         loss: Callable | None = None,
         rates: Mapping[str, float] | None = None,
+        scaled: Mapping[str, float] | None = None,
+        moments: Mapping[str, Mapping[str, Tensor]] | None = None,
     ):
-        self.rate, self.rates = rate, rates
+        self.rate, self.rates, self.scaled, self.moments = rate, rates, scaled, moments
+        self._restored: str | None = None
         args._n_gpu = min(args.n_gpu, 1)  # it would give each GPU a batch of its own; torchrun does that
         super().__init__(
             model, args, data_collator, train_dataset, compute_loss_func=loss, callbacks=callbacks
@@ -72,8 +85,11 @@ class ScheduledTrainer(Trainer):
     def create_optimizer(self, model=None):
         fresh = self.optimizer is None
         super().create_optimizer(model)
+        network = self.model if model is None else model
         if self.rates and fresh:
-            with_rates(self.optimizer, self.model if model is None else model, self.rates)
+            with_rates(self.optimizer, network, self.rates)
+        if self.scaled and fresh:
+            with_rates(self.optimizer, network, self.scaled, keep_decay=True)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps, optimizer=None):
@@ -90,6 +106,8 @@ class ScheduledTrainer(Trainer):
         if self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = blocks(self.model)
         model, loader = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.moments and resume_from_checkpoint is None:
+            begin_with(self.moments, self.model, self.optimizer)
         if self.is_fsdp_enabled and self.accelerator.native_amp:
             model.forward = self.accelerator.autocast()(model.forward)
         return model, loader
@@ -119,10 +137,21 @@ class ScheduledTrainer(Trainer):
 
     def restore(self, checkpoint: str) -> None:
         """What `train` leaves behind, from a checkpoint of the last step: `train` would add a step."""
+        self._restored = checkpoint
         self.state = TrainerState.load_from_json(os.path.join(checkpoint, STATE))
         self._load_from_checkpoint(checkpoint)
         self.callback_handler.on_train_begin(self.args, self.state, self.control)
         self.callback_handler.on_train_end(self.args, self.state, self.control)
+
+    def keep_optimizer(self, folder: Path) -> None:
+        """Optimizer, scheduler and state of the end, as the Trainer's checkpoints have them."""
+        if self.optimizer is None:
+            self.create_optimizer()
+            self.create_scheduler(self.args.max_steps)
+            self._load_optimizer_and_scheduler(self._restored)
+        self._save_optimizer_and_scheduler(str(folder))
+        if self.args.should_save:
+            self.state.save_to_json(str(folder / STATE))
 
 
 class Processes(TrainerCallback, ExportableState):

@@ -3,14 +3,17 @@
 import copy
 import itertools
 import math
+import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from growth.checkpoint import Checkpoint
 from growth.errors import refuse
@@ -19,8 +22,11 @@ from growth.loading import load_model
 from growth.training.curve import Curve
 from growth.training.data import Collator, Windows
 from growth.training.finite import NotFinite, StopOnNaN
-from growth.training.flops import count_flops
+from growth.training.flops import Saving, step_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters
+from growth.training.layers import layers_of
+from growth.training.masks import OpenMasks
+from growth.training.moments import moments_in_memory
 from growth.training.packing import refuse_mixing
 from growth.training.progress import RunProgress
 from growth.training.result import TrainReport, save, write_companions
@@ -29,6 +35,8 @@ from growth.training.schedule import Schedule
 from growth.training.scheduled import ScheduledTrainer, summed_loss
 from growth.training.task import Task
 from growth.training.teacher import taught
+from growth.training.token_dropping import TokenDropping, refuse_packed
+from growth.training.warming import WarmNewUnits
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,8 @@ class Session:
     """What a run is made of; its folder is there already.
 
     settings: by the names of train's arguments. frozen: names to hold still. shares: of the rate, by patterns
-    of names. teacher: to learn from, if any.
+    of names; scaled: shares of what keeps its decay, by names. teacher: to learn from, if any. callbacks:
+    the caller's own. masking: what opens the masks of what is new, if anything is.
     """
 
     out: Path
@@ -47,15 +56,22 @@ class Session:
     rate: Schedule
     frozen: list[str]
     shares: Mapping[str, float]
+    scaled: Mapping[str, float]
     teacher: Checkpoint | None
+    callbacks: Sequence[TrainerCallback] = ()
+    masking: OpenMasks | None = None
 
     def trained(self, last: str | None, progress: RunProgress) -> TrainReport:
         """Trains, on from the checkpoint `last` if there is one; what is written lies in the run's folder."""
         network = load_model(self.checkpoint.path)
         names = in_memory(network, self.checkpoint)
-        frozen = [names.get(name, name) for name in self.frozen]
-        shares = {names.get(name, name): share for name, share in self.shares.items()}
-        return replace(self, frozen=frozen, shares=shares)._trained(network, last, progress)
+        frozen = whole("freeze", self.frozen, names)
+        shares = {}
+        for share in dict.fromkeys(self.shares.values()):
+            named = [name for name, x in self.shares.items() if x == share]
+            shares |= dict.fromkeys(whole("copied-rate", named, names), share)
+        scaled = {names.get(name, name): share for name, share in self.scaled.items()}
+        return replace(self, frozen=frozen, shares=shares, scaled=scaled)._trained(network, last, progress)
 
     def _trained(self, network: PreTrainedModel, last: str | None, progress: RunProgress) -> TrainReport:
         given, args, source = self.settings, self.args, self.checkpoint.path
@@ -63,6 +79,8 @@ class Session:
         packed = isinstance(self.work.examples, Windows) and self.work.examples.packed
         if packed:
             refuse_mixing(network)
+            if any(isinstance(callback, TokenDropping) for callback in self.callbacks):
+                raise refuse_packed()
         if given["gradient_checkpointing"]:
             _checkpointing(network, args)
         self._refuse_full(network)
@@ -81,6 +99,7 @@ class Session:
     ) -> tuple[ScheduledTrainer, TrainReport]:
         given, args, work = self.settings, self.args, self.work
         freezing = self._freezing() if self.frozen else None
+        dropping = [callback for callback in self.callbacks if isinstance(callback, TokenDropping)]
         causal = work.collate is None and work.examples.length is not None
         engine = ScheduledTrainer(
             self.rate,
@@ -88,20 +107,33 @@ class Session:
             args=args,
             data_collator=_numbered(work.collate, args, last) if work.collate else None,
             train_dataset=work.examples,
-            callbacks=[StopOnNaN(), *([freezing] if freezing else [])],
-            loss=None if causal or self.teacher else summed_loss,
+            callbacks=[
+                StopOnNaN(),
+                *(x for x in (freezing, self.masking) if x),
+                *self._warming(),
+                *self.callbacks,
+            ],
+            loss=None if causal or self.teacher else partial(_summed, dropping=dropping),
             rates=self.shares,
+            scaled=self.scaled,
+            moments=moments_in_memory(network, self.checkpoint) if given["moments"] and not last else None,
         )
         batch = work.first(args.per_device_train_batch_size)
         batch = {key: value.to(args.device) for key, value in batch.items()}
         batches = args.world_size * args.gradient_accumulation_steps
         network.train(given["gradient_checkpointing"])  # layers are computed again in training alone
-        step_flops = batches * count_flops(network, batch)
-        frozen_flops = batches * count_flops(network, batch, self.frozen) if freezing else step_flops
+        saving = [callback for callback in self.callbacks if isinstance(callback, Saving)]
+        layers = (
+            [name for stack in layers_of(network, "callbacks").values() for name in stack] if saving else []
+        )
+        whole = step_flops(network, batch, modules=layers).times(batches)
+        held = step_flops(network, batch, self.frozen, layers).times(batches) if freezing else whole
         network.eval()
         log = engine.log if args.report_to else None
-        curve = Curve(work.measure, given["eval_every"], step_flops, frozen_flops, freezing, progress, log)
+        curve = Curve(work.measure, given["eval_every"], whole, held, freezing, progress, saving, log)
         engine.add_callback(curve)
+        if self.masking:
+            progress.say(f"masks of what is new open in {self.masking.steps} steps")
         try:
             if last and last.endswith(f"-{args.max_steps}"):
                 engine.restore(last)
@@ -119,11 +151,15 @@ class Session:
             self.out,
             curve.points,
             network.num_parameters(),
-            step_flops,
+            whole.total,
             freezing.unfrozen_at if freezing else None,
             given,
         )
         return engine, report
+
+    def _warming(self) -> list[WarmNewUnits]:
+        steps = self.settings["warm_new"]
+        return [WarmNewUnits(self.checkpoint.path, steps)] if steps else []
 
     def _freezing(self) -> UnfreezeOnPlateau:
         given = self.settings
@@ -137,14 +173,45 @@ class Session:
         parameters, every = network.num_parameters(), self.settings["save_every"]
         trained = parameters - (0 if self.settings["unfreeze"] else sum(x.numel() for x in held))
         saves = math.ceil(self.args.max_steps / every) if every else 0
-        refuse_full(Path(self.args.output_dir), parameters, trained, saves)
+        kept = self.settings["keep_optimizer"]
+        refuse_full(Path(self.args.output_dir), parameters, trained, saves, kept)
 
 
 def in_memory(network: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
-    """The names of tensors on disk, as growth.json has them -> those of the parameters that they become."""
+    """The names of tensors on disk, as growth.json has them -> those of the parameters that they become, or
+    become a part of, as experts' matrices do."""
     seen = model_of(checkpoint.config, checkpoint.names)
+    if seen is None:
+        return {}
     names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
-    return {on_disk: name for name in names if seen and (on_disk := seen.named(name))}
+    found = {on_disk: name for name in names if (on_disk := seen.named(name))}
+    for pattern, joined in seen.family.fused.items():
+        parts = [name for name in seen.table() if re.fullmatch(pattern, name)]
+        for name in parts:
+            found[name] = re.sub(pattern, joined, name)
+            found.pop(found[name], None)  # no tensor on disk has that name
+    return found
+
+
+def whole(what: str, names: Sequence[str], memory: Mapping[str, str]) -> list[str]:
+    """The parameters that tensors of these names become; names of others stay.
+
+    Raises Refusal where only some of the tensors that are joined in a parameter are named.
+    """
+    wanted, parts = set(names), Counter(memory.values())
+    for joined, count in parts.items():
+        named = sum(memory[name] == joined for name in wanted & memory.keys()) if count > 1 else 0
+        if 0 < named < count:
+            expected = f"all or none of the {count} tensors that {joined} is made of in memory"
+            raise refuse(what, expected, named, "leave it out, or name parameters in a Trainer of your own")
+    return list(dict.fromkeys(memory.get(name, name) for name in names))
+
+
+def _summed(outputs, labels, num_items_in_batch=None, *, dropping: Sequence[TokenDropping] = ()) -> Tensor:
+    """summed_loss, of which those learn who drop tokens: the Trainer takes the labels away from the model."""
+    for callback in dropping:
+        callback.learn(outputs["logits"], labels)
+    return summed_loss(outputs, labels, num_items_in_batch)
 
 
 def _checkpointing(network: PreTrainedModel, args: TrainingArguments) -> None:

@@ -6,6 +6,7 @@ optimizer_0/             optimizer.state.NAME.exp_avg, ...        (torch.distrib
 
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -107,6 +108,19 @@ def load_moments(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> No
             found[key] = torch.zeros(()) if moment == "step" else torch.zeros_like(like.detach())
             optimizer.state[like][moment] = found[key]
     _load(found, checkpoint / MOMENTS)
+
+
+def begin_with(moments: Mapping[str, Mapping[str, Tensor]], model: nn.Module, optimizer: Optimizer) -> None:
+    """Gives an optimizer that has not stepped a state, by the names of parameters: whole tensors, to a model
+    that is sharded or not. Its groups stay as they are."""
+    own = {id(x): name for name, x in model.named_parameters()}
+    found = optimizer.state_dict()
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for i, weight in enumerate(weights):
+        state = moments.get(own.get(id(weight), ""), {})
+        made = {key: _as(weight, x.clone()) if x.dim() else x.clone() for key, x in state.items()}
+        found["state"] |= {i: made} if made else {}
+    optimizer.load_state_dict(found)
 
 
 def _as(like: Tensor, whole: Tensor) -> Tensor:

@@ -1,27 +1,33 @@
 """The verb `train`: a checkpoint and text, or images, in, a trained one out, by `transformers.Trainer`."""
 
+import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from growth.checkpoint import Checkpoint
 from growth.errors import reason, refuse
 from growth.folders import refuse_existing
 from growth.loading import quiet
+from growth.optimizing.shares import recorded_shares
+from growth.record import named
 from growth.training.corpus import kept_beside
 from growth.training.data import Data
 from growth.training.freeze import Counts, transferred
+from growth.training.masks import OpenMasks, closed_of, mask_steps, refuse_shared
+from growth.training.moments import check_grown, moments_of
 from growth.training.options import refuse_odd_options, refuse_unknown_reporters
 from growth.training.processes import together
 from growth.training.progress import RunProgress
 from growth.training.rates import copied
 from growth.training.result import TrainReport
 from growth.training.run import KEPT, SUFFIX, unfinished
-from growth.training.schedule import cosine, lemon
+from growth.training.schedule import constant, cosine, lemon
 from growth.training.session import Session
 from growth.training.sharded import shards
 from growth.training.task import task
@@ -53,6 +59,10 @@ def train(
     patience_counts: Counts = "total",
     copied_rate: float | None = None,
     rates: Mapping[str, float] | None = None,
+    masks: int | None = None,
+    scaled_rates: bool = False,
+    warm_new: int = 0,
+    keep_optimizer: bool = False,
     teacher: str | Path | None = None,
     teacher_weight: float = 0.5,
     temperature: float = 1.0,
@@ -64,6 +74,7 @@ def train(
     gradient_checkpointing: bool = False,
     fsdp: bool = False,
     report_to: Sequence[str] = (),
+    callbacks: Sequence[TrainerCallback] = (),
     seed: int = 0,
     resume: bool = False,
 ) -> TrainReport:
@@ -79,14 +90,21 @@ def train(
     pack               a window's documents do not see each other (training.data.Windows)
     text_field         of rows, the field or column that holds the text
     weight_decay       of matrices
-    schedule           cosine | lemon, which falls over the share `decay` of the steps (training.schedule)
-    warmup             steps in which the rate rises; default: a twentieth of them
+    schedule           cosine | lemon, which falls over the share `decay` of the steps | constant, for a model
+                       that is to grow (training.schedule)
+    warmup             steps in which the rate rises; default: a twentieth of them, none with a state
     freeze             "transferred": what growth.json asks to hold still stays as it is; with unfreeze
                        "plateau", until the mean training loss of `window` steps (default: a thirtieth of
                        them) improves by less than `threshold` in `patience` windows, "total" or in a "row"
                        (training.freeze)
     copied_rate        the share of the rate for what growth.json says was copied; rates: shares by
                        patterns of names, which come first (training.rates)
+    masks              steps in which the masks of method msg open, 0 for at once; default: a quarter of the
+                       steps where growth.json has what is new, else there are none (training.masks)
+    scaled_rates       what growing made c times as large learns at c times the rate (optimizing.shares)
+    warm_new           steps in which the rate of new units rises, after growing (training.warming)
+    keep_optimizer     `out` gets the optimizer's state of the last step, as the Trainer saves it, which
+                       `growth grow --optimizer` takes; with a constant schedule always, but for `fsdp`
     teacher            a model, a folder or the Hub's, whose distribution at `temperature` has the share
                        `teacher_weight` of the loss (training.distil)
     eval_every         steps between measurements of the validation loss; default: an eighth of the steps
@@ -96,8 +114,11 @@ def train(
                        `accelerate launch --use_fsdp`
     report_to          who is told losses and rates, as the Trainer names them: "tensorboard", whose files are
                        in `out`/runs, "wandb", ...
+    callbacks          of the Trainer, such as those of training.callbacks; what these leave out of a step is
+                       not among the FLOPs. A resumed run is given them anew, with the same settings
     resume             go on from the newest whole checkpoint of an interrupted run, in `out`.unfinished, of
-                       the same settings, data and model
+                       the same settings, data and model; where there is none, begin with the optimizer's
+                       state beside `model`, at step 0 of a new schedule
 
     AdamW (0.9, 0.95), gradient norm clipped at 1, float32 weights; `bf16` and `fp16` compute in 16 bits. A
     masked model's batches are masked anew (training.data.collator), a resumed run's as if it had not stopped;
@@ -110,7 +131,9 @@ def train(
     refuse_existing(out)
     out = Path(out)
     checkpoint = Checkpoint(model)
+    closed = closed_of(checkpoint.record())
     eval_every = math.ceil(steps / 8) if eval_every is None else eval_every
+    moments = moments_of(Path(str(out) + SUFFIX), checkpoint, resume)
     asked = {
         "steps": steps,
         "batch_size": batch_size,
@@ -118,7 +141,7 @@ def train(
         "pack": pack,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
-        "warmup": steps // 20 if warmup is None else warmup,
+        "warmup": (0 if moments else steps // 20) if warmup is None else warmup,
         "schedule": schedule,
         "decay": decay,
         "freeze": freeze,
@@ -129,6 +152,10 @@ def train(
         "patience_counts": patience_counts,
         "copied_rate": copied_rate,
         "rates": dict(rates or {}),
+        "masks": mask_steps(closed, masks, steps),
+        "scaled_rates": scaled_rates,
+        "warm_new": warm_new,
+        "keep_optimizer": keep_optimizer,
         "teacher": None if teacher is None else str(teacher),
         "teacher_weight": teacher_weight,
         "temperature": temperature,
@@ -137,15 +164,25 @@ def train(
         "bf16": bf16,
         "fp16": fp16,
         "gradient_checkpointing": gradient_checkpointing,
+        "callbacks": [_settings(callback) for callback in callbacks],
         "seed": seed,
     }
     refuse_odd_options(asked)
     refuse_unknown_reporters(report_to)
     warmup = asked["warmup"]
-    rate = cosine(steps, warmup=warmup) if schedule == "cosine" else lemon(steps, warmup=warmup, share=decay)
+    if schedule == "lemon":
+        rate = lemon(steps, warmup=warmup, share=decay)
+    else:
+        rate = (cosine if schedule == "cosine" else constant)(steps, warmup=warmup)
     frozen = transferred(checkpoint.path) if freeze else []
     slow = [] if copied_rate is None else copied(checkpoint.path)
+    scaled = recorded_shares(checkpoint.path) if scaled_rates else {}
     args = _arguments(str(out) + SUFFIX, asked, fsdp, report_to)
+    masking = OpenMasks({"closed": closed}, asked["masks"]) if asked["masks"] else None
+    if masking and args.fsdp:
+        raise refuse_shared()
+    check_grown(checkpoint, asked, moments, resume, args)
+    asked["keep_optimizer"] |= schedule == "constant" and not args.fsdp
     with kept_beside(out, Path(args.output_dir)) as cache:
         how = {"field": text_field, "pack": pack, "cache": cache}
         work = task(checkpoint, data, validation, sequence_length, **how)
@@ -163,11 +200,15 @@ def train(
             "data": work.examples.fingerprint(),
             "validation": work.held_out.fingerprint(),
             "processes": processes,
+            "moments": moments,
             "sequence_length": work.examples.length,
             "frozen": _told(frozen),
             "copied": _told(slow),
             "teacher": master and master.fingerprint(),
             "teacher_name": master and master.name,
+            "data_name": named(data),
+            "validation_name": named(validation) if given else "",
+            "text_field": text_field,
         }
         with (
             quiet(),
@@ -175,8 +216,14 @@ def train(
             RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
         ):
             shares = dict(rates or {}) | dict.fromkeys(slow, copied_rate)
-            session = Session(out, checkpoint, work, args, settings, rate, frozen, shares, master)
-            return session.trained(last, progress)
+            how = rate, frozen, shares, scaled, master, callbacks, masking
+            return Session(out, checkpoint, work, args, settings, *how).trained(last, progress)
+
+
+def _settings(callback: TrainerCallback) -> dict:
+    """A callback's name and what it was made with, as far as it tells."""
+    args = callback.state()["args"] if isinstance(callback, ExportableState) else {}
+    return {"name": type(callback).__name__, "args": json.loads(json.dumps(args))}  # as the file will have it
 
 
 def _told(names: list[str]) -> str:
@@ -210,7 +257,7 @@ def _arguments(folder: str, asked: dict, fsdp: bool, report_to: Sequence[str]) -
                 save_strategy="steps" if asked["save_every"] else "no",
                 save_steps=asked["save_every"] or asked["steps"],
                 save_total_limit=KEPT,
-                ddp_find_unused_parameters=asked["freeze"] is not None,
+                ddp_find_unused_parameters=asked["freeze"] is not None or bool(asked["callbacks"]),
                 logging_steps=asked["window"],
                 logging_nan_inf_filter=False,  # StopOnNaN looks first
                 disable_tqdm=True,

@@ -24,7 +24,7 @@ from growth.engine import made, one_thread
 from growth.errors import refuse, refuse_odd_seed
 from growth.folders import beside, refuse_existing, refuse_too_large
 from growth.plan import Source
-from growth.record import new_record
+from growth.record import named, new_record, refuse_closed
 from growth.report import Report
 from growth.training.data import Data
 from growth.transferring.align import Alignment
@@ -93,8 +93,12 @@ def transfer(
         raise refuse("output folder", "the name of a new folder", "none", "name one, or ask for a dry run")
     if not dry_run:
         refuse_existing(dst)
+    asked = {"mixers": mixers, "pattern": pattern, "keep_attention": keep_attention, "decays": decays}
+    asked |= {"retention_heads": retention_heads, "start": start, "text_field": text_field}
+    asked |= {"align": align if isinstance(align, int) else None, "data_name": named(data)}
     began, count = time.perf_counter(), count_of(keep_attention)
     checkpoint = Checkpoint(src)
+    refuse_closed(checkpoint)
     said_by(checkpoint.config, str(src))
     source = Source(checkpoint)
     letters = chosen_pattern(
@@ -124,6 +128,7 @@ def transfer(
             refuse_too_large(dst, plan.bytes)
             how = {"parameters": parameters, "pattern": config.pattern, "copy": copy, "seed": seed}
             how |= {"format": format, "start": starting.told(), **fitted.json}
+            how |= {"asked": asked}
             record = new_record("transfer", "xatl", checkpoint, weights.lossless, plan, notes=notes, **how)
             with one_thread():
                 write_checkpoint(dst, target.config, made(plan, source), plan.rows, checkpoint, record)

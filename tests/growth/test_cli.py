@@ -7,21 +7,12 @@ import sys
 import pytest
 import torch
 from checkpoints import ALL, FAMILIES, bert, gpt2, neox, saved
+from command import run
 from transformers import OPTConfig, OPTForCausalLM
 
 import growth
-from growth.__main__ import main
 from growth.errors import Refusal
 from growth.methods import METHODS
-
-
-def run(monkeypatch, capsys, *words):
-    """(exit code, standard output, standard error) of `growth WORDS`."""
-    monkeypatch.setattr(sys, "argv", ["growth", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return stop.value.code or 0, captured.out, captured.err
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +128,7 @@ REFUSALS = {
             "--freeze",
             "transferred",
         ),
-        "expected a checkpoint that growth transfer wrote",
+        "expected a checkpoint whose growth.json asks for it, as growth transfer and llama-pro write it",
     ),
     "nothing left to train": (
         (
@@ -204,7 +195,7 @@ REFUSALS = {
     ),
     "an option of another method": (
         ("grow", "{src}", "{}/out", "--num-layers", 4, "--data", "{}/words.txt"),
-        "data: expected none, for lemon has no use for it, got some; leave it out, or choose method ligo or",
+        "data: expected none, for lemon has no use for it, got some; leave it out, or choose method gradmax",
     ),
     "an option of one other method": (
         ("grow", "{src}", "{}/out", "--num-layers", 4, "--method", "mango", "--start", "lossless"),
@@ -292,7 +283,7 @@ WRONG = {
     "a missing argument": (("grow",), "Missing argument 'SRC'; see growth grow --help"),
     "no number": (("grow", "a", "b", "--num-layers", "x"), "Invalid value for '--num-layers'"),
     "a missing option": (("train", "a"), "Missing option '--"),
-    "an unknown verb": (("sing",), "No such command 'sing'; see growth --help"),
+    "an unknown verb": (("xyz",), "No such command 'xyz'; see growth --help"),
     "an empty source": (
         ("grow", "", "b", "--num-layers", 4),
         "expected the name of a folder, got ''; name one",

@@ -11,7 +11,19 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
-from growth.demo.budgets import FULL, QUICK, TRANSFERS, Budget, Group, Job, Lesson, Size, Text, transfers
+from growth.demo.budgets import (
+    FULL,
+    QUICK,
+    TRANSFERS,
+    Budget,
+    Carried,
+    Group,
+    Job,
+    Lesson,
+    Size,
+    Text,
+    transfers,
+)
 from growth.demo.corpus import corpus
 from growth.demo.digits import digits
 from growth.demo.job import machine, perform
@@ -26,6 +38,10 @@ NUMBERS = SIZES | BUDGETS | {"learning": Lesson(2, 2), "batch_size": 2, "held_ou
 TOY = Job(
     text=Text(
         **NUMBERS,
+        carrying={
+            "lemon-carried": Carried(True, Budget(4, 1e-2, 0, 0.6)),
+            "lemon-early": Carried(False, Budget(4, 1e-2, 0, 0.6)),
+        },
         transferring=transfers({name: (2, Budget(4, 1e-2, 1, 0.6, 5e-3)) for name in TRANSFERS}, 4),
         length=32,
         text=40_000,
@@ -224,7 +240,11 @@ def test_every_arm_is_trained_beside_its_baseline_on_the_same_budget(done):
     pytest.importorskip("sklearn")
     report, _, _ = done
     arms = {arm["name"]: arm for arm in arms_of(report)}
-    texts = {"scratch", *METHODS, *TRANSFERS, *(f"{name}-scratch" for name in TRANSFERS)}
+    left_out = report["groups"][0]["left_out"]
+    assert left_out.keys() == {"gstack", "gradmax", "hypercloning", "solar", "staged", "upcycle"}, left_out
+    carried = {"lemon-carried", "lemon-early"}
+    grown = METHODS.keys() - left_out.keys() | carried
+    texts = {"scratch", *grown, *TRANSFERS, *(f"{name}-scratch" for name in TRANSFERS)}
     assert set(arms) == texts | {"vit-scratch", "vit-lemon", "vit-ligo"}
     for arm in arms.values():
         assert [p["step"] for p in arm["curve"]] == [0, 2, 4]
@@ -234,6 +254,16 @@ def test_every_arm_is_trained_beside_its_baseline_on_the_same_budget(done):
             assert (arm["parameters"], arm["step_flops"]) == (baseline["parameters"], baseline["step_flops"])
             assert 0 < arm["noise"] < 1 and arm["start"]["seconds"] > 0
     assert arms["lemon"]["lossless"] and not arms["stack"]["lossless"]
+    for name in carried:
+        settings = json.loads((done[1] / "trained" / name / "training.json").read_text())["settings"]
+        assert settings["warmup"] == 0 and settings["moments"].endswith("after 6 steps")
+    early = arms["lemon-early"]["source"]
+    schedules = [
+        json.loads((done[1] / "trained" / name / "training.json").read_text())["settings"]["schedule"]
+        for name in ("source", early["name"])
+    ]
+    assert schedules == ["cosine", "constant"]
+    assert arms["lemon-early"]["curve"][0]["loss"] == pytest.approx(early["curve"][-1]["loss"], abs=1e-4)
     for name in TRANSFERS:
         assert arms[name]["start"]["flops"] > 0, "fitting is counted"
         record = json.loads((done[1] / "start" / name / "growth.json").read_text())

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
+from growth.training.callbacks import LayerDropping
 from growth.training.corpus import tokens
 from growth.training.curve import evaluate
 from growth.training.data import Windows
@@ -92,6 +93,17 @@ def assert_alike(out, other):
     assert curve(out) == curve(other)
     got, want = load_file(weights(out)), load_file(weights(other))
     assert got.keys() == want.keys() and all(torch.equal(got[n], want[n]) for n in want)
+
+
+def test_several_processes_skip_the_layers_that_one_skips(folder, tmp_path):
+    how = {"freeze": None, "unfreeze": None, "callbacks": [LayerDropping(0.6)]}
+    report = train(**settings(folder, tmp_path / "one", **how))
+    ended = started(2, tmp_path / "told", settings(folder, tmp_path / "two", 2, **how))
+    assert ended.codes == [0, 0], ended.err
+    points, _ = curve(tmp_path / "two")
+    assert [p[:2] for p in points] == [(p.step, p.flops) for p in report.curve]
+    assert points[-1][1] < 8 * report.step_flops
+    assert [p[2] for p in points] == pytest.approx([p.loss for p in report.curve], abs=1e-4)
 
 
 # ---- the division of a step

@@ -5,19 +5,9 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import ALL, inputs
-from exact import exact
+from checkpoints import ALL, PLAIN
+from outputs import error, run
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTextEncoding,
-    AutoModelForTokenClassification,
-)
 
 import growth
 from growth.checkpoint import Checkpoint
@@ -25,18 +15,6 @@ from growth.errors import Refusal
 from growth.loading import quiet
 from growth.plan import Source
 
-AUTOS = {
-    "ForCausalLM": AutoModelForCausalLM,
-    "LMHeadModel": AutoModelForCausalLM,
-    "ForMaskedLM": AutoModelForMaskedLM,
-    "ForQuestionAnswering": AutoModelForQuestionAnswering,
-    "ForConditionalGeneration": AutoModelForSeq2SeqLM,
-    "ForSequenceClassification": AutoModelForSequenceClassification,
-    "ForTokenClassification": AutoModelForTokenClassification,
-    "EncoderModel": AutoModelForTextEncoding,
-    "Model": AutoModel,
-}
-GIVEN = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
 METHODS = ("stack", "interpolate", "net2net", "lemon")
 TABLE = [
     ("lemon", {"hidden_size": 112, "num_layers": 7}),  # 4 heads to 7
@@ -47,7 +25,22 @@ TABLE = [
     ("stack", {"hidden_size": 128}),
     ("interpolate", {"num_layers": 5}),
 ]
-PLAIN = [name for name in ALL if " " not in name] + ["t5 1.1", "lci RAM", "lci SMA"]
+SHIFTED = "norm: the mean"
+ABOVE = "layers: units beyond the source's are those of the layer above"
+# What each loses, None where nothing.
+COPYING = [
+    (growth.HyperCloning(), {"hidden_size": 128}, None),
+    (growth.HyperCloning(snr=10.0), {"hidden_size": 192, "num_layers": 5}, None),
+    (growth.Lemon(symmetry="comp"), {"hidden_size": 128, "num_layers": 5}, None),
+    (growth.Net2Net(symmetry="comp"), {"hidden_size": 192}, None),
+    (growth.Bert2Bert(initialisation="fpi"), {"ffn_size": 264}, None),
+    (growth.Bert2Bert(initialisation="fpi", noise=0.1), {"ffn_size": 320}, None),
+    (growth.Bert2Bert(initialisation="fpi"), {"hidden_size": 128}, SHIFTED),
+    (growth.Bert2Bert(), {"ffn_size": 264}, ABOVE),
+    (growth.Bert2Bert(noise=0.1), {"hidden_size": 112, "num_layers": 5}, SHIFTED),
+]
+# Rows, columns or heads in one tensor with others, in another order, in groups, convolutions.
+STORED = ["gpt_neox", "gpt2", "llama", "phi3", "olmo2", "granitemoehybrid", "t5 1.1", "lci RAM", "lci SMA"]
 LARGER = {
     "384 to 768": ({"hidden_size": 384, "num_attention_heads": 6}, {"hidden_size": 768}),
     "512 to 768": ({"hidden_size": 512, "num_attention_heads": 8}, {"hidden_size": 768, "num_layers": 3}),
@@ -64,24 +57,6 @@ GROUPS = {
     "groups alone": (2, {"num_heads": 4, "num_kv_heads": 4}),
     "heads that do not divide into the groups": (2, {"num_heads": 5}),
 }
-
-
-def run(folder, dtype):
-    """The model's configuration and what it gives; transformers loads it with no tensor missing or left."""
-    with quiet():
-        named = json.loads((folder / "config.json").read_text())["architectures"][0]
-        auto = next(auto for end, auto in AUTOS.items() if named.endswith(end))
-        model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    assert type(model).__name__ == named
-    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-    with torch.no_grad():
-        out = exact(model)(**inputs(model.config))
-    return model.config, [out[name] for name in GIVEN if out.get(name) is not None]
-
-
-def error(truth, got):
-    """The largest difference of the channels that both have, over the largest number there."""
-    return max(((y[..., : x.shape[-1]] - x).abs().max() / x.abs().max()).item() for x, y in zip(truth, got))
 
 
 @pytest.fixture(scope="session")
@@ -134,6 +109,37 @@ def test_a_family_is_promised_lossless_exactly_where_the_equations_say_so(
     source, tmp_path, name, method, sizes
 ):
     agrees(source(name), tmp_path, method, sizes)
+
+
+@pytest.mark.parametrize("method, sizes, loss", COPYING, ids=repr)
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_copy_of_any_kind_keeps_what_it_promises_and_names_what_it_loses(
+    source, tmp_path, name, method, sizes, loss
+):
+    folder, _, truth = source(name)
+    if loss == ABOVE and name.startswith("lci"):
+        loss = None  # all its layers are of other kinds
+    report = growth.grow(folder, tmp_path / "out", method=method, allow_lossy=True, **sizes)
+    _, got = run(tmp_path / "out", torch.float64)
+    if loss is None:
+        assert report.lossless and not report.notes and error(truth, got) < 1e-9
+    else:
+        assert not report.lossless and error(truth, got) > 1e-4
+        assert any(loss in note for note in report.notes), report.notes
+
+
+@pytest.mark.parametrize("parting", ["spread", "first", "pairs", "blocks"])
+@pytest.mark.parametrize("name", STORED)
+def test_a_family_stays_the_same_function_however_copies_are_parted(
+    source, tmp_path, monkeypatch, name, parting
+):
+    folder, _, truth = source(name)
+    monkeypatch.setattr(growth.Net2Net, "parting", parting)
+    heads = {"num_kv_heads": 2} if name in ("llama", "phi3", "granitemoehybrid") else {}
+    method = growth.Net2Net(noise=0.1)
+    report = growth.grow(folder, tmp_path / "out", method=method, hidden_size=192, **heads)
+    _, got = run(tmp_path / "out", torch.float64)
+    assert report.lossless and error(truth, got) < 1e-9
 
 
 @pytest.mark.parametrize("method", ["net2net", "lemon"])
@@ -239,10 +245,34 @@ def test_a_tensor_is_written_back_to_the_byte(source, name):
         assert torch.equal(entry.to_disk(parts).to(x.dtype), x), tensor
 
 
+def test_layers_in_another_order_take_their_entries_along(source, tmp_path):
+    """Also where there are as many as before."""
+    growth.grow(
+        source("lci RAM")[0], tmp_path / "lci", growth.Sizes(hidden=128), growth.StackBert(order="2,0,1")
+    )
+    config, _ = run(tmp_path / "lci", torch.float64)
+    assert config.pattern == "MRA"
+    growth.grow(
+        source("qwen2")[0], tmp_path / "qwen2", growth.Sizes(hidden=128), growth.StackBert(order="1,1,2")
+    )
+    config, _ = run(tmp_path / "qwen2", torch.float64)
+    assert config.layer_types == ["sliding_attention"] * 2 + ["full_attention"]
+
+
+def test_an_order_that_leaves_out_a_kind_of_layer_is_refused(source, tmp_path):
+    folder, *_ = source("lci RAM")
+    with pytest.raises(
+        Refusal, match="order: expected a layer of each kind, got 0,0,2; name one of kind A too"
+    ):
+        growth.grow(folder, tmp_path / "out", growth.Sizes(hidden=128), growth.StackBert(order="0,0,2"))
+    assert not (tmp_path / "out").exists()
+
+
 ORDERS = {"stack": "01201", "interpolate": "00112", "net2net": "01122", "lemon": "01122"}
+ORDERS |= {"bert2bert": "01212", "hypercloning": "01122"}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ORDERS)
 @pytest.mark.parametrize(
     "name, field",
     [

@@ -14,7 +14,7 @@ from growth.errors import Refusal
 from growth.learned.maps import dense
 from growth.loading import load_model
 from growth.lossless import lost
-from growth.methods import Lemon, method_of
+from growth.methods import Bert2Bert, HyperCloning, Lemon, method_of
 from growth.plan import Source
 from growth.sizes import Sizes, resized
 
@@ -103,7 +103,7 @@ def test_gpt_2_s_depth_stays_where_a_layer_s_number_scales_its_attention(tmp_pat
     src = FAMILIES["gpt2"](tmp_path / "src", torch.float64, scale_attn_by_inverse_layer_idx=True)
     report = growth.grow(src, tmp_path / "out", method="lemon", hidden_size=168)
     assert report.lossless and difference64(src, tmp_path / "out") < 1e-10
-    with pytest.raises(Refusal, match="num-layers: expected the source's 3, .*, got 4; grow the width alone"):
+    with pytest.raises(Refusal, match="num-layers: expected the source's 3, .*, got 4; change"):
         growth.grow(src, tmp_path / "deeper", method="lemon", num_layers=4)
 
 
@@ -161,6 +161,15 @@ def test_noise_that_readers_would_see_is_a_loss(source):
         assert any("mlp.up: what parts the copies is seen" in why for why in losses) == told
 
 
+@pytest.mark.parametrize("order", ["1,0,2", "0,0,2"])
+def test_an_order_that_loses_layers_is_refused_with_one_that_does_not(source, tmp_path, order):
+    with pytest.raises(Refusal, match="in turn, such as 0,1,1,2, or --allow-lossy$"):
+        growth.grow(source, tmp_path / "out", Sizes(hidden=192), Lemon(order=order))
+    assert growth.grow(
+        source, sizes=Sizes(hidden=192), method=Lemon(order="0,1,1,0,2"), dry_run=True
+    ).lossless
+
+
 def test_a_loss_is_told_by_the_op_that_has_it(source):
     old, new = architectures(source, 168, 5)
     maps = method_of("net2net").maps(old, new)
@@ -204,12 +213,13 @@ def test_copies_part_ways_only_because_their_readers_differ(family, noise, tmp_p
     assert apart > 1e-4 if noise else apart < 1e-5
 
 
+@pytest.mark.parametrize("method", [Lemon(noise=0.0), Bert2Bert(), HyperCloning()], ids=str)
 @pytest.mark.parametrize("name", ["llama", "phi3", "gemma2", "lci SSS"])
-def test_a_tensor_made_in_blocks_of_rows_is_the_one_made_at_once(tmp_path, monkeypatch, name):
+def test_a_tensor_made_in_blocks_of_rows_is_the_one_made_at_once(tmp_path, monkeypatch, name, method):
     """Also where several weights lie side by side in it."""
     src = ALL[name](tmp_path / "src")
     for block in (2**18, 2**8):
         monkeypatch.setattr(engine, "BLOCK", block)
-        growth.grow(src, tmp_path / f"{block}", Sizes(hidden=128, layers=4), Lemon(noise=0.0))
+        growth.grow(src, tmp_path / f"{block}", Sizes(hidden=128, layers=4), method)
     whole, parts = (Checkpoint(tmp_path / f"{block}") for block in (2**18, 2**8))
     assert all(torch.equal(whole.read(tensor), parts.read(tensor)) for tensor in whole.names)

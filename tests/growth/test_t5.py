@@ -69,7 +69,7 @@ def test_stacks_of_unlike_depth_grow_in_width_alone(tmp_path):
     assert growth.grow(src, tmp_path / "out", hidden_size=112).lossless
     config = load_model(tmp_path / "out").config
     assert (config.num_layers, config.num_decoder_layers) == (3, 2)
-    with pytest.raises(Refusal, match="stacks of as many layers, got 3 and 2; grow the width alone"):
+    with pytest.raises(Refusal, match="stacks of as many layers, got 3 and 2; change the width alone"):
         growth.grow(src, tmp_path / "deeper", num_layers=5)
 
 

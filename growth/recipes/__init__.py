@@ -1,0 +1,1 @@
+"""Recipes: chains of verbs as YAML, validated before they run, recorded, and repeated."""

@@ -1,0 +1,119 @@
+"""Can a recipe run? As far as that is known before anything does: options, files, and sizes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from growth.checkpoint import Checkpoint, chosen_dtype
+from growth.errors import Refusal, refuse, refuse_odd_seed, several
+from growth.families.table import Model
+from growth.flags import flags, method_with
+from growth.growing import scale_eps
+from growth.lossless import lost
+from growth.methods import METHODS
+from growth.plan import Source
+from growth.recipes.commands import MAKING, Commands, Places
+from growth.recipes.recipe import Recipe
+from growth.sizes import FLAGS, Sizes, changed, resized
+from growth.training.freeze import transferred
+from growth.training.options import LEAST, refuse_odd_options
+
+
+@dataclass
+class State:
+    """What is known of the checkpoint that a step reads.
+
+    model: None where that follows from the weights, or another verb's plan. still: what `train --freeze` may
+    hold still; None where that is not known.
+    """
+
+    model: Model | None
+    still: bool | None
+
+
+def refuse_odd_steps(recipe: Recipe, source: str, commands: Commands) -> list[str]:
+    """A line for each step on what it is to do.
+
+    Raises Refusal, with the step's number, where one cannot be served: a verb or an option that is not there,
+    a value of another type, a file that is missing, sizes that cannot be grown to from those that the steps
+    before give, as far as these are known: behind `shrink` and `transfer` they are not.
+    """
+    if not any(step.verb in MAKING for step in recipe.steps):
+        raise refuse("recipe", "a step that makes a checkpoint", "none", f"add one of {', '.join(MAKING)}")
+    here, lines, made = State(Source(Checkpoint(source)).model, _held(source)), [], False
+    for number, step in enumerate(recipe.steps, 1):
+        where = f"step {number}, {step.verb}"
+        at = Places(source, source, f"{source}.made", source)
+        parsed = commands.parsed(where, step, at)
+        if step.verb == "check" and not made:
+            raise refuse(where, "a step before it that makes a checkpoint", "none", "put it behind one")
+        made = made or step.verb in MAKING
+        try:
+            did = PLANNED.get(step.verb, _unknown)(parsed, here)
+        except Refusal as refusal:
+            raise Refusal(f"{where}: {refusal}") from refusal
+        lines.append(f"{where}: {did}" if did else where)
+    return lines
+
+
+def _held(source: str) -> bool:
+    try:
+        return bool(transferred(source))
+    except Refusal:
+        return False
+
+
+def _grow(given: dict[str, Any], here: State) -> str:
+    """As growing.grow plans it, of a configuration alone."""
+    options = {name: x for name in flags(METHODS.values()) if (x := given.get(name)) not in (None, [], ())}
+    method = method_with(given["method"], options)
+    refuse_odd_seed(given["seed"])
+    chosen_dtype(given["dtype"])
+    old = here.model
+    if old is None or not hasattr(method, "depth"):  # or a method that makes another family's model
+        return _unknown(given, here)
+    sizes = Sizes(**{name: given.get(flag.replace("-", "_")) for name, flag in FLAGS.items()})
+    wanted = replace(sizes, layers=method.depth(sizes.layers, old.architecture.layers))
+    config = resized(old, wanted, method.layers)
+    new = old.family.model(config, old.parts)
+    maps = method.maps(old.architecture, new.architecture, given["seed"])
+    if (
+        method.lossless
+        and not given["allow_lossy"]
+        and (losses := lost(old.architecture, new.architecture, maps))
+    ):
+        remedy = "choose others, or allow-lossy: true"
+        raise refuse(method.name, "sizes at which nothing is lost", several(losses), remedy)
+    scale_eps(config, maps)
+    sizes = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in changed(old, new).items())
+    here.model, here.still = new, maps.still is not None
+    return f"by {method.name}: {sizes}"
+
+
+def _train(given: dict[str, Any], here: State) -> str:
+    """Options that train refuses."""
+    refuse_odd_options(given | {name: x for name, x in LEAST.items() if given[name] is None})
+    if given["freeze"] and here.still is False:
+        remedy = "leave freeze out, or put a method before it that adds layers to be trained alone"
+        raise refuse("freeze", "a model of which something is to be held still", "none", remedy)
+    return f"{given['steps']} steps on {given['data']}"
+
+
+def _check(given: dict[str, Any], here: State) -> str:
+    """It makes nothing."""
+    return ""
+
+
+def _unknown(given: dict[str, Any], here: State) -> str:
+    """What comes out is known when it is there."""
+    if "seed" in given:
+        refuse_odd_seed(given["seed"])
+    here.model = here.still = None
+    return ""
+
+
+PLANNED: dict[str, Callable[[dict[str, Any], State], str]] = {
+    "grow": _grow,
+    "train": _train,
+    "check": _check,
+}

@@ -1,0 +1,167 @@
+"""A recipe is run: each step in a folder of its own beside the output, which the last becomes.
+
+    DST.recipe/recipe.json      what was begun, and of which weights
+    DST.recipe/N/               what step N made; the newest two stay
+
+Where a step fails, what took training stays, and the same call goes on after it.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import is_torchelastic_launched
+
+from growth.checkpoint import Checkpoint
+from growth.errors import Refusal, refuse
+from growth.folders import named_folder, publish, refuse_existing
+from growth.jsonfile import read_object
+from growth.recipes.commands import MAKING, Commands, Places
+from growth.recipes.planned import refuse_odd_steps
+from growth.recipes.recipe import Recipe, Step, read_recipe
+from growth.record import BEGUN, enter_recipe
+from growth.training.run import SUFFIX as RUN
+from growth.training.run import newest
+
+SUFFIX = ".recipe"  # of the folder where the steps are, behind the name of the output
+
+
+def run_recipe(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    dst: str | Path | None = None,
+    src: str | Path | None = None,
+    *,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> list[Any]:
+    """Run a recipe, a file of YAML or what is in it (growth.recipes.recipe); its result is the folder `dst`.
+
+    src       the checkpoint to begin with, a folder or the Hub's, in the place of the recipe's
+    dry_run   validate it alone, and say what each step is to do; `dst` may be left out then
+    as_json   each step prints its report as JSON, where its verb does
+
+    Everything is validated before anything runs (growth.recipes.planned). Then each step prints what its
+    command does. Returns their reports, of a dry run the lines; growth.json in `dst`, or for training alone
+    training.json, has the recipe, and growth.recipe_of gives it back. Raises Refusal, with the step's number,
+    where a step cannot be served: nothing is written then, but for steps that follow training, which is kept
+    in `dst`.recipe, as the message says, and not done again by the same call.
+    """
+    if is_torchelastic_launched():
+        raise refuse("recipe", "one process", "torchrun", "run its steps one by one; training takes several")
+    found = read_recipe(recipe)
+    source = found.source if src is None else str(src)
+    if source is None:
+        raise refuse("recipe", "a source, there or in the call", "none", "name the checkpoint to begin with")
+    found, commands = replace(found, source=source), Commands()
+    lines = refuse_odd_steps(found, source, commands)
+    if dry_run:
+        return lines
+    if dst is None:
+        raise refuse("output folder", "the name of a new folder", "none", "name one, or ask for a dry run")
+    refuse_existing(dst)
+    return _Run(found, named_folder(dst, "output folder"), commands).run(as_json)
+
+
+class _Run:
+    def __init__(self, recipe: Recipe, dst: Path, commands: Commands):
+        self.recipe, self.dst, self.commands = recipe, dst, commands
+        self.folder = dst.with_name(dst.name + SUFFIX)
+
+    def run(self, as_json: bool) -> list[Any]:
+        done, reports = self._begun(), []
+        last = max(i for i, step in enumerate(self.recipe.steps, 1) if step.verb in MAKING)
+        try:
+            for number, step in enumerate(self.recipe.steps, 1):
+                if number > done:
+                    reports.append(self._step(number, step, as_json))
+                    self._forget(number)
+            made = self._at(last)
+            enter_recipe(made, self.recipe.json())
+        except BaseException as error:
+            kept = self._left()
+            if isinstance(error, Refusal):
+                error.args = (f"step {number}, {step.verb}: {error}" + (f"; {kept}" if kept else ""),)
+            elif kept:
+                print(f"{self.folder}: {kept}", file=sys.stderr)
+            raise
+        try:
+            publish(made, self.dst)
+        finally:
+            if not made.exists():
+                shutil.rmtree(self.folder, ignore_errors=True)
+        return reports
+
+    def _step(self, number: int, step: Step, as_json: bool) -> Any:
+        model = self._made_before(number)
+        before = model if model == self.recipe.source else self._made_before(int(Path(model).name))
+        out = self._at(number)
+        at = Places(self.recipe.source, model, str(out), before)
+        report = self.commands.run(step, at, {"as_json": as_json, "resume": _unfinished(out)})
+        if step.verb == "check" and not report.kept:
+            raise refuse("check", "what growth promised", str(report), "look at the step before it")
+        return report
+
+    def _at(self, number: int) -> Path:
+        return self.folder / str(number)
+
+    def _made_before(self, number: int) -> str:
+        """What the step of that number reads."""
+        earlier = [i for i, step in enumerate(self.recipe.steps[: number - 1], 1) if step.verb in MAKING]
+        return str(self._at(earlier[-1])) if earlier else self.recipe.source
+
+    def _begun(self) -> int:
+        """The last step that was done by a call like this one, 0 where there is none."""
+        now = self.recipe.json() | {"output": self.dst.absolute().name}
+        now["weights"] = Checkpoint(self.recipe.source).fingerprint()
+        if not os.path.lexists(self.folder):
+            try:
+                self.folder.mkdir(parents=True)
+                (self.folder / BEGUN).write_text(json.dumps(now, indent=1))
+            except OSError as error:
+                raise refuse(
+                    str(self.folder), "a folder that can be made", error.strerror, "name another"
+                ) from error
+            return 0
+        before = read_object(self.folder / BEGUN) if (self.folder / BEGUN).exists() else {}
+        if before != now:
+            remedy = f"go on with that one, name another output, or remove {self.folder}"
+            raise refuse(str(self.dst), "the recipe and source that were begun there", "others", remedy)
+        done = max((int(x.name) for x in self.folder.iterdir() if x.name.isdigit()), default=0)
+        if done:
+            print(f"{self.folder}: goes on after step {done}", file=sys.stderr)
+        return done
+
+    def _forget(self, number: int) -> None:
+        """What no later step, and no check, reads."""
+        made = sorted(int(x.name) for x in self.folder.iterdir() if x.name.isdigit())
+        for old in made[:-2]:
+            shutil.rmtree(self._at(old))
+
+    def _left(self) -> str:
+        """What of the work is kept, and how to go on; nothing else is."""
+        done = [int(x.name) for x in self.folder.iterdir() if x.name.isdigit()]
+        begun = [x for x in self.folder.iterdir() if x.name.endswith(RUN)]
+        trained = any(_took(step) for step in self.recipe.steps[: max(done, default=0)])
+        if not trained and not any(newest(run) for run in begun):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return ""
+        steps = f"what steps 1 to {max(done)} made" if done else "the training that was begun"
+        return f"{steps} is kept in {self.folder}, and the same call goes on from it"
+
+
+def _took(step: Step) -> bool:
+    """Did it train something?"""
+    return step.verb == "train" or "data" in step.options
+
+
+def _unfinished(out: Path) -> bool:
+    """Was the training of this folder begun, so that it can go on? What cannot go on is removed."""
+    run = Path(f"{out}{RUN}")
+    if os.path.lexists(run) and not newest(run):
+        shutil.rmtree(run)
+    return run.exists()
