@@ -36,6 +36,7 @@ from growth.training.curve import evaluate
 from growth.training.data import Windows, collator
 
 LENGTH, BATCH, PRETRAINING = 128, 16, 400
+RATE = 5e-3  # of many steps
 SMALL = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3}
 SMALL |= {"max_position_embeddings": LENGTH}
 FAMILIES = {
@@ -103,7 +104,7 @@ def main() -> None:
                     grown = Path(scratch, f"{i}")
                     if method.learned:
                         how = {"data": data, "steps": options.steps, "batch_size": batch_size}
-                        method = replace(method, **how)
+                        method = replace(method, learning_rate=RATE, **how)
                     growth.grow(source, grown, Sizes(hidden=width, layers=6), method, seed=seed)
                     found.append(loss(grown, held_out.sample(128).windows))
             print(f"| {family} | {seed} | " + " | ".join(f"{x:.3f}" for x in found) + " |", flush=True)

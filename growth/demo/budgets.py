@@ -132,7 +132,7 @@ FULL = Job(
                 "hybrid": (200, Budget(360, 1.5e-2, 10, 0.35, 1e-2)),
             }
         ),
-        learning=Lesson(10, 8),
+        learning=Lesson(5, 8),
         batch_size=8,
         length=128,
         held_out=128,

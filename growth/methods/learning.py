@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from growth.plan import Recipe
     from growth.training.data import Data
 
-RATE = 0.06  # over the source's width: ten steps at 0.25 and more raised the loss of the demo's model
+RATE = 0.006  # over the source's width: few steps at ten times that raised the loss of the demo's model
 REMAKE = ("auto", "always", "never")
 
 
@@ -34,10 +34,10 @@ class Learning(Ordered):
     width unless given, for a new unit sums over as many old ones."""
 
     data: "Data | None" = option(None, "a text file, or a folder of them, to learn from", str)
-    steps: int = option(10, "learning steps")
+    steps: int = option(5, "learning steps")
     batch_size: int = option(16, "windows or images a step")
     sequence_length: int | None = option(None, "tokens a window; default: 512, or the model's positions")
-    learning_rate: float | None = option(None, "the highest learning rate; default: 0.06 / source's width")
+    learning_rate: float | None = option(None, "the highest learning rate; default: 0.006 / the width")
     remake: str = option("auto", "make blocks again for the backward: auto, by memory | always | never")
 
     learned: ClassVar[bool] = True
