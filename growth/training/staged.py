@@ -178,7 +178,11 @@ def _refuse_odd(model: str | Path, stages: Sequence[GrowAt]) -> None:
     seen, last = source.model, 0
     for stage in stages:
         method = method_of(stage.method)
-        config = resized(seen, replace(stage.sizes, layers=method.depth(stage.sizes.layers)), method.layers)
+        config = resized(
+            seen,
+            replace(stage.sizes, layers=method.depth(stage.sizes.layers, seen.architecture.layers)),
+            method.layers,
+        )
         seen = source.family.model(config, seen.parts)
         if stage.step is not None and stage.step <= last:
             raise refuse("stage", f"a step after {last}, where one ended", stage.step, "put them in order")
