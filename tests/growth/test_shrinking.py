@@ -1,4 +1,4 @@
-"""growth shrink: what stays is what the scores say, as it was; nothing runs twice; what cannot be is refused."""
+"""growth shrink: what stays is what the scores say, as it was; nothing runs twice; else a refusal."""
 
 import json
 import sys
