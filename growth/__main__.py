@@ -127,7 +127,8 @@ def grow(
     given = {name: x for name, x in options.items() if x not in (None, [], ())}
     sizes = growth.Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size)
     if recipe is not None:
-        beside = (method, allow_lossy, dtype, shard_size, seed) != ("lemon", False, None, 2.0, 0)
+        usual = ("lemon", False, None, 2.0, None, "copy-scaled", 0)
+        beside = (method, allow_lossy, dtype, shard_size, optimizer, policy, seed) != usual
         if given or beside or sizes != growth.Sizes():
             raise refuse("recipe", "no sizes or options beside it", "some", "write them into its steps")
         return _run_recipe(recipe, src, dst, dry_run, as_json)
@@ -206,7 +207,7 @@ def shrink(
     seed: Seed = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
-) -> None:
+) -> Any:
     """Shrink a checkpoint to the layers and units that it needs most."""
     report = growth.shrink(
         src,
@@ -226,6 +227,7 @@ def shrink(
         dry_run=dry_run,
     )
     _print(report, dry_run, as_json)
+    return report
 
 
 @app.command()

@@ -13,8 +13,8 @@ mean and variance; at a whole factor net2net and hypercloning preserve it, and l
 added layers do not preserve it. Heads that are added to a group of keys and values copy heads of that group;
 heads whose decays stand in the configuration are copied in turn.
 
-The paper's two-stage training goes on from the result: the bottom layers as a shorter model first, with the
-same head, then all.
+The paper's two-stage training goes on from the result: sub-models of the bottom layers first, with the same
+head, then all of it. `SubmodelStage` of growth.training.callbacks is the first stage.
 """
 
 from dataclasses import dataclass

@@ -148,9 +148,6 @@ def _firsts(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     return tuple(kept)
 
 
-NO_NOISE = (0.0, 0.0)
-
-
 class Moment:
     """What belongs to each entry of a checkpoint's tensors, seen as `Source` shows the tensors themselves.
 
@@ -190,7 +187,7 @@ class Carry(Expand):
         """In its layout on disk. filled: new rows and columns get the mean of the others, not zero."""
         weights = []
         for weight in self.entry.weights:
-            x = self.expanded(self.mixed(moment, weight), weight, NO_NOISE)
+            x = self.expanded(self.mixed(moment, weight), weight)
             weights.append(self._filled(x, weight) if filled else x)
         return replace(self.entry, offset=0.0).to_disk(weights)
 

@@ -14,7 +14,7 @@ from growth.recipes.recipe import Step, Value
 MAKING = ("grow", "shrink", "transfer", "train")  # checkpoints; check makes none
 VERBS = (*MAKING, "check")
 # What a recipe says itself: where to read and write, and how the call runs.
-OWN = ("src", "dst", "model", "folder", "recipe", "dry_run", "as_json", "resume")
+OWN = ("src", "dst", "model", "folder", "recipe", "dry_run", "as_json")
 READ = ("data", "validation", "text", "optimizer")  # options that name a file or folder
 STANDING = {"$source": "source", "$model": "model"}
 UsageError = BadParameter.__base__

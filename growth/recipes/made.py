@@ -54,7 +54,7 @@ def _step(number: int, call: dict[str, Any], commands: Commands) -> Step:
         raise refuse(where, f"one of {', '.join(commands.known)}", verb, "make this step by hand")
     if rates := call.get("rates"):
         raise refuse(where, "what the command line has too", f"rates {rates}", "make this step in Python")
-    said = call | call.get("asked", {}) | _sizes(call)
+    said = call | call.get("asked", {}) | _sizes(call) | {"resume": bool(call.get("moments"))}
     options = {}
     for name, flag in commands.options(verb).items():
         key = ELSEWHERE.get(flag.name, flag.name)

@@ -1,20 +1,20 @@
 """Can a recipe run? As far as that is known before anything does: options, files, and sizes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from growth.checkpoint import Checkpoint, chosen_dtype
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model
 from growth.flags import flags, method_with
-from growth.growing import scale_eps
+from growth.growing import scale_eps, target_of
 from growth.lossless import lost
 from growth.methods import METHODS
 from growth.plan import Source
 from growth.recipes.commands import MAKING, Commands, Places
 from growth.recipes.recipe import Recipe
-from growth.sizes import FLAGS, Sizes, changed, resized
+from growth.sizes import FLAGS, Sizes, changed
 from growth.training.freeze import transferred
 from growth.training.options import LEAST, refuse_odd_options
 
@@ -70,12 +70,11 @@ def _grow(given: dict[str, Any], here: State) -> str:
     refuse_odd_seed(given["seed"])
     chosen_dtype(given["dtype"])
     old = here.model
-    if old is None or not hasattr(method, "depth"):  # or a method that makes another family's model
+    if old is None:
         return _unknown(given, here)
-    sizes = Sizes(**{name: given.get(flag.replace("-", "_")) for name, flag in FLAGS.items()})
-    wanted = replace(sizes, layers=method.depth(sizes.layers, old.architecture.layers))
-    config = resized(old, wanted, method.layers)
-    new = old.family.model(config, old.parts)
+    flags_of = {name: flag.replace("-", "_") for name, flag in FLAGS.items() if name != "experts"}
+    sizes = Sizes(**{name: given[flag] for name, flag in flags_of.items()})
+    new, method = target_of(old, sizes, method)
     maps = method.maps(old.architecture, new.architecture, given["seed"])
     if (
         method.lossless
@@ -84,7 +83,7 @@ def _grow(given: dict[str, Any], here: State) -> str:
     ):
         remedy = "choose others, or allow-lossy: true"
         raise refuse(method.name, "sizes at which nothing is lost", several(losses), remedy)
-    scale_eps(config, maps)
+    scale_eps(new.config, maps)
     sizes = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in changed(old, new).items())
     here.model, here.still = new, maps.still is not None
     return f"by {method.name}: {sizes}"

@@ -211,8 +211,16 @@ class _Watch:
         S = self.bonds.model.wires[site.wire].size
         x = x.reshape(-1, S)
         exact = {"dtype": torch.float64, "device": x.device}
-        self.vectors[f"{site.name} square"] = (x.square().sum(0, dtype=torch.float64) / len(x)).cpu()
-        self.vectors[f"{site.name} mean"] = (x.sum(0, dtype=torch.float64) / len(x)).cpu()
+        square, mean = torch.zeros(S, **exact), torch.zeros(S, **exact)
+        total = None if self.folder is None else torch.zeros(S, S, **exact)
+        for rows in x.split(ROWS):
+            rows = rows.double()  # products in float32 make 1e-7 of a variance where there is none
+            square += rows.square().sum(0)
+            mean += rows.sum(0)
+            if total is not None:
+                total += rows.T @ rows
+        self.vectors[f"{site.name} square"] = (square / len(x)).cpu()
+        self.vectors[f"{site.name} mean"] = (mean / len(x)).cpu()
         if alone:
             self.alone.append(site.name)
         if experts := self.bonds.mixture(site.op):
@@ -220,11 +228,8 @@ class _Watch:
             chosen = (x @ weight.T).topk(experts.top_k).indices.flatten()
             share = torch.bincount(chosen, minlength=len(weight)).double() / len(x)
             self.vectors[f"{site.name} chosen"] = share.cpu()
-        if self.folder is None:
+        if total is None:
             return
-        total = torch.zeros(S, S, **exact)
-        for rows in x.split(ROWS):
-            total += rows.T @ rows
         file = f"moments-{len(self.moments)}.safetensors"
         save_file({"moments": (total / len(x)).cpu()}, self.folder / file)
         self.moments[site.name] = file

@@ -32,6 +32,7 @@ from growth.shrinking.calibration import Calibration
 from growth.shrinking.keeping import Index, Kept
 
 RIDGE = 1e-4  # l, in units of the mean square of what stays
+CONSTANT = 1e-10  # of the mean square: a variance below it is rounding, and tells nothing of others
 Fold = Callable[[Tensor], Tensor]
 
 
@@ -118,7 +119,8 @@ class Merged(Source):
         moments = self.found.moments(site)
         if centred:
             mean = self.found.mean(site)
-            moments = moments - mean[:, None] * mean
+            steady = moments.diagonal() - mean.square() <= CONSTANT * moments.diagonal()
+            moments = (moments - mean[:, None] * mean).masked_fill_(steady[:, None] | steady, 0.0)
         k, r = self._entries(site)
         return regression(moments[k][:, k], moments[r][:, k])
 

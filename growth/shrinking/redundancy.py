@@ -26,8 +26,8 @@ from growth.training.data import Data
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a stack. added: mean |y - x| / |x|; ratio: mean y^2 / mean x^2; x is the stream before it, y
-    behind. None: there is no next layer, or no such units were seen."""
+    """One layer of a stack. added: mean |y - x| / |x|; ratio: mean y^2 / mean x^2; x, y: the stream before it
+    and behind. None: there is no next layer, or no such units were seen."""
 
     stack: str
     layer: int

@@ -1,12 +1,15 @@
-"""The chain rule of grown weights, in every family."""
+"""The chain rule of grown weights, in every family, by every method."""
+
+from dataclasses import fields
 
 import pytest
 import torch
 from checkpoints import ALL
 from grown_gradients import agree
 
+import growth
 from growth.loading import quiet
-from growth.methods import Lemon, Net2Net, StackBert
+from growth.methods import METHODS, Lemon, Net2Net, StackBert
 from growth.sizes import Sizes
 
 
@@ -39,3 +42,17 @@ def test_so_are_they_where_channels_remain_that_are_zero(made, tmp_path, name):
     """RMSNorms: the mean of a LayerNorm would move gradients by what no moment tells."""
     with quiet():
         agree(made(name), tmp_path / "lemon", Lemon(noise=0.0), Sizes(hidden=160))
+
+
+@pytest.mark.parametrize(
+    "method", [x for x in METHODS if x not in ("upcycle", "gradmax", "ligo", "mango", "msg")]
+)
+def test_every_method_that_is_lossless_without_noise_carries_gradients_exactly(made, tmp_path, method):
+    """Those that learn their maps, or hide units behind masks, carry estimates, or none."""
+    kind = METHODS[method]
+    of = kind(noise=0.0) if "noise" in {field.name for field in fields(kind)} else kind()
+    for sizes in (Sizes(hidden=128), Sizes(layers=6)):
+        with quiet():
+            report = growth.grow(made("gpt_neox"), tmp_path / f"{sizes.hidden}", sizes, of, dry_run=True)
+            if report.lossless:
+                agree(made("gpt_neox"), tmp_path / f"{sizes.hidden}", of, sizes)

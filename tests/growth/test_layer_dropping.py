@@ -17,7 +17,18 @@ from growth.training.callbacks import LayerDropping, PruneAndRegrow, SubmodelSta
 from growth.training.flops import count_flops, step_flops
 from growth.training.layers import layers_of
 
-STACKS = ("gpt_neox", "gpt2", "qwen2", "gemma2", "granitemoehybrid", "bert", "roberta", "t5", "lci RAM")
+STACKS = (
+    "gpt_neox",
+    "gpt2",
+    "qwen2",
+    "gemma2",
+    "granitemoehybrid",
+    "mixtral",
+    "bert",
+    "roberta",
+    "t5",
+    "lci RAM",
+)
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +358,7 @@ def test_the_command_line_drops_layers_and_tokens(tmp_path, text, monkeypatch, c
         ("LayerDropping", 0.2),
         ("TokenDropping", 0.25),
     ]
-    monkeypatch.setattr("sys.argv", words.replace("out", "other").replace("0.2 ", "1.5 ").split())
+    monkeypatch.setattr("sys.argv", words.replace("/out ", "/other ").replace("0.2 ", "1.5 ").split())
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2 and not (tmp_path / "other").exists()

@@ -196,11 +196,21 @@ def test_what_is_given_to_readers_as_noise_is_unseen(source):
         assert torch.allclose(write(of, x), whole.write(x)) and torch.allclose(read(of, x), whole.read(x))
 
 
-@pytest.mark.parametrize("noise", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "method, differ",
+    [
+        (Lemon(noise=0.0), False),
+        (Lemon(noise=1.0), True),
+        (Lemon(symmetry="comp"), True),
+        (HyperCloning(), False),
+        (HyperCloning(snr=10.0), True),
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_copies_part_ways_only_because_their_readers_differ(family, noise, tmp_path):
+def test_copies_part_ways_only_because_their_readers_differ(family, method, differ, tmp_path):
     source = FAMILIES[family](tmp_path / "src")
-    growth.grow(source, tmp_path / "out", Sizes(hidden=192), Lemon(noise=noise))
+    growth.grow(source, tmp_path / "out", Sizes(hidden=192), method)
     model = load_model(tmp_path / "out").eval()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for step in range(5):
@@ -210,7 +220,7 @@ def test_copies_part_ways_only_because_their_readers_differ(family, noise, tmp_p
         optimizer.zero_grad()
     rows = model.get_input_embeddings().weight
     apart = (rows[:, :96] - rows[:, 96:]).abs().max().item()
-    assert apart > 1e-4 if noise else apart < 1e-5
+    assert apart > 1e-4 if differ else apart < 1e-5
 
 
 @pytest.mark.parametrize("method", [Lemon(noise=0.0), Bert2Bert(), HyperCloning()], ids=str)
