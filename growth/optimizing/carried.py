@@ -59,15 +59,10 @@ class Carried:
         cls, folder: str | Path, source: Source, target: Model, maps: Maps, policy: Policy, learned: bool
     ) -> "Carried":
         """Raises Refusal where `folder` does not hold the state of Adam for the source, and where maps that
-        are yet to be learned would have to carry it, and where a mixture's experts would."""
+        are yet to be learned would have to carry it."""
         if learned and policy != "reset":
             expected = "a method whose maps are known before the model is made"
             raise refuse(f"policy {policy}", expected, "one that learns them", "pass --policy reset")
-        for model in (source.model, target):
-            if model.family.fused:
-                got = f"{model.family.model_type}, whose experts are joined in memory"
-                remedy = "leave it out: training goes on with a fresh optimizer"
-                raise refuse("optimizer", "a model whose tensors on disk are its parameters", got, remedy)
         saved = read_saved(folder, source.model, moments=policy != "reset")
         return cls(saved, source, target, maps, policy)
 

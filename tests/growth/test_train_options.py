@@ -269,8 +269,8 @@ def test_float16_without_a_gpu_is_refused_with_the_reason(root, tmp_path):
 def test_the_command_has_every_option_of_the_verb():
     import inspect
 
-    from growth import __main__
+    from growth.cli import train as command
 
     own = {"freeze", "rates", "callbacks"}  # patterns, shares and objects are Python's
-    flags = set(inspect.signature(__main__.train).parameters)
+    flags = set(inspect.signature(command.train).parameters)
     assert set(inspect.signature(train).parameters) - own - {"out"} <= flags
