@@ -9,10 +9,12 @@ from growth.cli.arguments import whole_numbers
 from growth.cli.flags import flags, method_with
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model
+from growth.fresh import closed
 from growth.growing import scale_eps, target_of
 from growth.lossless import lost
 from growth.methods import METHODS
 from growth.methods.option import refuse_other
+from growth.optimizing.policies import refuse_odd_policy
 from growth.plan import Source
 from growth.recipes.commands import MAKING, Commands, Places
 from growth.recipes.recipe import Recipe
@@ -29,11 +31,12 @@ class State:
     """What is known of the checkpoint that a step reads.
 
     model: None where that follows from the weights, or another verb's plan. still: what `train --freeze` may
-    hold still; None where that is not known.
+    hold still; None where that is not known. closed: has it masks that training is to open? None likewise.
     """
 
     model: Model | None
     still: bool | None
+    closed: bool | None
 
 
 def refuse_odd_steps(recipe: Recipe, source: str, commands: Commands) -> list[str]:
@@ -46,7 +49,9 @@ def refuse_odd_steps(recipe: Recipe, source: str, commands: Commands) -> list[st
     """
     if not any(step.verb in MAKING for step in recipe.steps):
         raise refuse("recipe", "a step that makes a checkpoint", "none", f"add one of {', '.join(MAKING)}")
-    here, lines, made = State(Source(Checkpoint(source)).model, _held(source)), [], False
+    checkpoint = Checkpoint(source)
+    here = State(Source(checkpoint).model, _held(source), bool(checkpoint.record().get("closed")))
+    lines, made = [], False
     for number, step in enumerate(recipe.steps, 1):
         where = f"step {number}, {step.verb}"
         at = Places(source, source, f"{source}.made", source)
@@ -75,12 +80,13 @@ def _grow(given: dict[str, Any], here: State) -> str:
     method = method_with(given["method"], options)
     refuse_odd_seed(given["seed"])
     chosen_dtype(given["dtype"])
+    refuse_odd_policy(given["policy"], given["optimizer"])
+    _refuse_closed(method.name, here)
     old = here.model
     if old is None:
         return _unknown(given, here)
-    flags_of = {name: flag.replace("-", "_") for name, flag in FLAGS.items() if name != "experts"}
-    sizes = Sizes(**{name: given[flag] for name, flag in flags_of.items()})
-    new, method = target_of(old, sizes, method)
+    wanted = Sizes(**{name: given.get(_option(flag)) for name, flag in FLAGS.items() if name != "experts"})
+    new, method = target_of(old, wanted, method)
     maps = method.maps(old.architecture, new.architecture, given["seed"])
     if (
         method.lossless
@@ -91,6 +97,7 @@ def _grow(given: dict[str, Any], here: State) -> str:
         raise refuse(method.name, "sizes at which nothing is lost", several(losses), remedy)
     scale_eps(new.config, maps)
     here.model, here.still = new, maps.still is not None
+    here.closed = maps.fresh and bool(closed(old.architecture, new.architecture, maps))
     return f"by {method.name}: {_sizes(old, new)}"
 
 
@@ -99,6 +106,7 @@ def _shrink(given: dict[str, Any], here: State) -> str:
     refuse_odd_seed(given["seed"])
     chosen_dtype(given["dtype"])
     refuse_other("score", given["score"], SCORES)
+    _refuse_closed("shrink", here)
     if given["data"] is None and (given["score"] != "magnitude" or given["merge"]):
         raise refuse(
             "data", f"text for score {given['score']} or for merging", "none", "name a file or a folder"
@@ -106,7 +114,7 @@ def _shrink(given: dict[str, Any], here: State) -> str:
     old = here.model
     if old is None:
         return _unknown(given, here)
-    sizes = Sizes(**{name: given[flag.replace("-", "_")] for name, flag in FLAGS.items()})
+    sizes = Sizes(**{name: given[_option(flag)] for name, flag in FLAGS.items()})
     layers = None if given["layers"] is None else whole_numbers("layers", given["layers"])
     chosen, sizes = chosen_layers(old, sizes, layers, None)
     new = old.family.model(resized(old, sizes, order_of(chosen), "shrink"), old.parts)
@@ -115,8 +123,18 @@ def _shrink(given: dict[str, Any], here: State) -> str:
     return f"by {given['score']}: {_sizes(old, new)}"
 
 
+def _refuse_closed(what: str, here: State) -> None:
+    if here.closed:
+        expected, remedy = "a model that was trained since msg made it", "put train before it"
+        raise refuse(what, expected, "one whose masks never opened", remedy)
+
+
 def _sizes(old: Model, new: Model) -> str:
     return ", ".join(f"{name} {before} -> {after}" for name, (before, after) in changed(old, new).items())
+
+
+def _option(flag: str) -> str:
+    return flag.replace("-", "_")
 
 
 def _train(given: dict[str, Any], here: State) -> str:
@@ -125,6 +143,10 @@ def _train(given: dict[str, Any], here: State) -> str:
     if given["freeze"] and here.still is False:
         remedy = "leave freeze out, or put a method before it that adds layers to be trained alone"
         raise refuse("freeze", "a model of which something is to be held still", "none", remedy)
+    if given["masks"] is not None and here.closed is False:
+        remedy = "leave masks out, or put method msg before it"
+        raise refuse("masks", "a model with masks to open", "none", remedy)
+    here.closed = False
     return f"{given['steps']} steps on {given['data']}"
 
 
@@ -137,7 +159,7 @@ def _unknown(given: dict[str, Any], here: State) -> str:
     """What comes out is known when it is there."""
     if "seed" in given:
         refuse_odd_seed(given["seed"])
-    here.model = here.still = None
+    here.model = here.still = here.closed = None
     return ""
 
 
