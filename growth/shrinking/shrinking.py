@@ -12,7 +12,7 @@ from growth.folders import refuse_existing, refuse_too_large
 from growth.growing import chosen_sizes, in_dtype, refuse_other_companions
 from growth.methods.option import refuse_other
 from growth.plan import Source
-from growth.record import named
+from growth.record import named, refuse_closed
 from growth.report import Report
 from growth.shrinking.bonds import Bonds
 from growth.shrinking.calibration import WINDOWS, Calibration, calibrated, windows_for
@@ -85,6 +85,7 @@ def shrink(
         refuse_existing(dst)
     began = time.perf_counter()
     source = Source(Checkpoint(src))
+    refuse_closed(source.checkpoint)
     wanted = chosen_sizes(sizes, Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size, experts))
     refuse_unfit(source, wanted, layers)  # before a run of the model
     by_unit = source.family.by_unit(source.config)
