@@ -150,7 +150,11 @@ def grow(
         (
             *held_still(plan),
             *method.lines(*models(source, target)),
-            *(f"{name}: {error:.1%} off" for name, error in settings.get("errors", {}).items()),
+            *(
+                f"{name.replace('{}', '*')}: {error:.1%} of its norm is left out at this rank"
+                for name, error in settings.get("errors", {}).items()
+            ),
+            *(carried.lines(dst) if carried else ()),
         ),
     )
 
