@@ -12,6 +12,7 @@ from growth.folders import refuse_existing, refuse_too_large
 from growth.growing import chosen_sizes, in_dtype, refuse_other_companions
 from growth.methods.option import refuse_other
 from growth.plan import Source
+from growth.record import named
 from growth.report import Report
 from growth.shrinking.bonds import Bonds
 from growth.shrinking.calibration import WINDOWS, Calibration, calibrated, windows_for
@@ -104,7 +105,9 @@ def shrink(
     if not dry_run:
         refuse_too_large(dst, plan.bytes)
         settings = {"score": score, "merge": merges, **smaller.told(scores)}
-        settings |= {"calibration": _told(found)} if found else {}
+        if found:  # and what a recipe has of it
+            settings |= {"calibration": _told(found), "data": found.told["data"], "data_name": named(data)}
+            settings |= {"windows": windows, "sequence_length": examples.length, "text_field": text_field}
         record = smaller.record(plan, score, seed, settings)
         with one_thread():
             rows = made(plan, folded)
