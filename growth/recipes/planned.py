@@ -22,6 +22,7 @@ from growth.shrinking.keeping import order_of
 from growth.shrinking.shrinking import SCORES
 from growth.shrinking.smaller import chosen_layers
 from growth.sizes import FLAGS, Sizes, changed, resized
+from growth.training.dropping import dropping
 from growth.training.freeze import transferred
 from growth.training.options import LEAST, refuse_odd_options
 
@@ -136,6 +137,7 @@ def _option(flag: str) -> str:
 def _train(given: dict[str, Any], here: State) -> str:
     """Options that train refuses."""
     refuse_odd_options(given | {name: x for name, x in LEAST.items() if given[name] is None})
+    dropping(given)
     if given["freeze"] and here.still is False:
         remedy = "leave freeze out, or put a method before it that adds layers to be trained alone"
         raise refuse("freeze", "a model of which something is to be held still", "none", remedy)

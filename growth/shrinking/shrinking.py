@@ -108,7 +108,8 @@ def shrink(
         asked = {"data_name": named(data), "merge": merge, "windows": windows, "text_field": text_field}
         asked |= {"sequence_length": sequence_length, "layers": layers and [*layers], "dtype": dtype}
         settings |= {"asked": asked}
-        settings |= {"calibration": _told(found)} if found else {}
+        if found:
+            settings |= {"calibration": _told(found), "data": found.told["data"]}
         record = smaller.record(plan, score, seed, settings)
         with one_thread():
             rows = made(plan, folded)
