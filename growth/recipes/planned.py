@@ -8,13 +8,13 @@ from growth.checkpoint import Checkpoint, chosen_dtype
 from growth.cli.flags import flags, method_with
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model
-from growth.growing import scale_eps, target_of
 from growth.lossless import lost
 from growth.methods import METHODS
 from growth.plan import Source
 from growth.recipes.commands import MAKING, Commands, Places
 from growth.recipes.recipe import Recipe
 from growth.sizes import FLAGS, Sizes, changed
+from growth.targets import scale_eps, target_of
 from growth.training.freeze import transferred
 from growth.training.options import LEAST, refuse_odd_options
 
