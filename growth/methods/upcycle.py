@@ -113,9 +113,7 @@ class Upcycle(Method):
         parted = {}
         if self.noise:
             for e in range(copied, len(mixture.neurons)):
-                names = {part: f"{mixture.name}.{e}.{part}.weight" for part in PARTS}
-                scales = {"down": float(self.granularity)}
-                parted |= {name: self.noise * scales.get(part, 1.0) for part, name in names.items()}
+                parted |= {f"{mixture.name}.{e}.{part}.weight": self.noise for part in PARTS}
         L = old.layers
         names = ({*old.layered} | {*new.layered}) - {*drawn}
         depth = {name: rows(self.layers(L, L)) for name in sorted(names)}

@@ -6,6 +6,7 @@ from typing import Any
 from growth.checkpoint import Checkpoint
 from growth.errors import refuse
 from growth.jsonfile import read_object
+from growth.methods.upcycle import Upcycle
 from growth.recipes.commands import Commands
 from growth.recipes.recipe import Recipe, Step, read_recipe
 from growth.record import TRAINING, history
@@ -41,8 +42,13 @@ def _recorded(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def _sizes(call: dict[str, Any]) -> dict[str, Any]:
-    """What was asked of sizes: all, where others would follow from those that changed, else these."""
+    """What was asked of sizes: all, where others would follow from those that changed, else these. Experts
+    are a size of shrink alone; those of upcycle, all that it changes, are its options."""
+    if call["method"] == Upcycle.name:
+        return {}
     before, after = call.get("from", {}), call.get("to", {})
+    if call["verb"] == "grow":
+        after = {name: x for name, x in after.items() if name != "experts"}
     changed = {name: x for name, x in after.items() if x != before.get(name)}
     return after if {"hidden_size", "num_heads"} & set(changed) else changed
 

@@ -8,8 +8,10 @@ from growth.checkpoint import Checkpoint, chosen_dtype
 from growth.cli.flags import flags, method_with
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model
+from growth.fresh import closed
 from growth.lossless import lost
 from growth.methods import METHODS
+from growth.optimizing.policies import refuse_odd_policy
 from growth.plan import Source
 from growth.recipes.commands import MAKING, Commands, Places
 from growth.recipes.recipe import Recipe
@@ -24,11 +26,12 @@ class State:
     """What is known of the checkpoint that a step reads.
 
     model: None where that follows from the weights, or another verb's plan. still: what `train --freeze` may
-    hold still; None where that is not known.
+    hold still; None where that is not known. closed: has it masks that training is to open? None likewise.
     """
 
     model: Model | None
     still: bool | None
+    closed: bool | None
 
 
 def refuse_odd_steps(recipe: Recipe, source: str, commands: Commands) -> list[str]:
@@ -40,7 +43,9 @@ def refuse_odd_steps(recipe: Recipe, source: str, commands: Commands) -> list[st
     """
     if not any(step.verb in MAKING for step in recipe.steps):
         raise refuse("recipe", "a step that makes a checkpoint", "none", f"add one of {', '.join(MAKING)}")
-    here, lines, made = State(Source(Checkpoint(source)).model, _held(source)), [], False
+    checkpoint = Checkpoint(source)
+    here = State(Source(checkpoint).model, _held(source), bool(checkpoint.record().get("closed")))
+    lines, made = [], False
     for number, step in enumerate(recipe.steps, 1):
         where = f"step {number}, {step.verb}"
         at = Places(source, source, f"{source}.made", source)
@@ -69,12 +74,15 @@ def _grow(given: dict[str, Any], here: State) -> str:
     method = method_with(given["method"], options)
     refuse_odd_seed(given["seed"])
     chosen_dtype(given["dtype"])
+    refuse_odd_policy(given["policy"], given["optimizer"])
+    if here.closed:
+        expected, remedy = "a model that was trained since msg made it", "put train before it"
+        raise refuse(method.name, expected, "one whose masks never opened", remedy)
     old = here.model
     if old is None:
         return _unknown(given, here)
-    flags_of = {name: flag.replace("-", "_") for name, flag in FLAGS.items() if name != "experts"}
-    sizes = Sizes(**{name: given[flag] for name, flag in flags_of.items()})
-    new, method = target_of(old, sizes, method)
+    wanted = Sizes(**{name: given.get(_option(flag)) for name, flag in FLAGS.items() if name != "experts"})
+    new, method = target_of(old, wanted, method)
     maps = method.maps(old.architecture, new.architecture, given["seed"])
     if (
         method.lossless
@@ -86,7 +94,12 @@ def _grow(given: dict[str, Any], here: State) -> str:
     scale_eps(new.config, maps)
     sizes = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in changed(old, new).items())
     here.model, here.still = new, maps.still is not None
+    here.closed = maps.fresh and bool(closed(old.architecture, new.architecture, maps))
     return f"by {method.name}: {sizes}"
+
+
+def _option(flag: str) -> str:
+    return flag.replace("-", "_")
 
 
 def _train(given: dict[str, Any], here: State) -> str:
@@ -95,6 +108,10 @@ def _train(given: dict[str, Any], here: State) -> str:
     if given["freeze"] and here.still is False:
         remedy = "leave freeze out, or put a method before it that adds layers to be trained alone"
         raise refuse("freeze", "a model of which something is to be held still", "none", remedy)
+    if given["masks"] is not None and here.closed is False:
+        remedy = "leave masks out, or put method msg before it"
+        raise refuse("masks", "a model with masks to open", "none", remedy)
+    here.closed = False
     return f"{given['steps']} steps on {given['data']}"
 
 
@@ -107,7 +124,7 @@ def _unknown(given: dict[str, Any], here: State) -> str:
     """What comes out is known when it is there."""
     if "seed" in given:
         refuse_odd_seed(given["seed"])
-    here.model = here.still = None
+    here.model = here.still = here.closed = None
     return ""
 
 

@@ -117,6 +117,9 @@ CALLS = {
     "groups": ("llama", {"num-heads": 8, "num-kv-heads": 4, "hidden-size": 128}),
     "copies": ("gpt2", {"method": "interpolate", "num-layers": 6, "copy-noise": 0.1, "zero-outputs": True}),
     "lossy": ("bert", {"hidden-size": 80, "allow-lossy": True}),
+    "experts": ("llama", {"method": "upcycle", "experts": 3, "granularity": 2, "top-k": 1}),
+    "more experts": ("mixtral", {"method": "upcycle", "experts": 10}),
+    "a wider mixture": ("mixtral", {"hidden-size": 128, "num-layers": 4}),
 }
 
 
@@ -161,6 +164,22 @@ def test_a_learned_method_is_told_with_its_data(src, text, tmp_path):
     options = growth.recipe_of(tmp_path / "out").steps[0].options
     assert options["data"] == str(text) and options["learn"] == ["depth.*"] and options["steps"] == 2
     growth.run_recipe(growth.recipe_of(tmp_path / "out"), tmp_path / "again")
+    assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "out")
+
+
+def test_training_goes_on_with_the_state_that_a_step_grew(src, text, tmp_path):
+    train = TRAIN | {"data": str(text), "schedule": "constant"}
+    grow = {"grow": {"hidden-size": 192, "optimizer": "$model"}}
+    steps = [{"train": train}, grow, {"train": train | {"resume": True}}]
+    growth.run_recipe({"steps": steps}, tmp_path / "out", src)
+    state = torch.load(tmp_path / "out" / "optimizer.pt")["state"]
+    assert {int(x["step"]) for x in state.values()} == {4}
+    told = json.loads((tmp_path / "out" / "growth.json").read_text())
+    del told["recipe"]
+    (tmp_path / "out" / "growth.json").write_text(json.dumps(told))
+    again = growth.recipe_of(tmp_path / "out")
+    assert again.steps[1].options["optimizer"] == "$model" and again.steps[2].options["resume"] is True
+    growth.run_recipe(again, tmp_path / "again")
     assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "out")
 
 
@@ -256,6 +275,22 @@ ODD = {
     "nothing to hold still": (
         {"steps": [GROW, {"train": TRAIN | {"data": ".", "freeze": "transferred"}}]},
         "step 2, train: freeze: expected a model of which something is to be held still, got none",
+    ),
+    "masks that no step opens": (
+        {"steps": [{"grow": {"method": "msg", "num-layers": 4}}, {"grow": {"num-layers": 5}}]},
+        "step 2, grow: lemon: expected a model that was trained since msg made it",
+    ),
+    "no masks to open": (
+        {"steps": [GROW, {"train": TRAIN | {"data": ".", "masks": 1}}]},
+        "step 2, train: masks: expected a model with masks to open, got none",
+    ),
+    "a policy without a state": (
+        {"steps": [{"grow": {"num-layers": 4, "policy": "reset"}}]},
+        "step 1, grow: policy: expected none without an optimizer's state",
+    ),
+    "a size that upcycle leaves": (
+        {"steps": [{"grow": {"method": "upcycle", "num-layers": 4}}]},
+        "step 1, grow: num-layers: expected none, for upcycle leaves sizes as they are",
     ),
     "a check of nothing": ({"steps": ["check", GROW]}, "step 1, check: expected a step before it"),
     "nothing made": ({"steps": ["check"]}, "recipe: expected a step that makes a checkpoint"),
