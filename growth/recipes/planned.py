@@ -10,7 +10,6 @@ from growth.cli.flags import flags, method_with
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model
 from growth.fresh import closed
-from growth.growing import scale_eps, target_of
 from growth.lossless import lost
 from growth.methods import METHODS
 from growth.methods.option import refuse_other
@@ -22,6 +21,7 @@ from growth.shrinking.keeping import order_of
 from growth.shrinking.shrinking import SCORES
 from growth.shrinking.smaller import chosen_layers
 from growth.sizes import FLAGS, Sizes, changed, resized
+from growth.targets import scale_eps, target_of
 from growth.training.dropping import dropping
 from growth.training.freeze import transferred
 from growth.training.options import LEAST, refuse_odd_options
