@@ -16,12 +16,12 @@ from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
 from growth.families.sparse import BECOMES
 from growth.families.table import Model
-from growth.growing import upcycled
 from growth.lossless import lost
 from growth.methods.lemon import Lemon
 from growth.methods.upcycle import Upcycle, mixture_of
 from growth.plan import Source
 from growth.sizes import FLAGS, Sizes, resized, sizes_of
+from growth.targets import target_of
 from growth.transferring.sources import lci_config, pattern_of, said_by
 from growth.transferring.xatl import LETTERS
 
@@ -208,7 +208,7 @@ def _experts(model: Model) -> Way:
     have = mixture_of(model.architecture)
     experts = len(have.neurons) if have else 0
     try:
-        target = upcycled(model, UPCYCLE)[0].family.model_type
+        target = target_of(model, Sizes(), UPCYCLE)[0].family.model_type
     except Refusal as refusal:
         return Way("experts", experts, f"do not grow: {refusal}", {})
     to = f"to any multiple of {experts}, by upcycle" if have else f"to any number, as {target}, by upcycle"

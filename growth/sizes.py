@@ -61,6 +61,15 @@ def sizes_of(model: Model) -> Sizes:
     return Sizes(wires["residual"].size, model.architecture.layers, heads, kv_heads, ffn, experts)
 
 
+def chosen_sizes(sizes: Sizes | None, short: Sizes) -> Sizes:
+    """Those given, or in short form; a refusal where both are."""
+    if not isinstance(sizes, Sizes | None):
+        raise refuse("sizes", "growth.Sizes", repr(sizes), "such as Sizes(hidden=768)")
+    if sizes is not None and short != Sizes():
+        raise refuse("sizes", "Sizes, or the short forms", "both", "leave one out")
+    return sizes or short
+
+
 def changed(old: Model, new: Model) -> dict[str, tuple[int, int]]:
     """Every size that differs, by its flag: what it was, what it is, 0 for none; kv heads where there are
     groups."""

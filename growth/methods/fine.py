@@ -29,7 +29,8 @@ from growth.errors import refuse
 from growth.maps import Maps, Row
 from growth.methods.copying import per_layer, widened
 from growth.methods.identities import identities, rearranged
-from growth.methods.learning import Learner, Learning, refuse_several_kinds
+from growth.methods.learning import Learning, refuse_several_kinds
+from growth.methods.method import Learner
 from growth.methods.option import option, refuse_below, refuse_other
 
 if TYPE_CHECKING:

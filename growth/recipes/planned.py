@@ -10,7 +10,6 @@ from growth.cli.flags import flags, method_with
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model
 from growth.fresh import closed
-from growth.growing import scale_eps, target_of
 from growth.lossless import lost
 from growth.methods import METHODS
 from growth.methods.option import refuse_other
@@ -22,6 +21,8 @@ from growth.shrinking.keeping import order_of
 from growth.shrinking.shrinking import SCORES
 from growth.shrinking.smaller import chosen_layers
 from growth.sizes import FLAGS, Sizes, changed, resized
+from growth.targets import scale_eps, target_of
+from growth.training.dropping import dropping
 from growth.training.freeze import transferred
 from growth.training.options import LEAST, refuse_odd_options
 
@@ -119,7 +120,8 @@ def _shrink(given: dict[str, Any], here: State) -> str:
     chosen, sizes = chosen_layers(old, sizes, layers, None)
     new = old.family.model(resized(old, sizes, order_of(chosen), "shrink"), old.parts)
     alike = all(len(set(stack.kinds)) == 1 for stack in old.architecture.stacks.values())
-    here.model, here.still = new if alike or layers is not None or sizes.layers is None else None, False
+    here.model = new if alike or layers is not None or sizes.layers is None else None
+    here.still = here.closed = False
     return f"by {given['score']}: {_sizes(old, new)}"
 
 
@@ -140,6 +142,7 @@ def _option(flag: str) -> str:
 def _train(given: dict[str, Any], here: State) -> str:
     """Options that train refuses."""
     refuse_odd_options(given | {name: x for name, x in LEAST.items() if given[name] is None})
+    dropping(given)
     if given["freeze"] and here.still is False:
         remedy = "leave freeze out, or put a method before it that adds layers to be trained alone"
         raise refuse("freeze", "a model of which something is to be held still", "none", remedy)

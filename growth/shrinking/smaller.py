@@ -11,13 +11,13 @@ from growth.architecture import STREAM, Linear, Output
 from growth.engine import Expand, plan_growth
 from growth.errors import refuse
 from growth.families.table import Model
-from growth.growing import scale_eps
 from growth.plan import Plan, Source
 from growth.record import new_record
 from growth.shrinking.bonds import Bonds, Place
 from growth.shrinking.keeping import Index, Kept, Scores, best_of_kinds, kept, maps, order_of
 from growth.shrinking.merging import Merged
 from growth.sizes import Sizes, recorded, resized, sizes_of
+from growth.targets import scale_eps
 
 HEADLESS = ("last_hidden_state", "pooler_output")  # what a model without a head gives, in its ops' order
 

@@ -20,12 +20,13 @@ from growth.architecture import Experts
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
 from growth.families import FAMILIES
-from growth.growing import upcycled
 from growth.inspection import inspect
 from growth.loading import load_model, quiet
 from growth.lossless import lost
 from growth.methods import METHODS, Ligo, Upcycle
 from growth.plan import Source
+from growth.sizes import Sizes
+from growth.targets import target_of
 from growth.training.flops import count_flops
 from growth.training.session import in_memory, whole
 
@@ -219,7 +220,7 @@ def test_another_share_of_the_experts_is_lost_and_told(made, tmp_path):
 def plant(change):
     """What is judged lost where a change is made to the maps of a Llama cut in two."""
     source = FAMILIES["llama"].model(LlamaConfig(**WIDE))
-    target, method = upcycled(source, Upcycle(experts=2, top_k=1, granularity=2))
+    target, method = target_of(source, Sizes(), Upcycle(experts=2, top_k=1, granularity=2))
     old, new = source.architecture, target.architecture
     return lost(old, new, change(method.maps(old, new)))
 
