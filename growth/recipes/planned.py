@@ -18,7 +18,7 @@ from growth.plan import Source
 from growth.recipes.commands import MAKING, Commands, Places
 from growth.recipes.recipe import Recipe
 from growth.shrinking.keeping import order_of
-from growth.shrinking.shrinking import SCORES
+from growth.shrinking.shrinking import SCORES, refuse_unused
 from growth.shrinking.smaller import chosen_layers
 from growth.sizes import FLAGS, Sizes, changed, resized
 from growth.targets import scale_eps, target_of
@@ -116,6 +116,7 @@ def _shrink(given: dict[str, Any], here: State) -> str:
     if old is None:
         return _unknown(given, here)
     sizes = Sizes(**{name: given[_option(flag)] for name, flag in FLAGS.items()})
+    refuse_unused(given["score"], given["data"], sizes)
     layers = None if given["layers"] is None else whole_numbers("layers", given["layers"])
     chosen, sizes = chosen_layers(old, sizes, layers, None)
     new = old.family.model(resized(old, sizes, order_of(chosen), "shrink"), old.parts)
