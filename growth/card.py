@@ -83,7 +83,8 @@ def told(record: dict) -> tuple[list[str], str, str]:
         outlook = f"Its logits are not the base model's{why}: train it on."
     if record.get("closed"):
         outlook += (
-            " `growth train` closes masks over what is new and begins as the base model; loaded, it is open."
+            " `growth train`, or `OpenMasks` in another Trainer, closes masks over what is new and begins as "
+            "the base model; loaded, it is open."
         )
     how = f"`growth check {record['source']} FOLDER` does"
     if record.get("format") == "fla":  # no type that the command line knows

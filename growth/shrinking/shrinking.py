@@ -11,6 +11,7 @@ from growth.engine import made, one_thread
 from growth.errors import refuse, refuse_odd_seed
 from growth.folders import refuse_odd_output, refuse_too_large
 from growth.methods.option import refuse_other
+from growth.methods.ordered import layer_numbers
 from growth.plan import Source, in_dtype
 from growth.record import named, refuse_closed
 from growth.report import Report
@@ -36,7 +37,7 @@ def shrink(
     score: str = "magnitude",
     data: Data | None = None,
     merge: bool | None = None,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | str | None = None,
     hidden_size: int | None = None,
     num_layers: int | None = None,
     num_heads: int | None = None,
@@ -57,8 +58,8 @@ def shrink(
     sizes       what the target is to have, or in short form hidden_size, num_layers, num_heads, num_kv_heads,
                 ffn_size and experts: see growth.Sizes. Fewer heads are whole groups where there are fewer kv
                 heads, else as many of each group; where kv heads alone are fewer, each is the mean of some
-    layers      keep exactly these, by their numbers; default: those of the highest scores, in their order, of
-                a hybrid one of each kind at least
+    layers      keep exactly these, such as [0, 2] or "0,2"; default: those of the highest scores, in their
+                order, of a hybrid one of each kind at least
     score       magnitude | activation | redundancy, see growth.shrinking.magnitude and .scores; the latter
                 two take data
     data        text: files or a folder, or Windows; for a model of images Images
@@ -79,6 +80,7 @@ def shrink(
     """
     refuse_odd_seed(seed)
     refuse_other("score", score, SCORES)
+    layers = layer_numbers("layers", layers) if isinstance(layers, str) else layers
     dtype = chosen_dtype(dtype)
     refuse_odd_output(dst, dry_run)
     began = time.perf_counter()

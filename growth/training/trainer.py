@@ -163,7 +163,7 @@ def train(
         "bf16": bf16,
         "fp16": fp16,
         "gradient_checkpointing": gradient_checkpointing,
-        "callbacks": [asked_of(callback) for callback in callbacks],
+        "callbacks": [asked_of(callback) for callback in chosen_callbacks(callbacks)],
         "seed": seed,
     }
     refuse_odd_options(asked)
@@ -217,6 +217,13 @@ def train(
             shares = dict(rates or {}) | dict.fromkeys(slow, copied_rate)
             how = rate, frozen, shares, scaled, master, callbacks, masking
             return Session(out, checkpoint, work, args, settings, *how).trained(last, progress)
+
+
+def chosen_callbacks(given: Sequence[TrainerCallback]) -> Sequence[TrainerCallback]:
+    """Those given. Raises Refusal where they are no list of callbacks."""
+    if not isinstance(given, list | tuple) or not all(isinstance(x, TrainerCallback) for x in given):
+        raise refuse("callbacks", "a list of a Trainer's", repr(given), "such as [LayerDropping(0.1)]")
+    return given
 
 
 def _told(names: list[str]) -> str:

@@ -7,8 +7,10 @@ import torch
 from checkpoints import neox
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+import growth
 from growth.errors import Refusal
 from growth.loading import load_model
+from growth.methods import METHODS
 from growth.training import callbacks as surface
 from growth.training.callbacks import NotFinite, StopOnNaN, UnfreezeOnPlateau, copied, with_rates
 from growth.training.finite import fingerprint
@@ -45,6 +47,16 @@ def trainer(model, out, *callbacks, optimizer=None, **fields):
 
 def test_the_surface_is_what_its_docstring_shows():
     assert all(name in surface.__doc__ for name in surface.__all__ if name != "NotFinite")
+
+
+@pytest.mark.parametrize("given", [surface.LayerDropping(0.1), [surface.LayerDropping], ["LayerDropping"]])
+def test_what_is_no_list_of_callbacks_is_refused(given, folder, tmp_path):
+    with pytest.raises(Refusal, match="callbacks: expected a list of a Trainer's, got .*; such as"):
+        growth.train(folder, "text", tmp_path / "out", steps=1, callbacks=given)
+
+
+def test_every_method_is_a_name_of_the_package():
+    assert {getattr(growth, name, None) for name in growth.__all__} >= {*METHODS.values()}
 
 
 # ---- rates

@@ -137,7 +137,7 @@ def test_the_command_line_opens_masks_and_refuses_too_many_steps(folder, tmp_pat
 
     grow = "grow", folder / "source", tmp_path / "grown", "--method", "msg", "--ffn-size", 40
     assert run(*grow)[0] == 0
-    assert "`growth train` closes masks over what is new" in (tmp_path / "grown/README.md").read_text()
+    assert "closes masks over what is new" in (tmp_path / "grown/README.md").read_text()
     how = "--data", folder / "text.txt", "--out", tmp_path / "out", "--steps", 4, "--batch-size", 4
     code, _, said = run("train", tmp_path / "grown", *how, "--masks", 5)
     assert code == 2 and "masks: expected at most the 4 steps of training, got 5" in said
