@@ -1,6 +1,6 @@
 """What does growing save? The demo's source, grown by every method, and one baseline, on several seeds:
 
-    python -m benchmarks.growth_savings [--seeds 0 1 2] [--methods lemon ligo mango] [--tuning]
+    python -m benchmarks.growth_savings [--seeds 0 1 2] [--arms lemon ligo lemon-early] [--tuning]
 
 A seed draws the source, every fresh weight and the order of the text. Saved are FLOPs until the arm has the
 loss that its baseline ends with, all that growing and learning took counted: net with it, gross without.
@@ -21,7 +21,7 @@ from growth.demo.saving import compare
 from growth.demo.text import Texts
 from growth.methods import METHODS
 
-HEAD = ("method", "seed", "source", "baseline", "arm at start", "at end", "making it", "saved, gross", "net")
+HEAD = ("arm", "seed", "source", "baseline", "arm at start", "at end", "making it", "saved, gross", "net")
 
 
 def row(source: dict, baseline: dict, arm: dict, seed: int) -> tuple[str, ...]:
@@ -35,28 +35,33 @@ def row(source: dict, baseline: dict, arm: dict, seed: int) -> tuple[str, ...]:
     return arm["name"], str(seed), *losses, f"{cost:.1%}", *saved
 
 
-def measure(job: Job, seed: int, methods: list[str], tuning: bool) -> None:
-    """Train a source and a baseline, once, and print a row for each method."""
+ARMS = (*METHODS, *FULL.text.carrying)
+
+
+def measure(job: Job, seed: int, arms: list[str], tuning: bool) -> None:
+    """Train a source and a baseline, once, and print a row for each arm that can be made."""
     with tempfile.TemporaryDirectory() as scratch:
         texts = Texts(job.text, Path(scratch), Console(file=StringIO()), seed, tuning)
         source = texts.source()
         baseline = texts.scratch("scratch", texts.neox(job.text.target), job.text.growing)
-        for name in methods:
-            (arm,) = texts.grown("source", [name], baseline)
-            print(line(row(source, baseline, arm, seed)), flush=True)
+        left_out = texts.left_out("source")
+        for name in (name for name in arms if name not in left_out):
+            carries = name in job.text.carrying
+            arm = texts.carried(name, baseline) if carries else texts.grown("source", [name], baseline)[0]
+            print(line(row(arm.get("source", source), baseline, arm, seed)), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
+    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS))
     parser.add_argument("--tuning", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(FULL.threads)
     print(line(HEAD))
     print("|---|" + "---|" * (len(HEAD) - 1))
     for seed in options.seeds:
-        measure(FULL, seed, options.methods, options.tuning)
+        measure(FULL, seed, options.arms, options.tuning)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 
 import growth
 from growth import __main__ as cli
+from growth.cli.printing import say
 from growth.training import progress, trainer  # noqa: F401  what a run imports, before the fork
 
 SECONDS = 120  # then a process that hangs is killed, and its test fails
@@ -80,5 +81,5 @@ def _train(
         shown(self, now)
 
     progress.RunProgress.step = step
-    cli.say(str(growth.train(**settings | (of or {}).get(rank, {}))))
+    say(str(growth.train(**settings | (of or {}).get(rank, {}))))
     sys.stdout.flush()

@@ -8,6 +8,7 @@ from typing import Any
 from typer import BadParameter
 from typer.main import get_command
 
+from growth.cli.app import app
 from growth.errors import refuse
 from growth.recipes.recipe import Step, Value
 
@@ -24,8 +25,6 @@ class Commands:
     """The verbs of the command line."""
 
     def __init__(self):
-        from growth.__main__ import app  # which imports this for its own flag
-
         self.known = {name: x for name, x in get_command(app).commands.items() if name in VERBS}
 
     def options(self, verb: str) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from growth.checkpoint import Checkpoint, chosen_dtype
+from growth.cli.flags import flags, method_with
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model
-from growth.flags import flags, method_with
 from growth.fresh import closed
 from growth.growing import scale_eps, target_of
 from growth.lossless import lost

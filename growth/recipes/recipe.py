@@ -8,7 +8,8 @@
 
 Options are those of the command line, with hyphens or underscores; a list is what a flag takes between
 commas, or several times. Every step reads what the one before it made, the first the source; `check` compares
-the two last. $source and $model, in an option, are the recipe's source and the model that the step reads.
+the two last. $source and $model, in an option, are the source of the recipe and what the step reads. A run
+that was interrupted goes on by itself; `resume: true` begins with the optimizer's state that `grow` carried.
 """
 
 import json

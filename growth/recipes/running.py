@@ -101,7 +101,9 @@ class _Run:
         before = model if model == self.recipe.source else self._made_before(int(Path(model).name))
         out = self._at(number)
         at = Places(self.recipe.source, model, str(out), before)
-        report = self.commands.run(step, at, {"as_json": as_json, "resume": _unfinished(out)})
+        # Else it begins with the state beside the model, if the step says so.
+        going_on = {"resume": True} if _unfinished(out) else {}
+        report = self.commands.run(step, at, {"as_json": as_json} | going_on)
         if step.verb == "check" and not report.kept:
             raise refuse("check", "what growth promised", str(report), "look at the step before it")
         return report

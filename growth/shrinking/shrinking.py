@@ -105,9 +105,11 @@ def shrink(
     if not dry_run:
         refuse_too_large(dst, plan.bytes)
         settings = {"score": score, "merge": merges, **smaller.told(scores)}
-        if found:  # and what a recipe has of it
-            settings |= {"calibration": _told(found), "data": found.told["data"], "data_name": named(data)}
-            settings |= {"windows": windows, "sequence_length": examples.length, "text_field": text_field}
+        asked = {"data_name": named(data), "merge": merge, "windows": windows, "text_field": text_field}
+        asked |= {"data": found and found.told["data"]}  # where it has no name
+        asked |= {"sequence_length": sequence_length, "layers": layers and [*layers], "dtype": dtype}
+        settings |= {"asked": asked}
+        settings |= {"calibration": _told(found)} if found else {}
         record = smaller.record(plan, score, seed, settings)
         with one_thread():
             rows = made(plan, folded)

@@ -164,9 +164,9 @@ def chosen_layers(
             type(n) is int and 0 < n < L and len(set(stacks.values())) == 1
         ):  # resized refuses what is odd
             return {prefix: tuple(range(depth)) for prefix, depth in stacks.items()}, wanted
-        if scores is None:
-            return dict.fromkeys(stacks, tuple(range(n))), wanted
         found = model.architecture.stacks.items()
+        if scores is None:
+            return {prefix: best_of_kinds(torch.zeros(L), of.kinds, n) for prefix, of in found}, wanted
         return {prefix: best_of_kinds(scores.layers(prefix), of.kinds, n) for prefix, of in found}, wanted
     L = min(stacks.values())
     chosen = tuple(sorted(given))

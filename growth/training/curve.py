@@ -94,6 +94,11 @@ class Curve(TrainerCallback, ExportableState):
                 self._measure(model, step, control)
             self._since = time.perf_counter()
 
+    def on_train_end(self, args, state, control, *, model, **kwargs):
+        if self.points[-1].step < state.global_step:  # another callback stopped it
+            self._seconds += time.perf_counter() - self._since
+            self._measure(model, state.global_step, control)
+
     def on_save(self, args, state, control, **kwargs):
         self._since = time.perf_counter()
 

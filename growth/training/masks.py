@@ -7,6 +7,7 @@ Yao et al., ICLR 2024 (2305.02869). Nothing is masked at m = 1: the hooks are go
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from growth.errors import Refusal, refuse
 from growth.families import model_of
 from growth.families.table import Model, listed
 from growth.record import RECORD
+from growth.training.skipping import Forward
 
 GIVEN = {"pooled": "pooler_output"}  # of wires that a model gives; all others as this
 STATES = "last_hidden_state"
@@ -37,7 +39,8 @@ class OpenMasks(TrainerCallback, ExportableState):
 
     Raises Refusal where the record has nothing new or is not this model's, where training ends before the
     masks are open, where FSDP shares the weights out, where an earlier checkpoint, masks half open, would be
-    loaded at the end, and where what reads a new unit is never called, as in a fused kernel.
+    loaded at the end, and where what reads a new unit is never called, as in a fused kernel. A line tells
+    where another callback stops training before they are.
     """
 
     def __init__(self, grown: str | Path | Mapping[str, Any], steps: int):
@@ -78,6 +81,11 @@ class OpenMasks(TrainerCallback, ExportableState):
             remedy = "train without the fused kernel, or with --masks 0"
             raise refuse("masks", "a model that calls its modules", f"{idle}, which is not called", remedy)
 
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.masks is not None and state.is_world_process_zero:  # a callback stopped it
+            left = f"masks are open by {self.opened:.2f} after {state.global_step} of {self.steps} steps"
+            print(f"{left}: what is saved is the model without masks, which is another", file=sys.stderr)
+
     def _open(self, step: int) -> None:
         if self.masks is None:
             return
@@ -103,7 +111,7 @@ class Masks:
         if missing := sorted(seen.table().keys() - seen.modules(names).keys()):
             got, remedy = f"one without {listed(missing)}", "close them in the model before it is wrapped"
             raise refuse("masks", f"the weights of a {model.config.model_type}", got, remedy)
-        self.opened, self.called, self._hooks = 0.0, set(), []
+        self.model, self.opened, self.called, self._hooks = model, 0.0, set(), []
         some = next(model.parameters())
         place = {"device": some.device, "dtype": torch.promote_types(some.dtype, torch.float32)}
         self.at_first = {
@@ -133,8 +141,15 @@ class Masks:
             hook.remove()
 
     def idle(self) -> str:
-        """A module whose mask has not been asked for, "" where there is none."""
-        return next(iter(sorted(self.watched - self.called)), "")
+        """A module whose mask has not been asked for, though no step left its layer out; "" for none."""
+        if not (left := sorted(self.watched - self.called)):
+            return ""
+        skipped = tuple(
+            f"{name}."
+            for name, module in self.model.named_modules()
+            if isinstance(forward := module.__dict__.get("forward"), Forward) and not forward.ran
+        )
+        return next((path for path in left if not path.startswith(skipped)), "")
 
     def _hooked(
         self, model: nn.Module, path: str, before: Callable | None = None, after: Callable | None = None

@@ -66,10 +66,11 @@ class Session:
         network = load_model(self.checkpoint.path)
         names = in_memory(network, self.checkpoint)
         frozen = whole("freeze", self.frozen, names)
-        shares = {}
         for share in dict.fromkeys(self.shares.values()):
-            named = [name for name, x in self.shares.items() if x == share]
-            shares |= dict.fromkeys(whole("copied-rate", named, names), share)
+            whole("copied-rate", [name for name, x in self.shares.items() if x == share], names)
+        shares: dict[str, float] = {}  # in their order: the first pattern that matches counts
+        for name, share in self.shares.items():
+            shares.setdefault(names.get(name, name), share)
         scaled = {names.get(name, name): share for name, share in self.scaled.items()}
         return replace(self, frozen=frozen, shares=shares, scaled=scaled)._trained(network, last, progress)
 

@@ -71,12 +71,14 @@ class Forward:
     def __init__(self, layer: nn.Module, name: str, handed: list[Any]):
         self.layer, self.name, self.handed, self.inner = layer, name, handed, layer.forward
         self.users: list[Skipping] = []
+        self.ran = False  # ever
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.layer.training:
             return self.inner(x, *args, **kwargs)
         if any(self.name in user.skipped for user in self.users):
             return (x, *self.handed) if self.handed else x
+        self.ran = True
         held = any(self.name in user.held for user in self.users)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not held):
             out = self.inner(x, *args, **kwargs)

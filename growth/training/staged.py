@@ -14,7 +14,7 @@ with `--schedule constant`, `growth grow --optimizer` and `--resume` between the
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,11 @@ from transformers.trainer_callback import ExportableState
 
 from growth.checkpoint import Checkpoint
 from growth.errors import refuse
-from growth.growing import grow
+from growth.growing import grow, target_of
 from growth.jsonfile import read_object
 from growth.methods import Method, method_of
 from growth.plan import Source
-from growth.sizes import Sizes, resized
+from growth.sizes import Sizes
 from growth.training.run import STATE, newest
 
 Point = tuple[float, float]  # ln C, ln L
@@ -174,12 +174,9 @@ def _refuse_odd(model: str | Path, stages: Sequence[GrowAt]) -> None:
     """Raises Refusal where one stage's sizes do not follow from the last one's, or its step does not."""
     if not stages:
         raise refuse("stages", "at least one", "none", "train without")
-    source = Source(Checkpoint(model))
-    seen, last = source.model, 0
+    seen, last = Source(Checkpoint(model)).model, 0
     for stage in stages:
-        method = method_of(stage.method)
-        config = resized(seen, replace(stage.sizes, layers=method.depth(stage.sizes.layers)), method.layers)
-        seen = source.family.model(config, seen.parts)
+        seen, _ = target_of(seen, stage.sizes, method_of(stage.method))
         if stage.step is not None and stage.step <= last:
             raise refuse("stage", f"a step after {last}, where one ended", stage.step, "put them in order")
         last = stage.step or last

@@ -24,12 +24,12 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from growth.architecture import Attention, Op
 from growth.errors import Refusal, refuse
 from growth.training.flops import Saving, StepFlops
 from growth.training.gathering import Gathering
 from growth.training.layers import layers_of, seen_in
 
-KINDS = ("", "attention", "A", "W")  # of layers that know a token's place by its position, not by its turn
 WHAT = "drop-tokens"
 
 
@@ -131,8 +131,7 @@ class TokenDropping(Saving, TrainerCallback, ExportableState):
         kind = seen.family.model_type
         if seen.auto not in (AutoModelForCausalLM, AutoModelForMaskedLM):
             raise refuse(WHAT, "a causal or a masked language model", seen.written_as, "leave it out")
-        kinds = {*seen.architecture.stacks[""].kinds}
-        if kind == "retnet" or not kinds <= {*KINDS}:
+        if not all(map(_attends, seen.architecture.stacks[""].blocks.values())):
             got = f"a {kind} with recurrent ones"
             raise refuse(WHAT, "layers of attention, which take positions", got, "leave it out")
         if "flash" in (how := str(model.config._attn_implementation)):
@@ -179,6 +178,12 @@ class TokenDropping(Saving, TrainerCallback, ExportableState):
         if self._shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
         self.learn(logits, labels)
+
+
+def _attends(block: tuple[Op, ...]) -> bool:
+    """Does a layer know a token's place by its position, not by its turn? Retentions and scans have wires of
+    their own names."""
+    return [op.query for op in block if isinstance(op, Attention)] == ["query.{}"]
 
 
 def refuse_packed() -> Refusal:

@@ -283,7 +283,7 @@ WRONG = {
     "a missing argument": (("grow",), "Missing argument 'SRC'; see growth grow --help"),
     "no number": (("grow", "a", "b", "--num-layers", "x"), "Invalid value for '--num-layers'"),
     "a missing option": (("train", "a"), "Missing option '--"),
-    "an unknown verb": (("xyz",), "No such command 'xyz'; see growth --help"),
+    "an unknown verb": (("juggle",), "No such command 'juggle'; see growth --help"),
     "an empty source": (
         ("grow", "", "b", "--num-layers", 4),
         "expected the name of a folder, got ''; name one",

@@ -17,7 +17,18 @@ from growth.training.callbacks import LayerDropping, PruneAndRegrow, SubmodelSta
 from growth.training.flops import count_flops, step_flops
 from growth.training.layers import layers_of
 
-STACKS = ("gpt_neox", "gpt2", "qwen2", "gemma2", "granitemoehybrid", "bert", "roberta", "t5", "lci RAM")
+STACKS = (
+    "gpt_neox",
+    "gpt2",
+    "qwen2",
+    "gemma2",
+    "granitemoehybrid",
+    "mixtral",
+    "bert",
+    "roberta",
+    "t5",
+    "lci RAM",
+)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import growth
 from growth.__main__ import main
 from growth.errors import Refusal
 from growth.loading import load_model
-from growth.training.callbacks import OpenMasks
+from growth.training.callbacks import OpenMasks, SubmodelStage
 from growth.training.masks import Masks, closed_of
 from growth.training.trainer import train
 
@@ -155,6 +155,32 @@ def test_masks_go_with_a_teacher_with_layers_that_are_computed_again_and_with_16
     report = train(folder / "grown", folder / "text.txt", tmp_path / "out", **RUN, **how)
     assert losses(report)[0] == pytest.approx(losses(whole)[0], rel=1e-2)
     assert losses(report)[-1] < losses(report)[0] - 0.5
+
+
+def test_layers_that_a_step_leaves_out_are_masked_when_they_run_again(folder, tmp_path):
+    """Also where a run resumes at such a step: that is none of a fused kernel."""
+
+    class Skip(SubmodelStage):
+        def on_step_begin(self, args, state, control, **kwargs):
+            self.skipped = frozenset(self.stacks[""][1:] if state.global_step < 2 else ())
+
+    model, masks = load_model(folder / "grown"), OpenMasks(folder / "grown", steps=4)
+    rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 12
+    engine = Trainer(model, arguments(tmp_path), train_dataset=rows, callbacks=[masks, Skip(1, steps=6)])
+    engine.train()
+    assert masks.opened == 1.0 and not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_line_tells_where_training_stops_before_masks_are_open(folder, tmp_path, capfd):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 3
+
+    told = "masks are open by 0.60 after 3 of 5 steps: what is saved is the model without masks"
+    how = {**RUN, "eval_every": 8, "masks": 5, "callbacks": [Stop()]}
+    report = train(folder / "grown", folder / "text.txt", tmp_path / "out", **how)
+    assert capfd.readouterr().err.count(told) == 1
+    assert [point.step for point in report.curve] == [0, 3]
 
 
 @pytest.mark.parametrize("verb", [growth.grow, growth.transfer])

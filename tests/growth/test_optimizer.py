@@ -8,6 +8,8 @@ import torch
 from checkpoints import ALL, inputs
 from exact import exact
 from grown_gradients import recipes, scalar
+from torch import distributed
+from train_ranks import started
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import growth
@@ -425,6 +427,18 @@ def test_a_run_that_only_had_to_be_saved_keeps_its_state_too(annealed, tmp_path,
     train(annealed / "src", file, tmp_path / "out", resume=True, **how)
     (_, a), (_, b) = steps_of(tmp_path / "whole"), steps_of(tmp_path / "out")
     assert all(torch.equal(a.states[x]["exp_avg"], b.states[x]["exp_avg"]) for x in a.states)
+
+
+@pytest.mark.skipif(not distributed.is_gloo_available(), reason="this torch has no gloo")
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_several_processes_begin_with_the_same_moments(annealed, tmp_path, fsdp):
+    paths = {"model": annealed / "grown", "data": annealed / "text.txt"}
+    how = {"steps": 2, "learning_rate": 1e-2, "resume": True, "eval_every": 1}
+    one = train(**paths, out=tmp_path / "one", batch_size=4, **how)
+    settings = {"out": tmp_path / "two", "batch_size": 2, "fsdp": fsdp} | paths | how
+    assert started(2, tmp_path / "io", settings).codes == [0, 0]
+    found = json.loads((tmp_path / "two/training.json").read_text())
+    assert [x["loss"] for x in found["curve"]] == pytest.approx([x.loss for x in one.curve], abs=1e-3)
 
 
 # ---- new units

@@ -220,6 +220,12 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
         trainer(load_model(folder), tmp_path, PruneAndRegrow(1, until=9)).train()
     with pytest.raises(Refusal, match="prune and regrow: expected a model of one of: .*, got Linear; "):
         neurons_of(nn.Linear(2, 2), "prune and regrow")
+    with quiet():
+        experts = load_model(ALL["mixtral"](tmp_path / "mixtral"))
+    with pytest.raises(
+        Refusal, match="expected neurons whose weights are whole in memory, got mixtral's .*, which"
+    ):
+        neurons_of(experts, "prune and regrow")
     run = trainer(load_model(folder), tmp_path, PruneAndRegrow(2), optim="adafactor")
     with pytest.raises(Refusal, match="expected an optimizer like Adam or SGD, got one with exp_avg_sq_"):
         run.train()

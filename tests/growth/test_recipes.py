@@ -90,6 +90,28 @@ def test_a_printed_recipe_makes_the_same_bytes_again(made, tmp_path, monkeypatch
     assert code == 0 and len(json.loads(printed)["steps"]) == 4
 
 
+def test_an_optimizer_that_is_carried_along_and_a_shrink_are_steps_too(src, text, tmp_path):
+    steps = [
+        {"train": TRAIN | {"data": str(text), "schedule": "constant"}},
+        {"grow": {"method": "lemon", "hidden-size": 192, "optimizer": "$model"}},
+        {"train": TRAIN | {"data": str(text), "schedule": "lemon", "resume": True}},
+        {"shrink": {"hidden-size": 96, "data": str(text), "windows": 4, "sequence-length": 16}},
+    ]
+    growth.run_recipe({"source": str(src), "steps": steps}, tmp_path / "out")
+    trained = json.loads((tmp_path / "out" / "growth.json").read_text())["lineage"][-1]
+    assert trained["verb"] == "train" and trained["moments"].endswith("after 2 steps")
+    for file in ("growth.json", "training.json"):
+        if (path := tmp_path / "out" / file).exists():
+            told = json.loads(path.read_text())
+            told.pop("recipe", None)
+            path.write_text(json.dumps(told))
+    again = growth.recipe_of(tmp_path / "out")
+    assert [step.verb for step in again.steps] == ["train", "grow", "train", "shrink"]
+    assert again.steps[1].options["optimizer"] == "$model" and again.steps[2].options["resume"] is True
+    growth.run_recipe(again, tmp_path / "again")
+    assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "out")
+
+
 CALLS = {
     "stack": ("neox", {"method": "stack", "num-layers": 5, "noise": 0.3, "dtype": "bfloat16"}),
     "an order": ("neox", {"method": "net2net", "order": "0,1,1,2", "hidden-size": 192, "seed": 7}),

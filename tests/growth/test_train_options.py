@@ -139,6 +139,15 @@ def test_what_was_copied_moves_at_its_share_of_the_rate(root, tmp_path):
         torch.testing.assert_close(rated[name] - x, share * (whole[name] - x), rtol=1e-3, atol=1e-6)
 
 
+def test_of_patterns_of_names_the_first_counts(root, tmp_path):
+    few = {"steps": 1, "warmup": 0, "eval_every": 1, "weight_decay": 0.0}
+    before, rates = load_file(root / "model/model.safetensors"), {"*bias": 0.5, "*mlp*": 0.1, "*weight": 0.5}
+    whole, rated = (weights(run(root, tmp_path / f"{len(x)}", rates=x, **few)) for x in ({}, rates))
+    for name, x in before.items():
+        share = 0.1 if "mlp" in name and name.endswith("weight") else 0.5
+        torch.testing.assert_close(rated[name] - x, share * (whole[name] - x), rtol=1e-3, atol=1e-6)
+
+
 def test_a_teacher_changes_what_is_learned_and_is_counted(root, tmp_path, plain):
     taught = run(root, tmp_path / "out", teacher=root / "teacher", teacher_weight=1.0, temperature=2.0)
     assert losses(taught)[0] == losses(plain)[0]  # the data's
@@ -260,8 +269,8 @@ def test_float16_without_a_gpu_is_refused_with_the_reason(root, tmp_path):
 def test_the_command_has_every_option_of_the_verb():
     import inspect
 
-    from growth import __main__
+    from growth.cli import train as command
 
     own = {"freeze", "rates", "callbacks"}  # patterns, shares and objects are Python's
-    flags = set(inspect.signature(__main__.train).parameters)
+    flags = set(inspect.signature(command.train).parameters)
     assert set(inspect.signature(train).parameters) - own - {"out"} <= flags

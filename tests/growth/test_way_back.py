@@ -4,6 +4,7 @@ import pytest
 import torch
 from checkpoints import ALL, inputs
 from exact import exact
+from transformers import ViTConfig, ViTForImageClassification
 
 import growth
 from growth.checkpoint import Checkpoint
@@ -11,9 +12,12 @@ from growth.loading import load_model, quiet
 from growth.plan import Source
 from growth.sizes import sizes_of
 from growth.training.data import Windows
+from growth.training.images import Images
 
-NET2NET = ("gpt_neox tied", "gpt2", "llama", "qwen3", "gemma2", "bert", "t5", "lci inside WRS", "lci SMA")
-LEMON = ("gpt_neox", "gemma3_text", "granite", "lci RRR", "lci around RWA", "lci learned ARM", "lci SSS")
+NET2NET = ("gpt_neox tied", "qwen2", "gemma2", "bert", "t5 gated", "lci inside WRS", "lci SMA")
+VIT = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+VIT |= {"image_size": 16, "patch_size": 4, "num_channels": 1, "num_labels": 5}
+LEMON = ("gpt2", "gemma3_text", "granite", "lci RRR", "lci learned ARM", "lci SSS")
 
 
 def windows(count=64, length=32):
@@ -59,6 +63,23 @@ def test_a_model_grown_twofold_by_net2net_shrinks_back_to_its_function(name, tmp
 @pytest.mark.parametrize("name", LEMON)
 def test_a_model_grown_by_half_by_lemon_shrinks_back_to_its_function(name, tmp_path):
     want, got = there_and_back(name, tmp_path, growth.Lemon(), 1.5, 1)
+    assert (got - want).abs().max() <= 1e-11 * want.abs().max()
+
+
+def test_an_image_classifier_shrinks_back_by_images(tmp_path):
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(**VIT)).double()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "small")
+    growth.grow(tmp_path / "small", tmp_path / "large", growth.Sizes(96, 5), "net2net")
+    images = Images(torch.randn(64, 1, 16, 16), torch.randint(5, (64,)))
+    sizes = growth.Sizes(48, 3)
+    given = {"score": "redundancy", "data": images, "windows": 64, "cache": tmp_path / "cache"}
+    growth.shrink(tmp_path / "large", tmp_path / "back", sizes, **given)
+    with quiet(), torch.no_grad():
+        pixels = torch.randn(4, 1, 16, 16, dtype=torch.float64)
+        want, got = (load_model(tmp_path / x, torch.float64).eval()(pixels).logits for x in ("small", "back"))
     assert (got - want).abs().max() <= 1e-11 * want.abs().max()
 
 
