@@ -1,4 +1,4 @@
-"""Any family by any method to any sizes in any order: lossless is what is promised to be, and nothing else."""
+"""Any family by any method to any sizes in any order: what is promised lossless is, and nothing else."""
 
 from dataclasses import fields
 from random import Random
