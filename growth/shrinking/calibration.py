@@ -2,7 +2,7 @@
 
     square   E[x^2]   of each entry of a wire, where a matrix or a norm reads it
     mean     E[x]
-    chosen   of a router's experts, the share of the tokens that choose each; an expert's neurons see these alone
+    chosen   of a router's experts, the share of the tokens that choose each; its neurons see these alone
     moments  E[x x^T], which merging and correlations take: 8 S^2 bytes a place that is read, on disk
 
 All windows go through together, so each layer is read once, and what is told of it is written before the next
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.activations import ACT2FN
@@ -43,6 +43,7 @@ LENGTH = 512  # tokens of a window, unless asked otherwise
 WINDOWS = 32
 ROWS = 4096  # tokens whose products are summed at once
 TOLD, VECTORS = "calibration.json", "vectors.safetensors"
+KEYS = ("data", "windows", "tokens", "layers", "moments", "alone")
 FORMAT = 2  # of what lies in a cache
 
 
@@ -144,13 +145,15 @@ def _read(folder: Path) -> Calibration | None:
         return None
     with suppress(SafetensorError, OSError, ValueError):  # damaged: it is made again
         found = Calibration(*_parts(folder), cached=True)
-        if all((folder / file).is_file() for file in found.told["moments"].values()):
-            return found
+        for file in found.told["moments"].values():
+            with safe_open(folder / file, "pt") as opened:  # which looks at its header and length
+                opened.get_slice("moments")
+        return found
     return None
 
 
 def _parts(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
-    return folder, read_object(folder / TOLD, "layers", "moments", "alone"), load_file(folder / VECTORS)
+    return folder, read_object(folder / TOLD, *KEYS), load_file(folder / VECTORS)
 
 
 class _Watch:

@@ -240,13 +240,14 @@ def test_one_calibration_serves_many_targets(tmp_path, text, monkeypatch):
         assert report.details["calibration"]["cached"] is False
 
 
-def test_a_damaged_cache_is_made_again(tmp_path, text):
+@pytest.mark.parametrize("name", ["vectors.safetensors", "moments-1.safetensors", "calibration.json"])
+def test_a_damaged_cache_is_made_again(name, tmp_path, text):
     folder, cache = neox(tmp_path / "src"), tmp_path / "cache"
-    for name in ("a", "b"):
-        report = growth.shrink(folder, tmp_path / name, ffn_size=80, data=text, cache=cache)
+    for out, damage in {"a": b"nothing", "b": b'{"layers": {}, "moments": {}, "alone": []}', "c": b""}.items():
+        report = growth.shrink(folder, tmp_path / out, hidden_size=48, data=text, cache=cache)
         assert report.details["calibration"]["cached"] is False
-        for file in cache.rglob("vectors.safetensors"):
-            file.write_bytes(b"nothing")
+        (file,) = cache.rglob(name)
+        file.write_bytes(damage)
 
 
 def test_a_neuron_that_never_fires_goes_by_activation_however_large_its_weights(tmp_path, text):
