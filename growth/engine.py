@@ -57,12 +57,12 @@ class Expand:
         if self.entry.by_rows and math.prod(shape) > BLOCK:
             for weight in self.entry.weights:
                 x = self.mixed(source, weight)
-                noise = self.noises(x, weight)
+                unit = self.unit(x, weight)
                 for rows in by_rows(self.new.shape(weight), BLOCK):
-                    yield self.entry.to_disk([self.expanded(x, weight, noise, rows)])
+                    yield self.entry.to_disk([self.expanded(x, weight, unit, rows)])
         else:
             weights = ((weight, self.mixed(source, weight)) for weight in self.entry.weights)
-            yield self.entry.to_disk(self.expanded(x, w, self.noises(x, w)) for w, x in weights)
+            yield self.entry.to_disk(self.expanded(x, w, self.unit(x, w)) for w, x in weights)
 
     def mixed(self, source: Source, weight: Weight) -> Tensor:
         """sum_j depth[i, j] old[j], and behind it the same of what further copies are made of, if that is
@@ -72,7 +72,16 @@ class Expand:
         x = self.mix(source, weight, self.maps.depth[weight.name][self.layer])
         if row := self.maps.further(weight, self.layer):
             x = torch.cat([x, self.mix(source, weight, row)])
-        return x
+        return self.set_apart(x, weight)
+
+    def set_apart(self, x: Tensor, weight: Weight) -> Tensor:
+        """With what parts it from others that are made of the same, before its units are copied: copies stay
+        copies, which readers that are not to see noise rely on."""
+        if not (share := self.maps.apart(weight.name, self.layer)):
+            return x
+        x = apply.exact(x)
+        fresh = torch.randn(x.shape, dtype=x.dtype, generator=self.generator(weight, None, 1))
+        return x + fresh * (share * x.std(correction=0).item())
 
     def mix(self, source: Source, weight: Weight, row: Mix) -> Tensor:
         """What a layer is made of."""
@@ -91,24 +100,22 @@ class Expand:
         """The map of what a weight reads, if that grows."""
         return self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
 
-    def noises(self, x: Tensor, weight: Weight) -> tuple[float, float]:
-        """The standard deviations of a unit of the noise that parts a reader's copies, unseen, and of what
-        parts weights that are made of the same, `x`."""
-        share, of = self.maps.apart(weight.name, self.layer), self.reader(weight)
-        apart = share * apply.exact(x).std(correction=0).item() if share else 0.0
+    def unit(self, x: Tensor, weight: Weight) -> float:
+        """The standard deviation of a unit of the noise that parts a reader's copies, unseen; `x`: what the
+        weight is made of."""
+        of = self.reader(weight)
         if of is None or not of.noise:
-            return 0.0, apart
+            return 0.0
         if of.parting != "pairs":
-            return self.new.init_std, apart
+            return self.new.init_std
         copies = sum(s >= 0 for s in of.index) / of.sources
         size = torch.linalg.vector_norm(x, dtype=torch.float64).item() / math.sqrt(x.numel())
         scale = self.old.scale(self.maps.source(weight.name)) / weight.scale
-        return size / copies * scale, apart
+        return size / copies * scale
 
-    def expanded(
-        self, x: Tensor, weight: Weight, noise: tuple[float, float] = (0.0, 0.0), rows: slice | None = None
-    ) -> Tensor:
-        """The wide weight, or some of its rows, times what the model no longer multiplies it with."""
+    def expanded(self, x: Tensor, weight: Weight, unit: float = 0.0, rows: slice | None = None) -> Tensor:
+        """The wide weight, or some of its rows, times what the model no longer multiplies it with. unit: of
+        noise."""
         reads = len(weight.wires) - 1 if weight.reads else None
         for axis, wire in enumerate(weight.wires):
             of = self.maps.of(wire, self.layer)
@@ -126,12 +133,9 @@ class Expand:
                 x = x[part]
         x, factor = apply.exact(x), self.factor(weight)
         x = x if factor == 1.0 else x * factor
-        unit, apart = noise
         if unit:
             first = rows.start if rows else 0
             part_copies(x, self.reader(weight), weight, self.layer, unit, self.seed, first)
-        if apart:
-            x = x + apart * torch.randn(x.shape, dtype=x.dtype, generator=self.generator(weight, rows, 1))
         if self.maps.fresh and (start := self.old.starts[weight.name]) != "own":
             maps = [self.maps.of(wire, self.layer) for wire in weight.wires]
             whole = self.layer is not None and not self.maps.depth[weight.name][self.layer]

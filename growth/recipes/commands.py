@@ -33,10 +33,10 @@ class Commands:
         said = (x for x in params if x.name not in OWN and x.param_type_name == "option")
         return {spoken(x): x for x in said}
 
-    def run(self, step: Step, at: "Places", settings: Mapping[str, Any]) -> Any:
-        """Does what the command does; settings are OWN ones, for the verbs that have them."""
+    def run(self, step: Step, at: "Places", settings: Mapping[str, bool]) -> Any:
+        """Does what the command does. settings: switches that the run adds, of the verbs that have them."""
         parsed = self.parsed(step.verb, step, at)
-        known = {name: value for name, value in settings.items() if name in parsed}
+        known = {name: value or parsed[name] for name, value in settings.items() if name in parsed}
         return self.known[step.verb].callback(**parsed | known)
 
     def parsed(self, where: str, step: Step, at: "Places") -> dict[str, Any]:

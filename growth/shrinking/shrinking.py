@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from growth.checkpoint import Checkpoint, chosen_dtype
+from growth.companions import refuse_other_companions
 from growth.engine import made, one_thread
 from growth.errors import refuse, refuse_odd_seed
-from growth.folders import refuse_existing, refuse_too_large
-from growth.growing import chosen_sizes, in_dtype, refuse_other_companions
+from growth.folders import refuse_odd_output, refuse_too_large
 from growth.methods.option import refuse_other
-from growth.plan import Source
+from growth.plan import Source, in_dtype
 from growth.record import named, refuse_closed
 from growth.report import Report
 from growth.shrinking.bonds import Bonds
@@ -21,7 +21,7 @@ from growth.shrinking.magnitude import Magnitude
 from growth.shrinking.merging import Merged
 from growth.shrinking.scores import Activation, Redundancy
 from growth.shrinking.smaller import Noted, Smaller, chosen_layers
-from growth.sizes import Sizes, changed, resized
+from growth.sizes import Sizes, changed, chosen_sizes, resized
 from growth.training.data import Data
 from growth.writing import SHARD_BYTES, write_checkpoint
 
@@ -80,10 +80,7 @@ def shrink(
     refuse_odd_seed(seed)
     refuse_other("score", score, SCORES)
     dtype = chosen_dtype(dtype)
-    if dst is None and not dry_run:
-        raise refuse("output folder", "the name of a new folder", "none", "name one, or ask for a dry run")
-    if not dry_run:
-        refuse_existing(dst)
+    refuse_odd_output(dst, dry_run)
     began = time.perf_counter()
     source = Source(Checkpoint(src))
     refuse_closed(source.checkpoint)
@@ -113,7 +110,8 @@ def shrink(
         asked = {"data_name": named(data), "merge": merge, "windows": windows, "text_field": text_field}
         asked |= {"sequence_length": sequence_length, "layers": layers and [*layers], "dtype": dtype}
         settings |= {"asked": asked}
-        settings |= {"calibration": _told(found)} if found else {}
+        if found:
+            settings |= {"calibration": _told(found), "data": found.told["data"]}
         record = smaller.record(plan, score, seed, settings)
         with one_thread():
             rows = made(plan, folded)
@@ -159,7 +157,9 @@ def refuse_unfit(source: Source, wanted: Sizes, layers: Sequence[int] | None) ->
     chosen, wanted = chosen_layers(source.model, wanted, layers, None)
     config = resized(source.model, wanted, order_of(chosen), "shrink")
     if wanted.layers is None or layers is not None:  # else those that are chosen decide what kinds there are
-        refuse_other_companions(source, source.family.model(config, source.model.parts))
+        smaller = source.family.model(config, source.model.parts)
+        old, new = source.model.architecture, smaller.architecture
+        refuse_other_companions(source.checkpoint.path, old, new)
 
 
 def _told(found: Calibration) -> dict[str, Any]:

@@ -23,11 +23,12 @@ from transformers.trainer_callback import ExportableState
 
 from growth.checkpoint import Checkpoint
 from growth.errors import refuse
-from growth.growing import grow, target_of
+from growth.growing import grow
 from growth.jsonfile import read_object
 from growth.methods import Method, method_of
 from growth.plan import Source
 from growth.sizes import Sizes
+from growth.targets import target_of
 from growth.training.run import STATE, newest
 
 Point = tuple[float, float]  # ln C, ln L

@@ -206,6 +206,16 @@ def test_noise_shows_only_where_a_layer_acts(source):
     assert lost(old, new, replace(maps, parted={"layers.2.mlp.up.weight": 0.1})) == [NOISY]
 
 
+@pytest.mark.parametrize("symmetry", ["projection", "comp"])
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2"])
+def test_noise_of_copied_layers_leaves_copies_of_units_alike(source, tmp_path, name, symmetry):
+    """What parts these is not to be seen by layers that are to add nothing."""
+    method = Interpolate(copy_noise=0.1, zero_outputs=True, noise=1.0, symmetry=symmetry)
+    report = growth.grow(source(name)[0], tmp_path / "out", Sizes(hidden=128, layers=6), method)
+    _, got = run(tmp_path / "out", torch.float64)
+    assert report.lossless and error(source(name)[2], got) < 1e-9
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_an_order_from_the_command_line_without_a_number(
     source, text, tmp_path, monkeypatch, capsys, method
