@@ -126,7 +126,7 @@ def test_one_size_grows_behind_masks(source, tmp_path, name, sizes):
 
 @pytest.mark.parametrize("name", ["gpt2", "phi3", "lci SMA"])
 def test_what_is_made_by_blocks_of_rows_has_its_old_part_in_place(source, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("growth.engine.BLOCK", 300)
+    monkeypatch.setattr("growth.expand.BLOCK", 300)
     holds(source(name), tmp_path, SIZES)
 
 
