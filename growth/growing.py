@@ -123,7 +123,7 @@ def grow(
         tuple(growth.lost),
         changed(source.model, growth.target),
         settings,
-        growth.lines(plan, settings),
+        (*growth.lines(plan, settings), *(carried.lines(dst) if carried else ())),
     )
 
 
@@ -212,7 +212,10 @@ class Growth:
         return (
             *held_still(plan),
             *self.method.lines(*self.models),
-            *(f"{name}: {error:.1%} off" for name, error in errors.items()),
+            *(
+                f"{name.replace('{}', '*')}: {error:.1%} of its norm is left out at this rank"
+                for name, error in errors.items()
+            ),
         )
 
     def record(self, plan: Plan, settings: dict[str, Any]) -> dict:

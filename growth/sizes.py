@@ -71,9 +71,12 @@ def chosen_sizes(sizes: Sizes | None, short: Sizes) -> Sizes:
 
 
 def changed(old: Model, new: Model) -> dict[str, tuple[int, int]]:
-    """Every size that differs, by its flag: what it was, what it is; kv heads where there are groups."""
+    """Every size that differs, by its flag: what it was, what it is, 0 for none; kv heads where there are
+    groups."""
     names = [x.name for x in fields(Sizes) if x.name != "kv_heads" or old.family.fields.kv_heads]
-    pairs = {FLAGS[name]: (getattr(sizes_of(old), name), getattr(sizes_of(new), name)) for name in names}
+    pairs = {
+        FLAGS[name]: (getattr(sizes_of(old), name) or 0, getattr(sizes_of(new), name) or 0) for name in names
+    }
     return {flag: (before, after) for flag, (before, after) in pairs.items() if before != after}
 
 
@@ -111,6 +114,7 @@ def resized(model: Model, wanted: Sizes, order: Order, direction: Direction = "g
     if sizes_of(model.family.model(target, model.parts)) == have:
         flags = GROWN if direction == "grow" else FLAGS.values()
         remedy = f"pass one of {', '.join(f'--{flag}' for flag in flags)}"
+        remedy += ", or --order" if direction == "grow" else ", or --layers"
         other = {"grow": "larger", "shrink": "smaller"}[direction]
         raise refuse("target", f"something {other} than the source", "the same sizes", remedy)
     try:

@@ -94,9 +94,7 @@ def train(
     seed: Seed = 0,
 ) -> Any:
     """Train a checkpoint on text; the folder it writes is a checkpoint again."""
-    from growth.training.callbacks import LayerDropping, TokenDropping
-
-    dropping = ((LayerDropping, drop_layers), (TokenDropping, drop_tokens))
+    from growth.training.dropping import dropping
 
     report = growth.train(
         model,
@@ -134,7 +132,7 @@ def train(
         fp16=fp16,
         gradient_checkpointing=gradient_checkpointing,
         report_to=report_to or (),
-        callbacks=[made(share) for made, share in dropping if share is not None],
+        callbacks=dropping({"drop_layers": drop_layers, "drop_tokens": drop_tokens}),
         fsdp=fsdp,
         resume=resume,
         seed=seed,

@@ -47,8 +47,10 @@ class Upcycle(Method):
     granularity: int = option(1, "shards that each block is cut into, every one an expert")
     router_std: float | None = option(None, f"deviation of a new router's rows; default: {STD}")
     format: str | None = option(None, " | ".join(FORMATS) + "; default: what the family becomes")
-    noise: float | None = option(None, "how far copies differ, in deviations of what they copy")
-    every: int = option(1, "each so many-th layer becomes sparse")
+    noise: float | None = option(
+        None, "how far copies differ, in deviations of what they copy", usual="0, a mixture's 0.01"
+    )
+    every: int = option(1, "one layer of so many becomes sparse")
 
     name: ClassVar[str] = "upcycle"
     sparse: ClassVar[bool] = True

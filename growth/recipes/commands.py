@@ -34,7 +34,7 @@ class Commands:
         return {spoken(x): x for x in said}
 
     def run(self, step: Step, at: "Places", settings: Mapping[str, bool]) -> Any:
-        """Does what the command does; settings: switches that the run adds, for the verbs that have them."""
+        """Does what the command does. settings: switches that the run adds, of the verbs that have them."""
         parsed = self.parsed(step.verb, step, at)
         known = {name: value or parsed[name] for name, value in settings.items() if name in parsed}
         return self.known[step.verb].callback(**parsed | known)

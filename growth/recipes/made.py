@@ -1,5 +1,6 @@
 """The recipe that made a checkpoint: the one that was recorded, or the calls that growth.json tells of."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from growth.methods.upcycle import Upcycle
 from growth.recipes.commands import Commands
 from growth.recipes.recipe import Recipe, Step, read_recipe
 from growth.record import TRAINING, history
+from growth.training.dropping import DROPPING, asked_of, dropping
 
 ELSEWHERE = {"data": "data_name", "validation": "validation_name", "teacher": "teacher_name"}
 ALWAYS = ("method", "seed")  # said also where they are the default, which another version may have changed
@@ -53,6 +55,27 @@ def _sizes(call: dict[str, Any]) -> dict[str, Any]:
     return after if {"hidden_size", "num_heads"} & set(changed) else changed
 
 
+def _kept(call: dict[str, Any]) -> list[int] | None:
+    """The layers that stay, where some went, the same of every stack; else their number says it."""
+    kept, *others = [stack["kept"] for stack in call["layers"]]
+    fewer = call["from"]["num_layers"] != call["to"]["num_layers"]
+    return kept if fewer and all(other == kept for other in others) else None
+
+
+def _dropped(where: str, callbacks: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The flags whose callbacks these are, with their shares. Raises Refusal where some are another's."""
+    found = {}
+    for callback in callbacks:
+        for flag, kind in DROPPING.items():
+            if callback["name"] == kind.__name__:
+                found[flag] = next(iter(callback["args"].values()))
+    if [asked_of(callback) for callback in dropping(found)] != [*callbacks]:
+        names = " and ".join(callback["name"] for callback in callbacks)
+        remedy = "make this step in Python"
+        raise refuse(where, "what the command line has too", f"callbacks {names}", remedy)
+    return found
+
+
 def _step(number: int, call: dict[str, Any], commands: Commands) -> Step:
     """A call as a step: of each flag of its verb, what the record has, where that is not the default."""
     where, verb = f"step {number}, {call['verb']}", call["verb"]
@@ -61,6 +84,9 @@ def _step(number: int, call: dict[str, Any], commands: Commands) -> Step:
     if rates := call.get("rates"):
         raise refuse(where, "what the command line has too", f"rates {rates}", "make this step in Python")
     said = call | call.get("asked", {}) | _sizes(call) | {"resume": bool(call.get("moments"))}
+    said |= _dropped(where, call.get("callbacks", ()))
+    if verb == "shrink":
+        said |= {"layers": _kept(call)}
     options = {}
     for name, flag in commands.options(verb).items():
         key = ELSEWHERE.get(flag.name, flag.name)

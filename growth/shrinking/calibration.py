@@ -37,6 +37,7 @@ from growth.shrinking.streaming import Done, Streamed
 from growth.training.data import Data, examples_of, window_length
 from growth.training.examples import Examples
 from growth.training.images import Images
+from growth.training.progress import RunProgress
 
 LENGTH = 512  # tokens of a window, unless asked otherwise
 WINDOWS = 32
@@ -173,7 +174,7 @@ class _Watch:
         for prefix, modules in streamed.layers.items():
             self.layers[prefix] = [{} for _ in modules]
             behind |= {m: partial(self._compare, prefix, i) for i, m in enumerate(modules)}
-        with streamed.watched(works, behind):
+        with RunProgress("calibration", len(behind)) as self.progress, streamed.watched(works, behind):
             streamed.run(self._inputs(windows))
         save_file(self.vectors, folder / VECTORS)
         told = {"data": windows.fingerprint(), "windows": len(windows), "tokens": windows.length}
@@ -204,6 +205,8 @@ class _Watch:
 
     def _compare(self, prefix: str, layer: int, x: Tensor, y: Tensor) -> None:
         self.layers[prefix][layer] = likeness(x, y)
+        self.progress.advance()
+        self.progress.say(f"{prefix}layer {layer} of {len(self.layers[prefix])}")
 
     def _look(self, site: Site, x: Tensor, alone: bool) -> None:
         if f"{site.name} square" in self.vectors:  # some norms over all heads call themselves

@@ -12,7 +12,7 @@ from growth.errors import refuse, refuse_odd_seed
 from growth.folders import refuse_odd_output, refuse_too_large
 from growth.methods.option import refuse_other
 from growth.plan import Source, in_dtype
-from growth.record import named
+from growth.record import named, refuse_closed
 from growth.report import Report
 from growth.shrinking.bonds import Bonds
 from growth.shrinking.calibration import WINDOWS, Calibration, calibrated, windows_for
@@ -73,8 +73,9 @@ def shrink(
 
     Returns a Report; growth.json in `dst` records the plan, what stays and its scores. No equality is
     promised: `growth.train(..., teacher=src)` recovers what was lost. Raises Refusal, with nothing written,
-    where the source cannot be read, the target is larger or does not divide into heads or these into groups,
-    layers are named that are not there, `dst` exists, or data lack or do not fit the model.
+    where the source cannot be read or its masks never opened, the target is larger or does not divide into
+    heads or these into groups, layers are named that are not there, `dst` exists, or data lack, are of no use
+    or do not fit the model.
     """
     refuse_odd_seed(seed)
     refuse_other("score", score, SCORES)
@@ -82,6 +83,7 @@ def shrink(
     refuse_odd_output(dst, dry_run)
     began = time.perf_counter()
     source = Source(Checkpoint(src))
+    refuse_closed(source.checkpoint)
     wanted = chosen_sizes(sizes, Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size, experts))
     refuse_unfit(source, wanted, layers)  # before a run of the model
     by_unit = source.family.by_unit(source.config)
@@ -92,6 +94,9 @@ def shrink(
         examples = windows_for(source, data, windows, sequence_length, f"score {score}", seed, text_field)
         moments = merges or (score == "redundancy" and narrower(wanted))
         found = calibrated(source, bonds, examples, moments, cache)
+    elif data is not None and not narrower(wanted):
+        remedy = "add --score activation or redundancy, or leave it out"
+        raise refuse("data", "none where whole layers and experts go by magnitude", named(data), remedy)
     scores = Noted(scores_of(score, source, bonds, found))
     smaller = Smaller.of(source, wanted, layers, bonds, scores)
     folded = Merged(source, bonds, smaller.kept, found if merges else None)
@@ -105,7 +110,8 @@ def shrink(
         asked = {"data_name": named(data), "merge": merge, "windows": windows, "text_field": text_field}
         asked |= {"sequence_length": sequence_length, "layers": layers and [*layers], "dtype": dtype}
         settings |= {"asked": asked}
-        settings |= {"calibration": _told(found)} if found else {}
+        if found:
+            settings |= {"calibration": _told(found), "data": found.told["data"]}
         record = smaller.record(plan, score, seed, settings)
         with one_thread():
             rows = made(plan, folded)

@@ -68,7 +68,8 @@ class Smaller:
         for prefix, layers in self.kept.layers.items():
             L = old.stacks[prefix].layers
             if gone := [str(j) for j in range(L) if j not in layers]:
-                yield f"{prefix}layers: {', '.join(gone)} of {L} left out"
+                numbers = f"number{'s' if len(gone) > 1 else ''} {', '.join(gone)}"
+                yield f"{prefix}layers: {len(gone)} of {L} left out, {numbers}"
         pooled = {name for name, _ in self.kept.pools}
         for (name, _), index in self.kept.units.items():
             wires = self.bonds.wires(name)
@@ -77,7 +78,7 @@ class Smaller:
                 units = old.wires[wire].units
                 what = f"{units - len(index)} of {units} units left out"
                 if name in pooled:
-                    what = f"{len(index)} means of {units} units"
+                    what = f"{units} units become {len(index)}, as means of neighbours"
                 elif merged:
                     what += ", merged into those that stay as far as these tell them"
                 yield f"{wire.replace('{}', '*')}: {what}"

@@ -1,6 +1,5 @@
 """The verb `train`: a checkpoint and text, or images, in, a trained one out, by `transformers.Trainer`."""
 
-import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState
 
 from growth.checkpoint import Checkpoint
 from growth.errors import reason, refuse
@@ -18,6 +16,7 @@ from growth.optimizing.shares import recorded_shares
 from growth.record import named
 from growth.training.corpus import kept_beside
 from growth.training.data import Data
+from growth.training.dropping import asked_of
 from growth.training.freeze import Counts, transferred
 from growth.training.masks import OpenMasks, closed_of, mask_steps, refuse_shared
 from growth.training.moments import check_grown, moments_of
@@ -164,7 +163,7 @@ def train(
         "bf16": bf16,
         "fp16": fp16,
         "gradient_checkpointing": gradient_checkpointing,
-        "callbacks": [_settings(callback) for callback in callbacks],
+        "callbacks": [asked_of(callback) for callback in callbacks],
         "seed": seed,
     }
     refuse_odd_options(asked)
@@ -218,12 +217,6 @@ def train(
             shares = dict(rates or {}) | dict.fromkeys(slow, copied_rate)
             how = rate, frozen, shares, scaled, master, callbacks, masking
             return Session(out, checkpoint, work, args, settings, *how).trained(last, progress)
-
-
-def _settings(callback: TrainerCallback) -> dict:
-    """A callback's name and what it was made with, as far as it tells."""
-    args = callback.state()["args"] if isinstance(callback, ExportableState) else {}
-    return {"name": type(callback).__name__, "args": json.loads(json.dumps(args))}  # as the file will have it
 
 
 def _told(names: list[str]) -> str:

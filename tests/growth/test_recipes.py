@@ -14,6 +14,7 @@ import growth
 from growth.errors import Refusal
 from growth.recipes import running
 from growth.recipes.commands import Commands
+from growth.training.callbacks import TokenDropping
 
 TRAIN = {"steps": 2, "batch-size": 2, "sequence-length": 16}
 
@@ -183,6 +184,28 @@ def test_training_goes_on_with_the_state_that_a_step_grew(src, text, tmp_path):
     assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "out")
 
 
+SHRUNK = {
+    "by activation": {"hidden-size": 72, "score": "activation", "windows": 3, "sequence-length": 16},
+    "layers by name": {"layers": [0, 2], "ffn-size": 80, "windows": 2, "sequence-length": 16},
+    "layers by score, unmerged": {"num-layers": 2, "merge": False},
+}
+
+
+@pytest.mark.parametrize("name", SHRUNK)
+def test_shrinking_and_dropping_are_told_too(src, text, tmp_path, name):
+    dropping = TRAIN | {"data": str(text), "drop-layers": 0.3, "drop-tokens": 0.2}
+    steps = [{"shrink": SHRUNK[name] | {"data": str(text)}}, {"grow": {"num-layers": 4}}, {"train": dropping}]
+    growth.run_recipe({"steps": steps}, tmp_path / "out", src)
+    told = json.loads((tmp_path / "out" / "growth.json").read_text())
+    del told["recipe"]
+    (tmp_path / "out" / "growth.json").write_text(json.dumps(told))
+    again = growth.recipe_of(tmp_path / "out")
+    assert [step.verb for step in again.steps] == ["shrink", "grow", "train"]
+    assert {"drop-layers": 0.3, "drop-tokens": 0.2}.items() <= again.steps[2].options.items()
+    growth.run_recipe(again, tmp_path / "again")
+    assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "out")
+
+
 def test_stages_of_mslt_are_a_recipe(src, text, tmp_path):
     """As the method's file has them."""
     train, alone = (TRAIN | {"data": str(text)} | more for more in ({}, {"freeze": "transferred"}))
@@ -264,6 +287,18 @@ ODD = {
         {"steps": [{"grow": {"num-layers": 4}}, {"grow": {"num-layers": 4, "num-kv-heads": 3}}]},
         "step 2, grow: num-kv-heads: expected ",
     ),
+    "layers to shrink to that the step before does not make": (
+        {"steps": [{"grow": {"num-layers": 5}}, {"shrink": {"num-layers": 7}}]},
+        "step 2, shrink: num-layers: expected 1 to the source's 5, got 7",
+    ),
+    "layers to grow to that are fewer than were shrunk to": (
+        {"steps": [{"shrink": {"layers": "0,2"}}, {"grow": {"num-layers": 1}}]},
+        "step 2, grow: num-layers: expected at least the source's 2, got 1",
+    ),
+    "a score without data": (
+        {"steps": [GROW, {"shrink": {"num-layers": 2, "score": "activation"}}]},
+        "step 2, shrink: data: expected text for score activation",
+    ),
     "an order of layers that the step before does not make": (
         {"steps": [{"grow": {"num-layers": 5}}, {"grow": {"order": "0,1,2,3,4,5"}}]},
         "step 2, grow: order: expected layers from 0 to 4, got 5",
@@ -291,6 +326,10 @@ ODD = {
     "a size that upcycle leaves": (
         {"steps": [{"grow": {"method": "upcycle", "num-layers": 4}}]},
         "step 1, grow: num-layers: expected none, for upcycle leaves sizes as they are",
+    ),
+    "a share that is none": (
+        {"steps": [GROW, {"train": TRAIN | {"data": ".", "drop-layers": 2}}]},
+        "step 2, train: ",
     ),
     "a check of nothing": ({"steps": ["check", GROW]}, "step 1, check: expected a step before it"),
     "nothing made": ({"steps": ["check"]}, "recipe: expected a step that makes a checkpoint"),
@@ -347,6 +386,15 @@ def test_a_dry_run_tells_the_sizes_of_every_step_and_writes_nothing(src, text, t
     assert "step 1, grow: by lemon: hidden-size 96 -> 120" in out
     assert "step 3, grow: by llama-pro: num-layers 3 -> 5" in out and "step 4, train: 2 steps on" in out
     assert {x.name for x in tmp_path.iterdir()} == {"src", "recipe.yaml"}
+
+
+def test_a_dry_run_takes_the_words_of_the_call_that_it_is_to_try(src, tmp_path, monkeypatch, capsys):
+    file = written(tmp_path, [GROW, {"shrink": {"num-layers": 2}}], source=str(src))
+    for name in (src, tmp_path / "out"):
+        code, out, _ = command.run(monkeypatch, capsys, "grow", name, "--recipe", file, "--dry-run")
+        assert (
+            code == 0 and "step 2, shrink: by magnitude: num-layers" in out and out.rstrip().endswith("-> 2")
+        )
 
 
 def test_cheap_steps_are_not_kept_where_a_later_one_fails(src, text, tmp_path):
@@ -415,6 +463,12 @@ def test_what_only_python_can_give_is_no_recipe(src, text, tmp_path):
     )
     with pytest.raises(Refusal, match="step 1, train: expected what the command line has too, got rates"):
         growth.recipe_of(tmp_path / "out")
+    callbacks = [TokenDropping(0.2, first=1)]
+    growth.train(
+        src, text, tmp_path / "tokens", steps=2, batch_size=2, sequence_length=16, callbacks=callbacks
+    )
+    with pytest.raises(Refusal, match="the command line has too, got callbacks TokenDropping"):
+        growth.recipe_of(tmp_path / "tokens")
 
 
 def test_a_place_that_is_taken_meanwhile_costs_nothing(src, tmp_path, monkeypatch):

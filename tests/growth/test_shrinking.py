@@ -386,6 +386,18 @@ REFUSALS = {
         (*SHRINK, "--ffn-size", 80, "--data", "{text}", "--sequence-length", 64),
         "at most 32 tokens, the model's positions, got 64",
     ),
+    "data for nothing": (
+        (*SHRINK, "--num-layers", 2, "--data", "{text}"),
+        "data: expected none where whole layers and experts go by magnitude",
+    ),
+    "masks that never opened": (
+        ("shrink", "{}/masked", "{}/out", "--ffn-size", 80),
+        "expected a source that was trained since method msg made it, got one whose masks never opened",
+    ),
+    "redundancy behind masks": (
+        ("inspect", "{}/masked", "--redundancy", "--data", "{text}"),
+        "got one whose masks never opened",
+    ),
     "a cache that is a file": (
         (*SHRINK, "--ffn-size", 80, "--data", "{text}", "--cache", "{text}"),
         "expected a folder for the cache",
@@ -422,6 +434,7 @@ def others(tmp_path_factory):
     folder = tmp_path_factory.mktemp("others")
     ALL["llama"](folder / "llama", num_key_value_heads=4)
     ALL["mixtral"](folder / "mixtral")
+    growth.grow(folder / "llama", folder / "masked", method="msg", ffn_size=100)
     return folder
 
 
