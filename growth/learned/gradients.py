@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from growth.architecture import Weight
-from growth.engine import Expand, named_seed
 from growth.errors import refuse
+from growth.expand import Expand, named_seed
 from growth.learned.fit import examples_for
 from growth.learned.neurons import Live, Neurons, neurons, refuse_shifting
 from growth.loading import load_model, quiet

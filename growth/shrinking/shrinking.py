@@ -108,10 +108,10 @@ def shrink(
         refuse_too_large(dst, plan.bytes)
         settings = {"score": score, "merge": merges, **smaller.told(scores)}
         asked = {"data_name": named(data), "merge": merge, "windows": windows, "text_field": text_field}
+        asked |= {"data": found and found.told["data"]}  # where it has no name
         asked |= {"sequence_length": sequence_length, "layers": layers and [*layers], "dtype": dtype}
         settings |= {"asked": asked}
-        if found:
-            settings |= {"calibration": _told(found), "data": found.told["data"]}
+        settings |= {"calibration": _told(found)} if found else {}
         record = smaller.record(plan, score, seed, settings)
         with one_thread():
             rows = made(plan, folded)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from growth.architecture import STREAM, Linear, Output
-from growth.engine import Expand, plan_growth
+from growth.engine import plan_growth
 from growth.errors import refuse
+from growth.expand import Expand
 from growth.families.table import Model
 from growth.plan import Plan, Source
 from growth.record import new_record

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, ViTConfig, ViTForImageClassification
 
 import growth
-from growth import engine
+from growth import expand
 from growth.__main__ import main
 from growth.architecture import Experts
 from growth.checkpoint import Checkpoint
@@ -253,7 +253,7 @@ def test_a_cut_that_does_not_add_up_is_found_in_the_maps(change):
 def test_blocks_of_any_size_make_the_same_files(made, tmp_path, monkeypatch):
     options = {"experts": 2, "granularity": 2}
     growth.grow(made("llama"), tmp_path / "one", method=Upcycle(**options))
-    monkeypatch.setattr(engine, "BLOCK", 500)
+    monkeypatch.setattr(expand, "BLOCK", 500)
     growth.grow(made("llama"), tmp_path / "many", method=Upcycle(**options))
     one, many = (load_file(tmp_path / x / "model.safetensors") for x in ("one", "many"))
     assert all(torch.equal(one[name], many[name]) for name in one)
