@@ -131,7 +131,7 @@ def test_fewer_groups_for_as_many_heads_are_the_means_of_neighbours(tmp_path):
         name = f"model.layers.1.self_attn.{part}"
         pairs = want[name].unflatten(0, (2, 2, 16))
         assert torch.allclose(got[name], pairs.mean(1).flatten(0, 1), atol=1e-7)
-    assert any("2 means of 4" in note for note in report.notes)
+    assert any("4 units become 2, as means" in note for note in report.notes)
     assert torch.equal(*(x["model.layers.1.self_attn.q_proj.weight"] for x in (want, got)))
 
 
