@@ -29,6 +29,7 @@ from transformers.activations import ACT2FN
 
 from growth.architecture import Experts, Linear, Tied
 from growth.errors import refuse
+from growth.folders import refuse_too_large
 from growth.jsonfile import read_object
 from growth.loading import load_tokenizer
 from growth.plan import Source
@@ -118,7 +119,7 @@ def calibrated(
     """From the cache where that has it, else from a run of the model; in the cache afterwards.
 
     moments: keep E[x x^T] too. cache: a folder; default: growth's in that of the Hub. Raises Refusal where it
-    cannot be written.
+    cannot be written, or has no room for these.
     """
     text = f"{FORMAT} {source.checkpoint.fingerprint()} {windows.fingerprint()} {windows.length}"
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -128,6 +129,8 @@ def calibrated(
         if found := _read(folder):
             return found
     folder = wanted[-1]
+    if moments:
+        refuse_too_large(folder, sum(8 * bonds.model.wires[site.wire].size ** 2 for site in bonds.sites))
     try:
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".growth-", dir=home) as scratch:

@@ -16,7 +16,7 @@ from growth.optimizing.shares import recorded_shares
 from growth.record import named
 from growth.training.corpus import kept_beside
 from growth.training.data import Data
-from growth.training.dropping import asked_of
+from growth.training.dropping import asked_of, refuse_pairs
 from growth.training.freeze import Counts, transferred
 from growth.training.masks import OpenMasks, closed_of, mask_steps, refuse_shared
 from growth.training.moments import check_grown, moments_of
@@ -31,6 +31,7 @@ from growth.training.session import Session
 from growth.training.sharded import shards
 from growth.training.task import task
 from growth.training.teacher import find_teacher
+from growth.training.warming import WarmNewUnits
 
 
 @together()
@@ -180,6 +181,7 @@ def train(
     masking = OpenMasks({"closed": closed}, asked["masks"]) if asked["masks"] else None
     if masking and args.fsdp:
         raise refuse_shared()
+    refuse_pairs(callbacks, [OpenMasks] * bool(masking) + [WarmNewUnits] * bool(warm_new))
     check_grown(checkpoint, asked, moments, resume, args)
     asked["keep_optimizer"] |= schedule == "constant" and not args.fsdp
     with kept_beside(out, Path(args.output_dir)) as cache:

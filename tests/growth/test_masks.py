@@ -217,6 +217,10 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
         train(folder / "grown", data, out, **RUN, masks=-1)
     with pytest.raises(Refusal, match="masks: expected a checkpoint with masks to open .* got none"):
         train(folder / "source", data, out, **RUN, masks=3)
+    for twice in ([OpenMasks(folder / "grown", 3)], [SubmodelStage(1, steps=2), SubmodelStage(1, steps=2)]):
+        said = f"callbacks: expected one of a kind, got several {type(twice[0]).__name__}; "
+        with pytest.raises(Refusal, match=said):
+            train(folder / "grown", data, out, **RUN, callbacks=twice)
     with pytest.raises(Refusal, match="masks: expected a checkpoint with what is new"):
         OpenMasks(folder / "source", steps=3)
     row = {"input_ids": torch.zeros(2, dtype=int)}

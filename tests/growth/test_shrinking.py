@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -238,6 +239,14 @@ def test_one_calibration_serves_many_targets(tmp_path, text, monkeypatch):
             folder, None, ffn_size=80, score="activation", cache=cache, dry_run=True, **given
         )
         assert report.details["calibration"]["cached"] is False
+
+
+def test_a_calibration_for_which_the_disk_has_no_room_is_refused_before_it_runs(tmp_path, text, monkeypatch):
+    folder = neox(tmp_path / "src")
+    monkeypatch.setattr("growth.folders.shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
+    with pytest.raises(Refusal, match="expected room for .* GB, got 0.001 GB that are free"):
+        growth.shrink(folder, tmp_path / "a", ffn_size=80, data=text, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("name", ["vectors.safetensors", "moments-1.safetensors", "calibration.json"])
