@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
+from growth.errors import several
 from growth.families import auto_of
 from growth.record import begun
 
@@ -68,13 +69,18 @@ def write_card(
 def told(record: dict) -> tuple[list[str], str, str]:
     """What growth.json tells of how a checkpoint came to be, what it promises, and how to measure that."""
     old, new = record["parameters"]
-    facts = [f"made by `growth {record['verb']}`, method {record['method']}: {old:,} -> {new:,} parameters"]
-    for before in reversed(record["lineage"]):
-        facts.append(f"before that, `growth {before['verb']}`, method {before['method']}")
+    facts = [f"made by {_made_by(record)}: {old:,} -> {new:,} parameters", *_sizes(record)]
+    if record.get("optimizer"):
+        facts.append(
+            f"with its source's optimizer state, {record['policy']}: `growth train FOLDER --resume` goes on "
+            "from it, as does a Trainer's `resume_from_checkpoint`"
+        )
+    facts += [f"before that, {_made_by(before)}" for before in reversed(record["lineage"])]
     facts.append("settings, and where every tensor comes from: growth.json")
     outlook = "It computes the base model's logits, to rounding."
     if not record["lossless"]:
-        outlook = "Its logits are not the base model's: train it on."
+        why = f" ({several(lost)})" if (lost := record.get("lost")) else ""
+        outlook = f"Its logits are not the base model's{why}: train it on."
     if record.get("closed"):
         outlook += (
             " `growth train` closes masks over what is new and begins as the base model; loaded, it is open."
@@ -86,6 +92,22 @@ def told(record: dict) -> tuple[list[str], str, str]:
         how = "a step `check: {}` behind it in its recipe does"
     figures = f"Not measured yet: {how}, and writes it here."
     return [*facts, *record.get("notes", ())], outlook, figures
+
+
+def _made_by(record: dict) -> str:
+    """A verb, and how it did it."""
+    how = {"shrink": "by score", "train": "schedule"}.get(record["verb"], "method")
+    return f"`growth {record['verb']}`, {how} {record['method']}"
+
+
+def _sizes(record: dict) -> list[str]:
+    """A fact on the sizes that differ."""
+    old, new = record.get("from"), record.get("to")
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return []
+    pairs = ((name.replace("_", "-"), old.get(name) or 0, size or 0) for name, size in new.items())
+    found = ", ".join(f"{name} {before} -> {after}" for name, before, after in pairs if before != after)
+    return [f"sizes: {found}"] if found else []
 
 
 def write_figures(folder: Path, figures: str) -> None:

@@ -136,15 +136,15 @@ def check(
 
 def _refuse_another_source(old: Checkpoint, new: Checkpoint, record: dict) -> bool:
     """Is the record, if any, about this source? A promise is judged by the source it was made for alone."""
+    of_this = bool(record) and record["fingerprint"] == old.fingerprint()
     made_of = old.record().get("fingerprint")
-    if made_of is not None and made_of == new.fingerprint():
+    if not of_this and made_of is not None and made_of == new.fingerprint():  # there and back is both
         raise refuse(
             f"{old.path}, {new.path}", "the source first", "what was made of it first", "swap the two"
         )
     if not record:
         widths = [getattr(model.config, "hidden_size", None) for model in (old, new)]
         return widths[0] == widths[1]
-    of_this = record["fingerprint"] == old.fingerprint()
     if record["lossless"] and not of_this:
         raise refuse(
             str(old.path),

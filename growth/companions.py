@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
+from growth.architecture import Architecture
 from growth.errors import reason, refuse
 from growth.jsonfile import read_list, read_object
 
@@ -45,6 +46,11 @@ def tokenizer_files(folder: Path) -> list[Path]:
     for file in found:
         _refuse_unreadable(file, "the tokenizer")
     return found
+
+
+def refuse_other_companions(src: Path, old: Architecture, new: Architecture) -> None:
+    """Raises Refusal where what lies beside the source would not fit the target; found before any work."""
+    sentence_modules(src, tuple(model.wires["residual"].size for model in (old, new)))
 
 
 def copy_companions(src: Path, dst: Path, widths: tuple[int, int] = (0, 0)) -> None:

@@ -1,197 +1,25 @@
-"""What a plan's rows are made by, and the only loop over them.
+"""A plan of growth, row by row, and the only loop over the rows of any plan."""
 
-new[i] = write . (sum_j depth[i, j] old[j]) . read^T
-"""
-
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from growth import apply, fresh
-from growth.architecture import Architecture, Weight
-from growth.checkpoint import by_rows
-from growth.families.stored import Entry
+from growth import expand
+from growth.expand import Copy, Draw, Expand
 from growth.families.table import Model
-from growth.maps import Copies, Drawn, Maps
-from growth.maps import Row as Mix
+from growth.maps import Drawn, Maps
 from growth.plan import Plan, Recipe, Row, Source, dropped
 
-BLOCK = 2**18  # entries that are made at a time: 1 MB in float32, which stays in a core's cache
+Learned = Callable[[str], Recipe | None]
 
 
 def made(plan: Plan, source: Source) -> Iterator[tuple[Row, Iterator[Tensor]]]:
     """Every row with its tensor, in blocks of rows, not rounded yet."""
     for row in plan.rows:
         yield row, row.recipe(source)
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A tensor of the source as it is."""
-
-    tensor: str
-
-    def __call__(self, source: Source) -> Iterator[Tensor]:
-        return source.checkpoint.blocks(self.tensor)
-
-
-@dataclass(frozen=True)
-class Expand:
-    """What the maps make of the weights of one tensor on disk; noise parts the copies."""
-
-    entry: Entry
-    layer: int | None
-    maps: Maps
-    old: Architecture
-    new: Architecture
-    seed: int
-
-    def __call__(self, source: Source) -> Iterator[Tensor]:
-        shape = self.entry.shape(self.new)
-        if self.entry.by_rows and math.prod(shape) > BLOCK:
-            for weight in self.entry.weights:
-                x = self.mixed(source, weight)
-                unit = self.unit(x, weight)
-                for rows in by_rows(self.new.shape(weight), BLOCK):
-                    yield self.entry.to_disk([self.expanded(x, weight, unit, rows)])
-        else:
-            weights = ((weight, self.mixed(source, weight)) for weight in self.entry.weights)
-            yield self.entry.to_disk(self.expanded(x, w, self.unit(x, w)) for w, x in weights)
-
-    def mixed(self, source: Source, weight: Weight) -> Tensor:
-        """sum_j depth[i, j] old[j], and behind it the same of what further copies are made of, if that is
-        another layer."""
-        if self.layer is None:
-            return source.raw(self.maps.source(weight.name), None)
-        x = self.mix(source, weight, self.maps.depth[weight.name][self.layer])
-        if row := self.maps.further(weight, self.layer):
-            x = torch.cat([x, self.mix(source, weight, row)])
-        return self.set_apart(x, weight)
-
-    def set_apart(self, x: Tensor, weight: Weight) -> Tensor:
-        """With what parts it from others that are made of the same, before its units are copied: copies stay
-        copies, which readers that are not to see noise rely on."""
-        if not (share := self.maps.apart(weight.name, self.layer)):
-            return x
-        x = apply.exact(x)
-        fresh = torch.randn(x.shape, dtype=x.dtype, generator=self.generator(weight, None, 1))
-        return x + fresh * (share * x.std(correction=0).item())
-
-    def mix(self, source: Source, weight: Weight, row: Mix) -> Tensor:
-        """What a layer is made of."""
-        made_of = self.maps.source(weight.name)
-        if [w for _, w in row] == [1.0]:
-            x = source.raw(made_of, row[0][0])
-        else:
-            some = row[0][0] if row else next(j for name, j in source.place if name == made_of)
-            zero = torch.zeros_like(source.read(made_of, some))
-            x = sum((w * source.read(made_of, j) for j, w in row), zero)
-        if constants := self.maps.constants.get(weight.name):
-            x = apply.exact(x) + constants[self.layer]
-        return x
-
-    def reader(self, weight: Weight) -> Any:
-        """The map of what a weight reads, if that grows."""
-        return self.maps.of(weight.wires[-1], self.layer) if weight.reads else None
-
-    def unit(self, x: Tensor, weight: Weight) -> float:
-        """The standard deviation of a unit of the noise that parts a reader's copies, unseen; `x`: what the
-        weight is made of."""
-        of = self.reader(weight)
-        if of is None or not of.noise:
-            return 0.0
-        if of.parting != "pairs":
-            return self.new.init_std
-        copies = sum(s >= 0 for s in of.index) / of.sources
-        size = torch.linalg.vector_norm(x, dtype=torch.float64).item() / math.sqrt(x.numel())
-        scale = self.old.scale(self.maps.source(weight.name)) / weight.scale
-        return size / copies * scale
-
-    def expanded(self, x: Tensor, weight: Weight, unit: float = 0.0, rows: slice | None = None) -> Tensor:
-        """The wide weight, or some of its rows, times what the model no longer multiplies it with. unit: of
-        noise."""
-        reads = len(weight.wires) - 1 if weight.reads else None
-        for axis, wire in enumerate(weight.wires):
-            of = self.maps.of(wire, self.layer)
-            if axis == 0 and self.maps.further(weight, self.layer):
-                of = apply.with_ahead(of)
-            if self.maps.fresh and self.old.starts[weight.name] == "own":
-                of = fresh.in_turn(of)
-            part = rows if axis == 0 else None
-            if axis == reads:
-                x = apply.exact(x)
-                x = x if of is None else apply.read(of, x, self.maps.of(weight.wires[0], self.layer), rows)
-            elif of is not None:
-                x = apply.write(of, x, axis, part)
-            elif part:
-                x = x[part]
-        x, factor = apply.exact(x), self.factor(weight)
-        x = x if factor == 1.0 else x * factor
-        if unit:
-            first = rows.start if rows else 0
-            part_copies(x, self.reader(weight), weight, self.layer, unit, self.seed, first)
-        if self.maps.fresh and (start := self.old.starts[weight.name]) != "own":
-            maps = [self.maps.of(wire, self.layer) for wire in weight.wires]
-            whole = self.layer is not None and not self.maps.depth[weight.name][self.layer]
-            x = fresh.filled(
-                x, None if whole else maps, start, self.new.init_std, self.generator(weight, rows), rows
-            )
-        return x
-
-    def factor(self, weight: Weight) -> float:
-        """What the model multiplied the weight with, over what it does now."""
-        return self.old.scale(self.maps.source(weight.name)) / weight.scale
-
-    def generator(self, weight: Weight, rows: slice | None, which: int = 0) -> torch.Generator:
-        """Of the numbers that this weight, or a block of its rows, is drawn from."""
-        return generator(weight, self.layer, self.seed + which, rows.start if rows else 0)
-
-    def layers(self, weight: Weight) -> list[int | None]:
-        """The old layers that take part."""
-        if self.layer is None:
-            return [None]
-        if weight.name in self.maps.mixed:
-            stack = self.old.stack_of(weight.name)[1]
-            return [j for j, kind in enumerate(stack.kinds) if weight in stack.weights[kind]]
-        rows = self.maps.depth[weight.name][self.layer], self.maps.further(weight, self.layer)
-        return [j for row in rows for j, _ in row]
-
-    def stays(self, weight: Weight) -> bool:
-        """Nothing changes but its place."""
-        if any(self.maps.of(wire, self.layer) is not None for wire in weight.wires):
-            return False
-        if self.layer is not None:
-            one = [w for _, w in self.maps.depth[weight.name][self.layer]] == [1.0]
-            if not one or weight.name in self.maps.mixed or weight.name in self.maps.constants:
-                return False
-        if self.maps.apart(weight.name, self.layer):
-            return False
-        return weight.scale == self.old.scale(self.maps.source(weight.name))
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What a Drawn says: a weight of normal numbers, made of none."""
-
-    shape: tuple[int, ...]
-    of: Drawn
-    name: str
-    seed: int
-
-    def __call__(self, source: Source) -> Iterator[Tensor]:
-        if not self.of.std:
-            yield torch.zeros(self.shape)
-            return
-        rows, *rest = self.shape
-        generator = torch.Generator().manual_seed(named_seed(self.seed, self.name))
-        x = torch.randn(rows // self.of.each, *rest, generator=generator) * self.of.std
-        yield x.repeat_interleave(self.of.each, 0)
 
 
 def drawn_row(source: Source, name: str, shape: tuple[int, ...], of: Drawn, seed: int) -> Row:
@@ -205,18 +33,29 @@ def drawn_row(source: Source, name: str, shape: tuple[int, ...], of: Drawn, seed
     return Row(name, shape, dtype, "initialised", (), note, recipe=recipe, block=block)
 
 
-def part_copies(
-    x: Tensor, of: Copies, weight: Weight, layer: int | None, std: float, seed: int, first: int = 0
-) -> None:
-    """Add, in place, what `of` has of noise to a reader, or to its rows from the first on: the numbers depend
-    on the seed and the weight's name alone. std: of a fresh matrix."""
-    apply.add_noise(of, x, std * of.noise, generator(weight, layer, seed, first))
-
-
-def generator(weight: Weight, layer: int | None, seed: int, first: int = 0) -> torch.Generator:
-    """Of the numbers that a weight, or a block of its rows from the first on, is drawn from."""
-    name = weight.name if layer is None else weight.name.format(layer)
-    return torch.Generator().manual_seed(named_seed(seed, f"{name}[{first}]" if first else name))
+def grown_row(source: Source, name: str, expands: Expand, learned: Learned | None) -> Row:
+    """A tensor that the maps make of the source's, or zeros or ones where they make it of none. learned: as
+    plan_growth has it."""
+    entry, layer, maps, shape = expands.entry, expands.layer, expands.maps, expands.entry.shape(expands.new)
+    used = [source.where(maps.source(w.name), j) for w in entry.weights for j in expands.layers(w)]
+    sources, note = tuple(dict.fromkeys(used)), ""
+    copied = len(sources) == 1 and all(map(expands.stays, entry.weights))
+    if not sources and maps.fresh:
+        note = "a new layer"
+    elif not sources:
+        value = "one" if any(maps.constants.get(entry.weights[0].name, ())) else "zero"
+        note = f"{value}: added layers change nothing at first"
+    return Row(
+        name,
+        shape,
+        source.dtype(sources or source.tensors(entry.weights) or source.on_disk.values()),
+        "copied" if copied else "initialised" if maps.fresh and not sources else "expanded",
+        sources,
+        note,
+        freeze=maps.still is not None and (layer is None or layer in maps.still),
+        recipe=Copy(sources[0]) if copied else (learned and learned(name)) or expands,
+        block=min(math.prod(shape), expand.BLOCK) if copied or entry.by_rows else math.prod(shape),
+    )
 
 
 def plan_growth(
@@ -224,7 +63,7 @@ def plan_growth(
     target: Model,
     maps: Maps,
     seed: int,
-    learned: Callable[[str], Recipe | None] | None = None,
+    learned: Learned | None = None,
 ) -> Plan:
     """Where every grown tensor comes from, and what makes it.
 
@@ -234,33 +73,9 @@ def plan_growth(
     for name, (entry, layer) in target.table().items():
         if drawn := maps.drawn.get(entry.weights[0].name):
             rows.append(drawn_row(source, name, entry.shape(new), drawn, seed))
-            continue
-        expand, made_of = Expand(entry, layer, maps, old, new, seed), maps.source
-        used = [source.where(made_of(w.name), j) for w in entry.weights for j in expand.layers(w)]
-        sources, note, recipe = tuple(dict.fromkeys(used)), "", expand
-        copied = len(sources) == 1 and all(map(expand.stays, entry.weights))
-        if copied:
-            recipe = Copy(sources[0])
-        elif learned:
-            recipe = learned(name) or expand
-        if not sources and maps.fresh:
-            note = "a new layer"
-        elif not sources:
-            value = "one" if any(maps.constants.get(entry.weights[0].name, ())) else "zero"
-            note = f"{value}: added layers change nothing at first"
-        rows.append(
-            Row(
-                name,
-                entry.shape(new),
-                source.dtype(sources or source.tensors(entry.weights) or source.on_disk.values()),
-                "copied" if copied else "initialised" if maps.fresh and not sources else "expanded",
-                sources,
-                note,
-                freeze=maps.still is not None and (layer is None or layer in maps.still),
-                recipe=recipe,
-                block=min(math.prod(entry.shape(new)), BLOCK if copied or entry.by_rows else 2**62),
-            )
-        )
+        else:
+            recipe = Expand(entry, layer, maps, old, new, seed)
+            rows.append(grown_row(source, name, recipe, learned))
     return Plan(tuple(rows), dropped(source, rows))
 
 
@@ -273,8 +88,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def named_seed(seed: int, name: str) -> int:
-    """A seed per tensor, so that one tensor's values depend on nothing but its name."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1

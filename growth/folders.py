@@ -28,6 +28,15 @@ def named_folder(path: str | Path, what: str) -> Path:
     return Path(path)
 
 
+def refuse_odd_output(dst: str | Path | None, dry_run: bool) -> None:
+    """A result has a place, and one that is free; a dry run needs none."""
+    if dry_run:
+        return
+    if dst is None:
+        raise refuse("output folder", "the name of a new folder", "none", "name one, or ask for a dry run")
+    refuse_existing(dst)
+
+
 def refuse_existing(dst: str | Path) -> None:
     """Nothing is overwritten, and long work does not begin where its result has no place."""
     dst = named_folder(dst, "output folder")

@@ -16,12 +16,12 @@ from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
 from growth.families.sparse import BECOMES
 from growth.families.table import Model
-from growth.growing import upcycled
 from growth.lossless import lost
 from growth.methods.lemon import Lemon
 from growth.methods.upcycle import Upcycle, mixture_of
 from growth.plan import Source
-from growth.sizes import Sizes, resized, sizes_of
+from growth.sizes import FLAGS, Sizes, resized, sizes_of
+from growth.targets import target_of
 from growth.transferring.sources import lci_config, pattern_of, said_by
 from growth.transferring.xatl import LETTERS
 
@@ -79,6 +79,7 @@ class Inspection:
     tensors: tuple[Held, ...]
     wires: dict[str, Wire]
     grow: tuple[Way, ...]
+    shrink: str
     transfer: str
     train: str
 
@@ -100,6 +101,7 @@ class Inspection:
             yield f"wire {name.replace('{}', '*'):{wide}}  {wire.units}{each}{fixed}"
         for way in self.grow:
             yield f"grow: {way}"
+        yield f"shrink: {self.shrink}"
         yield f"transfer: {self.transfer}"
         yield f"train: {self.train}"
 
@@ -135,6 +137,7 @@ def inspect(src: str | Path) -> Inspection:
         tensors,
         dict(model.architecture.wires),
         tuple(_ways(model)),
+        _fewer(model),
         _transferred(checkpoint.config, src),
         TRAINED.get(
             model.auto,
@@ -160,6 +163,14 @@ def _transferred(config: PreTrainedConfig, src: str | Path) -> str:
         except Refusal as refusal:
             why.append(f"; not to {name}: {refusal}")
     return f"to {', '.join(to)}, or a pattern of these with what the layers are now ({own}){''.join(why)}"
+
+
+def _fewer(model: Model) -> str:
+    """What there may be fewer of."""
+    sizes = {flag: getattr(sizes_of(model), name) for name, flag in FLAGS.items()}
+    names = {flag: flag.removeprefix("num-").replace("-", " ") for flag in sizes}
+    found = (f"{names[flag]} below {have}" for flag, have in sizes.items() if have and have > 1)
+    return f"to {', '.join(found)}"
 
 
 def _ways(model: Model) -> Iterator[Way]:
@@ -197,7 +208,7 @@ def _experts(model: Model) -> Way:
     have = mixture_of(model.architecture)
     experts = len(have.neurons) if have else 0
     try:
-        target = upcycled(model, UPCYCLE)[0].family.model_type
+        target = target_of(model, Sizes(), UPCYCLE)[0].family.model_type
     except Refusal as refusal:
         return Way("experts", experts, f"do not grow: {refusal}", {})
     to = f"to any multiple of {experts}, by upcycle" if have else f"to any number, as {target}, by upcycle"

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -14,6 +14,7 @@ from growth.apply import exact
 from growth.architecture import Weight
 from growth.errors import refuse
 from growth.families import family_of
+from growth.families.table import Model, in_modules
 
 if TYPE_CHECKING:
     from growth.checkpoint import Checkpoint
@@ -171,6 +172,15 @@ class Plan:
 
     def origins(self) -> Counter[Origin]:
         return Counter(row.origin for row in self.rows)
+
+
+def in_dtype(plan: Plan, target: Model, dtype: str | None) -> Plan:
+    """A plan that writes in this dtype, but for what a model keeps in float32; None for the source's own."""
+    if dtype is None:
+        return plan
+    kept = target.in_float32 if getattr(torch, dtype).itemsize < 4 else ()
+    rows = (replace(row, dtype="float32" if in_modules(row.name, kept) else dtype) for row in plan.rows)
+    return replace(plan, rows=tuple(rows))
 
 
 def dropped(source: Source, rows: Iterable[Row]) -> dict[str, str]:

@@ -61,10 +61,22 @@ def sizes_of(model: Model) -> Sizes:
     return Sizes(wires["residual"].size, model.architecture.layers, heads, kv_heads, ffn, experts)
 
 
+def chosen_sizes(sizes: Sizes | None, short: Sizes) -> Sizes:
+    """Those given, or in short form; a refusal where both are."""
+    if not isinstance(sizes, Sizes | None):
+        raise refuse("sizes", "growth.Sizes", repr(sizes), "such as Sizes(hidden=768)")
+    if sizes is not None and short != Sizes():
+        raise refuse("sizes", "Sizes, or the short forms", "both", "leave one out")
+    return sizes or short
+
+
 def changed(old: Model, new: Model) -> dict[str, tuple[int, int]]:
-    """Every size that differs, by its flag: what it was, what it is; kv heads where there are groups."""
+    """Every size that differs, by its flag: what it was, what it is, 0 for none; kv heads where there are
+    groups."""
     names = [x.name for x in fields(Sizes) if x.name != "kv_heads" or old.family.fields.kv_heads]
-    pairs = {FLAGS[name]: (getattr(sizes_of(old), name), getattr(sizes_of(new), name)) for name in names}
+    pairs = {
+        FLAGS[name]: (getattr(sizes_of(old), name) or 0, getattr(sizes_of(new), name) or 0) for name in names
+    }
     return {flag: (before, after) for flag, (before, after) in pairs.items() if before != after}
 
 
@@ -89,7 +101,7 @@ def resized(model: Model, wanted: Sizes, order: Order, direction: Direction = "g
             raise refuse(FLAGS["kv_heads"], f"{heads}, as many as heads", wanted.kv_heads, "leave it out")
         if names.head_dim and hidden != heads * _head(model):
             setattr(target, names.head_dim, _head(model))
-    _deepen(model, target, wanted.layers, order)
+    _deepen(model, target, wanted.layers, order, direction)
     if wanted.experts is not None:
         target.num_experts = wanted.experts
         target.num_experts_per_tok = min(config.num_experts_per_tok, wanted.experts)
@@ -102,6 +114,7 @@ def resized(model: Model, wanted: Sizes, order: Order, direction: Direction = "g
     if sizes_of(model.family.model(target, model.parts)) == have:
         flags = GROWN if direction == "grow" else FLAGS.values()
         remedy = f"pass one of {', '.join(f'--{flag}' for flag in flags)}"
+        remedy += ", or --order" if direction == "grow" else ", or --layers"
         other = {"grow": "larger", "shrink": "smaller"}[direction]
         raise refuse("target", f"something {other} than the source", "the same sizes", remedy)
     try:
@@ -193,7 +206,9 @@ def _refuse_odd_groups(have: Sizes, heads: int, wanted: int) -> None:
         raise refuse(FLAGS["kv_heads"], expected, wanted, f"choose {', '.join(map(str, choices))}")
 
 
-def _deepen(model: Model, target: PreTrainedConfig, wanted: int | None, order: Order) -> None:
+def _deepen(
+    model: Model, target: PreTrainedConfig, wanted: int | None, order: Order, direction: Direction
+) -> None:
     """Layers, and the lists with an entry for each."""
     family, names = model.family, model.family.fields.layers
     L = model.architecture.layers
@@ -204,7 +219,7 @@ def _deepen(model: Model, target: PreTrainedConfig, wanted: int | None, order: O
     if len(set(depths)) > 1:
         got = " and ".join(map(str, depths))
         raise refuse(FLAGS["layers"], "stacks of as many layers", got, "change the width alone")
-    for stack in model.architecture.stacks.values():
+    for stack in model.architecture.stacks.values() if direction == "grow" else ():
         if left := {*stack.kinds} - {stack.kinds[j] for j in moved}:
             got, remedy = ",".join(map(str, moved)), f"name one of kind {min(left)} too"
             raise refuse("order", "a layer of each kind", got, remedy)

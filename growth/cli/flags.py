@@ -1,5 +1,6 @@
 """The flags of `growth grow` that follow from what the methods can be told."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import Field, fields
@@ -30,7 +31,7 @@ def _said(options: list[tuple[str, Field]]) -> tuple[type, str]:
         helps.setdefault(field.metadata["help"], []).append(name)
     help = "; ".join(f"{', '.join(of)}: {x}" if len(helps) > 1 else x for x, of in helps.items())
     usual = Counter(text for _, text in defaults).most_common(1)[0][0]
-    others = [f"{name}'s {text}" for name, text in defaults if text != usual]
+    others = [f"{name}'s {text}" for name, text in defaults if text not in ("", usual)]
     told = f"; default: {', '.join([usual, *others])}" if usual else ""
     return first.metadata["kind"] or first.type, help + told
 
@@ -68,15 +69,28 @@ def with_flags(command: Callable) -> Signature:
             default=None,
             annotation=Annotated[
                 _typed(kind),
-                typer.Option(
-                    help=help[0].upper() + help[1:] + ".", rich_help_panel=f"Options of {', '.join(takers)}"
-                ),
+                typer.Option(help=_sentence(help, takers), rich_help_panel=_panel(takers)),
             ],
         )
         for name, (kind, help, takers) in flags(METHODS.values()).items()
     ]
     kept = [x for x in own.parameters.values() if x.kind is not Parameter.VAR_KEYWORD]
     return own.replace(parameters=[*kept, *added])
+
+
+def _sentence(help: str, takers: list[str]) -> str:
+    """With a capital, but where a word to be typed comes first, or a method's name."""
+    first = help.split()[0].rstrip(":,")
+    typed = first in takers or re.match(r"[\w-]+(:| \|)", help)
+    return (help if typed else help[0].upper() + help[1:]) + "."
+
+
+def _panel(takers: list[str]) -> str:
+    """The methods, or those that are not among them where these are fewer, for a title has one line."""
+    others = [name for name in METHODS if name not in takers]
+    if len(others) >= len(takers):
+        return f"Options of {', '.join(takers)}"
+    return f"Options of every method but {', '.join(others)}" if others else "Options of every method"
 
 
 def _typed(kind: Any) -> Any:

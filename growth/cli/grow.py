@@ -1,6 +1,7 @@
 """growth grow, by a method or by a recipe."""
 
 import json
+import os
 from typing import Annotated, Any
 
 import typer
@@ -85,8 +86,13 @@ grow.__signature__ = with_flags(grow)
 
 
 def _run_recipe(recipe: str, src: str, dst: str | None, dry_run: bool, as_json: bool) -> list[Any]:
-    """The one name that is given is the output's, but for a dry run, which has none."""
-    source, output = (None, src) if dst is None and not dry_run else (src, dst)
+    """Of one name that is given: the output's, but in a dry run a checkpoint's, where one is there, or the
+    recipe names none."""
+    from growth.recipes.recipe import read_recipe
+
+    source, output = (src, dst) if dst is not None else (None, src)
+    if dst is None and dry_run and (os.path.exists(src) or read_recipe(recipe).source is None):
+        source, output = src, None
     done = growth.run_recipe(recipe, output, source, dry_run=dry_run, as_json=as_json)
     if dry_run:
         for line in [json.dumps(done)] if as_json else done:

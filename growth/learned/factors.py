@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from growth import apply
 from growth.architecture import Weight
-from growth.engine import Expand
+from growth.expand import Expand
 from growth.learned.maps import LearnedMaps, depth_matrix
 from growth.learned.operator import key
 from growth.maps import Maps

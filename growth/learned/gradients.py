@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from growth.architecture import Weight
-from growth.engine import Expand, named_seed
 from growth.errors import refuse
+from growth.expand import Expand, named_seed
 from growth.learned.fit import examples_for
 from growth.learned.neurons import Live, Neurons, neurons, refuse_shifting
 from growth.loading import load_model, quiet
@@ -71,7 +71,7 @@ class Outgoing:
         with quiet():
             model = load_model(self.source.checkpoint.path).eval().requires_grad_(False)
         blocks = [Live(model, self.source, names) for names in self.blocks]
-        with FlopCounterMode(display=False) as counter:
+        with quiet(), FlopCounterMode(display=False) as counter:  # transformers names GPT-2's loss as unknown
             refuse_shifting(model, blocks[0], next(self.batches()))
             seen = self.watched(model, blocks)
             for block in blocks:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from growth import apply
 from growth.architecture import Architecture, Weight
-from growth.engine import part_copies
 from growth.errors import refuse
+from growth.expand import part_copies
 from growth.learned.operator import Operator, exactly, key
 from growth.maps import Copies, Maps, Row
 from growth.plan import Source

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from growth.architecture import Architecture, Tied, Weight
-from growth.engine import named_seed
+from growth.expand import named_seed
 from growth.learned.maps import depth_matrix
 from growth.learned.operator import Operator, exactly, key
 from growth.learned.starts import parted

@@ -9,8 +9,8 @@ import torch
 from growth import apply
 from growth.architecture import Architecture, Attention
 from growth.depth import rows
-from growth.engine import named_seed
 from growth.errors import refuse
+from growth.expand import named_seed
 from growth.learned.maps import Added, chosen, depth_matrix
 from growth.lossless import lost
 from growth.maps import Copies, Maps

@@ -1,10 +1,8 @@
 """One paper, one file, one frozen dataclass of its options with maps(old, new, seed)."""
 
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
-from growth.architecture import Architecture
 from growth.errors import refuse
-from growth.maps import Maps
 from growth.methods.bert2bert import Bert2Bert
 from growth.methods.fine import Fine
 from growth.methods.gradmax import GradMax
@@ -15,6 +13,7 @@ from growth.methods.lemon import Lemon
 from growth.methods.ligo import Ligo
 from growth.methods.llama_pro import LlamaPro
 from growth.methods.mango import Mango
+from growth.methods.method import Method
 from growth.methods.msg import Msg
 from growth.methods.mslt import Mslt
 from growth.methods.net2net import Net2Net
@@ -23,31 +22,10 @@ from growth.methods.stacking import StackBert
 from growth.methods.staged import Staged
 from growth.methods.upcycle import Upcycle
 
-
-class Method(Protocol):
-    """name: on the command line. lossless: does it promise to preserve the function, where that is possible?
-    learned: does it learn from data? grows: the sizes, by their flags, that it can change. Its fields are its
-    options; as a string it is what reports call it."""
-
-    name: ClassVar[str]
-    lossless: ClassVar[bool]
-    learned: ClassVar[bool]
-    grows: ClassVar[frozenset[str]]
-
-    def layers(self, old: int, new: int) -> tuple[int, ...]:
-        """The old layer that each of `new` layers takes its inside from."""
-
-    def depth(self, wanted: int | None, old: int) -> int | None:
-        """The layers of the target of a source of `old`, where these are not said."""
-
-    def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
-        """The maps from `old` to `new`; those that learning starts from."""
-
-
 DEPTH = StackBert, GStack, Interpolate, Solar, Mslt, LlamaPro  # what their papers are about; all widen too
 WIDTH = Net2Net, Bert2Bert, HyperCloning, Lemon, Staged, Msg, GradMax
 LEARNED = Ligo, Mango, Fine
-METHODS: dict[str, type] = {method.name: method for method in (*DEPTH, *WIDTH, Upcycle, *LEARNED)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (*DEPTH, *WIDTH, Upcycle, *LEARNED)}
 
 
 def method_of(given: Any) -> Method:

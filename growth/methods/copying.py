@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 from growth.architecture import Architecture, Attention, Linear, Norm, Output, Pointwise, Table, Tied, Vector
 from growth.maps import Copies, Parting, at_random, copies, evenly, grouped, round_robin
@@ -21,16 +20,10 @@ class Copying(Ordered):
     noise: float = option(0.1, "how far copies differ, in units of a fresh matrix")
     symmetry: str = option("projection", "how readers tell copies apart: projection | comp; noise 0: not")
 
-    lossless: ClassVar[bool] = False
-    learned: ClassVar[bool] = False
-
     def __post_init__(self):
         super().__post_init__()
         refuse_below("noise", self.noise, 0.0)
         refuse_other("symmetry", self.symmetry, tuple(SYMMETRY))
-
-    def __str__(self) -> str:
-        return self.name
 
     @property
     def parting(self) -> Parting:

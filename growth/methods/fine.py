@@ -29,7 +29,8 @@ from growth.errors import refuse
 from growth.maps import Maps, Row
 from growth.methods.copying import per_layer, widened
 from growth.methods.identities import identities, rearranged
-from growth.methods.learning import Learner, Learning, refuse_several_kinds
+from growth.methods.learning import Learning, refuse_several_kinds
+from growth.methods.method import Learner
 from growth.methods.option import option, refuse_below, refuse_other
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Fine(Learning):
     """Factors that all layers share, and one of each layer's own, which may learn.  Xie et al., CVPR 2026."""
 
     steps: int = option(0, "learning steps")
-    rank: int | None = option(None, "columns of the shared factors; default: all, which is exact")
+    rank: int | None = option(None, "columns of the shared factors", usual="all, which is exact")
     added: str = option("idle", "what added layers are: idle | nearest | linear")
     noise: float = option(1.0, "how far copies differ, in units of a fresh matrix")
 

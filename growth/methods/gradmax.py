@@ -21,7 +21,8 @@ from growth.depth import rows
 from growth.errors import refuse
 from growth.maps import Maps, copies
 from growth.methods.copying import per_layer
-from growth.methods.learning import Learner, refuse_experts
+from growth.methods.learning import refuse_experts
+from growth.methods.method import Learner
 from growth.methods.option import option, refuse_below, refuse_other
 from growth.methods.ordered import Ordered
 
@@ -58,9 +59,6 @@ class GradMax(Ordered):
         refuse_other("outgoing", self.outgoing, LENGTHS)
         if self.order is not None:
             raise refuse("order", "none, for gradmax adds no layers", self.order, "leave it out")
-
-    def __str__(self) -> str:
-        return self.name
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """New neurons that read nothing and that nobody reads; `learner` says what is read of them."""

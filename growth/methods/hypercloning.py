@@ -34,15 +34,11 @@ class HyperCloning(Ordered):
 
     name: ClassVar[str] = "hypercloning"
     lossless: ClassVar[bool] = True
-    learned: ClassVar[bool] = False
 
     def __post_init__(self):
         super().__post_init__()
         if self.snr is not None and not math.isfinite(self.snr):
             raise refuse("snr", "a number of decibels", self.snr, "such as 10, or leave it out")
-
-    def __str__(self) -> str:
-        return self.name
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`. Raises Refusal where a size does not grow by a whole factor."""

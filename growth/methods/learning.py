@@ -1,31 +1,21 @@
 """What all methods that learn can be told."""
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from growth.architecture import Architecture, Experts
 from growth.errors import refuse
+from growth.methods.method import Learner
 from growth.methods.option import option, refuse_below, refuse_other
 from growth.methods.ordered import Ordered
 
 if TYPE_CHECKING:
     from growth.growing import Growth
-    from growth.plan import Recipe
     from growth.training.data import Data
 
 RATE = 0.006  # over the source's width: few steps at ten times that raised the loss of the demo's model
 REMAKE = ("auto", "always", "never")
-
-
-class Learner(Protocol):
-    """What finds weights from data: planned first, then fitted, then asked for them."""
-
-    def recipe(self, name: str) -> "Recipe | None":
-        """What makes the tensor of that name on disk, once `fit` is over; None where the maps do."""
-
-    def fit(self) -> tuple[int, dict[str, Any]]:
-        """The operations that took, and what growth.json tells of it."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +32,10 @@ class Learning(Ordered):
 
     learned: ClassVar[bool] = True
     least_steps: ClassVar[int] = 1
-    lossless: ClassVar[bool] = False
 
-    def __str__(self) -> str:
-        return self.name
+    @property
+    def needs_head(self) -> bool:
+        return self.steps > 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -54,6 +44,11 @@ class Learning(Ordered):
         refuse_other("remake", self.remake, REMAKE)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise refuse("learning-rate", "more than 0, and finite", self.learning_rate, "leave it out")
+
+    def told(self, old: Architecture) -> Self:
+        if self.learning_rate is not None:
+            return self
+        return replace(self, learning_rate=RATE / old.wires["residual"].size)
 
     def learner(self, growth: "Growth") -> Learner:
         """What learns, and what it learns from. Raises Refusal where the data do not fit."""

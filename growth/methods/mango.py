@@ -59,7 +59,7 @@ class Mango(Learning):
             for wire in weight.wires:
                 F, G = old.wires[wire].size, new.wires[wire].size
                 if F % D or F * T != G * D:
-                    what = "ffn-size" if "ffn" in wire else name
+                    what = "ffn-size" if "ffn" in wire else name.replace("{}", "*")
                     raise refuse(
                         what,
                         f"the same whole multiple of the hidden size, {D} and {T}, before and after",

@@ -31,11 +31,6 @@ class Msg(Ordered):
     """New units and layers at random, behind masks that growth train opens.  Yao et al., ICLR 2024."""
 
     name: ClassVar[str] = "msg"
-    lossless: ClassVar[bool] = False
-    learned: ClassVar[bool] = False
-
-    def __str__(self) -> str:
-        return self.name
 
     def layers(self, old: int, new: int) -> Index:
         """The old layer that stands at each place for the first time, or that a new one has its kind from.

@@ -1,27 +1,21 @@
 """What every method can be told of depth: which old layer each new layer is made of."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
-from growth.architecture import Architecture
 from growth.depth import with_identities
 from growth.errors import refuse
+from growth.methods.method import Method
 from growth.methods.option import option
 
 Index = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ordered:
+class Ordered(Method):
     """order: the old layer of each new one, such as (0, 1, 1, 2), or "0,1,1,2"; default: the method's own."""
 
     order: Index | None = option(None, "the old layer of each new one, such as 0,1,1,2", str)
-
-    name: ClassVar[str]
-    grows: ClassVar[frozenset[str]] = frozenset(
-        ("hidden-size", "num-layers", "num-heads", "num-kv-heads", "ffn-size")
-    )
 
     def __post_init__(self):
         object.__setattr__(self, "order", layer_numbers("order", self.order))
@@ -52,10 +46,6 @@ class Ordered:
             return wanted
         refuse_absent("order", self.order, old)
         return len(self.order) if wanted is None else wanted
-
-    def lines(self, old: Architecture, new: Architecture) -> Iterable[str]:
-        """What else a report says of what was made."""
-        return ()
 
 
 def layer_numbers(name: str, given: str | Sequence[int] | None) -> Index | None:

@@ -39,11 +39,6 @@ class Staged(Ordered):
     )
 
     name: ClassVar[str] = "staged"
-    lossless: ClassVar[bool] = False
-    learned: ClassVar[bool] = False
-
-    def __str__(self) -> str:
-        return self.name
 
     def __post_init__(self):
         super().__post_init__()

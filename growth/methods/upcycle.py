@@ -30,6 +30,7 @@ from growth.architecture import Architecture, Experts
 from growth.depth import rows
 from growth.errors import refuse
 from growth.maps import Copies, Drawn, Maps, copies
+from growth.methods.method import Method
 from growth.methods.option import option, refuse_below, refuse_other
 
 FORMATS = ("mixtral", "qwen2_moe", "qwen3_moe")
@@ -38,7 +39,7 @@ STD = 0.02
 
 
 @dataclass(frozen=True)
-class Upcycle:
+class Upcycle(Method):
     """A mixture of experts out of a dense model, or one of more experts.  Komatsuzaki et al., ICLR 2023."""
 
     experts: int | None = option(None, "experts, each of a whole block; default: 8, or twice a mixture's")
@@ -46,16 +47,14 @@ class Upcycle:
     granularity: int = option(1, "shards that each block is cut into, every one an expert")
     router_std: float | None = option(None, f"deviation of a new router's rows; default: {STD}")
     format: str | None = option(None, " | ".join(FORMATS) + "; default: what the family becomes")
-    noise: float | None = option(None, "how far copies differ, in deviations of what they copy")
-    every: int = option(1, "each so many-th layer becomes sparse")
+    noise: float | None = option(
+        None, "how far copies differ, in deviations of what they copy", usual="0, a mixture's 0.01"
+    )
+    every: int = option(1, "one layer of so many becomes sparse")
 
     name: ClassVar[str] = "upcycle"
-    lossless: ClassVar[bool] = False
-    learned: ClassVar[bool] = False
+    sparse: ClassVar[bool] = True
     grows: ClassVar[frozenset[str]] = frozenset()
-
-    def __str__(self) -> str:
-        return self.name
 
     def __post_init__(self):
         for name in ("experts", "top_k", "granularity", "every"):
@@ -68,14 +67,6 @@ class Upcycle:
             raise refuse("router-std", "more than 0, and finite", self.router_std, remedy)
         refuse_below("noise", self.noise, 0.0)
         refuse_other("format", self.format, FORMATS)
-
-    def layers(self, old: int, new: int) -> tuple[int, ...]:
-        """Each layer stays where it is."""
-        return tuple(range(new))
-
-    def depth(self, wanted: int | None, old: int) -> int | None:
-        """As many as there are."""
-        return wanted
 
     def told(self, old: Architecture) -> "Upcycle":
         """With what follows from the source where it is not said.

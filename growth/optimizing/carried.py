@@ -38,6 +38,7 @@ from growth.optimizing.saved import (
     joined,
     parts,
     read_saved,
+    refuse_other_weights,
 )
 from growth.plan import Source
 
@@ -64,6 +65,7 @@ class Carried:
             expected = "a method whose maps are known before the model is made"
             raise refuse(f"policy {policy}", expected, "one that learns them", "pass --policy reset")
         saved = read_saved(folder, source.model, moments=policy != "reset")
+        refuse_other_weights(saved.folder, source.checkpoint)
         return cls(saved, source, target, maps, policy)
 
     @property
@@ -71,6 +73,12 @@ class Carried:
         """What the moments take on disk, once in a file of their own and once in optimizer.pt."""
         kinds = {len(state) - 1 for state in self.saved.states.values()}
         return 2 * 4 * max(kinds, default=0) * self.target.architecture.parameters
+
+    def lines(self, dst: str | Path | None) -> tuple[str, ...]:
+        """What a report says of it."""
+        kept = "starts anew" if self.policy == "reset" else f"grows too ({self.policy})"
+        state = f"the optimizer's state of {self.saved.folder}, after {self.saved.steps} steps"
+        return (f"{state}, {kept}: `growth train {dst or 'DST'} --resume` goes on from it",)
 
     def write(self, folder: Path) -> None:
         """optimizer.pt, and what else the Trainer goes on from. One tensor is in memory at a time; finished

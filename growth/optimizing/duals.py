@@ -28,8 +28,8 @@ from torch import Tensor
 
 from growth.apply import exact
 from growth.architecture import Architecture, Weight
-from growth.engine import Expand
 from growth.errors import refuse
+from growth.expand import Expand
 from growth.families.stored import Entry
 from growth.families.table import Model
 from growth.maps import Copies, Maps, Row

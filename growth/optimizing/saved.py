@@ -9,6 +9,7 @@ groups are what decays and what does not, each in the order of named_parameters(
 `param_names`, as it does for the groups of training.rates, these are taken.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from growth.checkpoint import Checkpoint
 from growth.errors import reason, refuse
 from growth.families.table import Model
 from growth.jsonfile import read_object
@@ -89,6 +91,23 @@ def read_saved(folder: str | Path, model: Model, moments: bool = True) -> Saved:
     plain = tuple({k: x for k, x in group.items() if k not in ("params", "param_names")} for group in groups)
     names = tuple(tuple(part for name in group for part in known[name]) for group in in_groups)
     return Saved(folder, plain, names, states)
+
+
+def refuse_other_weights(folder: Path, source: Checkpoint) -> None:
+    """Raises Refusal where other weights lie beside a state than those that it is to go along with, which may
+    be in another dtype."""
+    if not (folder / "config.json").is_file() or os.path.samefile(folder, source.path):
+        return
+    beside = Checkpoint(folder)
+    for name in sorted(set(beside.names) & set(source.names)):
+        same = beside.shape(name) == source.shape(name)
+        for x, y in zip(beside.blocks(name), source.blocks(name), strict=False) if same else ():
+            dtype = min(x.dtype, y.dtype, key=lambda kind: kind.itemsize)
+            same = same and torch.equal(x.to(dtype), y.to(dtype))
+        if not same:
+            expected, got = f"the state of {source.path}'s own training", f"that of other weights ({name})"
+            remedy = "grow the model in that folder, or name the checkpoint that SRC was trained in"
+            raise refuse(f"optimizer {folder}", expected, got, remedy)
 
 
 def refuse_pieces(folder: Path) -> None:

@@ -5,18 +5,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from growth.checkpoint import Checkpoint, chosen_dtype
+from growth.cli.arguments import whole_numbers
 from growth.cli.flags import flags, method_with
 from growth.errors import Refusal, refuse, refuse_odd_seed, several
 from growth.families.table import Model
 from growth.fresh import closed
-from growth.growing import scale_eps, target_of
 from growth.lossless import lost
 from growth.methods import METHODS
+from growth.methods.option import refuse_other
 from growth.optimizing.policies import refuse_odd_policy
 from growth.plan import Source
 from growth.recipes.commands import MAKING, Commands, Places
 from growth.recipes.recipe import Recipe
-from growth.sizes import FLAGS, Sizes, changed
+from growth.shrinking.keeping import order_of
+from growth.shrinking.shrinking import SCORES, refuse_unused
+from growth.shrinking.smaller import chosen_layers
+from growth.sizes import FLAGS, Sizes, changed, resized
+from growth.targets import scale_eps, target_of
 from growth.training.dropping import dropping
 from growth.training.freeze import transferred
 from growth.training.options import LEAST, refuse_odd_options
@@ -40,7 +45,8 @@ def refuse_odd_steps(recipe: Recipe, source: str, commands: Commands) -> list[st
 
     Raises Refusal, with the step's number, where one cannot be served: a verb or an option that is not there,
     a value of another type, a file that is missing, sizes that cannot be grown to from those that the steps
-    before give, as far as these are known: behind `shrink` and `transfer` they are not.
+    before give, as far as these are known: behind `transfer` they are not, nor where `shrink` is to choose
+    among layers that differ in kind.
     """
     if not any(step.verb in MAKING for step in recipe.steps):
         raise refuse("recipe", "a step that makes a checkpoint", "none", f"add one of {', '.join(MAKING)}")
@@ -76,9 +82,7 @@ def _grow(given: dict[str, Any], here: State) -> str:
     refuse_odd_seed(given["seed"])
     chosen_dtype(given["dtype"])
     refuse_odd_policy(given["policy"], given["optimizer"])
-    if here.closed:
-        expected, remedy = "a model that was trained since msg made it", "put train before it"
-        raise refuse(method.name, expected, "one whose masks never opened", remedy)
+    _refuse_closed(method.name, here)
     old = here.model
     if old is None:
         return _unknown(given, here)
@@ -93,10 +97,43 @@ def _grow(given: dict[str, Any], here: State) -> str:
         remedy = "choose others, or allow-lossy: true"
         raise refuse(method.name, "sizes at which nothing is lost", several(losses), remedy)
     scale_eps(new.config, maps)
-    sizes = ", ".join(f"{name} {before} -> {after}" for name, (before, after) in changed(old, new).items())
     here.model, here.still = new, maps.still is not None
     here.closed = maps.fresh and bool(closed(old.architecture, new.architecture, maps))
-    return f"by {method.name}: {sizes}"
+    return f"by {method.name}: {_sizes(old, new)}"
+
+
+def _shrink(given: dict[str, Any], here: State) -> str:
+    """The sizes; which layers stay is known when it has run, and matters where they differ in kind."""
+    refuse_odd_seed(given["seed"])
+    chosen_dtype(given["dtype"])
+    refuse_other("score", given["score"], SCORES)
+    _refuse_closed("shrink", here)
+    if given["data"] is None and (given["score"] != "magnitude" or given["merge"]):
+        raise refuse(
+            "data", f"text for score {given['score']} or for merging", "none", "name a file or a folder"
+        )
+    old = here.model
+    if old is None:
+        return _unknown(given, here)
+    sizes = Sizes(**{name: given[_option(flag)] for name, flag in FLAGS.items()})
+    refuse_unused(given["score"], given["data"], sizes)
+    layers = None if given["layers"] is None else whole_numbers("layers", given["layers"])
+    chosen, sizes = chosen_layers(old, sizes, layers, None)
+    new = old.family.model(resized(old, sizes, order_of(chosen), "shrink"), old.parts)
+    alike = all(len(set(stack.kinds)) == 1 for stack in old.architecture.stacks.values())
+    here.model = new if alike or layers is not None or sizes.layers is None else None
+    here.still = here.closed = False
+    return f"by {given['score']}: {_sizes(old, new)}"
+
+
+def _refuse_closed(what: str, here: State) -> None:
+    if here.closed:
+        expected, remedy = "a model that was trained since msg made it", "put train before it"
+        raise refuse(what, expected, "one whose masks never opened", remedy)
+
+
+def _sizes(old: Model, new: Model) -> str:
+    return ", ".join(f"{name} {before} -> {after}" for name, (before, after) in changed(old, new).items())
 
 
 def _option(flag: str) -> str:
@@ -132,6 +169,7 @@ def _unknown(given: dict[str, Any], here: State) -> str:
 
 PLANNED: dict[str, Callable[[dict[str, Any], State], str]] = {
     "grow": _grow,
+    "shrink": _shrink,
     "train": _train,
     "check": _check,
 }

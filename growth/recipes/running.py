@@ -19,7 +19,7 @@ from torch.distributed import is_torchelastic_launched
 
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal, refuse
-from growth.folders import named_folder, publish, refuse_existing
+from growth.folders import named_folder, publish, refuse_odd_output
 from growth.jsonfile import read_object
 from growth.recipes.commands import MAKING, Commands, Places
 from growth.recipes.planned import refuse_odd_steps
@@ -61,9 +61,7 @@ def run_recipe(
     lines = refuse_odd_steps(found, source, commands)
     if dry_run:
         return lines
-    if dst is None:
-        raise refuse("output folder", "the name of a new folder", "none", "name one, or ask for a dry run")
-    refuse_existing(dst)
+    refuse_odd_output(dst, dry_run)
     return _Run(found, named_folder(dst, "output folder"), commands).run(as_json)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from growth.architecture import Attention
 from growth.checkpoint import Checkpoint
 from growth.plan import Source
+from growth.record import refuse_closed
 from growth.shrinking.bonds import Bonds
 from growth.shrinking.calibration import WINDOWS, Calibration, calibrated, windows_for
 from growth.training.data import Data
@@ -82,6 +83,7 @@ def redundancy(
     Raises Refusal where one cannot be read, or the data do not fit the model.
     """
     source = Source(Checkpoint(src))
+    refuse_closed(source.checkpoint)
     bonds = Bonds(source.model.architecture)
     examples = windows_for(source, data, windows, sequence_length, "redundancy", seed, text_field)
     found = calibrated(source, bonds, examples, True, cache)

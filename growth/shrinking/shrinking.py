@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from growth.checkpoint import Checkpoint, chosen_dtype
+from growth.companions import refuse_other_companions
 from growth.engine import made, one_thread
 from growth.errors import refuse, refuse_odd_seed
-from growth.folders import refuse_existing, refuse_too_large
-from growth.growing import chosen_sizes, in_dtype, refuse_other_companions
+from growth.folders import refuse_odd_output, refuse_too_large
 from growth.methods.option import refuse_other
-from growth.plan import Source
-from growth.record import named
+from growth.plan import Source, in_dtype
+from growth.record import named, refuse_closed
 from growth.report import Report
 from growth.shrinking.bonds import Bonds
 from growth.shrinking.calibration import WINDOWS, Calibration, calibrated, windows_for
@@ -21,7 +21,7 @@ from growth.shrinking.magnitude import Magnitude
 from growth.shrinking.merging import Merged
 from growth.shrinking.scores import Activation, Redundancy
 from growth.shrinking.smaller import Noted, Smaller, chosen_layers
-from growth.sizes import Sizes, changed, resized
+from growth.sizes import Sizes, changed, chosen_sizes, resized
 from growth.training.data import Data
 from growth.writing import SHARD_BYTES, write_checkpoint
 
@@ -73,20 +73,20 @@ def shrink(
 
     Returns a Report; growth.json in `dst` records the plan, what stays and its scores. No equality is
     promised: `growth.train(..., teacher=src)` recovers what was lost. Raises Refusal, with nothing written,
-    where the source cannot be read, the target is larger or does not divide into heads or these into groups,
-    layers are named that are not there, `dst` exists, or data lack or do not fit the model.
+    where the source cannot be read or its masks never opened, the target is larger or does not divide into
+    heads or these into groups, layers are named that are not there, `dst` exists, or data lack, are of no use
+    or do not fit the model.
     """
     refuse_odd_seed(seed)
     refuse_other("score", score, SCORES)
     dtype = chosen_dtype(dtype)
-    if dst is None and not dry_run:
-        raise refuse("output folder", "the name of a new folder", "none", "name one, or ask for a dry run")
-    if not dry_run:
-        refuse_existing(dst)
+    refuse_odd_output(dst, dry_run)
     began = time.perf_counter()
     source = Source(Checkpoint(src))
+    refuse_closed(source.checkpoint)
     wanted = chosen_sizes(sizes, Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size, experts))
     refuse_unfit(source, wanted, layers)  # before a run of the model
+    refuse_unused(score, data, wanted)
     by_unit = source.family.by_unit(source.config)
     bonds = Bonds(source.model.architecture, {wire for wire, _ in by_unit.values()})
     merges = _merges(merge, data) and narrower(wanted)
@@ -137,6 +137,13 @@ def _merges(merge: bool | None, data: Data | None) -> bool:
     return data is not None if merge is None else merge
 
 
+def refuse_unused(score: str, data: Data | None, wanted: Sizes) -> None:
+    """Raises Refusal where data are given that neither scores nor merging would look at."""
+    if data is not None and score == "magnitude" and not narrower(wanted):
+        remedy = "add --score activation or redundancy, or leave it out"
+        raise refuse("data", "none where whole layers and experts go by magnitude", named(data), remedy)
+
+
 def narrower(wanted: Sizes) -> bool:
     """Does any wire get narrower whose readers others could be folded into?"""
     return wanted != Sizes(layers=wanted.layers, experts=wanted.experts)
@@ -155,7 +162,9 @@ def refuse_unfit(source: Source, wanted: Sizes, layers: Sequence[int] | None) ->
     chosen, wanted = chosen_layers(source.model, wanted, layers, None)
     config = resized(source.model, wanted, order_of(chosen), "shrink")
     if wanted.layers is None or layers is not None:  # else those that are chosen decide what kinds there are
-        refuse_other_companions(source, source.family.model(config, source.model.parts))
+        smaller = source.family.model(config, source.model.parts)
+        old, new = source.model.architecture, smaller.architecture
+        refuse_other_companions(source.checkpoint.path, old, new)
 
 
 def _told(found: Calibration) -> dict[str, Any]:

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from growth.architecture import STREAM, Linear, Output
-from growth.engine import Expand, plan_growth
+from growth.engine import plan_growth
 from growth.errors import refuse
+from growth.expand import Expand
 from growth.families.table import Model
-from growth.growing import scale_eps
 from growth.plan import Plan, Source
 from growth.record import new_record
 from growth.shrinking.bonds import Bonds, Place
 from growth.shrinking.keeping import Index, Kept, Scores, best_of_kinds, kept, maps, order_of
 from growth.shrinking.merging import Merged
 from growth.sizes import Sizes, recorded, resized, sizes_of
+from growth.targets import scale_eps
 
 HEADLESS = ("last_hidden_state", "pooler_output")  # what a model without a head gives, in its ops' order
 
@@ -67,7 +68,8 @@ class Smaller:
         for prefix, layers in self.kept.layers.items():
             L = old.stacks[prefix].layers
             if gone := [str(j) for j in range(L) if j not in layers]:
-                yield f"{prefix}layers: {', '.join(gone)} of {L} left out"
+                numbers = f"number{'s' if len(gone) > 1 else ''} {', '.join(gone)}"
+                yield f"{prefix}layers: {len(gone)} of {L} left out, {numbers}"
         pooled = {name for name, _ in self.kept.pools}
         for (name, _), index in self.kept.units.items():
             wires = self.bonds.wires(name)
@@ -76,7 +78,7 @@ class Smaller:
                 units = old.wires[wire].units
                 what = f"{units - len(index)} of {units} units left out"
                 if name in pooled:
-                    what = f"{len(index)} means of {units} units"
+                    what = f"{units} units become {len(index)}, as means of neighbours"
                 elif merged:
                     what += ", merged into those that stay as far as these tell them"
                 yield f"{wire.replace('{}', '*')}: {what}"

@@ -34,6 +34,8 @@ def refuse_odd_options(given: dict) -> None:
         raise refuse("learning rate", "above 0, and finite", given["learning_rate"], "3e-4 is a common one")
     if not 0 <= given["weight_decay"] < math.inf:
         raise refuse("weight decay", "at least 0, and finite", given["weight_decay"], "0.1 is a common one")
+    if not math.isfinite(given["threshold"]):
+        raise refuse("threshold", "a finite improvement", given["threshold"], "0.01 is the usual one")
     for name, choices in CHOICES.items():
         if given[name] not in choices:
             raise refuse(_spoken(name), " or ".join(choices), given[name], "choose one of these")

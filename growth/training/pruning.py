@@ -57,9 +57,9 @@ class PruneAndRegrow(TrainerCallback, ExportableState):
         end: End = "dense",
         seed: int | None = None,
     ):
-        if every < 1 or (until is not None and until < every):
+        if every < 1 or (until is not None and until <= every):
             got = f"every {every}, until {until}"
-            raise refuse(WHAT, "steps 1 <= every <= until", got, "choose others")
+            raise refuse(WHAT, "steps 1 <= every < until", got, "choose others")
         for name, x in (("share", share), ("swap", swap)):
             if not 0 < x < 1:
                 raise refuse(WHAT, f"a {name} of the neurons above 0 and below 1", x, "0.3 is RigL's swap")
@@ -76,10 +76,11 @@ class PruneAndRegrow(TrainerCallback, ExportableState):
         return {"args": {name: getattr(self, name) for name in names}, "attributes": {"out": self.out}}
 
     def on_train_begin(self, args, state, control, *, model, **kwargs):
-        self._until = max(self.every, 3 * state.max_steps // 4) if self.until is None else self.until
-        if self._until > state.max_steps:
-            expected = f"to end within the {state.max_steps} steps"
-            raise refuse(WHAT, expected, f"until {self._until}", "choose smaller numbers")
+        self._until = 3 * state.max_steps // 4 if self.until is None else self.until
+        if not self.every < self._until <= state.max_steps:
+            expected = f"to begin and end within the {state.max_steps} steps"
+            got = f"every {self.every}, until {self._until}"
+            raise refuse(WHAT, expected, got, "choose smaller numbers")
         self._neurons = neurons_of(model, WHAT)
         self._waiting, self._looked = {}, False
         self.out = {name: [] for name in self._neurons}

@@ -35,7 +35,7 @@ from growth.training.schedule import Schedule
 from growth.training.scheduled import ScheduledTrainer, summed_loss
 from growth.training.task import Task
 from growth.training.teacher import taught
-from growth.training.token_dropping import TokenDropping, refuse_packed
+from growth.training.token_dropping import TokenDropping, refuse_packed, refuse_taught
 from growth.training.warming import WarmNewUnits
 
 
@@ -78,10 +78,13 @@ class Session:
         given, args, source = self.settings, self.args, self.checkpoint.path
         asked = copy.deepcopy(network.config)  # the Trainer turns its cache off, and leaves it off
         packed = isinstance(self.work.examples, Windows) and self.work.examples.packed
+        dropping = any(isinstance(callback, TokenDropping) for callback in self.callbacks)
         if packed:
             refuse_mixing(network)
-            if any(isinstance(callback, TokenDropping) for callback in self.callbacks):
+            if dropping:
                 raise refuse_packed()
+        if dropping and self.teacher:
+            raise refuse_taught()
         if given["gradient_checkpointing"]:
             _checkpointing(network, args)
         self._refuse_full(network)

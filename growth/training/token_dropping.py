@@ -1,7 +1,7 @@
 """Token dropping: middle layers see the important tokens alone.  Hou et al., ACL 2022, arXiv 2203.13240.
 
     m_w     = beta m_w + (1 - beta) l_w      l_w the mean loss of word w where a step predicts it
-    keep    the T - round(share T) positions of each row whose words have the largest m_w, in their order
+    keep    the max(1, T - round(share T)) positions of each row whose words have the largest m_w, in order
     x[keep] = B_l(... B_f(x[keep]))          layers f .. l; the others' x stays that of before layer f
 
 All of the tokens are together again before the last layers. A word that was never predicted is the most
@@ -72,13 +72,13 @@ class TokenDropping(Saving, TrainerCallback, ExportableState):
         }
 
     def on_train_begin(self, args, state, control, *, model, **kwargs):
+        self._leave()  # a run that was broken off
+        self._shifted, layers = self._fitting(model)
         words = model.get_input_embeddings().weight.shape[0]
         self.importance = torch.full((words,), math.inf)
         if state.global_step and (saved := state.stateful_callbacks.get(type(self).__name__)):
             known = base64.b64decode(saved["attributes"]["importance_float32"])
             self.importance = torch.from_numpy(np.frombuffer(known, np.float32).copy())
-        self._leave()  # a run that was broken off
-        self._shifted, layers = self._fitting(model)
         self._gathering = Gathering(layers)
         self._names = list(layers)
         self._hooks = [
@@ -164,7 +164,7 @@ class TokenDropping(Saving, TrainerCallback, ExportableState):
         generator = torch.Generator().manual_seed(self._draw.getrandbits(63))
         mixed = torch.rand(words.shape, generator=generator).argsort(1).to(words.device)
         ranked = score.gather(1, mixed).argsort(dim=1, descending=True, stable=True)
-        best = mixed.gather(1, ranked)[:, : T - round(self.share * T)]
+        best = mixed.gather(1, ranked)[:, : max(1, T - round(self.share * T))]
         self._gathering.keep(best.sort(1).values, T)
 
     def _look(self, model: nn.Module, arguments: tuple, named: dict, output) -> None:
@@ -172,8 +172,7 @@ class TokenDropping(Saving, TrainerCallback, ExportableState):
         if not model.training or labels is None:
             return
         if getattr(output, "logits", None) is None:
-            remedy = "train without a teacher, or without this"
-            raise refuse(WHAT, "logits, for the loss of each word", "none", remedy)
+            raise refuse_taught()
         logits = output.logits
         if self._shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
@@ -184,6 +183,12 @@ def _attends(block: tuple[Op, ...]) -> bool:
     """Does a layer know a token's place by its position, not by its turn? Retentions and scans have wires of
     their own names."""
     return [op.query for op in block if isinstance(op, Attention)] == ["query.{}"]
+
+
+def refuse_taught() -> Refusal:
+    """Of a student, whose loss is computed without logits."""
+    remedy = "train without a teacher, or without this"
+    return refuse(WHAT, "logits, for the loss of each word", "none", remedy)
 
 
 def refuse_packed() -> Refusal:

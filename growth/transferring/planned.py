@@ -16,7 +16,7 @@ from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from growth.engine import BLOCK, Copy, named_seed
+from growth.expand import BLOCK, Copy, named_seed
 from growth.families.lci import LCI
 from growth.families.stored import Entry
 from growth.families.table import Model, in_modules

@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig
 from growth.checkpoint import Checkpoint
 from growth.engine import made, one_thread
 from growth.errors import refuse, refuse_odd_seed
-from growth.folders import beside, refuse_existing, refuse_too_large
+from growth.folders import beside, refuse_odd_output, refuse_too_large
 from growth.plan import Source
 from growth.record import named, new_record, refuse_closed
 from growth.report import Report
@@ -89,10 +89,7 @@ def transfer(
     if copy not in COPIED:
         raise refuse("copy", f"one of {', '.join(COPIED)}", copy, "choose one of these")
     form = format_of(format)
-    if dst is None and not dry_run:
-        raise refuse("output folder", "the name of a new folder", "none", "name one, or ask for a dry run")
-    if not dry_run:
-        refuse_existing(dst)
+    refuse_odd_output(dst, dry_run)
     asked = {"mixers": mixers, "pattern": pattern, "keep_attention": keep_attention, "decays": decays}
     asked |= {"retention_heads": retention_heads, "start": start, "text_field": text_field}
     asked |= {"align": align if isinstance(align, int) else None, "data_name": named(data)}

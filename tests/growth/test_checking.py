@@ -40,6 +40,16 @@ def test_another_source_is_refused_and_so_are_swapped_arguments(source, grown, t
     assert growth.check(source, grown).kept
 
 
+def test_what_grew_and_shrank_back_to_the_very_weights_is_checked_both_ways(source, tmp_path):
+    growth.grow(source, tmp_path / "large", growth.Sizes(layers=4), "net2net")
+    report = growth.shrink(tmp_path / "large", tmp_path / "back", growth.Sizes(layers=3))
+    assert report.notes == ("layers: 1 of 4 left out, number 3",)
+    assert growth.check(tmp_path / "large", tmp_path / "back").float32 == 0
+    assert growth.check(tmp_path / "back", tmp_path / "large").kept  # the source's weights
+    with pytest.raises(Refusal, match="swap the two"):
+        growth.check(tmp_path / "large", source)
+
+
 def hybrid(folder):
     """An LCI model of a retention, a Mamba and an attention layer."""
     sizes = {"hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 160, "vocab_size": 256}

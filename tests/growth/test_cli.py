@@ -413,7 +413,9 @@ def test_inspect_names_spaces_and_tensors(family, tensor, tmp_path, monkeypatch,
 def test_help_tells_what_each_method_does_and_which_options_are_whose(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "160")
     code, out, _ = run(monkeypatch, capsys, "grow", "--help")
-    assert code == 0 and "Options of ligo, mango" in out
+    assert code == 0 and "Options of ligo, mango" in out and "Options of every method but upcycle" in out
+    assert "'s ," not in out and "'s ." not in out  # a default of nothing
+    assert "mixtral | qwen2_moe" in out and "append: added layers" in out  # as they are typed
     for method in METHODS.values():
         assert f"{method.name}: {method.__doc__.partition('.')[0]}." in out
 

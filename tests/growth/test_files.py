@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig
 
 import growth
 from growth import checkpoint as checkpoint_module
-from growth import engine, writing
+from growth import engine, expand, writing
 from growth.checkpoint import INDEX, Checkpoint, chosen_dtype
 from growth.errors import Refusal
 from growth.folders import staged
@@ -57,7 +57,7 @@ def test_threads_are_as_they_were_where_writing_is_refused(tmp_path):
 
 def test_no_second_embedding_is_held_where_the_width_scales_it(tmp_path, monkeypatch):
     """Gemma's is multiplied block by block."""
-    monkeypatch.setattr(engine, "BLOCK", 2**12)
+    monkeypatch.setattr(expand, "BLOCK", 2**12)
     source = Source(Checkpoint(ALL["gemma"](tmp_path / "src", torch.bfloat16, vocab_size=1000)))
     config = resized(source.model, Sizes(128), Lemon().layers)
     target = source.family.model(config, source.model.parts)

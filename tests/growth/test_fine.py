@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from checkpoints import ALL, FAMILIES
-from test_families import PLAIN, error, run
+from checkpoints import ALL, FAMILIES, PLAIN
+from outputs import error, run
 
 import growth
 from growth.checkpoint import Checkpoint
@@ -75,7 +75,8 @@ def test_more_columns_lose_less_and_growth_json_tells_how_much(factored, tmp_pat
         report = growth.grow(src, out, Sizes(layers=4), Fine(rank=rank))
         errors = json.loads((out / "growth.json").read_text())["errors"]
         assert not report.lossless and report.details["errors"] == errors
-        assert report.lines == tuple(f"{name}: {x:.1%} off" for name, x in errors.items())
+        told = {name.replace("{}", "*"): f"{x:.1%} of its norm is left out" for name, x in errors.items()}
+        assert report.lines == tuple(f"{name}: {x} at this rank" for name, x in told.items())
         assert not any(row.origin == "copied" for row in report.plan.rows if "dense.weight" in row.name)
         lost.append(errors["layers.{}.mlp.up.weight"])
         up = weights(out)["gpt_neox.layers.1.mlp.dense_h_to_4h.weight"]

@@ -23,8 +23,8 @@ from growth.plan import Source
 from growth.training.data import Windows
 from growth.training.images import Images
 
-HEADS = ("headless", "classifier", "answers", "t5")
-LEARNING = [name for name in ALL if not any(word in name for word in HEADS)]
+REFUSED = ("headless", "classifier", "answers", "t5", "mixtral", "_moe")
+LEARNING = [name for name in ALL if not any(word in name for word in REFUSED)]
 IMAGES = {"image_size": 12, "patch_size": 4, "num_labels": 5, "hidden_size": 32, "num_hidden_layers": 2}
 IMAGES |= {"num_attention_heads": 4, "intermediate_size": 48}
 MORE = 20

@@ -15,7 +15,6 @@ import growth
 from growth.checkpoint import Checkpoint
 from growth.engine import made, plan_growth
 from growth.errors import Refusal
-from growth.growing import scale_eps
 from growth.learned.expansion import Expansion
 from growth.learned.fit import fit, step_flops
 from growth.learned.maps import LearnedMaps, dense
@@ -25,6 +24,7 @@ from growth.lossless import lost
 from growth.methods import Lemon, Ligo, Mango, method_of
 from growth.plan import Source
 from growth.sizes import Sizes, resized
+from growth.targets import scale_eps
 from growth.training.data import Windows
 from growth.training.flops import count_flops
 

@@ -7,7 +7,7 @@ import torch
 from checkpoints import ALL, FAMILIES, bert
 
 import growth
-from growth import engine
+from growth import expand
 from growth.apply import read, unseen, write
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
@@ -229,7 +229,7 @@ def test_a_tensor_made_in_blocks_of_rows_is_the_one_made_at_once(tmp_path, monke
     """Also where several weights lie side by side in it."""
     src = ALL[name](tmp_path / "src")
     for block in (2**18, 2**8):
-        monkeypatch.setattr(engine, "BLOCK", block)
+        monkeypatch.setattr(expand, "BLOCK", block)
         growth.grow(src, tmp_path / f"{block}", Sizes(hidden=128, layers=4), method)
     whole, parts = (Checkpoint(tmp_path / f"{block}") for block in (2**18, 2**8))
     assert all(torch.equal(whole.read(tensor), parts.read(tensor)) for tensor in whole.names)

@@ -6,7 +6,7 @@ from checkpoints import FAMILIES
 from safetensors.torch import load_file, save_file
 
 from growth.checkpoint import Checkpoint
-from growth.engine import Expand
+from growth.expand import Expand
 from growth.learned.maps import LearnedMaps, dense
 from growth.maps import Maps
 from growth.methods import Ligo

@@ -103,7 +103,7 @@ def holds(folder, tmp_path, sizes):
     return model
 
 
-@pytest.mark.parametrize("name", [*ALL, *SEEING])
+@pytest.mark.parametrize("name", [*(x for x in ALL if "mixtral" not in x and "_moe" not in x), *SEEING])
 def test_masks_closed_a_family_is_its_source_and_open_it_is_what_was_written(source, tmp_path, name):
     model = holds(source(name), tmp_path, SIZES)
     idle = {name for name, x in model.named_parameters() if x.grad is None or not x.grad.any()}
@@ -126,7 +126,7 @@ def test_one_size_grows_behind_masks(source, tmp_path, name, sizes):
 
 @pytest.mark.parametrize("name", ["gpt2", "phi3", "lci SMA"])
 def test_what_is_made_by_blocks_of_rows_has_its_old_part_in_place(source, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("growth.engine.BLOCK", 300)
+    monkeypatch.setattr("growth.expand.BLOCK", 300)
     holds(source(name), tmp_path, SIZES)
 
 

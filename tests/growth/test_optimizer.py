@@ -365,6 +365,24 @@ def test_other_states_are_refused_in_one_line_with_nothing_written(trained, tmp_
         assert torch.load(tmp_path / "dst" / OPTIMIZER)["state"] == {}
 
 
+def test_a_state_that_lies_beside_other_weights_is_refused_and_another_dtype_is_not(trained, tmp_path):
+    run = trained("llama")
+    for name, change in (("other", lambda x: x + 1e-3), ("same", lambda x: x)):
+        source = shutil.copytree(run, tmp_path / name)
+        network = load_model(source, torch.float64)
+        with torch.no_grad():
+            network.model.norm.weight.copy_(change(network.model.norm.weight))
+        network.to(torch.bfloat16).save_pretrained(source)
+    with pytest.raises(Refusal, match=r"got that of other weights \(model.norm.weight\); grow the model in"):
+        growth.grow(tmp_path / "other", tmp_path / "dst", Sizes(hidden=128), optimizer=run)
+    assert not (tmp_path / "dst").exists()
+    report = growth.grow(tmp_path / "same", tmp_path / "dst", Sizes(hidden=128), optimizer=run)
+    assert (
+        f"{run}, after 4 steps, grows too (copy-scaled): `growth train {tmp_path / 'dst'}" in report.lines[-1]
+    )
+    assert "with its source's optimizer state, copy-scaled" in (tmp_path / "dst" / "README.md").read_text()
+
+
 def test_policies_that_do_not_fit_are_refused(trained, tmp_path):
     src = trained("llama")
     for said, how in {

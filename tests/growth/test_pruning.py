@@ -207,8 +207,8 @@ def test_growth_train_takes_it_and_leaves_what_shrink_can_remove(tmp_path, text)
 
 def test_what_does_not_fit_is_refused(folder, tmp_path):
     for given, said in (
-        ({"every": 0}, "steps 1 <= every <= until, got every 0, until None; "),
-        ({"every": 3, "until": 2}, "steps 1 <= every <= until, got every 3, until 2; "),
+        ({"every": 0}, "steps 1 <= every < until, got every 0, until None; "),
+        ({"every": 3, "until": 3}, "steps 1 <= every < until, got every 3, until 3; "),
         ({"every": 1, "share": 1.0}, "a share of the neurons above 0 and below 1, got 1.0; "),
         ({"every": 1, "swap": 0.0}, "a swap of the neurons above 0 and below 1, got 0.0; "),
         ({"every": 1, "regrow": "most"}, "regrow gradient or random, got most; "),
@@ -216,8 +216,9 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
     ):
         with pytest.raises(Refusal, match=f"prune and regrow: expected {said}"):
             PruneAndRegrow(**given)
-    with pytest.raises(Refusal, match="expected to end within the 8 steps, got until 9; "):
-        trainer(load_model(folder), tmp_path, PruneAndRegrow(1, until=9)).train()
+    for given in ({"every": 1, "until": 9}, {"every": 6}):  # three quarters of 8
+        with pytest.raises(Refusal, match="expected to begin and end within the 8 steps, got every"):
+            trainer(load_model(folder), tmp_path, PruneAndRegrow(**given)).train()
     with pytest.raises(Refusal, match="prune and regrow: expected a model of one of: .*, got Linear; "):
         neurons_of(nn.Linear(2, 2), "prune and regrow")
     with quiet():

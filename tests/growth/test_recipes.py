@@ -187,7 +187,7 @@ def test_training_goes_on_with_the_state_that_a_step_grew(src, text, tmp_path):
 SHRUNK = {
     "by activation": {"hidden-size": 72, "score": "activation", "windows": 3, "sequence-length": 16},
     "layers by name": {"layers": [0, 2], "ffn-size": 80, "windows": 2, "sequence-length": 16},
-    "layers by score, unmerged": {"num-layers": 2, "merge": False},
+    "layers by score, unmerged": {"num-layers": 2, "merge": False, "score": "redundancy", "windows": 2},
 }
 
 
@@ -287,6 +287,22 @@ ODD = {
         {"steps": [{"grow": {"num-layers": 4}}, {"grow": {"num-layers": 4, "num-kv-heads": 3}}]},
         "step 2, grow: num-kv-heads: expected ",
     ),
+    "layers to shrink to that the step before does not make": (
+        {"steps": [{"grow": {"num-layers": 5}}, {"shrink": {"num-layers": 7}}]},
+        "step 2, shrink: num-layers: expected 1 to the source's 5, got 7",
+    ),
+    "layers to grow to that are fewer than were shrunk to": (
+        {"steps": [{"shrink": {"layers": "0,2"}}, {"grow": {"num-layers": 1}}]},
+        "step 2, grow: num-layers: expected at least the source's 2, got 1",
+    ),
+    "a score without data": (
+        {"steps": [GROW, {"shrink": {"num-layers": 2, "score": "activation"}}]},
+        "step 2, shrink: data: expected text for score activation",
+    ),
+    "data that shrinking has no use for": (
+        {"steps": [GROW, {"shrink": {"num-layers": 2, "data": "."}}]},
+        "step 2, shrink: data: expected none where whole layers and experts go by magnitude",
+    ),
     "an order of layers that the step before does not make": (
         {"steps": [{"grow": {"num-layers": 5}}, {"grow": {"order": "0,1,2,3,4,5"}}]},
         "step 2, grow: order: expected layers from 0 to 4, got 5",
@@ -374,6 +390,15 @@ def test_a_dry_run_tells_the_sizes_of_every_step_and_writes_nothing(src, text, t
     assert "step 1, grow: by lemon: hidden-size 96 -> 120" in out
     assert "step 3, grow: by llama-pro: num-layers 3 -> 5" in out and "step 4, train: 2 steps on" in out
     assert {x.name for x in tmp_path.iterdir()} == {"src", "recipe.yaml"}
+
+
+def test_a_dry_run_takes_the_words_of_the_call_that_it_is_to_try(src, tmp_path, monkeypatch, capsys):
+    file = written(tmp_path, [GROW, {"shrink": {"num-layers": 2}}], source=str(src))
+    for name in (src, tmp_path / "out"):
+        code, out, _ = command.run(monkeypatch, capsys, "grow", name, "--recipe", file, "--dry-run")
+        assert (
+            code == 0 and "step 2, shrink: by magnitude: num-layers" in out and out.rstrip().endswith("-> 2")
+        )
 
 
 def test_cheap_steps_are_not_kept_where_a_later_one_fails(src, text, tmp_path):

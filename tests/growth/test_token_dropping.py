@@ -8,6 +8,7 @@ import torch
 from checkpoints import ALL, bert, gpt2, inputs
 from plain_trainer import WINDOWS, arguments, llama, trainer, without_dropout
 from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
 
 import growth
 from growth.errors import Refusal
@@ -204,6 +205,21 @@ def test_what_middle_layers_save_is_what_a_count_of_the_step_says(folder):
     callback.on_train_end(None, None, None)
 
 
+def test_a_model_of_images_is_refused():
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 3}
+    model = ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4))
+    with pytest.raises(Refusal, match="expected a causal or a masked language model, got ViT"):
+        TokenDropping().on_train_begin(arguments(), State, None, model=model)
+
+
+def test_of_each_row_a_token_is_seen_whatever_the_share(folder):
+    model = without_dropout(load_model(folder))
+    callback = begun(TokenDropping(0.99), model)
+    words = WINDOWS[0]["input_ids"][None]
+    assert model(input_ids=words).logits.isfinite().all() and callback._gathering.kept.shape == (1, 1)
+    callback.on_train_end(None, None, None)
+
+
 def test_what_does_not_fit_is_refused(folder, tmp_path, text):
     for given, said in (
         ({"share": 1.0}, "a share of the tokens of at least 0 and below 1, got 1.0; "),
@@ -228,7 +244,7 @@ def test_what_does_not_fit_is_refused(folder, tmp_path, text):
     callback.on_train_end(None, None, None)
 
 
-def test_packed_windows_and_a_teacher_are_refused_and_nothing_is_written(folder, tmp_path, text):
+def test_packed_windows_and_a_teacher_are_refused_and_nothing_is_written(folder, tmp_path, text, capfd):
     given = {"steps": 2, "batch_size": 2, "sequence_length": 8, "save_every": 0}
     for fields, said in (
         ({"pack": True}, "got packed ones; "),
@@ -236,7 +252,7 @@ def test_packed_windows_and_a_teacher_are_refused_and_nothing_is_written(folder,
     ):
         with pytest.raises(Refusal, match=f"drop-tokens: expected .*, {said}"):
             growth.train(folder, text, tmp_path / "out", **given | fields, callbacks=[TokenDropping()])
-        assert not list(tmp_path.iterdir())
+        assert not list(tmp_path.iterdir()) and "step" not in capfd.readouterr().err
 
 
 def test_where_the_trainer_takes_the_labels_its_loss_must_tell_them(folder, tmp_path):

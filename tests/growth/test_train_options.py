@@ -252,6 +252,7 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(root, t
         "pack: expected data whose documents are known, got 64 windows; ": {"pack": True, "data": windows},
         "rows.jsonl, line 1: expected a field 'text', got body; ": {"data": "rows.jsonl"},
         "window: expected at least 1, got 0": {"window": 0},
+        "threshold: expected a finite improvement, got nan": {"threshold": math.nan},
     }.items():
         with pytest.raises(Refusal, match=said) as refusal:
             run(root, tmp_path / "out", **settings)

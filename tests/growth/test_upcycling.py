@@ -14,18 +14,19 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, ViTConfig, ViTForImageClassification
 
 import growth
-from growth import engine
+from growth import expand
 from growth.__main__ import main
 from growth.architecture import Experts
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
 from growth.families import FAMILIES
-from growth.growing import upcycled
 from growth.inspection import inspect
 from growth.loading import load_model, quiet
 from growth.lossless import lost
 from growth.methods import METHODS, Ligo, Upcycle
 from growth.plan import Source
+from growth.sizes import Sizes
+from growth.targets import target_of
 from growth.training.flops import count_flops
 from growth.training.session import in_memory, whole
 
@@ -219,7 +220,7 @@ def test_another_share_of_the_experts_is_lost_and_told(made, tmp_path):
 def plant(change):
     """What is judged lost where a change is made to the maps of a Llama cut in two."""
     source = FAMILIES["llama"].model(LlamaConfig(**WIDE))
-    target, method = upcycled(source, Upcycle(experts=2, top_k=1, granularity=2))
+    target, method = target_of(source, Sizes(), Upcycle(experts=2, top_k=1, granularity=2))
     old, new = source.architecture, target.architecture
     return lost(old, new, change(method.maps(old, new)))
 
@@ -252,7 +253,7 @@ def test_a_cut_that_does_not_add_up_is_found_in_the_maps(change):
 def test_blocks_of_any_size_make_the_same_files(made, tmp_path, monkeypatch):
     options = {"experts": 2, "granularity": 2}
     growth.grow(made("llama"), tmp_path / "one", method=Upcycle(**options))
-    monkeypatch.setattr(engine, "BLOCK", 500)
+    monkeypatch.setattr(expand, "BLOCK", 500)
     growth.grow(made("llama"), tmp_path / "many", method=Upcycle(**options))
     one, many = (load_file(tmp_path / x / "model.safetensors") for x in ("one", "many"))
     assert all(torch.equal(one[name], many[name]) for name in one)
