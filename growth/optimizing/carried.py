@@ -7,8 +7,8 @@
 
 What has nothing old to be made of has m = 0. A new row or column inside a tensor shares its count of steps
 with the old ones: with v = 0 its first update would be (1 - b1) / sqrt(1 - b2) of the rate, 3.16 of it at
-(0.9, 0.999), so v is the mean of the others along that axis. A whole new tensor, as of an added layer, has no
-state: Adam begins it at step 0.
+(0.9, 0.999), so v is the mean of the others along that axis, or of the other experts where one tensor in
+memory has them all. A whole new tensor, as of an added layer, has no state: Adam begins it at step 0.
 """
 
 import shutil
@@ -105,8 +105,8 @@ class Carried:
         state: dict[int, dict[str, Tensor]] = {}
         for name in number if self.policy != "reset" else ():
             each = [self._state(part) for part in made_of[name]]
-            if all(each):
-                whole = joined(each, shapes[name])
+            if any(each):
+                whole = joined(_filled(each), shapes[name])
                 state[number[name]] = {
                     key: _placed(x, room and room / f"{name}.{key}") for key, x in whole.items()
                 }
@@ -154,6 +154,16 @@ class Carried:
             alike = (x for x in of_source if decays[self.source.model][x] == decays[self.target][name])
             found[name] = of_source[next(iter([*self._sources(recipe), *like]), None) or next(alike)]
         return found
+
+
+def _filled(states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Of the tensors of one parameter; those without a state get m = 0, and v as the others' mean."""
+    if all(states):
+        return states
+    some = [state for state in states if state]
+    new = {key: x.clone() if key == "step" else torch.zeros_like(x) for key, x in some[0].items()}
+    new |= {key: torch.stack([state[key] for state in some]).mean(0) for key in new if key in SQUARES}
+    return [state or new for state in states]
 
 
 def _decaying(model: Model) -> dict[str, bool]:

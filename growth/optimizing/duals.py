@@ -109,10 +109,10 @@ def dual_maps(old: Architecture, new: Architecture, maps: Maps, power: int, only
         for op in stack.after_sum(kind)
         for weight in op.weights()
     }
-    depth = {}
+    depth, again = {}, _again(new, maps) if only_first else frozenset()
     for name, rows in maps.depth.items():
         gone = frozenset() if name in after else silent[new.stack_of(name)[0]]
-        kept = tuple(() if i in gone else row for i, row in enumerate(rows))
+        kept = tuple(() if i in gone or name in again else row for i, row in enumerate(rows))
         depth[name] = _firsts(kept) if only_first else tuple(_raised(row, power) for row in kept)
     ahead = {name: tuple(_raised(row, power) for row in rows) for name, rows in maps.ahead.items()}
     return replace(
@@ -126,6 +126,18 @@ def dual_maps(old: Architecture, new: Architecture, maps: Maps, power: int, only
         fresh=False,
         parted={},
     )
+
+
+def _again(new: Architecture, maps: Maps) -> frozenset[str]:
+    """The weights that are made of what another is, of the same units, as further copies of experts are."""
+    seen, found = set(), []
+    for name, weight in new.layered.items():
+        units = (getattr(maps.of(wire, 0), "index", None) for wire in weight.wires)
+        made_of = (maps.source(name), *units)
+        if name in maps.made_of and made_of in seen:
+            found.append(name)
+        seen.add(made_of)
+    return frozenset(found)
 
 
 def _narrow(old: Architecture, wide: str):

@@ -304,6 +304,18 @@ def test_experts_begin_with_the_moments_of_the_block_that_they_copy(run, tmp_pat
     assert all(torch.equal(x["exp_avg"], moment) for x in found) and trainer.state.global_step == 5
 
 
+@pytest.mark.parametrize("granularity", [1, 2])
+def test_of_copies_of_experts_the_first_keeps_its_moments_alone(trained, tmp_path, granularity):
+    src, method = trained("llama"), Upcycle(experts=3, granularity=granularity)
+    growth.grow(src, tmp_path / "dst", method=method, optimizer=src, policy="asymmetric-reset")
+    was, new = saved(src).states["model.layers.1.mlp.up_proj.weight"], saved(tmp_path / "dst").states
+    found = [new[f"model.layers.1.block_sparse_moe.experts.{e}.w3.weight"] for e in range(3 * granularity)]
+    first = torch.cat([x["exp_avg"] for x in found[:granularity]])
+    assert torch.equal(first, was["exp_avg"]) and found[-1]["step"] == was["step"]
+    for state in found[granularity:]:
+        assert (state["exp_avg"] == 0).all() and (state["exp_avg_sq"] > 0).all()
+
+
 @pytest.mark.parametrize(
     "change, said",
     {
