@@ -29,6 +29,7 @@ from growth.methods import (
     Solar,
     StackBert,
     Staged,
+    Upcycle,
 )
 from growth.methods.gstack import growth_timing
 
@@ -64,6 +65,7 @@ __all__ = [
     "Solar",
     "StackBert",
     "Staged",
+    "Upcycle",
     "check",
     "grow",
     "growth_timing",
