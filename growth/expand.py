@@ -81,8 +81,8 @@ class Expand:
         if [w for _, w in row] == [1.0]:
             x = source.raw(made_of, row[0][0])
         else:
-            any_layer = next(j for name, j in source.place if name == made_of)
-            zero = torch.zeros_like(source.read(made_of, any_layer))
+            some = row[0][0] if row else next(j for name, j in source.place if name == made_of)
+            zero = torch.zeros_like(source.read(made_of, some))
             x = sum((w * source.read(made_of, j) for j, w in row), zero)
         if constants := self.maps.constants.get(weight.name):
             x = apply.exact(x) + constants[self.layer]

@@ -101,7 +101,7 @@ def resized(model: Model, wanted: Sizes, order: Order, direction: Direction = "g
             raise refuse(FLAGS["kv_heads"], f"{heads}, as many as heads", wanted.kv_heads, "leave it out")
         if names.head_dim and hidden != heads * _head(model):
             setattr(target, names.head_dim, _head(model))
-    _deepen(model, target, wanted.layers, order)
+    _deepen(model, target, wanted.layers, order, direction)
     if wanted.experts is not None:
         target.num_experts = wanted.experts
         target.num_experts_per_tok = min(config.num_experts_per_tok, wanted.experts)
@@ -206,7 +206,9 @@ def _refuse_odd_groups(have: Sizes, heads: int, wanted: int) -> None:
         raise refuse(FLAGS["kv_heads"], expected, wanted, f"choose {', '.join(map(str, choices))}")
 
 
-def _deepen(model: Model, target: PreTrainedConfig, wanted: int | None, order: Order) -> None:
+def _deepen(
+    model: Model, target: PreTrainedConfig, wanted: int | None, order: Order, direction: Direction
+) -> None:
     """Layers, and the lists with an entry for each."""
     family, names = model.family, model.family.fields.layers
     L = model.architecture.layers
@@ -217,7 +219,7 @@ def _deepen(model: Model, target: PreTrainedConfig, wanted: int | None, order: O
     if len(set(depths)) > 1:
         got = " and ".join(map(str, depths))
         raise refuse(FLAGS["layers"], "stacks of as many layers", got, "change the width alone")
-    for stack in model.architecture.stacks.values():
+    for stack in model.architecture.stacks.values() if direction == "grow" else ():
         if left := {*stack.kinds} - {stack.kinds[j] for j in moved}:
             got, remedy = ",".join(map(str, moved)), f"name one of kind {min(left)} too"
             raise refuse("order", "a layer of each kind", got, remedy)

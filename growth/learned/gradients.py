@@ -71,7 +71,7 @@ class Outgoing:
         with quiet():
             model = load_model(self.source.checkpoint.path).eval().requires_grad_(False)
         blocks = [Live(model, self.source, names) for names in self.blocks]
-        with FlopCounterMode(display=False) as counter:
+        with quiet(), FlopCounterMode(display=False) as counter:  # transformers names GPT-2's loss as unknown
             refuse_shifting(model, blocks[0], next(self.batches()))
             seen = self.watched(model, blocks)
             for block in blocks:

@@ -13,9 +13,10 @@ gamma the factor of the gradient of an entry, m' = gamma m and v' = gamma^2 v of
 
 Gains that a norm's factor is folded into, tied heads and gains stored as g - 1 follow: each has the scale of
 its own wire, and an offset has no gradient. All of it is exact where growth is lossless, readers got no noise
-and heads of one group are copied equally often; but the mean that a LayerNorm takes over channels that are
-no copies (LEMON's remainder) moves gradients by what no moment tells. There, and with noise, it is an
-estimate, as it is for layers that are mixes of others.
+and every copy of a head of keys and values serves all that this served, each equally often: no moment tells
+what each of several query heads asked of it. Nor does any tell how the mean that a LayerNorm takes over
+channels that are no copies (LEMON's remainder) moves gradients. There, and with noise, it is an estimate, as
+it is for layers that are mixes of others.
 """
 
 from collections.abc import Mapping

@@ -55,13 +55,6 @@ def _sizes(call: dict[str, Any]) -> dict[str, Any]:
     return after if {"hidden_size", "num_heads"} & set(changed) else changed
 
 
-def _kept(call: dict[str, Any]) -> list[int] | None:
-    """The layers that stay, where some went, the same of every stack; else their number says it."""
-    kept, *others = [stack["kept"] for stack in call["layers"]]
-    fewer = call["from"]["num_layers"] != call["to"]["num_layers"]
-    return kept if fewer and all(other == kept for other in others) else None
-
-
 def _dropped(where: str, callbacks: Iterable[dict[str, Any]]) -> dict[str, float]:
     """The flags whose callbacks these are, with their shares. Raises Refusal where some are another's."""
     found = {}
@@ -85,8 +78,6 @@ def _step(number: int, call: dict[str, Any], commands: Commands) -> Step:
         raise refuse(where, "what the command line has too", f"rates {rates}", "make this step in Python")
     said = call | call.get("asked", {}) | _sizes(call) | {"resume": bool(call.get("moments"))}
     said |= _dropped(where, call.get("callbacks", ()))
-    if verb == "shrink":
-        said |= {"layers": _kept(call)}
     options = {}
     for name, flag in commands.options(verb).items():
         key = ELSEWHERE.get(flag.name, flag.name)

@@ -18,7 +18,7 @@ from growth.plan import Source
 from growth.recipes.commands import MAKING, Commands, Places
 from growth.recipes.recipe import Recipe
 from growth.shrinking.keeping import order_of
-from growth.shrinking.shrinking import SCORES
+from growth.shrinking.shrinking import SCORES, refuse_unused
 from growth.shrinking.smaller import chosen_layers
 from growth.sizes import FLAGS, Sizes, changed, resized
 from growth.targets import scale_eps, target_of
@@ -82,9 +82,7 @@ def _grow(given: dict[str, Any], here: State) -> str:
     refuse_odd_seed(given["seed"])
     chosen_dtype(given["dtype"])
     refuse_odd_policy(given["policy"], given["optimizer"])
-    if here.closed:
-        expected, remedy = "a model that was trained since msg made it", "put train before it"
-        raise refuse(method.name, expected, "one whose masks never opened", remedy)
+    _refuse_closed(method.name, here)
     old = here.model
     if old is None:
         return _unknown(given, here)
@@ -109,6 +107,7 @@ def _shrink(given: dict[str, Any], here: State) -> str:
     refuse_odd_seed(given["seed"])
     chosen_dtype(given["dtype"])
     refuse_other("score", given["score"], SCORES)
+    _refuse_closed("shrink", here)
     if given["data"] is None and (given["score"] != "magnitude" or given["merge"]):
         raise refuse(
             "data", f"text for score {given['score']} or for merging", "none", "name a file or a folder"
@@ -117,6 +116,7 @@ def _shrink(given: dict[str, Any], here: State) -> str:
     if old is None:
         return _unknown(given, here)
     sizes = Sizes(**{name: given[_option(flag)] for name, flag in FLAGS.items()})
+    refuse_unused(given["score"], given["data"], sizes)
     layers = None if given["layers"] is None else whole_numbers("layers", given["layers"])
     chosen, sizes = chosen_layers(old, sizes, layers, None)
     new = old.family.model(resized(old, sizes, order_of(chosen), "shrink"), old.parts)
@@ -124,6 +124,12 @@ def _shrink(given: dict[str, Any], here: State) -> str:
     here.model = new if alike or layers is not None or sizes.layers is None else None
     here.still = here.closed = False
     return f"by {given['score']}: {_sizes(old, new)}"
+
+
+def _refuse_closed(what: str, here: State) -> None:
+    if here.closed:
+        expected, remedy = "a model that was trained since msg made it", "put train before it"
+        raise refuse(what, expected, "one whose masks never opened", remedy)
 
 
 def _sizes(old: Model, new: Model) -> str:

@@ -2,7 +2,7 @@
 
     square   E[x^2]   of each entry of a wire, where a matrix or a norm reads it
     mean     E[x]
-    chosen   of a router's experts, the share of the tokens that choose each
+    chosen   of a router's experts, the share of the tokens that choose each; its neurons see these alone
     moments  E[x x^T], which merging and correlations take: 8 S^2 bytes a place that is read, on disk
 
 All windows go through together, so each layer is read once, and what is told of it is written before the next
@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.activations import ACT2FN
 
-from growth.architecture import Linear, Tied
+from growth.architecture import Experts, Linear, Tied
 from growth.errors import refuse
 from growth.jsonfile import read_object
 from growth.loading import load_tokenizer
@@ -43,7 +44,8 @@ LENGTH = 512  # tokens of a window, unless asked otherwise
 WINDOWS = 32
 ROWS = 4096  # tokens whose products are summed at once
 TOLD, VECTORS = "calibration.json", "vectors.safetensors"
-FORMAT = 1  # of what lies in a cache
+KEYS = ("data", "windows", "tokens", "layers", "moments", "alone")
+FORMAT = 2  # of what lies in a cache
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,15 @@ def _read(folder: Path) -> Calibration | None:
         return None
     with suppress(SafetensorError, OSError, ValueError):  # damaged: it is made again
         found = Calibration(*_parts(folder), cached=True)
-        if all((folder / file).is_file() for file in found.told["moments"].values()):
-            return found
+        for file in found.told["moments"].values():
+            with safe_open(folder / file, "pt") as opened:  # which looks at its header and length
+                opened.get_slice("moments")
+        return found
     return None
 
 
 def _parts(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
-    return folder, read_object(folder / TOLD, "layers", "moments", "alone"), load_file(folder / VECTORS)
+    return folder, read_object(folder / TOLD, *KEYS), load_file(folder / VECTORS)
 
 
 class _Watch:
@@ -226,13 +230,26 @@ class _Watch:
         self.vectors[f"{site.name} mean"] = (mean / len(x)).cpu()
         if alone:
             self.alone.append(site.name)
+        if total is not None:
+            file = f"moments-{len(self.moments)}.safetensors"
+            save_file({"moments": (total / len(x)).cpu()}, self.folder / file)
+            self.moments[site.name] = file
         if experts := self.bonds.mixture(site.op):
             weight = self.source.read(f"{site.op.name}.weight", site.layer).to(x)
-            chosen = (x @ weight.T).topk(experts.top_k).indices.flatten()
-            share = torch.bincount(chosen, minlength=len(weight)).double() / len(x)
+            chosen = (x @ weight.T).topk(experts.top_k).indices
+            share = torch.bincount(chosen.flatten(), minlength=len(weight)).double() / len(x)
             self.vectors[f"{site.name} chosen"] = share.cpu()
-        if total is None:
-            return
-        file = f"moments-{len(self.moments)}.safetensors"
-        save_file({"moments": (total / len(x)).cpu()}, self.folder / file)
-        self.moments[site.name] = file
+            self._inside(experts, site.layer, x, chosen)
+
+    def _inside(self, experts: Experts, layer: int, x: Tensor, chosen: Tensor) -> None:
+        """The neurons of experts, which have no module in memory, on the tokens [N, D] that choose them."""
+        sites = {site.name: site for site in self.bonds.sites}
+        active = ACT2FN[self.source.config.hidden_act]
+        for e in range(len(experts.neurons)):
+            name = f"{experts.name}.{e}"
+            rows = x[(chosen == e).any(1)]
+            if len(rows):  # else nothing is known of them
+                gate, up = (
+                    rows @ self.source.read(f"{name}.{part}.weight", layer).to(x).T for part in ("gate", "up")
+                )
+                self._look(sites[f"{name}.down.weight".format(layer)], active(gate) * up, False)

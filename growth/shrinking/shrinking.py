@@ -86,6 +86,7 @@ def shrink(
     refuse_closed(source.checkpoint)
     wanted = chosen_sizes(sizes, Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size, experts))
     refuse_unfit(source, wanted, layers)  # before a run of the model
+    refuse_unused(score, data, wanted)
     by_unit = source.family.by_unit(source.config)
     bonds = Bonds(source.model.architecture, {wire for wire, _ in by_unit.values()})
     merges = _merges(merge, data) and narrower(wanted)
@@ -94,9 +95,6 @@ def shrink(
         examples = windows_for(source, data, windows, sequence_length, f"score {score}", seed, text_field)
         moments = merges or (score == "redundancy" and narrower(wanted))
         found = calibrated(source, bonds, examples, moments, cache)
-    elif data is not None and not narrower(wanted):
-        remedy = "add --score activation or redundancy, or leave it out"
-        raise refuse("data", "none where whole layers and experts go by magnitude", named(data), remedy)
     scores = Noted(scores_of(score, source, bonds, found))
     smaller = Smaller.of(source, wanted, layers, bonds, scores)
     folded = Merged(source, bonds, smaller.kept, found if merges else None)
@@ -108,10 +106,10 @@ def shrink(
         refuse_too_large(dst, plan.bytes)
         settings = {"score": score, "merge": merges, **smaller.told(scores)}
         asked = {"data_name": named(data), "merge": merge, "windows": windows, "text_field": text_field}
+        asked |= {"data": found and found.told["data"]}  # where it has no name
         asked |= {"sequence_length": sequence_length, "layers": layers and [*layers], "dtype": dtype}
         settings |= {"asked": asked}
-        if found:
-            settings |= {"calibration": _told(found), "data": found.told["data"]}
+        settings |= {"calibration": _told(found)} if found else {}
         record = smaller.record(plan, score, seed, settings)
         with one_thread():
             rows = made(plan, folded)
@@ -137,6 +135,13 @@ def _merges(merge: bool | None, data: Data | None) -> bool:
     if merge and data is None:
         raise refuse("merge", "data to merge by", "none", "pass a file or a folder of text, or leave it out")
     return data is not None if merge is None else merge
+
+
+def refuse_unused(score: str, data: Data | None, wanted: Sizes) -> None:
+    """Raises Refusal where data are given that neither scores nor merging would look at."""
+    if data is not None and score == "magnitude" and not narrower(wanted):
+        remedy = "add --score activation or redundancy, or leave it out"
+        raise refuse("data", "none where whole layers and experts go by magnitude", named(data), remedy)
 
 
 def narrower(wanted: Sizes) -> bool:

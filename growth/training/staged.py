@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from growth.checkpoint import Checkpoint
@@ -120,7 +120,7 @@ def train_in_stages(
     make_trainer   makes a Trainer for the model in a folder, each time with the same data, seed, optimizer
                    (AdamW), schedule, number of steps in all and output folder; there checkpoint-N is where
                    stage i ended, and grown-i what became of it, with the optimizer's state
-    resume         go on from the newest checkpoint of a run that was broken off
+    resume         go on from the newest checkpoint of a run that was broken off, or ended
 
     Returns the last Trainer, after its training. What a grown model sees is what the run would have gone on
     with: the same windows in the same order, at the same rates. Raises Refusal, before anything is trained,
@@ -134,6 +134,12 @@ def train_in_stages(
     if not resume and (found := newest(out)):
         raise refuse(str(out), "no interrupted run", found.name, "remove it, or resume")
     number, last, ended = _reached(out) if resume else (0, None, False)
+    if last and not ended:
+        done = TrainerState.load_from_json(last / STATE)
+        if done.global_step >= done.max_steps:  # `train` would add a step
+            trainer = make_trainer(str(last))
+            trainer.state = done
+            return trainer
     while True:
         if ended:
             number, last = number + 1, _grown(out, last, number + 1, stages[number])

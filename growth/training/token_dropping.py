@@ -72,13 +72,13 @@ class TokenDropping(Saving, TrainerCallback, ExportableState):
         }
 
     def on_train_begin(self, args, state, control, *, model, **kwargs):
+        self._leave()  # a run that was broken off
+        self._shifted, layers = self._fitting(model)
         words = model.get_input_embeddings().weight.shape[0]
         self.importance = torch.full((words,), math.inf)
         if state.global_step and (saved := state.stateful_callbacks.get(type(self).__name__)):
             known = base64.b64decode(saved["attributes"]["importance_float32"])
             self.importance = torch.from_numpy(np.frombuffer(known, np.float32).copy())
-        self._leave()  # a run that was broken off
-        self._shifted, layers = self._fitting(model)
         self._gathering = Gathering(layers)
         self._names = list(layers)
         self._hooks = [

@@ -183,7 +183,7 @@ def test_a_line_tells_where_training_stops_before_masks_are_open(folder, tmp_pat
     assert [point.step for point in report.curve] == [0, 3]
 
 
-@pytest.mark.parametrize("verb", [growth.grow, growth.transfer])
+@pytest.mark.parametrize("verb", [growth.grow, growth.shrink, growth.transfer])
 def test_what_masks_still_hold_closed_is_no_source(folder, tmp_path, verb):
     with pytest.raises(Refusal, match="trained since method msg made it, got one whose masks never opened"):
         verb(folder / "grown", tmp_path / "out")

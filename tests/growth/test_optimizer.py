@@ -198,6 +198,20 @@ def test_moments_of_rows_that_nothing_old_tells_of_are_means(trained):
     assert torch.allclose(got[:, 128:], got[:, :128].mean(1, keepdim=True).expand(-1, 32))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_layer_between_two_has_the_mean_of_their_moments(trained, tmp_path, name):
+    """In proportion; of squares, in proportion squared."""
+    src = trained(name)
+    growth.grow(src, tmp_path / "dst", Sizes(layers=5), growth.Fine(added="linear"), optimizer=src)
+    old, new = saved(src).states, saved(tmp_path / "dst").states
+    assert len(new) * 3 > len(old) * 4
+    (weight,) = (x for x in old if ".1." in x and x.endswith(("up_proj.weight", "mlp.c_fc.weight")))
+    for key, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+        below, above = (old[weight.replace(".1.", f".{j}.")][key] for j in (1, 2))
+        mixed = (below + above) / 2**power
+        assert torch.allclose(new[weight.replace(".1.", ".3.")][key], mixed, rtol=1e-9, atol=0)
+
+
 # ---- a Trainer goes on
 
 

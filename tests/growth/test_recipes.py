@@ -187,7 +187,7 @@ def test_training_goes_on_with_the_state_that_a_step_grew(src, text, tmp_path):
 SHRUNK = {
     "by activation": {"hidden-size": 72, "score": "activation", "windows": 3, "sequence-length": 16},
     "layers by name": {"layers": [0, 2], "ffn-size": 80, "windows": 2, "sequence-length": 16},
-    "layers by score, unmerged": {"num-layers": 2, "merge": False},
+    "layers by score, unmerged": {"num-layers": 2, "merge": False, "score": "redundancy", "windows": 2},
 }
 
 
@@ -298,6 +298,10 @@ ODD = {
     "a score without data": (
         {"steps": [GROW, {"shrink": {"num-layers": 2, "score": "activation"}}]},
         "step 2, shrink: data: expected text for score activation",
+    ),
+    "data that shrinking has no use for": (
+        {"steps": [GROW, {"shrink": {"num-layers": 2, "data": "."}}]},
+        "step 2, shrink: data: expected none where whole layers and experts go by magnitude",
     ),
     "an order of layers that the step before does not make": (
         {"steps": [{"grow": {"num-layers": 5}}, {"grow": {"order": "0,1,2,3,4,5"}}]},

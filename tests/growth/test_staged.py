@@ -146,9 +146,10 @@ def test_a_resumed_run_equals_an_unbroken_one(folder, tmp_path, stop):
     with pytest.raises(Stop):
         train_in_stages(run(tmp_path / "part", stop), folder, stages)
     part = train_in_stages(run(tmp_path / "part"), folder, stages, resume=True)
-    assert part.state.global_step == 12
-    for x, y in zip(whole.model.parameters(), part.model.parameters()):
-        assert torch.equal(x, y)
+    done = train_in_stages(run(tmp_path / "part"), folder, stages, resume=True)
+    assert part.state.global_step == done.state.global_step == 12
+    for x, y, z in zip(whole.model.parameters(), part.model.parameters(), done.model.parameters()):
+        assert torch.equal(x, y) and torch.equal(x, z)
 
 
 def test_a_run_stopped_while_it_grew_grows_when_it_is_resumed(folder, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from checkpoints import ALL, bert, gpt2, inputs
 from plain_trainer import WINDOWS, arguments, llama, trainer, without_dropout
 from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
 
 import growth
 from growth.errors import Refusal
@@ -202,6 +203,13 @@ def test_what_middle_layers_save_is_what_a_count_of_the_step_says(folder):
     got = count_flops(model, batch)
     assert callback.spent(counted).total == got < counted.total
     callback.on_train_end(None, None, None)
+
+
+def test_a_model_of_images_is_refused():
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 3}
+    model = ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4))
+    with pytest.raises(Refusal, match="expected a causal or a masked language model, got ViT"):
+        TokenDropping().on_train_begin(arguments(), State, None, model=model)
 
 
 def test_of_each_row_a_token_is_seen_whatever_the_share(folder):

@@ -14,10 +14,10 @@ from growth.sizes import sizes_of
 from growth.training.data import Windows
 from growth.training.images import Images
 
-NET2NET = ("gpt_neox tied", "qwen2", "gemma2", "bert", "t5 gated", "lci inside WRS", "lci SMA")
+NET2NET = ("gpt_neox tied", "qwen2", "gemma2", "bert", "t5 gated", "lci inside WRS", "lci SMA", "qwen2_moe")
 VIT = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 VIT |= {"image_size": 16, "patch_size": 4, "num_channels": 1, "num_labels": 5}
-LEMON = ("gpt2", "gemma3_text", "granite", "lci RRR", "lci learned ARM", "lci SSS")
+LEMON = ("gpt2", "gemma3_text", "granite", "lci RRR", "lci learned ARM", "lci SSS", "qwen3_moe")
 
 
 def windows(count=64, length=32):
