@@ -13,7 +13,7 @@ from growth.families.table import Model
 from growth.maps import Drawn, Maps
 from growth.plan import Plan, Recipe, Row, Source, dropped
 
-Learned = Callable[[str], Recipe | None]
+Recipes = Callable[[str], Recipe | None]  # by names on disk; None where the maps make it
 
 
 def made(plan: Plan, source: Source) -> Iterator[tuple[Row, Iterator[Tensor]]]:
@@ -33,7 +33,7 @@ def drawn_row(source: Source, name: str, shape: tuple[int, ...], of: Drawn, seed
     return Row(name, shape, dtype, "initialised", (), note, recipe=recipe, block=block)
 
 
-def grown_row(source: Source, name: str, expands: Expand, learned: Learned | None) -> Row:
+def grown_row(source: Source, name: str, expands: Expand, learned: Recipes | None) -> Row:
     """A tensor that the maps make of the source's, or zeros or ones where they make it of none. learned: as
     plan_growth has it."""
     entry, layer, maps, shape = expands.entry, expands.layer, expands.maps, expands.entry.shape(expands.new)
@@ -63,7 +63,7 @@ def plan_growth(
     target: Model,
     maps: Maps,
     seed: int,
-    learned: Learned | None = None,
+    learned: Recipes | None = None,
 ) -> Plan:
     """Where every grown tensor comes from, and what makes it.
 

@@ -31,7 +31,9 @@ KNOWN = {
     "growth.apply": ("growth.maps",),
     "growth.fresh": ("growth.architecture", "growth.maps", "growth.apply"),
     "growth.mixtures": ("growth.architecture", "growth.maps"),
+    "growth.added": ("growth.architecture", "growth.maps"),
     "growth.lossless": (
+        "growth.added",
         "growth.architecture",
         "growth.maps",
         "growth.apply",

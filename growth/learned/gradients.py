@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from growth.architecture import Weight
 from growth.errors import refuse
 from growth.expand import Expand, named_seed
+from growth.learned.blocks import Block, Live, blocks_of, refuse_shifting
 from growth.learned.fit import examples_for
-from growth.learned.neurons import Live, Neurons, neurons, refuse_shifting
 from growth.loading import load_model, quiet
 from growth.plan import Recipe, Source
 from growth.training.data import collator
@@ -39,7 +39,7 @@ class Outgoing:
         length, size = method.sequence_length, method.batch_size
         self.examples = examples_for(source, method.data, size, length, method.name)
         self.collate = collator(source.model.auto, source.checkpoint.path)
-        self.blocks = tuple(neurons(growth.target.architecture, set(growing(growth))))
+        self.blocks = tuple(blocks_of(growth.target.architecture, set(growing(growth))))
         self.table = growth.target.table()
         self.made: dict[tuple[str, int], Tensor] = {}  # new columns of down, new rows of gates
 
@@ -88,9 +88,9 @@ class Outgoing:
             rows = (examples[i] for i in chosen)
             yield self.collate([*rows], seed=first) if self.collate else examples.batch(chosen)
 
-    def watched(self, model: nn.Module, blocks: list[Live]) -> dict[Neurons, tuple[Tensor, Tensor | None]]:
+    def watched(self, model: nn.Module, blocks: list[Live]) -> dict[Block, tuple[Tensor, Tensor | None]]:
         """Of each block x and g, or of a block without gates the sum of x gᵀ and nothing."""
-        kept: dict[Neurons, list] = {block.names: [] for block in blocks}
+        kept: dict[Block, list] = {block.names: [] for block in blocks}
         generator, share = self.generator("tokens"), max(1, TOKENS // self.method.batches)
         for batch in self.batches():
             with ExitStack() as hooks:

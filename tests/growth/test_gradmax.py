@@ -16,8 +16,8 @@ from growth.__main__ import main
 from growth.checkpoint import Checkpoint
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
+from growth.learned.blocks import blocks_of
 from growth.learned.gradients import TOKENS, Outgoing
-from growth.learned.neurons import neurons
 from growth.loading import load_model, quiet
 from growth.plan import Source
 from growth.training.data import Windows
@@ -66,7 +66,7 @@ class Grown:
         self.model = exact(load_model(folder, torch.float64))
         seen = self.source.model
         self.parameters = {seen.named(name): x for name, x in self.model.named_parameters()}
-        self.blocks = list(neurons(seen.architecture, {x for x in seen.architecture.wires if "ffn" in x}))
+        self.blocks = list(blocks_of(seen.architecture, {x for x in seen.architecture.wires if "ffn" in x}))
 
     def part(self, weight, layer, gradient=False):
         name, entry, part = self.source.place[weight, layer]

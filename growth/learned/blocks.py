@@ -1,4 +1,4 @@
-"""The neurons of a feed-forward block: by the names of its weights, and in a model that runs."""
+"""The feed-forward blocks of layers: by the names of their weights, and in a model that runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from growth.plan import Source
 
 
 @dataclass(frozen=True)
-class Neurons:
+class Block:
     """The feed-forward block of a layer, by the names of its weights; gate is "" where there is none."""
 
     layer: int
@@ -24,7 +24,7 @@ class Neurons:
     down: str
 
 
-def neurons(model: Architecture, wires: set[str]) -> Iterator[Neurons]:
+def blocks_of(model: Architecture, wires: set[str]) -> Iterator[Block]:
     """The blocks whose neurons are these wires."""
     for stack in model.stacks.values():
         for layer, kind in enumerate(stack.kinds):
@@ -34,13 +34,13 @@ def neurons(model: Architecture, wires: set[str]) -> Iterator[Neurons]:
                 gates = [name for name in writers if name.endswith(".gate")]
                 (up,) = (name for name in writers if name not in gates)
                 (down,) = (op.name for op in linear if op.reads == wire)
-                yield Neurons(layer, f"{up}.weight", f"{gates[0]}.weight" if gates else "", f"{down}.weight")
+                yield Block(layer, f"{up}.weight", f"{gates[0]}.weight" if gates else "", f"{down}.weight")
 
 
 class Live:
     """The block of that name in a model in memory."""
 
-    def __init__(self, model: nn.Module, source: Source, names: Neurons):
+    def __init__(self, model: nn.Module, source: Source, names: Block):
         paths = source.model.modules(name for name, _ in model.named_parameters(remove_duplicate=False))
         at = {
             name: paths[source.place[name, names.layer][0]]
