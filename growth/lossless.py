@@ -51,8 +51,8 @@ def lost(old: Architecture, new: Architecture, maps: Maps) -> list[str]:
             ops = stack.blocks.get(kind) or stack.blocks[stack.kinds[layer]]
             judged += mixed(old, new.stacks[prefix], maps, ops, layer)
         judged.append(depth_lost(old, maps, prefix, stack))
-        weights = [weight for own in stack.weights.values() for weight in own]
-        if any(maps.further(weight, layer) for weight in weights for layer in range(len(kinds))):
+        own = ((weight, i) for i, kind in enumerate(kinds) for weight in stack.weights.get(kind, ()))
+        if any(maps.further(weight, i) for weight, i in own):
             judged.append(f"{prefix}layers: units beyond the source's are those of the layer above")
     # As --learn has names, and as growth inspect prints them.
     return list(dict.fromkeys(why.replace("{}", "*") for why in judged if why))

@@ -117,8 +117,8 @@ def test_a_copy_of_any_kind_keeps_what_it_promises_and_names_what_it_loses(
     source, tmp_path, name, method, sizes, loss
 ):
     folder, _, truth = source(name)
-    if loss == ABOVE and name.startswith("lci"):
-        loss = None  # all its layers are of other kinds
+    if loss == ABOVE and (name.startswith("lci") or name == "qwen3_moe"):
+        loss = None  # each layer that grows is the only one of its kind
     report = growth.grow(folder, tmp_path / "out", method=method, allow_lossy=True, **sizes)
     _, got = run(tmp_path / "out", torch.float64)
     if loss is None:
