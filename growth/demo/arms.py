@@ -76,9 +76,11 @@ class Arms:
             arms.append(self.arm(name, made, baseline, self.numbers.growing))
         return arms
 
-    def grow(self, source: str, method: str, dst: Path | None, carries: bool = False) -> Report:
+    def grow(
+        self, source: str, method: str, dst: Path | None, carries: bool = False, **options: float
+    ) -> Report:
         """The source grown to the target's sizes; only planned where there is no place to put it. carries:
-        with its optimizer's state."""
+        with its optimizer's state. options: of the method."""
         target, lesson, kind = self.numbers.target, self.numbers.learning, METHODS[method]
         how = {"steps": lesson.steps, "batch_size": lesson.batch_size, "learning_rate": lesson.rate}
         how = {option: x for option, x in how.items() if option in {field.name for field in fields(kind)}}
@@ -86,7 +88,7 @@ class Arms:
             self.trained(source),
             dst,
             Sizes(hidden=target.hidden, layers=target.layers),
-            kind(data=self.examples, **how) if kind.learned else kind(),
+            kind(data=self.examples, **how) if kind.learned else kind(**options),
             optimizer=self.trained(source) if carries else None,
             seed=self.seed,
             dry_run=dst is None,

@@ -46,11 +46,13 @@ class Transfer:
 class Carried:
     """An arm of lemon that goes on with its source's optimizer.
 
-    annealed: had the source's rate fallen to its end? Else it stayed where it was, for as many steps.
+    annealed: had the source's rate fallen to its end? Else it stayed where it was, for as many steps. noise:
+    lemon's.
     """
 
     annealed: bool
     budget: Budget
+    noise: float = 2.0
 
 
 @dataclass(frozen=True)

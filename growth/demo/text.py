@@ -74,7 +74,7 @@ class Texts(Arms):
             source = f"{name}-source"
             config, budget = self.neox(self.numbers.source), self.numbers.training
             made = self.scratch(source, config, budget, schedule="constant")
-        grown = self.grow(source, "lemon", self.start(name), carries=True)
+        grown = self.grow(source, "lemon", self.start(name), carries=True, noise=arm.noise)
         found = self.arm(name, grown, baseline, arm.budget, resume=True)
         return found if arm.annealed else found | {"source": made}
 
