@@ -7,6 +7,7 @@ comes first:
     saved = 1 - cost / (the baseline's whole cost)
 """
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 COSTS = ("flops", "seconds")
@@ -66,6 +67,9 @@ def table(report: dict) -> Table:
     out = Table(
         title="Validation loss, and the cost until it is that of training from scratch",
         title_justify="left",
+        box=SIMPLE_HEAD,  # 80 columns hold it
+        pad_edge=False,
+        show_edge=False,
     )
     for i, name in enumerate(COLUMNS):
         out.add_column(name, justify="right" if i else "left", no_wrap=True)
