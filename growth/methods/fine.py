@@ -17,7 +17,9 @@ and vectors, grows as in Net2Net.
 
 Preserves the function where Net2Net does, at full rank, with idle layers and without learning. A lower rank
 keeps as much of a kind as growth.json says: the error is that of all its layers, relative to their norm. The
-paper trains the factors of one model for many; here they are taken from any that is trained.
+paper trains the factors of one model for many; here they are taken from any that is trained. Of a run of 400
+steps, GPT-NeoX 3 x 64 to 4 x 96, five steps at full rank cost 1.3 % and save 58 % with that
+(benchmarks/LOG.md).
 """
 
 from dataclasses import dataclass, replace

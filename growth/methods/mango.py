@@ -13,6 +13,9 @@ where Net2Net preserves it, where the width grows by a whole factor. That added 
 write nothing takes two terms between L and B; elsewhere the ring has `rank` terms, 1 in the paper. What is no
 slot: O[0, 0] writes vectors and embeddings, I[0, 0] reads for an untied head and writes the last norm of a
 tied one; the vectors of each kind have a depth matrix of their own.
+
+Of a run of 400 steps, GPT-NeoX 3 x 64 to 4 x 96, five steps cost 1.4 % and save 54 % with that, Net2Net
+without a step 56 (benchmarks/LOG.md).
 """
 
 from dataclasses import dataclass, replace
