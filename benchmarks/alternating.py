@@ -14,18 +14,17 @@ layers, tokens      LayerDropping(0.1), TokenDropping(0.15)
 submodels           SubmodelStage: the bottom one to four layers in turn, for a twentieth of the steps
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from transformers import TrainerCallback
 
 import growth
-from growth.demo.budgets import FULL, QUICK, Budget, Job
+from benchmarks.seeds import line, tabulate
+from growth.demo.budgets import Budget, Job
 from growth.demo.text import Texts
 from growth.training.callbacks import LayerDropping, PruneAndRegrow, SubmodelStage, TokenDropping
 from growth.training.result import TrainReport
@@ -89,23 +88,5 @@ def trained(texts: Texts, name: str) -> TrainReport:
     )
 
 
-def line(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS))
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--tuning", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(FULL.threads)
-    print(line(HEAD))
-    print("|---|" + "---|" * (len(HEAD) - 1))
-    for seed in options.seeds:
-        compare(QUICK if options.quick else FULL, seed, options.arms, options.tuning)
-
-
 if __name__ == "__main__":
-    main()
+    tabulate(__doc__, HEAD, ARMS, compare, quick=True)

@@ -7,15 +7,13 @@ loss that its baseline ends with, all that growing and learning took counted: ne
 --tuning measures on windows that the demo does not, to choose settings by.
 """
 
-import argparse
 import tempfile
 from io import StringIO
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from benchmarks.transfer_savings import line
+from benchmarks.seeds import line, tabulate
 from growth.demo.budgets import FULL, Job
 from growth.demo.saving import compare
 from growth.demo.text import Texts
@@ -51,18 +49,5 @@ def measure(job: Job, seed: int, arms: list[str], tuning: bool) -> None:
             print(line(row(arm.get("source", source), baseline, arm, seed)), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS))
-    parser.add_argument("--tuning", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(FULL.threads)
-    print(line(HEAD))
-    print("|---|" + "---|" * (len(HEAD) - 1))
-    for seed in options.seeds:
-        measure(FULL, seed, options.arms, options.tuning)
-
-
 if __name__ == "__main__":
-    main()
+    tabulate(__doc__, HEAD, ARMS, measure)

@@ -7,15 +7,14 @@ loss that its baseline ends with, all that transferring took counted. --tuning m
 demo does not, to choose settings by.
 """
 
-import argparse
 import tempfile
 from io import StringIO
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from growth.demo.budgets import FULL, TRANSFERS, Job
+from benchmarks.seeds import line, tabulate
+from growth.demo.budgets import TRANSFERS, Job
 from growth.demo.text import Texts
 
 HEAD = ("arm", "seed", "source", "baseline", "arm at start", "at end", "making it", "saved")
@@ -31,10 +30,6 @@ def row(source: dict, baseline: dict, arm: dict, seed: int) -> tuple[str, ...]:
     return arm["name"], str(seed), *losses, f"{cost:.1%}", saved
 
 
-def line(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def compare(job: Job, seed: int, arms: list[str], tuning: bool) -> None:
     """Train a source and print a row for each arm."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -44,18 +39,5 @@ def compare(job: Job, seed: int, arms: list[str], tuning: bool) -> None:
             print(line(row(source, *texts.transferred(name), seed)), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", choices=TRANSFERS, nargs="+", default=list(TRANSFERS))
-    parser.add_argument("--tuning", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(FULL.threads)
-    print(line(HEAD))
-    print("|---|" + "---|" * (len(HEAD) - 1))
-    for seed in options.seeds:
-        compare(FULL, seed, options.arms, options.tuning)
-
-
 if __name__ == "__main__":
-    main()
+    tabulate(__doc__, HEAD, TRANSFERS, compare)

@@ -72,8 +72,8 @@ class Expand:
         if not (share := self.maps.apart(weight.name, self.layer)):
             return x
         x = apply.exact(x)
-        fresh = torch.randn(x.shape, dtype=x.dtype, generator=self.generator(weight, None, 1))
-        return x + fresh * (share * x.std(correction=0).item())
+        noise = torch.randn(x.shape, dtype=x.dtype, generator=self.generator(weight, None, 1))
+        return x + noise * (share * x.std(correction=0).item())
 
     def mix(self, source: Source, weight: Weight, row: Mix) -> Tensor:
         """What a layer is made of."""

@@ -25,7 +25,7 @@ paper, with maps for each old layer, widens first: (w (x) I) blockdiag(A[1] (x) 
              untied      A and B apart, for every wire
 
 A step costs what a training step of the large model does, of as many examples, where memory holds what it
-makes (`remake`), else a quarter more. Of a run of 400 steps, GPT-NeoX 3 x 64 to 4 x 96, five steps cost 1.3 %
+makes (`remake`), else more. Of a run of 400 steps, GPT-NeoX 3 x 64 to 4 x 96, five steps cost 1.3 %
 and save 56 to 60 % with that, LEMON without a step 52 to 61 (benchmarks/LOG.md).
 """
 
