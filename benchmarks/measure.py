@@ -87,31 +87,36 @@ class Race:
     own pages given back to the system.
     """
 
-    def __init__(self, ours: Callable, rival: Callable, rival_before: float | None = None):
-        """rival_before: seconds of a call made already, where another for warming up would take too long."""
-        self.ours, self.rival, self.rival_before = ours, rival, rival_before
-        self.seconds, rival_seconds = timed(ours)[0], rival_before or timed(rival)[0]
-        self.burst, self.rival_burst = calls(self.seconds), calls(rival_seconds)
+    def __init__(self, ours: Callable, rival: Callable | None, rival_before: float | None = None):
+        """rival_before: seconds of a call made already, where another for warming up would take too long.
+
+        Without a rival ours runs alone.
+        """
+        self.ours, self.rival, self.rival_before = ours, rival or ours, rival_before
+        self.seconds, rival_seconds = timed(ours)[0], rival_before or timed(self.rival)[0]
+        self.burst, self.rival_burst = calls(self.seconds), calls(rival_seconds) if rival else 0
+        self.alone = rival is None
         if rival_before:
             self.burst = max(self.burst, 3)
+        seconds = SECONDS / 3 if rival is None else SECONDS
         turn = (self.burst + 1) * self.seconds + (self.rival_burst + 1) * rival_seconds
-        self.turns = 1 if rival_before else min(max(3, round(SECONDS / turn)), 50)
+        self.turns = 1 if rival_before else min(max(3, round(seconds / turn)), 50)
         self.rival_samples = [(rival_before, 1)] if rival_before else []
         self.disturbed: list[int] = []
         self.calls = 0
 
-    def run(self, benchmark) -> tuple[float, float]:
+    def run(self, benchmark) -> tuple[float, float | None]:
         """Median seconds of ours, which pytest-benchmark times, and of the rival's, in between."""
         benchmark.pedantic(self.ours, setup=self.before_ours, rounds=self.turns * self.burst)
         self.disturbed.append(interruptions() - self.mark)
         samples = list(zip(benchmark.stats.stats.data, self.disturbed))
-        return typical(samples), typical(self.rival_samples)
+        return typical(samples), None if self.alone else typical(self.rival_samples)
 
     def before_ours(self) -> None:
         if self.calls:
             self.disturbed.append(interruptions() - self.mark)
         if self.calls % self.burst == 0:
-            if not self.rival_before:
+            if not self.rival_before and not self.alone:
                 self.rival()
             self.rival_samples += [timed(self.rival) for _ in range(self.rival_burst)]
             self.ours()

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from benchmarks.plots import draw
+
 RESULTS = Path(__file__).parent / "results"
 PAGE = RESULTS.with_name("RESULTS.md")
 COLUMNS = ("mode", "ours", "ms", "rival", "its ms", "ratio", "target", "of floor", "MB", "its MB")
@@ -22,7 +24,9 @@ then ours and the rival ran in turns; times are medians of calls that no other p
 * ratio: the rival's time over ours. Where ours is compared with ours, what the variant costs or gains.
 * red: the answer is wrong, and what was said of it. The ratio is of a wrong answer.
 * of floor: the least time that arithmetic or memory allow on this machine, over ours; more than 100 % where
-  data was in a cache. The language model's floor: its matrix products at the rate of sgemm.
+  data was in a cache; bfloat16's is of float32 arithmetic, which its products exceed. The language model's
+  floor: its matrix products at the rate of sgemm.
+* one thread: the same op on one of the threads.
 * MB: the most that was resident during a call, results included, less what was before.
 * a token, MB of state: MB there is what the cache holds.
 * The allocator had the thresholds at which glibc's own rule ends (32 MB, 64 MB); *kept* is the time where
@@ -55,16 +59,20 @@ L2 cache.
 
 def write(results: Path = RESULTS, page: Path = PAGE) -> None:
     """One section a machine, those with a GPU last."""
-    runs = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
     parts = []
     for head, on_gpu in ((HEAD, False), (GPU_HEAD, True)):
-        sections = [section(run) for run in runs if ("gpu" in run["machine_info"]) == on_gpu]
+        sections = [
+            section(run, draw(name, run, page.parent / "plots"))
+            for name, run in runs.items()
+            if ("gpu" in run["machine_info"]) == on_gpu
+        ]
         parts += [head, *sections] if sections else []
     page.write_text("\n".join(parts))
 
 
-def section(run: dict) -> str:
-    """The machine, its limits, the tables."""
+def section(run: dict, plots: Sequence[Path] = ()) -> str:
+    """The machine, its limits, the plots, the tables."""
     machine, commit = run["machine_info"], run["commit_info"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     changed = " with changes" if commit["dirty"] else ""
@@ -82,6 +90,8 @@ def section(run: dict) -> str:
             f"{run['datetime'][:10]}, commit {commit['id'][:10]}{changed}, {versions}.",
             said,
             "",
+            *(f"![{plot.stem}]({plot.parent.name}/{plot.name})" for plot in plots),
+            *[""] * bool(plots),
             tables([one["extra_info"] for one in run["benchmarks"]], run.get("red", ())),
         ]
     )

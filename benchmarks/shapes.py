@@ -19,6 +19,19 @@ ONE_LAYER = {**BERT_UP, "L2": 1}  # as a block makes it
 GPT2 = {"L1": 12, "L2": 24, "m": 768, "n": 768, "M": 1024, "N": 1024}  # Base to Medium
 GPT2_UP = {**GPT2, "m": 3072, "M": 4096}
 MAMBA2 = {"B": 1, "T": 2048, "H": 24, "P": 64, "N": 128}  # one layer of mamba2-130m
+# The rows of the table that flash-linear-attention publishes of its retention on a GPU
+FLA = [
+    {"B": B, "T": T, "H": H, "K": D, "V": D}
+    for B, T, H, D in (
+        (8, 1024, 8, 64),
+        (4, 2048, 16, 128),
+        (2, 16384, 16, 128),
+        (1, 8192, 96, 128),
+        (4, 4096, 64, 128),
+        (8, 2048, 32, 256),
+    )
+]
+MAMBA_SSM = {"B": 8, "T": 4096, "D": 2048, "N": 16}  # a layer of mamba-1.4b as it trains
 
 
 class Case(NamedTuple):
@@ -26,18 +39,20 @@ class Case(NamedTuple):
 
     The targets: rival's time over ours is `ratio` or more; ours takes at most `ms` and `mb`, and reaches
     `percent` of the floor's speed. None: measured only. `minutes`: the rival is so slow that it runs twice.
+    sweep: the size that grows in a table of its own, and in a plot.
     """
 
     op: str
     sizes: dict[str, int]
     mode: str
-    rival: str
+    rival: str | None = None
     ours: str = "ours"
     ratio: float | None = None
     ms: float | None = None
     percent: float | None = None
     mb: float | None = None
     minutes: bool = False
+    sweep: str = ""
 
     @property
     def targets(self) -> dict[str, float | None]:
@@ -45,22 +60,57 @@ class Case(NamedTuple):
 
     @property
     def shape(self) -> str:
-        return " ".join(f"{name}={size}" for name, size in self.sizes.items())
+        """Of a table, whose rows have it in common."""
+        return shown({name: size for name, size in self.sizes.items() if name not in self.sweep.split()})
+
+    @property
+    def row(self) -> str:
+        return shown({name: self.sizes[name] for name in self.sweep.split()})
 
     def __str__(self) -> str:
-        return "-".join((self.op, self.mode, self.ours, "vs", self.rival, self.shape)).replace(" ", "_")
+        sides = self.ours, "vs", self.rival or "none"
+        return "-".join((self.op, self.mode, *sides, shown(self.sizes))).replace(" ", "_")
 
 
-def both(op: str, sizes: dict[str, int], rival: str, **options) -> list[Case]:
+def shown(sizes: dict[str, int]) -> str:
+    return " ".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def both(op: str, sizes: dict[str, int], rival: str | None = None, **options) -> list[Case]:
     return [Case(op, sizes, mode, rival, **options) for mode in (FORWARD, TRAINING)]
+
+
+def sweep(op: str, sizes: dict[str, int], axis: str, *values: int, **options) -> list[Case]:
+    return [case for value in values for case in both(op, {**sizes, axis: value}, sweep=axis, **options)]
+
+
+def floors(op: str, sizes: dict[str, int], forward: float, training: float, **options) -> list[Case]:
+    """How near the machine's limits ours is, beside the same on one of its threads."""
+    return [
+        Case(op, sizes, mode, "ours, one thread", percent=percent, ratio=THREADS, **options)
+        for mode, percent in ((FORWARD, forward), (TRAINING, training))
+    ]
 
 
 GATED, AVX2 = 1 / 1.4, 1 / 2.2  # softplus, bias and gate cost at most 1.4x; half the lanes at most 2.2x
 TURNED = 1 / 1.25  # where tensors are [B, D, T] in memory
+THREADS = 1.85  # by two threads
+HALVED = 1.8  # by products of bfloat16, where the processor has them
 CASES = [
+    *floors("selective_scan", SCAN, 80, 65),
+    *floors("selective_scan", SHORT_SCAN, 80, 65),
+    *floors("retention", RETENTION, 80, 72),
+    *floors("causal_conv1d", CONV, 85, 85),
+    *floors("gated_rms_norm", NORM, 85, 85),
     Case("selective_scan", SCAN, FORWARD, "transformers' loop", ratio=230, mb=13),
     Case("selective_scan", SCAN, FORWARD, "compiled associative scan", ratio=100),
     Case("selective_scan", SCAN, TRAINING, "compiled associative scan", ratio=90, ms=12, mb=70),
+    *both("selective_scan", MAMBA_SSM),
+    *sweep("selective_scan", SCAN, "T", *(256 << i for i in range(7))),
+    *sweep("selective_scan", SCAN, "D", 64, 256, 768, 1536, 3072),
+    *sweep("selective_scan", SCAN, "N", 4, 8, 16, 32, 64, 128),
+    Case("selective_scan", SHORT_SCAN, FORWARD, "accelerated-scan's reference"),
+    Case("selective_scan", SHORT_SCAN, TRAINING, "accelerated-scan's reference"),
     Case("selective_scan", SCAN, FORWARD, "mambapy"),
     Case("selective_scan", SCAN, TRAINING, "mambapy", ratio=250),
     *both("selective_scan", SCAN, "ours in torch"),
@@ -73,12 +123,21 @@ CASES = [
     *both("selective_scan", SHORT_SCAN, "ours", ours="ours, gated", ratio=GATED),
     Case("selective_scan_step", STEP, FORWARD, "transformers' step"),
     Case("selective_scan_step", STEP, FORWARD, "ours", ours="ours, from C++", ms=0.015),
-    Case("retention", RETENTION, FORWARD, "chunks of 128", ratio=4, ms=6.5, percent=75),
-    Case("retention", RETENTION, TRAINING, "chunks of 128", ratio=4.1, ms=24, percent=65, mb=50),
+    Case("retention", RETENTION, FORWARD, "chunks of 128", ratio=4),
+    Case("retention", RETENTION, TRAINING, "chunks of 128", ratio=4.1, mb=50),
+    *both("retention", RETENTION, "flash-linear-attention's torch"),
+    *(case for sizes in FLA for case in both("retention", sizes, "chunks of 128", sweep="B T H K V")),
+    *(
+        case
+        for sizes in FLA
+        for case in both("retention", sizes, "ours", ours="ours, bfloat16", sweep="B T H K V", ratio=HALVED)
+    ),
+    *sweep("retention", {**RETENTION, "B": 1}, "T", *(256 << i for i in range(7)), rival="chunks of 128"),
+    *sweep("retention", RETENTION, "H", 1, 2, 4, 8, 16),
     *both("retention", RETENTION, "chunks of 512"),
     *both("retention", RETENTION, "parallel"),
     *both("retention", RETENTION, "ours in torch"),
-    *both("retention", RETENTION, "ours", ours="ours, bfloat16", ratio=1),
+    *both("retention", RETENTION, "ours", ours="ours, bfloat16", ratio=HALVED),
     *both("retention", RETENTION, "ours", ours="ours, AVX2", ratio=AVX2),
     Case("retention_step", RETENTION_STEP, FORWARD, "ours in torch"),
     *both("causal_conv1d", CONV, "transformers' convolution"),
@@ -95,7 +154,7 @@ CASES = [
         case
         for sizes in (BERT, BERT_UP, BERT_DOWN, ONE_LAYER, GPT2, GPT2_UP)
         for rival in ("layers widened, then mixed", "layers mixed, then widened", "new units alone")
-        for case in both("kronecker_expand", sizes, rival, ratio=1 if rival == "new units alone" else 2)
+        for case in both("kronecker_expand", sizes, rival, ratio=2, percent=70)
     ),
     Case("a Mamba-2 layer", MAMBA2, FORWARD, "transformers"),
     Case("a Mamba-2 layer", MAMBA2, TRAINING, "transformers", ratio=10),

@@ -28,6 +28,7 @@ class Side(NamedTuple):
 
     Inputs named in `swapped` have axes 1 and 2 exchanged, and then so has the output: each side gets the
     memory layout it likes best. `ours`: it is one of our ops, by the best backend unless one is named.
+    threads: of torch's, all unless given. needs: the package that it calls.
     """
 
     run: Callable[..., Tensor]
@@ -37,6 +38,8 @@ class Side(NamedTuple):
     ours: bool = False
     backend: str | None = None
     instructions: str | None = None
+    threads: int | None = None
+    needs: str | None = None
 
 
 def ours(op: Callable) -> dict[str, Side]:
@@ -46,6 +49,7 @@ def ours(op: Callable) -> dict[str, Side]:
         "ours in torch": Side(partial(op, backend="torch"), ours=True, backend="torch"),
         "ours, bfloat16": Side(op, dtype=torch.bfloat16, ours=True),
         "ours, AVX2": Side(op, ours=True, instructions="avx2"),
+        "ours, one thread": Side(op, ours=True, threads=1),
     }
 
 
@@ -90,6 +94,16 @@ def mambapy_scan(x, dt, a, b, c, d) -> Tensor:
     return MambaBlock.selective_scan(None, x, dt, a, b, c, d)
 
 
+def accelerated_scan(x, dt, a, b, c, d) -> Tensor:
+    """By accelerated-scan's recurrence in torch, of D N channels, which take gates and inputs [B, D N, T]."""
+    from accelerated_scan.ref import scan
+
+    gates = torch.exp(torch.einsum("btd,dn->bdnt", dt, a)).flatten(1, 2)
+    added = torch.einsum("btd,btn->bdnt", dt * x, b).flatten(1, 2)
+    states = scan(gates, added).unflatten(1, (-1, a.shape[1]))
+    return torch.einsum("bdnt,btn->btd", states, c) + d * x
+
+
 @cache
 def compiled() -> Callable:
     return torch.compile(partial(transformers_scan, use_associative_scan=True), dynamic=False)
@@ -102,7 +116,8 @@ SCANS = ours(scan) | {
     ),
     "transformers' loop": Side(transformers_scan, ("x", "dt")),
     "compiled associative scan": Side(lambda **inputs: compiled()(**inputs), ("x", "dt")),
-    "mambapy": Side(mambapy_scan),
+    "mambapy": Side(mambapy_scan, needs="mambapy"),
+    "accelerated-scan's reference": Side(accelerated_scan, needs="accelerated_scan"),
 }
 
 
@@ -184,9 +199,16 @@ def chunkwise(q, k, v, C: int) -> Tensor:
     return o.flatten(2, 3)
 
 
-def parallel_reference(q, k, v) -> Tensor:
+def chunked_reference(q, k, v) -> Tensor:
     """Not the reference step by step, whose backward keeps 9 GB of states at the shape that is measured."""
-    return parallel(*(u.transpose(1, 2) for u in (q, k, v))).transpose(1, 2)
+    return chunkwise(*(u.transpose(1, 2) for u in (q, k, v)), C=min(128, q.shape[1])).transpose(1, 2)
+
+
+def fla_retention(q, k, v) -> Tensor:
+    """By flash-linear-attention's chunks in torch."""
+    from fla.ops.simple_gla.naive import naive_chunk_simple_gla
+
+    return naive_chunk_simple_gla(q, k, v, log_decay(q.shape[2]).expand(q.shape[:3]), chunk_size=64)[0]
 
 
 HEADS_FIRST = ("q", "k", "v")
@@ -194,6 +216,7 @@ RETENTIONS = ours(retain) | {
     "parallel": Side(parallel, HEADS_FIRST),
     "chunks of 128": Side(partial(chunkwise, C=128), HEADS_FIRST),
     "chunks of 512": Side(partial(chunkwise, C=512), HEADS_FIRST),  # torchscale's default
+    "flash-linear-attention's torch": Side(fla_retention, needs="fla"),
 }
 
 
@@ -325,7 +348,7 @@ STEPS = {
 OPS = {
     "selective_scan": Op(scan_inputs, scan_reference, SCANS),
     "selective_scan_step": Op(step_inputs, step_reference, STEPS),
-    "retention": Op(retention_inputs, parallel_reference, RETENTIONS),
+    "retention": Op(retention_inputs, chunked_reference, RETENTIONS),
     "retention_step": Op(retention_step_inputs, retention_step_reference, ours(retain_step)),
     "causal_conv1d": Op(conv_inputs, partial(causal_conv1d_reference, activation="silu"), CONVS),
     "gated_rms_norm": Op(norm_inputs, gated_rms_norm_reference, NORMS),
