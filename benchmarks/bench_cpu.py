@@ -19,8 +19,8 @@ from tolerance import off_by_an_ulp
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import language_model, ligo_step, mamba2_layer, patched, sides
-from benchmarks.answers import SAME_FUNCTION, agree, exchange, exchanged, wrong
+from benchmarks import ligo_step, mamba2_layer, patched, sides
+from benchmarks.answers import agree, exchange, exchanged, wrong
 from benchmarks.measure import Race, attempt
 from benchmarks.shapes import CASES, FORWARD, RETENTION, SCAN, TRAINING, Case, work
 from benchmarks.sides import PARAMETERS, Side
@@ -209,46 +209,6 @@ def _truths(op, sizes, mode, dtype, gated, some) -> dict[str, tuple[Tensor, Tens
         answers.append(answer)
     truth, plain = answers
     return {name: (truth[name], plain[name]) for name in truth}
-
-
-@pytest.mark.minutes
-def test_training_a_mamba_language_model(limits, benchmark, record, request):
-    """transformers' 24 layers are reckoned from its models of none and one, unless all are asked for."""
-    layers = 24
-    depth = layers if request.config.getoption("--all-layers") else 1
-    theirs, same, ours = language_model.theirs(depth), language_model.ours(depth), language_model.ours(layers)
-    language_model.copy_weights(theirs, same)
-    step, rival_step, same_step = map(language_model.step, (ours, theirs, same))
-    losses = []
-
-    def rival() -> None:
-        losses.append(rival_step())
-
-    tries = [attempt(step), attempt(rival)]
-    race = Race(step, rival, tries[1].seconds)
-    seconds, rival_seconds = race.run(benchmark)
-    off = max(abs(same_step() - loss) for loss in losses)  # from the same weights, and after each step
-
-    rival_mb, name = tries[1].mb, "transformers"
-    if depth < layers:
-        bare_step = language_model.step(language_model.theirs(0))
-        rival_seconds, rival_mb = reckoned(layers, bare_step, rival_seconds, rival_mb)
-        name = f"transformers, {layers} layers reckoned from 0 and 1"
-    record(
-        op="a Mamba language model",
-        shape=f"layers={layers} hidden={language_model.HIDDEN} T={language_model.TOKENS}",
-        mode="forward + backward + AdamW",
-        ours="ours",
-        rival=name,
-        seconds=seconds,
-        seconds_memory_kept=race.with_memory_kept(),
-        rival_seconds=rival_seconds,
-        floor=language_model.flops(ours) / limits.sgemm,
-        mb=tries[0].mb,
-        rival_mb=rival_mb,
-        targets={"ratio": 20},
-        wrong="" if off <= SAME_FUNCTION else f"losses: error {off:.2e}, budget {SAME_FUNCTION}",
-    )
 
 
 def reckoned(layers: int, bare: Callable, seconds: float, mb: float) -> tuple[float, float]:

@@ -1,15 +1,16 @@
-"""Growing a checkpoint that is larger than memory should be, beside copying as many bytes:
+"""Growing or transferring a checkpoint that is larger than memory should be, beside copying as many bytes:
 
-    python tests/large_checkpoint.py SRC
-    python -m benchmarks.growing SRC DST [--hidden-size 4096] [--ffn-size ...] [--num-layers ...] [--out FILE]
+    python tests/large_checkpoint.py SRC [--family gpt_neox]
+    python -m benchmarks.large grow SRC DST [hidden_size=4096 num_layers=...] [--out FILE]
+    python -m benchmarks.large transfer SRC DST [mixers=mamba2 copy=all] [--out FILE]
 
 A Llama of 6.0 GB, 22 layers of 3072, grows to 9.9 GB, 22 layers of 4096, by LEMON. The least it could take
-is the copy (SRC read in blocks of 16 MB, as many bytes written as DST has) and the noise of the columns that
-read copies or new channels: randn, a product, a rounding to bfloat16, on all cores. Each part runs in a
-process of its own, finds nothing of SRC in the page cache, and ends when its bytes are on the disk; they take
-turns, and the medians count, for the same copy takes 7 s or 16 on a machine that others use too. Memory is
-the most that was resident, less what was after the imports; pages of SRC that are mapped count in it. In the
-anonymous part, which is sampled every 5 ms, they do not.
+is the copy (SRC read in blocks of 16 MB, as many bytes written as DST has) and the numbers that are drawn:
+noise of the columns that read copies or new channels, or what starts fresh (randn, a product, a rounding to
+bfloat16, on all cores). Each part runs in a process of its own, finds nothing of SRC in the page cache, and
+ends when its bytes are on the disk; they take turns, and the medians count, for the same copy takes 7 s or 16
+on a machine that others use too. Memory is the most that was resident, less what was after the imports; pages
+of SRC that are mapped count in it. In the anonymous part, which is sampled every 5 ms, they do not.
 """
 
 import argparse
@@ -32,8 +33,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+import growth
 from benchmarks.measure import attempt, processor, resident
-from growth.growing import grow
 
 COPIED, DRAWN = 2**24, 2**24  # bytes, numbers of a block
 MOST_GB, MOST_RATIO = 1.5, 2.0
@@ -99,8 +100,9 @@ def alone(part: Callable, *arguments) -> Part:
         return pool.submit(part, *arguments).result()
 
 
-def growing(src: Path, dst: Path, target: dict[str, int]) -> Part:
-    return measured(src, dst, partial(grow, src, dst, method="lemon", **target))
+def making(verb: str, src: Path, dst: Path, how: dict[str, object]) -> Part:
+    given = {"method": "lemon"} | how if verb == "grow" else how
+    return measured(src, dst, partial(getattr(growth, verb), src, dst, **given))
 
 
 def measured(src: Path, dst: Path, make: Callable[[], object]) -> Part:
@@ -186,7 +188,7 @@ def rows(folder: Path, name: str, count: int | None = None) -> Tensor:
     raise AssertionError(f"{folder} has no {name}")
 
 
-def check(src: Path, dst: Path) -> None:
+def check_grown(src: Path, dst: Path) -> None:
     """AssertionError unless sampled tensors are what LEMON's equations say, to rounding.
 
     Of a width of S that became T, k = T // S whole copies, the rest r:  embedding [x; ..; x; r], r = 0 for an
@@ -222,53 +224,77 @@ def check(src: Path, dst: Path) -> None:
         assert abs(std / want - 1) < 6 / math.sqrt(2 * free.numel()), f"noise: std {std:.4f}, not {want}"
 
 
+def fresh(dst: Path) -> int:
+    """The numbers of DST that no tensor of its source gave."""
+    rows = json.loads((dst / "growth.json").read_text())["tensors"]
+    return sum(torch.Size(row["shape"]).numel() for row in rows if not row["sources"])
+
+
+def check_transferred(src: Path, dst: Path) -> None:
+    """AssertionError unless the tensors that come from one alone of the same shape are the same numbers."""
+    rows = json.loads((dst / "growth.json").read_text())["tensors"]
+    pairs = [(row["name"], *row["sources"]) for row in rows if len(row["sources"]) == 1]
+    old, new = (
+        {name: file for file in map(str, weights(folder)) for name in safe_open(file, "pt").keys()}
+        for folder in (src, dst)
+    )
+    same = 0
+    for name, source in pairs:
+        with safe_open(new[name], "pt") as got, safe_open(old[source], "pt") as given:
+            x, y = got.get_slice(name), given.get_slice(source)
+            if x.get_shape() == y.get_shape():
+                assert torch.equal(x[:64], y[:64]), f"{name} is not {source}"
+                same += 1
+    assert same > len(pairs) // 2, f"{same} of {len(pairs)} tensors could be compared"
+
+
+def said(option: str) -> tuple[str, object]:
+    """name=value of a verb's option."""
+    name, _, value = option.partition("=")
+    return name, int(value) if value.isdigit() else value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("verb", choices=("grow", "transfer"))
     parser.add_argument("src", type=Path)
     parser.add_argument("dst", type=Path, help="a new folder; the copy needs as much room beside it")
-    parser.add_argument("--hidden-size", type=int, default=4096)
-    parser.add_argument("--ffn-size", type=int)
-    parser.add_argument("--num-layers", type=int)
+    parser.add_argument("how", type=said, nargs="*", help="the verb's options")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a JSON file of the figures")
     options = parser.parse_args()
-    target = {name: getattr(options, name) for name in ("hidden_size", "ffn_size", "num_layers")}
-    src, dst, cores = options.src, options.dst, len(os.sched_getaffinity(0))
-
-    rounds: dict[str, list[Part]] = {"grown": [], "copied": [], "drawn": []}
+    verb, src, dst, cores = options.verb, options.src, options.dst, len(os.sched_getaffinity(0))
+    how = dict(options.how) or ({"hidden_size": 4096} if verb == "grow" else {"mixers": "retention"})
+    numbers, check = (partial(noisy, src), check_grown) if verb == "grow" else (fresh, check_transferred)
+    rounds: dict[str, list[Part]] = {"made": [], "copied": [], "drawn": []}
     for left in reversed(range(options.rounds)):
-        rounds["grown"].append(alone(growing, src, dst, target))
+        rounds["made"].append(alone(making, verb, src, dst, how))
         rounds["copied"].append(alone(copying, src, dst.with_name(f"{dst.name}.copy"), size(dst)))
-        rounds["drawn"].append(alone(drawing, noisy(src, dst), cores))
+        rounds["drawn"].append(alone(drawing, numbers(dst), cores))
         if left:
             shutil.rmtree(dst)
     check(src, dst)
-    grown, copied, drawn = (
+    made, copied, drawn = (
         Part(*(statistics.median(x) for x in zip(*parts, strict=True))) for parts in rounds.values()
     )
-    ratio = grown.seconds / (copied.seconds + drawn.seconds)
-    figures = {
-        "source_gb": size(src) / 1e9,
-        "grown_gb": size(dst) / 1e9,
-        "machine": f"{processor()}, {cores} cores, torch {torch.__version__}",
-        "commit": commit(),
-        "rounds": {name: [part.seconds for part in parts] for name, parts in rounds.items()},
-        "seconds": grown.seconds,
-        "copy_seconds": copied.seconds,
-        "noise_seconds": drawn.seconds,
-        "ratio": ratio,
-        "peak_gb": grown.gb,
-        "peak_anonymous_gb": grown.anonymous_gb,
-        "reached": {"peak_gb": grown.gb <= MOST_GB, "ratio": ratio <= MOST_RATIO},
-    }
-    print("| GB | grown | s | copy | noise | ratio | goal | peak GB | anonymous | goal |")
+    ratio = made.seconds / (copied.seconds + drawn.seconds)
+    print("| GB | made | s | copy | drawn | ratio | goal | peak GB | anonymous | goal |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     print(
-        f"| {size(src) / 1e9:.2f} | {size(dst) / 1e9:.2f} | {grown.seconds:.1f} | {copied.seconds:.1f}"
+        f"| {size(src) / 1e9:.2f} | {size(dst) / 1e9:.2f} | {made.seconds:.1f} | {copied.seconds:.1f}"
         f" | {drawn.seconds:.1f} | {ratio:.2f} | {met(ratio, MOST_RATIO)}"
-        f" | {grown.gb:.2f} | {grown.anonymous_gb:.2f} | {met(grown.gb, MOST_GB)} |"
+        f" | {made.gb:.2f} | {made.anonymous_gb:.2f} | {met(made.gb, MOST_GB)} |"
     )
     if options.out:
+        figures = {
+            "verb": verb,
+            "how": how,
+            "gb": (size(src) / 1e9, size(dst) / 1e9),
+            "machine": f"{processor()}, {cores} cores, torch {torch.__version__}",
+            "commit": commit(),
+            "rounds": {name: [part._asdict() for part in parts] for name, parts in rounds.items()},
+            "ratio": ratio,
+        }
         options.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
