@@ -4,7 +4,8 @@
 
 #include "selective_scan.h"
 
-#include "vec.h"
+#include "curves.h"
+#include "turn.h"
 
 namespace ISA {
 namespace {
