@@ -3,7 +3,8 @@
 
 #include "causal_conv1d.h"
 
-#include "vec.h"
+#include "curves.h"
+#include "turn.h"
 
 namespace ISA {
 namespace {

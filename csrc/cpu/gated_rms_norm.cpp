@@ -2,6 +2,7 @@
 
 #include "gated_rms_norm.h"
 
+#include "curves.h"
 #include "vec.h"
 
 namespace ISA {

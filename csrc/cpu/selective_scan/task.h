@@ -4,7 +4,7 @@
 
 #include "../selective_scan.h"
 
-#include "../vec.h"
+#include "../turn.h"
 
 namespace ISA {
 namespace {
