@@ -18,7 +18,7 @@ CXX = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++
 NVCC = shutil.which("nvcc") or shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc")
 LEAVE_OUT = print if MODE in ("auto", "none") else sys.exit  # kernels that were asked for are not left out
 CPP, CPU, CUDA, CUDA_CPP = (
-    sorted(Path("csrc").glob(x)) for x in ("*.cpp", "cpu/*.cpp", "cuda/*.cu", "cuda/*.cpp")
+    sorted(Path("csrc").glob(x)) for x in ("*.cpp", "cpu/**/*.cpp", "cuda/**/*.cu", "cuda/**/*.cpp")
 )
 ISAS = {"base": "", "avx2": "-mavx2 -mfma", "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"}
 RULES = """builddir = build
@@ -45,6 +45,12 @@ def gpus() -> str:
     return flags or sys.exit(f"lcikernels: {NVCC} knows no GPU in TORCH_CUDA_ARCH_LIST")
 
 
+def named(source: Path) -> str:
+    """Its object: csrc/cpu/retention/step.cpp is retention.step."""
+    folders = source.parts[2:-1]
+    return ".".join((*folders, source.stem))
+
+
 class Build(build_ext.build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"  # without a Python version: the library calls no Python
@@ -61,15 +67,15 @@ class Build(build_ext.build_ext):
         home, nvcc = (shlex.quote(f"{x}").replace("$", "$$") for x in (Path(torch.__file__).parent, NVCC))
         cxx, linker = f"{CXX} -fPIC -fvisibility=hidden -DTORCH_TARGET_VERSION=0x020a000000000000", CXX
         headers = f"{cxx} -isystem {home}/include"
-        jobs = {f"{x.stem}.o": (x, headers) for x in CPP}
+        jobs = {f"{named(x)}.o": (x, headers) for x in CPP}
         for isa in ISAS if os.uname().machine == "x86_64" else ["base"]:
-            jobs |= {f"{x.stem}.{isa}.o": (x, f"{cxx} {ISAS[isa]}") for x in CPU}
+            jobs |= {f"{named(x)}.{isa}.o": (x, f"{cxx} {ISAS[isa]}") for x in CPU}
         if CUDA and MODE != "cpu" and not NVCC:
             print("lcikernels: left out the CUDA kernels: no nvcc in PATH or CUDA_HOME")
         elif CUDA and MODE != "cpu":
             linker = f"{nvcc} -Xcompiler -fPIC,-fvisibility=hidden{gpus()}"  # with the CUDA runtime, static
-            jobs |= {f"{x.stem}.cuda.o": (x, headers) for x in CUDA_CPP}
-            jobs |= {f"{x.stem}.cu.o": (x, linker) for x in CUDA}
+            jobs |= {f"{named(x)}.cuda.o": (x, headers) for x in CUDA_CPP}
+            jobs |= {f"{named(x)}.cu.o": (x, linker) for x in CUDA}
         tools = subprocess.getoutput(f"echo $({CXX} --version|head -1) $({NVCC or ':'} --version|tail -1)")
         plan = f"{RULES}tools = torch {torch.__version__}, {tools}\n"  # with others ninja compiles again
         for o, (x, y) in jobs.items():

@@ -1,4 +1,4 @@
-// Retention: checks, memory and threads around the kernels in cpu/retention.cpp.
+// Retention: checks, memory and threads around the kernels in cpu/retention/.
 
 #include <torch/csrc/stable/library.h>
 
@@ -100,10 +100,9 @@ Retention<E> sequences(const Tensor& q, const Tensor& k, const Tensor& v, const 
 }
 
 template <typename E, typename Kernel>
-void run(const Retention<E>& p, Kernel kernel, bool backward) {
+void run(const Retention<E>& p, int64_t scratch, Kernel kernel) {
   using R = Real<E>;
-  const int64_t bytes = PICK(retention_scratch<E>)(p, backward) * sizeof(R);
-  parallel(p.tasks(), p.B * p.T * p.H * p.K * p.V / 8, bytes,
+  parallel(p.tasks(), p.B * p.T * p.H * p.K * p.V / 8, scratch * sizeof(R),
            [&](int64_t task, void* scratch) { kernel(p, task, static_cast<R*>(scratch)); });
 }
 
@@ -115,7 +114,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
     auto p = sequences<E>(q, k, v, log_decay, scale, initial_state, cu_seqlens);
     const Tensor o = empty<E>(q, {p.B, p.T, p.H, p.V}), final_state = empty<R>(q, {p.N, p.H, p.K, p.V});
     p.o = out<E>(o), p.final_state = out<R>(final_state);
-    run(p, PICK(retention_forward<E>), false);
+    run(p, PICK(retention_scratch<E>)(p), PICK(retention_forward<E>));
     return std::tuple(o, final_state);
   });
 }
@@ -158,7 +157,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
     const Tensor dinitial_state = empty<R>(q, {p.N, p.H, p.K, p.V});
     p.dlog_decay = need_log_decay ? out<R>(dlog_decay) : nullptr;
     p.dinitial_state = out<R>(dinitial_state);
-    run(p, PICK(retention_backward<E>), true);
+    run(p, PICK(retention_backward_scratch<E>)(p), PICK(retention_backward<E>));
     return std::tuple(summed<E>(dq), summed<E>(dk), summed<E>(dv), total(dlog_decay), dinitial_state);
   });
 }
@@ -173,7 +172,7 @@ Tensor crossing(const Tensor& y, const Tensor& z, const Tensor& log_decay, doubl
     if (back && p.Hv != p.H) checks::refuse(OP, "grad_o", "of all heads", std::to_string(p.Hv));
     const Tensor added = empty<R>(y, {p.N, p.H, p.K, p.V});
     p.grad_o = op::heads<E>(z), p.final_state = p.dinitial_state = out<R>(added);
-    back ? run(p, PICK(retention_crossing_back<E>), false) : run(p, PICK(retention_crossing<E>), false);
+    run(p, PICK(retention_scratch<E>)(p), back ? PICK(retention_crossing_back<E>) : PICK(retention_crossing<E>));
     return added;
   });
 }

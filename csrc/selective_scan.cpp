@@ -1,4 +1,4 @@
-// Selective scan: checks, memory and threads around the kernels in cpu/selective_scan.cpp.
+// Selective scan: checks, memory and threads around the kernels in cpu/selective_scan.
 
 #include <torch/csrc/stable/library.h>
 

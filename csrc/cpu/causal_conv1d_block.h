@@ -3,9 +3,13 @@
 
 #include "causal_conv1d.h"
 
+<<<<<<< HEAD
 #include "sigmoids.h"
 #include "stream.h"
-#include "vec.h"
+=======
+#include "curves.h"
+#include "turn.h"
+>>>>>>> h3
 
 namespace ISA {
 namespace {

@@ -58,12 +58,14 @@ struct RetentionStep {
   E* o;                                    // [B, H, V]
 };
 
-// Each does one task and owns `scratch`, 64-byte aligned, of retention_scratch numbers. The step: one of the B H heads of
+// Each does one task and owns `scratch`, 64-byte aligned, of retention_scratch numbers, or backward's. The step: one of the B H heads of
 // states [., H, K, V], whose rows or columns are contiguous.
 #define DECLARE(isa)                                                                    \
   namespace isa {                                                                       \
   template <typename E>                                                                 \
-  int64_t retention_scratch(const Retention<E>&, bool backward);                        \
+  int64_t retention_scratch(const Retention<E>&);                                       \
+  template <typename E>                                                                 \
+  int64_t retention_backward_scratch(const Retention<E>&);                              \
   template <typename E>                                                                 \
   void retention_forward(const Retention<E>&, int64_t task, Real<E>* scratch);          \
   template <typename E>                                                                 \

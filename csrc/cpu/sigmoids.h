@@ -2,7 +2,7 @@
 // wait for 20 operations of 4 cycles, of which a processor has three at most in sight.
 #pragma once
 
-#include "vec.h"
+#include "curves.h"
 
 namespace ISA {
 

@@ -1,4 +1,4 @@
-"""The selective scan in C++ (csrc/cpu/selective_scan.cpp): a lane per channel, states in vector registers."""
+"""The selective scan in C++ (csrc/cpu/selective_scan): a lane per channel, states in vector registers."""
 
 import torch
 from torch import Tensor

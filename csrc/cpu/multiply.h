@@ -1,0 +1,83 @@
+// Products of matrices in panels. Included by kernel files only.
+#pragma once
+
+#include "ahead.h"
+#include "panels.h"
+
+namespace ISA {
+namespace {
+
+// The micro-kernel: C = keep C + A B for ROWS rows and one panel of columns. C is not read where keep is 0.
+
+// Sums of ROWS rows: a recursion, for an array of vectors would not stay in registers.
+template <int ROWS, typename R>
+struct Sums {
+  Vec<R> first{}, second{};
+  Sums<ROWS - 1, R> below;
+
+  INLINE_MEMBER void add(const R* a, int64_t step, Vec<R> b0, Vec<R> b1) {
+    first = fma(splat(*a), b0, first);
+    second = fma(splat(*a), b1, second);
+    below.add(a + step, step, b0, b1);
+  }
+  INLINE_MEMBER void put(R* c, R keep) const {
+    store(c, keep == 0 ? first : fma(splat(keep), load(c), first));
+    store(c + LANES<R>, keep == 0 ? second : fma(splat(keep), load(c + LANES<R>), second));
+    below.put(c + W<R>, keep);
+  }
+};
+template <typename R>
+struct Sums<0, R> {
+  INLINE_MEMBER void add(const R*, int64_t, Vec<R>, Vec<R>) {}
+  INLINE_MEMBER void put(R*, R) const {}
+};
+
+// Two vectors wide: the sums take 28 of 32 registers, or 12 of 16.
+#if defined(__AVX512F__)
+constexpr int TALLEST = 14;
+#else
+constexpr int TALLEST = 6;
+#endif
+
+// A[d, r] is a[d W + r]. TURNED, where A is the transpose of what lies in panels, it is a[r W + d], and every W-th d is
+// a `jump` further on.
+template <int ROWS, bool TURNED, typename R>
+__attribute__((noinline)) void tile(const R* a, int64_t jump, const R* b, int64_t depth, R keep, R* c) {
+  Sums<ROWS, R> sums;
+  while (depth > 0) {
+    const int64_t run = depth < W<R> ? depth : W<R>;
+    for (int64_t d = 0; d < run; d++, b += W<R>, a += TURNED ? 1 : W<R>)
+      sums.add(a, TURNED ? W<R> : 1, load(b), load(b + LANES<R>));
+    if (TURNED) a += jump;
+    depth -= run;
+  }
+  keep == 0 ? sums.put(c, R(0)) : sums.put(c, keep);  // twice, for the choice to be made once
+}
+
+template <int ROWS, bool TURNED, typename R>
+INLINE void tile_of(int64_t rows, const R* a, int64_t jump, const R* b, int64_t depth, R keep, R* c) {
+  if constexpr (ROWS > 1)
+    if (rows < ROWS) return tile_of<ROWS - 1, TURNED>(rows, a, jump, b, depth, keep, c);
+  tile<ROWS, TURNED>(a, jump, b, depth, keep, c);
+}
+
+// c = keep c + a^T b, or TURNED a b, for one panel of b and c, in equally high tiles: 32 rows are 11, 11 and 10.
+// TRIANGLE: the depth of a row ends at its diagonal.
+enum Shape { FULL, TRIANGLE };
+
+template <bool TURNED, typename R>
+void multiply(Ahead& ahead, const Panels<R>& a, const R* b, R* c, int64_t rows, int64_t depth, R keep,
+              Shape shape = FULL) {
+  for (int64_t r = 0; r < rows;) {
+    const int64_t left = W<R> - r % W<R> < rows - r ? W<R> - r % W<R> : rows - r;
+    const int64_t tiles = (left + TALLEST - 1) / TALLEST, height = (left + tiles - 1) / tiles;
+    const int64_t until = shape == TRIANGLE && r + height < depth ? r + height : depth;
+    ahead.fetch();
+    tile_of<TALLEST, TURNED>(height, TURNED ? a.at(r, 0) : a.at(0, r), (a.rows - 1) * W<R>, b, until, keep,
+                             c + r * W<R>);
+    r += height;
+  }
+}
+
+}  // namespace
+}  // namespace ISA

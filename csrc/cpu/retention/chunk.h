@@ -1,0 +1,216 @@
+// Retention on a CPU. Both passes are scans of one form over the tokens of a head: each token writes an outer product
+// into a state M [K, V], and tokens read it from the left, from the right or from both sides:
+//
+//   M = exp(log_decay) M + a (x) b          y = c . M          z = M . d
+//
+//   forward                       a = k   b = v   c = q                y = o
+//   backward, in order            a = k   b = v           d = do       z = dq
+//   backward, last token first    a = q   b = do  c = k   d = v        y = dv   z = dk     M = the state's gradient
+//
+// A scan goes in chunks of 32 tokens. In a chunk there are four decays: decay[j, i] from writer j to a reader i >= j (0
+// for i < j), in[i] from the state that enters to reader i, out[j] from writer j to the state that leaves, and in_end
+// across:
+//
+//   y   = (c in) M       + left^T b           left[j, i]  = decay[j, i] a[j] . c[i]
+//   z^T = M (d in)^T     + a^T right          right[j, i] = decay[j, i] b[j] . d[i]
+//   M'  = in_end M       + (a out)^T b
+//
+// These are all the products there are. Included by retention's kernels only.
+#pragma once
+
+#include "../curves.h"
+#include "../multiply.h"
+#include "packing.h"
+
+namespace ISA {
+namespace {
+
+// 2^x for CHUNK x <= 0. What rounding x to float loses is 8 ulps of 2^x at x = -17: it is multiplied back. 0 where the
+// vectors' exp2 stops, at 1.2e-38: what is forgotten is gone.
+template <typename R>
+INLINE void powers_of_two(const double* x, R* powers) {
+  R rounded[CHUNK], lost[CHUNK];
+  for (int64_t i = 0; i < CHUNK; i++) rounded[i] = R(x[i]), lost[i] = R((x[i] - rounded[i]) * 0.6931471805599453);
+  for (int64_t i = 0; i < CHUNK; i += LANES<R>) {
+    const Vec<R> power = exp2(load(rounded + i)), exact = fma(power, load(lost + i), power);
+    store(powers + i, load(rounded + i) < R(sizeof(R) == 4 ? -126 : -1022) ? Vec<R>{} : exact);
+  }
+}
+
+// Memory for one chunk and the state, in the names of the equations.
+template <typename R>
+struct Workspace {
+  int64_t K, V, used = 0;
+  R* memory;
+  Panels<R> a, a_out, b, c, c_in, d, d_in, decay, left, right, y, z, state;
+  R *in, *out, in_end;
+  int64_t decays_of = 0;                   // the n that decay, in and out are for; 0: none
+  Ahead ahead;
+
+  Workspace(R* memory, int64_t K, int64_t V) : K(K), V(V), memory(memory) {
+    a = panels(CHUNK, K), a_out = panels(CHUNK, K);
+    b = panels(CHUNK, V), y = panels(CHUNK, V);
+    c = panels(K, CHUNK), c_in = panels(K, CHUNK), z = panels(K, CHUNK);
+    d = panels(V, CHUNK), d_in = panels(V, CHUNK);
+    decay = panels(CHUNK, CHUNK), left = panels(CHUNK, CHUNK), right = panels(CHUNK, CHUNK);
+    state = panels(K, V);
+    in = take(CHUNK), out = take(CHUNK);
+  }
+
+  R* take(int64_t count) {
+    R* here = memory ? memory + used : nullptr;
+    used += padded<R>(count);
+    return here;
+  }
+  Panels<R> panels(int64_t rows, int64_t columns) { return {take(rows * padded<R>(columns)), rows}; }
+  int64_t state_bytes() const { return sizeof(R) * K * padded<R>(V); }
+
+  // The decays of n tokens with these rates. A token's own rate counts before the token, but after it in a scan from the
+  // last one. A rate below -1e3 would swallow its neighbours in the sums, which are float64: beside a decay of e^-100
+  // float32 would leave 1e-5.
+  void enter(const Rows<const R>& rates, int64_t n, bool reversed) {
+    if (rates.step == 0 && decays_of == n) return;
+    decays_of = n;
+    constexpr double NEVER = -1e6, HALVINGS = 1.4426950408889634;
+    double time[CHUNK], x[CHUNK], now = 0;
+    for (int64_t i = 0; i < n; i++) {
+      const double rate = *rates.at(i), before = now;
+      now += HALVINGS * (rate < -1e3 ? -1e3 : rate);
+      time[i] = reversed ? before : now;
+    }
+    for (int64_t i = n; i < CHUNK; i++) time[i] = NEVER;
+    R row[CHUNK];
+    for (int64_t j = 0; j < n; j++) {
+      for (int64_t i = 0; i < CHUNK; i++) {
+        const double since = time[i] - time[j];  // inside ?: it would be a branch
+        x[i] = i < j ? NEVER : since;
+      }
+      powers_of_two(x, row);
+      for (int64_t i = 0; i < CHUNK; i += LANES<R>) store(decay.at(j, i), load(row + i));
+    }
+    powers_of_two(time, in);
+    for (int64_t i = 0; i < CHUNK; i++) x[i] = i < n ? now - time[i] : now;
+    powers_of_two(x, out);
+    x[0] = now;
+    powers_of_two(x, row);
+    in_end = row[0];
+  }
+
+  // The rows behind these n, which the next chunk will need.
+  template <typename E>
+  void expect(const Rows<E>& rows, int64_t n, int64_t width) {
+    if (rows.first) ahead.add(rows.at(n), rows.step, CHUNK, width);
+  }
+  template <typename E>
+  void take_writers(int64_t n, const Rows<const E>& from_a, R factor, const Rows<const E>& from_b) {
+    pack(from_a, n, K, factor, a, out, a_out);
+    pack(from_b, n, V, R(1), b);
+    expect(from_a, n, K);
+    expect(from_b, n, V);
+  }
+  template <typename E>
+  void take_left_readers(int64_t n, const Rows<const E>& from, R factor) {
+    pack_transposed(from, n, K, factor, c, in, c_in);
+    expect(from, n, K);
+  }
+  template <typename E>
+  void take_right_readers(int64_t n, const Rows<const E>& from) {
+    pack_transposed(from, n, V, R(1), d, in, d_in);
+    expect(from, n, V);
+  }
+
+  // to[j, i] = x[j] . y[i] down to the diagonal: the first rows of the panel of columns i, or all n.
+  void products(int64_t n, int64_t depth, const Panels<R>& x, const Panels<R>& y, const Panels<R>& to) {
+    for (int64_t i = 0; i < n; i += W<R>)
+      multiply<true>(ahead, x, y.at(0, i), to.at(0, i), n < i + W<R> ? n : i + W<R>, depth, R(0));
+  }
+  // ... times decay. What a decay of 0 hides may be anything.
+  void fade(int64_t n, const Panels<R>& x) {
+    for (int64_t j = 0; j < n; j++)
+      for (int64_t i = 0; i < CHUNK; i += LANES<R>) {
+        const Vec<R> weight = load(decay.at(j, i));
+        store(x.at(j, i), weight == 0 ? Vec<R>{} : weight * load(x.at(j, i)));
+      }
+  }
+
+  void find_left(int64_t n) {
+    products(n, K, a, c, left);
+    fade(n, left);
+  }
+  // z^T, and where asked: `through_state`, the part of c . z that comes from the state, and sums of left times right.
+  void read_from_right(int64_t n, R* through_state, R* pairs) {
+    products(n, V, b, d, right);
+    if (pairs) sum_pairs(n, pairs);
+    fade(n, right);
+    for (int64_t i = 0; i < n; i += W<R>) multiply<true>(ahead, state, d_in.at(0, i), z.at(0, i), K, V, R(0));
+    if (through_state) column_products(c, z, through_state);
+    for (int64_t i = 0; i < n; i += W<R>)
+      multiply<false>(ahead, a, right.at(0, i), z.at(0, i), K, n < i + W<R> ? n : i + W<R>, R(1));
+  }
+  // y where asked, and M': panel by panel, each read and written while it is in L1.
+  void write(int64_t n, const Panels<R>& state, bool read_from_left) {
+    for (int64_t v = 0; v < V; v += W<R>) {
+      if (read_from_left) {
+        multiply<false>(ahead, c_in, state.at(0, v), y.at(0, v), n, K, R(0));
+        multiply<false>(ahead, left, b.at(0, v), y.at(0, v), n, n, R(1), TRIANGLE);
+      }
+      multiply<false>(ahead, a_out, b.at(0, v), state.at(0, v), K, n, in_end);
+    }
+    ahead.count = 0;
+  }
+
+  template <typename E>
+  void put_y(int64_t n, const Sink<E>& to) {
+    unpack(y, n, V, to);
+    expect(to.whole, n, V);
+  }
+  template <typename E>
+  void put_z(int64_t n, R factor, const Sink<E>& to) {
+    unpack_transposed(z, n, K, factor, to);
+    expect(to.whole, n, K);
+  }
+
+  // sums[r]: left[j, i] right[j, i] over j <= r < i, what the rate of token r lies between. Only `left` has faded yet.
+  void sum_pairs(int64_t n, R* sums) {
+    R after[CHUNK] = {};
+    for (int64_t r = 0; r < n; r++) {
+      Vec<R> total{};
+      for (int64_t i = 0; i < CHUNK; i += LANES<R>) {
+        const Vec<R> pairs = load(left.at(r, i)) * load(right.at(r, i));
+        store(after + i, load(after + i) + (load(decay.at(r, i)) == 0 ? Vec<R>{} : pairs));
+      }
+      after[r] = 0;
+      for (int64_t i = 0; i < CHUNK; i += LANES<R>) total += load(after + i);
+      sums[r] = sum<R>(total);
+    }
+  }
+};
+
+// sums[i] = x[:, i] . y[:, i], in runs of 32.
+template <typename R>
+void column_products(const Panels<R>& x, const Panels<R>& y, R* sums) {
+  for (int64_t i = 0; i < CHUNK; i += LANES<R>) {
+    Vec<R> total{};
+    for (int64_t row = 0; row < x.rows;) {
+      Vec<R> run{};
+      for (const int64_t end = row + 32 < x.rows ? row + 32 : x.rows; row < end; row++)
+        run = fma(load(x.at(row, i)), load(y.at(row, i)), run);
+      total += run;
+    }
+    store(sums + i, total);
+  }
+}
+
+template <typename R>
+double product(const Panels<R>& x, const Panels<R>& y, int64_t columns) {
+  double total = 0;
+  for_vectors<R>(columns, [&](int64_t column, int64_t) {
+    Vec<R> sums{};
+    for (int64_t row = 0; row < x.rows; row++) sums = fma(load(x.at(row, column)), load(y.at(row, column)), sums);
+    total += sum<R>(sums);
+  });
+  return total;
+}
+
+}  // namespace
+}  // namespace ISA

@@ -1,0 +1,76 @@
+// Between tensors and panels. Included by retention's kernels only.
+#pragma once
+
+#include "../panels.h"
+#include "../turn.h"
+
+namespace ISA {
+namespace {
+
+constexpr int64_t CHUNK = 32;
+
+// x <- factor times n rows `width` wide; weighed <- row i of that times weight[i].
+template <typename E, typename R = Real<E>>
+void pack(const Rows<const E>& from, int64_t n, int64_t width, R factor, const Panels<R>& x,
+          const R* weight = nullptr, const Panels<R>& weighed = {}) {
+  for (int64_t i = 0; i < n; i++)
+    for_vectors<R>(width, [&](int64_t column, int64_t count) INLINE_LAMBDA {
+      const Vec<R> value = factor * load(from.at(i, column), count);
+      store(x.at(i, column), value);
+      if (weight) store(weighed.at(i, column), weight[i] * value);
+    });
+}
+
+// The same transposed: row i is column i of x [width, CHUNK], and zeros follow the n-th.
+template <typename E, typename R = Real<E>>
+void pack_transposed(const Rows<const E>& from, int64_t n, int64_t width, R factor, const Panels<R>& x,
+                     const R* weight, const Panels<R>& weighed) {
+  for (int64_t i = 0; i < CHUNK; i += LANES<R>)
+    for_vectors<R>(width, [&](int64_t row, int64_t count) INLINE_LAMBDA {
+      Vec<R> block[LANES<R>];
+      for (int64_t j = 0; j < LANES<R>; j++)
+        block[j] = i + j < n ? factor * load(from.at(i + j, row), count) : Vec<R>{};
+      transpose<R>(block);
+      for (int64_t j = 0; j < count; j++) {
+        store(x.at(row + j, i), block[j]);
+        store(weighed.at(row + j, i), load(weight + i) * block[j]);
+      }
+    });
+}
+
+// Where rows of a result go: to their place, or else into a layer, added to what is there already.
+template <typename E>
+struct Sink {
+  Rows<E> whole;
+  Rows<Real<E>> layer;
+  bool add;
+
+  INLINE_MEMBER void put(int64_t row, int64_t column, Vec<Real<E>> value, int64_t count) const {
+    if (whole.first) return store(whole.at(row, column), value, count);
+    if (add) value += load(layer.at(row, column), count);
+    store(layer.at(row, column), value, count);
+  }
+};
+
+template <typename E, typename R = Real<E>>
+void unpack(const Panels<R>& x, int64_t n, int64_t width, const Sink<E>& to) {
+  for (int64_t i = 0; i < n; i++)
+    for_vectors<R>(width, [&](int64_t column, int64_t count) INLINE_LAMBDA {
+      to.put(i, column, load(x.at(i, column)), count);
+    });
+}
+
+// x [width, CHUNK] -> n rows
+template <typename E, typename R = Real<E>>
+void unpack_transposed(const Panels<R>& x, int64_t n, int64_t width, R factor, const Sink<E>& to) {
+  for (int64_t i = 0; i < n; i += LANES<R>)
+    for_vectors<R>(width, [&](int64_t row, int64_t count) INLINE_LAMBDA {
+      Vec<R> block[LANES<R>];
+      for (int64_t j = 0; j < LANES<R>; j++) block[j] = j < count ? load(x.at(row + j, i)) : Vec<R>{};
+      transpose<R>(block);
+      for (int64_t j = 0; j < LANES<R> && i + j < n; j++) to.put(i + j, row, factor * block[j], count);
+    });
+}
+
+}  // namespace
+}  // namespace ISA
