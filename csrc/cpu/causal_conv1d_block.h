@@ -3,13 +3,9 @@
 
 #include "causal_conv1d.h"
 
-<<<<<<< HEAD
 #include "sigmoids.h"
 #include "stream.h"
-=======
-#include "curves.h"
 #include "turn.h"
->>>>>>> h3
 
 namespace ISA {
 namespace {
