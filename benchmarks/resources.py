@@ -4,7 +4,7 @@
     ... "N=16 bfloat16" all                  those in whose name these regular expressions are found
     ... --predicted [names]                  predicted times of calls, for an H200, alone
     ... --json                               ... written to predicted.json, which benchmarks.report reads
-    ... --proofs names                       rows as JSON lines, for the tests
+    ... --rows [--predicted] [names]         as lines of JSON, for the tests
 
 Kernels are compiled for AMD's GPU too. Predicted is not measured.
 """
