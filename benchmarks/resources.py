@@ -2,9 +2,9 @@
 
     python -m benchmarks.resources           every configuration that the launchers choose, 5 minutes
     ... "N=16 bfloat16" all                  those in whose name these regular expressions are found
-    ... --predicted [names]                  predicted times of calls, for an H200, alone
-    ... --json                               ... written to predicted.json, which benchmarks.report reads
-    ... --rows [--predicted] [names]         as lines of JSON, for the tests
+    ... --predicted [names]                  predicted times of calls, for an H200, in a minute
+    ... --predicted --json [--rivals]        ... into predicted.json, which benchmarks.report reads; rivals' anew
+    ... --rows                               either as lines of JSON
 
 Kernels are compiled for AMD's GPU too. Predicted is not measured.
 """
@@ -28,19 +28,30 @@ def proofs(names: list[str]):
         yield from pool.map(table.proof, *zip(*tasks))
 
 
+def predictions(names: list[str], options: set[str]) -> list[dict]:
+    """Ours; rivals' anew where that is asked for, else as they are written."""
+    rows = list(table.predictions(names))
+    if "--rivals" in options:
+        from resources import rivals
+
+        return rows + [*rivals.mamba_predictions(), *rivals.fla_predictions()]
+    written = json.loads(PREDICTED.read_text()) if PREDICTED.exists() and not names else []
+    return rows + [row for row in written if row["by"] != "ours"]
+
+
 def main(arguments: list[str]) -> None:
     names, options = [x for x in arguments if x[:2] != "--"], {x for x in arguments if x[:2] == "--"}
-    if options & {"--predicted", "--json"}:
-        rows = list(table.predictions(names))
+    rows = predictions(names, options) if "--predicted" in options else proofs(names)
+    if "--rows" in options:
+        for row in rows:
+            print(json.dumps(row), flush=True)
+    elif "--predicted" in options:
         print("\n".join(predicted_table(rows)))
         if "--json" in options:
             PREDICTED.write_text(json.dumps(rows, indent=1) + "\n")
-    elif "--proofs" in options:
-        for row in proofs(names):
-            print(json.dumps(row), flush=True)
     else:
         print(table.HEAD)
-        for row in proofs(names):
+        for row in rows:
             if row["sm"]:
                 print(table.line(row), flush=True)
 

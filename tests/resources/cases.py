@@ -3,14 +3,15 @@ nothing of it; and which are predicted: those that are timed on a GPU, as large 
 
 import itertools
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lcikernels import backends
-from lcikernels.ops import causal_conv1d, gated_rms_norm, retention, selective_scan  # noqa: F401: enters tables
+from lcikernels.ops import causal_conv1d, gated_rms_norm, retention  # noqa: F401: enter their backends
+from lcikernels.ops.selective_scan.op import checkpoints
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -129,6 +130,7 @@ def retentions(K: int, V: int, dtype: torch.dtype, kind: str) -> Case:
 
 SCANS = [(N, BFLOAT16) for N in (1, 3, 9, 16, 32, 64, 100, 128, 256)] + [(16, FLOAT32), (16, FLOAT16)]
 HEADS = [(256, 512, BFLOAT16, kind) for kind in ("bare", "cut", "learned", "all")]
+HEADS += [(K, V, BFLOAT16, "bare") for K, V in ((64, 64), (128, 128))]
 HEADS += [(K, V, BFLOAT16, "all") for K, V in ((128, 64), (60, 100), (320, 512))]
 HEADS += [(128, 128, dtype, "all") for dtype in (FLOAT16, FLOAT32)]
 FORMULAS = [(kind, gate) for kind in ("rms", "layer") for gate in ("bare", "after", "first")]
@@ -161,10 +163,10 @@ def timed_scan(B: int, T: int, D: int, N: int) -> Case:
     x, dt, z, dy, b, c = (half(B, T, X) for X in (D, D, D, D, N, N))
     a, d, bias = tensor(D, N), tensor(D), tensor(D)
     inputs = x, dt, a, b, c, d, z, bias, True, None, None
-    kept = cache(lambda: scan.forward(*inputs, scan.CHUNK)[2])
+    kept = tensor(checkpoints(B, T, scan.CHUNK, "triton"), D, N)
     calls = {
         "forward": lambda: scan.forward(*inputs, 0),
-        "backward": lambda: scan.backward(dy, None, *inputs, kept(), scan.CHUNK),
+        "backward": lambda: scan.backward(dy, None, *inputs, kept, scan.CHUNK),
     }
     sizes, tensors = {"B": B, "T": T, "D": D, "N": N}, (x, dt, z, a, b, c, d, bias)
     return Case("selective_scan", "", calls, {}, sizes, tensors, x)

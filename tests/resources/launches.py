@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
+from triton.tools.tensor_descriptor import TensorDescriptor
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from lcikernels.ops import views
@@ -149,5 +150,5 @@ def flat(arguments: dict[str, object], prefix: str = "") -> dict[str, object]:
             parts = x._asdict() if hasattr(x, "_fields") else {str(i): part for i, part in enumerate(x)}
             named |= flat(parts, f"{prefix}{name}.")
         else:
-            named[prefix + name] = x
+            named[prefix + name] = x.base if isinstance(x, TensorDescriptor) else x
     return named
