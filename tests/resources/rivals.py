@@ -1,7 +1,7 @@
 """The same prediction for the kernels that people have: flash-linear-attention's, mamba-ssm's.
 
-flash-linear-attention's are compiled as installed, as on a Hopper; of the tiles that it would try there (with two
-stages) those count that are predicted to be the fastest. mamba-ssm's are compiled by nvcc from its sources in
+flash-linear-attention's are compiled as installed, as on a Hopper; of the tiles that it would try there, each with
+the fewest stages, those count that are predicted to be the fastest. mamba-ssm's are compiled by nvcc from its sources in
 .rivals/ (benchmarks/gpu_sides.py says how they come there); what its atomic additions cost is not in it.
 """
 
@@ -42,7 +42,8 @@ class Trying:
         self.kernel, self.notes, self.configs, self.rules = kernel, notes, [Config({})], []
         while not isinstance(self.kernel, JITFunction):
             if isinstance(self.kernel, Autotuner):
-                self.configs = [x for x in self.kernel.configs if x.num_stages == 2]
+                tiles = sorted(self.kernel.configs, key=lambda x: -x.num_stages)
+                self.configs = [*{(str(x.kwargs), x.num_warps): x for x in tiles}.values()]
             else:
                 self.rules.append(self.kernel.values)
             self.kernel = self.kernel.fn
