@@ -202,9 +202,7 @@ def measured(case: Case, limits: gpu.Limits) -> dict[str, object]:
         forward, backward = ((one.bytes, 0, one.flops) for one in work(**case.sizes))
         memory = gpu.peak(ours) / x if case.mode == FORWARD else None
     else:
-        N, K = case.sizes.get("N"), case.sizes.get("K", 0)
-        forward = read + x, elements * (N + 4 if N else 0), elements * 4 * K
-        backward = 2 * read + x, elements * (2 * N + 6 if N else 0), elements * 10 * K
+        forward, backward = gpu.least(case.sizes, read, x, elements)
         memory = (gpu.peak(ours) + read + x) / (2 * (read + x)) if case.mode == TRAINING else None
     passes = {FORWARD: [forward], BACKWARD: [backward], TRAINING: [forward, backward], IN_A_ROW: [forward]}
     if case.mode == DECODING:  # a state's 8 bytes take longer than its exp2

@@ -57,11 +57,15 @@ def candidates(kernel: str, X: int, Z: int, dtype: torch.dtype, sm: int, ahead: 
     return [Tile(BX, BZ, tiles, warps, n) for n in stages]
 
 
+def table(gpu: str) -> Path:
+    """What `python -m benchmarks.tune` writes on a GPU of this name."""
+    return Path(__file__).parent / "tuned" / f"{gpu.replace(' ', '_')}.json"
+
+
 @cache
 def measured(gpu: str) -> dict[str, list[int]]:
     """By what `key` calls a problem, the fastest Tile there, or nothing."""
-    file = Path(__file__).parent / "tuned" / f"{gpu.replace(' ', '_')}.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return json.loads(table(gpu).read_text()) if table(gpu).exists() else {}
 
 
 def key(kernel: str, X: int, Z: int, dtype: torch.dtype, ahead: bool) -> str:

@@ -1,0 +1,97 @@
+"""Which of an op's tiles are fastest on this GPU: each candidate is timed in the calls that bench_gpu.py times,
+and the best are written to lcikernels/ops/<op>/tuned/<GPU>.json, which the op's `chosen` reads.
+
+    python -m benchmarks.tune [SECONDS]         as `make gpu` does; no candidate is begun after that time
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from inspect import signature
+from math import inf
+from pathlib import Path
+from time import time
+from types import ModuleType
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+import torch  # noqa: E402
+from resources.launches import modules, replaced  # noqa: E402
+
+from benchmarks import bench_gpu, gpu  # noqa: E402
+from benchmarks.gpu_sides import OPS  # noqa: E402
+from benchmarks.shapes import FORWARD  # noqa: E402
+
+TUNED = {"retention": "lcikernels.ops.retention", "selective_scan": "lcikernels.ops.selective_scan"}
+MODES = FORWARD, bench_gpu.BACKWARD
+
+
+def cases(op: str) -> list[bench_gpu.Case]:
+    """Ours at each shape, once."""
+    ours = [x for x in bench_gpu.CASES if (x.op, x.ours) == (op, "ours") and x.mode in MODES]
+    return list({(x.mode, str(x.sizes)): x for x in ours}.values())
+
+
+@contextmanager
+def choosing(package: str, choose: Callable) -> Iterator[None]:
+    """The op's launchers ask `choose` instead of `chosen`."""
+    launchers = [x for x in modules(package) if not x.__name__.endswith(".tiles")]
+    with replaced(launchers, lambda name, x: choose if name == "chosen" else x):
+        yield
+
+
+def asked(tiles: ModuleType, arguments: tuple, options: dict) -> tuple[str, list]:
+    """What a call of `chosen` is about: its key and its candidates."""
+    named = signature(tiles.chosen).bind(*arguments, **options).arguments
+    key, candidates = (
+        f(**{name: x for name, x in named.items() if name in signature(f).parameters})
+        for f in (tiles.key, tiles.candidates)
+    )
+    return key, candidates
+
+
+def tune(package: str, call: Callable[[], object], best: dict[str, list], until: float) -> None:
+    """Enters in `best` what is fastest for each key that `call` asks for and `best` does not have."""
+    tiles = import_module(f"{package}.tiles")
+    found: dict[str, list] = {}
+
+    def note(*arguments, **options):
+        key, candidates = asked(tiles, arguments, options)
+        found[key] = candidates
+        return candidates[0]
+
+    with choosing(package, note):
+        call()
+    for key, candidates in found.items():
+        if key in best or len(candidates) == 1:
+            continue
+        seconds = {}
+        for tile in candidates:
+            if time() > until:
+                return
+
+            def choose(*arguments, tile=tile, key=key, **options):
+                this, others = asked(tiles, arguments, options)
+                return tile if this == key else type(tile)(*best[this]) if this in best else others[0]
+
+            with choosing(package, choose):
+                seconds[tile] = gpu.seconds(call)
+        best[key] = list(min(seconds, key=seconds.get))
+
+
+def main(until: float = inf) -> None:
+    for op, package in TUNED.items():
+        best: dict[str, list] = {}
+        for case in cases(op):
+            inputs = bench_gpu.drawn(op, case.sizes)
+            tune(package, bench_gpu.prepared(case, inputs, OPS[op].sides["ours"], 1), best, until)
+        table = import_module(f"{package}.tiles").table(torch.cuda.get_device_name())
+        table.parent.mkdir(exist_ok=True)
+        table.write_text(json.dumps(best, indent=1) + "\n")
+        print(f"{op}: {len(best)} tiles in {table}")
+
+
+if __name__ == "__main__":
+    main(*map(float, sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Proofs and predictions from machine code, on a machine without a GPU."""

@@ -1,0 +1,63 @@
+"""What is fastest on a GPU is what its launchers then choose; here time is made up."""
+
+import json
+
+import pytest
+import torch
+from devices import GPU
+
+pytest.importorskip("triton")
+
+from benchmarks import bench_gpu, gpu, tune
+from benchmarks.shapes import FORWARD
+from lcikernels.ops.retention import launch, tiles
+
+SIZES = {"B": 1, "T": 20, "H": 1, "K": 8, "V": 128}  # two candidates: one program has all columns, or half
+ASKED = ("fused", 8, 128, torch.float32, 90)
+
+
+@pytest.fixture
+def table(monkeypatch, tmp_path):
+    """Where `tune` writes, of one call of which the second tile takes half the time of the first."""
+    times = iter((2.0, 1.0))
+    drawn = bench_gpu.drawn
+    monkeypatch.setattr(gpu, "DEVICE", GPU)
+    monkeypatch.setattr(gpu, "seconds", lambda call: (call(), next(times))[1])
+    monkeypatch.setattr(bench_gpu, "drawn", lambda *of: {name: u.float() for name, u in drawn(*of).items()})
+    monkeypatch.setattr(tune, "TUNED", {"retention": tune.TUNED["retention"]})
+    monkeypatch.setattr(tune, "cases", lambda op: [bench_gpu.Case(op, SIZES, FORWARD)])
+    monkeypatch.setattr(tiles, "table", lambda gpu: tmp_path / f"{gpu}.json")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A chip")
+    for cached in (tiles.measured, tiles.chosen):
+        cached.cache_clear()
+    yield tmp_path / "A chip.json"
+    for cached in (tiles.measured, tiles.chosen):
+        cached.cache_clear()
+
+
+def test_the_fastest_tile_is_written_and_chosen_on_that_gpu_and_no_other(table, monkeypatch):
+    tune.main()
+    first, second = tiles.candidates(*ASKED)
+    assert json.loads(table.read_text()) == {tiles.key(*ASKED[:4], False): list(second)}
+    assert tiles.chosen(*ASKED, gpu="A chip") == second and tiles.chosen(*ASKED, gpu="Another") == first
+    q, v, rate = torch.zeros(1, 20, 1, 8), torch.zeros(1, 20, 1, 128), torch.zeros(1)
+    monkeypatch.setattr(launch, "name", lambda x: "A chip")
+    monkeypatch.setattr(launch, "device", lambda x: (1, 90))
+    assert launch.Problem(q, q, v, rate, 1.0, None).tile(*ASKED[:3]) == second
+
+
+def test_no_candidate_is_begun_when_time_is_up(table):
+    tune.main(until=0)
+    assert json.loads(table.read_text()) == {}
+    assert tiles.chosen(*ASKED, gpu="A chip") == tiles.candidates(*ASKED)[0]
+
+
+def test_what_is_no_candidate_any_more_is_not_chosen(table):
+    table.write_text(json.dumps({tiles.key(*ASKED[:4], False): [1, 2, 3, 4, 5]}))
+    assert tiles.chosen(*ASKED, gpu="A chip") == tiles.candidates(*ASKED)[0]
+
+
+def test_each_call_of_ours_is_tuned_once():
+    for op in tune.TUNED:
+        calls = [(case.mode, str(case.sizes)) for case in tune.cases(op)]
+        assert calls and len(calls) == len(set(calls))
