@@ -102,7 +102,11 @@ def test_the_number_of_threads_changes_no_bit(instruction_set, shape):
 
 @pytest.mark.parametrize("where", ["q", "k", "v", "log_decay", "initial_state"])
 def test_a_nan_stays_in_its_sequence_and_head(instruction_set, where):
-    clean = inputs(2, 70, 2, 2, 2, 5, 70, per_token=True)
+    assert_a_nan_stays(inputs(2, 70, 2, 2, 2, 5, 70, per_token=True), where)
+
+
+def assert_a_nan_stays(clean, where):
+    """Of the first sequence and head of two each."""
     dirty = clean | {
         name: x.detach().clone().requires_grad_() for name, x in clean.items() if isinstance(x, torch.Tensor)
     }
