@@ -19,16 +19,18 @@ struct Tiles {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   };
   Tiles() {
-    const Shapes shapes;
+    static constexpr Shapes shapes;
     _tile_loadconfig(&shapes);
   }
   ~Tiles() { _tile_release(); }
 };
 
 // 32 rows and a panel of 32 columns: four tiles of sums. c = keep c + a b for the first `rows`, of which c is
-// written. a: the first PAIRED of the depth, the next are `next` further on.
-INLINE void block(const bf16* a, int64_t next, const bf16* b, int64_t depth, float keep, float* c, int64_t rows) {
+// written, and rounded to where that is asked for. a: the first PAIRED of the depth, the next are `next` further on.
+INLINE void block(const bf16* a, int64_t next, const bf16* b, int64_t depth, float keep, float* c, int64_t rows,
+                  const Rounded& rounded) {
   constexpr int64_t ROW = 16, LEFT = PAIRED * sizeof(bf16), RIGHT = W<float> * 2 * sizeof(bf16);
+  __asm__ volatile("" ::: "memory");  // the loads of tiles do not tell the compiler what they read
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -47,23 +49,34 @@ INLINE void block(const bf16* a, int64_t next, const bf16* b, int64_t depth, flo
   }
   constexpr int64_t STEP = W<float> * sizeof(float);
   alignas(64) float some[2 * ROW * W<float>];
-  float* const to = keep == 0 && rows == 2 * ROW ? c : some;
+  const bool round = rounded.left || rounded.right;
+  float* const to = keep == 0 && rows == 2 * ROW && !round ? c : some;
   _tile_stored(0, to, STEP);
   _tile_stored(1, to + ROW, STEP);
   _tile_stored(2, to + ROW * W<float>, STEP);
   _tile_stored(3, to + ROW * W<float> + ROW, STEP);
   if (to == c) return;
-  for (int64_t i = 0; i < rows * W<float>; i += LANES<float>)
-    store(c + i, keep == 0 ? load(some + i) : fma(splat(keep), load(c + i), load(some + i)));
+  for (int64_t i = 0; i < rows * W<float>; i += LANES<float>) {
+    const Floats sum = keep == 0 ? load(some + i) : fma(splat(keep), load(c + i), load(some + i));
+    store(c + i, sum);
+    store(some + i, sum);
+  }
+  if (!round) return;
+  memset(some + rows * W<float>, 0, (2 * ROW - rows) * STEP);
+  for (int64_t i = 0; i < rows; i += 2) {
+    const float *row = some + i * W<float>, *next = row + W<float>;
+    rounded.from(i).put(load(row), load(row + LANES<float>), load(next), load(next + LANES<float>));
+  }
 }
 
 // c = keep c + a b for one panel of b and c.
 INLINE void multiply(Ahead& ahead, const LeftPairs& a, const bf16* b, float* c, int64_t rows, int64_t depth, float keep,
-                     Shape shape = FULL) {
+                     Shape shape = FULL, const Rounded& rounded = {}) {
   for (int64_t r = 0; r < rows; r += 32) {
     const int64_t until = shape == TRIANGLE && r + 32 < depth ? r + 32 : depth;
     ahead.fetch();
-    block(a.at(r, 0), a.rows * PAIRED, b, until, keep, c + r * W<float>, rows - r < 32 ? rows - r : 32);
+    block(a.at(r, 0), a.rows * PAIRED, b, until, keep, c + r * W<float>, rows - r < 32 ? rows - r : 32,
+          rounded.from(r));
   }
 }
 

@@ -70,13 +70,26 @@ INLINE void zip_rows(Words row, Words next, Words& left, Words& right) {
   right = (Words)_mm512_permutex2var_epi16((__m512i)row, (__m512i)(zip + 16), (__m512i)next);
 }
 
-// f(first, count) for each 32 columns of a row.
-template <typename F>
-INLINE void for_pairs(int64_t width, F f) {
-  int64_t column = 0;
-  for (; column + PAIRED <= width; column += PAIRED) f(column, PAIRED);
-  if (column < width) f(column, width - column);
-}
+// Where a panel of sums goes rounded too, if anywhere: as a left operand, whose depth are its columns, and as a right
+// one, whose depth are its rows.
+struct Rounded {
+  bf16 *left = nullptr, *right = nullptr;
+
+  // Rows 0 and 1 of what is left of it; the second is zero behind the last.
+  INLINE_MEMBER void put(Floats first, Floats second, Floats next_first, Floats next_second) const {
+    if (left) {
+      store_words(left, in_a_row(first, second));
+      store_words(left + PAIRED, in_a_row(next_first, next_second));
+    }
+    if (right) {
+      store_words(right, pair(first, next_first));
+      store_words(right + W<float>, pair(second, next_second));
+    }
+  }
+  INLINE_MEMBER Rounded from(int64_t row) const {
+    return {left ? left + row * PAIRED : nullptr, right ? right + row * W<float> : nullptr};
+  }
+};
 
 }  // namespace
 }  // namespace ISA

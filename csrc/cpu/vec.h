@@ -105,6 +105,9 @@ INLINE HalfWords half_words(Words bits) {  // below 65536 each
 INLINE Floats widen(HalfWords bits) { return (Floats)(words(bits) << 16); }
 // To nearest, ties to even; a NaN stays one.
 INLINE HalfWords narrow(Floats v) {
+#if defined(__AVX512BF16__)  // a subnormal is zero
+  return (HalfWords)_mm512_cvtneps_pbh((__m512)v);
+#endif
   const Words bits = (Words)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   return half_words(v == v ? rounded : Words{} + 0x7fc0);
 }

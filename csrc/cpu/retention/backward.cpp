@@ -35,11 +35,11 @@ struct Backward : Head<E> {
     task.read_state(p.initial_state, h, FROM_RIGHT);
     for (int64_t i = 0; i < task.chunks(); i++) {
       const Chunk chunk = task.chunk(i, false);
-      enter_in_order(chunk);
+      enter_in_order(chunk, FROM_RIGHT);
       w.take_right_readers(chunk.n, chunk.of(grad_o));
       if (p.dlog_decay) {
         if (i % kept.every == 0) memcpy(kept.first_of_run(i), w.state.sums.data, w.state_bytes());
-        w.take_left_readers(chunk.n, chunk.of(q), p.scale);
+        w.take_left_readers(chunk.n, chunk.of(q), p.scale, FROM_RIGHT);
       }
       w.read_from_right(chunk.n, p.dlog_decay ? kept.readers + i * CHUNK : nullptr, nullptr);
       w.write(chunk.n, FROM_RIGHT);
@@ -57,8 +57,8 @@ struct Backward : Head<E> {
       const Chunk chunk = task.chunk(i, true);
       R pairs[CHUNK], writers[CHUNK];
       w.enter(chunk.of(rates), chunk.n, true);
-      w.take_writers(chunk.n, chunk.of(q), p.scale, chunk.of(grad_o));
-      w.take_left_readers(chunk.n, chunk.of(k), R(1));
+      w.take_writers(chunk.n, chunk.of(q), p.scale, chunk.of(grad_o), BOTH);
+      w.take_left_readers(chunk.n, chunk.of(k), R(1), BOTH);
       w.take_right_readers(chunk.n, chunk.of(v));
       w.find_left(chunk.n);
       w.read_from_right(chunk.n, p.dlog_decay ? writers : nullptr, p.dlog_decay ? pairs : nullptr);
@@ -81,9 +81,8 @@ struct Backward : Head<E> {
     w.decays_of = 0;
     for (int64_t i = first; i < last; i++) {
       memcpy(kept.in_run(i + 1), kept.in_run(i), w.state_bytes());
-      enter_in_order(task.chunk(i, false));
-      for (int64_t v = 0; v < task.V; v += W<R>) w.write_panel(CHUNK, v, {kept.in_run(i + 1), p.K});
-      w.ahead.count = 0;
+      enter_in_order(task.chunk(i, false), NOWHERE);
+      w.write_to({kept.in_run(i + 1), p.K}, CHUNK);
     }
     w.decays_of = 0;
   }
@@ -119,12 +118,12 @@ int64_t retention_backward_scratch(const Retention<E>& p) {
 template <typename E>
 void retention_backward(const Retention<E>& p, int64_t index, Real<E>* scratch) {
   const FlushSubnormals here;
-  Task<E> task(p, index, scratch);
+  Task<E> task(p, index / p.scans(), scratch);
   const Kept<Real<E>> kept(task.w, p.T, p.dlog_decay);
   for (int64_t h = task.head; h < task.head + p.heads; h++) {
     Backward<E> head{{task, h}, kept};
-    head.in_order();
-    head.reversed();
+    if (p.scans() == 1 || index % 2 == 0) head.in_order();
+    if (p.scans() == 1 || index % 2 == 1) head.reversed();
   }
 }
 

@@ -102,15 +102,15 @@ struct Workspace : Memory<R> {
     if (rows.first) ahead.add(rows.at(n), rows.step, CHUNK, width);
   }
   template <typename E>
-  void take_writers(int64_t n, const Rows<const E>& from_a, R factor, const Rows<const E>& from_b) {
-    a.take(from_a, n, K, factor, out);
-    b.take(from_b, n, V);
+  void take_writers(int64_t n, const Rows<const E>& from_a, R factor, const Rows<const E>& from_b, Reads reads) {
+    a.take(from_a, n, K, factor, out, reads);
+    b.take(from_b, n, V, reads);
     expect(from_a, n, K);
     expect(from_b, n, V);
   }
   template <typename E>
-  void take_left_readers(int64_t n, const Rows<const E>& from, R factor) {
-    c.take(from, n, K, factor, in);
+  void take_left_readers(int64_t n, const Rows<const E>& from, R factor, Reads reads) {
+    c.take(from, n, K, factor, in, reads);
     expect(from, n, K);
   }
   template <typename E>
@@ -158,13 +158,15 @@ struct Workspace : Memory<R> {
         multiply(ahead, c.weighed, state.by_row.at(0, v), y.at(0, v), n, K, R(0));
         multiply(ahead, left.by_writer, b.by_token.at(0, v), y.at(0, v), n, n, R(1), TRIANGLE);
       }
-      write_panel(n, v, state.sums);
-      state.round(v, reads);
+      state.advance(ahead, a.weighed, b.by_token, v, n, in_end, reads);
     }
     ahead.count = 0;
   }
-  void write_panel(int64_t n, int64_t v, const Panels<R>& state) {
-    multiply(ahead, a.weighed, b.by_token.at(0, v), state.at(0, v), K, n, in_end);
+  // M' alone, of a state elsewhere.
+  void write_to(const Panels<R>& state, int64_t n) {
+    for (int64_t v = 0; v < V; v += W<R>)
+      multiply(ahead, a.weighed, b.by_token.at(0, v), state.at(0, v), K, n, in_end);
+    ahead.count = 0;
   }
 
   template <typename E>

@@ -12,7 +12,7 @@ void crossing(const Head<E>& head) {
   task.read_state(nullptr, h, NOWHERE);
   for (int64_t i = 0; i < task.chunks(); i++) {
     const Chunk chunk = task.chunk(i, false);
-    head.enter_in_order(chunk);
+    head.enter_in_order(chunk, NOWHERE);
     w.write(chunk.n, NOWHERE);
   }
   task.write_state(p.final_state, h);
@@ -26,7 +26,7 @@ void crossing_back(const Head<E>& head) {
   for (int64_t i = task.chunks() - 1; i >= 0; i--) {
     const Chunk chunk = task.chunk(i, true);
     w.enter(chunk.of(rates), chunk.n, true);
-    w.take_writers(chunk.n, chunk.of(q), p.scale, chunk.of(grad_o));
+    w.take_writers(chunk.n, chunk.of(q), p.scale, chunk.of(grad_o), NOWHERE);
     w.write(chunk.n, NOWHERE);
   }
   task.write_state(p.dinitial_state, h);

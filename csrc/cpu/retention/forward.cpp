@@ -12,8 +12,8 @@ void forward(const Head<E>& head) {
   task.read_state(p.initial_state, h, FROM_LEFT);
   for (int64_t i = 0; i < task.chunks(); i++) {
     const Chunk chunk = task.chunk(i, false);
-    head.enter_in_order(chunk);
-    w.take_left_readers(chunk.n, chunk.of(q), p.scale);
+    head.enter_in_order(chunk, FROM_LEFT);
+    w.take_left_readers(chunk.n, chunk.of(q), p.scale, FROM_LEFT);
     w.find_left(chunk.n);
     w.write(chunk.n, FROM_LEFT);
     w.put_y(chunk.n, chunk.of(o));

@@ -17,7 +17,7 @@ struct Writers {
   Writers(Memory<R>& memory, int64_t K)
       : by_token(memory.panels(CHUNK, K)), weighed(memory.panels(CHUNK, K)), by_width{by_token} {}
   template <typename E>
-  void take(const Rows<const E>& from, int64_t n, int64_t K, R factor, const R* weight) const {
+  void take(const Rows<const E>& from, int64_t n, int64_t K, R factor, const R* weight, Reads) const {
     pack(from, n, K, factor, by_token, weight, weighed);
   }
 };
@@ -30,7 +30,7 @@ struct Values {
 
   Values(Memory<R>& memory, int64_t V) : by_token(memory.panels(CHUNK, V)), by_width{by_token} {}
   template <typename E>
-  void take(const Rows<const E>& from, int64_t n, int64_t V) const {
+  void take(const Rows<const E>& from, int64_t n, int64_t V, Reads) const {
     pack(from, n, V, R(1), by_token);
   }
 };
@@ -42,7 +42,7 @@ struct LeftReaders {
 
   LeftReaders(Memory<R>& memory, int64_t K) : by_width(memory.panels(K, CHUNK)), weighed(memory.panels(K, CHUNK)) {}
   template <typename E>
-  void take(const Rows<const E>& from, int64_t n, int64_t K, R factor, const R* weight) const {
+  void take(const Rows<const E>& from, int64_t n, int64_t K, R factor, const R* weight, Reads) const {
     pack_transposed(from, n, K, factor, by_width, weight, weighed);
   }
   // sums[i] = c[i] . z[:, i], in runs of 32.
@@ -90,8 +90,12 @@ struct State {
   Transposed<R> by_column;
 
   State(Memory<R>& memory, int64_t K, int64_t V) : sums(memory.panels(K, V)), by_row(sums), by_column{sums} {}
-  // The panel of this column has changed.
-  void round(int64_t, Reads) const {}
+  // M is given.
+  void enter(int64_t, Reads) const {}
+  // M' = keep M + a^T b, the panel of column v.
+  void advance(Ahead& ahead, const Panels<R>& a, const Panels<R>& b, int64_t v, int64_t n, R keep, Reads) const {
+    multiply(ahead, a, b.at(0, v), sums.at(0, v), sums.rows, n, keep);
+  }
 };
 
 }  // namespace

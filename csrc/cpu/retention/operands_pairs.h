@@ -64,7 +64,7 @@ struct Writers {
         by_token(left_pairs(memory, K, CHUNK)),
         weighed(left_pairs(memory, K, CHUNK)) {}
 
-  void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, const float* weight) const {
+  void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, const float* weight, Reads reads) const {
     float first[CHUNK / 2], second[CHUNK / 2];
     for (int64_t i = 0; i < CHUNK / 2; i++) first[i] = weight[2 * i], second[i] = weight[2 * i + 1];
     for_columns(from, n, K, factor, [&](const PairedRows& rows) INLINE_LAMBDA {
@@ -72,15 +72,17 @@ struct Writers {
         Words halves[2][PAIRED / 2];
         for (int64_t j = 0; j < PAIRED; j += 2) {
           const Words row = rows.at(i + j), next = rows.at(i + j + 1);
-          store_words(by_width.at(i + j, rows.column), row);
-          store_words(by_width.at(i + j + 1, rows.column), next);
+          if (reads & FROM_LEFT) {
+            store_words(by_width.at(i + j, rows.column), row);
+            store_words(by_width.at(i + j + 1, rows.column), next);
+          }
           zip_rows(row, next, halves[0][j / 2], halves[1][j / 2]);
         }
         for (int64_t half = 0; half < 2; half++) {
           transpose_words(halves[half]);
           for (int64_t j = 0; j < PAIRED / 2; j++) {
             const int64_t k = rows.column + half * PAIRED / 2 + j;
-            store_words(by_token.at(k, i), halves[half][j]);
+            if (reads & FROM_RIGHT) store_words(by_token.at(k, i), halves[half][j]);
             store_words(weighed.at(k, i), times(halves[half][j], load(first + i / 2), load(second + i / 2)));
           }
         }
@@ -98,12 +100,14 @@ struct Values {
   Values(Memory<R>& memory, int64_t V)
       : by_width(left_pairs(memory, CHUNK, V)), by_token(right_pairs(memory, CHUNK, V)) {}
 
-  void take(const Rows<const bf16>& from, int64_t n, int64_t V) const {
+  void take(const Rows<const bf16>& from, int64_t n, int64_t V, Reads reads) const {
     for_columns(from, n, V, 1, [&](const PairedRows& rows) INLINE_LAMBDA {
       for (int64_t i = 0; i < paired(n); i += 2) {
         const Words row = rows.at(i), next = rows.at(i + 1);
-        store_words(by_width.at(i, rows.column), row);
-        store_words(by_width.at(i + 1, rows.column), next);
+        if (reads & FROM_RIGHT) {
+          store_words(by_width.at(i, rows.column), row);
+          store_words(by_width.at(i + 1, rows.column), next);
+        }
         Words left, right;
         zip_rows(row, next, left, right);
         store_words(by_token.at(i, rows.column), left);
@@ -133,9 +137,9 @@ struct LeftReaders {
   LeftReaders(Memory<R>& memory, int64_t K)
       : by_width(right_pairs(memory, K, CHUNK)), weighed(left_pairs(memory, CHUNK, K)) {}
 
-  void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, const float* weight) const {
+  void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, const float* weight, Reads reads) const {
     for_columns(from, n, K, factor, [&](const PairedRows& rows) INLINE_LAMBDA {
-      for (int64_t i = 0; i < n; i++)
+      for (int64_t i = 0; i < n && reads & FROM_LEFT; i++)
         store_words(weighed.at(i, rows.column), times(rows.at(i), splat(weight[i]), splat(weight[i])));
       for_turned_pairs(rows, [&](int64_t k, int64_t i, Words pairs) INLINE_LAMBDA {
         store_words(by_width.at(k, i), pairs);
@@ -230,15 +234,24 @@ struct State {
   State(Memory<R>& memory, int64_t K, int64_t V)
       : sums(memory.panels(K, V)), by_column(left_pairs(memory, K, V)), by_row(right_pairs(memory, K, V)) {}
 
-  // The panel of column v has changed.
-  void round(int64_t v, Reads reads) const {
-    if (reads & FROM_RIGHT)
-      for (int64_t k = 0; k < sums.rows; k++)
-        store_words(by_column.at(k, v), in_a_row(load(sums.at(k, v)), load(sums.at(k, v + LANES<float>))));
-    if (reads & FROM_LEFT)
-      for (int64_t k = 0; k < paired(sums.rows); k += 2)
-        for (int64_t half = 0; half < W<float>; half += LANES<float>)
-          store_words(by_row.at(k, v + half), paired_rows(sums, sums.rows, k, v + half));
+  Rounded rounded(int64_t v, Reads reads) const {
+    return {reads & FROM_RIGHT ? by_column.at(0, v) : nullptr, reads & FROM_LEFT ? by_row.at(0, v) : nullptr};
+  }
+  // M is given.
+  void enter(int64_t V, Reads reads) const {
+    const int64_t rows = paired(sums.rows);
+    for (int64_t v = 0; v < V; v += W<float>)
+      for (int64_t k = 0; k < rows; k += 2) {
+        Floats x[4] = {};
+        for (int64_t i = 0; i < 4 && k + i / 2 < sums.rows; i++)
+          x[i] = load(sums.at(k + i / 2, v + i % 2 * LANES<float>));
+        rounded(v, reads).from(k).put(x[0], x[1], x[2], x[3]);
+      }
+  }
+  // M' = keep M + a b, the panel of column v.
+  void advance(Ahead& ahead, const LeftPairs& a, const RightPairs& b, int64_t v, int64_t n, float keep,
+               Reads reads) const {
+    multiply(ahead, a, b.at(0, v), sums.at(0, v), sums.rows, n, keep, FULL, rounded(v, reads));
   }
 };
 

@@ -8,7 +8,7 @@ namespace ISA {
 namespace {
 
 // Tokens that are multiplied at once. More are read and written less state for each token, but more pairs of tokens.
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
 constexpr int64_t CHUNK = 64;
 #else
 constexpr int64_t CHUNK = 32;

@@ -75,7 +75,7 @@ struct Task {
     w.decays_of = 0;
     memset(w.state.sums.data, 0, w.state_bytes());
     if (from) pack(Rows<const R>(state(from, h)), p.K, V, R(1), w.state.sums);
-    for (int64_t v = 0; v < V; v += W<R>) w.state.round(v, reads);
+    w.state.enter(V, reads);
   }
   void write_state(R* to, int64_t h) const { unpack(w.state.sums, p.K, V, Sink<R>{state(to, h), {}, false}); }
 
@@ -97,13 +97,12 @@ struct Head {
   Workspace<R>& w = task.w;
   const Rows<const E> q = task.rows(p.q, h, p.Hq), k = task.rows(p.k, h, p.Hk);
   const Rows<const E> v = task.rows(p.v, h, p.Hv, task.v0), grad_o = task.rows(p.grad_o, h, p.H, task.v0);
-  const Rows<const R> rates =
-      p.per_token ? task.rows(p.log_decay, h, p.H, 1) : Rows<const R>{p.log_decay + h, 0};
+  const Rows<const R> rates = task.rows(p.log_decay, h, p.H);
 
   // k and v are what is written, as they are in order.
-  void enter_in_order(const Chunk& chunk) const {
+  void enter_in_order(const Chunk& chunk, Reads reads) const {
     w.enter(chunk.of(rates), chunk.n, false);
-    w.take_writers(chunk.n, chunk.of(k), R(1), chunk.of(v));
+    w.take_writers(chunk.n, chunk.of(k), R(1), chunk.of(v), reads);
   }
 };
 
