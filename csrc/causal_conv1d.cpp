@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "caches.h"
 #include "checks.h"
 #include "cpu/dispatch.h"
 #include "op.h"
@@ -37,7 +38,7 @@ CausalConv1d<E> problem(const char* op, const Tensor& x, const Tensor& weight, c
   if (weight.dim() != 2) refuse(op, "weight", "[D, W]", "shape " + checks::tuple(weight.sizes()));
   CausalConv1d<E> p{};
   p.B = p.S = x.size(0), p.T = step ? 1 : x.size(1), p.D = x.size(step ? 1 : 2), p.W = weight.size(1);
-  p.silu = silu;
+  p.silu = silu, p.share(torch::stable::get_num_threads());
   checks::Axes axes = {{"B", p.B}, {"T", p.T}, {"D", p.D}};
   if (step) axes.erase(axes.begin() + 1);
   (step ? checks::require_rows : checks::require_tokens)(op, "x", x, axes, TYPE<E>);
@@ -61,6 +62,12 @@ CausalConv1d<E> sequences(const Tensor& x, const Tensor& weight, const Maybe& bi
   return p;
 }
 
+// Whether a pass over so many tensors like x goes past the caches.
+template <typename E>
+bool streams(const CausalConv1d<E>& p, int64_t tensors) {
+  return beyond_caches(tensors * p.B * p.T * p.D * sizeof(E));
+}
+
 // Vector operations in all tasks of a pass that needs `each` for a vector of 16.
 template <typename E>
 int64_t work(const CausalConv1d<E>& p, int64_t each) {
@@ -73,7 +80,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const 
     using E = decltype(element);
     CausalConv1d<E> p = sequences<E>(x, weight, bias, silu, initial_state, cu_seqlens);
     Tensor y = empty_as<E>(x), final_state = empty<Real<E>>(x, {p.S, p.D, p.W - 1});
-    p.y = tokens<E>(y), p.final_state = out<Real<E>>(final_state);
+    p.y = tokens<E>(y), p.final_state = out<Real<E>>(final_state), p.stream = streams(p, 2);
     const auto kernel = p.x.turned() ? PICK(causal_conv1d_forward_along<E>) : PICK(causal_conv1d_forward<E>);
     parallel(p.tasks(), work(p, p.W + 20), p.scratch() * sizeof(Real<E>),
              [&](int64_t task, void* scratch) { kernel(p, task, static_cast<Real<E>*>(scratch)); });
@@ -93,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Mayb
     Tensor dx = empty_as<E>(x), dinitial_state = empty<R>(x, {p.S, p.D, p.W - 1});
     Tensor dweight = empty<R>(x, {p.B * p.segments(), p.D, p.W}), dbias = empty<R>(x, {p.B * p.segments(), p.D});
     p.dx = tokens<E>(dx), p.dinitial_state = out<R>(dinitial_state);
-    p.dweight = out<R>(dweight), p.dbias = out<R>(dbias);
+    p.dweight = out<R>(dweight), p.dbias = out<R>(dbias), p.stream = streams(p, 3);
     const bool along = p.x.turned() || p.dy.turned();
     const auto kernel = along ? PICK(causal_conv1d_backward_along<E>) : PICK(causal_conv1d_backward<E>);
     parallel(p.tasks(), work(p, 3 * p.W + 25), p.scratch() * sizeof(R),

@@ -6,36 +6,58 @@
 namespace ISA {
 namespace {
 
-constexpr int64_t TILE = 8;
-
 // Channels in lanes.
 template <typename E, int TAPS>
 struct Channels : Block<E, TAPS> {
   using R = Real<E>;
   using Base = Block<E, TAPS>;
-  using Base::Base, Base::BLOCK, Base::p, Base::channels, Base::filters, Base::sums, Base::trail, Base::windows;
+  using Base::Base, Base::BLOCK, Base::p, Base::channels, Base::filters, Base::sums, Base::trail, Base::windows, Base::tile;
   using Base::W, Base::in_row, Base::state, Base::enter, Base::leave, Base::slide, Base::convolve, Base::sum_taps;
+  static constexpr int64_t TILE = CausalConv1d<E>::TILE;
+  static constexpr int GROUP = TAPS ? AT_ONCE : 1, BACK = TAPS ? 2 : 1;  // tokens whose activations are taken at once
 
-  template <typename Count>
-  INLINE_MEMBER void forward(const Run& run, int64_t t, int64_t end, int64_t c, Count count) {
+  // Where a tile's rows go, and how far apart they are.
+  struct Rows {
+    E* data;
+    int64_t step;
+  };
+  INLINE_MEMBER Rows rows(const Tokens<E>& y, const Run& run, int64_t t) const {
+    return p.stream ? Rows{tile, BLOCK} : Rows{in_row(y, run, t, 0), y.token};
+  }
+  // Rows [from, to) of a tile that begins at t.
+  INLINE_MEMBER void leave_tile(const Tokens<E>& y, const Run& run, int64_t t, int64_t from, int64_t to) const {
+    for (int64_t row = from; p.stream && row < to; row++)
+      stream(in_row(y, run, row, 0), tile + (row - t) * BLOCK, channels);
+  }
+
+  template <typename Lanes>
+  INLINE_MEMBER void forward(const Run& run, int64_t t, int64_t end, int64_t c, Rows to, Lanes count) {
     Window<R, TAPS> x(windows), taps(windows + W() * LANES<R>);
     this->template enter<true>(x, run, t, c);
     enter(taps, filters, c);
     const Vec<R> bias = load(filters + W() * BLOCK + c);
-    const int64_t x_token = p.x.token, y_token = p.y.token;
+    const int64_t token = p.x.token, step = to.step;
     const bool activate = p.silu;
     const E* next = in_row(p.x, run, t, c);
-    E* y = in_row(p.y, run, t, c);
-    for (int64_t steps = end - t; steps; steps--, next += x_token, y += y_token) {
-      slide(x, load(next, count));
-      const Vec<R> sum = convolve(x, taps, bias);
-      store(y, activate ? silu_to<E>(sum) : sum, count);
-    }
+    E* y = to.data + c;
+    const auto tokens = [&](auto some) {
+      constexpr int U = decltype(some)::value;
+      Vec<R> sums[U];
+      for (int u = 0; u < U; u++, next += token) {
+        __builtin_prefetch(next + TILE * token);
+        slide(x, load(next, count));
+        sums[u] = convolve(x, taps, bias);
+      }
+      if (activate) silu_each<E>(sums);
+      for (int u = 0; u < U; u++, y += step) store(y, sums[u], count);
+    };
+    for (; t + GROUP <= end; t += GROUP) tokens(Count<GROUP>{});
+    for (; t < end; t++) tokens(Count<1>{});
   }
 
-  // Tokens [t, end) of a run where OWN, else of the W - 1 tokens behind it, whose gradients reach back into it.
-  template <bool OWN, typename Count>
-  INLINE_MEMBER void backward(const Run& run, int64_t t, int64_t end, int64_t c, Count count) {
+  // Tokens [t, end) of a run; the results are of W - 1 tokens before.
+  template <typename Lanes>
+  INLINE_MEMBER void backward(const Run& run, int64_t t, int64_t end, int64_t c, Rows to, Lanes count) {
     Window<R, TAPS> x(windows), taps(windows + W() * LANES<R>), g(windows + 2 * W() * LANES<R>);
     Window<R, TAPS> dtaps(windows + 3 * W() * LANES<R>);
     this->template enter<true>(x, run, t, c);
@@ -43,33 +65,36 @@ struct Channels : Block<E, TAPS> {
     enter(g, trail, c);
     const Vec<R> bias = load(filters + W() * BLOCK + c);
     Vec<R> dbias{};
-    if (OWN)
-      for (int64_t w = 0; w < W(); w++) dtaps[w] = Vec<R>{};
-    const int64_t x_token = p.x.token, dy_token = p.dy.token, dx_token = p.dx.token, reach = run.from + W() - 1;
+    for (int64_t w = 0; w < W(); w++) dtaps[w] = Vec<R>{};
+    const int64_t x_token = p.x.token, dy_token = p.dy.token, step = to.step, reach = run.from + W() - 1;
     const bool activate = p.silu;
     const E* next = in_row(p.x, run, t, c);
     const E* dy = in_row(p.dy, run, t, c);
-    E* dx = in_row(p.dx, run, t - (W() - 1), c);
-    for (; t < end; t++, next += x_token, dy += dy_token, dx += dx_token) {
-      Vec<R> gradient{};
-      if (OWN || t < run.end) {
-        slide(x, load(next, count));
-        gradient = load(dy, count);
-        if (activate) gradient *= silu_curve(convolve(x, taps, bias)).slope;
+    E* dx = to.data + c;
+    const auto tokens = [&](auto some) {
+      constexpr int U = decltype(some)::value;
+      Window<R, TAPS> late = x;  // where taps are in registers
+      Vec<R> now[U], slopes[U], values[U];
+      for (int u = 0; u < U; u++, next += x_token) {
+        __builtin_prefetch(next + TILE * x_token);
+        slide(x, now[u] = load(next, count));
+        slopes[u] = convolve(x, taps, bias);
       }
-      slide(g, gradient);
-      if (OWN) {
+      if (activate) silu_curve_each<R>(slopes, values);
+      for (int u = 0; u < U; u++, dy += dy_token, dx += step) {
+        __builtin_prefetch(dy + TILE * dy_token);
+        const Vec<R> gradient = activate ? load(dy, count) * slopes[u] : load(dy, count);
+        if (TAPS) slide(late, now[u]);
+        slide(g, gradient);
         dbias += gradient;
-        for (int64_t w = 0; w < W(); w++) dtaps[w] = fma(gradient, x[w], dtaps[w]);
+        for (int64_t w = 0; w < W(); w++) dtaps[w] = fma(gradient, late[w], dtaps[w]);
+        if (t + u < reach) continue;
+        store(dx, sum_taps(W(), Vec<R>{}, [&](int64_t w, Vec<R> sum) { return fma(taps[w], g[W() - 1 - w], sum); }), count);
       }
-      if (t < reach) continue;
-      Vec<R> sum{};
-      if (!OWN && t >= run.end && p.dfinal_state)
-        sum = gather(state(p.dfinal_state, run, t - run.end, c), W() - 1, count);
-      sum = sum_taps(W(), sum, [&](int64_t w, Vec<R> sum) { return fma(taps[w], g[W() - 1 - w], sum); });
-      store(dx, sum, count);
-    }
-    if (!OWN) return;
+    };
+    for (; t < end && t < reach; t++) tokens(Count<1>{});
+    for (; t + BACK <= end; t += BACK) tokens(Count<BACK>{});
+    for (; t < end; t++) tokens(Count<1>{});
     leave(g, trail, c);
     for (int64_t w = 0; w < W(); w++) {
       R* const sum = sums + w * BLOCK + c;
@@ -78,22 +103,52 @@ struct Channels : Block<E, TAPS> {
     store(sums + W() * BLOCK + c, load(sums + W() * BLOCK + c) + dbias);
   }
 
+  // The last W - 1 results of a run, into which gradients reach back of the tokens behind it, and of its final state.
+  template <typename Lanes>
+  INLINE_MEMBER void behind(const Run& run, int64_t c, Lanes count) {
+    Window<R, TAPS> x(windows), taps(windows + W() * LANES<R>), g(windows + 2 * W() * LANES<R>);
+    this->template enter<true>(x, run, run.to, c);
+    enter(taps, filters, c);
+    enter(g, trail, c);
+    const Vec<R> bias = load(filters + W() * BLOCK + c);
+    for (int64_t t = run.to; t < run.to + W() - 1; t++) {
+      Vec<R> gradient[1] = {}, value[1];
+      if (t < run.end) {
+        slide(x, load(in_row(p.x, run, t, c), count));
+        gradient[0] = convolve(x, taps, bias);
+        p.silu ? silu_curve_each<R>(gradient, value) : void(gradient[0] = splat(R(1)));
+        gradient[0] *= load(in_row(p.dy, run, t, c), count);
+      }
+      slide(g, gradient[0]);
+      if (t - (W() - 1) < run.from) continue;
+      Vec<R> sum{};
+      if (t >= run.end && p.dfinal_state) sum = gather(state(p.dfinal_state, run, t - run.end, c), W() - 1, count);
+      sum = sum_taps(W(), sum, [&](int64_t w, Vec<R> sum) { return fma(taps[w], g[W() - 1 - w], sum); });
+      store(in_row(p.dx, run, t - (W() - 1), c), sum, count);
+    }
+  }
+
   void forward(const Run& run) {
-    for (int64_t t = run.from; t < run.to; t += TILE)
-      for_each_vector<R>(channels, [&](int64_t c, auto count) {
-        forward(run, t, t + TILE < run.to ? t + TILE : run.to, c, count);
-      });
+    for (int64_t t = run.from, end; t < run.to; t = end) {
+      end = t + TILE < run.to ? t + TILE : run.to;
+      const Rows to = rows(p.y, run, t);
+      for_each_vector<R>(channels, [&](int64_t c, auto count) { forward(run, t, end, c, to, count); });
+      leave_tile(p.y, run, t, t, end);
+    }
+    if (p.stream) streamed();
   }
 
   void backward(const Run& run) {
     for (int64_t i = 0; i < W() * BLOCK; i++) trail[i] = 0;
-    for (int64_t t = run.from; t < run.to; t += TILE)
-      for_each_vector<R>(channels, [&](int64_t c, auto count) {
-        backward<true>(run, t, t + TILE < run.to ? t + TILE : run.to, c, count);
-      });
-    for_each_vector<R>(channels, [&](int64_t c, auto count) {
-      backward<false>(run, run.to, run.to + W() - 1, c, count);
-    });
+    const int64_t ahead = W() - 1;
+    for (int64_t t = run.from, end; t < run.to; t = end) {
+      end = t + TILE < run.to ? t + TILE : run.to;
+      const Rows to = rows(p.dx, run, t - ahead);
+      for_each_vector<R>(channels, [&](int64_t c, auto count) { backward(run, t, end, c, to, count); });
+      leave_tile(p.dx, run, t - ahead, t - ahead < run.from ? run.from : t - ahead, end - ahead);
+    }
+    if (p.stream) streamed();
+    for_each_vector<R>(channels, [&](int64_t c, auto count) { behind(run, c, count); });
   }
 };
 
@@ -102,8 +157,8 @@ struct Channels : Block<E, TAPS> {
 template <int TAPS, int SLOTS, typename E, typename S>
 void step(const CausalConv1d<E>& p, const ConvolutionStates<S>& states, int64_t task, Real<E>* scratch) {
   using R = Real<E>;
-  const int64_t W = TAPS ? TAPS : p.W, first = task % p.blocks() * p.BLOCK, b = task / p.blocks();
-  const int64_t channels = p.D - first < p.BLOCK ? p.D - first : p.BLOCK;
+  const int64_t W = TAPS ? TAPS : p.W, first = task % p.blocks() * p.block, b = task / p.blocks();
+  const int64_t channels = p.D - first < p.block ? p.D - first : p.block;
   const int64_t slots = SLOTS ? SLOTS : states.slots;
   const int64_t channel = SLOTS ? SLOTS : states.strides[0], slot = SLOTS ? 1 : states.strides[1];
   E* y = p.y.at(b, 0, first);

@@ -12,6 +12,8 @@ struct CausalConv1d {
   int64_t B, T, D, W;              // B rows of T tokens; D channels; a token and the W - 1 before it make an output
   int64_t S;                       // sequences: the B rows, or those packed into the one row
   bool silu;
+  bool stream;                     // past the caches, what is written
+  int64_t block;                   // channels of a task
 
   Tokens<const E> x;               // [B, T, D]
   const Real<E>* weight;           // [D, W]
@@ -31,15 +33,21 @@ struct CausalConv1d {
   Real<E>* dbias;                  // [B * segments, D]
   Real<E>* dinitial_state;         // [S, D, W - 1]
 
-  // A task is a segment of a row, or the state of a sequence, for a block of channels.
-  static constexpr int64_t SEGMENT = 256, BLOCK = 512;
+  // A task is a segment of a row, or the state of a sequence, for a block of channels: at most BLOCK.
+  static constexpr int64_t SEGMENT = 256, BLOCK = 512, NARROWEST = 64;
 
   int64_t segments() const { return (T + SEGMENT - 1) / SEGMENT; }
-  int64_t blocks() const { return (D + BLOCK - 1) / BLOCK; }
+  int64_t blocks() const { return (D + block - 1) / block; }
+  // Blocks as wide as leaves each thread three tasks to even out; no result depends on them.
+  void share(int64_t threads) {
+    for (block = BLOCK; block > NARROWEST && B * segments() * blocks() < 3 * threads;) block /= 2;
+  }
   int64_t tasks() const { return (B * segments() + (W > 1 ? S : 0)) * blocks(); }
   // Numbers in a task's scratch: three filters of a block, its biases and their gradients, 4 W vectors of 16 lanes at
-  // most; along tokens, two times a row for each lane: a segment, W - 1 tokens on both sides and a vector more.
-  int64_t scratch() const { return (3 * W + 2) * BLOCK + 4 * W * 16 + 2 * 16 * pitch(); }
+  // most; a tile of results; along tokens, two times a row for each lane: a segment, W - 1 tokens on both sides and a
+  // vector more.
+  static constexpr int64_t TILE = 8;
+  int64_t scratch() const { return (3 * W + 2 + TILE) * BLOCK + 4 * W * 16 + 2 * 16 * pitch(); }
   int64_t pitch() const { return (SEGMENT + 2 * (W - 1) + 16 + 15) / 16 * 16; }
 };
 

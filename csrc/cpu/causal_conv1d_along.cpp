@@ -18,7 +18,7 @@ struct Along : Block<E, TAPS> {
   R *const xs, *const gs;  // [LANES, pitch]: tokens from the W - 1 before a run on; gradients from its first on
 
   Along(const CausalConv1d<E>& p, int64_t block, R* scratch)
-      : Base(p, block, scratch), xs(windows + 4 * W() * L), gs(xs + L * p.pitch()) {}
+      : Base(p, block, scratch), xs(windows + 4 * W() * 16 + p.TILE * BLOCK), gs(xs + L * p.pitch()) {}
 
   // rows <- tokens [from, to) of LANES channels, and LANES zeros
   void fill(const Tokens<const E>& x, const Run& run, int64_t from, int64_t to, int64_t c, R* rows) const {

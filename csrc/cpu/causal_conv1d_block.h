@@ -3,7 +3,8 @@
 
 #include "causal_conv1d.h"
 
-#include "curves.h"
+#include "sigmoids.h"
+#include "stream.h"
 #include "turn.h"
 
 namespace ISA {
@@ -51,10 +52,12 @@ struct Block {
   R* const sums;     // [W + 1, BLOCK]: their gradients
   R* const trail;    // [W, BLOCK]: the gradients before the activation of the latest W tokens
   R* const windows;  // 4 W vectors
+  E* const tile;     // [TILE, BLOCK]: results on their way past the caches
 
   Block(const CausalConv1d<E>& p, int64_t block, R* scratch)
-      : p(p), first(block * BLOCK), channels(p.D - first < BLOCK ? p.D - first : BLOCK), filters(scratch),
-        sums(filters + (W() + 1) * BLOCK), trail(sums + (W() + 1) * BLOCK), windows(trail + W() * BLOCK) {
+      : p(p), first(block * p.block), channels(p.D - first < p.block ? p.D - first : p.block), filters(scratch),
+        sums(filters + (W() + 1) * BLOCK), trail(sums + (W() + 1) * BLOCK), windows(trail + W() * BLOCK),
+        tile(reinterpret_cast<E*>(windows + 4 * W() * 16)) {
     const int64_t W = this->W();
     for (int64_t c = 0; c < channels; c++)
       for (int64_t w = 0; w < W; w++) filters[w * BLOCK + c] = p.weight[(first + c) * W + w];

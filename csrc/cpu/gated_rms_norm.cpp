@@ -3,6 +3,7 @@
 #include "gated_rms_norm.h"
 
 #include "curves.h"
+#include "stream.h"
 #include "vec.h"
 
 namespace ISA {
@@ -53,13 +54,18 @@ struct Moments {
   R scale, mean, along, level;
 };
 
+// What the next row reads, while this one's second pass reads caches alone.
+template <typename E>
+INLINE void fetch(const E* p) {
+  __builtin_prefetch(p);
+}
+
 template <Gate GATE, Norm NORM, typename E>
-void forward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, Real<E>* gated) {
+void forward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, Real<E>* gated, E* y) {
   using R = Real<E>;
   const int64_t size = p.channels, width = p.width();
   const E *x = p.x + row * p.x_row, *gate = p.gate + row * p.gate_row;
   const R *weight = p.weight, *bias = p.bias;
-  E* y = p.y + row * p.D;
   const auto activation = [=](int64_t i, auto count) {
     const Vec<R> v = load(gate + i, count);
     if constexpr (first(GATE) && NORM == CENTRED)  // a difference from a mean has less bits than what it is of
@@ -90,6 +96,8 @@ void forward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, R
     const int64_t at = group * size;
     const R *const kept = gated + group * width, scale = moments[group].scale, mean = moments[group].mean;
     for_each_vector<R>(size, [=](int64_t i, auto count) {
+      fetch(x + p.x_row + at + i);
+      if (GATE != NONE) fetch(gate + p.gate_row + at + i);
       Vec<R> v = first(GATE) ? load(kept + i) : load(x + at + i, count);
       v = (NORM == CENTRED ? v - mean : v) * scale;
       if (NORM != BARE) v *= load(weight + at + i, count);
@@ -102,15 +110,16 @@ void forward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, R
 
 // Of a task, [groups, width] each: the gate's values times dy and slopes times dy, or, where it comes first, its values
 // and its slopes times x; what the last rows add to the gradients.
-template <typename R>
+template <typename E>
 struct Scratch {
-  R *values, *slopes, *dweight, *dbias;
+  Real<E> *values, *slopes, *dweight, *dbias;
+  E *dx, *dgate;  // of the row
 };
 
 // With n the norm of u and h the gradient of n weight + bias: du = (h weight - mean(h weight) - n mean(h weight n)) / rms,
 // where the first mean is the LayerNorm's.
 template <Gate GATE, Norm NORM, typename E>
-void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, const Scratch<Real<E>>& scratch) {
+void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, const Scratch<E>& scratch) {
   using R = Real<E>;
   const int64_t size = p.channels, width = p.width();
   for (int64_t group = 0; group < p.groups; group++) {
@@ -160,13 +169,16 @@ void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, 
   }
   for (int64_t group = 0; group < p.groups; group++) {
     const int64_t at = group * size;
-    const E *x = p.x + row * p.x_row + at, *dy = p.dy + row * p.D + at;
+    const E *x = p.x + row * p.x_row + at, *dy = p.dy + row * p.D + at, *gate = p.gate + row * p.gate_row + at;
     const R *weight = p.weight + at, *bias = p.bias + at;
-    E *dx = p.dx + row * p.D + at, *dgate = p.dgate + row * p.D + at;
+    E *dx = scratch.dx + at, *dgate = scratch.dgate + at;
     const R *values = scratch.values + group * width, *slopes = scratch.slopes + group * width;
     R *dweight = scratch.dweight + group * width, *dbias = scratch.dbias + group * width;
     const auto [scale, mean, along, level] = moments[group];
     for_each_vector<R>(size, [=, scale = scale, mean = mean, along = along, level = level](int64_t i, auto count) {
+      fetch(x + p.x_row + i);
+      fetch(dy + p.D + i);
+      if (GATE != NONE) fetch(gate + p.gate_row + i);
       const Vec<R> v = load(x + i, count), u = first(GATE) ? v * load(values + i) : v;
       const Vec<R> n = (NORM == CENTRED ? u - mean : u) * scale;
       const Vec<R> w = NORM == BARE ? splat(R(1)) : load(weight + i, count);
@@ -217,9 +229,14 @@ void gated_rms_norm_forward(const GatedRmsNorm<E>& p, int64_t task, Real<E>* scr
   const FlushSubnormals flush;
   const int64_t from = task * p.part(), to = from + p.part() < p.rows ? from + p.part() : p.rows;
   Moments<R>* moments = reinterpret_cast<Moments<R>*>(scratch + p.groups * p.width());
+  E* const y = reinterpret_cast<E*>(scratch + p.rows_at());
   with_options(p, [&](auto gate, auto norm) {
-    for (int64_t row = from; row < to; row++) forward<gate.value, norm.value>(p, row, moments, scratch);
+    for (int64_t row = from; row < to; row++) {
+      forward<gate.value, norm.value>(p, row, moments, scratch, p.stream ? y : p.y + row * p.D);
+      if (p.stream) stream(p.y + row * p.D, y, p.D);
+    }
   });
+  if (p.stream) streamed();
 }
 
 template <typename E>
@@ -230,11 +247,15 @@ void gated_rms_norm_backward(const GatedRmsNorm<E>& p, int64_t task, Real<E>* sc
   const int64_t width = p.width(), whole = p.groups * width, gradients = p.gradients();
   R *recent = scratch + 2 * whole, *sums = recent + gradients, *lost = sums + gradients;
   Moments<R>* moments = reinterpret_cast<Moments<R>*>(lost + gradients);
-  const Scratch<R> rows = {scratch, scratch + whole, recent, recent + whole};
+  E *const dx = reinterpret_cast<E*>(scratch + p.backward_rows_at()), *const dgate = dx + p.D;
   for (int64_t i = 0; i < 3 * gradients; i++) recent[i] = 0;
   with_options(p, [&](auto gate, auto norm) {
     for (int64_t row = from; row < to; row++) {
+      const Scratch<E> rows = {scratch, scratch + whole, recent, recent + whole,
+                               p.stream ? dx : p.dx + row * p.D, p.stream ? dgate : p.dgate + row * p.D};
       backward<gate.value, norm.value>(p, row, moments, rows);
+      if (p.stream) stream(p.dx + row * p.D, dx, p.D);
+      if (p.stream && p.gate) stream(p.dgate + row * p.D, dgate, p.D);
       if (norm.value == BARE || ((row - from) % ROWS != ROWS - 1 && row != to - 1)) continue;
       for (int64_t i = 0; i < gradients; i += LANES<R>) {
         ExactSum<R> sum{load(sums + i), load(lost + i)};
@@ -245,6 +266,7 @@ void gated_rms_norm_backward(const GatedRmsNorm<E>& p, int64_t task, Real<E>* sc
       }
     }
   });
+  if (p.stream) streamed();
   for (int64_t group = 0; group < p.groups; group++) {
     const int64_t size = p.channels, at = task * p.D + group * size;
     const R *of_weight = sums + group * width, *of_bias = of_weight + whole;
