@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "caches.h"
 #include "cpu/dispatch.h"
 #include "cpu/selective_scan.h"
 #include "op.h"
@@ -47,7 +48,8 @@ Projected<const E> groups(const Tensor& x, int64_t lead) {
   return {in<E>(x), x.stride(0), lead == 2 ? x.stride(1) : 0, grouped ? x.stride(lead) : 0, x.stride(x.dim() - 1)};
 }
 
-// Memory for `splits` layers of the gradient of b or c, each in the order that it lies in; and [B, T, G, N] of the first.
+// Memory for `splits` layers of the gradient of b or c, each in the order that it lies in; and [B, T, G, N] of the
+// first.
 template <typename E>
 Tensor layers(const SelectiveScan<E>& p, const Tensor& x, Projected<Real<E>>& layers) {
   const bool turned = channels_first(x);
@@ -111,6 +113,13 @@ int64_t chunks(const SelectiveScan<E>& p) {
   return (p.T + p.CHUNK - 1) / p.CHUNK;
 }
 
+// Whether a pass over so many tensors like x goes past the caches: where the vectors that it writes are whole lines.
+template <typename E>
+bool streams(const SelectiveScan<E>& p, int64_t tensors) {
+  const bool lines = cpu::current() == cpu::AVX512 && sizeof(E) == sizeof(Real<E>) && p.D / p.G * sizeof(E) % 64 == 0;
+  return lines && beyond_caches(tensors * p.B * p.T * p.D * sizeof(E));
+}
+
 template <typename E, typename Kernel>
 void run(const SelectiveScan<E>& p, Kernel kernel, int64_t left_out = -1) {
   using R = Real<E>;
@@ -157,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& dt, co
     }
     Tensor y = empty_as<E>(x), final_state = empty<R>(x, {p.S, p.D, p.N});
     Tensor checkpoints = empty<R>(x, {keep_checkpoints ? chunks(p) : 0, p.B, p.N, p.D});
-    p.y = tokens<E>(y), p.final_state = out<R>(final_state);
+    p.y = tokens<E>(y), p.final_state = out<R>(final_state), p.stream = streams(p, z ? 4 : 3);
     p.checkpoints = keep_checkpoints ? out<R>(checkpoints) : nullptr;
     run(p, PICK(selective_scan_forward<E>));
     return std::tuple(y, final_state, checkpoints);
@@ -188,7 +197,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     Tensor db = layers(p, b, p.db), dc = layers(p, c, p.dc);
     Tensor dd = empty<R>(x, channels), ddt_bias = empty<R>(x, channels);
     p.dx = tokens<E>(dx), p.ddt = tokens<E>(ddt), p.dz = z ? tokens<E>(dz) : Tokens<E>{};
-    p.da = out<R>(da);
+    p.da = out<R>(da), p.stream = streams(p, z ? 7 : 5);
     p.dd = out<R>(dd), p.ddt_bias = out<R>(ddt_bias), p.dinitial_state = out<R>(dinitial_state);
     run(p, PICK(selective_scan_backward<E>));
 

@@ -14,6 +14,7 @@ struct SelectiveScan {
   int64_t split;                   // channels one task owns, at most
   int64_t segments, length;        // parts of a sequence that run at once, and their tokens: a multiple of CHUNK
   bool dt_softplus;
+  bool stream;                     // past the caches, what is written of y, checkpoints, dx, ddt and dz
 
   Tokens<const E> x, dt, z;        // [B, T, D]        z may be null
   const R* a;                      // [D, N]

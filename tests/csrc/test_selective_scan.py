@@ -269,6 +269,21 @@ def test_there_is_a_task_for_each_of_64_cores(shape):
         torch.set_num_threads(threads)
 
 
+def test_what_goes_past_the_caches_has_the_same_bits():
+    """Where three tensors like x hold more than 32 MB; halves of them do not."""
+    arguments = inputs(1, 1800, 1664, 1, 1) | {"initial_state": None}
+    halves = []
+    for i in range(2):
+        cut = {name: u.detach().chunk(2, -1)[i] for name, u in arguments.items() if name in ("x", "dt", "z")}
+        cut |= {name: arguments[name].detach().chunk(2)[i] for name in ("a", "d", "dt_bias")}
+        cut = {name: u.contiguous().requires_grad_() for name, u in cut.items()}
+        y, *gradients = outputs_and_gradients(arguments | cut)
+        halves.append([y, *gradients[1:3]])
+    y, _, dx, ddt, *_ = outputs_and_gradients(arguments)
+    for whole, *parts in zip((y, dx, ddt), *halves):
+        assert torch.equal(whole, torch.cat(parts, -1))
+
+
 def test_strided_inputs_give_the_same_bits():
     arguments = inputs(2, 33, 17, 16, 1)
     strided = {
