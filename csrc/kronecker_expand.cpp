@@ -29,6 +29,7 @@ constexpr const char* OP = "kronecker_expand";
 
 // What is in memory besides the result and its gradients: so many bytes, or a tenth of the result.
 constexpr double ROOM = 16 << 20, SHARE = 0.1;
+constexpr int64_t CACHE = 1 << 17;  // numbers of a mix in L2
 
 int64_t at_least_one(double x) { return x < 1 ? 1 : int64_t(x); }
 int64_t over(int64_t x, int64_t y) { return (x + y - 1) / y; }
@@ -104,8 +105,8 @@ struct Expansion {
   void multiply(int64_t layers, int64_t rows, int64_t depth, int64_t columns, const Layers<E>& a, const Layers<E>& b,
                 const Layers<E>& plus, const Layers<E>& c, int64_t terms = 1) const {
     if (!rows || !columns) return;
-    int64_t most = 192;
-    const auto blocks = [&] { return Blocks(rows, columns, most); };
+    int64_t most = 256;
+    const auto blocks = [&] { return Blocks(rows, columns, most, most); };
     const int64_t wanted = 4 * torch::stable::get_num_threads();
     for (; most > 64 && over(layers, terms) * blocks().count() < wanted;) most -= 32;
     run(Product<E>{over(layers, terms), terms, layers, depth, a, b, plus, c, blocks()}, PICK(multiply_block<E>));
@@ -120,14 +121,14 @@ struct Expansion {
     const Layers<E> part = numbers(held, rows, columns);
     multiply(layers, rows, depth, columns, a, b, {}, part, terms);
     const std::vector<R> ones(parts, 1);
-    mix({parts, 1, 0, part, {}, ones.data(), to, {}, {}, add, nullptr, {rows, columns, 192}});
+    mix({parts, 1, 0, part, {}, ones.data(), to, {}, {}, add, nullptr, mixing(parts, rows, columns)});
   }
 
-  // The blocks of a mix: of all layers' together in a cache, and, where they are few, smaller.
+  // The blocks of a mix: all layers' together in a cache. What is packed for one layer is as wide as a block, what is for
+  // all of them as high.
   static Blocks mixing(int64_t layers, int64_t rows, int64_t columns) {
-    int64_t most = 192;
-    while (most > 64 && (most * most * layers > 1 << 17 || Blocks(rows, columns, most).count() < 64)) most -= 32;
-    return {rows, columns, most};
+    const int64_t width = Blocks::side(columns, 256), height = std::max<int64_t>(32, CACHE / (layers * width));
+    return {rows, columns, std::min<int64_t>(height, 256), width};
   }
   void mix(const Mix<E>& p) const {
     if (p.blocks.rows && p.blocks.columns) run(p, PICK(mix_block<E>));

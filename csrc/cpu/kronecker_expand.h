@@ -30,8 +30,8 @@ struct Blocks {
     const int64_t count = (size + most - 1) / most;
     return count ? ((size + count - 1) / count + 31) / 32 * 32 : 32;
   }
-  Blocks(int64_t rows, int64_t columns, int64_t most)
-      : rows(rows), columns(columns), height(side(rows, most)), width(side(columns, most)) {}
+  Blocks(int64_t rows, int64_t columns, int64_t highest, int64_t widest)
+      : rows(rows), columns(columns), height(side(rows, highest)), width(side(columns, widest)) {}
   int64_t down() const { return (rows + height - 1) / height; }
   int64_t across() const { return (columns + width - 1) / width; }
   int64_t count() const { return down() * across(); }

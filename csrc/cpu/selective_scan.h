@@ -14,6 +14,7 @@ struct SelectiveScan {
   int64_t split;                   // channels one task owns, at most
   int64_t segments, length;        // parts of a sequence that run at once, and their tokens: a multiple of CHUNK
   bool dt_softplus;
+  bool stream;                     // past the caches, what is written of y, checkpoints, dx, ddt and dz
 
   Tokens<const E> x, dt, z;        // [B, T, D]        z may be null
   const R* a;                      // [D, N]
@@ -43,6 +44,7 @@ struct SelectiveScan {
 
   int64_t splits() const { return (D / G + split - 1) / split; }
   int64_t tasks() const { return S * segments * G * splits(); }
+  int64_t segment(int64_t task) const { return task / splits() / G % segments; }
 };
 
 // Each does one of p.tasks() and owns `scratch`, which holds selective_scan_scratch() numbers, 64-byte aligned; the

@@ -31,6 +31,15 @@ INLINE void stream(E* to, const E* from, int64_t size) {
   memcpy(to, from, size * sizeof(E));
 #endif
 }
+// A vector that is a whole line.
+template <typename R>
+INLINE void stream_line(R* line, Vec<R> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(reinterpret_cast<float*>(line), (__m512)v);
+#else
+  store(line, v);
+#endif
+}
 // What was streamed is there for every thread that this one hands over to.
 INLINE void streamed() {
 #if defined(__SSE__)

@@ -1,6 +1,6 @@
-// The selective scan on a CPU, backward: the chunks of the forward pass in reverse. Inside a chunk exp(delta a) and h are
-// computed again, from the state that enters it. dB and dC are summed over a task's channels lane by lane, then across
-// lanes: the same order in every run.
+// The selective scan on a CPU, backward: the chunks of the forward pass in reverse. Inside a chunk exp(delta a) and h
+// are computed again, from the state that enters it. dB and dC are summed over a task's channels lane by lane, then
+// across lanes: the same order in every run.
 
 #include "backward_tile.h"
 #include "soon.h"
@@ -95,8 +95,9 @@ template <bool GATED, typename E, typename R>
 void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, const Strip<const E>& xs,
            Rooms<E>& rooms, const BackwardTile<R>& tile, Totals<R>& totals) {
   const int64_t channel = task.channel<R>(v), lanes = task.lanes<R>(v);
-  const Strip<E> dxs = open(p.dx, task, chunk, v, rooms.y), ddts = open(p.ddt, task, chunk, v, rooms.dt);
-  const Strip<E> dzs = GATED ? open(p.dz, task, chunk, v, rooms.z) : Strip<E>{};
+  const Strip<E> dxs = open(p.dx, task, chunk, v, rooms.y, p.stream);
+  const Strip<E> ddts = open(p.ddt, task, chunk, v, rooms.dt, p.stream);
+  const Strip<E> dzs = GATED ? open(p.dz, task, chunk, v, rooms.z, p.stream) : Strip<E>{};
   const Vec<R> skip = optional(p.d, channel, lanes);
   ExactSum<R> sum_d, sum_bias;
   for (int64_t t = 0; t < chunk.steps; t++) {
@@ -104,9 +105,9 @@ void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int6
     const Vec<R> through_b = tile.through_b.total(t, p.N);
     Vec<R> ddt = x * through_b + tile.through_a.total(t, p.N);
     if (p.dt_softplus) ddt *= load(tile.slope + t * LANES<R>);
-    if (GATED) store(dzs.at(t), load(tile.gate + t * LANES<R>) * tile.y.total(t, p.N), lanes);
-    store(dxs.at(t), load(tile.delta + t * LANES<R>) * through_b + skip * dy, lanes);
-    store(ddts.at(t), ddt, lanes);
+    if (GATED) dzs.put(t, load(tile.gate + t * LANES<R>) * tile.y.total(t, p.N), lanes);
+    dxs.put(t, load(tile.delta + t * LANES<R>) * through_b + skip * dy, lanes);
+    ddts.put(t, ddt, lanes);
     sum_d.add(dy * x);
     sum_bias.add(ddt);
   }
@@ -193,13 +194,15 @@ void backward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
     pack(p, task, chunk, bc);
     memset(sums, 0, sizeof(R) * 2 * CHUNK * NL);
     Soon<E> soon(task, chunk, chunk.begin - CHUNK, p.T, (V / VECTORS + 1) * chunk.steps * (N / STATES + 1),
-                 {p.x, p.dt, p.dy, p.z, constant(p.dx), constant(p.ddt), constant(p.dz)});
+                 {p.x, p.dt, p.dy, p.z, read_before(p.dx, p.stream), read_before(p.ddt, p.stream),
+                  read_before(p.dz, p.stream)});
     int64_t v = 0;
     for (; v + VECTORS <= V; v += VECTORS)
       retreat_all<VECTORS, GATED>(p, task, chunk, v, rooms, tiles, rows, bc, sums, totals, soon);
     for (; v < V; v++) retreat_all<1, GATED>(p, task, chunk, v, rooms, tiles, rows, bc, sums, totals, soon);
     write_sums(p, task, chunk, sums, across);
   }
+  if (p.stream) streamed();
   write_states(p.da + state, N, task, rows.da);
   write_states(p.dinitial_state + state, N, task, rows.dh);
   for (int64_t v = 0; v < V; v++) {

@@ -47,11 +47,11 @@ void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int6
            const ForwardTile<R>& tile) {
   const int64_t lanes = task.lanes<R>(v);
   const Strip<const E> zs = p.z ? read(p.z, task, chunk, v, rooms.z) : Strip<const E>{};
-  const Strip<E> ys = open(p.y, task, chunk, v, rooms.y);
+  const Strip<E> ys = open(p.y, task, chunk, v, rooms.y, p.stream);
   for (int64_t t = 0; t < chunk.steps; t++) {
     Vec<R> y = load(tile.y + t * LANES<R>);
     if (zs.first) y *= silu(load(zs.at(t), lanes));
-    store(ys.at(t), y, lanes);
+    ys.put(t, y, lanes);
   }
   close(p.y, task, chunk, v, rooms.y);
 }
@@ -93,8 +93,8 @@ void forward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
     if (OUTPUT && p.checkpoints && chunk.has_checkpoint) checkpoint<true>(p, task, i, h);
     pack(p, task, chunk, bc);
     const int64_t blocks = chunk.steps * (N / FORWARD_STATES + 1);
-    Soon<E> soon(task, chunk, chunk.begin + CHUNK, p.T, V * blocks,
-                 {p.x, p.dt, OUTPUT ? constant(p.y) : Tokens<const E>{}, OUTPUT ? p.z : Tokens<const E>{}});
+    const Tokens<const E> y = OUTPUT ? read_before(p.y, p.stream) : Tokens<const E>{};
+    Soon<E> soon(task, chunk, chunk.begin + CHUNK, p.T, V * blocks, {p.x, p.dt, y, OUTPUT ? p.z : Tokens<const E>{}});
     for (int64_t v = 0; v < V; v++) {
       soon.next(task.channel<R>(v + 1), LANES<R>, blocks);
       const R longest = enter(p, task, chunk, v, rooms, tile, OUTPUT ? nullptr : steps + v * LANES<R>);
@@ -113,6 +113,7 @@ void forward(const SelectiveScan<E>& p, const Task& task, Stack<R> scratch) {
     }
   }
   if (OUTPUT) {
+    if (p.stream) streamed();
     if (task.last) write_states(p.final_state + task.s * p.D * N, N, task, h);
     return;
   }

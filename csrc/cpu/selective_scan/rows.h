@@ -1,7 +1,7 @@
 // What a task keeps between chunks: rows of LANES channels of one state each, in scratch. Included by kernels only.
 #pragma once
 
-#include "../curves.h"
+#include "decay.h"
 #include "task.h"
 
 namespace ISA {
@@ -82,14 +82,13 @@ struct Reach {
 // The states that enter chunk i, from the checkpoints or to them.
 template <bool SAVE, typename E, typename R>
 void checkpoint(const SelectiveScan<E>& p, const Task& task, int64_t i, R* rows) {
-  for (int64_t v = 0; v < task.vectors<R>(); v++)
-    for (int64_t n = 0; n < p.N; n++, rows += LANES<R>) {
-      R* saved = p.checkpoints + ((i * p.B + task.row) * p.N + n) * p.D + task.channel<R>(v);
-      if (SAVE)
-        store(saved, load(rows), task.lanes<R>(v));
-      else
-        store(rows, load(saved, task.lanes<R>(v)));
-    }
+  for (int64_t v = 0; v < task.vectors<R>(); v++) {
+    R* const first = p.checkpoints + (i * p.B + task.row) * p.N * p.D + task.channel<R>(v);
+    const int64_t lanes = task.lanes<R>(v);
+    const Strip<R> saved{first, p.D, SAVE && p.stream && whole_lines(first, p.D, lanes)};
+    for (int64_t n = 0; n < p.N; n++, rows += LANES<R>)
+      SAVE ? saved.put(n, load(rows), lanes) : store(rows, load(saved.at(n), lanes));
+  }
 }
 
 // to [t, 2, N] <- b or c of the chunk's tokens.

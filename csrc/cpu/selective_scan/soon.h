@@ -36,9 +36,15 @@ struct Lines {
   static constexpr int64_t LINE = 64 / sizeof(E);
 };
 
-// What comes next, too far apart for the hardware to see it coming. Of tokens side by side the rows of the next chunk;
-// of channels side by side those of the next vectors: of a whole chunk's, which often lie 2^n bytes apart, L2 would keep
-// a few.
+// What is to be written, as far as it is read into the caches first.
+template <typename E>
+Tokens<const E> read_before(const Tokens<E>& x, bool stream) {
+  return stream && !x.turned() ? Tokens<const E>{} : constant(x);
+}
+
+// What comes next, too far apart for the hardware to see it coming. Where channels lie side by side the rows of the
+// next chunk; where tokens do those of the next vectors: of a whole chunk's, which often lie 2^n bytes apart, L2 would
+// keep a few.
 template <typename E>
 struct Soon {
   Lines<E> chunk, vectors;

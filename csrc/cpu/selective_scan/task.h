@@ -1,9 +1,10 @@
-// What a task of the selective scan walks over, and how a vector of channels gets in and out where tokens or channels lie
-// side by side. Included by the kernels only.
+// What a task of the selective scan walks over, and how a vector of channels gets in and out where tokens or channels
+// lie side by side. Included by the kernels only.
 #pragma once
 
 #include "../selective_scan.h"
 
+#include "../stream.h"
 #include "../turn.h"
 
 namespace ISA {
@@ -24,7 +25,7 @@ struct Task {
     const int64_t width = p.D / p.G;
     layer = index % p.splits();
     g = index / p.splits() % p.G;
-    segment = index / p.splits() / p.G % p.segments;
+    segment = p.segment(index);
     s = index / p.splits() / p.G / p.segments;
     d0 = g * width + layer * p.split;
     d1 = d0 + p.split < (g + 1) * width ? d0 + p.split : (g + 1) * width;
@@ -61,14 +62,28 @@ struct Chunk {
   }
 };
 
-// A vector of channels in the tokens of a chunk: `step` elements from one to the next.
+// A vector of channels in the tokens of a chunk: `step` elements from one to the next. What is written may go past the
+// caches, line by line.
 template <typename E>
 struct Strip {
   E* first;
   int64_t step;
+  bool past = false;
 
   INLINE_MEMBER E* at(int64_t t) const { return first + t * step; }
+  template <typename V>
+  INLINE_MEMBER void put(int64_t t, V v, int64_t lanes) const {
+    if constexpr (sizeof(V) == 64 && sizeof(E) == sizeof(Real<E>))
+      if (past) return stream_line(at(t), v);
+    store(at(t), v, lanes);
+  }
 };
+
+// Whether vectors so many elements apart are whole lines each.
+template <typename E>
+bool whole_lines(const E* first, int64_t step, int64_t lanes) {
+  return (reinterpret_cast<uintptr_t>(first) | step * sizeof(E) | lanes * sizeof(E)) % 64 == 0;
+}
 
 // Memory for the strips of tensors whose channels lie apart.
 template <typename E>
@@ -89,9 +104,11 @@ Strip<const E> read(const Tokens<const E>& x, const Task& task, const Chunk& chu
 
 // Where vector v of x is to be written, and then: it has been.
 template <typename E>
-Strip<E> open(const Tokens<E>& x, const Task& task, const Chunk& chunk, int64_t v, E* room) {
-  if (x.turned()) return {room, LANES<Real<E>>};
-  return {x.at(task.row, chunk.begin, task.channel<Real<E>>(v)), x.token};
+Strip<E> open(const Tokens<E>& x, const Task& task, const Chunk& chunk, int64_t v, E* room, bool stream) {
+  using R = Real<E>;
+  if (x.turned()) return {room, LANES<R>};
+  E* first = x.at(task.row, chunk.begin, task.channel<R>(v));
+  return {first, x.token, stream && whole_lines(first, x.token, task.lanes<R>(v))};
 }
 template <typename E>
 void close(const Tokens<E>& x, const Task& task, const Chunk& chunk, int64_t v, const E* room) {
