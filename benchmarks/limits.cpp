@@ -1,7 +1,7 @@
 // What one thread of this machine can do with operands in registers: FMAs, and the 2^(x y) that the scan's kernel uses.
 // Compiled by limits.py for the machine's best instruction set.
 
-#include "vec.h"
+#include "curves.h"
 
 // The compiler must take `value` for new, and may not leave out what computed it.
 #if defined(__x86_64__)

@@ -51,6 +51,8 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
   m.def(
       "selective_scan_crossing_back(Tensor dy, Tensor dt, Tensor a, Tensor c, Tensor? z, Tensor? dt_bias,"
       " bool dt_softplus) -> (Tensor added, Tensor left)");
+  // how many tasks torch's threads share, of S sequences of T tokens, D channels in G groups
+  m.def("selective_scan_tasks(int S, int T, int D, int G) -> int");
   // Steps advance `state` [B, ...], of any strides that their files name, in what is computed in or bfloat16; with
   // state_indices, int64 [B], states [S, ...]: token b has state state_indices[b], none where that is negative.
   // x, dt, z [B, D], b, c [B, G, N], state [B, D, N]

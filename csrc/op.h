@@ -1,6 +1,7 @@
 // What every op needs between torch and its kernels: memory, element types, threads.
 #pragma once
 
+#include <sys/mman.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -42,9 +43,19 @@ const Element* in(const Maybe& x) {
   return x ? in<Element>(*x) : nullptr;
 }
 
+// Asks for large pages where memory of several MB holds them whole, before it is touched for the first time.
+inline void in_large_pages(void* memory, int64_t bytes) {
+  constexpr uintptr_t PAGE = 2 << 20;
+  const uintptr_t start = reinterpret_cast<uintptr_t>(memory), first = (start + PAGE - 1) / PAGE * PAGE;
+  const uintptr_t end = (start + bytes) / PAGE * PAGE;
+  if (first + PAGE < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+}
+
 template <typename Element>
 Tensor empty(const Tensor& like, const Shape& sizes) {
-  return torch::stable::new_empty(like, sizes, TYPE<Element>);
+  const Tensor x = torch::stable::new_empty(like, sizes, TYPE<Element>);
+  in_large_pages(x.mutable_data_ptr(), x.numel() * sizeof(Element));
+  return x;
 }
 
 // Whether x [B, T, ..., D] lies as [B, ..., D, T]: as channels_first in lcikernels/ops/checks.py.

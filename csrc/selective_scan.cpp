@@ -1,11 +1,10 @@
-// Selective scan: checks, memory and threads around the kernels in cpu/selective_scan.
+// Selective scan: memory and threads around the kernels in cpu/selective_scan.
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <tuple>
 
-#include "checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/selective_scan.h"
 #include "op.h"
@@ -13,8 +12,6 @@
 namespace {
 
 using namespace op;
-using checks::Axes;
-using checks::require;
 
 constexpr const char* OP = "selective_scan";
 constexpr const char* STEP = "selective_scan_step";
@@ -28,10 +25,19 @@ int64_t split(int64_t pieces, int64_t width) {
   return split;
 }
 
-// Where channels are few, parts of a sequence run at once: 8 tasks in all, of at least 256 tokens. Never a matter of
-// the threads, for the bits of y depend on it.
+// Where channels are few, parts of a sequence run at once, of at least 256 tokens: each is walked twice, so that a cut
+// pays only for more than 8 tasks. Then there are 64. Never a matter of the threads, for the bits of y depend on it.
 int64_t segments(int64_t S, int64_t T, int64_t D) {
-  return std::clamp<int64_t>(8 / (S * ((D + 31) / 32)), 1, std::max<int64_t>(1, T / 256));
+  const int64_t whole = S * ((D + 31) / 32);
+  return whole * 2 > 8 ? 1 : std::clamp<int64_t>(64 / whole, 1, std::max<int64_t>(1, T / 256));
+}
+
+template <typename E>
+void cut(SelectiveScan<E>& p) {
+  p.segments = p.cu_seqlens ? 1 : segments(p.S, p.T, p.D);
+  p.length = (p.T / p.segments + p.CHUNK - 1) / p.CHUNK * p.CHUNK;
+  p.segments = p.cu_seqlens ? 1 : (p.T + p.length - 1) / p.length;
+  p.split = split(p.S * p.segments * p.G, p.D / p.G);
 }
 
 // b or c [B, T, N] or [B, T, G, N] where it lies; [B, N] or [B, G, N] of a step.
@@ -64,33 +70,14 @@ Tensor summed(const Tensor& memory, const Tensor& x) {
   return torch::stable::transpose(torch::stable::transpose(sum, 2, 3), 1, 2);
 }
 
-// The arguments that all passes read, checked; `leading` are the axes before D, those of a step without T.
+// The arguments that all passes read, of `lead` axes before D: of sequences B, T; of a step B.
 template <typename E>
-SelectiveScan<E> problem(const char* op, Axes leading, const Tensor& x, const Tensor& dt, const Tensor& a,
-                         const Tensor& b, const Tensor& c, const Maybe& d, const Maybe& z, const Maybe& dt_bias,
-                         bool dt_softplus) {
+SelectiveScan<E> problem(int64_t lead, const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b,
+                         const Tensor& c, const Maybe& d, const Maybe& z, const Maybe& dt_bias, bool dt_softplus) {
   using R = Real<E>;
-  const int64_t lead = leading.size(), D = x.size(lead), N = a.dim() == 2 ? a.size(1) : 1;
-  const auto with = [&](Axes more) {
-    more.insert(more.begin(), leading.begin(), leading.end());
-    return more;
-  };
   SelectiveScan<E> p{};
-  p.B = leading[0].size, p.T = lead == 2 ? leading[1].size : 1, p.D = D, p.N = N;
+  p.B = x.size(0), p.T = lead == 2 ? x.size(1) : 1, p.D = x.size(lead), p.N = a.size(1);
   p.G = b.dim() == lead + 2 ? b.size(lead) : 1;
-  const Axes stream = with({{"D", D}});
-  const Axes projected = b.dim() == lead + 2 ? with({{"G", p.G}, {"N", N}}) : with({{"N", N}});
-  const auto require_stream = lead == 2 ? checks::require_tokens : require;
-  const auto require_projected = lead == 2 ? checks::require_axes : require;
-  require_stream(op, "x", x, stream, TYPE<E>);
-  require_stream(op, "dt", dt, stream, TYPE<E>);
-  require(op, "a", a, {{"D", D}, {"N", N}}, TYPE<R>);
-  require_projected(op, "b", b, projected, TYPE<E>);
-  require_projected(op, "c", c, projected, TYPE<E>);
-  if (D % p.G) checks::refuse(op, "b", "such that its groups divide D=" + std::to_string(D), std::to_string(p.G));
-  if (d) require(op, "d", *d, {{"D", D}}, TYPE<R>);
-  if (z) require_stream(op, "z", *z, stream, TYPE<E>);
-  if (dt_bias) require(op, "dt_bias", *dt_bias, {{"D", D}}, TYPE<R>);
   p.dt_softplus = dt_softplus;
   p.x = tokens<const E>(x), p.dt = tokens<const E>(dt), p.z = tokens<const E>(z), p.a = in<R>(a);
   p.b = groups<E>(b, lead), p.c = groups<E>(c, lead);
@@ -103,25 +90,20 @@ template <typename E>
 SelectiveScan<E> sequences(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b, const Tensor& c,
                            const Maybe& d, const Maybe& z, const Maybe& dt_bias, bool dt_softplus,
                            const Maybe& initial_state, const Maybe& cu_seqlens) {
-  using R = Real<E>;
-  if (x.dim() != 3) checks::refuse(OP, "x", "[B, T, D]", "shape " + checks::tuple(x.sizes()));
-  const Axes leading = {{"B", x.size(0)}, {"T", x.size(1)}};
-  SelectiveScan<E> p = problem<E>(OP, leading, x, dt, a, b, c, d, z, dt_bias, dt_softplus);
-  if (cu_seqlens) {
-    if (p.B != 1)
-      checks::refuse(OP, "cu_seqlens", "given only with B=1 (packed sequences share one row)",
-                     "B=" + std::to_string(p.B));
-    checks::require_boundaries(OP, "cu_seqlens", *cu_seqlens, p.T);
-    p.cu_seqlens = in<int32_t>(cu_seqlens);
-  }
+  SelectiveScan<E> p = problem<E>(2, x, dt, a, b, c, d, z, dt_bias, dt_softplus);
+  p.cu_seqlens = in<int32_t>(cu_seqlens);
   p.S = cu_seqlens ? cu_seqlens->size(0) - 1 : p.B;
-  if (initial_state) require(OP, "initial_state", *initial_state, {{"S", p.S}, {"D", p.D}, {"N", p.N}}, TYPE<R>);
-  p.initial_state = in<R>(initial_state);
-  p.segments = cu_seqlens ? 1 : segments(p.S, p.T, p.D);
-  p.length = (p.T / p.segments + p.CHUNK - 1) / p.CHUNK * p.CHUNK;
-  p.segments = cu_seqlens ? 1 : (p.T + p.length - 1) / p.length;
-  p.split = split(p.S * p.segments * p.G, p.D / p.G);
+  p.initial_state = in<Real<E>>(initial_state);
+  cut(p);
   return p;
+}
+
+// How many tasks a pass has on torch's threads, for tests to count.
+int64_t tasks(int64_t S, int64_t T, int64_t D, int64_t G) {
+  SelectiveScan<float> p{};
+  p.S = S, p.T = T, p.D = D, p.G = G;
+  cut(p);
+  return p.tasks();
 }
 
 template <typename E>
@@ -130,11 +112,12 @@ int64_t chunks(const SelectiveScan<E>& p) {
 }
 
 template <typename E, typename Kernel>
-void run(const SelectiveScan<E>& p, Kernel kernel) {
+void run(const SelectiveScan<E>& p, Kernel kernel, int64_t left_out = -1) {
   using R = Real<E>;
   const int64_t bytes = PICK(selective_scan_scratch<E>)(p) * sizeof(R);
-  parallel(p.tasks(), p.B * p.T * p.D * p.N, bytes,
-           [&](int64_t task, void* scratch) { kernel(p, task, static_cast<R*>(scratch)); });
+  parallel(p.tasks(), p.B * p.T * p.D * p.N, bytes, [&](int64_t task, void* scratch) {
+    if (p.segment(task) != left_out) kernel(p, task, static_cast<R*>(scratch));
+  });
 }
 
 // States [S, segments, D, N] where the segments meet, in order: `edge` at the first, then left * state + added of each.
@@ -143,13 +126,15 @@ template <typename R>
 Tensor chain(const Tensor& added, const Tensor& left, const Maybe& edge, bool reverse) {
   const int64_t S = added.size(0), segments = added.size(1), DN = added.size(2) * added.size(3);
   Tensor states = torch::stable::empty_like(added);
+  const R *gain = in<R>(added), *rest = in<R>(left), *first = in<R>(edge);
+  R* const state = out<R>(states);
   for (int64_t s = 0; s < S; s++)
     for (int64_t k = 0; k < segments; k++) {
       const int64_t here = s * segments + (reverse ? segments - 1 - k : k), before = here + (reverse ? 1 : -1);
       for (int64_t i = 0; i < DN; i++)
-        out<R>(states)[here * DN + i] =
-            k ? in<R>(left)[before * DN + i] * out<R>(states)[before * DN + i] + in<R>(added)[before * DN + i]
-              : edge ? in<R>(*edge)[s * DN + i] : R(0);
+        state[here * DN + i] = k       ? rest[before * DN + i] * state[before * DN + i] + gain[before * DN + i]
+                               : first ? first[s * DN + i]
+                                       : R(0);
     }
   return states;
 }
@@ -166,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& dt, co
     if (p.segments > 1) {
       const Tensor added = empty<R>(x, {p.S, p.segments, p.D, p.N}), left = torch::stable::empty_like(added);
       p.added = out<R>(added), p.left = out<R>(left);
-      run(p, PICK(selective_scan_crossing<E>));
+      run(p, PICK(selective_scan_crossing<E>), p.segments - 1);
       entering = chain<R>(added, left, initial_state, false);
       p.initial_state = in<R>(entering);
     }
@@ -187,9 +172,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     using E = decltype(element);
     using R = Real<E>;
     auto p = sequences<E>(x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens);
-    checks::require_tokens(OP, "dy", dy, {{"B", p.B}, {"T", p.T}, {"D", p.D}}, TYPE<E>);
-    if (dfinal_state) require(OP, "dfinal_state", *dfinal_state, {{"S", p.S}, {"D", p.D}, {"N", p.N}}, TYPE<R>);
-    require(OP, "checkpoints", checkpoints, {{"chunks", chunks(p)}, {"B", p.B}, {"N", p.N}, {"D", p.D}}, TYPE<R>);
     p.dy = tokens<const E>(dy), p.dfinal_state = in<R>(dfinal_state);
     p.checkpoints = const_cast<R*>(in<R>(checkpoints));
 
@@ -198,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
     Maybe behind;
     if (p.segments > 1) {
       p.added = out<R>(dinitial_state), p.left = out<R>(da);
-      run(p, PICK(selective_scan_crossing_back<E>));
+      run(p, PICK(selective_scan_crossing_back<E>), 0);
       behind = chain<R>(dinitial_state, da, dfinal_state, true);
       p.dfinal_state = in<R>(behind);
     }
@@ -251,13 +233,10 @@ Tensor step(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b,
             const Maybe& z, const Maybe& dt_bias, bool dt_softplus, const Tensor& state, const Maybe& state_indices) {
   return with_element(STEP, "x", x, [&](auto element) {
     using E = decltype(element);
-    if (x.dim() != 2) checks::refuse(STEP, "x", "[B, D]", "shape " + checks::tuple(x.sizes()));
-    auto p = problem<E>(STEP, {{"B", x.size(0)}}, x, dt, a, b, c, d, z, dt_bias, dt_softplus);
+    auto p = problem<E>(1, x, dt, a, b, c, d, z, dt_bias, dt_softplus);
     return with_state<E>(state, [&](auto number) {
       using S = decltype(number);
       const auto states = op::states<S>(STEP, state, {{"B", p.B}, {"D", p.D}, {"N", p.N}}, state_indices);
-      if (p.N > 1 && states.strides[1] != 1)
-        checks::refuse(STEP, "state", "contiguous in its last axis", "strides " + checks::tuple(state.strides()));
       Tensor y = torch::stable::empty_like(x);
       p.y = tokens<E>(y);
       const int64_t blocks = (p.D + p.STEP_CHANNELS - 1) / p.STEP_CHANNELS;
@@ -276,4 +255,8 @@ STABLE_TORCH_LIBRARY_IMPL(lcikernels_cpp, CPU, m) {
   m.impl("selective_scan_crossing", TORCH_BOX(&crossing));
   m.impl("selective_scan_crossing_back", TORCH_BOX(&crossing_back));
   m.impl("selective_scan_step", TORCH_BOX(&step));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lcikernels_cpp, CompositeExplicitAutograd, m) {
+  m.impl("selective_scan_tasks", TORCH_BOX(&tasks));
 }

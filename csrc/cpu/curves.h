@@ -60,27 +60,6 @@ INLINE Floats exp2(Floats t) {
 }
 #endif
 
-// 2^(x y), within 2 ulp where there is an FMA and |x y| < REACH: what is reduced is the exact product.
-// BOUNDED: it is below REACH in every lane. If not, a lane has the bits that it would have among others that are.
-constexpr float REACH = BYTES == 64 ? 1e6f : 126.0f;
-template <bool BOUNDED>
-INLINE Floats exp2_of_product(Floats x, Floats y) {
-#if defined(__AVX512F__)
-  const Floats m = fma(x, y, splat(MAGIC)), n = m - MAGIC;
-  const Floats power = times_exp2(exp2_of_fraction(fma(x, y, -n)), n);
-#else
-  const Floats m = fma(x, y, splat(MAGIC + 127)), n = m - (MAGIC + 127);   // the low bits of m are 2^n's exponent
-  const Floats power = exp2_of_fraction(fma(x, y, -n)) * (Floats)((Ints)m << 23);
-#endif
-  if (BOUNDED) return power;
-  const Floats product = x * y;
-  return (product < 0 ? -product : product) < REACH ? power : exp2(product);
-}
-template <bool BOUNDED>
-INLINE Doubles exp2_of_product(Doubles x, Doubles y) {
-  return exp2(x * y);
-}
-
 // The larger; a NaN stays one.
 INLINE Floats at_least(Floats x, float least) {
 #if defined(__AVX512F__)

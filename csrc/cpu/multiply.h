@@ -20,16 +20,16 @@ struct Sums {
     second = fma(splat(*a), b1, second);
     below.add(a + step, step, b0, b1);
   }
-  INLINE_MEMBER void put(R* c, R keep) const {
+  INLINE_MEMBER void put(R* c, int64_t step, R keep) const {
     store(c, keep == 0 ? first : fma(splat(keep), load(c), first));
     store(c + LANES<R>, keep == 0 ? second : fma(splat(keep), load(c + LANES<R>), second));
-    below.put(c + W<R>, keep);
+    below.put(c + step, step, keep);
   }
 };
 template <typename R>
 struct Sums<0, R> {
   INLINE_MEMBER void add(const R*, int64_t, Vec<R>, Vec<R>) {}
-  INLINE_MEMBER void put(R*, R) const {}
+  INLINE_MEMBER void put(R*, int64_t, R) const {}
 };
 
 // Two vectors wide: the sums take 28 of 32 registers, or 12 of 16.
@@ -39,10 +39,11 @@ constexpr int TALLEST = 14;
 constexpr int TALLEST = 6;
 #endif
 
-// A[d, r] is a[d W + r]. TURNED, where A is the transpose of what lies in panels, it is a[r W + d], and every W-th d is
+// Row r of C is c + r step. A[d, r] is a[d W + r]. TURNED, where A is the transpose of what lies in panels, it is a[r W + d], and every W-th d is
 // a `jump` further on.
 template <int ROWS, bool TURNED, typename R>
-__attribute__((noinline)) void tile(const R* a, int64_t jump, const R* b, int64_t depth, R keep, R* c) {
+__attribute__((noinline)) void tile(const R* a, int64_t jump, const R* b, int64_t depth, R keep, R* c,
+                                    int64_t step) {
   Sums<ROWS, R> sums;
   while (depth > 0) {
     const int64_t run = depth < W<R> ? depth : W<R>;
@@ -51,14 +52,15 @@ __attribute__((noinline)) void tile(const R* a, int64_t jump, const R* b, int64_
     if (TURNED) a += jump;
     depth -= run;
   }
-  keep == 0 ? sums.put(c, R(0)) : sums.put(c, keep);  // twice, for the choice to be made once
+  keep == 0 ? sums.put(c, step, R(0)) : sums.put(c, step, keep);  // twice, for the choice to be made once
 }
 
 template <int ROWS, bool TURNED, typename R>
-INLINE void tile_of(int64_t rows, const R* a, int64_t jump, const R* b, int64_t depth, R keep, R* c) {
+INLINE void tile_of(int64_t rows, const R* a, int64_t jump, const R* b, int64_t depth, R keep, R* c,
+                    int64_t step = W<R>) {
   if constexpr (ROWS > 1)
-    if (rows < ROWS) return tile_of<ROWS - 1, TURNED>(rows, a, jump, b, depth, keep, c);
-  tile<ROWS, TURNED>(a, jump, b, depth, keep, c);
+    if (rows < ROWS) return tile_of<ROWS - 1, TURNED>(rows, a, jump, b, depth, keep, c, step);
+  tile<ROWS, TURNED>(a, jump, b, depth, keep, c, step);
 }
 
 // c = keep c + a^T b, or TURNED a b, for one panel of b and c, in equally high tiles: 32 rows are 11, 11 and 10.

@@ -43,6 +43,7 @@ struct SelectiveScan {
 
   int64_t splits() const { return (D / G + split - 1) / split; }
   int64_t tasks() const { return S * segments * G * splits(); }
+  int64_t segment(int64_t task) const { return task / splits() / G % segments; }
 };
 
 // Each does one of p.tasks() and owns `scratch`, which holds selective_scan_scratch() numbers, 64-byte aligned; the

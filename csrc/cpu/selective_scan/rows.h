@@ -1,7 +1,7 @@
 // What a task keeps between chunks: rows of LANES channels of one state each, in scratch. Included by kernels only.
 #pragma once
 
-#include "../curves.h"
+#include "decay.h"
 #include "task.h"
 
 namespace ISA {

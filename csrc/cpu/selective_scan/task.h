@@ -24,7 +24,7 @@ struct Task {
     const int64_t width = p.D / p.G;
     layer = index % p.splits();
     g = index / p.splits() % p.G;
-    segment = index / p.splits() / p.G % p.segments;
+    segment = p.segment(index);
     s = index / p.splits() / p.G / p.segments;
     d0 = g * width + layer * p.split;
     d1 = d0 + p.split < (g + 1) * width ? d0 + p.split : (g + 1) * width;

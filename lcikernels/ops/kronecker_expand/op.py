@@ -21,6 +21,7 @@ backends.table(
     OP,
     {
         "cuda": backends.Backend(f"{HERE}.cuda", on_cuda),
+        "cpp": backends.Backend(f"{HERE}.cpp", extension.on_cpu),
         "torch": backends.Backend(f"{HERE}.blocked", backends.anywhere),
     },
 )

@@ -50,6 +50,8 @@ def backward(
     every: int,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, dt, a, b, c, d, z, dt_bias and the initial state; empty where one is missing."""
+    if cu_seqlens is not None:
+        boundaries("selective_scan", cu_seqlens, x.shape[1])
     inputs = prepare(x, dt, a, b, c, d, z, dt_bias)
     state, bounds = contiguous(initial_state), contiguous(cu_seqlens)
     checkpoints = checkpoints.view(-1, x.shape[0], a.shape[1], a.shape[0])
