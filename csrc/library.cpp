@@ -70,6 +70,9 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
       " float scale, Tensor? initial_state, Tensor? cu_seqlens, bool need_log_decay)"
       " -> (Tensor dq, Tensor dk, Tensor dv, Tensor dlog_decay, Tensor dinitial_state)");
   // y and z are k and v, or, back, q and grad_o
+  m.def(
+      "retention_tasks(Tensor q, Tensor k, Tensor v, Tensor log_decay) -> (int forward, int backward,"
+      " int backward_without_rates)");
   m.def("retention_crossing(Tensor y, Tensor z, Tensor log_decay, float scale, bool back) -> Tensor added");
   // q [B, Hq, K], k [B, Hk, K], v [B, Hv, V], state [B, H, K, V]
   m.def(

@@ -80,9 +80,10 @@ Tokens<Element> tokens(const Maybe& x) {
   return x ? tokens<Element>(*x) : Tokens<Element>{};
 }
 
-// x [B, T, heads, width] where it lies, with a contiguous last axis.
+// x [B, T, heads, width] where it lies, with a contiguous last axis, or one token of each row, [B, heads, width].
 template <typename Element>
 Heads<const Element> heads(const Tensor& x) {
+  if (x.dim() == 3) return {in<Element>(x), x.stride(0), 0, x.stride(1)};
   return {in<Element>(x), x.stride(0), x.stride(1), x.stride(2)};
 }
 

@@ -25,7 +25,7 @@ struct Retention {
   R scale;
 
   Heads<const E> q, k, v;                  // [B, T, Hq, K], [B, T, Hk, K], [B, T, Hv, V]
-  const R* log_decay;                      // [H], or [B, T, H] where per_token
+  Heads<const R> log_decay;                // [H], or [B, T, H] where per_token
   const R* initial_state;                  // [N, H, K, V]     may be null: zero
   const int32_t* cu_seqlens;               // [N + 1]          may be null: nothing is packed
   // Forward.
@@ -41,6 +41,9 @@ struct Retention {
 
   int64_t splits() const { return (V + columns - 1) / columns; }
   int64_t tasks() const { return N * (H / heads) * splits(); }
+  // In the backward the scan in order and the reversed one are tasks of their own where neither needs the other.
+  int64_t scans() const { return dlog_decay ? 1 : 2; }
+  int64_t backward_tasks() const { return scans() * tasks(); }
   // Tasks that have a part in the gradient of a tensor with Hx heads: those that share its heads, times `splits` where
   // each sees some columns of V only.
   int64_t layers(int64_t Hx, int64_t splits) const { return (H / Hx > heads ? H / Hx / heads : 1) * splits; }
@@ -51,10 +54,9 @@ struct RetentionStep {
   using R = Real<E>;
 
   int64_t B, Hq, Hk, Hv, H, K, V;
-  bool per_token;                          // log_decay is [B, H], not [H]
   R scale;
-  const E *q, *k, *v;                      // [B, Hq, K], [B, Hk, K], [B, Hv, V]
-  const R* log_decay;
+  Heads<const E> q, k, v;                  // [B, Hq, K], [B, Hk, K], [B, Hv, V]
+  Heads<const R> log_decay;                // [H], or [B, H]
   E* o;                                    // [B, H, V]
 };
 

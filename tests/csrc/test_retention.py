@@ -1,11 +1,15 @@
 """The compiled retention on every instruction set: what the shapes of tests/ops do not reach."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from tolerance import assert_agrees
 
 from lcikernels import retention, retention_step
 from lcikernels.ops.retention.reference import retention as reference
+
+OPS = torch.ops.lcikernels_cpp
 
 # B, T, Hq, Hk, Hv, K, V
 SHAPES = {
@@ -84,20 +88,47 @@ def test_packed_sequences_and_rows_of_a_batch_have_the_same_bits(instruction_set
         assert torch.equal(x.flatten(), y.flatten())
 
 
+@contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("shape", ["V in parts, q and k shared", "three heads share q, two share k"])
-def test_the_number_of_threads_changes_no_bit(instruction_set, shape):
+@pytest.mark.parametrize("learned_rates", [False, True])
+def test_the_number_of_threads_changes_no_bit(instruction_set, shape, learned_rates):
+    """Nor does the number of tasks: with more threads than cores there are more."""
     B, T, Hq, Hk, Hv, K, V = SHAPES[shape]
     arguments = inputs(B, 300, Hq, Hk, Hv, K, V, per_token=True)  # work enough for two threads
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 2):
-            torch.set_num_threads(count)
+    arguments["log_decay"].requires_grad_(learned_rates)
+    results = []
+    for count in (1, 2, 16):
+        with threads(count):
             results.append(run(arguments))
-    finally:
-        torch.set_num_threads(threads)
     for others in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(results[0], others))
+
+
+# B, Hq, H, V: the tasks of the forward pass on 1, 16 and 64 threads, of the backward with and without rates
+TASKS = {
+    "RetNet": ((2, 4, 4, 256), (8, 16, 64), (8, 16)),
+    "RetNet, a batch of 8 with 8 heads": ((8, 8, 8, 256), (64, 64, 64), (64, 128)),
+    "Mamba-2": ((1, 1, 24, 64), (24, 24, 48), (8, 16)),
+    "Mamba-2, a batch of 8": ((8, 1, 24, 64), (192, 192, 192), (64, 128)),
+}
+
+
+@pytest.mark.parametrize("shape, forward, backward", TASKS.values(), ids=TASKS)
+def test_there_are_tasks_for_many_cores(shape, forward, backward):
+    B, Hq, H, V = shape
+    q, v, log_decay = torch.empty(B, 1, Hq, 8), torch.empty(B, 1, H, V), torch.empty(H)
+    for count, want in zip((1, 16, 64), forward):
+        with threads(count):
+            assert OPS.retention_tasks(q, q, v, log_decay) == (want, *backward)
 
 
 @pytest.mark.parametrize("where", ["q", "k", "v", "log_decay", "initial_state"])
@@ -127,56 +158,27 @@ def test_a_state_in_any_layout_is_updated_in_place(instruction_set):
     assert torch.equal(state, twin)
 
 
-OPS = torch.ops.lcikernels_cpp
-R = torch.randn
-GOOD = {
-    "q": R(2, 5, 2, 4),
-    "k": R(2, 5, 1, 4),
-    "v": R(2, 5, 2, 3),
-    "log_decay": -torch.rand(2),
-    "scale": 0.5,
-    "initial_state": R(2, 2, 4, 3),
-    "cu_seqlens": None,
-}
-BAD = {
-    "q must be [B, T, Hq, K]": {"q": R(2, 5, 4)},
-    "q must be Float, Double or BFloat16, got Half": {"q": R(2, 5, 2, 4).half()},
-    "k must be [B, T, Hk, K]": {"k": R(2, 5, 4)},
-    "k must be [B, T, Hk, K] with K=4, got 6": {"k": R(2, 5, 1, 6)},
-    "k must be Float, got Double": {"k": R(2, 5, 1, 4).double()},
-    "v must be [B, T, Hv, V] with T=5, got 6": {"v": R(2, 6, 2, 3)},
-    "v must be [B, T, Hv, V] with V at least 1": {"v": R(2, 5, 2, 0)},
-    "v must be contiguous": {"v": R(2, 5, 3, 2).mT},
-    "q must be such that its heads divide 3": {"v": R(2, 5, 3, 3), "initial_state": None},
-    "log_decay must be [H] with H=2, got 3": {"log_decay": -torch.rand(3)},
-    "log_decay must be [B, T, H]": {"log_decay": -torch.rand(2, 2)},
-    "log_decay must be Float": {"log_decay": -torch.rand(2).double()},
-    "initial_state must be [N, H, K, V] with V=3, got 4": {"initial_state": R(2, 2, 4, 4)},
-    "cu_seqlens must be given only with B=1": {"cu_seqlens": torch.tensor([0, 5], dtype=torch.int32)},
-}
+def spread(x):
+    """The same numbers, in memory of which they are every second element but along the last axis."""
+    wide = torch.full((*x.shape[:-2], 2 * x.shape[-2], x.shape[-1]), torch.nan, dtype=x.dtype)
+    wide[..., ::2, :] = x
+    return wide[..., ::2, :]
 
 
-@pytest.mark.parametrize("sentence, wrong", BAD.items(), ids=BAD)
-def test_the_library_itself_refuses_what_does_not_fit(instruction_set, sentence, wrong):
-    with pytest.raises(RuntimeError) as refusal:
-        OPS.retention_forward(*(GOOD | wrong).values())
-    assert str(refusal.value).startswith(f"retention: {sentence}")
-
-
-@pytest.mark.parametrize("bounds", [(0, 4), (1, 5), (0, 3, 2, 5)])
-def test_the_library_itself_refuses_boundaries_out_of_order(instruction_set, bounds):
-    one = {name: x[:1] if name in {"q", "k", "v"} else x for name, x in GOOD.items()}
-    one |= {"initial_state": None, "cu_seqlens": torch.tensor(bounds, dtype=torch.int32)}
-    with pytest.raises(RuntimeError, match="retention: cu_seqlens must be 0 first, T=5 last and never"):
-        OPS.retention_forward(*one.values())
-
-
-def test_the_library_itself_refuses_gradients_and_states_of_another_shape(instruction_set):
-    for grad_o, grad_state, sentence in (
-        (R(2, 5, 2, 4), None, r"grad_o must be \[B, T, H, V\] with V=3"),
-        (R(2, 5, 2, 3), R(1, 2, 4, 3), r"dfinal_state must be \[N, H, K, V\] with N=2"),
-    ):
-        with pytest.raises(RuntimeError, match=f"retention: {sentence}"):
-            OPS.retention_backward(grad_o, grad_state, *GOOD.values(), False)
-    with pytest.raises(RuntimeError, match=r"retention_step: state must be \[B, H, K, V\] with K=4, got 3"):
-        OPS.retention_step(R(2, 2, 4), R(2, 1, 4), R(2, 2, 3), -torch.rand(2), R(2, 2, 3, 3), 0.5, None)
+def test_heads_and_rates_are_read_where_they_lie(instruction_set):
+    q, k, v = torch.randn(2, 40, 2, 5), torch.randn(2, 40, 1, 5), torch.randn(2, 40, 2, 7)
+    rates = -torch.rand(2, 40, 2)
+    views = [*map(spread, (q, k, v)), spread(rates.mT).mT]
+    grad_o = torch.randn(2, 40, 2, 7)
+    arguments, tail = (q, k, v, rates), (0.5, None, None)
+    assert torch.equal(OPS.retention_forward(*views, *tail)[0], OPS.retention_forward(*arguments, *tail)[0])
+    got = OPS.retention_backward(spread(grad_o), None, *views, *tail, True)
+    want = OPS.retention_backward(grad_o, None, *arguments, *tail, True)
+    assert all(torch.equal(x, y) for x, y in zip(got, want))
+    added = OPS.retention_crossing(views[1], views[2], views[3], 1.0, False)
+    assert torch.equal(added, OPS.retention_crossing(k, v, rates, 1.0, False))
+    state = torch.randn(2, 2, 5, 7)
+    states = state, state.clone()
+    tokens = [[x[:, 3] for x in side] for side in (views, arguments)]
+    got, want = (OPS.retention_step(*side, state, 0.5, None) for side, state in zip(tokens, states))
+    assert torch.equal(got, want) and torch.equal(*states)

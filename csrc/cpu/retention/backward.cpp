@@ -118,12 +118,12 @@ int64_t retention_backward_scratch(const Retention<E>& p) {
 template <typename E>
 void retention_backward(const Retention<E>& p, int64_t index, Real<E>* scratch) {
   const FlushSubnormals here;
-  Task<E> task(p, index, scratch);
+  Task<E> task(p, index / p.scans(), scratch);
   const Kept<Real<E>> kept(task.w, p.T, p.dlog_decay);
   for (int64_t h = task.head; h < task.head + p.heads; h++) {
     Backward<E> head{{task, h}, kept};
-    head.in_order();
-    head.reversed();
+    if (p.scans() == 1 || index % 2 == 0) head.in_order();
+    if (p.scans() == 1 || index % 2 == 1) head.reversed();
   }
 }
 

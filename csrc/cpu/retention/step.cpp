@@ -75,10 +75,10 @@ void retention_step(const RetentionStep<E>& p, const States<S>& states, int64_t 
     return;
   }
   Token<E, S> token;
-  token.q = p.q + (b * p.Hq + h / (p.H / p.Hq)) * p.K;
-  token.k = p.k + (b * p.Hk + h / (p.H / p.Hk)) * p.K;
-  token.v = p.v + (b * p.Hv + h / (p.H / p.Hv)) * p.V;
-  token.decay = splat(R(::exp(double(p.log_decay[p.per_token ? task : h]))));
+  token.q = p.q.at(b, 0, h / (p.H / p.Hq));
+  token.k = p.k.at(b, 0, h / (p.H / p.Hk));
+  token.v = p.v.at(b, 0, h / (p.H / p.Hv));
+  token.decay = splat(R(::exp(double(*p.log_decay.at(b, 0, h)))));
   token.state = state + h * states.strides[0];
   if (column == 1 || p.V == 1)
     token.along_rows(p, row, o);

@@ -89,8 +89,7 @@ struct Head {
   Workspace<R>& w = task.w;
   const Rows<const E> q = task.rows(p.q, h, p.Hq), k = task.rows(p.k, h, p.Hk);
   const Rows<const E> v = task.rows(p.v, h, p.Hv, task.v0), grad_o = task.rows(p.grad_o, h, p.H, task.v0);
-  const Rows<const R> rates =
-      p.per_token ? task.rows(p.log_decay, h, p.H, 1) : Rows<const R>{p.log_decay + h, 0};
+  const Rows<const R> rates = task.rows(p.log_decay, h, p.H);
 
   // k and v are what is written, as they are in order.
   void enter_in_order(const Chunk& chunk) const {

@@ -19,11 +19,8 @@ def forward(
     """o [B, T, H, V] and the final state [B or N, H, K, V]."""
     if cu_seqlens is not None:
         boundaries("retention", cu_seqlens, q.shape[1])
-    heads, (rates, *states) = (
-        map(along_rows, (q, k, v)),
-        map(contiguous, (log_decay, initial_state, cu_seqlens)),
-    )
-    return torch.ops.lcikernels_cpp.retention_forward(*heads, rates, scale, *states)
+    heads, states = map(along_rows, (q, k, v)), map(contiguous, (initial_state, cu_seqlens))
+    return torch.ops.lcikernels_cpp.retention_forward(*heads, log_decay, scale, *states)
 
 
 def backward(
@@ -40,23 +37,19 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, log_decay ([1], any number, where it is not needed) and the initial state."""
     grad_o, q, k, v = map(along_rows, (grad_o, q, k, v))
-    grad_state, rates, *states = map(contiguous, (grad_state, log_decay, initial_state, cu_seqlens))
-    inputs = grad_o, grad_state, q, k, v, rates, scale, *states, need_log_decay
+    grad_state, *states = map(contiguous, (grad_state, initial_state, cu_seqlens))
+    inputs = grad_o, grad_state, q, k, v, log_decay, scale, *states, need_log_decay
     return torch.ops.lcikernels_cpp.retention_backward(*inputs)
 
 
 def crossing(k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
     """What all tokens add to the state that enters them, [B, H, K, V]."""
-    H = log_decay.shape[-1]
-    v = v if H in (k.shape[2], v.shape[2]) else v.repeat_interleave(H // v.shape[2], 2)
-    rows = map(along_rows, (k, v))
-    return torch.ops.lcikernels_cpp.retention_crossing(*rows, log_decay.contiguous(), 1.0, False)
+    return torch.ops.lcikernels_cpp.retention_crossing(*map(along_rows, (k, v)), log_decay, 1.0, False)
 
 
 def crossing_back(q: Tensor, grad_o: Tensor, log_decay: Tensor, scale: float) -> Tensor:
     """What they add to the gradient of that state, [B, H, K, V]."""
-    rows = map(along_rows, (q, grad_o))
-    return torch.ops.lcikernels_cpp.retention_crossing(*rows, log_decay.contiguous(), scale, True)
+    return torch.ops.lcikernels_cpp.retention_crossing(*map(along_rows, (q, grad_o)), log_decay, scale, True)
 
 
 def takes(state: Tensor, dtype: torch.dtype) -> bool:
@@ -76,5 +69,5 @@ def step(
     state_indices: Tensor | None,
 ) -> Tensor:
     """o [B, H, V]; `state` is updated in place."""
-    inputs = map(contiguous, (q, k, v, log_decay))
-    return torch.ops.lcikernels_cpp.retention_step(*inputs, state, scale, int64(state_indices))
+    heads = map(along_rows, (q, k, v))
+    return torch.ops.lcikernels_cpp.retention_step(*heads, log_decay, state, scale, int64(state_indices))
