@@ -4,7 +4,7 @@ import pytest
 import torch
 from tolerance import assert_agrees
 
-from lcikernels import causal_conv1d, causal_conv1d_step, extension
+from lcikernels import causal_conv1d, causal_conv1d_step
 from lcikernels.ops.causal_conv1d.reference import causal_conv1d as reference
 
 # B, T, D, W: a segment is 256 tokens, a tile 16, a block 512 channels
@@ -156,55 +156,3 @@ def test_a_step_updates_the_state_it_was_given_whatever_its_strides(instruction_
     y = causal_conv1d_step(x, weight, state=state, backend="cpp")
     assert torch.equal(y, causal_conv1d_step(x.contiguous(), weight, state=dense, backend="cpp"))
     assert torch.equal(state, dense)
-
-
-def library_call(**changes):
-    zeros = torch.zeros
-    arguments = dict(x=zeros(2, 33, 17), weight=zeros(17, 4), bias=None, silu=True, initial_state=None)
-    return torch.ops.lcikernels_cpp.causal_conv1d_forward(**arguments | {"cu_seqlens": None} | changes)
-
-
-MISFITS = {
-    "x must be [B, T, D], got shape (33, 17)": {"x": torch.zeros(33, 17)},
-    "x must be Float, Double or BFloat16, got Half": {"x": torch.zeros(2, 33, 17).half()},
-    "x must be [B, T, D] with T at least 1, got 0 on axis 1 of shape (2, 0, 17)": {
-        "x": torch.zeros(2, 0, 17)
-    },
-    "x must be contiguous in D or in T, got strides (1122, 34, 2)": {"x": torch.zeros(2, 33, 34)[..., ::2]},
-    "weight must be [D, W], got shape (17,)": {"weight": torch.zeros(17)},
-    "weight must be [D, W] with D=17, got 16 on axis 0 of shape (16, 4)": {"weight": torch.zeros(16, 4)},
-    "weight must be [D, W] with W at least 1, got 0 on axis 1 of shape (17, 0)": {
-        "weight": torch.zeros(17, 0)
-    },
-    "weight must be Float, got Double": {"weight": torch.zeros(17, 4).double()},
-    "bias must be [D] with D=17, got 18 on axis 0 of shape (18,)": {"bias": torch.zeros(18)},
-    "initial_state must be [S, D, W-1] with W-1=3, got 4 on axis 2 of shape (2, 17, 4)": {
-        "initial_state": torch.zeros(2, 17, 4)
-    },
-    "cu_seqlens must be given only with B=1 (packed sequences share one row), got B=2": {
-        "cu_seqlens": torch.tensor([0, 33], dtype=torch.int32)
-    },
-    "cu_seqlens must be 0 first, T=33 last and never falling, got (0, 20, 10, 33)": {
-        "x": torch.zeros(1, 33, 17),
-        "cu_seqlens": torch.tensor([0, 20, 10, 33], dtype=torch.int32),
-    },
-}
-
-
-@pytest.mark.skipif(extension.WHY_NOT is not None, reason=str(extension.WHY_NOT))
-@pytest.mark.parametrize("sentence", MISFITS)
-def test_the_library_refuses_what_does_not_fit(sentence):
-    library_call()
-    with pytest.raises(RuntimeError) as refusal:
-        library_call(**MISFITS[sentence])
-    assert f"causal_conv1d: {sentence}" in str(refusal.value)
-
-
-@pytest.mark.skipif(extension.WHY_NOT is not None, reason=str(extension.WHY_NOT))
-def test_the_library_refuses_another_sequences_gradients_and_state():
-    x, weight = torch.zeros(2, 5, 7), torch.zeros(7, 4)
-    library = torch.ops.lcikernels_cpp
-    with pytest.raises(RuntimeError, match=r"causal_conv1d: dy must be .* with T=5, got 4"):
-        library.causal_conv1d_backward(x[:, :4], None, x, weight, None, True, None, None)
-    with pytest.raises(RuntimeError, match=r"causal_conv1d_step: state must be .* with B=2, got 1"):
-        library.causal_conv1d_step(x[:, 0], weight, None, True, torch.zeros(1, 7, 3), None, None)
