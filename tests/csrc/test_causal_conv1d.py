@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from layouts import transposed
 from tolerance import assert_agrees
 
 from lcikernels import causal_conv1d, causal_conv1d_step
@@ -86,6 +87,22 @@ def test_float64_is_exact_to_float64(instruction_set):
     )
     for x, y in zip(got, want):
         assert (x - y).abs().max() <= 1e-13 * y.abs().max()
+
+
+@pytest.mark.parametrize("layout", [torch.clone, transposed])
+def test_what_goes_past_the_caches_has_the_same_bits(instruction_set, layout, past_caches):
+    """One of two rows fits; they are of no whole number of cache lines."""
+    D = 1539
+
+    def results(x):
+        x = layout(x).requires_grad_()
+        y = compiled(x=x, weight=weight, bias=bias, activation="silu")
+        return y, *torch.autograd.grad(y.sum(), x)
+
+    x, weight, bias = torch.randn(2, past_caches // (4 * 2 * 2 * D) + 1, D), torch.randn(D, 4), torch.randn(D)
+    whole = results(x)
+    for b in range(2):
+        assert all(torch.equal(u[b : b + 1], v) for u, v in zip(whole, results(x[b : b + 1])))
 
 
 def test_channels_of_a_wider_projection_need_no_copy(instruction_set):

@@ -103,6 +103,21 @@ def test_rows_of_a_wider_tensor_need_no_copy(instruction_set, after, monkeypatch
     assert all(torch.equal(a, b) for a, b in zip(run({"x": x, "gate": gate} | others), want))
 
 
+@pytest.mark.parametrize("formula", FORMULAS[::7], ids=formula_id)
+def test_what_goes_past_the_caches_has_the_same_bits(instruction_set, formula, past_caches):
+    """Of the backward pass the first third of the rows fits; they are of no whole number of cache lines."""
+    D = 1539
+    rows = past_caches // (4 * 3 * D) + 1
+    arguments = inputs(rows, D)
+    y, dx, dgate, *_ = run(arguments | formula)
+    part = slice(0, rows // 6)
+    some = {name: u.detach()[part].requires_grad_() for name, u in arguments.items() if u.dim() == 2}
+    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))[part]
+    alone = compiled(**arguments | some | formula)
+    gradients = torch.autograd.grad(alone, list(some.values()), cotangent)
+    assert all(torch.equal(a[part], b) for a, b in zip((y, dx, dgate), (alone, *gradients)))
+
+
 @pytest.mark.parametrize("formula", FORMULAS[::5], ids=formula_id)
 def test_the_number_of_threads_changes_no_bit(instruction_set, formula):
     arguments = inputs(1500, 69) | formula
