@@ -1,64 +1,44 @@
-// Causal convolution: checks, memory and threads around the kernels in cpu/causal_conv1d.cpp.
+// Causal convolution: memory and threads around the kernels in cpu/causal_conv1d.cpp.
 
 #include "cpu/causal_conv1d.h"
 
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <tuple>
 
 #include "caches.h"
-#include "checks.h"
 #include "cpu/dispatch.h"
 #include "op.h"
 
 namespace {
 
 using namespace op;
-using checks::refuse;
-using checks::require;
 
 constexpr const char* OP = "causal_conv1d";
 constexpr const char* STEP = "causal_conv1d_step";
 
 // [S, D, W - 1]; where W is 1 there is nothing in it.
 template <typename E>
-const Real<E>* state(const CausalConv1d<E>& p, const char* op, const char* argument, const Maybe& x) {
-  if (!x || p.W == 1) return nullptr;
-  require(op, argument, *x, {{"S", p.S}, {"D", p.D}, {"W-1", p.W - 1}}, TYPE<Real<E>>);
-  return in<Real<E>>(x);
+const Real<E>* state(const CausalConv1d<E>& p, const Maybe& x) {
+  return p.W > 1 ? in<Real<E>>(x) : nullptr;
 }
 
-// What every pass reads, checked. x is [B, T, D], or [B, D] in a step.
+// What every pass reads. x is [B, T, D], or [B, D] in a step.
 template <typename E>
-CausalConv1d<E> problem(const char* op, const Tensor& x, const Tensor& weight, const Maybe& bias, bool silu) {
-  using R = Real<E>;
-  const bool step = op == STEP;
-  if (x.dim() != (step ? 2 : 3)) refuse(op, "x", step ? "[B, D]" : "[B, T, D]", "shape " + checks::tuple(x.sizes()));
-  if (weight.dim() != 2) refuse(op, "weight", "[D, W]", "shape " + checks::tuple(weight.sizes()));
+CausalConv1d<E> problem(const Tensor& x, const Tensor& weight, const Maybe& bias, bool silu) {
   CausalConv1d<E> p{};
-  p.B = p.S = x.size(0), p.T = step ? 1 : x.size(1), p.D = x.size(step ? 1 : 2), p.W = weight.size(1);
+  p.B = p.S = x.size(0), p.T = x.dim() == 2 ? 1 : x.size(1), p.D = x.size(x.dim() - 1), p.W = weight.size(1);
   p.silu = silu, p.share(torch::stable::get_num_threads());
-  checks::Axes axes = {{"B", p.B}, {"T", p.T}, {"D", p.D}};
-  if (step) axes.erase(axes.begin() + 1);
-  (step ? checks::require_rows : checks::require_tokens)(op, "x", x, axes, TYPE<E>);
-  require(op, "weight", weight, {{"D", p.D}, {"W", p.W}}, TYPE<R>);
-  if (bias) require(op, "bias", *bias, {{"D", p.D}}, TYPE<R>);
-  p.x = tokens<const E>(x), p.weight = in<R>(weight), p.bias = in<R>(bias);
+  p.x = tokens<const E>(x), p.weight = in<Real<E>>(weight), p.bias = in<Real<E>>(bias);
   return p;
 }
 
 template <typename E>
 CausalConv1d<E> sequences(const Tensor& x, const Tensor& weight, const Maybe& bias, bool silu,
                           const Maybe& initial_state, const Maybe& cu_seqlens) {
-  CausalConv1d<E> p = problem<E>(OP, x, weight, bias, silu);
-  if (cu_seqlens) {
-    if (p.B != 1)
-      refuse(OP, "cu_seqlens", "given only with B=1 (packed sequences share one row)", "B=" + std::to_string(p.B));
-    checks::require_boundaries(OP, "cu_seqlens", *cu_seqlens, p.T);
-    p.S = cu_seqlens->size(0) - 1, p.cu_seqlens = in<int32_t>(cu_seqlens);
-  }
-  p.initial_state = state(p, OP, "initial_state", initial_state);
+  CausalConv1d<E> p = problem<E>(x, weight, bias, silu);
+  if (cu_seqlens) p.S = cu_seqlens->size(0) - 1, p.cu_seqlens = in<int32_t>(cu_seqlens);
+  p.initial_state = state(p, initial_state);
   return p;
 }
 
@@ -95,8 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Mayb
     using E = decltype(element);
     using R = Real<E>;
     CausalConv1d<E> p = sequences<E>(x, weight, bias, silu, initial_state, cu_seqlens);
-    checks::require_tokens(OP, "dy", dy, {{"B", p.B}, {"T", p.T}, {"D", p.D}}, TYPE<E>);
-    p.dy = tokens<const E>(dy), p.dfinal_state = state(p, OP, "dfinal_state", dfinal_state);
+    p.dy = tokens<const E>(dy), p.dfinal_state = state(p, dfinal_state);
     Tensor dx = empty_as<E>(x), dinitial_state = empty<R>(x, {p.S, p.D, p.W - 1});
     Tensor dweight = empty<R>(x, {p.B * p.segments(), p.D, p.W}), dbias = empty<R>(x, {p.B * p.segments(), p.D});
     p.dx = tokens<E>(dx), p.dinitial_state = out<R>(dinitial_state);
@@ -113,21 +92,12 @@ Tensor step(const Tensor& x, const Tensor& weight, const Maybe& bias, bool silu,
             const Maybe& state_indices, const Maybe& positions) {
   return with_element(STEP, "x", x, [&](auto element) {
     using E = decltype(element);
-    CausalConv1d<E> p = problem<E>(STEP, x, weight, bias, silu);
+    CausalConv1d<E> p = problem<E>(x, weight, bias, silu);
     return with_state<E>(state, [&](auto number) {
       using S = decltype(number);
-      const int64_t slots = state.dim() == 3 ? state.size(2) : 0;
-      if (slots < p.W - 1 || (positions && !slots))
-        refuse(STEP, "state", "[B, D, slots] with slots at least " + std::to_string(std::max<int64_t>(p.W - 1, positions ? 1 : 0)),
-               "shape " + checks::tuple(state.sizes()));
-      if (positions) require(STEP, "positions", *positions, {{"B", p.B}}, ScalarType::Long);
       S nothing{};  // of each state without slots
-      ConvolutionStates<S> states{{&nothing, in<int64_t>(state_indices)}, slots, in<int64_t>(positions)};
-      if (slots)
-        static_cast<States<S>&>(states) =
-            op::states<S>(STEP, state, {{"B", p.B}, {"D", p.D}, {"slots", slots}}, state_indices);
-      else if (state_indices)
-        require(STEP, "state_indices", *state_indices, {{"B", p.B}}, ScalarType::Long);
+      ConvolutionStates<S> states{op::states<S>(state, state_indices), state.size(2), in<int64_t>(positions)};
+      if (!states.slots) states.memory = &nothing, states.row = 0;
       Tensor y = empty<E>(x, {p.B, p.D});
       p.y = tokens<E>(y);
       const auto kernel = PICK(causal_conv1d_step<E, S>);

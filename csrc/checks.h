@@ -58,52 +58,11 @@ inline void require_contiguous(const char* op, const char* argument, const Tenso
   if (!x.is_contiguous()) refuse(op, argument, "contiguous", "strides " + tuple(x.strides()));
 }
 
-// A CPU tensor of this dtype with exactly these axes, none of them empty, of any strides.
-inline void require_axes(const char* op, const char* argument, const Tensor& x, const Axes& axes,
-                         ScalarType dtype = ScalarType::Float) {
-  if (!x.is_cpu()) refuse(op, argument, "on the CPU", "another device");
-  require_sizes(op, argument, x, axes, dtype);
-}
-
-// The same, contiguous.
-inline void require(const char* op, const char* argument, const Tensor& x, const Axes& axes,
-                    ScalarType dtype = ScalarType::Float) {
-  require_axes(op, argument, x, axes, dtype);
-  require_contiguous(op, argument, x);
-}
-
 // Contiguous and of the device and dtype of `like`, anywhere.
 inline void require_like(const char* op, const char* argument, const Tensor& x, const Tensor& like, const Axes& axes) {
   if (x.device() != like.device()) refuse(op, argument, "on one device with the others", "another device");
   require_sizes(op, argument, x, axes, like.scalar_type());
   require_contiguous(op, argument, x);
-}
-
-// The same with a contiguous last axis: rows, as a slice of a wider tensor has them.
-inline void require_rows(const char* op, const char* argument, const Tensor& x, const Axes& axes,
-                         ScalarType dtype = ScalarType::Float) {
-  require_axes(op, argument, x, axes, dtype);
-  const bool rows = x.stride(x.dim() - 1) == 1 || x.size(x.dim() - 1) == 1;
-  if (!rows) refuse(op, argument, "contiguous in its last axis", "strides " + tuple(x.strides()));
-}
-
-// [B, T, D] whose last axis lies side by side, or else its tokens: memory that is [B, D, T].
-inline void require_tokens(const char* op, const char* argument, const Tensor& x, const Axes& axes, ScalarType dtype) {
-  require_axes(op, argument, x, axes, dtype);
-  const bool fits = x.stride(2) == 1 || x.size(2) == 1 || x.stride(1) == 1 || x.size(1) == 1;
-  if (!fits) refuse(op, argument, "contiguous in D or in T", "strides " + tuple(x.strides()));
-}
-
-// int32 [N + 1]: 0 first, T last, never falling.
-inline void require_boundaries(const char* op, const char* argument, const Tensor& x, int64_t T) {
-  if (x.dim() != 1 || x.size(0) < 2) refuse(op, argument, "[N+1] with N at least 1", "shape " + tuple(x.sizes()));
-  require(op, argument, x, {{"N+1", x.size(0)}}, ScalarType::Int);
-  const int32_t* bounds = x.const_data_ptr<int32_t>();
-  bool fits = bounds[0] == 0 && bounds[x.size(0) - 1] == T;
-  for (int64_t i = 1; i < x.size(0); i++) fits = fits && bounds[i - 1] <= bounds[i];
-  if (!fits)
-    refuse(op, argument, "0 first, T=" + std::to_string(T) + " last and never falling",
-           tuple(std::vector<int32_t>(bounds, bounds + x.size(0))));
 }
 
 }  // namespace checks

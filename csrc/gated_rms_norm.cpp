@@ -1,4 +1,4 @@
-// Gated RMS norm: checks, memory and threads around the kernels in cpu/gated_rms_norm.cpp.
+// Gated RMS norm: memory and threads around the kernels in cpu/gated_rms_norm.cpp.
 
 #include "cpu/gated_rms_norm.h"
 
@@ -7,35 +7,21 @@
 #include <tuple>
 
 #include "caches.h"
-#include "checks.h"
 #include "cpu/dispatch.h"
 #include "op.h"
 
 namespace {
 
 using namespace op;
-using checks::refuse;
-using checks::require;
 
 constexpr const char* OP = "gated_rms_norm";
 
 template <typename E>
 GatedRmsNorm<E> problem(const Tensor& x, const Maybe& gate, const Maybe& weight, const Maybe& bias, double eps,
                         int64_t groups, bool gate_first, bool silu, bool centred) {
-  if (x.dim() != 2) refuse(OP, "x", "[rows, D]", "shape " + checks::tuple(x.sizes()));
   GatedRmsNorm<E> p{};
-  p.rows = x.size(0), p.D = x.size(1), p.eps = eps;
+  p.rows = x.size(0), p.D = x.size(1), p.eps = eps, p.groups = groups, p.channels = p.D / groups;
   p.gate_first = gate_first, p.silu = silu, p.centred = centred;
-  const checks::Axes axes = {{"rows", p.rows}, {"D", p.D}};
-  checks::require_rows(OP, "x", x, axes, TYPE<E>);
-  if (gate) checks::require_rows(OP, "gate", *gate, axes, TYPE<E>);
-  if (weight) require(OP, "weight", *weight, {{"D", p.D}}, TYPE<Real<E>>);
-  if (bias) require(OP, "bias", *bias, {{"D", p.D}}, TYPE<Real<E>>);
-  if (bias && !weight) refuse(OP, "bias", "given with a weight", "none");
-  if (centred && !bias) refuse(OP, "centred", "false without a bias", "true");
-  if (groups < 1 || p.D % groups)
-    refuse(OP, "groups", "a divisor of D=" + std::to_string(p.D), std::to_string(groups));
-  p.groups = groups, p.channels = p.D / groups;
   p.x_row = x.stride(0), p.gate_row = gate ? gate->stride(0) : 0;
   p.x = in<E>(x), p.gate = in<E>(gate), p.weight = in<Real<E>>(weight), p.bias = in<Real<E>>(bias);
   return p;
@@ -69,7 +55,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tens
     using E = decltype(element);
     using R = Real<E>;
     GatedRmsNorm<E> p = problem<E>(x, gate, weight, bias, eps, groups, gate_first, silu, centred);
-    require(OP, "dy", dy, {{"rows", p.rows}, {"D", p.D}}, TYPE<E>);
     p.dy = in<E>(dy);
     Tensor dx = empty<E>(x, {p.rows, p.D}), dgate = gate ? empty<E>(x, {p.rows, p.D}) : empty<E>(x, {0});
     Tensor dweight = weight ? empty<R>(x, {p.tasks(), p.D}) : empty<E>(x, {0});

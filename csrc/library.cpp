@@ -1,5 +1,5 @@
 // Every op of the compiled library. Written against torch's stable ABI: one binary for every torch from 2.10 on and
-// every Python. The ops check what they are given and compute; contracts and gradients are in lcikernels/ops.
+// every Python. The ops check nothing again; contracts, checks and gradients are in lcikernels/ops.
 // Each one's implementation registers itself in the file of its name.
 
 #include <torch/csrc/stable/library.h>

@@ -112,22 +112,11 @@ auto with_state(const Tensor& state, F f) {
   return f(Real<E>{});
 }
 
-// The states [B, ...] of B tokens, or those of [S, ...] that `rows` names for them, checked.
+// The states [B, ...] of B tokens, or those of [S, ...] that `rows` names for them, none where that is negative.
 template <typename S>
-States<S> states(const char* name, const Tensor& state, checks::Axes axes, const Maybe& rows) {
-  const int64_t B = axes[0].size;
-  if (rows) axes[0] = {"S", state.dim() ? state.size(0) : B};
-  checks::require_axes(name, "state", state, axes, TYPE<S>);
-  const auto strides = state.strides();
-  States<S> states{out<S>(state), in<int64_t>(rows), strides[0], {}};
-  for (size_t i = 1; i < axes.size(); i++) states.strides[i - 1] = strides[i];
-  if (rows) {
-    checks::require(name, "state_indices", *rows, {{"B", B}}, ScalarType::Long);
-    for (int64_t b = 0; b < B; b++)
-      if (states.rows[b] >= axes[0].size)
-        checks::refuse(name, "state_indices", "below S=" + std::to_string(axes[0].size),
-                       std::to_string(states.rows[b]));
-  }
+States<S> states(const Tensor& state, const Maybe& rows) {
+  States<S> states{out<S>(state), in<int64_t>(rows), state.stride(0), {}};
+  for (int64_t i = 1; i < state.dim(); i++) states.strides[i - 1] = state.stride(i);
   return states;
 }
 

@@ -165,7 +165,7 @@ Tensor step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log
     auto p = problem<E, RetentionStep<E>>(q, k, v, log_decay, scale);
     return with_state<E>(state, [&](auto number) {
       using S = decltype(number);
-      const auto states = op::states<S>(STEP, state, {{"B", p.B}, {"H", p.H}, {"K", p.K}, {"V", p.V}}, state_indices);
+      const auto states = op::states<S>(state, state_indices);
       const Tensor o = empty<E>(q, {p.B, p.H, p.V});
       p.o = out<E>(o);
       const auto kernel = PICK(retention_step<E, S>);

@@ -245,7 +245,7 @@ Tensor step(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b,
     auto p = problem<E>(1, x, dt, a, b, c, d, z, dt_bias, dt_softplus);
     return with_state<E>(state, [&](auto number) {
       using S = decltype(number);
-      const auto states = op::states<S>(STEP, state, {{"B", p.B}, {"D", p.D}, {"N", p.N}}, state_indices);
+      const auto states = op::states<S>(state, state_indices);
       Tensor y = torch::stable::empty_like(x);
       p.y = tokens<E>(y);
       const int64_t blocks = (p.D + p.STEP_CHANNELS - 1) / p.STEP_CHANNELS;

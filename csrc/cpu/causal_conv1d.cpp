@@ -11,7 +11,8 @@ template <typename E, int TAPS>
 struct Channels : Block<E, TAPS> {
   using R = Real<E>;
   using Base = Block<E, TAPS>;
-  using Base::Base, Base::BLOCK, Base::p, Base::channels, Base::filters, Base::sums, Base::trail, Base::windows, Base::tile;
+  using Base::Base, Base::BLOCK, Base::p, Base::channels, Base::filters, Base::sums, Base::trail, Base::windows;
+  using Base::tile;
   using Base::W, Base::in_row, Base::state, Base::enter, Base::leave, Base::slide, Base::convolve, Base::sum_taps;
   static constexpr int64_t TILE = CausalConv1d<E>::TILE;
   static constexpr int GROUP = TAPS ? AT_ONCE : 1, BACK = TAPS ? 2 : 1;  // tokens whose activations are taken at once
@@ -89,7 +90,8 @@ struct Channels : Block<E, TAPS> {
         dbias += gradient;
         for (int64_t w = 0; w < W(); w++) dtaps[w] = fma(gradient, late[w], dtaps[w]);
         if (t + u < reach) continue;
-        store(dx, sum_taps(W(), Vec<R>{}, [&](int64_t w, Vec<R> sum) { return fma(taps[w], g[W() - 1 - w], sum); }), count);
+        const auto term = [&](int64_t w, Vec<R> sum) { return fma(taps[w], g[W() - 1 - w], sum); };
+        store(dx, sum_taps(W(), Vec<R>{}, term), count);
       }
     };
     for (; t < end && t < reach; t++) tokens(Count<1>{});

@@ -71,15 +71,17 @@ struct Along : Block<E, TAPS> {
       for (int64_t i = 0; i < lanes(c); i++) {
         Filter filter(*this, c + i);
         const R* x = xs + i * p.pitch();
-        E* y = at(p.y, run, run.from, c + i);
+        E *const there = at(p.y, run, run.from, c + i), *const y = p.stream ? reinterpret_cast<E*>(gs) : there;
         for_each_vector<R>(run.to - run.from, [&](int64_t t, auto count) {
           fetch(p.x, run, run.from + t, c + i);
-          fetch(constant(p.y), run, run.from + t, c + i);
+          if (!p.stream) fetch(constant(p.y), run, run.from + t, c + i);
           const Vec<R> sum = filter.forward(x + t);
           store(y + t, p.silu ? silu_to<E>(sum) : sum, count);
         });
+        if (p.stream) stream(there, y, run.to - run.from);
       }
     }
+    if (p.stream) streamed();
   }
 
   // What the final state's gradient gives LANES tokens from t on.
@@ -115,18 +117,21 @@ struct Along : Block<E, TAPS> {
           });
           sums[w * BLOCK + c + i] += sum<R>(total);
         }
-        E* dx = at(p.dx, run, run.from, c + i);
+        const bool past = p.stream && p.dx.turned();
+        E *const there = at(p.dx, run, run.from, c + i), *const dx = past ? reinterpret_cast<E*>(x) : there;
         for_each_vector<R>(own, [&](int64_t t, auto count) {
           fetch(p.x, run, run.from + t, c + i);
           fetch(p.dy, run, run.from + t, c + i);
-          fetch(constant(p.dx), run, run.from + t, c + i);
+          if (!past) fetch(constant(p.dx), run, run.from + t, c + i);
           const bool last = p.dfinal_state && run.from + t + L > run.end - (W() - 1);
           const Vec<R> sum = filter.backward(g + t, last ? from_state(run, run.from + t, c + i) : Vec<R>{});
           p.dx.turned() ? store(dx + t, sum, count) : store(x + t, sum);
         });
+        if (past) stream(there, dx, own);
       }
       if (!p.dx.turned()) turn(xs, p.pitch(), lanes(c), own, at(p.dx, run, run.from, c), p.dx.token);
     }
+    if (p.stream) streamed();
   }
 };
 

@@ -39,12 +39,22 @@ INLINE Floats exp2(Floats t) {
   return times_exp2(exp2_of_fraction(f), t - f);
 }
 #else
+#if defined(NEON)
+INLINE Floats nearest(Floats t) { return (Floats)vrndnq_f32((float32x4_t)t); }
+INLINE Floats between(Floats t, float least, float most) {                 // a NaN stays one
+  return (Floats)vminq_f32(vmaxq_f32((float32x4_t)t, vdupq_n_f32(least)), vdupq_n_f32(most));
+}
+#else
 INLINE Floats nearest(Floats t) { return (t + MAGIC) - MAGIC; }
+INLINE Floats between(Floats t, float least, float most) {
+  t = t < least ? splat(least) : t;                                        // a NaN is neither
+  return t > most ? splat(most) : t;
+}
+#endif
 // p 2^n for n in [-126, 127]. A product, for adding to p's bits would make a number of some NaNs.
 INLINE Floats times_exp2(Floats p, Floats n) { return p * (Floats)((Ints)(n + (MAGIC + 127)) << 23); }
 INLINE Floats exp2(Floats t) {
-  t = t < -126.0f ? splat(-126.0f) : t;                                    // a NaN is neither
-  t = t > 127.0f ? splat(127.0f) : t;
+  t = between(t, -126.0f, 127.0f);
   const Floats n = nearest(t);
   return times_exp2(exp2_of_fraction(t - n), n);
 }
@@ -56,6 +66,8 @@ INLINE Floats at_least(Floats x, float least) {
   return (Floats)_mm512_max_ps(_mm512_set1_ps(least), (__m512)x);
 #elif defined(__AVX2__) && defined(__FMA__)
   return (Floats)_mm256_max_ps(_mm256_set1_ps(least), (__m256)x);
+#elif defined(NEON)
+  return (Floats)vmaxq_f32((float32x4_t)x, vdupq_n_f32(least));
 #else
   return x < least ? splat(least) : x;
 #endif

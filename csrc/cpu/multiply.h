@@ -33,7 +33,7 @@ struct Sums<0, R> {
 };
 
 // Two vectors wide: the sums take 28 of 32 registers, or 12 of 16.
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(NEON)
 constexpr int TALLEST = 14;
 #else
 constexpr int TALLEST = 6;

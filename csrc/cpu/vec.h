@@ -11,6 +11,9 @@
 
 #if defined(__SSE__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && !defined(PLAIN)
+#define NEON  // always there; PLAIN leaves out what is written for it, to compare
+#include <arm_neon.h>
 #endif
 
 #if defined(__AMX_BF16__)
@@ -33,6 +36,16 @@ struct [[maybe_unused]] FlushSubnormals {
   const unsigned before = _mm_getcsr();
   FlushSubnormals() { _mm_setcsr(before | 0x8040); }
   ~FlushSubnormals() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+  const uint64_t before = control();
+  FlushSubnormals() { set_control(before | 1 << 24); }
+  ~FlushSubnormals() { set_control(before); }
+  static uint64_t control() {
+    uint64_t bits;
+    asm volatile("mrs %0, fpcr" : "=r"(bits));
+    return bits;
+  }
+  static void set_control(uint64_t bits) { asm volatile("msr fpcr, %0" : : "r"(bits)); }
 #endif
 };
 
@@ -88,6 +101,8 @@ INLINE Words words(HalfWords bits) {
   return (Words)_mm512_cvtepu16_epi32((__m256i)bits);
 #elif defined(__AVX2__) && defined(__FMA__)
   return (Words)_mm256_cvtepu16_epi32((__m128i)bits);
+#elif defined(NEON)
+  return (Words)vmovl_u16((uint16x4_t)bits);
 #else
   return __builtin_convertvector(bits, Words);
 #endif
@@ -97,6 +112,8 @@ INLINE HalfWords half_words(Words bits) {  // below 65536 each
   return (HalfWords)_mm512_cvtepi32_epi16((__m512i)bits);
 #elif defined(__AVX2__) && defined(__FMA__)
   return (HalfWords)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)bits), _mm256_extracti128_si256((__m256i)bits, 1));
+#elif defined(NEON)
+  return (HalfWords)vmovn_u32((uint32x4_t)bits);
 #else
   return __builtin_convertvector(bits, HalfWords);
 #endif
@@ -188,6 +205,11 @@ INLINE R sum(Vec<R> v) {
     return _mm512_reduce_add_ps((__m512)v);
   else
     return _mm512_reduce_add_pd((__m512d)v);
+#elif defined(NEON)
+  if constexpr (sizeof(R) == 4)
+    return vaddvq_f32((float32x4_t)v);
+  else
+    return vaddvq_f64((float64x2_t)v);
 #else
   for (int64_t half = LANES<R> / 2; half; half /= 2)
     for (int64_t i = 0; i < half; i++) v[i] += v[i + half];
@@ -212,6 +234,8 @@ INLINE Floats fma(Floats x, Floats y, Floats z) {
   return (Floats)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
 #elif defined(__AVX2__) && defined(__FMA__)
   return (Floats)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+#elif defined(NEON)
+  return (Floats)vfmaq_f32((float32x4_t)z, (float32x4_t)x, (float32x4_t)y);
 #else
   return x * y + z;
 #endif
@@ -221,6 +245,8 @@ INLINE Doubles fma(Doubles x, Doubles y, Doubles z) {
   return (Doubles)_mm512_fmadd_pd((__m512d)x, (__m512d)y, (__m512d)z);
 #elif defined(__AVX2__) && defined(__FMA__)
   return (Doubles)_mm256_fmadd_pd((__m256d)x, (__m256d)y, (__m256d)z);
+#elif defined(NEON)
+  return (Doubles)vfmaq_f64((float64x2_t)z, (float64x2_t)x, (float64x2_t)y);
 #else
   return x * y + z;
 #endif
