@@ -20,7 +20,14 @@ LEAVE_OUT = print if MODE in ("auto", "none") else sys.exit  # kernels that were
 CPP, CPU, CUDA, CUDA_CPP = (
     sorted(Path("csrc").glob(x)) for x in ("*.cpp", "cpu/**/*.cpp", "cuda/**/*.cu", "cuda/**/*.cpp")
 )
-ISAS = {"base": "", "avx2": "-mavx2 -mfma", "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"}
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"
+ISAS = {"base": "", "avx2": "-mavx2 -mfma", "avx512": AVX512}
+# On top of these where the compiler knows them, for kernels whose products of bfloat16 have instructions there.
+PRODUCTS = {
+    "avx512_bf16": f"{AVX512} -mavx512bf16",
+    "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
+}
+WITH_PRODUCTS = [x for x in CPU if x.parent.name == "retention" and x.stem != "step"]
 RULES = """builddir = build
 rule compile
   command = $with -std=c++17 -O3 -MD -MF $out.d -c $in -o $out  # by $tools
@@ -51,6 +58,12 @@ def named(source: Path) -> str:
     return ".".join((*folders, source.stem))
 
 
+def known(flags: str) -> bool:
+    """To the compiler."""
+    command = f"{CXX} {flags} -fsyntax-only -x c++ /dev/null"
+    return not subprocess.run(command, shell=True, capture_output=True, check=False).returncode
+
+
 class Build(build_ext.build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"  # without a Python version: the library calls no Python
@@ -66,10 +79,14 @@ class Build(build_ext.build_ext):
             sys.exit("lcikernels: building needs ninja: pip install ninja")
         home, nvcc = (shlex.quote(f"{x}").replace("$", "$$") for x in (Path(torch.__file__).parent, NVCC))
         cxx, linker = f"{CXX} -fPIC -fvisibility=hidden -DTORCH_TARGET_VERSION=0x020a000000000000", CXX
-        headers = f"{cxx} -isystem {home}/include"
+        x86 = os.uname().machine == "x86_64"
+        products = [isa for isa, flags in PRODUCTS.items() if x86 and known(flags)]
+        headers = f"{cxx} -isystem {home}/include" + "".join(f" -DWITH_{isa.upper()}" for isa in products)
         jobs = {f"{named(x)}.o": (x, headers) for x in CPP}
-        for isa in ISAS if os.uname().machine == "x86_64" else ["base"]:
+        for isa in ISAS if x86 else ["base"]:
             jobs |= {f"{named(x)}.{isa}.o": (x, f"{cxx} {ISAS[isa]}") for x in CPU}
+        for isa in products:
+            jobs |= {f"{named(x)}.{isa}.o": (x, f"{cxx} {PRODUCTS[isa]}") for x in WITH_PRODUCTS}
         if CUDA and MODE != "cpu" and not NVCC:
             print("lcikernels: left out the CUDA kernels: no nvcc in PATH or CUDA_HOME")
         elif CUDA and MODE != "cpu":

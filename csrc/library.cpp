@@ -28,7 +28,7 @@ void use_instruction_set(std::string name) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
-  // which build of the CPU kernels runs: "base", "avx2" or "avx512"; at first the best that the machine has
+  // which build of the CPU kernels runs: of NAMES in cpu/dispatch.h; at first the best that the machine has
   m.def("instruction_set() -> str");
   m.def("use_instruction_set(str name) -> ()");
 

@@ -114,7 +114,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
     auto p = sequences<E>(q, k, v, log_decay, scale, initial_state, cu_seqlens);
     const Tensor o = empty<E>(q, {p.B, p.T, p.H, p.V}), final_state = empty<R>(q, {p.N, p.H, p.K, p.V});
     p.o = out<E>(o), p.final_state = out<R>(final_state);
-    run(p, PICK(retention_scratch<E>)(p), PICK(retention_forward<E>));
+    run(p, PICK_PRODUCTS(retention_scratch, E)(p), PICK_PRODUCTS(retention_forward, E));
     return std::tuple(o, final_state);
   });
 }
@@ -157,7 +157,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
     const Tensor dinitial_state = empty<R>(q, {p.N, p.H, p.K, p.V});
     p.dlog_decay = need_log_decay ? out<R>(dlog_decay) : nullptr;
     p.dinitial_state = out<R>(dinitial_state);
-    run(p, PICK(retention_backward_scratch<E>)(p), PICK(retention_backward<E>));
+    run(p, PICK_PRODUCTS(retention_backward_scratch, E)(p), PICK_PRODUCTS(retention_backward, E));
     return std::tuple(summed<E>(dq), summed<E>(dk), summed<E>(dv), total(dlog_decay), dinitial_state);
   });
 }
@@ -172,7 +172,8 @@ Tensor crossing(const Tensor& y, const Tensor& z, const Tensor& log_decay, doubl
     if (back && p.Hv != p.H) checks::refuse(OP, "grad_o", "of all heads", std::to_string(p.Hv));
     const Tensor added = empty<R>(y, {p.N, p.H, p.K, p.V});
     p.grad_o = op::heads<E>(z), p.final_state = p.dinitial_state = out<R>(added);
-    run(p, PICK(retention_scratch<E>)(p), back ? PICK(retention_crossing_back<E>) : PICK(retention_crossing<E>));
+    const auto kernel = back ? PICK_PRODUCTS(retention_crossing_back, E) : PICK_PRODUCTS(retention_crossing, E);
+    run(p, PICK_PRODUCTS(retention_scratch, E)(p), kernel);
     return added;
   });
 }

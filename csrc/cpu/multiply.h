@@ -68,7 +68,7 @@ INLINE void tile_of(int64_t rows, const R* a, int64_t jump, const R* b, int64_t 
 enum Shape { FULL, TRIANGLE };
 
 template <bool TURNED, typename R>
-void multiply(Ahead& ahead, const Panels<R>& a, const R* b, R* c, int64_t rows, int64_t depth, R keep,
+INLINE void multiply_as(Ahead& ahead, const Panels<R>& a, const R* b, R* c, int64_t rows, int64_t depth, R keep,
               Shape shape = FULL) {
   for (int64_t r = 0; r < rows;) {
     const int64_t left = W<R> - r % W<R> < rows - r ? W<R> - r % W<R> : rows - r;
@@ -79,6 +79,21 @@ void multiply(Ahead& ahead, const Panels<R>& a, const R* b, R* c, int64_t rows, 
                              c + r * W<R>);
     r += height;
   }
+}
+
+template <typename R>
+void multiply(Ahead& ahead, const Panels<R>& a, const R* b, R* c, int64_t rows, int64_t depth, R keep,
+              Shape shape = FULL) {
+  multiply_as<false>(ahead, a, b, c, rows, depth, keep, shape);
+}
+// What lies in panels is the transpose of a left operand.
+template <typename R>
+struct Transposed {
+  Panels<R> panels;
+};
+template <typename R>
+void multiply(Ahead& ahead, const Transposed<R>& a, const R* b, R* c, int64_t rows, int64_t depth, R keep) {
+  multiply_as<true>(ahead, a.panels, b, c, rows, depth, keep, FULL);
 }
 
 }  // namespace

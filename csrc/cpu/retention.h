@@ -80,4 +80,6 @@ struct RetentionStep {
 DECLARE(base)
 DECLARE(avx2)
 DECLARE(avx512)
+DECLARE(avx512_bf16)
+DECLARE(amx)
 #undef DECLARE

@@ -13,7 +13,11 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AMX_BF16__)
+#define ISA amx
+#elif defined(__AVX512BF16__)
+#define ISA avx512_bf16
+#elif defined(__AVX512F__)
 #define ISA avx512
 #elif defined(__AVX2__) && defined(__FMA__)
 #define ISA avx2

@@ -32,17 +32,17 @@ struct Backward : Head<E> {
   // The gradient of q.
   void in_order() {
     const Sink<E> dq = task.sink(p.dq, h, p.Hq, p.K, true);
-    task.read_state(p.initial_state, h);
+    task.read_state(p.initial_state, h, FROM_RIGHT);
     for (int64_t i = 0; i < task.chunks(); i++) {
       const Chunk chunk = task.chunk(i, false);
       enter_in_order(chunk);
       w.take_right_readers(chunk.n, chunk.of(grad_o));
       if (p.dlog_decay) {
-        if (i % kept.every == 0) memcpy(kept.first_of_run(i), w.state.data, w.state_bytes());
+        if (i % kept.every == 0) memcpy(kept.first_of_run(i), w.state.sums.data, w.state_bytes());
         w.take_left_readers(chunk.n, chunk.of(q), p.scale);
       }
       w.read_from_right(chunk.n, p.dlog_decay ? kept.readers + i * CHUNK : nullptr, nullptr);
-      w.write(chunk.n, w.state, false);
+      w.write(chunk.n, FROM_RIGHT);
       w.put_z(chunk.n, p.scale, chunk.of(dq));
     }
   }
@@ -51,7 +51,7 @@ struct Backward : Head<E> {
   void reversed() {
     const Sink<E> dk = task.sink(p.dk, h, p.Hk, p.K, true), dv = task.sink(p.dv, h, p.Hv, p.V, false);
     double drates = 0;
-    task.read_state(p.dfinal_state, h);
+    task.read_state(p.dfinal_state, h, BOTH);
     for (int64_t last = task.chunks() - 1, i = last; i >= 0; i--) {
       if (p.dlog_decay && (i == last || (i + 1) % kept.every == 0)) compute_run_again(i);
       const Chunk chunk = task.chunk(i, true);
@@ -63,10 +63,10 @@ struct Backward : Head<E> {
       w.find_left(chunk.n);
       w.read_from_right(chunk.n, p.dlog_decay ? writers : nullptr, p.dlog_decay ? pairs : nullptr);
       if (p.dlog_decay) {
-        const double across = w.in_end * product<R>({kept.in_run(i), p.K}, w.state, task.V);
+        const double across = w.in_end * product<R>({kept.in_run(i), p.K}, w.state.sums, task.V);
         drates += put_drates(chunk, across, kept.readers + i * CHUNK, writers, pairs);
       }
-      w.write(chunk.n, w.state, true);
+      w.write(chunk.n, BOTH);
       w.put_y(chunk.n, chunk.of(dv));
       w.put_z(chunk.n, R(1), chunk.of(dk));
     }
@@ -82,7 +82,8 @@ struct Backward : Head<E> {
     for (int64_t i = first; i < last; i++) {
       memcpy(kept.in_run(i + 1), kept.in_run(i), w.state_bytes());
       enter_in_order(task.chunk(i, false));
-      w.write(CHUNK, {kept.in_run(i + 1), p.K}, false);
+      for (int64_t v = 0; v < task.V; v += W<R>) w.write_panel(CHUNK, v, {kept.in_run(i + 1), p.K});
+      w.ahead.count = 0;
     }
     w.decays_of = 0;
   }
@@ -130,9 +131,7 @@ void retention_backward(const Retention<E>& p, int64_t index, Real<E>* scratch) 
 #define INSTANTIATE(E)                                              \
   template int64_t retention_backward_scratch(const Retention<E>&); \
   template void retention_backward(const Retention<E>&, int64_t, Real<E>*);
-INSTANTIATE(float)
-INSTANTIATE(bf16)
-INSTANTIATE(double)
+FOR_ELEMENTS(INSTANTIATE)
 #undef INSTANTIATE
 
 }  // namespace ISA

@@ -19,8 +19,11 @@
 #pragma once
 
 #include "../curves.h"
-#include "../multiply.h"
-#include "packing.h"
+#if defined(__AVX512BF16__)
+#include "operands_pairs.h"
+#else
+#include "operands.h"
+#endif
 
 namespace ISA {
 namespace {
@@ -39,30 +42,27 @@ INLINE void powers_of_two(const double* x, R* powers) {
 
 // Memory for one chunk and the state, in the names of the equations.
 template <typename R>
-struct Workspace {
-  int64_t K, V, used = 0;
-  R* memory;
-  Panels<R> a, a_out, b, c, c_in, d, d_in, decay, left, right, y, z, state;
-  R *in, *out, in_end;
+struct Workspace : Memory<R> {
+  const int64_t K, V;
+  const Writers<R> a{*this, K};            // weighed: a out
+  const Values<R> b{*this, V};
+  const Panels<R> y = this->panels(CHUNK, V);
+  const LeftReaders<R> c{*this, K};        // weighed: c in
+  const Panels<R> z = this->panels(K, CHUNK);
+  const RightReaders<R> d{*this, V};       // weighed: d in
+  const Panels<R> decay = this->panels(CHUNK, CHUNK);
+  const LeftScores<R> left{*this};
+  const RightScores<R> right{*this};
+  const State<R> state{*this, K, V};
+  R *const in = this->take(CHUNK), *const out = this->take(CHUNK), in_end = 0;
   int64_t decays_of = 0;                   // the n that decay, in and out are for; 0: none
   Ahead ahead;
+#if defined(__AMX_BF16__)
+  const Tiles tiles;
+#endif
 
-  Workspace(R* memory, int64_t K, int64_t V) : K(K), V(V), memory(memory) {
-    a = panels(CHUNK, K), a_out = panels(CHUNK, K);
-    b = panels(CHUNK, V), y = panels(CHUNK, V);
-    c = panels(K, CHUNK), c_in = panels(K, CHUNK), z = panels(K, CHUNK);
-    d = panels(V, CHUNK), d_in = panels(V, CHUNK);
-    decay = panels(CHUNK, CHUNK), left = panels(CHUNK, CHUNK), right = panels(CHUNK, CHUNK);
-    state = panels(K, V);
-    in = take(CHUNK), out = take(CHUNK);
-  }
+  Workspace(R* memory, int64_t K, int64_t V) : Memory<R>{memory}, K(K), V(V) {}
 
-  R* take(int64_t count) {
-    R* here = memory ? memory + used : nullptr;
-    used += padded<R>(count);
-    return here;
-  }
-  Panels<R> panels(int64_t rows, int64_t columns) { return {take(rows * padded<R>(columns)), rows}; }
   int64_t state_bytes() const { return sizeof(R) * K * padded<R>(V); }
 
   // The decays of n tokens with these rates. A token's own rate counts before the token, but after it in a scan from the
@@ -103,26 +103,27 @@ struct Workspace {
   }
   template <typename E>
   void take_writers(int64_t n, const Rows<const E>& from_a, R factor, const Rows<const E>& from_b) {
-    pack(from_a, n, K, factor, a, out, a_out);
-    pack(from_b, n, V, R(1), b);
+    a.take(from_a, n, K, factor, out);
+    b.take(from_b, n, V);
     expect(from_a, n, K);
     expect(from_b, n, V);
   }
   template <typename E>
   void take_left_readers(int64_t n, const Rows<const E>& from, R factor) {
-    pack_transposed(from, n, K, factor, c, in, c_in);
+    c.take(from, n, K, factor, in);
     expect(from, n, K);
   }
   template <typename E>
   void take_right_readers(int64_t n, const Rows<const E>& from) {
-    pack_transposed(from, n, V, R(1), d, in, d_in);
+    d.take(from, n, V, in);
     expect(from, n, V);
   }
 
   // to[j, i] = x[j] . y[i] down to the diagonal: the first rows of the panel of columns i, or all n.
-  void products(int64_t n, int64_t depth, const Panels<R>& x, const Panels<R>& y, const Panels<R>& to) {
+  template <typename Left, typename Right>
+  void products(int64_t n, int64_t depth, const Left& x, const Right& y, const Panels<R>& to) {
     for (int64_t i = 0; i < n; i += W<R>)
-      multiply<true>(ahead, x, y.at(0, i), to.at(0, i), n < i + W<R> ? n : i + W<R>, depth, R(0));
+      multiply(ahead, x, y.at(0, i), to.at(0, i), n < i + W<R> ? n : i + W<R>, depth, R(0));
   }
   // ... times decay. What a decay of 0 hides may be anything.
   void fade(int64_t n, const Panels<R>& x) {
@@ -134,29 +135,36 @@ struct Workspace {
   }
 
   void find_left(int64_t n) {
-    products(n, K, a, c, left);
-    fade(n, left);
+    products(n, K, a.by_width, c.by_width, left.sums);
+    fade(n, left.sums);
+    left.round(n);
   }
   // z^T, and where asked: `through_state`, the part of c . z that comes from the state, and sums of left times right.
   void read_from_right(int64_t n, R* through_state, R* pairs) {
-    products(n, V, b, d, right);
+    products(n, V, b.by_width, d.by_width, right.sums);
     if (pairs) sum_pairs(n, pairs);
-    fade(n, right);
-    for (int64_t i = 0; i < n; i += W<R>) multiply<true>(ahead, state, d_in.at(0, i), z.at(0, i), K, V, R(0));
-    if (through_state) column_products(c, z, through_state);
+    fade(n, right.sums);
+    right.round(n);
     for (int64_t i = 0; i < n; i += W<R>)
-      multiply<false>(ahead, a, right.at(0, i), z.at(0, i), K, n < i + W<R> ? n : i + W<R>, R(1));
+      multiply(ahead, state.by_column, d.weighed.at(0, i), z.at(0, i), K, V, R(0));
+    if (through_state) c.products(z, through_state);
+    for (int64_t i = 0; i < n; i += W<R>)
+      multiply(ahead, a.by_token, right.by_writer.at(0, i), z.at(0, i), K, n < i + W<R> ? n : i + W<R>, R(1));
   }
-  // y where asked, and M': panel by panel, each read and written while it is in L1.
-  void write(int64_t n, const Panels<R>& state, bool read_from_left) {
+  // y where it is read from the left, and M': panel by panel, each read and written while it is in L1.
+  void write(int64_t n, Reads reads) {
     for (int64_t v = 0; v < V; v += W<R>) {
-      if (read_from_left) {
-        multiply<false>(ahead, c_in, state.at(0, v), y.at(0, v), n, K, R(0));
-        multiply<false>(ahead, left, b.at(0, v), y.at(0, v), n, n, R(1), TRIANGLE);
+      if (reads & FROM_LEFT) {
+        multiply(ahead, c.weighed, state.by_row.at(0, v), y.at(0, v), n, K, R(0));
+        multiply(ahead, left.by_writer, b.by_token.at(0, v), y.at(0, v), n, n, R(1), TRIANGLE);
       }
-      multiply<false>(ahead, a_out, b.at(0, v), state.at(0, v), K, n, in_end);
+      write_panel(n, v, state.sums);
+      state.round(v, reads);
     }
     ahead.count = 0;
+  }
+  void write_panel(int64_t n, int64_t v, const Panels<R>& state) {
+    multiply(ahead, a.weighed, b.by_token.at(0, v), state.at(0, v), K, n, in_end);
   }
 
   template <typename E>
@@ -176,7 +184,7 @@ struct Workspace {
     for (int64_t r = 0; r < n; r++) {
       Vec<R> total{};
       for (int64_t i = 0; i < CHUNK; i += LANES<R>) {
-        const Vec<R> pairs = load(left.at(r, i)) * load(right.at(r, i));
+        const Vec<R> pairs = load(left.sums.at(r, i)) * load(right.sums.at(r, i));
         store(after + i, load(after + i) + (load(decay.at(r, i)) == 0 ? Vec<R>{} : pairs));
       }
       after[r] = 0;
@@ -185,21 +193,6 @@ struct Workspace {
     }
   }
 };
-
-// sums[i] = x[:, i] . y[:, i], in runs of 32.
-template <typename R>
-void column_products(const Panels<R>& x, const Panels<R>& y, R* sums) {
-  for (int64_t i = 0; i < CHUNK; i += LANES<R>) {
-    Vec<R> total{};
-    for (int64_t row = 0; row < x.rows;) {
-      Vec<R> run{};
-      for (const int64_t end = row + 32 < x.rows ? row + 32 : x.rows; row < end; row++)
-        run = fma(load(x.at(row, i)), load(y.at(row, i)), run);
-      total += run;
-    }
-    store(sums + i, total);
-  }
-}
 
 template <typename R>
 double product(const Panels<R>& x, const Panels<R>& y, int64_t columns) {

@@ -9,13 +9,13 @@ template <typename E>
 void forward(const Head<E>& head) {
   auto& [task, h, p, w, q, k, v, grad_o, rates] = head;
   const Sink<E> o = {task.rows(p.o, h, p.H, p.V, task.v0), {}, false};
-  task.read_state(p.initial_state, h);
+  task.read_state(p.initial_state, h, FROM_LEFT);
   for (int64_t i = 0; i < task.chunks(); i++) {
     const Chunk chunk = task.chunk(i, false);
     head.enter_in_order(chunk);
     w.take_left_readers(chunk.n, chunk.of(q), p.scale);
     w.find_left(chunk.n);
-    w.write(chunk.n, w.state, true);
+    w.write(chunk.n, FROM_LEFT);
     w.put_y(chunk.n, chunk.of(o));
   }
   task.write_state(p.final_state, h);
@@ -38,9 +38,7 @@ void retention_forward(const Retention<E>& p, int64_t index, Real<E>* scratch) {
 #define INSTANTIATE(E)                                     \
   template int64_t retention_scratch(const Retention<E>&); \
   template void retention_forward(const Retention<E>&, int64_t, Real<E>*);
-INSTANTIATE(float)
-INSTANTIATE(bf16)
-INSTANTIATE(double)
+FOR_ELEMENTS(INSTANTIATE)
 #undef INSTANTIATE
 
 }  // namespace ISA

@@ -7,7 +7,29 @@
 namespace ISA {
 namespace {
 
+// Tokens that are multiplied at once. More are read and written less state for each token, but more pairs of tokens.
+#if defined(__AVX512BF16__)
+constexpr int64_t CHUNK = 64;
+#else
 constexpr int64_t CHUNK = 32;
+#endif
+
+// Which sides a state is read from.
+enum Reads { NOWHERE = 0, FROM_LEFT = 1, FROM_RIGHT = 2, BOTH = 3 };
+
+// What a task has, taken piece by piece. Without memory it only counts.
+template <typename R>
+struct Memory {
+  R* memory;
+  int64_t used = 0;
+
+  R* take(int64_t count) {
+    R* here = memory ? memory + used : nullptr;
+    used += padded<R>(count);
+    return here;
+  }
+  Panels<R> panels(int64_t rows, int64_t columns) { return {take(rows * padded<R>(columns)), rows}; }
+};
 
 // x <- factor times n rows `width` wide; weighed <- row i of that times weight[i].
 template <typename E, typename R = Real<E>>

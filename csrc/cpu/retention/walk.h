@@ -8,6 +8,13 @@
 namespace ISA {
 namespace {
 
+// The element types that a pass is built for here.
+#if defined(__AVX512BF16__)
+#define FOR_ELEMENTS(F) F(bf16)
+#else
+#define FOR_ELEMENTS(F) F(float) F(bf16) F(double)
+#endif
+
 // n tokens in the order of a scan: from `first` on, or reversed, back.
 struct Chunk {
   int64_t first, n;
@@ -64,12 +71,13 @@ struct Task {
   Rows<X> state(X* x, int64_t h) const {
     return {x ? x + (n * p.H + h) * p.K * p.V + v0 : nullptr, p.V};
   }
-  void read_state(const R* from, int64_t h) {
+  void read_state(const R* from, int64_t h, Reads reads) {
     w.decays_of = 0;
-    if (from) return pack(Rows<const R>(state(from, h)), p.K, V, R(1), w.state);
-    memset(w.state.data, 0, w.state_bytes());
+    memset(w.state.sums.data, 0, w.state_bytes());
+    if (from) pack(Rows<const R>(state(from, h)), p.K, V, R(1), w.state.sums);
+    for (int64_t v = 0; v < V; v += W<R>) w.state.round(v, reads);
   }
-  void write_state(R* to, int64_t h) const { unpack(w.state, p.K, V, Sink<R>{state(to, h), {}, false}); }
+  void write_state(R* to, int64_t h) const { unpack(w.state.sums, p.K, V, Sink<R>{state(to, h), {}, false}); }
 
   int64_t chunks() const { return (end - begin + CHUNK - 1) / CHUNK; }
   Chunk chunk(int64_t i, bool reversed) const {
