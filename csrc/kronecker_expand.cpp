@@ -109,7 +109,7 @@ struct Expansion {
     const auto blocks = [&] { return Blocks(rows, columns, most, most); };
     const int64_t wanted = 4 * torch::stable::get_num_threads();
     for (; most > 64 && over(layers, terms) * blocks().count() < wanted;) most -= 32;
-    run(Product<E>{over(layers, terms), terms, layers, depth, a, b, plus, c, blocks()}, PICK(multiply_block<E>));
+    run(Product<E>{over(layers, terms), terms, layers, depth, a, b, plus, c, blocks()}, PICK_PRODUCTS(multiply_block, E));
   }
   // to (+)= the sum over layers, in parts that are summed in order: as many as make 64 tasks.
   void multiply_sum(int64_t layers, int64_t rows, int64_t depth, int64_t columns, const Layers<E>& a,
@@ -131,7 +131,7 @@ struct Expansion {
     return {rows, columns, std::min<int64_t>(height, 256), width};
   }
   void mix(const Mix<E>& p) const {
-    if (p.blocks.rows && p.blocks.columns) run(p, PICK(mix_block<E>));
+    if (p.blocks.rows && p.blocks.columns) run(p, PICK_PRODUCTS(mix_block, E));
   }
   // ... and adds dmix to ddepth.
   void mix(Mix<E> p, double* ddepth) const {

@@ -103,7 +103,7 @@ STABLE_TORCH_LIBRARY(lcikernels_cpp, m) {
       "gated_rms_norm_backward(Tensor dy, Tensor x, Tensor? gate, Tensor? weight, Tensor? bias, float eps, int groups,"
       " bool gate_first, bool silu, bool centred) -> (Tensor dx, Tensor dgate, Tensor dweight, Tensor dbias)");
 
-  // On GPUs only, and where the library was built with nvcc. All contiguous; float32 products in tf32 where asked.
+  // On a GPU where the library was built with nvcc. All contiguous; float32 products in tf32 where asked, there.
   m.def(
       "kronecker_expand_forward(Tensor weight, Tensor write, Tensor read, Tensor? depth, bool added, bool tf32)"
       " -> Tensor");

@@ -7,68 +7,10 @@
 
 #include "kronecker_expand.h"
 
-#include "multiply.h"
-#include "turn.h"
+#include "blocks.h"
 
 namespace ISA {
 namespace {
-
-// A part of a block: from a row of a panel to the next, and from a panel to the next.
-template <typename R>
-struct Block {
-  R* data;
-  int64_t row, panel;
-
-  INLINE_MEMBER R* at(int64_t r, int64_t column) const {
-    return data + column / W<R> * panel + r * row + column % W<R>;
-  }
-};
-
-// Memory's [rows, columns] to a block, with zeros up to a whole panel.
-template <typename E, typename R>
-void pack(const E* from, int64_t row, int64_t column, int64_t rows, int64_t columns, const Block<R>& to) {
-  const int64_t whole = columns / W<R> * W<R>;
-  if (whole < columns)
-    for (int64_t r = 0; r < rows; r++) store(to.at(r, whole), Vec<R>{}), store(to.at(r, whole + LANES<R>), Vec<R>{});
-  if (column == 1) {
-    for (int64_t r = 0; r < rows; r++, from += row)
-      for_vectors<R>(columns, [&](int64_t c, int64_t count) INLINE_LAMBDA {
-        store(to.at(r, c), load(from + c, count));
-      });
-  } else {
-    for (int64_t c = 0; c < columns; c += W<R>)
-      turn(from + c * column, column, columns - c < W<R> ? columns - c : W<R>, rows, to.at(0, c), to.row);
-  }
-}
-
-template <typename E, typename R>
-void unpack(const Block<R>& from, int64_t rows, int64_t columns, E* to, int64_t row, int64_t column) {
-  if (column == 1) {
-    for (int64_t r = 0; r < rows; r++, to += row)
-      for_vectors<R>(columns, [&](int64_t c, int64_t count) INLINE_LAMBDA {
-        store(to + c, load(from.at(r, c)), count);
-      });
-  } else {
-    for (int64_t c = 0; c < columns; c += W<R>)
-      turn<R, E>(from.at(0, c), from.row, rows, columns - c < W<R> ? columns - c : W<R>, to + c * column, column);
-  }
-}
-
-template <typename E, typename R>
-void pack(const Layers<E>& from, int64_t rows, int64_t columns, const Block<R>& to) {
-  if (from.exact)
-    pack((const R*)from.exact, from.row, from.column, rows, columns, to);
-  else
-    pack((const E*)from.rounded, from.row, from.column, rows, columns, to);
-}
-
-template <typename E, typename R>
-void unpack(const Block<R>& from, int64_t rows, int64_t columns, const Layers<E>& to) {
-  if (to.exact)
-    unpack(from, rows, columns, to.exact, to.row, to.column);
-  else
-    unpack(from, rows, columns, to.rounded, to.row, to.column);
-}
 
 // Sizes of a block of a result, and where it begins.
 struct Place {
@@ -80,19 +22,6 @@ struct Place {
         rows(x.rows - top < x.height ? x.rows - top : x.height),
         columns(x.columns - left < x.width ? x.columns - left : x.width) {}
 };
-
-// c (+)= a^T b of panels of a and b, `depth` rows each.
-template <typename R>
-void multiply(const R* a, const R* b, int64_t rows, int64_t columns, int64_t depth, bool add, const Block<R>& c) {
-  for (int64_t left = 0; left < columns; left += W<R>)
-    for (int64_t r = 0; r < rows;) {
-      const int64_t more = W<R> - r % W<R> < rows - r ? W<R> - r % W<R> : rows - r;
-      const int64_t tiles = (more + TALLEST - 1) / TALLEST, height = (more + tiles - 1) / tiles;
-      tile_of<TALLEST, false>(height, Panels<R>{(R*)a, depth}.at(0, r), 0, b + left * depth, depth, R(add),
-                              c.at(r, left), c.row);
-      r += height;
-    }
-}
 
 // dmix [J columns of it], of two rows: sums over lanes of grad times x. A recursion, as Sums.
 template <int J, typename R>
@@ -164,10 +93,9 @@ struct Mixing {
     for (int64_t d = 0; d < p.depth; d += RUN) {
       const int64_t run = p.depth - d < RUN ? p.depth - d : RUN;
       for (int64_t j = 0; j < p.old; j++) {
-        if (j == 0 || p.b.layer)
-          pack(p.b.at(j).from(d, place.left), run, place.columns, Block<R>{b, W<R>, run * W<R>});
-        pack(p.a.at(j).from(place.top, d).turned(), run, place.rows, Block<R>{a, W<R>, run * W<R>});
-        multiply(a, b, place.rows, place.columns, run, d > 0, layer(j));
+        if (j == 0 || p.b.layer) pack_right(p.b.at(j).from(d, place.left), run, place.columns, b);
+        pack_left(p.a.at(j).from(place.top, d), place.rows, run, a);
+        multiply_packed(a, b, place.rows, place.columns, run, d > 0, layer(j));
       }
     }
   }
@@ -181,8 +109,8 @@ struct Mixing {
         pack(to.at(i).from(top, place.left), rows, place.columns, Block<R>{out + i * W<R>, step, rows * step});
     for (int64_t left = 0; left < width; left += W<R>)
       for (int64_t r = 0; r < rows; r++)
-        multiply(weights, x + left / W<R> * panel + r * of * W<R>, count, W<R>, of, p.add,
-                 Block<R>{out + (left / W<R> * rows + r) * step, W<R>, 0});
+        multiply_panels(weights, x + left / W<R> * panel + r * of * W<R>, count, W<R>, of, p.add,
+                        Block<R>{out + (left / W<R> * rows + r) * step, W<R>, 0});
     for (int64_t i = 0; i < count; i++)
       unpack(Block<R>{out + i * W<R>, step, rows * step}, rows, place.columns, to.at(i).from(top, place.left));
   }
@@ -225,6 +153,7 @@ struct Mixing {
 template <typename E>
 void multiply_block(const Product<E>& p, int64_t task, Real<E>* scratch) {
   using R = Real<E>;
+  const ForProducts here;
   const Place place(p.blocks, task % p.blocks.count());
   const int64_t l = task / p.blocks.count(), last = (l + 1) * p.terms < p.pairs ? (l + 1) * p.terms : p.pairs;
   R *a = scratch, *b = a + RUN * p.blocks.height;
@@ -234,15 +163,16 @@ void multiply_block(const Product<E>& p, int64_t task, Real<E>* scratch) {
   for (int64_t j = l * p.terms; j < last; j++)
     for (int64_t d = 0; d < p.depth; d += RUN, add = true) {
       const int64_t run = p.depth - d < RUN ? p.depth - d : RUN;
-      pack(p.a.at(j).from(place.top, d).turned(), run, place.rows, Block<R>{a, W<R>, run * W<R>});
-      pack(p.b.at(j).from(d, place.left), run, place.columns, Block<R>{b, W<R>, run * W<R>});
-      multiply(a, b, place.rows, place.columns, run, add, c);
+      pack_left(p.a.at(j).from(place.top, d), place.rows, run, a);
+      pack_right(p.b.at(j).from(d, place.left), run, place.columns, b);
+      multiply_packed(a, b, place.rows, place.columns, run, add, c);
     }
   unpack(c, place.rows, place.columns, p.c.at(l).from(place.top, place.left));
 }
 
 template <typename E>
 void mix_block(const Mix<E>& p, int64_t task, Real<E>* scratch) {
+  const ForProducts here;
   double* dmix = p.dmix ? p.dmix + task * p.made * p.old : nullptr;
   for (int64_t i = 0; dmix && i < p.made * p.old; i++) dmix[i] = 0;
   Mixing<E>(p, task, scratch).run(dmix);
@@ -251,8 +181,10 @@ void mix_block(const Mix<E>& p, int64_t task, Real<E>* scratch) {
 #define INSTANTIATE(E)                                                 \
   template void multiply_block(const Product<E>&, int64_t, Real<E>*);  \
   template void mix_block(const Mix<E>&, int64_t, Real<E>*);
-INSTANTIATE(float)
 INSTANTIATE(bf16)
+#if !defined(__AVX512BF16__)
+INSTANTIATE(float)
 INSTANTIATE(double)
+#endif
 
 }  // namespace ISA

@@ -91,4 +91,6 @@ struct Mix {
 DECLARE(base)
 DECLARE(avx2)
 DECLARE(avx512)
+DECLARE(avx512_bf16)
+DECLARE(amx)
 #undef DECLARE

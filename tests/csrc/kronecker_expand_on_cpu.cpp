@@ -1,4 +1,5 @@
-// csrc/cuda/kronecker_expand.cu and what calls it, on the CPU: lcikernels_cpp's ops for CPU tensors.
+// csrc/cuda/kronecker_expand.cu and what calls it, on the CPU: ops of lcikernels_cuda_on_cpu, for lcikernels_cpp has
+// kernels of its own for CPU tensors.
 #include <torch/csrc/stable/library.h>
 
 #include "../../csrc/op.h"
@@ -9,9 +10,19 @@
 #undef threadIdx
 #undef blockIdx
 #define CUDA CPU
+#define lcikernels_cpp lcikernels_cuda_on_cpu
 #include "../../csrc/cuda/kronecker_expand.cpp"
 
 AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = nullptr;
   return 0;
+}
+
+STABLE_TORCH_LIBRARY(lcikernels_cuda_on_cpu, m) {
+  m.def(
+      "kronecker_expand_forward(Tensor weight, Tensor write, Tensor read, Tensor? depth, bool added, bool tf32)"
+      " -> Tensor");
+  m.def(
+      "kronecker_expand_backward(Tensor grad_out, Tensor weight, Tensor write, Tensor read, Tensor? depth,"
+      " bool added, bool tf32, bool need_weight) -> (Tensor dweight, Tensor dwrite, Tensor dread, Tensor ddepth)");
 }

@@ -72,16 +72,19 @@ emulated = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """The ops of the CUDA backend take CPU tensors."""
+    """The ops of the CUDA backend, for CPU tensors."""
     torch.ops.load_library(
         on_cpu(tmp_path_factory.mktemp("cuda_on_cpu") / "kernels.so", "-O3", "-march=native")
     )
+    return torch.ops.lcikernels_cuda_on_cpu
 
 
 @pytest.fixture
 def expand(library, monkeypatch):
     table = TABLES["kronecker_expand"]
     monkeypatch.setitem(table, "cuda", Backend(table["cuda"].module, anywhere))
+    for part in ("kronecker_expand_forward", "kronecker_expand_backward"):
+        monkeypatch.setattr(torch.ops.lcikernels_cpp, part, getattr(library, part))
 
     def run(**arguments):
         return kronecker_expand(**arguments, backend="cuda")
@@ -190,7 +193,7 @@ def peak(run):
 )
 def test_memory_is_at_most_a_tenth_more_than_the_output(library, kind, shared, sizes):
     """That of the backward besides the gradients is at most 1.1 of the output's."""
-    ops = torch.ops.lcikernels_cpp
+    ops = library
     tensors = [x.detach() for x in inputs(*sizes, SHARED[shared], KINDS[kind][0]).values()]
     most, out = peak(lambda: ops.kronecker_expand_forward(*tensors, False, False))
     assert out.nbytes < most <= 1.1 * out.nbytes
@@ -203,7 +206,7 @@ def test_memory_is_at_most_a_tenth_more_than_the_output(library, kind, shared, s
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_memory_is_the_output_alone_where_units_are_added(library, kind, L2):
     """That of the backward besides the gradients is at most 1.1 of the output's, for one new layer too."""
-    ops = torch.ops.lcikernels_cpp
+    ops = library
     tensors = inputs(12, L2, 96, 96, 32, 32, SHARED["shared maps"], KINDS[kind][0]).values()
     weight, write, read, depth = [x.detach() for x in tensors] + [None] * (L2 is None)
     most, out = peak(lambda: ops.kronecker_expand_forward(weight, write, read, depth, True, False))
@@ -256,7 +259,7 @@ def test_the_library_refuses_what_does_not_fit(library, sentence):
     good = dict(weight=zeros(2, 4, 4), write=zeros(6, 4), read=zeros(6, 4))
     good |= dict(depth=zeros(3, 2), added=False, tf32=False)
     with pytest.raises(RuntimeError) as refusal:
-        torch.ops.lcikernels_cpp.kronecker_expand_forward(**good | MISFITS[sentence])
+        library.kronecker_expand_forward(**good | MISFITS[sentence])
     assert f"kronecker_expand: {sentence}" in str(refusal.value)
 
 
@@ -264,7 +267,7 @@ def test_the_library_refuses_what_does_not_fit(library, sentence):
 OUT_OF_BOUNDS = """
 import torch, lcikernels, sys
 torch.ops.load_library(sys.argv[1])
-ops = torch.ops.lcikernels_cpp
+ops = torch.ops.lcikernels_cuda_on_cpu
 for dtype, tf32 in (torch.float32, True), (torch.float32, False), (torch.bfloat16, False):
     for L1, L2, m, n, M, N in (3, 4, 5, 7, 11, 67), (2, 3, 24, 8, 72, 40):
         for own, added in ((), False), ((L1,), False), ((), True):
