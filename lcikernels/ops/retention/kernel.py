@@ -35,6 +35,7 @@ from .crossing import Added
 from .launch import Part, Problem, shared, small
 from .rates import Weighed
 from .tiles import BLOCK, SHORT
+from .walk import Decays
 
 
 def forward(
@@ -60,7 +61,8 @@ def forward(
     part = Part(q, k, v, None, enter, None if p.segmented else final, False, False)
     if p.small:
         return p.fused(part, o), final
-    return p.walk(part, p.score(q, k, None, None, None), o), final
+    scores = p.score(q, k, None, None, None)
+    return p.walk(part, scores.P, Decays(scores.since, scores.until), o), final
 
 
 def backward(
@@ -114,13 +116,13 @@ def apart(
     if p.small:
         return [p.fused(part, p.of_heads(u, p.H)) for part, u in zip(parts, inputs)]
     scores = p.score(*inputs, grad_o, drate)
-    of_dP, dots = scores._replace(P=scores.dP), [None] * 3
+    decays, dots = Decays(scores.since, scores.until), [None] * 3
     if drate is not None:
         columns = p.dots(p.V, p.K)
         dots = [p.empty(p.B, p.T, p.H, columns), p.empty(p.B, p.T, p.H, columns), None]
     grads = [
-        shared(p.walk(part, of, p.of_heads(u, p.H), d), u)
-        for part, of, u, d in zip(parts, (of_dP, of_dP, scores), inputs, dots)
+        shared(p.walk(part, P, decays, p.of_heads(u, p.H), d), u)
+        for part, P, u, d in zip(parts, (scores.dP, scores.dP, scores.P), inputs, dots)
     ]
     if drate is not None:
         p.weigh(Weighed(*dots[:2], crossing), drate)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from triton import language as tl
 
 from ..checks import contiguous, refuse
 from ..launch import cdiv, device, name, options, power_of_2
@@ -17,7 +18,7 @@ from .rates import Weighed, rate_kernel
 from .recurrent import Cache, Counts, Inputs, recurrent_kernel
 from .scores import Pairs, Scores, Scoring, scores_kernel
 from .tiles import BLOCK, CUT, MOST, SMALL, Tile, chosen, chunk
-from .walk import Ends, Roles, Walking, walk_kernel
+from .walk import Decays, Ends, Roles, Walking, walk_kernel
 
 
 class Part(NamedTuple):
@@ -58,6 +59,11 @@ def segment(T: int, rows: int, N: int, walks: int, multiprocessors: int) -> int:
 def kept(dtype: torch.dtype) -> torch.dtype:
     """Of P and the states between segments: products with bfloat16 round them anyway; float16 has no room."""
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+def narrow(dtype: torch.dtype) -> tl.dtype:
+    """What kernels multiply."""
+    return tl.bfloat16 if dtype == torch.bfloat16 else tl.float32
 
 
 def check(q: Tensor, v: Tensor) -> None:
@@ -142,27 +148,28 @@ class Problem:
         )
         return scores
 
-    def walk(self, part: Part, scores: Scores, out: Tensor, dots: Tensor | None = None) -> Tensor:
+    def walk(self, part: Part, P: Tensor, decays: Decays, out: Tensor, dots: Tensor | None = None) -> Tensor:
         """Fills out, a part's. Rows that a program has no room for are walked after the others, and add to it
         in float32."""
         (X, Z), ahead = part.sizes, self.ahead(*part[:4])
         t = self.tile("walk", X, Z, ahead)
         rows, columns = cdiv(X, t.BX), cdiv(Z, t.BZ)
-        widths = (t.BX, t.BX, t.BZ, t.BZ) if ahead else (0,) * 4
-        roles = Roles(*map(self.taken, part[:4], widths))
+        widths = (t.BX, t.BX, t.BZ, t.BZ, self.C) if ahead else (0,) * 5
+        roles = Roles(*map(self.taken, (*part[:4], P), widths), tl.constexpr(narrow(self.dtype)))
         sums = None
         if rows > t.TILES:
             sums = out if out.dtype == torch.float32 else self.empty(*out.shape)
         DOTS = 0 if dots is None else dots.shape[3]
         for first in range(0, rows, t.TILES):
             left = rows - first
-            ends = Ends(part.enter, part.leave, out if left <= t.TILES else None, sums, dots)
+            to = self.taken(out, ahead and describable(out) and t.BZ) if left <= t.TILES else None
+            ends = Ends(part.enter, part.leave, to, sums, dots)
             fixed = Walking(
                 self.H, X, Z, *part.steps, first * t.BX, DOTS, part.reverse, self.C, t.BX, t.BZ,
                 min(t.TILES, left), t.stages, self.precision,
             )  # fmt: skip
             walk_kernel[(columns * self.segments * self.H,)](
-                roles, scores, ends, self.cut, self.scale, fixed, **options(t.warps)
+                roles, decays, ends, self.cut, self.scale, fixed, **options(t.warps)
             )
             dots = None if dots is None else dots[..., columns:]
         return out
@@ -179,9 +186,9 @@ class Problem:
         fixed = Fused(
             self.H, X, Z, *part.steps, part.reverse, self.per_token, self.C, t.BX, t.BZ, self.precision
         )
-        ends = Ends(part.enter, part.leave, out, None, None)
+        ends = Ends(part.enter, part.leave, self.taken(out), None, None)
         fused_kernel[(cdiv(Z, t.BZ) * self.segments * self.H,)](
-            Roles(*map(self.taken, part[:4])), ends, self.rate, self.cut, self.scale, fixed,
+            Roles(*map(self.taken, part[:4]), None, None), ends, self.rate, self.cut, self.scale, fixed,
             **options(t.warps), num_stages=t.stages,
         )  # fmt: skip
         return out

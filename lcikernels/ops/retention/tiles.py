@@ -16,6 +16,8 @@ from ..launch import cdiv, power_of_2
 MOST = 512  # rows or columns of a state
 SMALL = 128  # of heads whose state is one tile
 CUT = 256  # tokens: segments are multiples of it
+import os
+TRY = int(os.environ.get("TRY", "64"))
 SHORT = 16  # tokens: not more go one by one, instead of a chunk's products of 64
 BLOCK = 1024  # elements of a state that chain_kernel carries
 
@@ -50,7 +52,7 @@ def candidates(kernel: str, X: int, Z: int, dtype: torch.dtype, sm: int, ahead: 
         return [Tile(BX, b, 1, 8 if b == 128 else 4, 1) for b in columns]
     # 64 columns for 4 warps, a warp group: S^T is multiplied from the registers it is summed in. A thread has
     # 128 elements of it, 64 in float32: more would spill.
-    BX, warps = min(64, BX), 8 if BZ == 128 else 4
+    BX, warps = min(TRY, power_of_2(X)), 8 if BZ == 128 else 4
     rows = 32 * warps if dtype != torch.float32 else 16 * warps
     tiles = 1 if kernel == "crossing" else cdiv(min(X, rows), BX)
     stages = [2, 1] if ahead and kernel == "walk" else [1]
