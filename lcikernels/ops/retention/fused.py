@@ -1,4 +1,4 @@
-"""The recurrence from chunk to chunk of small heads: a state is one tile, scores are made where they are used.
+"""The recurrence of small heads: a state is one tile, scores are made where they are used.
 
 i_  index of a tile     o_  offsets     m_  mask     p_  pointers
 """
@@ -14,7 +14,7 @@ from .walk import Ends, Roles
 
 
 class Fused(NamedTuple):
-    """What `fused_kernel` is compiled for; a state's elements from one row and from one column to the next."""
+    """What `fused_kernel` is compiled for; ROW, COLUMN: a state's elements from one to the next."""
 
     H: int
     X: int

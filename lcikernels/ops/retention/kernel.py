@@ -25,7 +25,6 @@ share q, k or v, `gradients` then makes all of a chunk's gradients, summed over 
 ones `rates` adds up what the walks leave for it, and gradients are made for each head and summed by torch.
 """
 
-import torch
 from torch import Tensor
 
 from ..checks import boundaries, contiguous, looked_at
@@ -61,7 +60,7 @@ def forward(
     part = Part(q, k, v, None, enter, None if p.segmented else final, False, False)
     if p.small:
         return p.fused(part, o), final
-    scores = p.score(q, k, None, None, None)
+    scores = p.score(q, k)
     return p.walk(part, scores.P, Decays(scores.since, scores.until), o), final
 
 
@@ -118,8 +117,7 @@ def apart(
     scores = p.score(*inputs, grad_o, drate)
     decays, dots = Decays(scores.since, scores.until), [None] * 3
     if drate is not None:
-        columns = p.dots(p.V, p.K)
-        dots = [p.empty(p.B, p.T, p.H, columns), p.empty(p.B, p.T, p.H, columns), None]
+        dots = [*map(p.dots, parts[:2]), None]
     grads = [
         shared(p.walk(part, P, decays, p.of_heads(u, p.H), d), u)
         for part, P, u, d in zip(parts, (scores.dP, scores.dP, scores.P), inputs, dots)

@@ -22,8 +22,8 @@ from .walk import Decays, Ends, Roles, Walking, walk_kernel
 
 
 class Part(NamedTuple):
-    """One of the recurrences that share a problem: its tensors x, y, z, w; the states it starts from and leaves;
-    backward in time or not; whether a row of its state is a column in memory."""
+    """One of the recurrences that share a problem: x, y, z, w as `Roles` has them; the states that it starts
+    from and leaves; backward in time or not; whether a row of its state is a column in memory."""
 
     x: Tensor
     y: Tensor
@@ -129,11 +129,14 @@ class Problem:
         return self.given[key]
 
     def ahead(self, *inputs: Tensor | None) -> bool:
-        """Whether a GPU's unit for copies can load them: chunks of rows that are not packed."""
-        able = self.sm >= 90 and self.dtype == torch.bfloat16 and self.cu_seqlens is None
+        """Whether a Hopper's unit for copies can load them: chunks of rows that are not packed.
+
+        A Blackwell's registers spill 40 to 80 bytes then, and on sm_103 loops with two stages are not safe.
+        """
+        able = 90 <= self.sm < 100 and self.dtype == torch.bfloat16 and self.cu_seqlens is None
         return able and all(describable(x) for x in inputs if x is not None)
 
-    def score(self, q: Tensor, k: Tensor, v: Tensor | None, do: Tensor | None, drate: Tensor | None) -> Scores:
+    def score(self, q: Tensor, k: Tensor, v=None, do=None, drate=None) -> Scores:
         """P, its gradient, the decays."""
         B, T, H, C = self.B, self.T, self.H, self.C
         P = self.empty(B, T, H, C, dtype=kept(self.dtype))
@@ -143,16 +146,14 @@ class Problem:
         BK, BV = (max(16, min(64, power_of_2(X))) for X in (self.K, self.V))
         fixed = Scoring(H, self.K, self.V, self.per_token, C, BK, BV, self.precision)
         pairs = Pairs(*map(self.taken, (q, k, v, do)))
-        scores_kernel[(self.pieces(cut) * H,)](
-            pairs, scores, self.rate, cut, self.scale, fixed, **options(4)
-        )
+        scores_kernel[(self.pieces(cut) * H,)](pairs, scores, self.rate, cut, self.scale, fixed, **options(4))
         return scores
 
     def walk(self, part: Part, P: Tensor, decays: Decays, out: Tensor, dots: Tensor | None = None) -> Tensor:
         """Fills out, a part's. Rows that a program has no room for are walked after the others, and add to it
         in float32."""
         (X, Z), ahead = part.sizes, self.ahead(*part[:4])
-        t = self.tile("walk", X, Z, ahead)
+        t = self.tile("walk back" if part.reverse else "walk", X, Z, ahead)
         rows, columns = cdiv(X, t.BX), cdiv(Z, t.BZ)
         widths = (t.BX, t.BX, t.BZ, t.BZ, self.C) if ahead else (0,) * 5
         roles = Roles(*map(self.taken, (*part[:4], P), widths), tl.constexpr(narrow(self.dtype)))
@@ -174,10 +175,11 @@ class Problem:
             dots = None if dots is None else dots[..., columns:]
         return out
 
-    def dots(self, X: int, Z: int) -> int:
-        """How many a walk leaves for each token and head."""
-        t = self.tile("walk", X, Z)
-        return cdiv(Z, t.BZ) * cdiv(X, t.BX * t.TILES)
+    def dots(self, part: Part) -> Tensor:
+        """Memory for those that its walk leaves for each token and head."""
+        X, Z = part.sizes
+        t = self.tile("walk", X, Z)  # backward in time as many rows at once
+        return self.empty(self.B, self.T, self.H, cdiv(Z, t.BZ) * cdiv(X, t.BX * t.TILES))
 
     def fused(self, part: Part, out: Tensor) -> Tensor:
         """`walk` of small heads, which finds the scores too."""
@@ -244,7 +246,8 @@ class Problem:
         BK = max(16, power_of_2(self.K))
         BV = max(1, min(32, MOST * 32 // BK, power_of_2(self.V)))
         recurrent_kernel[(self.B * self.H * cdiv(self.V, BV),)](
-            Inputs(*map(tokens, inputs), self.rate), Cache(enter, leave, rows, len(leave), *leave.stride()), o,
+            Inputs(*map(tokens, inputs), self.rate),
+            Cache(enter, leave, rows, len(leave), *leave.stride()), o,
             Counts(self.T, *self.heads, self.H, self.H * self.per_token), self.scale, self.K, self.V, BK, BV,
             **options(min(8, max(1, BK * BV // 1024))),
         )  # fmt: skip

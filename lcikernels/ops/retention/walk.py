@@ -80,16 +80,17 @@ def states(p, begin, o_x, o_z, first_x, first_z, fixed: tl.constexpr):
 
 
 @triton.jit
-def read(state, x, place, i_h, at, o_t, o_x, first_x, dtype: tl.constexpr, fixed: tl.constexpr):
-    """S^T x^T of a chunk, [BZ, C], in `dtype`. All of S is rounded before the first product: a Hopper multiplies while it
+def read(state, roles, place, i_h, at, o_t, o_x, first_x, fixed: tl.constexpr):
+    """S^T x^T of a chunk. All of S is rounded before the first product: a Hopper multiplies while it
     loads the next tile, but waits for a conversion between two products."""
     packed = ()
     for j in tl.static_range(fixed.TILES):
-        packed += (state[j].to(dtype),)
+        packed += (state[j].to(roles.dtype),)
     out = tl.zeros([fixed.BZ, fixed.C], tl.float32)
     for j in tl.static_range(fixed.TILES):
-        of_x = tile(x, place, i_h, at, first_x + j * fixed.BX, o_t[None, :], o_x[:, None], fixed.H, fixed.X)
-        out = tl.dot(packed[j], of_x, out, input_precision=fixed.PRECISION)
+        start = first_x + j * fixed.BX
+        x = tile(roles.x, place, i_h, at, start, o_t[None, :], o_x[:, None], fixed.H, fixed.X)
+        out = tl.dot(packed[j], x, out, input_precision=fixed.PRECISION)
     return out
 
 
@@ -115,7 +116,7 @@ def walk_kernel(roles: Roles, decays: Decays, ends: Ends, cut: Cut, scale, fixed
         at = last - i if fixed.REVERSE else i
         t = at + o_t
         m_t, t_H = t < count, t.to(tl.int64) * H
-        out = read(state, roles.x, place, i_h, at, o_t, o_x, first_x, roles.dtype, fixed)
+        out = read(state, roles, place, i_h, at, o_t, o_x, first_x, fixed)
         out *= tl.load((decays.until if fixed.REVERSE else decays.since) + head + t_H, m_t, 0.0)[None, :]
         out *= 1.0 if fixed.REVERSE else scale
         if ends.dots is not None:
@@ -126,8 +127,11 @@ def walk_kernel(roles: Roles, decays: Decays, ends: Ends, cut: Cut, scale, fixed
         m_out = m_t[None, :] & (o_z[:, None] < Z - first_z)
         o_out = (head * Z + first_z) + (t[None, :].to(tl.int64) * (H * Z) + o_z[:, None])
         if fixed.START == 0:
-            P = tile(roles.P, place, i_h, at, 0, o_t[:, None], o_t[None, :], H, C)
-            out = tl.dot(z, P if fixed.REVERSE else tl.trans(P), out, input_precision=fixed.PRECISION)
+            if fixed.REVERSE:
+                P = tile(roles.P, place, i_h, at, 0, o_t[:, None], o_t[None, :], H, C)
+            else:
+                P = tile(roles.P, place, i_h, at, 0, o_t[None, :], o_t[:, None], H, C)
+            out = tl.dot(z, P, out, input_precision=fixed.PRECISION)
         else:
             out += tl.load(ends.part + o_out, m_out, 0.0)
         if ends.out is None:
