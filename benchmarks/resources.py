@@ -31,6 +31,7 @@ from lcikernels.ops import views
 from lcikernels.ops.causal_conv1d import kernel as conv
 from lcikernels.ops.gated_rms_norm import kernel as norm
 from lcikernels.ops.retention import kernel as retention
+from lcikernels.ops.retention import launch as retaining
 from lcikernels.ops.selective_scan import kernel as scan
 
 NVIDIA = (80, 90, 100)
@@ -241,12 +242,12 @@ def retention_launches(K: int, V: int, dtype: torch.dtype, kind: str) -> list[La
             cache, rows = torch.zeros(3, 2, V, K, dtype=dtype).mT, torch.zeros(1, dtype=torch.int64)
         retention.step(q[:, 0], q[:, 0], v[:, 0], torch.zeros(2), cache, 0.5, rows)
 
-    segment = retention.segment
-    retention.segment = lambda T, *_: T // 2 if kind == "cut" and T > 1 else T + 1
+    segment = retaining.segment
+    retaining.segment = lambda T, *_: T // 2 if kind == "cut" and T > 1 else T + 1
     try:
-        return launches(retention, f"retention K={K} V={V} {str(dtype)[6:]}, {kind}", call)
+        return launches(retaining, f"retention K={K} V={V} {str(dtype)[6:]}, {kind}", call)
     finally:
-        retention.segment = segment
+        retaining.segment = segment
 
 
 SCANS = [(N, torch.bfloat16) for N in (1, 3, 9, 16, 32, 64, 100, 128, 256)]
@@ -254,13 +255,14 @@ SCANS += [(16, torch.float32), (16, torch.float16)]
 HEADS = [(256, 512, torch.bfloat16, kind) for kind in ("bare", "cut", "learned", "all")]
 HEADS += [(K, V, torch.bfloat16, "all") for K, V in ((128, 64), (60, 100), (320, 512))]
 HEADS += [(128, 128, dtype, "all") for dtype in (torch.float16, torch.float32)]
+HEADS += [(K, V, torch.bfloat16, "bare") for K, V in ((64, 64), (128, 128))]
 FORMULAS = [(kind, gate) for kind in ("rms", "layer") for gate in ("bare", "after", "first")]
 FORMULAS += [("rms", "Mamba-2")]
 
 
 def all_launches(sm: int, names: list[str]) -> Iterator[Launch]:
     """On an NVIDIA GPU of compute capability sm / 10, or on AMD's (0); no two that compile to the same."""
-    scan.device = retention.device = lambda x: (1, sm)
+    scan.device = retaining.device = lambda x: (1, sm)
     cases = [partial(scan_launches, *x, full, cut) for x in SCANS for full in (True, False) for cut in (1, 2)]
     cases += [partial(scan_launches, 16, torch.bfloat16, True, 1, True)]
     both = itertools.product((2, 3, 4, 6), (False, True))

@@ -16,10 +16,12 @@ from .ops import (
     selective_scan_segment,
     selective_scan_step,
 )
+from .ops.checks import checked
 
 __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
+    "checked",
     "gated_rms_norm",
     "kronecker_expand",
     "retention",

@@ -1,6 +1,8 @@
 """The only place in Python that says no: which op, which argument, what was expected, what came."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NoReturn
 
 import torch
@@ -11,6 +13,7 @@ STRIDED = torch.strided
 ACTIVATIONS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 INDICES = (torch.int32, torch.int64)
+CHECKED = ContextVar("values of indices on a GPU are checked", default=False)
 
 
 def refuse(op: str, argument: str, expected: str, got: object) -> NoReturn:
@@ -208,6 +211,25 @@ def integers(op: str, argument: str, x: Tensor, like: Tensor, sizes: dict[str, i
     same_device(op, like, [(argument, x)])
 
 
+@contextmanager
+def checked() -> Iterator[None]:
+    """Inside, the values of cu_seqlens and state_indices on a GPU are checked as those on a CPU always are.
+
+    Each op then waits for the GPU, and cannot be captured in a CUDA graph. Outside, wrong values give wrong
+    results, and touch no memory but that of the arguments.
+    """
+    before = CHECKED.set(True)
+    try:
+        yield
+    finally:
+        CHECKED.reset(before)
+
+
+def looked_at(x: Tensor) -> bool:
+    """Whether the values of x are to be checked: reading those on a GPU would wait for it."""
+    return not x.is_cuda or CHECKED.get()
+
+
 def in_range(op: str, state_indices: Tensor, S: int, argument: str = "state_indices") -> None:
     """The values of `state_indices`: below S, none twice; negative ones are padding. Reads them."""
     used = [i for i in state_indices.tolist() if i >= 0]
@@ -216,7 +238,7 @@ def in_range(op: str, state_indices: Tensor, S: int, argument: str = "state_indi
 
 
 def boundaries(op: str, cu_seqlens: Tensor, T: int, argument: str = "cu_seqlens") -> list[int]:
-    """The values of `cu_seqlens`: 0 first, T last, never falling. Reads them, so it waits for the device."""
+    """The values of `cu_seqlens`: 0 first, T last, never falling. Reads them, so it waits for the device: see `looked_at`."""
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != T or any(start > end for start, end in zip(bounds, bounds[1:])):
         refuse(op, argument, f"0 first, T={T} last and never falling", bounds)

@@ -12,6 +12,11 @@ def device(x: Tensor) -> tuple[int, int]:
     return chip.multi_processor_count, 0 if torch.version.hip else 10 * chip.major + chip.minor
 
 
+def name(x: Tensor) -> str:
+    """Its GPU's, as tables of measured tiles are called."""
+    return torch.cuda.get_device_properties(x.device).name if x.is_cuda else ""
+
+
 def options(warps: int) -> dict[str, object]:
     """All registers that up to 8 warps can have: else some are saved, even where that spills."""
     return dict(num_warps=warps, enable_fp_fusion=True) | ({} if torch.version.hip else dict(maxnreg=255))

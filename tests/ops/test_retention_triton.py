@@ -12,7 +12,7 @@ from lcikernels.ops.retention.reference import retention as reference
 if why := why_not("retention", "triton"):
     pytest.skip(why, allow_module_level=True)
 
-from lcikernels.ops.retention import kernel
+from lcikernels.ops.retention import kernel, launch, tiles
 
 retain, step = on_device(retention, "triton"), on_device(retention_step, "triton")
 on_a_gpu = pytest.mark.skipif(GPU == "cpu", reason="takes minutes in Triton's interpreter")
@@ -34,7 +34,7 @@ def without_gradients(whole: dict) -> dict:
 @pytest.fixture
 def in_segments(monkeypatch):
     """Sequences are cut, as on a GPU that they do not fill; of 16 tokens float32 makes one chunk."""
-    monkeypatch.setattr(kernel, "segment", lambda *_: 32)
+    monkeypatch.setattr(launch, "segment", lambda *_: 32)
 
 
 @pytest.fixture
@@ -59,7 +59,8 @@ def test_packed_sequences_are_cut_into_segments(in_segments, poisoned):
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_rows_that_a_program_has_no_room_for_are_walked_after_the_others(at_once, monkeypatch, poisoned):
     """3 tiles of both K and V; with 2 at once the last program has 1."""
-    monkeypatch.setattr(kernel, "tiles", lambda X, Z, *_: kernel.Walk(16, 16, at_once, 4))
+    monkeypatch.setattr(launch, "SMALL", 16)
+    monkeypatch.setattr(launch, "chosen", lambda *_: tiles.Tile(16, 16, at_once, 4, 1))
     assert_agrees(retain, reference, **inputs(1, 20, 2, 1, 2, 48, 40))
 
 
@@ -111,7 +112,7 @@ def test_wide_heads_are_as_exact_as_their_inputs(shape, dtype, in_16_bits, poiso
 
 @pytest.mark.parametrize("dtype", HALVES[: 1 + (GPU != "cpu")], ids=str)
 def test_segments_in_16_bits(dtype, in_16_bits, monkeypatch, poisoned):
-    monkeypatch.setattr(kernel, "segment", lambda *_: 64)
+    monkeypatch.setattr(launch, "segment", lambda *_: 64)
     whole = inputs(1, 150, 2, 1, 2, 16, 32, dtype=dtype)
     whole["log_decay"] = whole["log_decay"].detach()
     assert_agrees(retain, reference, products=dtype, **whole)
@@ -130,7 +131,7 @@ def test_float16_states_are_more_than_float16_holds(tensor_cores):
 @pytest.mark.parametrize("learned, most", [(False, 1.1), (True, 2.6)], ids=["fixed decay", "learned decay"])
 def test_memory_is_that_of_inputs_and_outputs_unless_all_states_are_asked_for(learned, most, monkeypatch):
     """RetNet's heads on an H200. The states that enter 64 chunks, and their gradients, are 2.1 GB."""
-    without_launches(monkeypatch, kernel, 132, 90)
+    without_launches(monkeypatch, launch, 132, 90)
     B, T, H, K, V = 8, 4096, 8, 256, 512
     with Memory() as memory, torch.device("meta"):
         q, k = (torch.empty(B, T, H, K, dtype=torch.bfloat16) for _ in "qk")

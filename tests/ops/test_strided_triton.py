@@ -21,6 +21,7 @@ if why := why_not("selective_scan", "triton"):
 
 from lcikernels.ops.causal_conv1d import kernel as conv_kernel
 from lcikernels.ops.retention import kernel as retention_kernel
+from lcikernels.ops.retention import launch as retention_launch
 from lcikernels.ops.selective_scan import kernel as scan_kernel
 
 OPS = torch.ops.lcikernels
@@ -192,7 +193,7 @@ def on_meta(make, *shape):
 
 @pytest.mark.parametrize("make", [along_tokens, rows_inside, half])
 def test_torch_copies_no_tokens_for_the_kernels(make, monkeypatch):
-    for kernel in (conv_kernel, scan_kernel, retention_kernel):
+    for kernel in (conv_kernel, scan_kernel, retention_launch):
         if hasattr(kernel, "device"):
             without_launches(monkeypatch, kernel, 132, 90)
     monkeypatch.setattr(conv_kernel, "forward_kernel", scan_kernel.forward_kernel)

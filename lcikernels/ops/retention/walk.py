@@ -1,4 +1,7 @@
-"""The recurrence from chunk to chunk, what joins the segments of a sequence, the gradient of the rates."""
+"""The recurrence from chunk to chunk with many rows of the state at once, whose scores are in memory.
+
+i_  index of a tile     o_  offsets     m_  mask     p_  pointers
+"""
 
 from typing import NamedTuple
 
@@ -6,34 +9,45 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from .scores import Heads, locate, tile
+from .chunks import Cut, Heads, locate, put, tile
 
 
 class Roles(NamedTuple):
-    """x, y, z of the recurrence; w, whose products with the output's part from S are asked for."""
+    """x, y, z of the recurrence; w, whose products with the output's part from S are asked for; the scores P
+    [B T, H, C] of a chunk that are not made here; what S is rounded to."""
 
-    x: Heads | None
+    x: Heads
     y: Heads
     z: Heads
     w: Heads | None
+    P: Heads | None
+    dtype: tl.constexpr | None
+
+
+class Decays(NamedTuple):
+    """exp(A) and exp(A[end] - A) [B T, H], A the running sum of a chunk's rates."""
+
+    since: Tensor
+    until: Tensor
 
 
 class Ends(NamedTuple):
     """What a walk starts from and leaves.
 
-    out [B T, H, Z] and the dots with w [B T, Hw, Z] of its part that comes from S, [B T, H, DOTS]. enter,
-    leave [segments, H, X, Z] have steps of ROW and COLUMN. faded [segments, H]: what is left of a state.
+    out [B T, H, Z], part as out and of float32: what earlier rows gave, and what these give if out is not
+    written. dots with w [B T, H, DOTS] of the output's part from S. enter, leave [segments, H, X, Z].
     """
 
     enter: Tensor | None
-    out: Tensor | None
-    dots: Tensor | None
     leave: Tensor | None
-    faded: Tensor | None
+    out: Heads | None
+    part: Tensor | None
+    dots: Tensor | None
 
 
 class Walking(NamedTuple):
-    """What `walk_kernel` is compiled for."""
+    """What `walk_kernel` is compiled for: TILES of BX rows from START on; a state's elements from one row
+    and from one column to the next; the stages of its loads."""
 
     H: int
     X: int
@@ -47,148 +61,91 @@ class Walking(NamedTuple):
     BX: int
     BZ: int
     TILES: int
+    STAGES: int
     PRECISION: str
 
 
-@triton.jit(do_not_specialize=("T", "N", "S", "L"))
-def walk_kernel(roles, scores, ends, p_cu, scale, T, N, S, L, fixed: tl.constexpr):
-    """TILES of S at once, from row START on; those after the first add to out.
+@triton.jit
+def states(p, begin, o_x, o_z, first_x, first_z, fixed: tl.constexpr):
+    """TILES of S^T [BZ, BX], from memory or zeros."""
+    tiles = ()
+    for j in tl.static_range(fixed.TILES):
+        S_j = tl.zeros([fixed.BZ, fixed.BX], tl.float32)
+        if p is not None:
+            m = (o_z[:, None] < fixed.Z - first_z) & (o_x[None, :] < fixed.X - first_x - j * fixed.BX)
+            o = o_z[:, None] * fixed.COLUMN + o_x[None, :] * fixed.ROW
+            S_j += tl.load(p + (begin + j * fixed.BX * fixed.ROW) + o, m, 0.0).to(tl.float32)
+        tiles += (S_j,)
+    return tiles
 
-    Without out a program has one tile, and finds `faded`. scale is in P, and forward in time in the output,
-    else in S.
-    """
+
+@triton.jit
+def read(state, x, place, i_h, at, o_t, o_x, first_x, dtype: tl.constexpr, fixed: tl.constexpr):
+    """S^T x^T of a chunk, [BZ, C], in `dtype`. All of S is rounded before the first product: a Hopper multiplies while it
+    loads the next tile, but waits for a conversion between two products."""
+    packed = ()
+    for j in tl.static_range(fixed.TILES):
+        packed += (state[j].to(dtype),)
+    out = tl.zeros([fixed.BZ, fixed.C], tl.float32)
+    for j in tl.static_range(fixed.TILES):
+        of_x = tile(x, place, i_h, at, first_x + j * fixed.BX, o_t[None, :], o_x[:, None], fixed.H, fixed.X)
+        out = tl.dot(packed[j], of_x, out, input_precision=fixed.PRECISION)
+    return out
+
+
+@triton.jit(do_not_specialize=("cut",))
+def walk_kernel(roles: Roles, decays: Decays, ends: Ends, cut: Cut, scale, fixed: tl.constexpr):
+    """scale is in P, and forward in time in the output, else in S."""
     H: tl.constexpr = fixed.H
-    X: tl.constexpr = fixed.X
     Z: tl.constexpr = fixed.Z
     C: tl.constexpr = fixed.C
     BX: tl.constexpr = fixed.BX
-    BZ: tl.constexpr = fixed.BZ
-    ROW: tl.constexpr = fixed.ROW
-    COLUMN: tl.constexpr = fixed.COLUMN
-    DOTS: tl.constexpr = fixed.DOTS
-    tiles_z: tl.constexpr = triton.cdiv(Z, BZ)
-    tiles_x: tl.constexpr = triton.cdiv(X, BX) if ends.out is None else 1
-    tiles: tl.constexpr = tiles_z * tiles_x
-    first_z = tl.program_id(0) % tiles_z * BZ
-    first_x = tl.program_id(0) % tiles // tiles_z * BX if tiles_x > 1 else fixed.START
-    i_h, i_s = tl.program_id(0) // tiles % H, tl.program_id(0) // tiles // H
-    first, count = locate(p_cu, i_s, T, N, S, L)
-    o_t, o_x, o_z = tl.arange(0, C), tl.arange(0, BX), tl.arange(0, BZ)
-    begin = (i_s.to(tl.int64) * H + i_h) * (X * Z) + first_x * ROW + first_z * COLUMN
-    o_state, m_z = o_z[:, None] * COLUMN + o_x[None, :] * ROW, o_z[:, None] < Z - first_z
-    state, faded = (), tl.full([], 1.0, tl.float32)
-    for j in tl.static_range(fixed.TILES):
-        S_j = tl.zeros([BZ, BX], tl.float32)
-        if ends.enter is not None:
-            m_j = m_z & (o_x[None, :] < X - first_x - j * BX)
-            S_j += tl.load(ends.enter + (begin + j * BX * ROW) + o_state, m_j, 0.0).to(tl.float32)
-        state += (S_j,)
-    if ends.out is not None:
-        p_P = scores.P + (first * H + i_h) * C
-        p_out = ends.out + ((first * H + i_h) * Z + first_z)
-        if ends.dots is not None:
-            p_dots = ends.dots + ((first * H + i_h) * DOTS + first_z // BZ)
-    p_since, p_until = scores.since + (first * H + i_h), scores.until + (first * H + i_h)
+    tiles_z: tl.constexpr = triton.cdiv(Z, fixed.BZ)
+    first_x: tl.constexpr = fixed.START
+    first_z = tl.program_id(0) % tiles_z * fixed.BZ
+    i_h, i_s = tl.program_id(0) // tiles_z % H, tl.program_id(0) // tiles_z // H
+    place = locate(cut, i_s)
+    first, count, _, _ = place
+    o_t, o_x, o_z = tl.arange(0, C), tl.arange(0, BX), tl.arange(0, fixed.BZ)
+    begin = (i_s.to(tl.int64) * H + i_h) * (fixed.X * Z) + first_x * fixed.ROW + first_z * fixed.COLUMN
+    state = states(ends.enter, begin, o_x, o_z, first_x, first_z, fixed)
+    head = first * H + i_h
     last = (count - 1) // C * C
-    for i in range(0, count, C):
+    for i in tl.range(0, count, C, num_stages=fixed.STAGES):
         at = last - i if fixed.REVERSE else i
         t = at + o_t
         m_t, t_H = t < count, t.to(tl.int64) * H
-        if ends.out is not None:
-            out = tl.zeros([BZ, C], tl.float32)
-            for j in tl.static_range(fixed.TILES):
-                x = tile(roles.x, first, i_h, H, X, t[None, :], m_t[None, :], first_x + j * BX, o_x[:, None])
-                out = tl.dot(state[j].to(x.dtype), x, out, input_precision=fixed.PRECISION)
-            out *= tl.load((p_until if fixed.REVERSE else p_since) + t_H, m_t, 0.0)[None, :]
-            out *= 1.0 if fixed.REVERSE else scale
-            if ends.dots is not None:
-                w = tile(roles.w, first, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
-                dots = tl.sum(out * w, 0)
-                tl.store(p_dots + t_H * DOTS, dots, m_t)
-            # Loaded any earlier, z would spill.
-            z = tile(roles.z, first, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
-            m_out = m_t[None, :] if (BZ - Z) % BZ == 0 else m_t[None, :] & m_z
-            o_out = t[None, :].to(tl.int64) * (H * Z) + o_z[:, None]
-            if fixed.START == 0:
-                if fixed.REVERSE:
-                    P = tl.load(p_P + t[:, None].to(tl.int64) * (H * C) + o_t[None, :], m_t[:, None], 0.0)
-                else:
-                    P = tl.load(p_P + t[None, :].to(tl.int64) * (H * C) + o_t[:, None], m_t[None, :], 0.0)
-                out = tl.dot(z, P, out, input_precision=fixed.PRECISION)
-            else:
-                out += tl.load(p_out + o_out, m_out, 0.0).to(tl.float32)
-            tl.store(p_out + o_out, out.to(p_out.dtype.element_ty), m_out)
+        out = read(state, roles.x, place, i_h, at, o_t, o_x, first_x, roles.dtype, fixed)
+        out *= tl.load((decays.until if fixed.REVERSE else decays.since) + head + t_H, m_t, 0.0)[None, :]
+        out *= 1.0 if fixed.REVERSE else scale
+        if ends.dots is not None:
+            w = tile(roles.w, place, i_h, at, first_z, o_t[None, :], o_z[:, None], H, Z)
+            p_dots = ends.dots + head * fixed.DOTS + first_z // fixed.BZ
+            tl.store(p_dots + t_H * fixed.DOTS, tl.sum(out * w, 0), m_t)
+        z = tile(roles.z, place, i_h, at, first_z, o_t[None, :], o_z[:, None], H, Z)
+        m_out = m_t[None, :] & (o_z[:, None] < Z - first_z)
+        o_out = (head * Z + first_z) + (t[None, :].to(tl.int64) * (H * Z) + o_z[:, None])
+        if fixed.START == 0:
+            P = tile(roles.P, place, i_h, at, 0, o_t[:, None], o_t[None, :], H, C)
+            out = tl.dot(z, P if fixed.REVERSE else tl.trans(P), out, input_precision=fixed.PRECISION)
         else:
-            z = tile(roles.z, first, i_h, H, Z, t[None, :], m_t[None, :], first_z, o_z[:, None])
-        into = tl.load((p_since if fixed.REVERSE else p_until) + t_H, m_t, 0.0)
+            out += tl.load(ends.part + o_out, m_out, 0.0)
+        if ends.out is None:
+            tl.store(ends.part + o_out, out, m_out)
+        else:
+            put(out, ends.out, place, i_h, at, first_z, H, Z)
+        into = tl.load((decays.since if fixed.REVERSE else decays.until) + head + t_H, m_t, 0.0)
         into *= scale if fixed.REVERSE else 1.0
         z = (z * into[None, :]).to(z.dtype)
-        whole = tl.load(p_since + (tl.minimum(at + C, count) - 1).to(tl.int64) * H)
-        faded *= whole
+        whole = tl.load(decays.since + head + (tl.minimum(at + C, count) - 1).to(tl.int64) * H)
         after = ()
         for j in tl.static_range(fixed.TILES):
-            y = tile(roles.y, first, i_h, H, X, t[:, None], m_t[:, None], first_x + j * BX, o_x[None, :])
+            y = tile(roles.y, place, i_h, at, first_x + j * BX, o_t[:, None], o_x[None, :], H, fixed.X)
             after += (tl.dot(z, y, state[j] * whole, input_precision=fixed.PRECISION),)
         state = after
     if ends.leave is not None:
         for j in tl.static_range(fixed.TILES):
-            m_j = m_z & (o_x[None, :] < X - first_x - j * BX)
-            p_leave = ends.leave + (begin + j * BX * ROW) + o_state
-            tl.store(p_leave, state[j].to(ends.leave.dtype.element_ty), m_j)
-    if ends.faded is not None:
-        tl.store(ends.faded + i_s * H + i_h, faded)
-
-
-@triton.jit(do_not_specialize=("S", "L", "H"))
-def chain_kernel(
-    p_states, p_faded, p_enter, p_leave, p_cu, p_others, p_crossing, S, L, H, KV,
-    REVERSE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """In states [segments, H, K V] what each adds becomes what enters it; enter and leave are [N, H, K V].
-
-    crossing [segments, H, tiles]: their products with `others`, which enter at the other end, as those leave.
-    """
-    tiles = tl.cdiv(KV, BLOCK)
-    i_x, i_h, i_n = tl.program_id(0) % tiles, tl.program_id(0) // tiles % H, tl.program_id(0) // tiles // H
-    if p_cu is None:
-        first, count = i_n * S, S
-    else:
-        begin = tl.load(p_cu + i_n)
-        first, count = begin // L + i_n, tl.cdiv(tl.load(p_cu + i_n + 1) - begin, L)
-    o = i_x * BLOCK + tl.arange(0, BLOCK)
-    m = o < KV
-    o_n = (i_n.to(tl.int64) * H + i_h) * KV + o
-    state = tl.zeros([BLOCK], tl.float32)
-    if p_enter is not None:
-        state += tl.load(p_enter + o_n, m, 0.0)
-    for i in range(count):
-        i_s = (first + (count - 1 - i if REVERSE else i)).to(tl.int64) * H + i_h
-        more = tl.load(p_states + i_s * KV + o, m, 0.0).to(tl.float32)
-        tl.store(p_states + i_s * KV + o, state.to(p_states.dtype.element_ty), m)
-        faded = tl.load(p_faded + i_s)
-        if p_crossing is not None:
-            other = tl.load(p_others + i_s * KV + o, m, 0.0).to(tl.float32)
-            tl.store(p_crossing + i_s * tiles + i_x, tl.sum(other * state, 0) * faded)
-        state = state * faded + more
-    if p_leave is not None:
-        tl.store(p_leave + o_n, state, m)
-
-
-@triton.jit(do_not_specialize=("T", "N", "S", "H", "tiles_k", "tiles"))
-def rate_kernel(p_cu, p_out_of, p_into, p_crossing, p_drate, T, N, S, H, tiles_k, tiles, C: tl.constexpr):
-    """Adds to drate [B T, H] the pairs that are not in one chunk: out of the state, into it, and across."""
-    i_h, i_c = tl.program_id(0) % H, tl.program_id(0) // H
-    first, count = locate(p_cu, i_c, T, N, S, C)
-    o_t = tl.arange(0, C)
-    o_i, o_j = o_t[:, None], o_t[None, :]
-    m_t, o_drate = o_t < count, (first * H + i_h) + o_t * H
-    out_of, into, crossing = tl.zeros([C], tl.float32), tl.zeros([C], tl.float32), tl.zeros([], tl.float32)
-    for i in range(tiles_k):
-        out_of += tl.load(p_out_of + o_drate * tiles_k + i, m_t, 0.0)
-        into += tl.load(p_into + o_drate * tiles_k + i, m_t, 0.0)
-    for i in range(tiles):
-        crossing += tl.load(p_crossing + (i_c.to(tl.int64) * H + i_h) * tiles + i)
-    drate = tl.load(p_drate + o_drate, m_t, 0.0)
-    drate += tl.sum(tl.where(o_j >= o_i, out_of[None, :], 0.0), 1)
-    drate += tl.sum(tl.where(o_j < o_i, into[None, :], 0.0), 1)
-    tl.store(p_drate + o_drate, drate + crossing, m_t)
+            m = (o_z[:, None] < Z - first_z) & (o_x[None, :] < fixed.X - first_x - j * BX)
+            o = o_z[:, None] * fixed.COLUMN + o_x[None, :] * fixed.ROW
+            p = ends.leave + (begin + j * BX * fixed.ROW) + o
+            tl.store(p, state[j].to(ends.leave.dtype.element_ty), m)

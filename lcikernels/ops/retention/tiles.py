@@ -1,0 +1,81 @@
+"""Configurations of retention's kernels: what each may be for a GPU, and which is taken.
+
+Those listed compile for that GPU without a spill, at every size that they are for (`benchmarks.resources`).
+The first is the one that counting says is fastest; a table of measured ones in tuned/<GPU>.json wins over it.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..launch import cdiv, power_of_2
+
+MOST = 512  # rows or columns of a state
+SMALL = 128  # of heads whose state is one tile
+CUT = 256  # tokens: segments are multiples of it
+import os
+TRY = int(os.environ.get("TRY", "64"))
+SHORT = 16  # tokens: not more go one by one, instead of a chunk's products of 64
+BLOCK = 1024  # elements of a state that chain_kernel carries
+
+
+class Tile(NamedTuple):
+    """Rows and columns of a tile of S^T, how many tiles of rows a program has, its warps, stages of loads."""
+
+    BX: int
+    BZ: int
+    TILES: int
+    warps: int
+    stages: int
+
+
+def chunk(dtype: torch.dtype, sm: int) -> int:
+    """Its tokens. A Hopper multiplies 64 at least; with them a GPU before would spill, with 32 float32."""
+    if dtype == torch.float32:
+        return 16
+    return 64 if dtype == torch.bfloat16 and sm >= 90 else 32
+
+
+def candidates(kernel: str, X: int, Z: int, dtype: torch.dtype, sm: int, ahead: bool = False) -> list[Tile]:
+    """What `kernel` ("walk", "fused", "crossing", "gradients") may be for states of X rows and Z columns.
+
+    ahead: its inputs have descriptors.
+    """
+    BX, BZ = (max(16, min(SMALL, power_of_2(size))) for size in (X, Z))
+    if kernel == "gradients":
+        return [Tile(BX, BZ, 1, warps, 1) for warps in (8, 4)]
+    if kernel == "fused":
+        columns = [BZ, BZ // 2] if BZ > 64 else [BZ]  # two programs make the scores twice
+        return [Tile(BX, b, 1, 8 if b == 128 else 4, 1) for b in columns]
+    # 64 columns for 4 warps, a warp group: S^T is multiplied from the registers it is summed in. A thread has
+    # 128 elements of it, 64 in float32: more would spill.
+    BX, warps = min(TRY, power_of_2(X)), 8 if BZ == 128 else 4
+    rows = 32 * warps if dtype != torch.float32 else 16 * warps
+    tiles = 1 if kernel == "crossing" else cdiv(min(X, rows), BX)
+    stages = [2, 1] if ahead and kernel == "walk" else [1]
+    return [Tile(BX, BZ, tiles, warps, n) for n in stages]
+
+
+@cache
+def measured(gpu: str) -> dict[str, list[int]]:
+    """By what `key` calls a problem, the fastest Tile there, or nothing."""
+    file = Path(__file__).parent / "tuned" / f"{gpu.replace(' ', '_')}.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def key(kernel: str, X: int, Z: int, dtype: torch.dtype, ahead: bool) -> str:
+    """Sizes as kernels are compiled for them."""
+    return f"{kernel} X={X} Z={Z} {str(dtype)[6:]}{' ahead' * ahead}"
+
+
+@cache
+def chosen(
+    kernel: str, X: int, Z: int, dtype: torch.dtype, sm: int, ahead: bool = False, gpu: str = ""
+) -> Tile:
+    """The measured one if it still is a candidate, else the predicted best."""
+    listed = candidates(kernel, X, Z, dtype, sm, ahead)
+    best = Tile(*measured(gpu).get(key(kernel, X, Z, dtype, ahead), listed[0]))
+    return best if best in listed else listed[0]
