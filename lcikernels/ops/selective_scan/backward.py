@@ -273,7 +273,7 @@ def backward_kernel(given, back, S, T, L, D, G, SEGMENT, SLAB, slab, fixed: tl.c
     i_first, i_stop, _ = sequences(given.cu, S, T, begin, end)
     i_s, stop, more = i_stop - 1, end, i_stop > i_first
     while more:
-        starts = start_of(given.cu, i_s, T)
+        starts = tl.minimum(start_of(given.cu, i_s, T), stop)  # whatever cu says: never behind the slab
         start = tl.maximum(tl.maximum(starts, begin), (stop - 1) // CHUNK * CHUNK)
         if stop == start_of(given.cu, i_s + 1, T):
             dH = read(back.dfinal, tile_of(i_s, at.n, at.d, N, D), at.m_h, [BN, BD])

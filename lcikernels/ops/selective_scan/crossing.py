@@ -23,7 +23,7 @@ def crossing_back_kernel(
     D_dt, D_z, D_dy = D * fixed.DT, D * fixed.Z, D * fixed.DY
     begin, end = segment_of(at.k, SEGMENT, L)
     A, bias = rates(given.a, tile_of(0, at.n, at.d, N, D), at.m_h), read(given.bias, at.d, at.m_d, [BD])
-    i_s = ended(given.cu, S, T, begin)
+    i_s = tl.minimum(ended(given.cu, S, T, begin), S - 1)
     starts, stops = start_of(given.cu, i_s, T), start_of(given.cu, i_s + 1, T)
     last = tl.where(starts < begin, tl.minimum(stops, end), begin)
     dH = read(p_dfinal, tile_of(i_s, at.n, at.d, N, D), within(at.m_h, stops <= end), [BN, BD])

@@ -108,9 +108,13 @@ def segment_of(i_k, SEGMENT, L):
 
 @triton.jit
 def sequences(p_cu, S, T, begin, end):
-    """The first sequence in tokens begin to end, the one after the last, the one that end is inside of."""
+    """The first sequence in tokens begin to end, the one after the last, the one that end is inside of.
+
+    At most S of them, whatever p_cu says.
+    """
     on = ended(p_cu, S, T, end)
-    return ended(p_cu, S, T, begin), tl.where(start_of(p_cu, on, T) < end, on + 1, on), on
+    stop = tl.minimum(tl.where(start_of(p_cu, on, T) < end, on + 1, on), S)
+    return ended(p_cu, S, T, begin), stop, on
 
 
 @triton.jit
