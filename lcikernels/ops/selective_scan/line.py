@@ -198,7 +198,7 @@ def add(total, lost, value):
 
 @triton.jit
 def pair_kernel(b, c, p_bc, T, G, N: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr):
-    """bc [B, T, G, 2 N] in float32 from b and c, both Tokens. To convert took 2 of 12 slots of every thread."""
+    """bc [B, T, G, 2 N] in float32 from b and c, both Tokens: to convert took threads 2 of 12 slots."""
     tiles = tl.cdiv(T, BT)
     i_t, g = tl.program_id(0) % tiles, tl.program_id(0) // tiles % G
     i_b, o_t, o_n = tl.program_id(0) // tiles // G, i_t * BT + tl.arange(0, BT), tl.arange(0, BN)
