@@ -10,7 +10,7 @@ from torch import Tensor
 from triton import language as tl
 
 from ..curves import LOG2E, softplus
-from ..views import wide
+from ..views import steps, wide
 
 # One compilation for all of them. And a D that is known to be a multiple of 4 would give a thread 4 channels
 # of a tile, and spread their states over others.
@@ -29,6 +29,31 @@ class Given(NamedTuple):
     bias: Tensor | None
     state: Tensor | None
     cu: Tensor | None
+
+
+class Block(NamedTuple):
+    """What a program has: segment k, block i of channels and its group g; states N and channels D with masks.
+
+    x: its channels for loads without a mask, the last one in the place of those behind it.
+    """
+
+    k: int
+    i: int
+    g: int
+    n: int
+    d: int
+    x: int
+    m_n: int
+    m_d: int
+    m_h: int
+
+
+class Channels(NamedTuple):
+    """What the program's channels have at all times: a, times log2(e), dt_bias and d."""
+
+    a: Tensor
+    bias: Tensor
+    skip: Tensor
 
 
 class Fixed(NamedTuple):
@@ -83,19 +108,26 @@ def segment_of(i_k, SEGMENT, L):
 
 @triton.jit
 def sequences(p_cu, S, T, begin, end):
-    """The first sequence in tokens begin to end, the one after the last, the one that end is inside of."""
+    """The first sequence in tokens begin to end, the one after the last, the one that end is inside of.
+
+    At most S of them, whatever p_cu says.
+    """
     on = ended(p_cu, S, T, end)
-    return ended(p_cu, S, T, begin), tl.where(start_of(p_cu, on, T) < end, on + 1, on), on
+    stop = tl.minimum(tl.where(start_of(p_cu, on, T) < end, on + 1, on), S)
+    return ended(p_cu, S, T, begin), stop, on
 
 
 @triton.jit
 def place(D, G, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
-    """The program's segment (a step's row) and block; the block's group and channels, states, masks."""
+    """The program's segment (a step's row) and block."""
     P = D // G
     blocks = tl.cdiv(P, BD)
     i_k, i_d = tl.program_id(0) // (G * blocks), tl.program_id(0) % (G * blocks)
     o_p, o_n = i_d % blocks * BD + tl.arange(0, BD), tl.arange(0, BN)
-    return i_k, i_d, i_d // blocks, i_d // blocks * P + o_p, o_p < P, o_n, o_n < N
+    g, m_d, m_n = i_d // blocks, o_p < P, o_n < N
+    o_d = g * P + o_p
+    o_x = tl.minimum(o_d, (g + 1) * P - 1)
+    return Block(i_k, i_d, g, o_n, o_d, o_x, m_n, m_d, m_n[:, None] & m_d[None, :])
 
 
 @triton.jit
@@ -138,6 +170,13 @@ def rates(p_a, o_h, m_h):
 
 
 @triton.jit
+def constants(given, at, D, fixed: tl.constexpr):
+    a = rates(given.a, tile_of(0, at.n, at.d, fixed.N, D), at.m_h)
+    bias, skip = read(given.bias, at.d, at.m_d, [fixed.BD]), read(given.d, at.d, at.m_d, [fixed.BD])
+    return Channels(a, bias, skip)
+
+
+@triton.jit
 def step_size(p_dt, t, D, o, m, bias, SOFTPLUS: tl.constexpr):
     raw = token(p_dt, t, D, o, m) + bias
     return softplus(raw) if SOFTPLUS else raw
@@ -155,3 +194,21 @@ def add(total, lost, value):
     corrected = value - lost
     new = total + corrected
     return new, (new - total) - corrected
+
+
+@triton.jit
+def pair_kernel(b, c, p_bc, T, G, N: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr):
+    """bc [B, T, G, 2 N] in float32 from b and c, both Tokens: to convert took threads 2 of 12 slots."""
+    tiles = tl.cdiv(T, BT)
+    i_t, g = tl.program_id(0) % tiles, tl.program_id(0) // tiles % G
+    i_b, o_t, o_n = tl.program_id(0) // tiles // G, i_t * BT + tl.arange(0, BT), tl.arange(0, BN)
+    m = (o_t < T)[:, None] & (o_n < N)[None, :]
+    p_to = p_bc + ((wide(i_b) * T + o_t)[:, None] * G + g) * 2 * N + o_n[None, :]
+    tl.store(p_to, of_group(b, i_b, o_t, g, o_n, m), m)
+    tl.store(p_to + N, of_group(c, i_b, o_t, g, o_n, m), m)
+
+
+@triton.jit
+def of_group(u, i_b, o_t, g, o_n, m):
+    p = u.p + steps(i_b, u.row) + steps(g, u.group)
+    return tl.load(p + steps(o_t, u.token)[:, None] + steps(o_n, u.channel)[None, :], m, 0.0).to(tl.float32)
