@@ -1,6 +1,7 @@
 """The tables: `python -m benchmarks.report` makes RESULTS.md of results/*.json, which runs write."""
 
 import json
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -68,13 +69,13 @@ def write(results: Path = RESULTS, page: Path = PAGE, predicted: Path = PREDICTE
     for head, on_gpu in ((HEAD, False), (GPU_HEAD, True)):
         sections = [section(run) for run in runs if ("gpu" in run["machine_info"]) == on_gpu]
         parts += [head, *sections] if sections else []
-    if predicted.exists():
-        parts += [PREDICTED_HEAD, *predicted_table(json.loads(predicted.read_text()), measured(runs)), ""]
+    if rows := json.loads(predicted.read_text()):
+        parts += [PREDICTED_HEAD, *predicted_table(rows, measured(runs)), ""]
     page.write_text("\n".join(parts))
 
 
 def measured(runs: list[dict]) -> dict[tuple[str, str, str, str], float]:
-    """Seconds of ours and of rivals on a GPU, the last run's, by op, shape, mode and whose."""
+    """Seconds on a GPU of ours and of rivals, by op, shape, mode and whose; of several runs the last one's."""
     times = {}
     for row in (one["extra_info"] for run in runs if "gpu" in run["machine_info"] for one in run["benchmarks"]):
         key = row["op"], row["shape"], row["mode"]
@@ -89,7 +90,8 @@ def predicted_table(rows: list[dict], times: dict[tuple[str, str, str, str], flo
     columns = "op", "shape", "mode", "whose", "predicted ms", "bound by", "floor", "measured ms", "launches", "host us"
     lines = [line(columns), line(["---"] * len(columns))]
     for row in rows:
-        time = (times or {}).get((row["op"], row["shape"], row["mode"], row["by"]))
+        whose = re.sub(r" [\d.]+(post\d+)?$", "", row["by"])  # without its version
+        time = (times or {}).get((row["op"], row["shape"], row["mode"], whose))
         count = f"{row['launches']} + {row['torch']} of torch" if row["torch"] else f"{row['launches']}"
         cells = [row["op"], row["shape"], row["mode"], row["by"], number(1e3 * row["predicted"]), row["bound"]]
         cells += [number(1e3 * row["floor"]), number(1e3 * time) if time else ""]

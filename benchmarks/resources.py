@@ -12,6 +12,7 @@ Kernels are compiled for AMD's GPU too. Predicted is not measured.
 import json
 import os
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from resources import table  # noqa: E402
 from benchmarks.report import PREDICTED, predicted_table  # noqa: E402
 
 
-def proofs(names: list[str]):
-    tasks = [(sm, launch) for sm in (*table.NVIDIA, 0) for launch in table.launches(sm, names)]
+def proofs(names: list[str], whole: bool) -> Iterator[dict]:
+    tasks = [(sm, launch, whole) for sm in (*table.NVIDIA, 0) for launch in table.launches(sm, names)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(table.proof, *zip(*tasks))
 
@@ -41,7 +42,7 @@ def predictions(names: list[str], options: set[str]) -> list[dict]:
 
 def main(arguments: list[str]) -> None:
     names, options = [x for x in arguments if x[:2] != "--"], {x for x in arguments if x[:2] == "--"}
-    rows = predictions(names, options) if "--predicted" in options else proofs(names)
+    rows = predictions(names, options) if "--predicted" in options else proofs(names, "--rows" not in options)
     if "--rows" in options:
         for row in rows:
             print(json.dumps(row), flush=True)

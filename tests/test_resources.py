@@ -61,6 +61,7 @@ def test_kernels_compile_for_every_gpu_spill_nothing_and_wait_for_their_products
     for row in rows:
         assert row["shared"] <= SHARED[row["sm"]] and not row.get("spilled") and not row.get("hazards"), row
         assert row.get("programs", 1) >= 1, row
+        assert not (row["what"].startswith("retention") and row.get("fp64")), row  # 1 of 64 on most GPUs
         if row["sm"] == 90 and (recorded := BUSIEST.get(row["what"], {}).get(row["kernel"])):
             slots, waits, barriers, programs = recorded
             assert row["slots"] <= slots and row["waits"] <= waits and row["barriers"] <= barriers, row

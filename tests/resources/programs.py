@@ -32,18 +32,27 @@ class Program:
         self.launch = launch
         made = compiled(launch, GPUTarget("cuda", sm, 32))
         self.shared, self.warps, self.asm = made.metadata.shared, made.metadata.num_warps, made.asm
-        with NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(made.asm["cubin"])
-            file.flush()
-            usage = said("cuobjdump", "--dump-resource-usage", file.name)
-            text = code.function(said("nvdisasm", "-g", "-c", file.name))
+        usage = self.said("cuobjdump", "--dump-resource-usage")
         self.registers, self.stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-        self.code, self.spans = code.parse(text)
-        self.rest, self.loops = code.loops(self.code, self.spans)
+
+    def said(self, tool: str, *options: str) -> str:
+        """Of the machine code, by a tool."""
+        with NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.asm["cubin"])
+            file.flush()
+            return said(tool, *options, file.name)
+
+    @cached_property
+    def parsed(self) -> tuple[list[Instruction], list[tuple[int, int]]]:
+        return code.parse(code.function(self.said("nvdisasm", "-g", "-c")))
+
+    @cached_property
+    def loops(self) -> list[Loop]:
+        return code.loops(*self.parsed)[1]
 
     @cached_property
     def hazards(self) -> list[str]:
-        return code.in_flight(self.code, self.spans)
+        return code.in_flight(*self.parsed)
 
     @cached_property
     def walk(self) -> Walked:
@@ -63,7 +72,7 @@ class Program:
     @cached_property
     def counts(self) -> Counts:
         """Of a warp, from the first instruction to the last."""
-        total = code.counts(self.rest)
+        total = code.counts(code.loops(*self.parsed)[0])
         for loop, n in zip(self.loops, self.trips):
             total += code.counts(loop.own).times(n)
         return total
