@@ -26,13 +26,9 @@ CASES = [
     "retention K=256 V=512 bfloat16, (all|bare)",
     "retention K=128 V=(64|128)",
 ]
-# On an H100, bare, bfloat16, an iteration of the loop in which a warp of the kernel is longest: instructions,
-# waits, barriers; programs of a multiprocessor. Of several compiled programs the most, and the fewest.
-BUSIEST = {
-    "selective_scan N=16 bfloat16, bare": {
-        "forward_kernel": (1050, 0, 0, 8),
-        "backward_kernel": (930, 0, 16, 8),
-    },
+# On an H100, bare, bfloat16, an iteration of the kernel's longest loop: instructions, waits, barriers; and
+# programs of a multiprocessor. Where it is compiled several times the most, and the fewest.
+LONGEST = {
     "retention K=256 V=512 bfloat16, bare": {
         "scores_kernel": (97, 2, 2, 3),
         "walk_kernel": (771, 9, 36, 1),
@@ -62,7 +58,7 @@ def test_kernels_compile_for_every_gpu_spill_nothing_and_wait_for_their_products
         assert row["shared"] <= SHARED[row["sm"]] and not row.get("spilled") and not row.get("hazards"), row
         assert row.get("programs", 1) >= 1, row
         assert not (row["what"].startswith("retention") and row.get("fp64")), row  # 1 of 64 on most GPUs
-        if row["sm"] == 90 and (recorded := BUSIEST.get(row["what"], {}).get(row["kernel"])):
+        if row["sm"] == 90 and (recorded := LONGEST.get(row["what"], {}).get(row["kernel"])):
             slots, waits, barriers, programs = recorded
             assert row["slots"] <= slots and row["waits"] <= waits and row["barriers"] <= barriers, row
             assert row["programs"] >= programs, row

@@ -78,10 +78,9 @@ class Program:
         return total
 
     @property
-    def busiest(self) -> Counts:
-        """Of one iteration of the loop in which a warp is longest."""
-        each = [(n * len(loop.own), code.counts(loop.own)) for loop, n in zip(self.loops, self.trips)]
-        return max(each, default=(0, Counts()))[1]
+    def longest(self) -> Counts:
+        """Of one iteration of the longest loop, without those inside it."""
+        return code.counts(max((loop.own for loop in self.loops), key=len, default=[]))
 
     @property
     def bytes(self) -> float:
