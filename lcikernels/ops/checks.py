@@ -238,7 +238,7 @@ def in_range(op: str, state_indices: Tensor, S: int, argument: str = "state_indi
 
 
 def boundaries(op: str, cu_seqlens: Tensor, T: int, argument: str = "cu_seqlens") -> list[int]:
-    """The values of `cu_seqlens`: 0 first, T last, never falling. Reads them, so it waits for the device: see `looked_at`."""
+    """The values of `cu_seqlens`: 0 first, T last, never falling. Reads them: see `looked_at`."""
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != T or any(start > end for start, end in zip(bounds, bounds[1:])):
         refuse(op, argument, f"0 first, T={T} last and never falling", bounds)

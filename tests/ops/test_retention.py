@@ -5,7 +5,7 @@ from shapes import PACKED, RETENTION
 from tolerance import assert_agrees
 
 from lcikernels import retention, retention_step
-from lcikernels.backends import TABLES, load
+from lcikernels.backends import TABLES
 from lcikernels.ops.retention.reference import retention as reference
 
 
@@ -28,7 +28,7 @@ def retain(request, monkeypatch):
     if why := why_not("retention", request.param):
         pytest.skip(why)
     if request.param == "triton" and GPU == "cpu":
-        monkeypatch.setattr(load("retention", "triton"), "chunk", lambda *_: 32)
+        monkeypatch.setattr("lcikernels.ops.retention.launch.chunk", lambda *_: 32)
     return on_device(retention, request.param)
 
 
@@ -83,6 +83,7 @@ def test_memory_may_grow_whatever_the_number_of_tokens(retain, T):
     growing = inputs(1, T, 2, 1, 2, 4, 3, per_token=True)
     with torch.no_grad():
         growing["log_decay"].add_(0.15)
+        growing["log_decay"][:, :, 0] = 70 / 64  # nearly as much as is allowed
     assert growing["log_decay"].max() > 0
     assert_agrees(retain, reference, **growing)
     assert_agrees(retain, reference, **growing | {"log_decay": torch.full((2,), 0.1, requires_grad=True)})

@@ -12,7 +12,7 @@ from lcikernels.ops.retention.reference import retention as reference
 if why := why_not("retention", "triton"):
     pytest.skip(why, allow_module_level=True)
 
-from lcikernels.ops.retention import kernel, launch, tiles
+from lcikernels.ops.retention import chunks, kernel, launch, tiles
 
 retain, step = on_device(retention, "triton"), on_device(retention_step, "triton")
 on_a_gpu = pytest.mark.skipif(GPU == "cpu", reason="takes minutes in Triton's interpreter")
@@ -62,6 +62,50 @@ def test_rows_that_a_program_has_no_room_for_are_walked_after_the_others(at_once
     monkeypatch.setattr(launch, "SMALL", 16)
     monkeypatch.setattr(launch, "chosen", lambda *_: tiles.Tile(16, 16, at_once, 4, 1))
     assert_agrees(retain, reference, **inputs(1, 20, 2, 1, 2, 48, 40))
+
+
+def test_wide_heads_are_walked_by_descriptors_as_by_pointers(in_16_bits, monkeypatch, poisoned):
+    """Segments of 3 chunks and the rest of a row; 130 rows are 3 tiles, 40 columns are not a tile."""
+    monkeypatch.setattr(launch, "segment", lambda *_: 192)
+    whole = without_gradients(inputs(2, 210, 1, 1, 1, 130, 40, dtype=torch.bfloat16, per_token=False))
+    loaded = []
+    monkeypatch.setattr(launch, "described", lambda *x: loaded.append(x) or chunks.described(*x))
+    ahead = retain(**whole)
+    assert len(loaded) == 5  # x, y, z, P and the output
+    monkeypatch.setattr(launch, "describable", lambda x: False)
+    assert all(map(torch.equal, ahead, retain(**whole)))
+
+
+def test_boundaries_that_nobody_looked_at_touch_no_other_memory(monkeypatch):
+    """As on a GPU, where to look would be to wait: a row between two others stays as it is."""
+    monkeypatch.setattr(kernel, "looked_at", lambda x: False)
+    monkeypatch.setattr(launch, "segment", lambda *_: 32)
+    for bounds in ([0, 90, 20, 40], [-50, 10, 10, 1 << 30], [40, 30, 20, 0]):
+        q = torch.randn(3, 40, 1, 4)[1:2]
+        outside = torch.full((3, 40, 1, 4), 7.0)
+        monkeypatch.setattr(launch.Problem, "empty", inside(outside, launch.Problem.empty))
+        cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
+        kernel.forward(q, q, q, torch.zeros(1), 0.5, None, cu_seqlens)
+        assert outside[0].eq(7).all() and outside[2].eq(7).all()
+
+
+def inside(outside: torch.Tensor, empty):
+    """Memory for o [1, 40, 1, 4] is the middle of `outside`."""
+
+    def run(self, *shape, **named):
+        return outside[1:2] if shape == (1, 40, 1, 4) else empty(self, *shape, **named)
+
+    return run
+
+
+@pytest.mark.parametrize("shares", [(1, 2, 4), (2, 1, 4), (2, 3, 6)], ids=str)
+@pytest.mark.parametrize("multiprocessors", [1, 9])
+def test_gradients_of_shared_heads_are_summed_where_they_are_made(shares, multiprocessors, monkeypatch):
+    """All heads by one program, or few by each of so many programs as fill the GPU."""
+    monkeypatch.setattr(launch, "device", lambda x: (multiprocessors, 90))
+    whole = inputs(1, 20, *shares, 3, 4)
+    whole["log_decay"].requires_grad_(multiprocessors == 1)
+    assert_agrees(retain, reference, **whole)
 
 
 def test_short_sequences_are_the_same_by_chunks(by_chunks, poisoned):

@@ -107,3 +107,16 @@ def tile(x, place, i_h, at, start, o_t, o_x, H: tl.constexpr, X: tl.constexpr):
             p = x.p + (first * x.token + i * x.head + start)
         u = tl.load(p + (at + o_t).to(tl.int64) * x.token + o_x, m, 0.0)
     return u if u.dtype == tl.bfloat16 else u.to(tl.float32)
+
+
+@triton.jit
+def put(u, x, place, i_h, at, start, H: tl.constexpr, X: tl.constexpr):
+    """u^T [BX, C] to tokens from `at` of a place, columns from `start`, of x, which has all H heads."""
+    first, count, row, begin = place
+    if x.token is None:
+        u = tl.trans(u.to(x.p.dtype))
+        x.p.store([row, i_h, begin + at, start], tl.reshape(u, [1, 1, u.shape[0], u.shape[1]]))
+    else:
+        o_x, t = tl.arange(0, u.shape[0])[:, None], at + tl.arange(0, u.shape[1])[None, :]
+        o = (first * H + i_h) * X + start + (t.to(tl.int64) * (H * X) + o_x)
+        tl.store(x.p + o, u.to(x.p.dtype.element_ty), (t < count) & (o_x < X - start))

@@ -1,4 +1,4 @@
-"""The states that enter the segments of a sequence, without an output: what each adds, then one after another.
+"""The states that enter the segments of a sequence: what each adds, without output, then one after another.
 
 i_  index of a tile     o_  offsets     m_  mask     p_  pointers
 """

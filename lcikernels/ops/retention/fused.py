@@ -1,4 +1,4 @@
-"""The recurrence from chunk to chunk of small heads: a state is one tile, scores are made where they are used.
+"""The recurrence of small heads: a state is one tile, scores are made where they are used.
 
 i_  index of a tile     o_  offsets     m_  mask     p_  pointers
 """
@@ -8,13 +8,13 @@ from typing import NamedTuple
 import triton
 from triton import language as tl
 
-from .chunks import Cut, locate, tile
+from .chunks import Cut, locate, put, tile
 from .decays import between, power, running
 from .walk import Ends, Roles
 
 
 class Fused(NamedTuple):
-    """What `fused_kernel` is compiled for; a state's elements from one row and from one column to the next."""
+    """What `fused_kernel` is compiled for; ROW, COLUMN: a state's elements from one to the next."""
 
     H: int
     X: int
@@ -63,9 +63,7 @@ def fused_kernel(roles: Roles, ends: Ends, p_rate, cut: Cut, scale, fixed: tl.co
         out = tl.dot(state.to(x.dtype), x, input_precision=PRECISION)
         out *= (until if fixed.REVERSE else since)[None, :]
         out = tl.dot(z, P.to(z.dtype), out, input_precision=PRECISION)
-        t = at + o_t[None, :]
-        o_out = (first * H + i_h) * Z + first_z + (t.to(tl.int64) * (H * Z) + o_z[:, None])
-        tl.store(ends.out + o_out, out.to(ends.out.dtype.element_ty), (t < count) & m_z)
+        put(out, ends.out, place, i_h, at, first_z, H, Z)
         z = (z * (since if fixed.REVERSE else until)[None, :]).to(z.dtype)
         state = tl.dot(z, y, state * power(end_coarse, end_fine), input_precision=PRECISION)
     if ends.leave is not None:

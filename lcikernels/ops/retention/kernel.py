@@ -25,7 +25,6 @@ share q, k or v, `gradients` then makes all of a chunk's gradients, summed over 
 ones `rates` adds up what the walks leave for it, and gradients are made for each head and summed by torch.
 """
 
-import torch
 from torch import Tensor
 
 from ..checks import boundaries, contiguous, looked_at
@@ -35,6 +34,7 @@ from .crossing import Added
 from .launch import Part, Problem, shared, small
 from .rates import Weighed
 from .tiles import BLOCK, SHORT
+from .walk import Decays
 
 
 def forward(
@@ -60,7 +60,8 @@ def forward(
     part = Part(q, k, v, None, enter, None if p.segmented else final, False, False)
     if p.small:
         return p.fused(part, o), final
-    return p.walk(part, p.score(q, k, None, None, None), o), final
+    scores = p.score(q, k)
+    return p.walk(part, scores.P, Decays(scores.since, scores.until), o), final
 
 
 def backward(
@@ -114,13 +115,12 @@ def apart(
     if p.small:
         return [p.fused(part, p.of_heads(u, p.H)) for part, u in zip(parts, inputs)]
     scores = p.score(*inputs, grad_o, drate)
-    of_dP, dots = scores._replace(P=scores.dP), [None] * 3
+    decays, dots = Decays(scores.since, scores.until), [None] * 3
     if drate is not None:
-        columns = p.dots(p.V, p.K)
-        dots = [p.empty(p.B, p.T, p.H, columns), p.empty(p.B, p.T, p.H, columns), None]
+        dots = [*map(p.dots, parts[:2]), None]
     grads = [
-        shared(p.walk(part, of, p.of_heads(u, p.H), d), u)
-        for part, of, u, d in zip(parts, (of_dP, of_dP, scores), inputs, dots)
+        shared(p.walk(part, P, decays, p.of_heads(u, p.H), d), u)
+        for part, P, u, d in zip(parts, (scores.dP, scores.dP, scores.P), inputs, dots)
     ]
     if drate is not None:
         p.weigh(Weighed(*dots[:2], crossing), drate)

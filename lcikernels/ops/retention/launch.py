@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from triton import language as tl
 
 from ..checks import contiguous, refuse
 from ..launch import cdiv, device, name, options, power_of_2
@@ -17,12 +18,12 @@ from .rates import Weighed, rate_kernel
 from .recurrent import Cache, Counts, Inputs, recurrent_kernel
 from .scores import Pairs, Scores, Scoring, scores_kernel
 from .tiles import BLOCK, CUT, MOST, SMALL, Tile, chosen, chunk
-from .walk import Ends, Roles, Walking, walk_kernel
+from .walk import Decays, Ends, Roles, Walking, walk_kernel
 
 
 class Part(NamedTuple):
-    """One of the recurrences that share a problem: its tensors x, y, z, w; the states it starts from and leaves;
-    backward in time or not; whether a row of its state is a column in memory."""
+    """One of the recurrences that share a problem: x, y, z, w as `Roles` has them; the states that it starts
+    from and leaves; backward in time or not; whether a row of its state is a column in memory."""
 
     x: Tensor
     y: Tensor
@@ -58,6 +59,11 @@ def segment(T: int, rows: int, N: int, walks: int, multiprocessors: int) -> int:
 def kept(dtype: torch.dtype) -> torch.dtype:
     """Of P and the states between segments: products with bfloat16 round them anyway; float16 has no room."""
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+def narrow(dtype: torch.dtype) -> tl.dtype:
+    """What kernels multiply."""
+    return tl.bfloat16 if dtype == torch.bfloat16 else tl.float32
 
 
 def check(q: Tensor, v: Tensor) -> None:
@@ -123,11 +129,14 @@ class Problem:
         return self.given[key]
 
     def ahead(self, *inputs: Tensor | None) -> bool:
-        """Whether a GPU's unit for copies can load them: chunks of rows that are not packed."""
-        able = self.sm >= 90 and self.dtype == torch.bfloat16 and self.cu_seqlens is None
+        """Whether a Hopper's unit for copies can load them: chunks of rows that are not packed.
+
+        A Blackwell's registers spill 40 to 80 bytes then, and on sm_103 loops with two stages are not safe.
+        """
+        able = 90 <= self.sm < 100 and self.dtype == torch.bfloat16 and self.cu_seqlens is None
         return able and all(describable(x) for x in inputs if x is not None)
 
-    def score(self, q: Tensor, k: Tensor, v: Tensor | None, do: Tensor | None, drate: Tensor | None) -> Scores:
+    def score(self, q: Tensor, k: Tensor, v=None, do=None, drate=None) -> Scores:
         """P, its gradient, the decays."""
         B, T, H, C = self.B, self.T, self.H, self.C
         P = self.empty(B, T, H, C, dtype=kept(self.dtype))
@@ -137,40 +146,40 @@ class Problem:
         BK, BV = (max(16, min(64, power_of_2(X))) for X in (self.K, self.V))
         fixed = Scoring(H, self.K, self.V, self.per_token, C, BK, BV, self.precision)
         pairs = Pairs(*map(self.taken, (q, k, v, do)))
-        scores_kernel[(self.pieces(cut) * H,)](
-            pairs, scores, self.rate, cut, self.scale, fixed, **options(4)
-        )
+        scores_kernel[(self.pieces(cut) * H,)](pairs, scores, self.rate, cut, self.scale, fixed, **options(4))
         return scores
 
-    def walk(self, part: Part, scores: Scores, out: Tensor, dots: Tensor | None = None) -> Tensor:
+    def walk(self, part: Part, P: Tensor, decays: Decays, out: Tensor, dots: Tensor | None = None) -> Tensor:
         """Fills out, a part's. Rows that a program has no room for are walked after the others, and add to it
         in float32."""
         (X, Z), ahead = part.sizes, self.ahead(*part[:4])
-        t = self.tile("walk", X, Z, ahead)
+        t = self.tile("walk back" if part.reverse else "walk", X, Z, ahead)
         rows, columns = cdiv(X, t.BX), cdiv(Z, t.BZ)
-        widths = (t.BX, t.BX, t.BZ, t.BZ) if ahead else (0,) * 4
-        roles = Roles(*map(self.taken, part[:4], widths))
+        widths = (t.BX, t.BX, t.BZ, t.BZ, self.C) if ahead else (0,) * 5
+        roles = Roles(*map(self.taken, (*part[:4], P), widths), tl.constexpr(narrow(self.dtype)))
         sums = None
         if rows > t.TILES:
             sums = out if out.dtype == torch.float32 else self.empty(*out.shape)
         DOTS = 0 if dots is None else dots.shape[3]
         for first in range(0, rows, t.TILES):
             left = rows - first
-            ends = Ends(part.enter, part.leave, out if left <= t.TILES else None, sums, dots)
+            to = self.taken(out, ahead and describable(out) and t.BZ) if left <= t.TILES else None
+            ends = Ends(part.enter, part.leave, to, sums, dots)
             fixed = Walking(
                 self.H, X, Z, *part.steps, first * t.BX, DOTS, part.reverse, self.C, t.BX, t.BZ,
                 min(t.TILES, left), t.stages, self.precision,
             )  # fmt: skip
             walk_kernel[(columns * self.segments * self.H,)](
-                roles, scores, ends, self.cut, self.scale, fixed, **options(t.warps)
+                roles, decays, ends, self.cut, self.scale, fixed, **options(t.warps)
             )
             dots = None if dots is None else dots[..., columns:]
         return out
 
-    def dots(self, X: int, Z: int) -> int:
-        """How many a walk leaves for each token and head."""
-        t = self.tile("walk", X, Z)
-        return cdiv(Z, t.BZ) * cdiv(X, t.BX * t.TILES)
+    def dots(self, part: Part) -> Tensor:
+        """Memory for those that its walk leaves for each token and head."""
+        X, Z = part.sizes
+        t = self.tile("walk", X, Z)  # backward in time as many rows at once
+        return self.empty(self.B, self.T, self.H, cdiv(Z, t.BZ) * cdiv(X, t.BX * t.TILES))
 
     def fused(self, part: Part, out: Tensor) -> Tensor:
         """`walk` of small heads, which finds the scores too."""
@@ -179,9 +188,9 @@ class Problem:
         fixed = Fused(
             self.H, X, Z, *part.steps, part.reverse, self.per_token, self.C, t.BX, t.BZ, self.precision
         )
-        ends = Ends(part.enter, part.leave, out, None, None)
+        ends = Ends(part.enter, part.leave, self.taken(out), None, None)
         fused_kernel[(cdiv(Z, t.BZ) * self.segments * self.H,)](
-            Roles(*map(self.taken, part[:4])), ends, self.rate, self.cut, self.scale, fixed,
+            Roles(*map(self.taken, part[:4]), None, None), ends, self.rate, self.cut, self.scale, fixed,
             **options(t.warps), num_stages=t.stages,
         )  # fmt: skip
         return out
@@ -237,7 +246,8 @@ class Problem:
         BK = max(16, power_of_2(self.K))
         BV = max(1, min(32, MOST * 32 // BK, power_of_2(self.V)))
         recurrent_kernel[(self.B * self.H * cdiv(self.V, BV),)](
-            Inputs(*map(tokens, inputs), self.rate), Cache(enter, leave, rows, len(leave), *leave.stride()), o,
+            Inputs(*map(tokens, inputs), self.rate),
+            Cache(enter, leave, rows, len(leave), *leave.stride()), o,
             Counts(self.T, *self.heads, self.H, self.H * self.per_token), self.scale, self.K, self.V, BK, BV,
             **options(min(8, max(1, BK * BV // 1024))),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The scores of chunks: the products of each two tokens of one, and the decays. For heads too wide for `fused`.
+"""The scores of chunks: products of each two tokens of one, and the decays. For heads too wide for `fused`.
 
 i_  index of a tile     o_  offsets     m_  mask     p_  pointers
 """

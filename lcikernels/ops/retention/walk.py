@@ -9,17 +9,26 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from .chunks import Cut, Heads, locate, tile
-from .scores import Scores
+from .chunks import Cut, Heads, locate, put, tile
 
 
 class Roles(NamedTuple):
-    """x, y, z of the recurrence; w, whose products with the output's part from S are asked for."""
+    """x, y, z of the recurrence; w, whose products with the output's part from S are asked for; the scores P
+    [B T, H, C] of a chunk that are not made here; what S is rounded to."""
 
     x: Heads
     y: Heads
     z: Heads
     w: Heads | None
+    P: Heads | None
+    dtype: tl.constexpr | None
+
+
+class Decays(NamedTuple):
+    """exp(A) and exp(A[end] - A) [B T, H], A the running sum of a chunk's rates."""
+
+    since: Tensor
+    until: Tensor
 
 
 class Ends(NamedTuple):
@@ -31,7 +40,7 @@ class Ends(NamedTuple):
 
     enter: Tensor | None
     leave: Tensor | None
-    out: Tensor
+    out: Heads | None
     part: Tensor | None
     dots: Tensor | None
 
@@ -71,32 +80,22 @@ def states(p, begin, o_x, o_z, first_x, first_z, fixed: tl.constexpr):
 
 
 @triton.jit
-def read(state, x, place, i_h, at, o_t, o_x, first_x, fixed: tl.constexpr):
-    """S^T x^T of a chunk, [BZ, C]. All of S is rounded before the first product: a Hopper multiplies while it
+def read(state, roles, place, i_h, at, o_t, o_x, first_x, fixed: tl.constexpr):
+    """S^T x^T of a chunk. All of S is rounded before the first product: a Hopper multiplies while it
     loads the next tile, but waits for a conversion between two products."""
     packed = ()
     for j in tl.static_range(fixed.TILES):
-        packed += (state[j].to(tl.bfloat16) if x.p.dtype.element_ty == tl.bfloat16 else state[j],)
+        packed += (state[j].to(roles.dtype),)
     out = tl.zeros([fixed.BZ, fixed.C], tl.float32)
     for j in tl.static_range(fixed.TILES):
-        of_x = tile(x, place, i_h, at, first_x + j * fixed.BX, o_t[None, :], o_x[:, None], fixed.H, fixed.X)
-        out = tl.dot(packed[j], of_x, out, input_precision=fixed.PRECISION)
+        start = first_x + j * fixed.BX
+        x = tile(roles.x, place, i_h, at, start, o_t[None, :], o_x[:, None], fixed.H, fixed.X)
+        out = tl.dot(packed[j], x, out, input_precision=fixed.PRECISION)
     return out
 
 
-@triton.jit
-def scores_of(p_P, t, o_t, count, fixed: tl.constexpr):
-    """P^T of a chunk, [s, t] forward and [t, s] backward in time."""
-    if fixed.REVERSE:
-        o = t[:, None].to(tl.int64) * (fixed.H * fixed.C) + o_t[None, :]
-        return tl.load(p_P + o, t[:, None] < count, 0.0)
-    else:
-        o = t[None, :].to(tl.int64) * (fixed.H * fixed.C) + o_t[:, None]
-        return tl.load(p_P + o, t[None, :] < count, 0.0)
-
-
 @triton.jit(do_not_specialize=("cut",))
-def walk_kernel(roles: Roles, scores: Scores, ends: Ends, cut: Cut, scale, fixed: tl.constexpr):
+def walk_kernel(roles: Roles, decays: Decays, ends: Ends, cut: Cut, scale, fixed: tl.constexpr):
     """scale is in P, and forward in time in the output, else in S."""
     H: tl.constexpr = fixed.H
     Z: tl.constexpr = fixed.Z
@@ -117,8 +116,8 @@ def walk_kernel(roles: Roles, scores: Scores, ends: Ends, cut: Cut, scale, fixed
         at = last - i if fixed.REVERSE else i
         t = at + o_t
         m_t, t_H = t < count, t.to(tl.int64) * H
-        out = read(state, roles.x, place, i_h, at, o_t, o_x, first_x, fixed)
-        out *= tl.load((scores.until if fixed.REVERSE else scores.since) + head + t_H, m_t, 0.0)[None, :]
+        out = read(state, roles, place, i_h, at, o_t, o_x, first_x, fixed)
+        out *= tl.load((decays.until if fixed.REVERSE else decays.since) + head + t_H, m_t, 0.0)[None, :]
         out *= 1.0 if fixed.REVERSE else scale
         if ends.dots is not None:
             w = tile(roles.w, place, i_h, at, first_z, o_t[None, :], o_z[:, None], H, Z)
@@ -128,16 +127,21 @@ def walk_kernel(roles: Roles, scores: Scores, ends: Ends, cut: Cut, scale, fixed
         m_out = m_t[None, :] & (o_z[:, None] < Z - first_z)
         o_out = (head * Z + first_z) + (t[None, :].to(tl.int64) * (H * Z) + o_z[:, None])
         if fixed.START == 0:
-            P = scores_of(scores.P + head * C, t, o_t, count, fixed)
+            if fixed.REVERSE:
+                P = tile(roles.P, place, i_h, at, 0, o_t[:, None], o_t[None, :], H, C)
+            else:
+                P = tile(roles.P, place, i_h, at, 0, o_t[None, :], o_t[:, None], H, C)
             out = tl.dot(z, P, out, input_precision=fixed.PRECISION)
         else:
             out += tl.load(ends.part + o_out, m_out, 0.0)
-        p_out = ends.part if ends.out is None else ends.out
-        tl.store(p_out + o_out, out.to(p_out.dtype.element_ty), m_out)
-        into = tl.load((scores.since if fixed.REVERSE else scores.until) + head + t_H, m_t, 0.0)
+        if ends.out is None:
+            tl.store(ends.part + o_out, out, m_out)
+        else:
+            put(out, ends.out, place, i_h, at, first_z, H, Z)
+        into = tl.load((decays.since if fixed.REVERSE else decays.until) + head + t_H, m_t, 0.0)
         into *= scale if fixed.REVERSE else 1.0
         z = (z * into[None, :]).to(z.dtype)
-        whole = tl.load(scores.since + head + (tl.minimum(at + C, count) - 1).to(tl.int64) * H)
+        whole = tl.load(decays.since + head + (tl.minimum(at + C, count) - 1).to(tl.int64) * H)
         after = ()
         for j in tl.static_range(fixed.TILES):
             y = tile(roles.y, place, i_h, at, first_x + j * BX, o_t[:, None], o_x[None, :], H, fixed.X)
