@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from ..checks import along_rows, boundaries, channels_first, contiguous, empty_as
+from ..checks import along_rows, boundaries, channels_first, contiguous, empty_as, looked_at
 from ..curves import of_state, silu, state_of, within
 from ..launch import cdiv, power_of_2
 from ..states import all_as_they_are
@@ -59,25 +59,36 @@ def channels_at_once(D: int) -> int:
     return min(BD, power_of_2(D))
 
 
+class Window(NamedTuple):
+    """The states of a step [S, D, SLOTS], elements from one index to the next; which of them a row of the
+    batch has, None: its own; the circular ones' positions."""
+
+    p: Tensor
+    row: int
+    channel: int
+    slot: int
+    rows: Tensor | None
+    positions: Tensor | None
+
+
 @triton.jit(do_not_specialize=("S",))
 def step_kernel(
-    p_x, p_weight, p_bias, p_state, p_y, x_row: tl.int64, D,
-    p_rows, p_positions, S, state_b, state_d, state_s,
+    p_x, p_y, given, state, x_row: tl.int64, D, S,
     SLOTS: tl.constexpr, W: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """One token. p_rows: which of S states a row of the batch has, None: its own; p_positions: circular."""
+    """One token."""
     i_b, o_d, m_d = channels(tl.program_id(0), D, BD)
     i_b = i_b.to(tl.int64)
-    p_weight += o_d * W
-    i_s, there = state_of(p_rows, i_b, S)
-    p_state += i_s * state_b + o_d.to(tl.int64) * state_d
+    p_weight, state_s = given.weight + o_d * W, state.slot
+    i_s, there = state_of(state.rows, i_b, S)
+    p_state = state.p + i_s * state.row + o_d.to(tl.int64) * state.channel
     m_s = within(m_d, there)
     x = tl.load(p_x + i_b * x_row + o_d, m_d, 0.0).to(tl.float32)
     y = x * tl.load(p_weight + W - 1, m_d, 0.0).to(tl.float32)
-    if p_bias is not None:
-        y += tl.load(p_bias + o_d, m_d, 0.0).to(tl.float32)
+    if given.bias is not None:
+        y += tl.load(given.bias + o_d, m_d, 0.0).to(tl.float32)
     newest = SLOTS - 1
-    if p_positions is None:
+    if state.positions is None:
         OLD: tl.constexpr = SLOTS - (W - 1)  # slots that have no tap
         for s in range(0, SLOTS, U):
             past, run = (), tl.zeros([BD], tl.float32)
@@ -89,7 +100,7 @@ def step_kernel(
                 tl.store(p_state + (s + j - 1) * state_s, past[j], within(m, s + j > 0))
             y += run
     else:
-        newest = (tl.load(p_positions + i_b) % SLOTS + SLOTS) % SLOTS
+        newest = (tl.load(state.positions + i_b) % SLOTS + SLOTS) % SLOTS
         for w in range(0, W - 1, U):
             run = tl.zeros([BD], tl.float32)
             for j in tl.static_range(U):
@@ -102,7 +113,7 @@ def step_kernel(
         tl.store(p_state + newest * state_s, x.to(p_state.dtype.element_ty), m_s)
     if SILU:
         y = silu(y)
-    tl.store(p_y + i_b * D + o_d, of_state(y, p_rows, i_s, S).to(p_y.dtype.element_ty), m_d)
+    tl.store(p_y + i_b * D + o_d, of_state(y, state.rows, i_s, S).to(p_y.dtype.element_ty), m_d)
 
 
 def forward(
@@ -114,7 +125,7 @@ def forward(
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """y [B, T, D] and the final state [B or N, D, W-1]."""
-    if cu_seqlens is not None:
+    if cu_seqlens is not None and looked_at(cu_seqlens):
         boundaries("causal_conv1d", cu_seqlens, x.shape[1])
     given, sizes = prepare(x, weight, bias, initial_state, cu_seqlens)
     W, SILU = weight.shape[1], activation == "silu"
@@ -186,15 +197,15 @@ def step(
 ) -> Tensor:
     """y [B, D]; `state` is updated in place."""
     (B, D), W, (S, _, slots) = x.shape, weight.shape[1], state.shape
-    x, weight, bias = along_rows(x), weight.contiguous(), contiguous(bias)
-    y = x.new_empty(x.shape)
+    x, y = along_rows(x), x.new_empty(x.shape)
+    given = Filter(weight.contiguous(), contiguous(bias), None, None)
+    window = Window(state, *state.stride(), contiguous(state_indices), contiguous(positions))
     width = channels_at_once(D)
     grid = (B * cdiv(D, width),)
     at_once = min(max(slots if positions is None else W - 1, 1), 16)
     step_kernel[grid](
-        x, weight, bias, state, y, x.stride(0), D, contiguous(state_indices), contiguous(positions), S,
-        *state.stride(), slots, W, at_once, width, activation == "silu",
-    )  # fmt: skip
+        x, y, given, window, x.stride(0), D, S, slots, W, at_once, width, activation == "silu"
+    )
     return y
 
 

@@ -28,7 +28,8 @@ def locate(i, p_cu, T, N, BT, BEFORE):
     """What tile `i` is: its row and sequence, its first token t, and, counted from t, the start of the
     sequence, the end of the tile's own tokens, the end of the sequence.
 
-    A sequence has BEFORE tokens more, before its start. It has one tile at least, if it is empty, too.
+    A sequence has BEFORE tokens more, before its start. It has one tile at least, if it is empty, too. Own
+    tokens are of the row whatever p_cu says.
     """
     if p_cu is None:
         count = tl.cdiv(T + BEFORE, BT)
@@ -41,8 +42,9 @@ def locate(i, p_cu, T, N, BT, BEFORE):
             middle = (n + beyond) // 2
             left = (tl.load(p_cu + middle) + middle * BEFORE) // BT + middle <= i
             n, beyond = tl.where(left, middle, n), tl.where(left, beyond, middle)
-        begin, end = tl.load(p_cu + n), tl.load(p_cu + n + 1)
-        first = (begin + n * BEFORE) // BT + n
+        begin = tl.minimum(tl.maximum(tl.load(p_cu + n), 0), T)
+        end = tl.minimum(tl.load(p_cu + n + 1), T)
+        first = tl.minimum((begin + n * BEFORE) // BT + n, i)
     t = begin - BEFORE + (i - first) * BT
     own = tl.maximum(tl.minimum(end - t, BT), 0)
     return row.to(tl.int64), n.to(tl.int64), (i * 0 + t).to(tl.int64), begin - t, own, end - t

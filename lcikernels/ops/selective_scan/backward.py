@@ -1,4 +1,10 @@
-"""The scan back in time, a slab of every segment at once, and the sums over blocks of channels."""
+"""The scan back in time, a slab of every segment at once.
+
+What runs over time lies in registers: states of a channel in one thread, channels over the lanes of a warp.
+So a sum over states asks no other thread. A sum over channels is the product of the tile with ones: the tile
+goes through shared memory once, where a thread finds all channels of a state, and adds 32 numbers of its own;
+by shuffles the 32 sums of two tokens would take 320 of them.
+"""
 
 from typing import NamedTuple
 
@@ -7,32 +13,30 @@ from torch import Tensor
 from triton import language as tl
 
 from ..curves import LN2, silu, silu_slope, softplus, softplus_slope, within
-from ..views import steps, wide
+from ..views import wide
 from .line import (
     SIZES,
     add,
     advance,
-    ended,
+    constants,
     fetch,
     place,
     put,
-    rates,
     read,
     segment_of,
     sequences,
     start_of,
-    step_size,
     tile_of,
     token,
 )
 
 
 class Back(NamedTuple):
-    """What the backward pass reads and writes besides; scratch: CHUNK / STEPS tiles for each program.
+    """What the backward pass reads and writes besides.
 
     edges [slabs + 1, segments, N, D]: the gradients of the states between slabs; those of the last edge are
     given where a sequence goes on behind it. da, dd, dbias [slabs, segments, ...]. dbc [segments, G, blocks
-    of a group, SLAB, 2 N].
+    of a group, SLAB, 2 N]. scratch [segments, CHUNK / STEPS, N, D].
     """
 
     checkpoints: Tensor
@@ -50,36 +54,50 @@ class Back(NamedTuple):
     scratch: Tensor
 
 
-@triton.jit(do_not_specialize=SIZES)
-def crossing_back_kernel(
-    given, p_dy, p_dfinal, p_added, p_total, S, T, L, D, G, SEGMENT, fixed: tl.constexpr
-):
-    """What the segment adds to the gradient of the state that enters it, and the sum of its steps."""
-    N: tl.constexpr = fixed.N
-    BN: tl.constexpr = fixed.BN
-    BD: tl.constexpr = fixed.BD
-    i_k, _, g, o_d, m_d, o_n, m_n = place(D, G, N, BN, BD)
-    D_dt, D_z, D_dy = D * fixed.DT, D * fixed.Z, D * fixed.DY
-    m_h = m_n[:, None] & m_d[None, :]
-    begin, end = segment_of(i_k, SEGMENT, L)
-    A, bias = rates(given.a, tile_of(0, o_n, o_d, N, D), m_h), read(given.bias, o_d, m_d, [BD])
-    i_s = ended(given.cu, S, T, begin)
-    starts, stops = start_of(given.cu, i_s, T), start_of(given.cu, i_s + 1, T)
-    last = tl.where(starts < begin, tl.minimum(stops, end), begin)
-    dH = read(p_dfinal, tile_of(i_s, o_n, o_d, N, D), within(m_h, stops <= end), [BN, BD])
-    total = tl.zeros([BD], tl.float32)
-    for back in tl.range(0, last - begin, loop_unroll_factor=fixed.AHEAD):
-        t = last - 1 - back
-        delta = step_size(given.dt, t, D_dt, o_d, m_d, bias, fixed.SOFTPLUS)
-        dy = token(p_dy, t, D_dy, o_d, m_d)
-        if given.z is not None:
-            dy *= silu(token(given.z, t, D_z, o_d, m_d))
-        c = tl.load(given.bc + (wide(t) * G + g) * 2 * N + N + o_n, m_n, 0.0)
-        dH = tl.math.exp2(delta[None, :] * A) * (dH + dy[None, :] * c[:, None])
-        total += delta
-    tl.store(p_added + tile_of(i_k, o_n, o_d, N, D), dH, m_h)
-    crosses = start_of(given.cu, ended(given.cu, S, T, end), T) < begin
-    tl.store(p_total + wide(i_k) * D + o_d, tl.where(crosses, total, float("inf")), m_d)
+class Run(NamedTuple):
+    """`count` tokens of one sequence and chunk, from `start` on; where their states, b and c, and sums are.
+
+    front: start, or the last token of the line where an empty sequence is behind it: for loads.
+    """
+
+    start: int
+    front: int
+    count: int
+    tile: Tensor
+    b: Tensor
+    sums: Tensor
+
+
+class Sums(NamedTuple):
+    """Gradients that go from token to token, and what rounding has lost of two."""
+
+    H: Tensor
+    A: Tensor
+    skip: Tensor
+    bias: Tensor
+    lost_skip: Tensor
+    lost_bias: Tensor
+
+
+class Taken(NamedTuple):
+    """STEPS tokens as the first sweep takes them: tuples."""
+
+    x: tuple
+    raw: tuple
+    dy: tuple
+    z: tuple
+    b: tuple
+    c: tuple
+
+
+class Kept(NamedTuple):
+    """... and what it leaves for the second."""
+
+    delta: tuple
+    dy: tuple
+    before: tuple
+    decay: tuple
+    dc: tuple
 
 
 @triton.jit
@@ -90,6 +108,152 @@ def window(i_k, slab, SEGMENT, SLAB, L, CHUNK: tl.constexpr):
     return base, tl.maximum(first, base), tl.minimum(last, base + tl.minimum(SLAB, tl.maximum(L - base, 0)))
 
 
+@triton.jit
+def entering(given, back, start, stop, i_s, at, D, fixed: tl.constexpr):
+    """The states that enter the tokens from start to stop, of sequence i_s."""
+    kept = start % fixed.CHUNK == 0  # else a sequence starts here: segments that cut one end between chunks
+    if given.state is None:
+        m = within(at.m_h, kept & (start < stop))
+        return tl.load(back.checkpoints + tile_of(start // fixed.CHUNK, at.n, at.d, fixed.N, D), m, 0.0)
+    else:
+        p, i = tl.where(kept, back.checkpoints, given.state), tl.where(kept, start // fixed.CHUNK, i_s)
+        return tl.load(p + tile_of(i, at.n, at.d, fixed.N, D), within(at.m_h, start < stop), 0.0)
+
+
+@triton.jit
+def again(given, run, H, at, ours, D, G, fixed: tl.constexpr):
+    """Leaves the states that enter every STEPS tokens."""
+    D_x, D_dt, TILE = D * fixed.X, D * fixed.DT, fixed.N * D
+    tiles = tl.cdiv(run.count, fixed.STEPS)
+    near_x, near_dt = (), ()
+    for j in tl.static_range(fixed.AHEAD):
+        near = tl.maximum(tl.minimum(j, run.count - 1), 0)
+        near_x = near_x + (fetch(given.x, run.front, D_x, near * D_x + at.x),)
+        near_dt = near_dt + (fetch(given.dt, run.front, D_dt, near * D_dt + at.x),)
+    for i in tl.range(tiles - 1):
+        xs, deltas, bs = (), (), ()
+        for j in tl.static_range(fixed.STEPS):
+            t = i * fixed.STEPS + j
+            bs = bs + (tl.load(run.b + t * G * 2 * fixed.N + at.n, at.m_n, 0.0),)
+            xs, deltas = xs + (near_x[j].to(tl.float32),), deltas + (near_dt[j].to(tl.float32) + ours.bias,)
+            near = tl.minimum(t + fixed.AHEAD, run.count - 1)
+            near_x = near_x + (fetch(given.x, run.start, D_x, near * D_x + at.x),)
+            near_dt = near_dt + (fetch(given.dt, run.start, D_dt, near * D_dt + at.x),)
+        near_x, near_dt = near_x[fixed.STEPS :], near_dt[fixed.STEPS :]
+        tl.store(run.tile + i * TILE, H, at.m_h)
+        for j in tl.static_range(fixed.STEPS):
+            H = advance(H, ours.a, softplus(deltas[j]) if fixed.SOFTPLUS else deltas[j], xs[j], bs[j])
+    tl.store(run.tile + tl.maximum(tiles - 1, 0) * TILE, H, at.m_h)
+
+
+@triton.jit
+def ahead(given, back, p_gate, start, first, most, at, D, fixed: tl.constexpr):
+    """dy and z of STEPS tokens from token `first` on counted from start, at most those up to `most`."""
+    dys, zs = (), ()
+    for j in tl.static_range(fixed.STEPS):
+        t = tl.maximum(tl.minimum(first + j, most), 0)
+        dys = dys + (fetch(back.dy, start, D * fixed.DY, t * D * fixed.DY + at.x),)
+        zs = zs + (fetch(p_gate, start, D * fixed.Z, t * D * fixed.Z + at.x),)
+    return dys, zs
+
+
+@triton.jit
+def loaded(given, run, first, near_dy, near_z, at, ours, D, G, fixed: tl.constexpr):
+    """The STEPS tokens from `first` on; zeros from the end of the run on."""
+    D_x, D_dt = D * fixed.X, D * fixed.DT
+    xs, raws, dys, zs, bs, cs = (), (), (), (), (), ()
+    for j in tl.static_range(fixed.STEPS):
+        t = first + j
+        m_t, m_b = within(at.m_d, t < run.count), within(at.m_n, t < run.count)
+        p_b = run.b + t * G * 2 * fixed.N + at.n
+        bs, cs = bs + (tl.load(p_b, m_b, 0.0),), cs + (tl.load(p_b + fixed.N, m_b, 0.0),)
+        xs = xs + (token(given.x, run.start, D_x, t * D_x + at.d, m_t),)
+        raws = raws + (token(given.dt, run.start, D_dt, t * D_dt + at.d, m_t) + ours.bias,)
+        dys, zs = dys + (tl.where(m_t, near_dy[j].to(tl.float32), 0.0),), zs + (near_z[j].to(tl.float32),)
+    return Taken(xs, raws, dys, zs, bs, cs)
+
+
+@triton.jit
+def forth(given, back, run, u, H, first, at, ours, D, fixed: tl.constexpr):
+    """STEPS tokens forward again: dz, and what stays in registers."""
+    deltas, gs, before, decays, dcs = (), (), (), (), ()
+    for j in tl.static_range(fixed.STEPS):
+        x, dy, z = u.x[j], u.dy[j], u.z[j]
+        m_t = within(at.m_d, first + j < run.count)
+        delta = softplus(u.raw[j]) if fixed.SOFTPLUS else u.raw[j]
+        delta = tl.where(m_t, delta, 0.0)  # 0: no state changes
+        decay = tl.math.exp2(delta[None, :] * ours.a)
+        deltas, before, decays = deltas + (delta,), before + (H,), decays + (decay,)
+        H = decay * H + (delta * x)[None, :] * u.b[j][:, None]
+        if given.z is not None:
+            y = tl.sum(H * u.c[j][:, None], 0)
+            if given.d is not None:
+                y += ours.skip * x
+            put(back.dz, run.start, D, (first + j) * D + at.d, dy * silu_slope(z) * y, m_t)
+            dy *= silu(z)
+        gs, dcs = gs + (dy,), dcs + (dy[None, :] * H,)
+    return Kept(deltas, gs, before, decays, dcs)
+
+
+@triton.jit
+def back_again(back, run, u, kept, sums, first, at, ours, D, fixed: tl.constexpr):
+    """STEPS tokens in reverse: dx and ddt; the sums, and products whose sums over channels are db."""
+    dH, dA, dskip, dbias, lost_skip, lost_bias = sums
+    dbs = ()
+    for j in tl.static_range(fixed.STEPS - 1, -1, -1):
+        x, delta, dy = u.x[j], kept.delta[j], kept.dy[j]
+        o, m_t = (first + j) * D + at.d, within(at.m_d, first + j < run.count)
+        dH += dy[None, :] * u.c[j][:, None]
+        dbs = ((delta * x)[None, :] * dH,) + dbs
+        through_b = tl.sum(dH * u.b[j][:, None], 0)
+        dH *= kept.decay[j]
+        through_decay = dH * kept.before[j]
+        dA += delta[None, :] * through_decay
+        ddt = x * through_b + tl.sum(through_decay * ours.a, 0) * LN2
+        if fixed.SOFTPLUS:
+            ddt *= softplus_slope(u.raw[j])
+        put(back.dx, run.start, D, o, delta * through_b + ours.skip * dy, m_t)
+        put(back.ddt, run.start, D, o, ddt, m_t)
+        dskip, lost_skip = add(dskip, lost_skip, dy * x)
+        dbias, lost_bias = add(dbias, lost_bias, tl.where(m_t, ddt, 0.0))
+    return Sums(dH, dA, dskip, dbias, lost_skip, lost_bias), dbs
+
+
+@triton.jit
+def put_sums(p, step, count, first, second, at, fixed: tl.constexpr):
+    """At p the sums of a tile over channels, `step` behind it those of another; the second where count > 1."""
+    BN: tl.constexpr = fixed.BN
+    both = tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), [2 * BN, fixed.BD])
+    ones = tl.full([fixed.BD, 1], 1.0, tl.float32)
+    o_n, o_j = tl.arange(0, 2 * BN) // 2, tl.arange(0, 2 * BN) % 2
+    total = tl.reshape(tl.dot(both, ones, input_precision="ieee"), [2 * BN])
+    tl.store(p + o_j * step + o_n, total, (o_n < fixed.N) & (o_j < count))
+
+
+@triton.jit
+def gradients(given, back, run, sums, at, ours, D, G, fixed: tl.constexpr):
+    """The tokens of a run in reverse, from the states that `again` has left."""
+    STEPS: tl.constexpr = fixed.STEPS
+    tiles = tl.cdiv(run.count, STEPS)
+    p_gate = back.dy if given.z is None else given.z
+    dys, zs = ahead(given, back, p_gate, run.front, (tiles - 1) * STEPS, run.count - 1, at, D, fixed)
+    for i_back in tl.range(tiles, num_stages=2):  # states, b and c come while the STEPS tokens behind run
+        first = (tiles - 1 - i_back) * STEPS
+        H = tl.load(run.tile + (tiles - 1 - i_back) * fixed.N * D, at.m_h, 0.0)
+        u = loaded(given, run, first, dys, zs, at, ours, D, G, fixed)
+        dys, zs = ahead(given, back, p_gate, run.start, first - STEPS, first, at, D, fixed)
+        kept = forth(given, back, run, u, H, first, at, ours, D, fixed)
+        p_db, p_dc = run.sums + first * 2 * fixed.N, run.sums + first * 2 * fixed.N + fixed.N
+        if STEPS == 2:
+            put_sums(p_dc, 2 * fixed.N, run.count - first, kept.dc[0], kept.dc[1], at, fixed)
+        sums, dbs = back_again(back, run, u, kept, sums, first, at, ours, D, fixed)
+        if STEPS == 2:
+            put_sums(p_db, 2 * fixed.N, run.count - first, dbs[0], dbs[1], at, fixed)
+        else:
+            put_sums(p_db, fixed.N, 2, dbs[0], kept.dc[0], at, fixed)
+    return sums
+
+
 @triton.jit(do_not_specialize=(*SIZES, "SLAB", "slab"))
 def backward_kernel(given, back, S, T, L, D, G, SEGMENT, SLAB, slab, fixed: tl.constexpr):
     """One slab of every segment; slabs come last to first."""
@@ -97,157 +261,36 @@ def backward_kernel(given, back, S, T, L, D, G, SEGMENT, SLAB, slab, fixed: tl.c
     BN: tl.constexpr = fixed.BN
     BD: tl.constexpr = fixed.BD
     CHUNK: tl.constexpr = fixed.CHUNK
-    AHEAD: tl.constexpr = fixed.AHEAD
-    STEPS: tl.constexpr = fixed.STEPS
-    i_k, i_d, g, o_d, m_d, o_n, m_n = place(D, G, N, BN, BD)
-    D_x, D_dt, D_z, D_dy = D * fixed.X, D * fixed.DT, D * fixed.Z, D * fixed.DY
-    m_h = m_n[:, None] & m_d[None, :]
-    base, begin, end = window(i_k, slab, SEGMENT, SLAB, L, CHUNK)
-    A = rates(given.a, tile_of(0, o_n, o_d, N, D), m_h)
-    bias, skip = read(given.bias, o_d, m_d, [BD]), read(given.d, o_d, m_d, [BD])
-    o_x = tl.minimum(o_d, (g + 1) * (D // G) - 1)
-    p_gate = back.dy if given.z is None else given.z
-    i_edge = slab * tl.cdiv(L, SEGMENT) + i_k
-    dH = tl.load(back.edges + tile_of(i_edge + tl.cdiv(L, SEGMENT), o_n, o_d, N, D), m_h, 0.0)
-    dA, dskip, dbias = tl.zeros([BN, BD], tl.float32), tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
-    lost_skip, lost_bias = tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
-    p_tile = back.scratch + wide(tl.program_id(0)) * (CHUNK // STEPS) * BN * BD
-    p_tile += tl.arange(0, BN)[:, None] * BD + tl.arange(0, BD)[None, :]
+    at = place(D, G, N, BN, BD)
+    base, begin, end = window(at.k, slab, SEGMENT, SLAB, L, CHUNK)
+    ours = constants(given, at, D, fixed)
+    i_edge = slab * tl.cdiv(L, SEGMENT) + at.k
+    none, nothing = tl.zeros([BD], tl.float32), tl.zeros([BN, BD], tl.float32)
+    dH = tl.load(back.edges + tile_of(i_edge + tl.cdiv(L, SEGMENT), at.n, at.d, N, D), at.m_h, 0.0)
+    sums = Sums(dH, nothing, none, none, none, none)
+    p_tile = back.scratch + tile_of(at.k * (CHUNK // fixed.STEPS), at.n, at.d, N, D)
     p_sums = back.dbc + wide(tl.program_id(0)) * SLAB * 2 * N
     i_first, i_stop, _ = sequences(given.cu, S, T, begin, end)
     i_s, stop, more = i_stop - 1, end, i_stop > i_first
     while more:
-        starts = start_of(given.cu, i_s, T)
+        starts = tl.minimum(start_of(given.cu, i_s, T), stop)  # whatever cu says: never behind the slab
         start = tl.maximum(tl.maximum(starts, begin), (stop - 1) // CHUNK * CHUNK)
         if stop == start_of(given.cu, i_s + 1, T):
-            dH = read(back.dfinal, tile_of(i_s, o_n, o_d, N, D), m_h, [BN, BD])
-        kept = start % CHUNK == 0  # else a sequence starts here: segments that cut one end between chunks
-        if given.state is None:
-            m_kept = within(m_h, kept & (start < stop))
-            H = tl.load(back.checkpoints + tile_of(start // CHUNK, o_n, o_d, N, D), m_kept, 0.0)
-        else:
-            p_h = tl.where(kept, back.checkpoints, given.state)
-            i_h = tl.where(kept, start // CHUNK, i_s)
-            H = tl.load(p_h + tile_of(i_h, o_n, o_d, N, D), within(m_h, start < stop), 0.0)
+            dH = read(back.dfinal, tile_of(i_s, at.n, at.d, N, D), at.m_h, [BN, BD])
+            sums = Sums(dH, sums.A, sums.skip, sums.bias, sums.lost_skip, sums.lost_bias)
+        p_b = given.bc + (wide(start) * G + at.g) * 2 * N
         count = tl.cast(stop - start, tl.int32)
-        tiles = tl.cdiv(count, STEPS)
-        p_b, p_db = given.bc + (wide(start) * G + g) * 2 * N, p_sums + (start - base) * 2 * N
-        front = tl.minimum(start, L - 1)  # of an empty sequence behind the last token
-        near_x, near_dt = (), ()
-        for j in tl.static_range(AHEAD):
-            near = tl.maximum(tl.minimum(j, count - 1), 0)
-            near_x = near_x + (fetch(given.x, front, D_x, near * D_x + o_x),)
-            near_dt = near_dt + (fetch(given.dt, front, D_dt, near * D_dt + o_x),)
-        for i in range(tiles - 1):
-            xs, deltas, bs = (), (), ()
-            for j in tl.static_range(STEPS):
-                t = i * STEPS + j
-                bs = bs + (tl.load(p_b + t * G * 2 * N + o_n, m_n, 0.0),)
-                xs, deltas = xs + (near_x[j].to(tl.float32),), deltas + (near_dt[j].to(tl.float32) + bias,)
-                near = tl.minimum(t + AHEAD, count - 1)
-                near_x = near_x + (fetch(given.x, start, D_x, near * D_x + o_x),)
-                near_dt = near_dt + (fetch(given.dt, start, D_dt, near * D_dt + o_x),)
-            near_x, near_dt = near_x[STEPS:], near_dt[STEPS:]
-            tl.store(p_tile + i * (BN * BD), H)
-            for j in tl.static_range(STEPS):
-                H = advance(H, A, softplus(deltas[j]) if fixed.SOFTPLUS else deltas[j], xs[j], bs[j])
-        tl.store(p_tile + tl.maximum(tiles - 1, 0) * (BN * BD), H)
+        run = Run(start, tl.minimum(start, L - 1), count, p_tile, p_b, p_sums + (start - base) * 2 * N)
+        again(given, run, entering(given, back, start, stop, i_s, at, D, fixed), at, ours, D, G, fixed)
         tl.debug_barrier()  # where the accesses are laid out differently, a thread reads what another wrote
-        near_dy, near_z = (), ()
-        for j in tl.static_range(STEPS):
-            near = tl.maximum(tl.minimum((tiles - 1) * STEPS + j, count - 1), 0)
-            near_dy = near_dy + (fetch(back.dy, front, D_dy, near * D_dy + o_x),)
-            near_z = near_z + (fetch(p_gate, front, D_z, near * D_z + o_x),)
-        for i_back in range(tiles):
-            i = tiles - 1 - i_back
-            H = tl.load(p_tile + i * (BN * BD))
-            xs, raws, dys, zs, bs, cs = (), (), (), (), (), ()
-            for j in tl.static_range(STEPS):
-                t = i * STEPS + j
-                m_t = within(m_d, t < count)
-                o_b, m_b = t * G * 2 * N + o_n, within(m_n, t < count)
-                bs, cs = bs + (tl.load(p_b + o_b, m_b, 0.0),), cs + (tl.load(p_b + N + o_b, m_b, 0.0),)
-                xs = xs + (token(given.x, start, D_x, t * D_x + o_d, m_t),)
-                raws = raws + (token(given.dt, start, D_dt, t * D_dt + o_d, m_t) + bias,)
-                dys = dys + (tl.where(m_t, near_dy[j].to(tl.float32), 0.0),)
-                zs = zs + (near_z[j].to(tl.float32),)
-            near_dy, near_z = (), ()
-            for j in tl.static_range(STEPS):
-                near = tl.maximum((i - 1) * STEPS + j, 0)
-                near_dy = near_dy + (fetch(back.dy, start, D_dy, near * D_dy + o_x),)
-                near_z = near_z + (fetch(p_gate, start, D_z, near * D_z + o_x),)
-            deltas, gs, before, decays = (), (), (), ()
-            for j in tl.static_range(STEPS):
-                t = i * STEPS + j
-                x, dy, z = xs[j], dys[j], zs[j]
-                o, m_t, m_b = t * D + o_d, within(m_d, t < count), within(m_n, t < count)
-                delta = softplus(raws[j]) if fixed.SOFTPLUS else raws[j]
-                delta = tl.where(m_t, delta, 0.0)  # 0: no state changes
-                decay = tl.math.exp2(delta[None, :] * A)
-                deltas, before, decays = deltas + (delta,), before + (H,), decays + (decay,)
-                H = decay * H + (delta * x)[None, :] * bs[j][:, None]
-                if given.z is not None:
-                    y = tl.sum(H * cs[j][:, None], 0)
-                    if given.d is not None:
-                        y += skip * x
-                    put(back.dz, start, D, o, dy * silu_slope(z) * y, m_t)
-                    dy *= silu(z)
-                gs = gs + (dy,)
-                tl.store(p_db + N + t * 2 * N + o_n, tl.sum(dy[None, :] * H, 1), m_b)
-            for j in tl.static_range(STEPS - 1, -1, -1):
-                t = i * STEPS + j
-                x, delta, dy = xs[j], deltas[j], gs[j]
-                o, m_t, m_b = t * D + o_d, within(m_d, t < count), within(m_n, t < count)
-                dH += dy[None, :] * cs[j][:, None]
-                tl.store(p_db + t * 2 * N + o_n, tl.sum((delta * x)[None, :] * dH, 1), m_b)
-                through_b = tl.sum(dH * bs[j][:, None], 0)
-                dH *= decays[j]
-                through_decay = dH * before[j]
-                dA += delta[None, :] * through_decay
-                ddt = x * through_b + tl.sum(through_decay * A, 0) * LN2
-                if fixed.SOFTPLUS:
-                    ddt *= softplus_slope(raws[j])
-                put(back.dx, start, D, o, delta * through_b + skip * dy, m_t)
-                put(back.ddt, start, D, o, ddt, m_t)
-                dskip, lost_skip = add(dskip, lost_skip, dy * x)
-                dbias, lost_bias = add(dbias, lost_bias, tl.where(m_t, ddt, 0.0))
+        sums = gradients(given, back, run, sums, at, ours, D, G, fixed)
         tl.debug_barrier()  # ... and the next chunk writes where this one reads
         more = tl.where(start == starts, i_s > i_first, start > begin)
         if back.dstate is not None:
-            tl.store(back.dstate + tile_of(i_s, o_n, o_d, N, D), dH, within(m_h, start == starts))
+            p_state = back.dstate + tile_of(i_s, at.n, at.d, N, D)
+            tl.store(p_state, sums.H, within(at.m_h, start == starts))
         i_s, stop = tl.where(start == starts, i_s - 1, i_s), start
-    tl.store(back.edges + tile_of(i_edge, o_n, o_d, N, D), dH, m_h)
-    tl.store(back.da + tile_of(i_edge, o_n, o_d, N, D), dA, m_h)
-    tl.store(back.dd + wide(i_edge) * D + o_d, dskip, m_d)
-    tl.store(back.dbias + wide(i_edge) * D + o_d, dbias, m_d)
-
-
-@triton.jit(do_not_specialize=("T", "L", "G", "blocks", "SEGMENT", "SLAB", "slab"))
-def collect_kernel(
-    p_dbc, db_to, dc_to, T, L, G, blocks, SEGMENT, SLAB, slab,
-    N: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """db and dc [B, T, G, N] in a slab of every segment: the sums over the blocks of a group."""
-    tiles = tl.cdiv(SLAB, BT)
-    i_t, g = tl.program_id(0) % tiles, tl.program_id(0) // tiles % G
-    i_k = tl.program_id(0) // tiles // G
-    base, begin, end = window(i_k, slab, SEGMENT, SLAB, L, CHUNK)
-    o_t, o_n = i_t * BT + tl.arange(0, BT)[:, None], tl.arange(0, BN)[None, :]
-    m = (base + o_t >= begin) & (base + o_t < end) & (o_n < N)
-    db, dc = tl.zeros([BT, BN], tl.float32), tl.zeros([BT, BN], tl.float32)
-    lost_db, lost_dc = tl.zeros([BT, BN], tl.float32), tl.zeros([BT, BN], tl.float32)
-    p_dbc += (wide(i_k) * G + g) * blocks * SLAB * 2 * N
-    for i in range(blocks):
-        o = wide(i) * SLAB * 2 * N + o_t * 2 * N + o_n
-        db, lost_db = add(db, lost_db, tl.load(p_dbc + o, m, 0.0))
-        dc, lost_dc = add(dc, lost_dc, tl.load(p_dbc + N + o, m, 0.0))
-    i_b, t = (base + o_t) // T, (base + o_t) % T
-    summed(db_to, i_b, t, g, o_n, db, m)
-    summed(dc_to, i_b, t, g, o_n, dc, m)
-
-
-@triton.jit
-def summed(to, i_b, t, g, o_n, value, m):
-    """Stores a tile of db or dc."""
-    o = steps(i_b, to.row) + steps(t, to.token) + steps(g, to.group) + steps(o_n, to.channel)
-    tl.store(to.p + o, value.to(to.p.dtype.element_ty), m)
+    tl.store(back.edges + tile_of(i_edge, at.n, at.d, N, D), sums.H, at.m_h)
+    tl.store(back.da + tile_of(i_edge, at.n, at.d, N, D), sums.A, at.m_h)
+    tl.store(back.dd + wide(i_edge) * D + at.d, sums.skip, at.m_d)
+    tl.store(back.dbias + wide(i_edge) * D + at.d, sums.bias, at.m_d)

@@ -29,13 +29,15 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from ..checks import boundaries, channels_first, contiguous, empty_as, refuse
+from ..checks import boundaries, channels_first, contiguous, empty_as, looked_at, refuse
 from ..curves import of_state, silu, state_of, within
 from ..launch import cdiv, device, options, power_of_2
 from ..states import all_as_they_are
 from ..views import copy, like, line, tokens, wide
-from .backward import Back, backward_kernel, collect_kernel, crossing_back_kernel
-from .forward import Made, chain_kernel, forward_kernel
+from .backward import Back, backward_kernel
+from .collect import collect_kernel
+from .crossing import chain_kernel, crossing_back_kernel
+from .forward import Made, forward_kernel
 from .line import Fixed, Given, advance, place, put, rates, read, step_size, token
 
 CHUNK = 64  # 1 byte of checkpoints for each channel and token at N = 16
@@ -51,7 +53,7 @@ def step_kernel(
     N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """One token. The state is read and written as it lies; p_rows: which of S it is, None: the row's own."""
-    i_b, _, g, o_d, m_d, o_n, m_n = place(D, G, N, BN, BD)
+    i_b, _, g, o_n, o_d, _, m_n, m_d, _ = place(D, G, N, BN, BD)
     i_b = wide(i_b)
     o_h, m_h = o_n[:, None] + o_d[None, :] * N, m_n[:, None] & m_d[None, :]
     x, bias, skip = token(p_x, i_b, D, o_d, m_d), read(p_bias, o_d, m_d, [BD]), read(p_d, o_d, m_d, [BD])
@@ -228,8 +230,8 @@ def forward(
     every: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y [B, T, D], the final state [B or S, D, N], the states that enter every 64th token (0: none)."""
-    if cu_seqlens is not None:
-        boundaries("selective_scan", cu_seqlens, x.shape[1])  # once: it waits for the device
+    if cu_seqlens is not None and looked_at(cu_seqlens):
+        boundaries("selective_scan", cu_seqlens, x.shape[1])
     assert every in (0, CHUNK)
     p = Problem(None, x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
     y, final = p.grad(x), p.states(p.S)
@@ -275,7 +277,7 @@ def backward(
         da.new_empty(p.programs[0], slab, 2 * p.N),
         *(da.new_empty(slabs, p.segments, p.D) for _ in range(2)),
         None if initial_state is None else p.states(p.S),
-        da.new_empty(p.programs[0], CHUNK // p.STEPS, p.fixed.BN, p.BD),
+        da.new_empty(p.segments, CHUNK // p.STEPS, p.N, p.D),
     )
     BT = max(1, 2048 // p.fixed.BN)
     for i in reversed(range(slabs)):

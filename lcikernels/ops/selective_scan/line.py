@@ -31,6 +31,31 @@ class Given(NamedTuple):
     cu: Tensor | None
 
 
+class Block(NamedTuple):
+    """What a program has: segment k, block i of channels and its group g; states N and channels D with masks.
+
+    x: its channels for loads without a mask, the last one in the place of those behind it.
+    """
+
+    k: int
+    i: int
+    g: int
+    n: int
+    d: int
+    x: int
+    m_n: int
+    m_d: int
+    m_h: int
+
+
+class Channels(NamedTuple):
+    """What the program's channels have at all times: a, times log2(e), dt_bias and d."""
+
+    a: Tensor
+    bias: Tensor
+    skip: Tensor
+
+
 class Fixed(NamedTuple):
     """What a kernel is compiled for: N states and their tile [BN, BD]; see Tiles.
 
@@ -83,19 +108,26 @@ def segment_of(i_k, SEGMENT, L):
 
 @triton.jit
 def sequences(p_cu, S, T, begin, end):
-    """The first sequence in tokens begin to end, the one after the last, the one that end is inside of."""
+    """The first sequence in tokens begin to end, the one after the last, the one that end is inside of.
+
+    At most S of them, whatever p_cu says.
+    """
     on = ended(p_cu, S, T, end)
-    return ended(p_cu, S, T, begin), tl.where(start_of(p_cu, on, T) < end, on + 1, on), on
+    stop = tl.minimum(tl.where(start_of(p_cu, on, T) < end, on + 1, on), S)
+    return ended(p_cu, S, T, begin), stop, on
 
 
 @triton.jit
 def place(D, G, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
-    """The program's segment (a step's row) and block; the block's group and channels, states, masks."""
+    """The program's segment (a step's row) and block."""
     P = D // G
     blocks = tl.cdiv(P, BD)
     i_k, i_d = tl.program_id(0) // (G * blocks), tl.program_id(0) % (G * blocks)
     o_p, o_n = i_d % blocks * BD + tl.arange(0, BD), tl.arange(0, BN)
-    return i_k, i_d, i_d // blocks, i_d // blocks * P + o_p, o_p < P, o_n, o_n < N
+    g, m_d, m_n = i_d // blocks, o_p < P, o_n < N
+    o_d = g * P + o_p
+    o_x = tl.minimum(o_d, (g + 1) * P - 1)
+    return Block(i_k, i_d, g, o_n, o_d, o_x, m_n, m_d, m_n[:, None] & m_d[None, :])
 
 
 @triton.jit
@@ -135,6 +167,13 @@ def rates(p_a, o_h, m_h):
     """a for exp2. -inf becomes a number, for it would make NaN of a step of 0."""
     a = tl.load(p_a + o_h, m_h, 0.0)
     return tl.where(a < -1e30, -1e30, a) * LOG2E
+
+
+@triton.jit
+def constants(given, at, D, fixed: tl.constexpr):
+    a = rates(given.a, tile_of(0, at.n, at.d, fixed.N, D), at.m_h)
+    bias, skip = read(given.bias, at.d, at.m_d, [fixed.BD]), read(given.d, at.d, at.m_d, [fixed.BD])
+    return Channels(a, bias, skip)
 
 
 @triton.jit
