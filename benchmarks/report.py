@@ -18,10 +18,10 @@ functions and {issue:.0f} G instructions of a lane a second, by {multiprocessors
 PREDICTED_HEAD = """# What is predicted for an H200
 
 Predicted, not measured: no kernel of ours has run on a GPU where no time stands beside it. `python -m
-benchmarks.resources --json` compiles every kernel of a call for sm_90 and counts in its machine code
-([how](../tests/resources/model.py)): the most that bytes, products, special functions or instructions take, each
-at its full rate; what waits cost is not in it. Floor: the least of any computation. Host: Python's time for a
-call, on the machine that compiled.
+benchmarks.resources --predicted --json` compiles every kernel of a call for sm_90 and counts in its machine
+code ([how](../tests/resources/model.py)): the most that bytes, products, special functions or instructions
+take, each at its full rate; what waits cost is not in it, so it is the least that this code takes. Floor: the
+least of any. Host: Python's time for a call, on the machine that compiled.
 """
 HEAD = """# What the ops take on a CPU
 
@@ -75,9 +75,11 @@ def write(results: Path = RESULTS, page: Path = PAGE, predicted: Path = PREDICTE
 
 
 def measured(runs: list[dict]) -> dict[tuple[str, str, str, str], float]:
-    """Seconds on a GPU of ours and of rivals, by op, shape, mode and whose; of several runs the last one's."""
+    """Seconds on a GPU by op, shape, mode and whose they are; of several runs the last one's."""
     times = {}
-    for row in (one["extra_info"] for run in runs if "gpu" in run["machine_info"] for one in run["benchmarks"]):
+    for row in (
+        one["extra_info"] for run in runs if "gpu" in run["machine_info"] for one in run["benchmarks"]
+    ):
         key = row["op"], row["shape"], row["mode"]
         times[*key, row["ours"]] = row["seconds"]
         if row["rival"]:
@@ -85,15 +87,35 @@ def measured(runs: list[dict]) -> dict[tuple[str, str, str, str], float]:
     return times
 
 
-def predicted_table(rows: list[dict], times: dict[tuple[str, str, str, str], float] | None = None) -> list[str]:
+def predicted_table(
+    rows: list[dict], times: dict[tuple[str, str, str, str], float] | None = None
+) -> list[str]:
     """Rows of tests/resources, with what was measured of the same call."""
-    columns = "op", "shape", "mode", "whose", "predicted ms", "bound by", "floor", "measured ms", "launches", "host us"
+    columns = (
+        "op",
+        "shape",
+        "mode",
+        "whose",
+        "predicted ms",
+        "bound by",
+        "floor",
+        "measured ms",
+        "launches",
+        "host us",
+    )
     lines = [line(columns), line(["---"] * len(columns))]
     for row in rows:
         whose = re.sub(r" [\d.]+(post\d+)?$", "", row["by"])  # without its version
         time = (times or {}).get((row["op"], row["shape"], row["mode"], whose))
         count = f"{row['launches']} + {row['torch']} of torch" if row["torch"] else f"{row['launches']}"
-        cells = [row["op"], row["shape"], row["mode"], row["by"], number(1e3 * row["predicted"]), row["bound"]]
+        cells = [
+            row["op"],
+            row["shape"],
+            row["mode"],
+            row["by"],
+            number(1e3 * row["predicted"]),
+            row["bound"],
+        ]
         cells += [number(1e3 * row["floor"]), number(1e3 * time) if time else ""]
         lines.append(line([*cells, count, number(1e6 * row["host"]) if row["host"] else ""]))
     return lines

@@ -3,7 +3,7 @@
     python -m benchmarks.resources           every configuration that the launchers choose, 5 minutes
     ... "N=16 bfloat16" all                  those in whose name these regular expressions are found
     ... --predicted [names]                  predicted times of calls, for an H200, in a minute
-    ... --predicted --json [--rivals]        ... into predicted.json, which benchmarks.report reads; rivals' anew
+    ... --predicted --json [--rivals]        ... into predicted.json, which makes a page of RESULTS.md
     ... --rows                               either as lines of JSON
 
 Kernels are compiled for AMD's GPU too. Predicted is not measured.
@@ -18,9 +18,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from resources import table  # noqa: E402
+from resources import table
 
-from benchmarks.report import PREDICTED, predicted_table  # noqa: E402
+from benchmarks.report import PREDICTED, predicted_table
 
 
 def proofs(names: list[str], whole: bool) -> Iterator[dict]:

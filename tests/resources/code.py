@@ -1,4 +1,4 @@
-"""Machine code of NVIDIA's GPUs as nvdisasm prints it: instructions, loops, what is counted, what is forbidden."""
+"""Machine code of NVIDIA's GPUs as nvdisasm prints it: instructions, loops, counts, and what is forbidden."""
 
 import re
 from collections import Counter
@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 Line = tuple[str, int]  # a source file's name, a line of it
 FP64 = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|F2F\.F64")
-WAITS = re.compile(r"WARPGROUP\.DEPBAR|DEPBAR\.LE|SYNCS\.PHASECHK")  # of products, of cp.async, of an mbarrier
+WAITS = re.compile(
+    r"WARPGROUP\.DEPBAR|DEPBAR\.LE|SYNCS\.PHASECHK"
+)  # of products, of cp.async, of an mbarrier
 NO_RESULT = re.compile(r"(WARPSYNC|RET|BRX|NANOSLEEP|BMOV|R2B|ST|RED\b|CCTL|BAR)")
 TWICE = re.compile(r"\.WIDE|^D(ADD|MUL|FMA)|^CS2R$|F2F\.F64|I2F\.F64")
 WIDTHS = {".64": 2, ".128": 4, ".M88.2": 2, ".M88.4": 4, ".MT88.2": 2, ".MT88.4": 4}
@@ -35,7 +37,7 @@ class Loop(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Of a warp: instructions issued, special functions of each lane, FLOPs of tensor cores, and of the rest."""
+    """Of a warp: instructions, special functions of a lane, FLOPs of tensor cores; how many of the rest."""
 
     slots: float = 0
     special: float = 0
@@ -112,7 +114,7 @@ def counts(code: list[Instruction]) -> Counts:
 
 
 def products(name: str) -> float:
-    """A warp's FLOPs in an instruction of the tensor cores; tf32's count twice, for they take twice as long."""
+    """A warp's FLOPs in an instruction of the tensor cores; tf32's count twice: they take twice as long."""
     twice = 2 if "TF32" in name else 1
     if found := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", name):  # by a group of 4 warps
         M, N, K = map(int, found.groups())
@@ -129,7 +131,7 @@ def anchors(code: list[Instruction]) -> int:
 
 
 def in_flight(code: list[Instruction], spans: list[tuple[int, int]]) -> list[str]:
-    """Where a register is written, or a sum read, while a product of the tensor cores (wgmma) may still use it.
+    """Where a register is written, or a sum read, while a product of tensor cores (wgmma) may still use it.
 
     The sums of a wgmma, and its first factor where that is in registers, are its own from its issue until a
     wait that its group has ended by: `DEPBAR.LE gsb0, n` leaves at most n groups. Each loop is gone through

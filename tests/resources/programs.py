@@ -6,7 +6,6 @@ from functools import cached_property
 from math import prod, sqrt
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import NamedTuple
 
 import triton
 from torch import Tensor
@@ -21,7 +20,8 @@ from .trips import Pointer, Trips, Walked, walked
 
 AMD = GPUTarget("hip", "gfx942", 64)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-PTX = r"\b(ld\.global|cp\.async\.c[ag]|st\.global|wgmma\.mma_async|mma\.sync|shfl|red\.|atom\.|ex2\.|lg2\.|rcp\.|div\.full)"
+PTX = r"\b(ld\.global|cp\.async\.c[ag]|st\.global|wgmma\.mma_async|mma\.sync|shfl|red\.|atom\.)"
+PTX += r"|\b(ex2\.|lg2\.|rcp\.|div\.full)"
 ALIKE = 0.3  # of two loops' lines, as the cosine of their counts
 
 
@@ -119,8 +119,8 @@ def alike(a: Loop, b: Trips) -> float:
 
 
 def ptx_loops(text: str) -> list[Trips]:
-    """`times`: its memory accesses, products, shuffles and special functions, which no compiler makes more of."""
-    files = {i: name for i, name in re.findall(r'\.file\s+(\d+) "[^"]*?([^/"]+)"', text)}
+    """times: its memory accesses, products, shuffles, special functions, of which no compiler makes more."""
+    files = dict(re.findall(r'\.file\s+(\d+) "[^"]*?([^/"]+)"', text))
     instructions, labels, ends, line = [], {}, {}, None
     for row in text.splitlines():
         if place := re.match(r"\s*\.loc\s+(\d+) (\d+)", row):

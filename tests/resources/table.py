@@ -13,7 +13,8 @@ from .launches import Launch, host, noted
 from .programs import AMD, Program, compiled, source
 
 NVIDIA = (80, 90, 100)
-HEAD = f"{'':48} {'kernel':24}  sm  registers  spilled  shared  programs  its longest loop: slots  waits  barriers  fp64"
+HEAD = f"{'':48} {'kernel':24}  sm  registers  spilled  shared  programs"
+HEAD += "  its longest loop: slots  waits  barriers  fp64"
 
 
 def launches(sm: int, names: list[str]) -> Iterator[Launch]:
