@@ -3,7 +3,8 @@
     python -m benchmarks.resources           every configuration that the launchers choose, 5 minutes
     ... "N=16 bfloat16" all                  those in whose name these regular expressions are found
     ... --predicted [names]                  predicted times of calls, for an H200, in a minute
-    ... --predicted --json [--rivals]        ... into predicted.json, which makes a page of RESULTS.md
+    ... --predicted --json                   ... into predicted.json, for a section of RESULTS.md
+    ... --predicted --json --rivals          ... with rivals' kernels compiled anew, 15 minutes
     ... --rows                               either as lines of JSON
 
 Kernels are compiled for AMD's GPU too. Predicted is not measured.

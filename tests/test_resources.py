@@ -142,6 +142,14 @@ def test_machine_code_is_counted_by_loops():
     assert code.counts(inner.own) == code.Counts(slots=4, flops=flops, waits=1, barriers=1)
 
 
+def test_a_wait_for_memory_is_no_loop():
+    rows = [".L_x_1:", FIRST, ".L_x_2:", "SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [R3+URZ], R1"]
+    rows += ["@!P1 BRA `(.L_x_2)", "@P0 BRA `(.L_x_1)", "EXIT"]
+    instructions, spans = code.parse(code.function(machine_code(*rows)))
+    (loop,) = code.loops(instructions, spans)[1]
+    assert code.counts(loop.own).waits == 1 and len(loop.own) == 4
+
+
 IR = """
 #loc = loc("/a/walk.py":3:1)
 #loc1 = loc("/a/walk.py":7:5)

@@ -64,7 +64,8 @@ def function(text: str, name: str = "") -> str:
 def parse(text: str) -> tuple[list[Instruction], list[tuple[int, int]]]:
     """The instructions of a function, NOPs apart, and from where to where its loops go, largest first.
 
-    A loop: from a label to the last branch back to it. A branch to itself is what follows the end.
+    A loop: from a label to the last branch back to it. A branch to itself is what follows the end, and
+    one that asks an mbarrier again is a wait: neither is a loop.
     """
     code, labels, ends, line = [], {}, {}, None
     for row in text.splitlines():
@@ -77,8 +78,9 @@ def parse(text: str) -> tuple[list[Instruction], list[tuple[int, int]]]:
             if name != "NOP":
                 code.append(Instruction(name, [x.strip() for x in rest.split(",")], line))
             target = re.search(r"\.L_x_\d+", rest)
-            if name.startswith("BRA") and target and labels.get(target[0], len(code)) < len(code) - 1:
-                ends[labels[target[0]]] = len(code)
+            start = labels.get(target[0], len(code)) if target and name.startswith("BRA") else len(code)
+            if start < len(code) - 1 and not any(x.name.startswith("SYNCS") for x in code[start : start + 3]):
+                ends[start] = len(code)
     return code, nested(ends)
 
 

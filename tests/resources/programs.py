@@ -127,7 +127,7 @@ def ptx_loops(text: str) -> list[Trips]:
             line = files[place[1]], int(place[2])
         elif label := re.match(r"(\$L__BB\d+_\d+):", row):
             labels[label[1]] = len(instructions)
-        elif re.match(r"\s+(@|[a-z{])", row):
+        elif re.match(r"\s*(@|[a-z{])", row):
             instructions.append(Instruction("anchor" if re.search(PTX, row) else "", [], line))
             target = re.search(r"\bbra(?:\.uni)? \s*(\$L__BB\d+_\d+)", row)
             if target and target[1] in labels:

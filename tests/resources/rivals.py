@@ -1,8 +1,8 @@
 """The same prediction for the kernels that people have: flash-linear-attention's, mamba-ssm's.
 
 flash-linear-attention's are compiled as installed, as on a Hopper; of the tiles that it would try there, each
-with the fewest stages, those count that are predicted to be the fastest. mamba-ssm's are compiled by nvcc, from
-sources in .rivals/ (benchmarks/gpu_sides.py says how they come there); what its atomic additions cost is
+with the fewest stages, those count that are predicted to be the fastest. mamba-ssm's are compiled by nvcc
+from sources in .rivals/ (benchmarks/gpu_sides.py says how they come there); what its atomic additions cost is
 not in it.
 """
 
