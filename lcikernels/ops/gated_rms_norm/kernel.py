@@ -8,6 +8,8 @@ program adds up its part of the gradients of weight and bias; else `weight_kerne
 left.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 from torch import Tensor
@@ -21,10 +23,51 @@ MOST = 4096  # elements at once: 16 a thread in 8 warps
 STRIPES = 4  # programs for each multiprocessor, backward
 
 
+class Given(NamedTuple):
+    """x, gate [R, G D], elements from one of their rows to the next; weight, bias [G D]."""
+
+    x: Tensor
+    gate: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    x_row: int
+    gate_row: int
+
+
+class Grads(NamedTuple):
+    """Of weight and bias [stripes, G D]: of a program's rows; or moments [2, R, G]: 1 / rms and the mean of
+    each row, for `weight_kernel`."""
+
+    x: Tensor
+    gate: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    moments: Tensor | None
+
+
+class Rows(NamedTuple):
+    """Where a program's rows of its group are in x, in the gate and in what is dense; which there are."""
+
+    x: int
+    gate: int
+    y: int
+    m: int
+
+
+class Fixed(NamedTuple):
+    """What a kernel is compiled for: the formula, and a tile of BR rows and BD columns."""
+
+    GATE: str
+    ACTIVATION: str
+    KIND: str
+    BR: int
+    BD: int
+
+
 @triton.jit
-def rows_of(i_r, R, BR: tl.constexpr):
+def rows_of(given, i_r, i_g, R, D, G, BR: tl.constexpr):
     o_r = tl.cast(i_r, tl.int64) * BR + tl.arange(0, BR)[:, None]
-    return o_r, o_r < R
+    return o_r, Rows(o_r * given.x_row + i_g * D, o_r * given.gate_row + i_g * D, (o_r * G + i_g) * D, o_r < R)
 
 
 @triton.jit
@@ -44,11 +87,11 @@ def slope(gate, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def normed(p_x, p_gate, o_x, o_gate, m, GATE: tl.constexpr, ACTIVATION: tl.constexpr):
+def normed(given, rows, o_d, m, fixed: tl.constexpr):
     """u of norm(u)."""
-    u = read(p_x, o_x, m)
-    if GATE == "first":
-        u *= activated(read(p_gate, o_gate, m), ACTIVATION)
+    u = read(given.x, rows.x + o_d, m)
+    if fixed.GATE == "first":
+        u *= activated(read(given.gate, rows.gate + o_d, m), fixed.ACTIVATION)
     return u
 
 
@@ -59,159 +102,158 @@ def centred(u, mean, m, KIND: tl.constexpr):
 
 
 @triton.jit
-def mean_of(
-    p_x, p_gate, o_x, o_gate, m_r, D,
-    GATE: tl.constexpr, ACTIVATION: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """What a LayerNorm takes from u [BR, 1]."""
-    total = tl.zeros([BR, BD], tl.float32)
-    for d in range(0, D, BD):
-        o_d = d + tl.arange(0, BD)[None, :]
-        total += normed(p_x, p_gate, o_x + o_d, o_gate + o_d, m_r & (o_d < D), GATE, ACTIVATION)
-    return tl.sum(total, 1)[:, None] / D
+def mean_of(given, rows, D, fixed: tl.constexpr):
+    """What a LayerNorm takes from u [BR, 1]; else 0."""
+    if fixed.KIND != "layer":
+        return 0.0
+    else:
+        total = tl.zeros([fixed.BR, fixed.BD], tl.float32)
+        for d in range(0, D, fixed.BD):
+            o_d = d + tl.arange(0, fixed.BD)[None, :]
+            total += normed(given, rows, o_d, rows.m & (o_d < D), fixed)
+        return tl.sum(total, 1)[:, None] / D
 
 
 @triton.jit
-def forward_kernel(
-    p_x, p_gate, p_weight, p_bias, p_y, x_row, gate_row, R, D, G, eps,
-    GATE: tl.constexpr, ACTIVATION: tl.constexpr, KIND: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    o_g = tl.program_id(0) % G * D
-    o_r, m_r = rows_of(tl.program_id(0) // G, R, BR)
-    o_x, o_gate, o_y = o_r * x_row + o_g, o_r * gate_row + o_g, o_r * (G * D) + o_g
-    mean = 0.0
-    if KIND == "layer":
-        mean = mean_of(p_x, p_gate, o_x, o_gate, m_r, D, GATE, ACTIVATION, BR, BD)
-    squares = tl.zeros([BR, BD], tl.float32)
-    for d in range(0, D, BD):
-        o_d = d + tl.arange(0, BD)[None, :]
-        m = m_r & (o_d < D)
-        u = centred(normed(p_x, p_gate, o_x + o_d, o_gate + o_d, m, GATE, ACTIVATION), mean, m, KIND)
+def affine(n, given, o, m):
+    """n times the weight, plus the bias."""
+    if given.weight is not None:
+        n *= read(given.weight, o, m)
+    if given.bias is not None:
+        n += read(given.bias, o, m)
+    return n
+
+
+@triton.jit
+def forward_kernel(given, p_y, R, D, G, eps, fixed: tl.constexpr):
+    i_g = tl.program_id(0) % G
+    _, rows = rows_of(given, tl.program_id(0) // G, i_g, R, D, G, fixed.BR)
+    mean = mean_of(given, rows, D, fixed)
+    squares = tl.zeros([fixed.BR, fixed.BD], tl.float32)
+    for d in range(0, D, fixed.BD):
+        o_d = d + tl.arange(0, fixed.BD)[None, :]
+        m = rows.m & (o_d < D)
+        u = centred(normed(given, rows, o_d, m, fixed), mean, m, fixed.KIND)
         squares += u * u
     scale = tl.rsqrt(tl.sum(squares, 1) / D + eps)[:, None]
-    for d in range(0, D, BD):
-        o_d = d + tl.arange(0, BD)[None, :]
-        m = m_r & (o_d < D)
-        u = normed(p_x, p_gate, o_x + o_d, o_gate + o_d, m, GATE, ACTIVATION)
-        y = centred(u, mean, m, KIND) * scale
-        if p_weight is not None:
-            y *= read(p_weight, o_g + o_d, o_d < D)
-        if p_bias is not None:
-            y += read(p_bias, o_g + o_d, o_d < D)
-        if GATE == "after":
-            y *= activated(read(p_gate, o_gate + o_d, m), ACTIVATION)
-        tl.store(p_y + o_y + o_d, y.to(p_y.dtype.element_ty), m)
+    for d in range(0, D, fixed.BD):
+        o_d = d + tl.arange(0, fixed.BD)[None, :]
+        m = rows.m & (o_d < D)
+        n = centred(normed(given, rows, o_d, m, fixed), mean, m, fixed.KIND) * scale
+        y = affine(n, given, i_g * D + o_d, o_d < D)
+        if fixed.GATE == "after":
+            y *= activated(read(given.gate, rows.gate + o_d, m), fixed.ACTIVATION)
+        tl.store(p_y + rows.y + o_d, y.to(p_y.dtype.element_ty), m)
 
 
 @triton.jit
-def backward_kernel(
-    p_dy, p_x, p_gate, p_weight, p_bias, p_dx, p_dgate, p_dweight, p_dbias, p_moments,
-    x_row, gate_row, R, D, G, eps,
-    GATE: tl.constexpr, ACTIVATION: tl.constexpr, KIND: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """p_dweight, p_dbias [stripes, G D]: of the program's rows; or p_moments [2, R, G]: 1 / rms and the mean
-    of each, for `weight_kernel`."""
-    o_g, i_s, stripes = tl.program_id(0) % G * D, tl.program_id(0) // G, tl.num_programs(0) // G
-    dweight, dbias = tl.zeros([BR, BD], tl.float32), tl.zeros([BR, BD], tl.float32)
-    for i_r in range(i_s, tl.cdiv(R, BR), stripes):
-        o_r, m_r = rows_of(i_r, R, BR)
-        o_x, o_gate, o_y = o_r * x_row + o_g, o_r * gate_row + o_g, o_r * (G * D) + o_g
-        mean, level = 0.0, 0.0
-        if KIND == "layer":
-            mean = mean_of(p_x, p_gate, o_x, o_gate, m_r, D, GATE, ACTIVATION, BR, BD)
-        squares, product = tl.zeros([BR, BD], tl.float32), tl.zeros([BR, BD], tl.float32)
-        total = tl.zeros([BR, BD], tl.float32)
-        for d in range(0, D, BD):
-            o_d = d + tl.arange(0, BD)[None, :]
-            m = m_r & (o_d < D)
-            u = centred(normed(p_x, p_gate, o_x + o_d, o_gate + o_d, m, GATE, ACTIVATION), mean, m, KIND)
-            dn = read(p_dy, o_y + o_d, m)
-            if GATE == "after":
-                dn *= activated(read(p_gate, o_gate + o_d, m), ACTIVATION)
-            if p_weight is not None:
-                dn *= read(p_weight, o_g + o_d, o_d < D)
-            squares += u * u
-            product += dn * u
-            if KIND == "layer":
-                total += dn
-        # Of rows that are none, too: 0 times an infinite scale would be NaN in the weight's gradient.
-        scale = tl.where(m_r, tl.rsqrt(tl.sum(squares, 1) / D + eps)[:, None], 0.0)
-        along = tl.sum(product, 1)[:, None] * scale / D  # the mean of dn n
-        if KIND == "layer":
-            level = tl.sum(total, 1)[:, None] / D
-        if p_moments is not None:
-            tl.store(p_moments + o_r * G + tl.program_id(0) % G, scale, m_r)
-            if KIND == "layer":
-                tl.store(p_moments + (R + o_r) * G + tl.program_id(0) % G, mean, m_r)
-        for d in range(0, D, BD):
-            o_d = d + tl.arange(0, BD)[None, :]
-            m = m_r & (o_d < D)
-            x, dn = read(p_x, o_x + o_d, m), read(p_dy, o_y + o_d, m)
-            u = x
-            if GATE != "none":
-                gate = read(p_gate, o_gate + o_d, m)
-            if GATE == "first":
-                u *= activated(gate, ACTIVATION)
-            n = centred(u, mean, m, KIND) * scale
-            if GATE == "after":
-                ungated = n
-                if p_weight is not None:
-                    ungated *= read(p_weight, o_g + o_d, o_d < D)
-                if p_bias is not None:
-                    ungated += read(p_bias, o_g + o_d, o_d < D)
-                dgate = dn * ungated * slope(gate, ACTIVATION)
-                tl.store(p_dgate + o_y + o_d, dgate.to(p_dgate.dtype.element_ty), m)
-                dn *= activated(gate, ACTIVATION)
-            if p_dweight is not None:
-                dweight += dn * n
-            if p_dbias is not None:
-                dbias += dn
-            if p_weight is not None:
-                dn *= read(p_weight, o_g + o_d, o_d < D)
-            du = (dn - level - n * along) * scale
-            if GATE == "first":
-                dgate = du * x * slope(gate, ACTIVATION)
-                tl.store(p_dgate + o_y + o_d, dgate.to(p_dgate.dtype.element_ty), m)
-                du *= activated(gate, ACTIVATION)
-            tl.store(p_dx + o_y + o_d, du.to(p_dx.dtype.element_ty), m)
-    o_d = tl.arange(0, BD)
-    o_part = i_s * (G * D) + o_g + o_d
-    if p_dweight is not None:
-        tl.store(p_dweight + o_part, tl.sum(dweight, 0), o_d < D)
-    if p_dbias is not None:
-        tl.store(p_dbias + o_part, tl.sum(dbias, 0), o_d < D)
+def row_sums(given, p_dy, rows, i_g, D, eps, mean, fixed: tl.constexpr):
+    """1 / rms, the mean of dn n over it, and of a LayerNorm that of dn."""
+    squares = tl.zeros([fixed.BR, fixed.BD], tl.float32)
+    product, total = squares, squares
+    for d in range(0, D, fixed.BD):
+        o_d = d + tl.arange(0, fixed.BD)[None, :]
+        m = rows.m & (o_d < D)
+        u = centred(normed(given, rows, o_d, m, fixed), mean, m, fixed.KIND)
+        dn = read(p_dy, rows.y + o_d, m)
+        if fixed.GATE == "after":
+            dn *= activated(read(given.gate, rows.gate + o_d, m), fixed.ACTIVATION)
+        if given.weight is not None:
+            dn *= read(given.weight, i_g * D + o_d, o_d < D)
+        squares += u * u
+        product += dn * u
+        if fixed.KIND == "layer":
+            total += dn
+    # Of rows that are none, too: 0 times an infinite scale would be NaN in the weight's gradient.
+    scale = tl.where(rows.m, tl.rsqrt(tl.sum(squares, 1) / D + eps)[:, None], 0.0)
+    level = tl.sum(total, 1)[:, None] / D if fixed.KIND == "layer" else 0.0
+    return scale, tl.sum(product, 1)[:, None] * scale / D, level
 
 
 @triton.jit
-def weight_kernel(
-    p_dy, p_x, p_gate, p_moments, p_dweight, p_dbias, x_row, gate_row, R, D, G,
-    GATE: tl.constexpr, ACTIVATION: tl.constexpr, KIND: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
+def row_gradients(given, grads, p_dy, rows, i_g, D, moments, dweight, dbias, fixed: tl.constexpr):
+    """dx and dgate; what the rows add to dweight and dbias."""
+    mean, scale, along, level = moments
+    for d in range(0, D, fixed.BD):
+        o_d = d + tl.arange(0, fixed.BD)[None, :]
+        o_g, m_d = i_g * D + o_d, o_d < D
+        m = rows.m & m_d
+        x, dn = read(given.x, rows.x + o_d, m), read(p_dy, rows.y + o_d, m)
+        u = x
+        if fixed.GATE != "none":
+            gate = read(given.gate, rows.gate + o_d, m)
+        if fixed.GATE == "first":
+            u *= activated(gate, fixed.ACTIVATION)
+        n = centred(u, mean, m, fixed.KIND) * scale
+        if fixed.GATE == "after":
+            dgate = dn * affine(n, given, o_g, m_d) * slope(gate, fixed.ACTIVATION)
+            tl.store(grads.gate + rows.y + o_d, dgate.to(grads.gate.dtype.element_ty), m)
+            dn *= activated(gate, fixed.ACTIVATION)
+        if grads.weight is not None:
+            dweight += dn * n
+        if grads.bias is not None:
+            dbias += dn
+        if given.weight is not None:
+            dn *= read(given.weight, o_g, m_d)
+        du = (dn - level - n * along) * scale
+        if fixed.GATE == "first":
+            dgate = du * x * slope(gate, fixed.ACTIVATION)
+            tl.store(grads.gate + rows.y + o_d, dgate.to(grads.gate.dtype.element_ty), m)
+            du *= activated(gate, fixed.ACTIVATION)
+        tl.store(grads.x + rows.y + o_d, du.to(grads.x.dtype.element_ty), m)
+    return dweight, dbias
+
+
+@triton.jit
+def backward_kernel(given, p_dy, grads, R, D, G, eps, fixed: tl.constexpr):
+    i_g, i_s, stripes = tl.program_id(0) % G, tl.program_id(0) // G, tl.num_programs(0) // G
+    dweight = tl.zeros([fixed.BR, fixed.BD], tl.float32)
+    dbias = tl.zeros([fixed.BR, fixed.BD], tl.float32)
+    for i_r in range(i_s, tl.cdiv(R, fixed.BR), stripes):
+        o_r, rows = rows_of(given, i_r, i_g, R, D, G, fixed.BR)
+        mean = mean_of(given, rows, D, fixed)
+        scale, along, level = row_sums(given, p_dy, rows, i_g, D, eps, mean, fixed)
+        if grads.moments is not None:
+            tl.store(grads.moments + o_r * G + i_g, scale, rows.m)
+            if fixed.KIND == "layer":
+                tl.store(grads.moments + (R + o_r) * G + i_g, mean, rows.m)
+        moments = mean, scale, along, level
+        dweight, dbias = row_gradients(given, grads, p_dy, rows, i_g, D, moments, dweight, dbias, fixed)
+    o_d = tl.arange(0, fixed.BD)
+    o_part = (i_s * G + i_g) * D + o_d
+    if grads.weight is not None:
+        tl.store(grads.weight + o_part, tl.sum(dweight, 0), o_d < D)
+    if grads.bias is not None:
+        tl.store(grads.bias + o_part, tl.sum(dbias, 0), o_d < D)
+
+
+@triton.jit
+def weight_kernel(given, p_dy, grads, R, D, G, fixed: tl.constexpr):
     """The part of some rows in the gradients of weight and bias, BD columns of a group's."""
-    tiles = tl.cdiv(D, BD)
+    tiles = tl.cdiv(D, fixed.BD)
     i_g, i_s = tl.program_id(0) // tiles % G, tl.program_id(0) // tiles // G
     stripes = tl.num_programs(0) // tiles // G
-    o_d = tl.program_id(0) % tiles * BD + tl.arange(0, BD)[None, :]
-    o = i_g * D + o_d
-    dweight, dbias = tl.zeros([BR, BD], tl.float32), tl.zeros([BR, BD], tl.float32)
-    for i_r in range(i_s, tl.cdiv(R, BR), stripes):
-        o_r, m_r = rows_of(i_r, R, BR)
-        m = m_r & (o_d < D)
-        dn = read(p_dy, o_r * (G * D) + o, m)
-        if GATE == "after":
-            dn *= activated(read(p_gate, o_r * gate_row + o, m), ACTIVATION)
-        if p_dweight is not None:
-            n = normed(p_x, p_gate, o_r * x_row + o, o_r * gate_row + o, m, GATE, ACTIVATION)
-            if KIND == "layer":
-                n -= read(p_moments, (R + o_r) * G + i_g, m_r)
-            dweight += dn * (n * read(p_moments, o_r * G + i_g, m_r))
-        if p_dbias is not None:
+    o_d = tl.program_id(0) % tiles * fixed.BD + tl.arange(0, fixed.BD)[None, :]
+    dweight = tl.zeros([fixed.BR, fixed.BD], tl.float32)
+    dbias = tl.zeros([fixed.BR, fixed.BD], tl.float32)
+    for i_r in range(i_s, tl.cdiv(R, fixed.BR), stripes):
+        o_r, rows = rows_of(given, i_r, i_g, R, D, G, fixed.BR)
+        m = rows.m & (o_d < D)
+        dn = read(p_dy, rows.y + o_d, m)
+        if fixed.GATE == "after":
+            dn *= activated(read(given.gate, rows.gate + o_d, m), fixed.ACTIVATION)
+        if grads.weight is not None:
+            n = normed(given, rows, o_d, m, fixed)
+            if fixed.KIND == "layer":
+                n -= read(grads.moments, (R + o_r) * G + i_g, rows.m)
+            dweight += dn * (n * read(grads.moments, o_r * G + i_g, rows.m))
+        if grads.bias is not None:
             dbias += dn
-    o_part = i_s * (G * D) + o
-    if p_dweight is not None:
-        tl.store(p_dweight + o_part, tl.sum(dweight, 0)[None, :], o_d < D)
-    if p_dbias is not None:
-        tl.store(p_dbias + o_part, tl.sum(dbias, 0)[None, :], o_d < D)
+    o_part = (i_s * G + i_g) * D + o_d
+    if grads.weight is not None:
+        tl.store(grads.weight + o_part, tl.sum(dweight, 0)[None, :], o_d < D)
+    if grads.bias is not None:
+        tl.store(grads.bias + o_part, tl.sum(dbias, 0)[None, :], o_d < D)
 
 
 def forward(
@@ -226,10 +268,9 @@ def forward(
     kind: str,
 ) -> Tensor:
     """y like x."""
-    inputs, sizes, (BR, BD) = prepare(x, gate, weight, bias, groups)
-    y, R = x.new_empty(x.shape), sizes[2]
-    chosen = place(gate, norm_before_gate), activation, kind, BR, BD
-    forward_kernel[(cdiv(R, BR) * groups,)](*inputs, y, *sizes, eps, *chosen, **options(8))
+    given, sizes, (BR, BD) = prepare(x, gate, weight, bias, groups)
+    y, fixed = x.new_empty(x.shape), Fixed(place(gate, norm_before_gate), activation, kind, BR, BD)
+    forward_kernel[(cdiv(sizes[0], BR) * groups,)](given, y, *sizes, eps, fixed, **options(8))
     return y
 
 
@@ -246,8 +287,8 @@ def backward(
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, gate, weight and bias; empty ones where the argument is missing."""
-    inputs, sizes, (BR, BD) = prepare(x, gate, weight, bias, groups)
-    R, D = sizes[2:4]
+    given, sizes, (BR, BD) = prepare(x, gate, weight, bias, groups)
+    R, D, _ = sizes
     if bias is not None or kind == "layer" or D % 16:  # or 255 registers do not hold it
         BR = max(BR // 2, 1)
     dy, dx = grad_y.contiguous(), x.new_empty(x.shape)
@@ -258,14 +299,12 @@ def backward(
     ]
     later = D > BD and parts != [None, None]
     moments = x.new_empty(2, R, groups, dtype=torch.float32) if later else None
-    chosen = place(gate, norm_before_gate), activation, kind, BR, BD
-    backward_kernel[(stripes * groups,)](
-        dy, *inputs, dx, None if gate is None else dgate, *((None, None) if later else parts), moments,
-        *sizes, eps, *chosen, **options(8),
-    )  # fmt: skip
+    fixed = Fixed(place(gate, norm_before_gate), activation, kind, BR, BD)
+    grads = Grads(dx, None if gate is None else dgate, *((None, None) if later else parts), moments)
+    backward_kernel[(stripes * groups,)](given, dy, grads, *sizes, eps, fixed, **options(8))
     if later:
         grid = (stripes * groups * cdiv(D, BD),)
-        weight_kernel[grid](dy, *inputs[:2], moments, *parts, *sizes, *chosen, **options(8))
+        weight_kernel[grid](given, dy, Grads(dx, None, *parts, moments), *sizes, fixed, **options(8))
     of = (x.new_empty(0) if u is None else part.sum(0).to(u.dtype) for u, part in zip((weight, bias), parts))
     return dx, dgate, *of
 
@@ -275,9 +314,10 @@ def place(gate: Tensor | None, norm_before_gate: bool) -> str:
 
 
 def prepare(x: Tensor, gate: Tensor | None, weight: Tensor | None, bias: Tensor | None, groups: int):
-    """x, gate, weight and bias as the kernels take them; the strides of rows, R, D, G; BR and BD."""
+    """The inputs as the kernels take them; R, D, G; BR and BD."""
     x, gate = rows(x), None if gate is None else rows(gate)
     D = x.shape[1] // groups
     BD = min(MOST, power_of_2(D))
-    sizes = x.stride(0), 0 if gate is None else gate.stride(0), x.shape[0], D, groups
-    return (x, gate, contiguous(weight), contiguous(bias)), sizes, (MOST // BD, BD)
+    strides = x.stride(0), 0 if gate is None else gate.stride(0)
+    given = Given(x, gate, contiguous(weight), contiguous(bias), *strides)
+    return given, (x.shape[0], D, groups), (MOST // BD, BD)

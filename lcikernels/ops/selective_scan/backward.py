@@ -159,14 +159,14 @@ def ahead(given, back, p_gate, start, first, most, at, D, fixed: tl.constexpr):
 
 @triton.jit
 def loaded(given, run, first, near_dy, near_z, at, ours, D, G, fixed: tl.constexpr):
-    """The STEPS tokens from `first` on; zeros from the end of the run on."""
+    """The STEPS tokens from `first` on; behind the end of the run zeros, with its last token's b and c."""
     D_x, D_dt = D * fixed.X, D * fixed.DT
     xs, raws, dys, zs, bs, cs = (), (), (), (), (), ()
     for j in tl.static_range(fixed.STEPS):
         t = first + j
-        m_t, m_b = within(at.m_d, t < run.count), within(at.m_n, t < run.count)
-        p_b = run.b + t * G * 2 * fixed.N + at.n
-        bs, cs = bs + (tl.load(p_b, m_b, 0.0),), cs + (tl.load(p_b + fixed.N, m_b, 0.0),)
+        m_t = within(at.m_d, t < run.count)
+        p_b = run.b + tl.minimum(t, run.count - 1) * G * 2 * fixed.N + at.n
+        bs, cs = bs + (tl.load(p_b, at.m_n, 0.0),), cs + (tl.load(p_b + fixed.N, at.m_n, 0.0),)
         xs = xs + (token(given.x, run.start, D_x, t * D_x + at.d, m_t),)
         raws = raws + (token(given.dt, run.start, D_dt, t * D_dt + at.d, m_t) + ours.bias,)
         dys, zs = dys + (tl.where(m_t, near_dy[j].to(tl.float32), 0.0),), zs + (near_z[j].to(tl.float32),)

@@ -22,92 +22,24 @@ Loaded by strides, a token of 32 channels would be 32 sectors of 2 bytes: for th
 cycles a token of a multiprocessor's cache, whose arithmetic takes 145; and a store as many partial writes.
 """
 
-from typing import NamedTuple
-
 import torch
-import triton
 from torch import Tensor
-from triton import language as tl
 
 from ..checks import boundaries, channels_first, contiguous, empty_as, looked_at, refuse
-from ..curves import of_state, silu, state_of, within
-from ..launch import cdiv, device, options, power_of_2
+from ..launch import cdiv, device, name, options, power_of_2
 from ..states import all_as_they_are
-from ..views import copy, like, line, tokens, wide
+from ..views import copy, like, line, tokens
 from .backward import Back, backward_kernel
 from .collect import collect_kernel
 from .crossing import chain_kernel, crossing_back_kernel
 from .forward import Made, forward_kernel
-from .line import Fixed, Given, advance, place, put, rates, read, step_size, token
+from .line import Fixed, Given
+from .one import States, Token, step_kernel
+from .tiles import CHUNK, SHORT, chosen, cut, up
 
-CHUNK = 64  # 1 byte of checkpoints for each channel and token at N = 16
 SLABS = 6  # of a segment: the partial sums of db and dc take 0.7 bytes for each channel and token, not 4
-SHORT, LONG = 256, 4096  # tokens: less are not cut, and no more sequences put together
 MOST_STATES = 256  # 512 would leave the 8 warps of a program 4 channels, backward
 MOST_APART = 4  # D between tokens of one tensor, each compiled anew: a half or a quarter of a projection
-
-
-@triton.jit(do_not_specialize=("S",))
-def step_kernel(
-    p_x, p_dt, p_z, p_a, p_b, p_c, p_d, p_bias, p_state, p_y, D, G, p_rows, S, state_b, state_d, state_n,
-    N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr,
-):  # fmt: skip
-    """One token. The state is read and written as it lies; p_rows: which of S it is, None: the row's own."""
-    i_b, _, g, o_n, o_d, _, m_n, m_d, _ = place(D, G, N, BN, BD)
-    i_b = wide(i_b)
-    o_h, m_h = o_n[:, None] + o_d[None, :] * N, m_n[:, None] & m_d[None, :]
-    x, bias, skip = token(p_x, i_b, D, o_d, m_d), read(p_bias, o_d, m_d, [BD]), read(p_d, o_d, m_d, [BD])
-    delta = step_size(p_dt, i_b, D, o_d, m_d, bias, SOFTPLUS)
-    b = tl.load(p_b + (i_b * G + g) * N + o_n, m_n, 0.0).to(tl.float32)
-    c = tl.load(p_c + (i_b * G + g) * N + o_n, m_n, 0.0).to(tl.float32)
-    i_s, there = state_of(p_rows, i_b, S)
-    p_state += i_s * state_b
-    o_state, m_state = wide(o_n)[:, None] * state_n + wide(o_d)[None, :] * state_d, within(m_h, there)
-    H = tl.load(p_state + o_state, m_state, 0.0).to(tl.float32)
-    H = advance(H, rates(p_a, o_h, m_h), delta, x, b)
-    tl.store(p_state + o_state, H.to(p_state.dtype.element_ty), m_state)
-    y = tl.sum(H * c[:, None], 0) + skip * x
-    if p_z is not None:
-        y *= silu(token(p_z, i_b, D, o_d, m_d))
-    put(p_y, i_b, D, o_d, of_state(y, p_rows, i_s, S), m_d)
-
-
-class Tiles(NamedTuple):
-    """BN, BD, warps; of STEPS tokens the backward keeps the states in registers.
-
-    AHEAD: tokens from the loads of x, dt and z to their use, some 1000 cycles, as long as memory takes.
-    """
-
-    BN: int
-    BD: int
-    warps: int
-    STEPS: int
-    AHEAD: int
-
-
-def tiles(N: int, sm: int, back: bool) -> Tiles:
-    """For N states on compute capability sm / 10, in up to 8 warps: what 255 registers a thread hold."""
-    BN, states = power_of_2(N), 8 if back and N > 16 else 16  # of a thread
-    BD = min(32, 8 * 32 * states // BN)
-    STEPS, AHEAD = (2, 8) if N <= 16 and sm >= 90 else (1, 4)
-    return Tiles(BN, BD, max(1, BN * BD // (32 * states)), STEPS, AHEAD)
-
-
-def cut(B: int, T: int, warps: int, processors: int) -> int:
-    """Tokens of a segment that takes so many warps, on a GPU of so many multiprocessors.
-
-    Where sequences are short or give every multiprocessor 3 warps: whole ones, up to LONG tokens together, as
-    long as 4 warps are left. Else parts of SHORT tokens or more that give it 4 warps.
-    """
-    if T <= SHORT or B * warps >= 3 * processors:
-        return T * max(1, min(B * warps // (4 * processors), LONG // T))
-    parts = max(1, min(cdiv(4 * processors, warps), B * T // SHORT))
-    return up(cdiv(B * T, parts), CHUNK)
-
-
-def up(n: int, unit: int) -> int:
-    """The next multiple."""
-    return cdiv(n, unit) * unit
 
 
 def refuse_more_states(N: int) -> None:
@@ -133,7 +65,7 @@ class Problem:
         )
         self.dy = rows(dy)
         processors, sm = device(x)
-        BN, self.BD, self.warps, self.STEPS, AHEAD = tiles(self.N, sm, dy is not None)
+        BN, self.BD, self.warps, self.STEPS, AHEAD = chosen(self.N, sm, dy is not None, name(x))
         self.blocks = self.G * cdiv(self.D // self.G, self.BD)
         self.segment = cut(B, T, self.blocks * self.warps, processors)
         self.segments = cdiv(self.L, self.segment)
@@ -374,8 +306,8 @@ def step(
     BN, BD = power_of_2(N), 32
     inputs = [contiguous(u) for u in (x, dt, z, a, b, c, d, dt_bias)]
     y = torch.empty_like(inputs[0])
+    states = States(state, *state.stride(), contiguous(state_indices))
     step_kernel[(B * G * cdiv(D // G, BD),)](
-        *inputs, state, y, D, G, contiguous(state_indices), len(state), *state.stride(),
-        N, BN, BD, dt_softplus, **options(1 if BN <= 16 else 4),
-    )  # fmt: skip
+        Token(*inputs), states, y, D, G, len(state), N, BN, BD, dt_softplus, **options(1 if BN <= 16 else 4)
+    )
     return y
