@@ -29,7 +29,7 @@ bench: .venv/bench
 
 # Installs nothing. Rivals in .rivals/ are compiled meanwhile. The tests run in 16 processes, for they compile hundreds of
 # kernels; a quarter of a file that hangs is ended. No case begins 450 s after the start. A warning of what is installed
-# there is no failure. COMMIT is needed where git says nothing.
+# there is no failure. In 90 s of it the fastest tiles are found. COMMIT is needed where git says nothing.
 gpu:
 	@$(SEES)
 	@until=$$(($$(date +%s) + 450)); mkdir -p build; \
@@ -40,6 +40,7 @@ gpu:
 		timeout 240 $(PYTHON) -m pytest -q -W default --part=$$1 $$0 >$$log 2>&1; failed=$$?; \
 		cat $$log; [ $$failed = 5 ] || exit $$failed'; \
 	tests=$$?; wait; cat build/rivals.log; \
+	$(PYTHON) -m benchmarks.tune $$(($$(date +%s) + 90)); \
 	$(PYTHON) -m pytest -q -rfEs -W default benchmarks/bench_gpu.py benchmarks/bench_gpu_transfer.py --until=$$until \
 		$(if $(COMMIT),--commit=$(COMMIT)) $$([ $$tests = 0 ] || echo --tests-failed); \
 	benchmarks=$$?; exit $$((tests || benchmarks))

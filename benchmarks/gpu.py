@@ -34,7 +34,7 @@ class Limits(NamedTuple):
 
 
 def least(sizes: dict[str, int], read: int, x: int, elements: int) -> tuple[tuple[float, float, float], ...]:
-    """Forward's and backward's bytes, special functions and FLOPs, of inputs of `read` bytes and an output of x."""
+    """Forward's and backward's bytes, special functions, FLOPs. read, x: bytes of inputs and output."""
     N, K = sizes.get("N"), sizes.get("K", 0)
     forward = read + x, elements * (N + 4 if N else 0), elements * 4 * K
     return forward, (2 * read + x, elements * (2 * N + 6 if N else 0), elements * 10 * K)

@@ -1,6 +1,7 @@
 """The tables: `python -m benchmarks.report` makes RESULTS.md of results/*.json, which runs write."""
 
 import json
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -19,10 +20,10 @@ functions and {issue:.0f} G instructions of a lane a second, by {multiprocessors
 PREDICTED_HEAD = """# What is predicted for an H200
 
 Predicted, not measured: no kernel of ours has run on a GPU where no time stands beside it. `python -m
-benchmarks.resources --json` compiles every kernel of a call for sm_90 and counts in its machine code
-([how](../tests/resources/model.py)): the most that bytes, products, special functions or instructions take, each
-at its full rate; what waits cost is not in it. Floor: the least of any computation. Host: Python's time for a
-call, on the machine that compiled.
+benchmarks.resources --predicted --json` compiles every kernel of a call for sm_90 and counts in its machine
+code ([how](../tests/resources/model.py)): the most that bytes, products, special functions or instructions
+take, each at its full rate; what waits cost is not in it, so it is the least that this code takes. Floor: the
+least of any. Host: Python's time for a call, on the machine that compiled.
 """
 HEAD = """# What the ops take on a CPU
 
@@ -76,17 +77,13 @@ def write(results: Path = RESULTS, page: Path = PAGE, predicted: Path = PREDICTE
             if ("gpu" in run["machine_info"]) == on_gpu
         ]
         parts += [head, *sections] if sections else []
-    if predicted.exists():
-        parts += [
-            PREDICTED_HEAD,
-            *predicted_table(json.loads(predicted.read_text()), measured(list(runs.values()))),
-            "",
-        ]
+    if rows := json.loads(predicted.read_text()):
+        parts += [PREDICTED_HEAD, *predicted_table(rows, measured(list(runs.values()))), ""]
     page.write_text("\n".join(parts))
 
 
 def measured(runs: list[dict]) -> dict[tuple[str, str, str, str], float]:
-    """Seconds of ours and of rivals on a GPU, the last run's, by op, shape, mode and whose."""
+    """Seconds on a GPU by op, shape, mode and whose they are; of several runs the last one's."""
     times = {}
     for row in (
         one["extra_info"] for run in runs if "gpu" in run["machine_info"] for one in run["benchmarks"]
@@ -116,7 +113,8 @@ def predicted_table(
     )
     lines = [line(columns), line(["---"] * len(columns))]
     for row in rows:
-        time = (times or {}).get((row["op"], row["shape"], row["mode"], row["by"]))
+        whose = re.sub(r" [\d.]+(post\d+)?$", "", row["by"])  # without its version
+        time = (times or {}).get((row["op"], row["shape"], row["mode"], whose))
         count = f"{row['launches']} + {row['torch']} of torch" if row["torch"] else f"{row['launches']}"
         cells = [
             row["op"],

@@ -3,7 +3,8 @@
     python -m benchmarks.resources           every configuration that the launchers choose, 5 minutes
     ... "N=16 bfloat16" all                  those in whose name these regular expressions are found
     ... --predicted [names]                  predicted times of calls, for an H200, in a minute
-    ... --predicted --json [--rivals]        ... into predicted.json, which benchmarks.report reads; rivals' anew
+    ... --predicted --json                   ... into predicted.json, for a section of RESULTS.md
+    ... --predicted --json --rivals          ... with rivals' kernels compiled anew, 15 minutes
     ... --rows                               either as lines of JSON
 
 Kernels are compiled for AMD's GPU too. Predicted is not measured.
@@ -12,18 +13,19 @@ Kernels are compiled for AMD's GPU too. Predicted is not measured.
 import json
 import os
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from resources import table  # noqa: E402
+from resources import table
 
-from benchmarks.report import PREDICTED, predicted_table  # noqa: E402
+from benchmarks.report import PREDICTED, predicted_table
 
 
-def proofs(names: list[str]):
-    tasks = [(sm, launch) for sm in (*table.NVIDIA, 0) for launch in table.launches(sm, names)]
+def proofs(names: list[str], whole: bool) -> Iterator[dict]:
+    tasks = [(sm, launch, whole) for sm in (*table.NVIDIA, 0) for launch in table.launches(sm, names)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(table.proof, *zip(*tasks))
 
@@ -41,7 +43,7 @@ def predictions(names: list[str], options: set[str]) -> list[dict]:
 
 def main(arguments: list[str]) -> None:
     names, options = [x for x in arguments if x[:2] != "--"], {x for x in arguments if x[:2] == "--"}
-    rows = predictions(names, options) if "--predicted" in options else proofs(names)
+    rows = predictions(names, options) if "--predicted" in options else proofs(names, "--rows" not in options)
     if "--rows" in options:
         for row in rows:
             print(json.dumps(row), flush=True)

@@ -1,5 +1,5 @@
-"""Which of an op's tiles are fastest on this GPU: each candidate is timed in the calls that bench_gpu.py times,
-and the best are written to lcikernels/ops/<op>/tuned/<GPU>.json, which the op's `chosen` reads.
+"""Which of an op's tiles are fastest on this GPU: candidates are timed in the calls that bench_gpu.py times,
+the best written to lcikernels/ops/<op>/tuned/<GPU>.json, which the op's `chosen` reads.
 
     python -m benchmarks.tune [SECONDS]         as `make gpu` does; no candidate is begun after that time
 """
@@ -17,15 +17,26 @@ from types import ModuleType
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-import torch  # noqa: E402
-from resources.launches import modules, replaced  # noqa: E402
+import torch
+from resources.launches import modules, replaced
 
-from benchmarks import bench_gpu, gpu  # noqa: E402
-from benchmarks.gpu_sides import OPS  # noqa: E402
-from benchmarks.shapes import FORWARD  # noqa: E402
+from benchmarks import bench_gpu, gpu
+from benchmarks.gpu_sides import OPS
+from benchmarks.shapes import FORWARD
 
-TUNED = {"retention": "lcikernels.ops.retention", "selective_scan": "lcikernels.ops.selective_scan"}
 MODES = FORWARD, bench_gpu.BACKWARD
+
+
+def tiles_of(op: str) -> ModuleType | None:
+    """Where an op's candidates are, if it has any."""
+    name = f"lcikernels.ops.{op}.tiles"
+    try:
+        tiles = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in (name, name.rpartition(".")[0]):
+            raise
+        return None
+    return tiles if hasattr(tiles, "candidates") else None
 
 
 def cases(op: str) -> list[bench_gpu.Case]:
@@ -35,9 +46,9 @@ def cases(op: str) -> list[bench_gpu.Case]:
 
 
 @contextmanager
-def choosing(package: str, choose: Callable) -> Iterator[None]:
+def choosing(tiles: ModuleType, choose: Callable) -> Iterator[None]:
     """The op's launchers ask `choose` instead of `chosen`."""
-    launchers = [x for x in modules(package) if not x.__name__.endswith(".tiles")]
+    launchers = [x for x in modules(tiles.__package__) if x is not tiles]
     with replaced(launchers, lambda name, x: choose if name == "chosen" else x):
         yield
 
@@ -52,9 +63,8 @@ def asked(tiles: ModuleType, arguments: tuple, options: dict) -> tuple[str, list
     return key, candidates
 
 
-def tune(package: str, call: Callable[[], object], best: dict[str, list], until: float) -> None:
+def tune(tiles: ModuleType, call: Callable[[], object], best: dict[str, list], until: float) -> None:
     """Enters in `best` what is fastest for each key that `call` asks for and `best` does not have."""
-    tiles = import_module(f"{package}.tiles")
     found: dict[str, list] = {}
 
     def note(*arguments, **options):
@@ -62,7 +72,7 @@ def tune(package: str, call: Callable[[], object], best: dict[str, list], until:
         found[key] = candidates
         return candidates[0]
 
-    with choosing(package, note):
+    with choosing(tiles, note):
         call()
     for key, candidates in found.items():
         if key in best or len(candidates) == 1:
@@ -76,18 +86,20 @@ def tune(package: str, call: Callable[[], object], best: dict[str, list], until:
                 this, others = asked(tiles, arguments, options)
                 return tile if this == key else type(tile)(*best[this]) if this in best else others[0]
 
-            with choosing(package, choose):
+            with choosing(tiles, choose):
                 seconds[tile] = gpu.seconds(call)
         best[key] = list(min(seconds, key=seconds.get))
 
 
 def main(until: float = inf) -> None:
-    for op, package in TUNED.items():
+    for op in OPS:
+        if not (tiles := tiles_of(op)):
+            continue
         best: dict[str, list] = {}
         for case in cases(op):
-            inputs = bench_gpu.drawn(op, case.sizes)
-            tune(package, bench_gpu.prepared(case, inputs, OPS[op].sides["ours"], 1), best, until)
-        table = import_module(f"{package}.tiles").table(torch.cuda.get_device_name())
+            call = bench_gpu.prepared(case, bench_gpu.drawn(op, case.sizes), OPS[op].sides["ours"], 1)
+            tune(tiles, call, best, until)
+        table = tiles.table(torch.cuda.get_device_name())
         table.parent.mkdir(exist_ok=True)
         table.write_text(json.dumps(best, indent=1) + "\n")
         print(f"{op}: {len(best)} tiles in {table}")

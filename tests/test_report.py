@@ -66,11 +66,27 @@ GPU_MACHINE = {
 }
 
 
-def page(tmp_path, *rows: dict, **run: object) -> str:
-    """The page made of one run's rows."""
+PREDICTED = {
+    "op": "selective_scan",
+    "shape": "B=8 T=4096 D=2048 N=16",
+    "mode": "backward",
+    "by": "ours",
+    "predicted": 0.00132,
+    "bound": "slots",
+    "floor": 0.00061,
+    "launches": 14,
+    "torch": 5,
+    "host": 0.00021,
+}
+
+
+def page(tmp_path, *rows: dict, predicted: tuple[dict, ...] = (), **run: object) -> str:
+    """The page made of one run's rows, and of predictions."""
     run = RUN | run | {"benchmarks": [{"extra_info": row} for row in rows]}
     (tmp_path / "machine.json").write_text(json.dumps(run))
-    report.write(tmp_path, tmp_path / "RESULTS.md")
+    (tmp_path / "of").mkdir(exist_ok=True)
+    (tmp_path / "of/predicted.json").write_text(json.dumps(predicted))
+    report.write(tmp_path, tmp_path / "RESULTS.md", tmp_path / "of/predicted.json")
     return (tmp_path / "RESULTS.md").read_text()
 
 
@@ -131,6 +147,20 @@ def test_gpus_come_after_processors_under_a_head_of_their_own(tmp_path):
     assert heads == [*want, "# What the ops take on a GPU", "## A chip"]
     assert "a copy's 4300 GB/s" in text and "4180 G special" in text and "132 multiprocessors" in text
     assert "790000 Gflop/s of torch's product of bfloat16 matrices" in text
+
+
+def test_what_was_measured_on_a_gpu_stands_beside_what_is_predicted_of_the_same_call(tmp_path):
+    rival = PREDICTED | {"by": "a CUDA scan 1.2", "predicted": 0.003, "torch": 0, "host": None}
+    predicted = PREDICTED, rival, PREDICTED | {"mode": "forward"}
+    row = GPU_ROW | {"mode": "backward"}
+    text = page(tmp_path, row, ROW | {"mode": "backward"}, predicted=predicted, machine_info=GPU_MACHINE)
+    ours, theirs, other = (line for line in text.splitlines() if "B=8 T=4096 D=2048 N=16 | " in line)
+    assert "| ours | 1.32 | slots | 0.61 | 2 | 14 + 5 of torch | 210 |" in ours
+    assert "| a CUDA scan 1.2 | 3 | slots | 0.61 | 5 | 14 |  |" in theirs
+    assert "| 0.61 |  | 14" in other  # of the forward pass no time is known
+    assert text.count("What is predicted") == 1
+    alone = page(tmp_path, ROW | {"shape": row["shape"], "mode": "backward"}, predicted=predicted)
+    assert "| 0.61 |  | 14 + 5" in alone  # a CPU's time is not its
 
 
 def test_a_wrong_answer_marks_its_own_ratio_and_no_other(tmp_path):

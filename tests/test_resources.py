@@ -26,13 +26,9 @@ CASES = [
     "retention K=256 V=512 bfloat16, (all|bare)",
     "retention K=128 V=(64|128)",
 ]
-# On an H100, bare, bfloat16, an iteration of the loop in which a warp of the kernel is longest: instructions,
-# waits, barriers; programs of a multiprocessor. Of several compiled programs the most, and the fewest.
-BUSIEST = {
-    "selective_scan N=16 bfloat16, bare": {
-        "forward_kernel": (1050, 0, 0, 8),
-        "backward_kernel": (930, 0, 16, 8),
-    },
+# On an H100, bare, bfloat16, an iteration of the kernel's longest loop: instructions, waits, barriers; and
+# programs of a multiprocessor. Where it is compiled several times the most, and the fewest.
+LONGEST = {
     "retention K=256 V=512 bfloat16, bare": {
         "scores_kernel": (97, 2, 2, 3),
         "walk_kernel": (771, 9, 36, 1),
@@ -61,7 +57,8 @@ def test_kernels_compile_for_every_gpu_spill_nothing_and_wait_for_their_products
     for row in rows:
         assert row["shared"] <= SHARED[row["sm"]] and not row.get("spilled") and not row.get("hazards"), row
         assert row.get("programs", 1) >= 1, row
-        if row["sm"] == 90 and (recorded := BUSIEST.get(row["what"], {}).get(row["kernel"])):
+        assert not (row["what"].startswith("retention") and row.get("fp64")), row  # 1 of 64 on most GPUs
+        if row["sm"] == 90 and (recorded := LONGEST.get(row["what"], {}).get(row["kernel"])):
             slots, waits, barriers, programs = recorded
             assert row["slots"] <= slots and row["waits"] <= waits and row["barriers"] <= barriers, row
             assert row["programs"] >= programs, row
@@ -79,16 +76,25 @@ def test_a_call_launches_and_issues_no_more_than_is_recorded(op, mode):
 
 def machine_code(*rows: str) -> str:
     """As nvdisasm prints it."""
-    rows = [row if row.startswith((".", "\t")) else f"        /*{16 * i:04x}*/  {row} ;" for i, row in enumerate(rows)]
+    rows = [
+        row if row.startswith((".", "\t")) else f"        /*{16 * i:04x}*/  {row} ;"
+        for i, row in enumerate(rows)
+    ]
     return "\n".join(["", "//------- .text.some_kernel -------", '\t//## File "/a/walk.py", line 7', *rows])
 
 
-FIRST = "HGMMA.64x64x16.F32.BF16 R24, R184, gdesc[UR16], R24, gsb0"  # sums in R24 to R55, a factor in R184 to R187
+FIRST = "HGMMA.64x64x16.F32.BF16 R24, R184, gdesc[UR16], R24, gsb0"  # sums from R24 on, a factor from R184
 SECOND = "HGMMA.64x64x16.F32.BF16 R56, R188, gdesc[UR16], R56, gsb0"
 ALL, ALL_BUT_ONE = "WARPGROUP.DEPBAR.LE gsb0, 0x0", "WARPGROUP.DEPBAR.LE gsb0, 0x1"
 SAFE = {
     "after the wait": (FIRST, ALL, "FADD R30, R1, R2", "LDS.128 R184, [R1]"),
-    "other registers": (FIRST, "FADD R56, R1, R2", "LDS.128 R188, [R1]", "ISETP.GT.AND P0, PT, R1, RZ, PT", ALL),
+    "other registers": (
+        FIRST,
+        "FADD R56, R1, R2",
+        "LDS.128 R188, [R1]",
+        "ISETP.GT.AND P0, PT, R1, RZ, PT",
+        ALL,
+    ),
     "a chain on the same sums": (FIRST, FIRST.replace("R184", "R188"), ALL),
     "a factor of the group that has ended": (FIRST, SECOND, ALL_BUT_ONE, "LDS.128 R184, [R1]", ALL),
     "a factor that is only read": (FIRST, "STS.128 [R1], R184", ALL),
@@ -136,12 +142,20 @@ def test_machine_code_is_counted_by_loops():
     assert code.counts(inner.own) == code.Counts(slots=4, flops=flops, waits=1, barriers=1)
 
 
+def test_a_wait_for_memory_is_no_loop():
+    rows = [".L_x_1:", FIRST, ".L_x_2:", "SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [R3+URZ], R1"]
+    rows += ["@!P1 BRA `(.L_x_2)", "@P0 BRA `(.L_x_1)", "EXIT"]
+    instructions, spans = code.parse(code.function(machine_code(*rows)))
+    (loop,) = code.loops(instructions, spans)[1]
+    assert code.counts(loop.own).waits == 1 and len(loop.own) == 4
+
+
 IR = """
 #loc = loc("/a/walk.py":3:1)
 #loc1 = loc("/a/walk.py":7:5)
 #loc2 = loc("x"(#loc1))
 module {
-  tt.func public @k(%x: !tt.ptr<bf16> loc("x"(#loc)), %of.y: !tt.ptr<f32> loc("y"(#loc)), %T: i32 loc("T"(#loc))) {
+  tt.func public @k(%x: !tt.ptr<bf16> loc("x"(#loc)), %of.y: !tt.ptr<f32> loc("y"(#loc)), %T: i32) {
     %c1 = arith.constant 1 : i32 loc(#loc1)
     %c0 = arith.constant 0 : i32 loc(#loc1)
     %c16 = arith.constant 16 : i32 loc(#loc1)
@@ -176,7 +190,11 @@ module {
 def test_loops_are_gone_through_as_often_as_their_bounds_say():
     arguments = {"x": trips.Pointer("x"), "of.y": trips.Pointer("of.y"), "T": 157}
     walk = trips.walked(IR, arguments, (8, 1, 1))
-    assert [loop.times for loop in walk.loops] == [10, 10 * 5, 6]  # of the middle program, 4; and iteration, 5
+    assert [loop.times for loop in walk.loops] == [
+        10,
+        10 * 5,
+        6,
+    ]  # of the middle program, 4; and iteration, 5
     assert walk.read == {"x": 10 * 16 * 32 * 2} and walk.written == {"of.y": 0}
     assert trips.walked(IR, arguments, (1, 1, 1)).written == {"of.y": 10 * 4}
     assert ("walk.py", 7) in walk.loops[0].lines

@@ -24,7 +24,7 @@ def table(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "DEVICE", GPU)
     monkeypatch.setattr(gpu, "seconds", lambda call: (call(), next(times))[1])
     monkeypatch.setattr(bench_gpu, "drawn", lambda *of: {name: u.float() for name, u in drawn(*of).items()})
-    monkeypatch.setattr(tune, "TUNED", {"retention": tune.TUNED["retention"]})
+    monkeypatch.setattr(tune, "OPS", {"retention": tune.OPS["retention"]})
     monkeypatch.setattr(tune, "cases", lambda op: [bench_gpu.Case(op, SIZES, FORWARD)])
     monkeypatch.setattr(tiles, "table", lambda gpu: tmp_path / f"{gpu}.json")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A chip")
@@ -58,6 +58,7 @@ def test_what_is_no_candidate_any_more_is_not_chosen(table):
 
 
 def test_each_call_of_ours_is_tuned_once():
-    for op in tune.TUNED:
+    assert tune.tiles_of("retention") is tiles and not tune.tiles_of("kronecker_expand, dense maps")
+    for op in filter(tune.tiles_of, tune.OPS):
         calls = [(case.mode, str(case.sizes)) for case in tune.cases(op)]
         assert calls and len(calls) == len(set(calls))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lcikernels import backends
-from lcikernels.ops import causal_conv1d, gated_rms_norm, retention  # noqa: F401: enter their backends
 from lcikernels.ops.selective_scan.op import checkpoints
 
 BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
@@ -90,8 +89,8 @@ def convolutions(W: int, dtype: torch.dtype, full: bool, tokens: bool = False) -
 
 
 def norms(D: int, dtype: torch.dtype, kind: str, gate: str) -> Case:
-    """Two groups with weight and bias. gate: where it is; bare: nothing but x; Mamba-2: as there, in one group
-    without a bias."""
+    """Two groups with weight and bias. gate: where it is; bare: nothing but x; Mamba-2: as there, in one
+    group without a bias."""
     norm, options = launcher("gated_rms_norm"), (gate == "after", "silu", kind)
     x = torch.zeros(8, 2 * D, dtype=dtype)
     inputs, groups = (x, x, *torch.zeros(2, 2 * D)), 2
@@ -209,12 +208,25 @@ def timed_norm(B: int, T: int, D: int) -> Case:
 def timed_steps(B: int) -> Iterator[Case]:
     """One token of a batch, as bench_gpu.py times it."""
     scan, retention = launcher("selective_scan"), launcher("retention")
-    x, dt, z, a, b, c = (half(B, 4096), half(B, 4096), half(B, 4096), tensor(4096, 16), half(B, 16), half(B, 16))
+    x, dt, z, a, b, c = (
+        half(B, 4096),
+        half(B, 4096),
+        half(B, 4096),
+        tensor(4096, 16),
+        half(B, 16),
+        half(B, 16),
+    )
     d, bias, state = tensor(4096), tensor(4096), tensor(B, 4096, 16)
     step = {"one token": lambda: scan.step(x, dt, a, b, c, d, z, bias, True, state, None)}
     tensors = x, dt, z, a, b, c, d, bias, state
     yield Case("selective_scan", "", step, {}, {"B": B, "D": 4096, "N": 16}, tensors, x)
-    q, k, v, rates, held = half(B, 8, 256), half(B, 8, 256), half(B, 8, 512), tensor(8), tensor(B, 8, 256, 512)
+    q, k, v, rates, held = (
+        half(B, 8, 256),
+        half(B, 8, 256),
+        half(B, 8, 512),
+        tensor(8),
+        tensor(B, 8, 256, 512),
+    )
     step = {"one token": lambda: retention.step(q, k, v, rates, held, 0.5, None)}
     sizes = {"B": B, "H": 8, "K": 256, "V": 512}
     yield Case("retention", "", step, {}, sizes, (q, k, v, rates, held), v)

@@ -1,4 +1,4 @@
-"""Machine code of NVIDIA's GPUs as nvdisasm prints it: instructions, loops, what is counted, what is forbidden."""
+"""Machine code of NVIDIA's GPUs as nvdisasm prints it: instructions, loops, counts, and what is forbidden."""
 
 import re
 from collections import Counter
@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 Line = tuple[str, int]  # a source file's name, a line of it
 FP64 = re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|F2F\.F64")
-WAITS = re.compile(r"WARPGROUP\.DEPBAR|DEPBAR\.LE|SYNCS\.PHASECHK")  # of products, of cp.async, of an mbarrier
+WAITS = re.compile(
+    r"WARPGROUP\.DEPBAR|DEPBAR\.LE|SYNCS\.PHASECHK"
+)  # of products, of cp.async, of an mbarrier
 NO_RESULT = re.compile(r"(WARPSYNC|RET|BRX|NANOSLEEP|BMOV|R2B|ST|RED\b|CCTL|BAR)")
 TWICE = re.compile(r"\.WIDE|^D(ADD|MUL|FMA)|^CS2R$|F2F\.F64|I2F\.F64")
 WIDTHS = {".64": 2, ".128": 4, ".M88.2": 2, ".M88.4": 4, ".MT88.2": 2, ".MT88.4": 4}
@@ -35,7 +37,7 @@ class Loop(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Of a warp: instructions issued, special functions of each lane, FLOPs of tensor cores, and of the rest."""
+    """Of a warp: instructions, special functions of a lane, FLOPs of tensor cores; how many of the rest."""
 
     slots: float = 0
     special: float = 0
@@ -62,7 +64,8 @@ def function(text: str, name: str = "") -> str:
 def parse(text: str) -> tuple[list[Instruction], list[tuple[int, int]]]:
     """The instructions of a function, NOPs apart, and from where to where its loops go, largest first.
 
-    A loop: from a label to the last branch back to it. A branch to itself is what follows the end.
+    A loop: from a label to the last branch back to it. A branch to itself is what follows the end, and
+    one that asks an mbarrier again is a wait: neither is a loop.
     """
     code, labels, ends, line = [], {}, {}, None
     for row in text.splitlines():
@@ -75,8 +78,9 @@ def parse(text: str) -> tuple[list[Instruction], list[tuple[int, int]]]:
             if name != "NOP":
                 code.append(Instruction(name, [x.strip() for x in rest.split(",")], line))
             target = re.search(r"\.L_x_\d+", rest)
-            if name.startswith("BRA") and target and labels.get(target[0], len(code)) < len(code) - 1:
-                ends[labels[target[0]]] = len(code)
+            start = labels.get(target[0], len(code)) if target and name.startswith("BRA") else len(code)
+            if start < len(code) - 1 and not any(x.name.startswith("SYNCS") for x in code[start : start + 3]):
+                ends[start] = len(code)
     return code, nested(ends)
 
 
@@ -112,7 +116,7 @@ def counts(code: list[Instruction]) -> Counts:
 
 
 def products(name: str) -> float:
-    """A warp's FLOPs in an instruction of the tensor cores; tf32's count twice, for they take twice as long."""
+    """A warp's FLOPs in an instruction of the tensor cores; tf32's count twice: they take twice as long."""
     twice = 2 if "TF32" in name else 1
     if found := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", name):  # by a group of 4 warps
         M, N, K = map(int, found.groups())
@@ -129,7 +133,7 @@ def anchors(code: list[Instruction]) -> int:
 
 
 def in_flight(code: list[Instruction], spans: list[tuple[int, int]]) -> list[str]:
-    """Where a register is written, or a sum read, while a product of the tensor cores (wgmma) may still use it.
+    """Where a register is written, or a sum read, while a product of tensor cores (wgmma) may still use it.
 
     The sums of a wgmma, and its first factor where that is in registers, are its own from its issue until a
     wait that its group has ended by: `DEPBAR.LE gsb0, n` leaves at most n groups. Each loop is gone through

@@ -9,14 +9,13 @@ from time import process_time
 from types import ModuleType
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
-from triton.tools.tensor_descriptor import TensorDescriptor
 from triton.runtime.jit import JITFunction, create_function_from_signature
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lcikernels.ops import views
 
@@ -97,7 +96,7 @@ def replaced(places: list[ModuleType], by: Callable[[str, object], object]) -> I
 def stubbed(
     package: str, chip: tuple[int, int], stub: Callable[[JITFunction], object], others: dict[str, Callable]
 ) -> Iterator[None]:
-    """The op's kernels are stubs; `device` says so many multiprocessors and such a compute capability (times 10).
+    """The op's kernels are stubs; `device` says so many multiprocessors and 10 times the compute capability.
 
     others: functions of the package by name, replaced as well.
     """
@@ -113,10 +112,15 @@ def stubbed(
         yield
 
 
-def noted(package: str, what: str, chip: tuple[int, int], call: Callable, others: dict[str, Callable]) -> Noted:
+def noted(
+    package: str, what: str, chip: tuple[int, int], call: Callable, others: dict[str, Callable]
+) -> Noted:
     """What `call` launches on a GPU of so many multiprocessors."""
     found = Noted([], [])
-    with stubbed(package, chip, lambda x: Noting(x, what, found.kernels.append), others), Counting(found.torch):
+    with (
+        stubbed(package, chip, lambda x: Noting(x, what, found.kernels.append), others),
+        Counting(found.torch),
+    ):
         call()
     return found
 

@@ -5,8 +5,8 @@
                   rounds * warps * 32 special / (16 clock),
                   ceil(rounds * warps / 4) * slots / clock)         rounds = ceil(programs / processors)
 
-A launch's programs are dealt out evenly; flops, special and slots (FLOPs of tensor cores, special functions of
-a lane, instructions) are a warp's: counted in each loop of its machine code, times how often the launch's
+A launch's programs are dealt out evenly; flops, special and slots (FLOPs of tensor cores, special functions
+of a lane, instructions) are a warp's: counted in each loop of its machine code, times how often the launch's
 integers make it go through it. bytes are what its arguments hold, each once, or what it
 asks for where that is less. What waits cost is not in it, nor what a cache has no room for, nor the time from
 one launch to the next: it says what is left to gain elsewhere, and which tiles are better. Times of one call
@@ -19,7 +19,6 @@ from typing import NamedTuple
 from benchmarks.gpu import Limits
 
 from .code import Counts
-
 
 # An H200: what others measured there for a copy of large tensors and for products of large bfloat16 matrices;
 # its 16 special functions and 4 warps (128 lanes) a clock and multiprocessor are NVIDIA's guide's.

@@ -6,7 +6,6 @@ from functools import cached_property
 from math import prod, sqrt
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import NamedTuple
 
 import triton
 from torch import Tensor
@@ -21,7 +20,8 @@ from .trips import Pointer, Trips, Walked, walked
 
 AMD = GPUTarget("hip", "gfx942", 64)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-PTX = r"\b(ld\.global|cp\.async\.c[ag]|st\.global|wgmma\.mma_async|mma\.sync|shfl|red\.|atom\.|ex2\.|lg2\.|rcp\.|div\.full)"
+PTX = r"\b(ld\.global|cp\.async\.c[ag]|st\.global|wgmma\.mma_async|mma\.sync|shfl|red\.|atom\.)"
+PTX += r"|\b(ex2\.|lg2\.|rcp\.|div\.full)"
 ALIKE = 0.3  # of two loops' lines, as the cosine of their counts
 
 
@@ -32,18 +32,27 @@ class Program:
         self.launch = launch
         made = compiled(launch, GPUTarget("cuda", sm, 32))
         self.shared, self.warps, self.asm = made.metadata.shared, made.metadata.num_warps, made.asm
-        with NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(made.asm["cubin"])
-            file.flush()
-            usage = said("cuobjdump", "--dump-resource-usage", file.name)
-            text = code.function(said("nvdisasm", "-g", "-c", file.name))
+        usage = self.said("cuobjdump", "--dump-resource-usage")
         self.registers, self.stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-        self.code, self.spans = code.parse(text)
-        self.rest, self.loops = code.loops(self.code, self.spans)
+
+    def said(self, tool: str, *options: str) -> str:
+        """Of the machine code, by a tool."""
+        with NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(self.asm["cubin"])
+            file.flush()
+            return said(tool, *options, file.name)
+
+    @cached_property
+    def parsed(self) -> tuple[list[Instruction], list[tuple[int, int]]]:
+        return code.parse(code.function(self.said("nvdisasm", "-g", "-c")))
+
+    @cached_property
+    def loops(self) -> list[Loop]:
+        return code.loops(*self.parsed)[1]
 
     @cached_property
     def hazards(self) -> list[str]:
-        return code.in_flight(self.code, self.spans)
+        return code.in_flight(*self.parsed)
 
     @cached_property
     def walk(self) -> Walked:
@@ -63,16 +72,15 @@ class Program:
     @cached_property
     def counts(self) -> Counts:
         """Of a warp, from the first instruction to the last."""
-        total = code.counts(self.rest)
+        total = code.counts(code.loops(*self.parsed)[0])
         for loop, n in zip(self.loops, self.trips):
             total += code.counts(loop.own).times(n)
         return total
 
     @property
-    def busiest(self) -> Counts:
-        """Of one iteration of the loop in which a warp is longest."""
-        each = [(n * len(loop.own), code.counts(loop.own)) for loop, n in zip(self.loops, self.trips)]
-        return max(each, default=(0, Counts()))[1]
+    def longest(self) -> Counts:
+        """Of one iteration of the longest loop, without those inside it."""
+        return code.counts(max((loop.own for loop in self.loops), key=len, default=[]))
 
     @property
     def bytes(self) -> float:
@@ -111,15 +119,15 @@ def alike(a: Loop, b: Trips) -> float:
 
 
 def ptx_loops(text: str) -> list[Trips]:
-    """`times`: its memory accesses, products, shuffles and special functions, which no compiler makes more of."""
-    files = {i: name for i, name in re.findall(r'\.file\s+(\d+) "[^"]*?([^/"]+)"', text)}
+    """times: its memory accesses, products, shuffles, special functions, of which no compiler makes more."""
+    files = dict(re.findall(r'\.file\s+(\d+) "[^"]*?([^/"]+)"', text))
     instructions, labels, ends, line = [], {}, {}, None
     for row in text.splitlines():
         if place := re.match(r"\s*\.loc\s+(\d+) (\d+)", row):
             line = files[place[1]], int(place[2])
         elif label := re.match(r"(\$L__BB\d+_\d+):", row):
             labels[label[1]] = len(instructions)
-        elif re.match(r"\s+(@|[a-z{])", row):
+        elif re.match(r"\s*(@|[a-z{])", row):
             instructions.append(Instruction("anchor" if re.search(PTX, row) else "", [], line))
             target = re.search(r"\bbra(?:\.uni)? \s*(\$L__BB\d+_\d+)", row)
             if target and target[1] in labels:

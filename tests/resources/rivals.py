@@ -1,8 +1,9 @@
 """The same prediction for the kernels that people have: flash-linear-attention's, mamba-ssm's.
 
-flash-linear-attention's are compiled as installed, as on a Hopper; of the tiles that it would try there, each with
-the fewest stages, those count that are predicted to be the fastest. mamba-ssm's are compiled by nvcc from its sources in
-.rivals/ (benchmarks/gpu_sides.py says how they come there); what its atomic additions cost is not in it.
+flash-linear-attention's are compiled as installed, as on a Hopper; of the tiles that it would try there, each
+with the fewest stages, those count that are predicted to be the fastest. mamba-ssm's are compiled by nvcc
+from sources in .rivals/ (benchmarks/gpu_sides.py says how they come there); what its atomic additions cost is
+not in it.
 """
 
 import importlib
@@ -49,7 +50,9 @@ class Trying:
             self.kernel = self.kernel.fn
 
     def __getitem__(self, grid):
-        return lambda **named: self.notes.append([self.launch(grid, named | x.kwargs, x) for x in self.configs])
+        return lambda **named: self.notes.append(
+            [self.launch(grid, named | x.kwargs, x) for x in self.configs]
+        )
 
     def launch(self, grid: object, named: dict[str, object], config: Config) -> Launch:
         for rules in self.rules:
@@ -83,7 +86,9 @@ def of_hopper() -> ModuleType:
     import fla.utils
 
     fla.utils.IS_NVIDIA_HOPPER, fla.utils.check_shared_mem = True, lambda *_: True
-    *_, chunk = (importlib.reload(importlib.import_module(x)) for x in (*FLA_KERNELS, "fla.ops.simple_gla.chunk"))
+    *_, chunk = (
+        importlib.reload(importlib.import_module(x)) for x in (*FLA_KERNELS, "fla.ops.simple_gla.chunk")
+    )
     return chunk
 
 
@@ -129,7 +134,13 @@ def mamba_predictions() -> Iterator[dict[str, object]]:
     B, T, D, N = SCAN.values()
     stream, states, shared = 2 * B * T * D, 8 * B * D * ceil(T / STEPS) * N, 2 * 2 * B * T * N
     bytes = {"forward": 5 * stream + shared + states, "backward": 8 * stream + 3 * shared + states}
-    x, dt, z, a, b, c, d = *(half(B, T, D) for _ in range(3)), tensor(D, N), half(B, T, N), half(B, T, N), tensor(D)
+    x, dt, z, a, b, c, d = (
+        *(half(B, T, D) for _ in range(3)),
+        tensor(D, N),
+        half(B, T, N),
+        half(B, T, N),
+        tensor(D),
+    )
     works = floors(SCAN, (x, dt, z, a, b, c, d, d), x)
     for (mode, (name, function)), work in zip(MAMBA.items(), works):
         with TemporaryDirectory() as folder:
@@ -148,6 +159,8 @@ def compiled(source: Path, folder: Path) -> str:
     include = Path(torch.__file__).parent / "include"
     out = folder / f"{source.stem}.cubin"
     options = [*NVCC, "-std=c++20", "-arch=sm_90", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]
-    options += [f"-I{x}" for x in (include, include / "torch/csrc/api/include", sysconfig.get_path("include"))]
+    options += [
+        f"-I{x}" for x in (include, include / "torch/csrc/api/include", sysconfig.get_path("include"))
+    ]
     subprocess.run(["nvcc", "-cubin", *options, source, "-o", out], check=True)
     return str(out)

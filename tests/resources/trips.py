@@ -1,7 +1,7 @@
 """How often a Triton kernel goes through its loops: its IR, walked with the integers of a launch.
 
-Scalars are computed, tensors are not. A `for` counts as often as its bounds say; what is inside is walked once,
-in the middle iteration. A `while` is walked. What only data decides counts as one iteration.
+Scalars are computed, tensors are not. A `for` counts as often as its bounds say; what is inside is walked
+once, in the middle iteration. A `while` is walked. What only data decides counts as one iteration.
 """
 
 import re
