@@ -27,7 +27,8 @@ PRODUCTS = {
     "avx512_bf16": f"{AVX512} -mavx512bf16",
     "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
 }
-WITH_PRODUCTS = [x for x in CPU if x.parent.name == "retention" and x.stem != "step" or x.stem == "kronecker_expand"]
+WITH_PRODUCTS = [x for x in CPU if x.parent.name == "retention" and x.stem != "step"]
+WITH_PRODUCTS += [x for x in CPU if x.stem == "kronecker_expand"]
 RULES = """builddir = build
 rule compile
   command = $with -std=c++17 -O3 -MD -MF $out.d -c $in -o $out  # by $tools

@@ -109,7 +109,8 @@ struct Expansion {
     const auto blocks = [&] { return Blocks(rows, columns, most, most); };
     const int64_t wanted = 4 * torch::stable::get_num_threads();
     for (; most > 64 && over(layers, terms) * blocks().count() < wanted;) most -= 32;
-    run(Product<E>{over(layers, terms), terms, layers, depth, a, b, plus, c, blocks()}, PICK_PRODUCTS(multiply_block, E));
+    const Product<E> product{over(layers, terms), terms, layers, depth, a, b, plus, c, blocks()};
+    run(product, PICK_PRODUCTS(multiply_block, E));
   }
   // to (+)= the sum over layers, in parts that are summed in order: as many as make 64 tasks.
   void multiply_sum(int64_t layers, int64_t rows, int64_t depth, int64_t columns, const Layers<E>& a,
@@ -124,8 +125,8 @@ struct Expansion {
     mix({parts, 1, 0, part, {}, ones.data(), to, {}, {}, add, nullptr, mixing(parts, rows, columns)});
   }
 
-  // The blocks of a mix: all layers' together in a cache. What is packed for one layer is as wide as a block, what is for
-  // all of them as high.
+  // The blocks of a mix: all layers' together in a cache. Wide rather than high: of a product's operands, the one that
+  // is packed for each layer is used as often as a block is wide.
   static Blocks mixing(int64_t layers, int64_t rows, int64_t columns) {
     const int64_t width = Blocks::side(columns, 256), height = std::max<int64_t>(32, CACHE / (layers * width));
     return {rows, columns, std::min<int64_t>(height, 256), width};

@@ -74,7 +74,8 @@ void unpack(const Block<R>& from, int64_t rows, int64_t columns, const Layers<E>
 
 // c (+)= a^T b of panels of a and b, `depth` rows each, in what they are.
 template <typename R>
-void multiply_panels(const R* a, const R* b, int64_t rows, int64_t columns, int64_t depth, bool add, const Block<R>& c) {
+void multiply_panels(const R* a, const R* b, int64_t rows, int64_t columns, int64_t depth, bool add,
+                     const Block<R>& c) {
   for (int64_t left = 0; left < columns; left += W<R>)
     for (int64_t r = 0; r < rows;) {
       const int64_t more = W<R> - r % W<R> < rows - r ? W<R> - r % W<R> : rows - r;

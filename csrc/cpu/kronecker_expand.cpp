@@ -2,8 +2,8 @@
 //
 // A block of a result is [columns / W, rows, W] in scratch memory. What is multiplied is packed in panels of W, of RUN
 // steps of the sum at a time, and each run's sum is added to the block: float32 sums are RUN long at most. Of what is
-// mixed, all layers' blocks are in one scratch, row r of layer j behind row r of layer j - 1, so that a mix is a product
-// of the same micro-kernel: mix [made, old] times [old, W].
+// mixed, all layers' blocks lie in each other, row r of layer j behind row r of layer j - 1, so that a mix is a product
+// by the same micro-kernel: mix [made, old] times [old, W].
 
 #include "kronecker_expand.h"
 
