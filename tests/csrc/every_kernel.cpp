@@ -24,7 +24,9 @@ void convolution(bool turned) {
       const auto past = [&](int64_t t) {
         return t < 0 ? state.exact[(b * D + d) * (W - 1) + t + W - 1] : x.exact[at(b, t, d)];
       };
-      const auto back = [&](int64_t t, double g) { (t < 0 ? dstate[(b * D + d) * (W - 1) + t + W - 1] : dx[at(b, t, d)]) += g; };
+      const auto back = [&](int64_t t, double g) {
+        (t < 0 ? dstate[(b * D + d) * (W - 1) + t + W - 1] : dx[at(b, t, d)]) += g;
+      };
       for (int64_t t = 0; t < T; t++) {
         double sum = bias.exact[d];
         for (int64_t w = 0; w < W; w++) sum += weight.exact[d * W + w] * past(t - (W - 1) + w);
@@ -146,8 +148,10 @@ void retention() {
   auto got_o = unwritten<E>(o.size()), got_dq = unwritten<E>(dq.size()), got_dk = got_dq, got_dv = got_o;
   auto got_last = unwritten<R>(last.size()), got_dfirst = got_last, got_ddecay = unwritten<R>(B * H);
   p.o = got_o.data(), p.final_state = got_last.data(), p.dlog_decay = got_ddecay.data();
-  p.dq.whole = got_dq.data(), p.dk.whole = got_dk.data(), p.dv.whole = got_dv.data(), p.dinitial_state = got_dfirst.data();
-  run<R>(p.tasks(), base::retention_scratch(p), [&](int64_t task, R* memory) { base::retention_forward(p, task, memory); });
+  p.dq.whole = got_dq.data(), p.dk.whole = got_dk.data(), p.dv.whole = got_dv.data();
+  p.dinitial_state = got_dfirst.data();
+  run<R>(p.tasks(), base::retention_scratch(p),
+         [&](int64_t task, R* memory) { base::retention_forward(p, task, memory); });
   run<R>(p.backward_tasks(), base::retention_backward_scratch(p),
          [&](int64_t task, R* memory) { base::retention_backward(p, task, memory); });
   check("retention's o", got_o, o, T);
@@ -165,7 +169,8 @@ void scan() {
   constexpr int64_t B = 2, T = 70, D = 37, N = 19;
   Memory<E> x(B * T * D), dt(B * T * D), z(B * T * D, 3), dy(B * T * D), b(B * T * N), c(B * T * N);
   Memory<R> a(D * N, 0.5, -0.6), d(D), bias(D), first(B * D * N), dlast(B * D * N);
-  Exact y(B * T * D), dx(y), ddt(y), dz(y), db(B * T * N), dc(db), da(B * D * N), dd(B * D), dbias(dd), last(da), dfirst(da);
+  Exact y(B * T * D), dx(y), ddt(y), dz(y), db(B * T * N), dc(db);
+  Exact da(B * D * N), dd(B * D), dbias(dd), last(da), dfirst(da);
   for (int64_t s = 0; s < B * D; s++) {
     const int64_t channel = s % D;
     const auto at = [=](int64_t t) { return (s / D * T + t) * D + channel; };
@@ -175,7 +180,8 @@ void scan() {
     for (int64_t t = 0; t < T; t++) {
       for (int64_t n = 0; n < N; n++) {
         const int64_t i = (s / D * T + t) * N + n;
-        h[(t + 1) * N + n] = std::exp(delta(t) * a.exact[channel * N + n]) * h[t * N + n] + delta(t) * b.exact[i] * x.exact[at(t)];
+        const double kept = std::exp(delta(t) * a.exact[channel * N + n]) * h[t * N + n];
+        h[(t + 1) * N + n] = kept + delta(t) * b.exact[i] * x.exact[at(t)];
         out[t] += c.exact[i] * h[(t + 1) * N + n];
       }
       out[t] += d.exact[channel] * x.exact[at(t)];
@@ -203,12 +209,16 @@ void scan() {
   SelectiveScan<E> p{};
   p.B = p.S = B, p.T = T, p.D = p.split = D, p.G = p.segments = 1, p.N = N, p.length = 96, p.dt_softplus = true;
   const auto tokens = [](auto* data) { return Tokens<std::remove_pointer_t<decltype(data)>>{data, T * D, D, 1}; };
-  const auto projected = [](auto* data) { return Projected<std::remove_pointer_t<decltype(data)>>{data, T * N, N, N, 1}; };
+  const auto projected = [](auto* data) {
+    return Projected<std::remove_pointer_t<decltype(data)>>{data, T * N, N, N, 1};
+  };
   auto got_y = unwritten<E>(y.size()), got_dx = got_y, got_ddt = got_y, got_dz = got_y;
   auto got_db = unwritten<R>(db.size()), got_dc = got_db, got_da = unwritten<R>(da.size()), got_last = got_da;
   auto got_dfirst = got_da, got_dd = unwritten<R>(dd.size()), got_dbias = got_dd, kept = unwritten<R>(3 * B * N * D);
-  p.x = constant(tokens((E*)x)), p.dt = constant(tokens((E*)dt)), p.z = constant(tokens((E*)z)), p.dy = constant(tokens((E*)dy));
-  p.b = projected((const E*)(E*)b), p.c = projected((const E*)(E*)c), p.a = a, p.d = d, p.dt_bias = bias, p.initial_state = first;
+  p.x = constant(tokens((E*)x)), p.dt = constant(tokens((E*)dt)), p.z = constant(tokens((E*)z));
+  p.dy = constant(tokens((E*)dy));
+  p.b = projected((const E*)(E*)b), p.c = projected((const E*)(E*)c);
+  p.a = a, p.d = d, p.dt_bias = bias, p.initial_state = first;
   p.dfinal_state = dlast, p.checkpoints = kept.data(), p.y = tokens(got_y.data()), p.final_state = got_last.data();
   p.dx = tokens(got_dx.data()), p.ddt = tokens(got_ddt.data()), p.dz = tokens(got_dz.data());
   p.db = projected(got_db.data()), p.dc = projected(got_dc.data()), p.da = got_da.data(), p.dd = got_dd.data();
@@ -235,7 +245,8 @@ void steps() {
   using R = Real<E>;
   constexpr int64_t B = 3, H = 2, K = 19, V = 37, D = 35, N = 19, W = 4;
   Memory<E> q(B * H * K), k(B * H * K), v(B * H * V), x(B * D), dt(B * D), z(B * D, 3), b(B * N), c(B * N);
-  Memory<R> decay(H, 0.1, -0.11), S(B * H * K * V), a(D * N, 0.5, -0.6), h(B * D * N), weight(D * W), past(B * D * (W - 1));
+  Memory<R> decay(H, 0.1, -0.11), S(B * H * K * V), a(D * N, 0.5, -0.6), h(B * D * N);
+  Memory<R> weight(D * W), past(B * D * (W - 1));
   Exact o(B * H * V), y(B * D), convolved(B * D);
   for (int64_t i = 0; i < B * H * K * V; i++) {
     const int64_t s = i / (K * V), key = i / V, value = s * V + i % V;
@@ -267,7 +278,8 @@ void steps() {
   f.B = f.S = B, f.T = 1, f.D = D, f.W = W, f.silu = true, f.share(1), f.x = {x, D, D, 1}, f.weight = weight;
   f.y = {got_convolved.data(), D, D, 1};
   const ConvolutionStates<R> windows{{past, nullptr, D * (W - 1), {W - 1, 1}}, W - 1, nullptr};
-  run<R>(B * f.blocks(), f.scratch(), [&](int64_t task, R* memory) { base::causal_conv1d_step(f, windows, task, memory); });
+  run<R>(B * f.blocks(), f.scratch(),
+         [&](int64_t task, R* memory) { base::causal_conv1d_step(f, windows, task, memory); });
   check("retention_step's o", got_o, o, K);
   check("retention_step's state", S.data, S.exact, 2);
   check("selective_scan_step's y", got_y, y, N);
