@@ -44,7 +44,8 @@ def poisoned():
 @pytest.fixture
 def past_caches():
     """So many bytes and more go past the caches, as csrc/caches.h has it."""
-    known = os.sysconf("SC_LEVEL3_CACHE_SIZE")
+    told = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    known = int(told.read_text().strip().rstrip("K")) * 1024 if told.exists() else 0
     if known > 2**26:
         pytest.skip(f"caches of {known / 2**20:.0f} MB: tensors beyond them would take seconds")
     return known if known > 0 else 2**25

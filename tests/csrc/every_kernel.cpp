@@ -2,106 +2,13 @@
 // an emulator stands in for. Prints a line a check; the exit status is how many failed. With a kernel's name it runs
 // that alone, 20 times and without checking, for its instructions to be counted.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <string>
-#include <type_traits>
-#include <utility>
-#include <vector>
-
+#include "against_float64.h"
 #include "causal_conv1d.h"
 #include "gated_rms_norm.h"
 #include "retention.h"
 #include "selective_scan.h"
 
 namespace {
-
-using Exact = std::vector<double>;
-
-uint64_t seed = 1;
-double uniform() {  // in [-1, 1)
-  seed = seed * 6364136223846793005u + 1442695040888963407u;
-  return double(int64_t(seed) >> 11) / double(int64_t{1} << 52);
-}
-
-// Numbers as a tensor of E holds them, and the same in float64.
-template <typename E>
-E element(double x) {
-  if constexpr (std::is_same_v<E, bf16>) {
-    const float f = float(x);
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
-  } else {
-    return E(x);
-  }
-}
-double number(double x) { return x; }
-double number(float x) { return x; }
-double number(bf16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float f;
-  memcpy(&f, &bits, 4);
-  return f;
-}
-
-template <typename E>
-struct Memory {
-  std::vector<E> data;
-  Exact exact;
-
-  Memory() {}
-  explicit Memory(int64_t size, double scale = 1, double shift = 0) : data(size), exact(size) {
-    for (int64_t i = 0; i < size; i++) data[i] = element<E>(uniform() * scale + shift), exact[i] = number(data[i]);
-  }
-  operator E*() { return data.data(); }
-};
-// Not written yet: NaN.
-template <typename E>
-std::vector<E> unwritten(int64_t size) {
-  return std::vector<E>(size, element<E>(NAN));
-}
-
-bool counting = false;
-int failures = 0;
-
-template <typename R>
-R* scratch(int64_t numbers) {
-  static std::vector<char> memory;
-  if (!counting) memory.assign(numbers * sizeof(R) + 64, -1);
-  if (memory.size() < numbers * sizeof(R) + 64) memory.resize(numbers * sizeof(R) + 64);
-  return reinterpret_cast<R*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
-}
-
-// Of sums of `terms` products: float64 to 1e-12, float32 to what so many roundings add up to, bfloat16 to one of its own.
-template <typename E>
-void check(const char* what, const std::vector<E>& got, const Exact& want, double terms) {
-  if (counting) return;
-  double most = 0, error = 0;
-  for (size_t i = 0; i < want.size(); i++) {
-    const double off = std::fabs(number(got[i]) - want[i]);
-    most = std::fmax(most, std::fabs(want[i]));
-    if (!(off <= error)) error = off;  // a NaN is an error
-  }
-  const double ulp = sizeof(E) == 8 ? 1e-12 : std::sqrt(terms) * 2.4e-7 + (sizeof(E) == 2 ? 3.9e-3 : 0);
-  const bool fits = error <= ulp * most && got.size() == want.size();
-  failures += !fits;
-  std::printf("%s %s, %d bytes an element: error %.1e of %.1e\n", fits ? "ok" : "FAILED", what, int(sizeof(E)),
-              error / most, ulp);
-}
-
-double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
-double softplus(double x) { return x > 30 ? x : std::log1p(std::exp(x)); }
-double silu(double x) { return x * sigmoid(x); }
-double silu_slope(double x) { return sigmoid(x) * (1 + x * (1 - sigmoid(x))); }
-
-template <typename R, typename Kernel>
-void run(int64_t tasks, int64_t numbers, Kernel kernel) {
-  for (int again = 0; again < (counting ? 20 : 1); again++)
-    for (int64_t task = 0; task < tasks; task++) kernel(task, scratch<R>(numbers));
-}
 
 template <typename E>
 void convolution(bool turned) {
@@ -117,7 +24,9 @@ void convolution(bool turned) {
       const auto past = [&](int64_t t) {
         return t < 0 ? state.exact[(b * D + d) * (W - 1) + t + W - 1] : x.exact[at(b, t, d)];
       };
-      const auto back = [&](int64_t t, double g) { (t < 0 ? dstate[(b * D + d) * (W - 1) + t + W - 1] : dx[at(b, t, d)]) += g; };
+      const auto back = [&](int64_t t, double g) {
+        (t < 0 ? dstate[(b * D + d) * (W - 1) + t + W - 1] : dx[at(b, t, d)]) += g;
+      };
       for (int64_t t = 0; t < T; t++) {
         double sum = bias.exact[d];
         for (int64_t w = 0; w < W; w++) sum += weight.exact[d * W + w] * past(t - (W - 1) + w);
@@ -235,13 +144,15 @@ void retention() {
   Retention<E> p{};
   p.B = p.N = B, p.T = T, p.Hq = p.Hk = p.Hv = p.H = H, p.K = K, p.V = V, p.heads = 1, p.columns = V, p.scale = scale;
   p.q = {q, T * H * K, H * K, K}, p.k = {k, T * H * K, H * K, K}, p.v = {v, T * H * V, H * V, V};
-  p.log_decay = decay, p.initial_state = first, p.grad_o = {grad, T * H * V, H * V, V}, p.dfinal_state = dlast;
+  p.log_decay = {decay, 0, 0, 1}, p.initial_state = first, p.grad_o = {grad, T * H * V, H * V, V}, p.dfinal_state = dlast;
   auto got_o = unwritten<E>(o.size()), got_dq = unwritten<E>(dq.size()), got_dk = got_dq, got_dv = got_o;
   auto got_last = unwritten<R>(last.size()), got_dfirst = got_last, got_ddecay = unwritten<R>(B * H);
   p.o = got_o.data(), p.final_state = got_last.data(), p.dlog_decay = got_ddecay.data();
-  p.dq.whole = got_dq.data(), p.dk.whole = got_dk.data(), p.dv.whole = got_dv.data(), p.dinitial_state = got_dfirst.data();
-  run<R>(p.tasks(), base::retention_scratch(p), [&](int64_t task, R* memory) { base::retention_forward(p, task, memory); });
-  run<R>(p.tasks(), base::retention_backward_scratch(p),
+  p.dq.whole = got_dq.data(), p.dk.whole = got_dk.data(), p.dv.whole = got_dv.data();
+  p.dinitial_state = got_dfirst.data();
+  run<R>(p.tasks(), base::retention_scratch(p),
+         [&](int64_t task, R* memory) { base::retention_forward(p, task, memory); });
+  run<R>(p.backward_tasks(), base::retention_backward_scratch(p),
          [&](int64_t task, R* memory) { base::retention_backward(p, task, memory); });
   check("retention's o", got_o, o, T);
   check("retention's final state", got_last, last, T);
@@ -258,7 +169,8 @@ void scan() {
   constexpr int64_t B = 2, T = 70, D = 37, N = 19;
   Memory<E> x(B * T * D), dt(B * T * D), z(B * T * D, 3), dy(B * T * D), b(B * T * N), c(B * T * N);
   Memory<R> a(D * N, 0.5, -0.6), d(D), bias(D), first(B * D * N), dlast(B * D * N);
-  Exact y(B * T * D), dx(y), ddt(y), dz(y), db(B * T * N), dc(db), da(B * D * N), dd(B * D), dbias(dd), last(da), dfirst(da);
+  Exact y(B * T * D), dx(y), ddt(y), dz(y), db(B * T * N), dc(db);
+  Exact da(B * D * N), dd(B * D), dbias(dd), last(da), dfirst(da);
   for (int64_t s = 0; s < B * D; s++) {
     const int64_t channel = s % D;
     const auto at = [=](int64_t t) { return (s / D * T + t) * D + channel; };
@@ -268,7 +180,8 @@ void scan() {
     for (int64_t t = 0; t < T; t++) {
       for (int64_t n = 0; n < N; n++) {
         const int64_t i = (s / D * T + t) * N + n;
-        h[(t + 1) * N + n] = std::exp(delta(t) * a.exact[channel * N + n]) * h[t * N + n] + delta(t) * b.exact[i] * x.exact[at(t)];
+        const double kept = std::exp(delta(t) * a.exact[channel * N + n]) * h[t * N + n];
+        h[(t + 1) * N + n] = kept + delta(t) * b.exact[i] * x.exact[at(t)];
         out[t] += c.exact[i] * h[(t + 1) * N + n];
       }
       out[t] += d.exact[channel] * x.exact[at(t)];
@@ -296,12 +209,16 @@ void scan() {
   SelectiveScan<E> p{};
   p.B = p.S = B, p.T = T, p.D = p.split = D, p.G = p.segments = 1, p.N = N, p.length = 96, p.dt_softplus = true;
   const auto tokens = [](auto* data) { return Tokens<std::remove_pointer_t<decltype(data)>>{data, T * D, D, 1}; };
-  const auto projected = [](auto* data) { return Projected<std::remove_pointer_t<decltype(data)>>{data, T * N, N, N, 1}; };
+  const auto projected = [](auto* data) {
+    return Projected<std::remove_pointer_t<decltype(data)>>{data, T * N, N, N, 1};
+  };
   auto got_y = unwritten<E>(y.size()), got_dx = got_y, got_ddt = got_y, got_dz = got_y;
   auto got_db = unwritten<R>(db.size()), got_dc = got_db, got_da = unwritten<R>(da.size()), got_last = got_da;
   auto got_dfirst = got_da, got_dd = unwritten<R>(dd.size()), got_dbias = got_dd, kept = unwritten<R>(3 * B * N * D);
-  p.x = constant(tokens((E*)x)), p.dt = constant(tokens((E*)dt)), p.z = constant(tokens((E*)z)), p.dy = constant(tokens((E*)dy));
-  p.b = projected((const E*)(E*)b), p.c = projected((const E*)(E*)c), p.a = a, p.d = d, p.dt_bias = bias, p.initial_state = first;
+  p.x = constant(tokens((E*)x)), p.dt = constant(tokens((E*)dt)), p.z = constant(tokens((E*)z));
+  p.dy = constant(tokens((E*)dy));
+  p.b = projected((const E*)(E*)b), p.c = projected((const E*)(E*)c);
+  p.a = a, p.d = d, p.dt_bias = bias, p.initial_state = first;
   p.dfinal_state = dlast, p.checkpoints = kept.data(), p.y = tokens(got_y.data()), p.final_state = got_last.data();
   p.dx = tokens(got_dx.data()), p.ddt = tokens(got_ddt.data()), p.dz = tokens(got_dz.data());
   p.db = projected(got_db.data()), p.dc = projected(got_dc.data()), p.da = got_da.data(), p.dd = got_dd.data();
@@ -328,7 +245,8 @@ void steps() {
   using R = Real<E>;
   constexpr int64_t B = 3, H = 2, K = 19, V = 37, D = 35, N = 19, W = 4;
   Memory<E> q(B * H * K), k(B * H * K), v(B * H * V), x(B * D), dt(B * D), z(B * D, 3), b(B * N), c(B * N);
-  Memory<R> decay(H, 0.1, -0.11), S(B * H * K * V), a(D * N, 0.5, -0.6), h(B * D * N), weight(D * W), past(B * D * (W - 1));
+  Memory<R> decay(H, 0.1, -0.11), S(B * H * K * V), a(D * N, 0.5, -0.6), h(B * D * N);
+  Memory<R> weight(D * W), past(B * D * (W - 1));
   Exact o(B * H * V), y(B * D), convolved(B * D);
   for (int64_t i = 0; i < B * H * K * V; i++) {
     const int64_t s = i / (K * V), key = i / V, value = s * V + i % V;
@@ -346,7 +264,9 @@ void steps() {
     convolved[s] = silu(sum);
   }
   auto got_o = unwritten<E>(o.size()), got_y = unwritten<E>(y.size()), got_convolved = got_y;
-  const RetentionStep<E> r{B, H, H, H, H, K, V, false, R(0.25), q, k, v, decay, got_o.data()};
+  RetentionStep<E> r{B, H, H, H, H, K, V, R(0.25)};
+  r.q = {q, H * K, 0, K}, r.k = {k, H * K, 0, K}, r.v = {v, H * V, 0, V}, r.log_decay = {decay, 0, 0, 1};
+  r.o = got_o.data();
   const States<R> matrices{S, nullptr, H * K * V, {K * V, V, 1}};
   run<R>(B * H, 1, [&](int64_t task, R*) { base::retention_step(r, matrices, task); });
   SelectiveScan<E> p{};
@@ -358,7 +278,8 @@ void steps() {
   f.B = f.S = B, f.T = 1, f.D = D, f.W = W, f.silu = true, f.share(1), f.x = {x, D, D, 1}, f.weight = weight;
   f.y = {got_convolved.data(), D, D, 1};
   const ConvolutionStates<R> windows{{past, nullptr, D * (W - 1), {W - 1, 1}}, W - 1, nullptr};
-  run<R>(B * f.blocks(), f.scratch(), [&](int64_t task, R* memory) { base::causal_conv1d_step(f, windows, task, memory); });
+  run<R>(B * f.blocks(), f.scratch(),
+         [&](int64_t task, R* memory) { base::causal_conv1d_step(f, windows, task, memory); });
   check("retention_step's o", got_o, o, K);
   check("retention_step's state", S.data, S.exact, 2);
   check("selective_scan_step's y", got_y, y, N);
