@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import test_retention
 import torch
+from csrc import test_retention
 from tolerance import assert_agrees
 
 from lcikernels import extension, retention
