@@ -42,7 +42,7 @@ void cut(Retention<E>& p) {
 }
 
 // How the backward is, never a matter of the threads, for sums depend on it. First over heads: all that share one of q, k
-// or v in one task, or a part of them, the largest of which there are 64, down to an eighth, for each part has a layer
+// or v in one task, or a part of them, the largest of which there are 16, down to an eighth, for each part has a layer
 // of its gradient. Where even so tasks are below 8, over columns of V, at least 32: from 128 columns to 64 the backward
 // has 10 % more work, and another layer of dq and dk.
 template <typename E>
@@ -53,7 +53,7 @@ void cut_with_sums(Retention<E>& p) {
     const bool even = std::all_of(shared, shared + 3, [&](int64_t x) { return x % heads == 0 || heads % x == 0; });
     if (!even || p.H % heads || most / heads > 8) continue;
     p.heads = heads;
-    if (p.tasks() >= 64) break;
+    if (p.tasks() >= 16) break;
   }
   while (p.columns >= 64 && p.tasks() < 8) p.columns = (p.columns / 2 + 31) / 32 * 32;
 }
