@@ -43,8 +43,8 @@ void cut(Retention<E>& p) {
 
 // How the backward is, never a matter of the threads, for sums depend on it. First over heads: all that share one of q,
 // k or v in one task, or a part of them, the largest of which there are 16, down to an eighth, for each part has a
-// layer of its gradient. Where even so tasks are below 8, over columns of V, at least 32: from 128 columns to 64 the backward
-// has 10 % more work, and another layer of dq and dk.
+// layer of its gradient. Where even so tasks are below 8, over columns of V, at least 32: from 128 columns to 64 the
+// backward has 10 % more work, and another layer of dq and dk.
 template <typename E>
 void cut_with_sums(Retention<E>& p) {
   const int64_t shared[] = {p.H / p.Hq, p.H / p.Hk, p.H / p.Hv}, most = *std::max_element(shared, shared + 3);
