@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from csrc import test_retention
 from tolerance import assert_agrees
 
+from csrc import test_retention
 from lcikernels import extension, retention
 from lcikernels.ops.retention.reference import retention as reference
 
