@@ -22,7 +22,7 @@ CPP, CPU, CUDA, CUDA_CPP = (
 )
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"
 ISAS = {"base": "", "avx2": "-mavx2 -mfma", "avx512": AVX512}
-# On top of these where the compiler knows them, for kernels whose products of bfloat16 have instructions there.
+# On top of these where the compiler knows them, for kernels with instructions for products of bfloat16.
 PRODUCTS = {
     "avx512_bf16": f"{AVX512} -mavx512bf16",
     "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",

@@ -60,8 +60,8 @@ struct RetentionStep {
   E* o;                                    // [B, H, V]
 };
 
-// Each does one task and owns `scratch`, 64-byte aligned, of retention_scratch numbers, or backward's. The step: one of the B H heads of
-// states [., H, K, V], whose rows or columns are contiguous.
+// Each does one task and owns `scratch`, 64-byte aligned, of retention_scratch numbers, or backward's. The step: one of
+// the B H heads of states [., H, K, V], whose rows or columns are contiguous.
 #define DECLARE(isa)                                                                    \
   namespace isa {                                                                       \
   template <typename E>                                                                 \

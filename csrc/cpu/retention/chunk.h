@@ -7,7 +7,7 @@
 //   backward, in order            a = k   b = v           d = do       z = dq
 //   backward, last token first    a = q   b = do  c = k   d = v        y = dv   z = dk     M = the state's gradient
 //
-// A scan goes in chunks of 32 tokens. In a chunk there are four decays: decay[j, i] from writer j to a reader i >= j (0
+// A scan goes in chunks of tokens. In a chunk there are four decays: decay[j, i] from writer j to a reader i >= j (0
 // for i < j), in[i] from the state that enters to reader i, out[j] from writer j to the state that leaves, and in_end
 // across:
 //
