@@ -81,7 +81,7 @@ def parse(text: str) -> tuple[list[Instruction], list[tuple[int, int]]]:
             start = labels.get(target[0], len(code)) if target and name.startswith("BRA") else len(code)
             if name == "EXIT" and "@" not in row:
                 exit = len(code)
-            asks = len(code) - start < 5 and any(x.name.startswith("SYNCS") for x in code[start:])
+            asks = len(code) - start < 4 and any(x.name.startswith("SYNCS") for x in code[start:])
             if exit <= start < len(code) - 1 and not asks:
                 ends[start] = len(code)
     return code, nested(ends)
