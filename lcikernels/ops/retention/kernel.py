@@ -31,6 +31,7 @@ from ..checks import boundaries, contiguous, looked_at
 from ..launch import cdiv
 from ..states import all_as_they_are
 from .crossing import Added
+from .gradients import Outer
 from .launch import Part, Problem, shared, small
 from .rates import Weighed
 from .tiles import BLOCK, SHORT
@@ -83,13 +84,16 @@ def backward(
     dinitial = p.empty(p.N, p.H, p.K, p.V)
     drate = p.empty(p.B, p.T, p.H) if need_log_decay else None
     crossing = None
-    if need_log_decay and not p.small:
+    if need_log_decay:
         crossing = p.empty(p.segments, p.H, cdiv(p.K * p.V, BLOCK))
     if p.segmented:
         enter = p.between_segments(k, v, False, enter)
         end = p.between_segments(q, grad_o, True, end, dinitial, enter, crossing)
     if p.small and (need_log_decay or sharing):
-        grads = p.gradients(q, k, v, grad_o, enter, end, drate)
+        outer = Outer(enter, end)
+        grads = p.gradients(q, k, v, grad_o, outer)
+        if need_log_decay:
+            p.rate(q, k, v, grad_o, outer, crossing, drate)
     else:
         leave = None if p.segmented else dinitial
         parts = (

@@ -14,7 +14,7 @@ from .chunks import Cut, Heads, describable, described, heads
 from .crossing import Added, Crossing, chain_kernel, crossing_kernel
 from .fused import Fused, fused_kernel
 from .gradients import Gradients, Grads, Outer, gradients_kernel
-from .rates import Weighed, rate_kernel
+from .rates import Rating, Weighed, rate_kernel, small_rate_kernel
 from .recurrent import Cache, Counts, Inputs, recurrent_kernel
 from .scores import Pairs, Scores, Scoring, scores_kernel
 from .tiles import BLOCK, CUT, MOST, SMALL, Tile, chosen, chunk
@@ -85,7 +85,7 @@ class Problem:
 
     def __init__(self, q, k, v, log_decay, scale, cu_seqlens, by_chunks=False):
         check(q, v)
-        self.rate, self.cu_seqlens, self.scale = contiguous(log_decay), contiguous(cu_seqlens), scale
+        self.rates, self.cu_seqlens, self.scale = contiguous(log_decay), contiguous(cu_seqlens), scale
         self.q, self.dtype, self.H = q, q.dtype, log_decay.shape[-1]
         (self.B, self.T, _, self.K), self.V = q.shape, v.shape[3]
         self.heads = [u.shape[2] for u in (q, k, v)]
@@ -146,7 +146,9 @@ class Problem:
         BK, BV = (max(16, min(64, power_of_2(X))) for X in (self.K, self.V))
         fixed = Scoring(H, self.K, self.V, self.per_token, C, BK, BV, self.precision)
         pairs = Pairs(*map(self.taken, (q, k, v, do)))
-        scores_kernel[(self.pieces(cut) * H,)](pairs, scores, self.rate, cut, self.scale, fixed, **options(4))
+        scores_kernel[(self.pieces(cut) * H,)](
+            pairs, scores, self.rates, cut, self.scale, fixed, **options(4)
+        )
         return scores
 
     def walk(self, part: Part, P: Tensor, decays: Decays, out: Tensor, dots: Tensor | None = None) -> Tensor:
@@ -190,7 +192,7 @@ class Problem:
         )
         ends = Ends(part.enter, part.leave, self.taken(out), None, None)
         fused_kernel[(cdiv(Z, t.BZ) * self.segments * self.H,)](
-            Roles(*map(self.taken, part[:4]), None, None), ends, self.rate, self.cut, self.scale, fixed,
+            Roles(*map(self.taken, part[:4]), None, None), ends, self.rates, self.cut, self.scale, fixed,
             **options(t.warps), num_stages=t.stages,
         )  # fmt: skip
         return out
@@ -201,7 +203,7 @@ class Problem:
         t = self.tile("crossing", X, Z)
         fixed = Crossing(self.H, X, Z, reverse, self.per_token, self.C, t.BX, t.BZ, self.precision)
         crossing_kernel[(cdiv(Z, t.BZ) * cdiv(X, t.BX) * self.segments * self.H,)](
-            self.taken(y), self.taken(z), to, self.rate, self.cut, self.scale, fixed,
+            self.taken(y), self.taken(z), to, self.rates, self.cut, self.scale, fixed,
             **options(t.warps), num_stages=t.stages,
         )  # fmt: skip
 
@@ -216,8 +218,8 @@ class Problem:
         )
         return states
 
-    def gradients(self, q, k, v, do, enter, leave, drate) -> tuple[Tensor, Tensor, Tensor]:
-        """dq, dk, dv of small heads, chunk by chunk; drate is filled."""
+    def gradients(self, q, k, v, do, outer: Outer) -> tuple[Tensor, Tensor, Tensor]:
+        """dq, dk, dv of small heads, chunk by chunk."""
         shares = [self.H // count for count in self.heads]
         group = lcm(*shares)
         most = max(1, self.segments * self.H // self.multiprocessors)
@@ -226,14 +228,26 @@ class Problem:
         one = shares[0] % each == shares[1] % each == 0
         t = self.tile("gradients", self.K, self.V)
         fixed = Gradients(
-            self.H, self.K, self.V, each, *summed, one, self.per_token, self.C, t.BX, t.BZ, self.precision
-        )
+            self.H, self.K, self.V, each, *summed, one, self.per_token, self.C, t.BX, t.BZ,
+            self.precision,
+        )  # fmt: skip
         made = [self.of_heads(u, self.H // n) for u, n in zip((q, k, v), summed)]
         gradients_kernel[(self.segments * self.H // each,)](
-            Pairs(*map(self.taken, (q, k, v, do))), Grads(*made, drate), Outer(enter, leave), self.rate,
+            Pairs(*map(self.taken, (q, k, v, do))), Grads(*made), outer, self.rates,
             self.cut, self.scale, fixed, **options(t.warps), num_stages=t.stages,
         )  # fmt: skip
         return tuple(map(shared, made, (q, k, v)))
+
+    def rate(self, q, k, v, do, outer: Outer, crossing: Tensor, drate: Tensor) -> None:
+        """Fills drate, of small heads."""
+        t = self.tile("gradients", self.K, self.V)
+        fixed = Rating(
+            self.H, self.K, self.V, self.per_token, self.C, t.BX, t.BZ, crossing.shape[2], self.precision
+        )
+        small_rate_kernel[(self.segments * self.H,)](
+            Pairs(*map(self.taken, (q, k, v, do))), outer, crossing, drate, self.rates, self.cut, self.scale,
+            fixed, **options(t.warps), num_stages=t.stages,
+        )  # fmt: skip
 
     def weigh(self, of: Weighed, drate: Tensor) -> None:
         """Adds to drate what is not in one chunk."""
@@ -246,7 +260,7 @@ class Problem:
         BK = max(16, power_of_2(self.K))
         BV = max(1, min(32, MOST * 32 // BK, power_of_2(self.V)))
         recurrent_kernel[(self.B * self.H * cdiv(self.V, BV),)](
-            Inputs(*map(tokens, inputs), self.rate),
+            Inputs(*map(tokens, inputs), self.rates),
             Cache(enter, leave, rows, len(leave), *leave.stride()), o,
             Counts(self.T, *self.heads, self.H, self.H * self.per_token), self.scale, self.K, self.V, BK, BV,
             **options(min(8, max(1, BK * BV // 1024))),
