@@ -1,11 +1,13 @@
 """What torch.library, torch.compile and FlopCounterMode ask of every op."""
 
 import re
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 from devices import GPU, placed, why_not
+from torch._dynamo.backends.registry import lookup_backend
 from torch.utils.flop_counter import FlopCounterMode
 
 import lcikernels.__main__
@@ -22,6 +24,7 @@ from lcikernels.ops import (
     selective_scan_segment,
     selective_scan_step,
 )
+from lcikernels.ops.library import on_its_device
 from lcikernels.ops.selective_scan.op import CHECKPOINT_EVERY
 
 OPS = torch.ops.lcikernels
@@ -263,38 +266,74 @@ def test_autocast_changes_no_bit(op, arguments):
         assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
 
 
+def block(x, dt, a, b, c, z, weight, log_decay, layers, write, read, depth):
+    """Every op that has gradients."""
+    x = causal_conv1d(x, weight, activation="silu")
+    h0 = selective_scan_segment(x, dt, a, b, dt_softplus=True)
+    s0 = retention_segment(x.unflatten(-1, (2, 4)), x.unflatten(-1, (2, 4)), log_decay)
+    y, h = selective_scan(x, dt, a, b, c, dt_softplus=True, return_final_state=True)
+    heads = y.unflatten(-1, (2, 4))
+    o = retention(heads, heads, heads, log_decay).flatten(2)
+    grown = kronecker_expand(layers, write, read, depth)
+    o = gated_rms_norm(o, z, groups=2, norm_before_gate=False)
+    return gated_rms_norm(o, z).sum() + h.sum() + grown.square().sum() + sum(u.sum() for u in h0 + s0)
+
+
+def of_block(T, device):
+    tokens = leaf(2, T, 8), leaf(2, T, 8), rate(8, 3), leaf(2, T, 3), leaf(2, T, 3), leaf(2, T, 8)
+    stack = leaf(2, 4, 3), leaf(5, 4), leaf(6, 3), leaf(3, 2)
+    return tuple(there((*tokens, leaf(8, 4), rate(2), *stack), device))
+
+
+def agree(compiled, inputs):
+    """Values and gradients, with those of `block`."""
+    want, got = block(*inputs), compiled(*inputs)
+    torch.testing.assert_close(got, want)
+    wanted = torch.autograd.grad(want, inputs)
+    torch.testing.assert_close(torch.autograd.grad(got, inputs), wanted)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_ops_compile_into_one_graph_with_gradients(device):
-    def block(x, dt, a, b, c, z, weight, log_decay, layers, write, read, depth):
-        x = causal_conv1d(x, weight, activation="silu")
-        h0 = selective_scan_segment(x, dt, a, b, dt_softplus=True)
-        s0 = retention_segment(x.unflatten(-1, (2, 4)), x.unflatten(-1, (2, 4)), log_decay)
-        y, h = selective_scan(x, dt, a, b, c, dt_softplus=True, return_final_state=True)
-        heads = y.unflatten(-1, (2, 4))
-        o = retention(heads, heads, heads, log_decay).flatten(2)
-        grown = kronecker_expand(layers, write, read, depth)
-        o = gated_rms_norm(o, z, groups=2, norm_before_gate=False)
-        return gated_rms_norm(o, z).sum() + h.sum() + grown.square().sum() + sum(u.sum() for u in h0 + s0)
+    torch.compiler.reset()
+    agree(torch.compile(block, fullgraph=True, backend="aot_eager"), of_block(6, device))
 
-    inputs = (
-        leaf(2, 6, 8),
-        leaf(2, 6, 8),
-        rate(8, 3),
-        leaf(2, 6, 3),
-        leaf(2, 6, 3),
-        leaf(2, 6, 8),
-        leaf(8, 4),
-        rate(2),
-        leaf(2, 4, 3),
-        leaf(5, 4),
-        leaf(6, 3),
-        leaf(3, 2),
-    )
-    inputs = tuple(there(inputs, device))
-    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-    expected = torch.autograd.grad(block(*inputs), inputs)
-    for got, want in zip(torch.autograd.grad(compiled(*inputs), inputs), expected):
-        torch.testing.assert_close(got, want)
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_inductor_compiles_the_ops_with_gradients(device):
+    torch.compiler.reset()
+    agree(torch.compile(block, fullgraph=True), of_block(6, device))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_other_lengths_are_not_compiled_anew(device):
+    torch.compiler.reset()
+    graphs = []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counted)
+    for T in (6, 9, 70):
+        agree(compiled, of_block(T, device))
+    assert len(graphs) == 1
+
+
+def test_an_op_runs_on_the_device_of_its_tensors(monkeypatch):
+    """Triton launches on the current GPU."""
+    current = []
+
+    @contextmanager
+    def guard(x):
+        current.append(x.device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", guard)
+    there = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
+    assert on_its_device(lambda x: list(current))(there) == [there.device] and not current
+    assert on_its_device(lambda x: list(current))(torch.ones(1)) == []
 
 
 def exported():

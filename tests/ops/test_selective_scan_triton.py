@@ -14,7 +14,7 @@ from lcikernels.ops.selective_scan.reference import selective_scan as reference
 if why := why_not("selective_scan", "triton"):
     pytest.skip(why, allow_module_level=True)
 
-from lcikernels.ops.selective_scan import kernel
+from lcikernels.ops.selective_scan import kernel, tiles
 
 scan = on_device(selective_scan, "triton")
 
@@ -22,8 +22,9 @@ scan = on_device(selective_scan, "triton")
 @pytest.fixture
 def short_chunks(monkeypatch):
     """Of 8 tokens; slabs too, or 4 for a segment."""
-    monkeypatch.setattr(kernel, "CHUNK", 8)
-    monkeypatch.setattr(kernel, "SHORT", 8)
+    for module in (kernel, tiles):
+        monkeypatch.setattr(module, "CHUNK", 8)
+        monkeypatch.setattr(module, "SHORT", 8)
     monkeypatch.setitem(op.CHECKPOINT_EVERY, "triton", 8)
 
 
@@ -78,7 +79,7 @@ def test_16_bits_are_computed_and_summed_in_float32(short_chunks, dtype, poisone
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_one_token_or_two_in_registers_are_the_same(short_chunks, monkeypatch, steps, poisoned):
-    monkeypatch.setattr(kernel, "tiles", lambda *_: kernel.Tiles(2, 32, 1, steps, 4))
+    monkeypatch.setattr(kernel, "chosen", lambda *_: tiles.Tiles(2, 32, 1, steps, 4))
     assert_agrees(scan, reference, **inputs(1, 19, 20, 2))
 
 

@@ -203,9 +203,7 @@ def step(
     width = channels_at_once(D)
     grid = (B * cdiv(D, width),)
     at_once = min(max(slots if positions is None else W - 1, 1), 16)
-    step_kernel[grid](
-        x, y, given, window, x.stride(0), D, S, slots, W, at_once, width, activation == "silu"
-    )
+    step_kernel[grid](x, y, given, window, x.stride(0), D, S, slots, W, at_once, width, activation == "silu")
     return y
 
 

@@ -67,7 +67,8 @@ class Fixed(NamedTuple):
 @triton.jit
 def rows_of(given, i_r, i_g, R, D, G, BR: tl.constexpr):
     o_r = tl.cast(i_r, tl.int64) * BR + tl.arange(0, BR)[:, None]
-    return o_r, Rows(o_r * given.x_row + i_g * D, o_r * given.gate_row + i_g * D, (o_r * G + i_g) * D, o_r < R)
+    o_x, o_gate = o_r * given.x_row + i_g * D, o_r * given.gate_row + i_g * D
+    return o_r, Rows(o_x, o_gate, (o_r * G + i_g) * D, o_r < R)
 
 
 @triton.jit

@@ -221,7 +221,7 @@ def back_again(back, run, u, kept, sums, first, at, ours, D, fixed: tl.constexpr
 
 @triton.jit
 def put_sums(p, step, count, first, second, at, fixed: tl.constexpr):
-    """At p the sums of a tile over channels, `step` behind it those of another; the second where count > 1."""
+    """At p a tile's sums over channels, `step` behind it those of another, if count > 1; by one product."""
     BN: tl.constexpr = fixed.BN
     both = tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), [2 * BN, fixed.BD])
     ones = tl.full([fixed.BD, 1], 1.0, tl.float32)

@@ -77,7 +77,8 @@ def run(given, made, p_gate, walk, start, stop, first, last, at, ours, D, G, fix
     most = tl.cast(tl.minimum(last - 1 - start, 2 * fixed.CHUNK), tl.int32)
     # b and c come to shared memory AHEAD tokens before their use: an L2 hit takes as long as two tokens.
     for t in tl.range(0, tl.cast(stop - start, tl.int32), loop_unroll_factor=fixed.AHEAD, num_stages=2):
-        x, delta, z = near.x[0].to(tl.float32), near.dt[0].to(tl.float32) + ours.bias, near.z[0].to(tl.float32)
+        x, delta = near.x[0].to(tl.float32), near.dt[0].to(tl.float32) + ours.bias
+        z = near.z[0].to(tl.float32)
         near = shifted(near, given, p_gate, start, tl.minimum(t + fixed.AHEAD, most), at, D, fixed)
         b = tl.load(p_b + t * G * 2 * fixed.N, at.m_n, 0.0)
         delta = softplus(delta) if fixed.SOFTPLUS else delta

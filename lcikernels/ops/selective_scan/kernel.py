@@ -28,13 +28,13 @@ from torch import Tensor
 from ..checks import boundaries, channels_first, contiguous, empty_as, looked_at, refuse
 from ..launch import cdiv, device, name, options, power_of_2
 from ..states import all_as_they_are
-from ..views import copy, like, line, tokens
+from ..views import like, line, tokens
 from .backward import Back, backward_kernel
-from .collect import collect_kernel
 from .crossing import chain_kernel, crossing_back_kernel
 from .forward import Made, forward_kernel
-from .line import Fixed, Given
+from .line import Fixed, Given, pair_kernel
 from .one import States, Token, step_kernel
+from .sums import collect_kernel, totals_kernel
 from .tiles import CHUNK, SHORT, chosen, cut, up
 
 SLABS = 6  # of a segment: the partial sums of db and dc take 0.7 bytes for each channel and token, not 4
@@ -82,10 +82,12 @@ class Problem:
         return tuple(u.stride(0) // self.D for u in (x, dt, z, dy))
 
     def pair(self, b: Tensor, c: Tensor) -> Tensor:
-        """b and c side by side [L, G, 2 N], in float32: for every thread to convert took 2 of 12 slots."""
-        bc = b.new_empty(*b.shape[:2], self.G, 2 * self.N, dtype=torch.float32)
-        for u, half in zip((b, c), bc.split(self.N, -1)):
-            copy(of_groups(u), half)
+        """b and c side by side [B, T, G, 2 N], in float32."""
+        (B, T), BN, G = b.shape[:2], power_of_2(self.N), self.G
+        BT = max(1, 2048 // BN)
+        bc = b.new_empty(B, T, G, 2 * self.N, dtype=torch.float32)
+        views = tokens(of_groups(b)), tokens(of_groups(c))
+        pair_kernel[(B * G * cdiv(T, BT),)](*views, bc, T, G, self.N, BT, BN)
         return bc
 
     def states(self, *lead: int) -> Tensor:
@@ -197,7 +199,7 @@ def backward(
     length = p.segment + (CHUNK - 1 if p.segment % CHUNK else 0)  # of a segment and its first chunk's start
     slab = min(up(length, CHUNK), max(SHORT, up(cdiv(length, SLABS), CHUNK)))
     slabs = cdiv(length, slab)
-    edges, da = p.states(slabs + 1, p.segments), p.states(slabs, p.segments)
+    edges, parts = p.states(slabs + 1, p.segments), p.states(slabs, p.segments)
     p.leaving(dfinal, edges[-1])
     back = Back(
         checkpoints.contiguous(),
@@ -205,11 +207,11 @@ def backward(
         dfinal,
         edges,
         *map(p.grad, (x, dt, z)),
-        da,
-        da.new_empty(p.programs[0], slab, 2 * p.N),
-        *(da.new_empty(slabs, p.segments, p.D) for _ in range(2)),
+        parts,
+        parts.new_empty(p.programs[0], slab, 2 * p.N),
+        *(parts.new_empty(slabs, p.segments, p.D) for _ in range(2)),
         None if initial_state is None else p.states(p.S),
-        da.new_empty(p.segments, CHUNK // p.STEPS, p.N, p.D),
+        parts.new_empty(p.segments, CHUNK // p.STEPS, p.N, p.D),
     )
     BT = max(1, 2048 // p.fixed.BN)
     for i in reversed(range(slabs)):
@@ -218,15 +220,18 @@ def backward(
             back.dbc, tokens(of_groups(db)), tokens(of_groups(dc)), p.line[1], p.L, p.G, p.blocks // p.G,
             p.segment, slab, i, p.N, p.fixed.BN, BT, CHUNK,
         )  # fmt: skip
+    da = a.new_empty(a.shape)
+    dd, dbias = (None if u is None else a.new_empty(p.D) for u in (d, dt_bias))
+    totals_kernel[(cdiv(p.D, p.BD),)](back, da, dd, dbias, slabs * p.segments, p.D, *p.fixed[:3], **p.options)
     return (
         like(x, back.dx),
         like(dt, back.ddt),
-        da.sum((0, 1)).mT.contiguous(),
+        da,
         db,
         dc,
-        x.new_empty(0) if d is None else back.dd.sum((0, 1)).to(d.dtype),
+        x.new_empty(0) if d is None else dd.to(d.dtype),
         x.new_empty(0) if z is None else like(z, back.dz),
-        x.new_empty(0) if dt_bias is None else back.dbias.sum((0, 1)).to(dt_bias.dtype),
+        x.new_empty(0) if dt_bias is None else dbias.to(dt_bias.dtype),
         x.new_empty(0) if initial_state is None else grad_of_state(initial_state, back.dstate.mT),
     )
 

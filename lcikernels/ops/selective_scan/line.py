@@ -10,7 +10,7 @@ from torch import Tensor
 from triton import language as tl
 
 from ..curves import LOG2E, softplus
-from ..views import wide
+from ..views import steps, wide
 
 # One compilation for all of them. And a D that is known to be a multiple of 4 would give a thread 4 channels
 # of a tile, and spread their states over others.
@@ -194,3 +194,21 @@ def add(total, lost, value):
     corrected = value - lost
     new = total + corrected
     return new, (new - total) - corrected
+
+
+@triton.jit
+def pair_kernel(b, c, p_bc, T, G, N: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr):
+    """bc [B, T, G, 2 N] in float32 from b and c, both Tokens: to convert took threads 2 of 12 slots."""
+    tiles = tl.cdiv(T, BT)
+    i_t, g = tl.program_id(0) % tiles, tl.program_id(0) // tiles % G
+    i_b, o_t, o_n = tl.program_id(0) // tiles // G, i_t * BT + tl.arange(0, BT), tl.arange(0, BN)
+    m = (o_t < T)[:, None] & (o_n < N)[None, :]
+    p_to = p_bc + ((wide(i_b) * T + o_t)[:, None] * G + g) * 2 * N + o_n[None, :]
+    tl.store(p_to, of_group(b, i_b, o_t, g, o_n, m), m)
+    tl.store(p_to + N, of_group(c, i_b, o_t, g, o_n, m), m)
+
+
+@triton.jit
+def of_group(u, i_b, o_t, g, o_n, m):
+    p = u.p + steps(i_b, u.row) + steps(g, u.group)
+    return tl.load(p + steps(o_t, u.token)[:, None] + steps(o_n, u.channel)[None, :], m, 0.0).to(tl.float32)

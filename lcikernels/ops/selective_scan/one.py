@@ -28,7 +28,7 @@ class Token(NamedTuple):
 
 
 class States(NamedTuple):
-    """The states [S, D, N] and elements from one index to the next; which of them a row has, None: its own."""
+    """States [S, D, N] and elements from one index to the next; which of them a row has, None: its own."""
 
     p: Tensor
     row: int
