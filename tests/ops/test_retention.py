@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import pytest
 import torch
 from devices import GPU, on_device, why_not
@@ -28,7 +30,7 @@ def retain(request, monkeypatch):
     if why := why_not("retention", request.param):
         pytest.skip(why)
     if request.param == "triton" and GPU == "cpu":
-        monkeypatch.setattr("lcikernels.ops.retention.launch.chunk", lambda *_: 32)
+        monkeypatch.setattr(import_module("lcikernels.ops.retention.launch"), "chunk", lambda *_: 32)
     return on_device(retention, request.param)
 
 

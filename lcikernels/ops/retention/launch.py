@@ -120,7 +120,8 @@ class Problem:
         return chosen(kernel, X, Z, self.dtype, self.sm, ahead, self.gpu)
 
     def taken(self, x: Tensor | None, columns: int = 0) -> Heads | None:
-        """x as kernels take it, made once; with `columns` by a descriptor of tiles of so many."""
+        """x, which lives as long as this, as kernels take it, made once; with `columns` by a descriptor of
+        tiles of so many."""
         if x is None:
             return None
         key = id(x), columns
@@ -165,7 +166,9 @@ class Problem:
         DOTS = 0 if dots is None else dots.shape[3]
         for first in range(0, rows, t.TILES):
             left = rows - first
-            to = self.taken(out, ahead and describable(out) and t.BZ) if left <= t.TILES else None
+            to = None
+            if left <= t.TILES:  # made anew: another output may get the id of one that is gone
+                to = described(out, self.C, t.BZ) if ahead and describable(out) else heads(out)
             ends = Ends(part.enter, part.leave, to, sums, dots)
             fixed = Walking(
                 self.H, X, Z, *part.steps, first * t.BX, DOTS, part.reverse, self.C, t.BX, t.BZ,
@@ -190,7 +193,7 @@ class Problem:
         fixed = Fused(
             self.H, X, Z, *part.steps, part.reverse, self.per_token, self.C, t.BX, t.BZ, self.precision
         )
-        ends = Ends(part.enter, part.leave, self.taken(out), None, None)
+        ends = Ends(part.enter, part.leave, heads(out), None, None)
         fused_kernel[(cdiv(Z, t.BZ) * self.segments * self.H,)](
             Roles(*map(self.taken, part[:4]), None, None), ends, self.rates, self.cut, self.scale, fixed,
             **options(t.warps), num_stages=t.stages,
