@@ -299,6 +299,7 @@ def test_the_ops_compile_into_one_graph_with_gradients(device):
     agree(torch.compile(block, fullgraph=True, backend="aot_eager"), of_block(6, device))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch's own import
 @pytest.mark.parametrize("device", DEVICES)
 def test_inductor_compiles_the_ops_with_gradients(device):
     torch.compiler.reset()

@@ -17,6 +17,7 @@ if why := why_not("selective_scan", "triton"):
 from lcikernels.ops.selective_scan import kernel, tiles
 
 scan = on_device(selective_scan, "triton")
+FENCE = 4096  # elements
 
 
 @pytest.fixture
@@ -198,3 +199,33 @@ def test_memory_is_at_most_a_fifth_more_than_inputs_and_outputs(processors, sm, 
         grads = kernel.backward(dy, None, *inputs, checkpoints, kernel.CHUNK)
     given = [u for u in (*inputs, dy, y, *grads) if isinstance(u, torch.Tensor)]
     assert memory.most <= 1.2 * sum(u.untyped_storage().nbytes() for u in given)
+
+
+def test_a_measured_configuration_wins_while_it_is_a_candidate(monkeypatch):
+    best, other = tiles.candidates(16, 90, True)
+    table = {tiles.key(16, True): list(other), tiles.key(8, True): [8, 32, 7, 1, 4]}
+    monkeypatch.setattr(tiles, "measured", {"": {}, "one": table}.__getitem__)
+    assert tiles.chosen(16, 90, True) == best
+    assert tiles.chosen(16, 90, True, "one") == other
+    assert tiles.chosen(8, 90, True, "one") == tiles.candidates(8, 90, True)[0]
+
+
+@pytest.mark.parametrize(
+    "bounds", [(5, 40, -3, 12), (12, 12, 12, 0), (0, 0, 0, 3), (2**30, -(2**30), 7, 99)], ids=str
+)
+def test_boundaries_nobody_looked_at_lead_to_no_memory_but_the_arguments(short_chunks, monkeypatch, bounds):
+    """The interpreter reads and writes where a kernel does: around each tensor are numbers that must stay."""
+    monkeypatch.setattr(kernel, "looked_at", lambda cu_seqlens: False)
+    empty, kept = torch.Tensor.new_empty, []
+
+    def fenced(x, *size, dtype=None, **named):
+        shape = size[0] if size and not isinstance(size[0], int) else size
+        count = torch.Size(shape).numel()
+        fence = empty(x, count + 2 * FENCE, dtype=dtype, **named).fill_(7)
+        kept.append(fence)
+        return fence[FENCE : FENCE + count].view(shape)
+
+    arguments = inputs(1, 12, 3, 2, S=3) | {"cu_seqlens": torch.tensor(bounds, dtype=torch.int32)}
+    monkeypatch.setattr(torch.Tensor, "new_empty", fenced)
+    outputs_and_gradients(arguments)
+    assert kept and all((x[:FENCE] == 7).all() and (x[-FENCE:] == 7).all() for x in kept)

@@ -37,7 +37,10 @@ from .one import States, Token, step_kernel
 from .sums import collect_kernel, totals_kernel
 from .tiles import CHUNK, SHORT, chosen, cut, up
 
-SLABS = 6  # of a segment: the partial sums of db and dc take 0.7 bytes for each channel and token, not 4
+SLABS = {
+    1: 5,
+    2: 3,
+}  # of a segment, by STEPS: partial sums of db, dc and scratch stay below a fifth of the rest
 MOST_STATES = 256  # 512 would leave the 8 warps of a program 4 channels, backward
 MOST_APART = 4  # D between tokens of one tensor, each compiled anew: a half or a quarter of a projection
 
@@ -197,7 +200,7 @@ def backward(
     dfinal = grad_state if grad_state is None else grad_state.mT.contiguous()
     db, dc = empty_as(b), empty_as(c)
     length = p.segment + (CHUNK - 1 if p.segment % CHUNK else 0)  # of a segment and its first chunk's start
-    slab = min(up(length, CHUNK), max(SHORT, up(cdiv(length, SLABS), CHUNK)))
+    slab = min(up(length, CHUNK), max(SHORT, up(cdiv(length, SLABS[p.STEPS]), CHUNK)))
     slabs = cdiv(length, slab)
     edges, parts = p.states(slabs + 1, p.segments), p.states(slabs, p.segments)
     p.leaving(dfinal, edges[-1])
