@@ -23,6 +23,7 @@ from resources.launches import modules, replaced
 from benchmarks import bench_gpu, gpu
 from benchmarks.gpu_sides import OPS
 from benchmarks.shapes import FORWARD
+from lcikernels.ops import tuned
 
 MODES = FORWARD, bench_gpu.BACKWARD
 
@@ -99,7 +100,7 @@ def main(until: float = inf) -> None:
         for case in cases(op):
             call = bench_gpu.prepared(case, bench_gpu.drawn(op, case.sizes), OPS[op].sides["ours"], 1)
             tune(tiles, call, best, until)
-        table = tiles.table(torch.cuda.get_device_name())
+        table = tuned.table(op, torch.cuda.get_device_name())
         table.parent.mkdir(exist_ok=True)
         table.write_text(json.dumps(best, indent=1) + "\n")
         print(f"{op}: {len(best)} tiles in {table}")

@@ -31,13 +31,15 @@ CASES = [
 LONGEST = {
     "retention K=256 V=512 bfloat16, bare": {
         "scores_kernel": (97, 2, 2, 3),
-        "walk_kernel": (771, 9, 36, 1),
+        "walk_kernel": (951, 13, 21, 1),
+        "crossing_kernel": (265, 1, 2, 2),
     },
 }
-# Launches of a call, Triton's and torch's, and a scan's slots of a lane for each channel, state and token.
+# Launches of a call as it is timed on a GPU, Triton's and torch's, and slots of a lane for each element of
+# its output, of a scan for each channel, state and token.
 CALLS = {
-    ("selective_scan", "forward"): (3, 2, 9),
-    ("selective_scan", "backward"): (14, 5, 40),
+    ("selective_scan", "forward"): (2, 2, 9.5),
+    ("selective_scan", "backward"): (8, 1, 36.9),
 }
 
 
@@ -70,8 +72,7 @@ def test_a_call_launches_and_issues_no_more_than_is_recorded(op, mode):
     launches, of_torch, slots = CALLS[op, mode]
     assert row["launches"] <= launches and row["torch"] <= of_torch, row
     assert row["predicted"] > 0.8 * row["floor"] and row["host"] > 0, row
-    if "scan" in op:
-        assert row["slots"] <= slots, row
+    assert row["slots"] <= slots, row
 
 
 def machine_code(*rows: str) -> str:

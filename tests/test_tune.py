@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 
 from benchmarks import bench_gpu, gpu, tune
 from benchmarks.shapes import FORWARD
+from lcikernels.ops import tuned
 from lcikernels.ops.retention import launch, tiles
 
 SIZES = {"B": 1, "T": 20, "H": 1, "K": 8, "V": 128}  # two candidates: one program has all columns, or half
@@ -26,12 +27,12 @@ def table(monkeypatch, tmp_path):
     monkeypatch.setattr(bench_gpu, "drawn", lambda *of: {name: u.float() for name, u in drawn(*of).items()})
     monkeypatch.setattr(tune, "OPS", {"retention": tune.OPS["retention"]})
     monkeypatch.setattr(tune, "cases", lambda op: [bench_gpu.Case(op, SIZES, FORWARD)])
-    monkeypatch.setattr(tiles, "table", lambda gpu: tmp_path / f"{gpu}.json")
+    monkeypatch.setattr(tuned, "table", lambda op, gpu: tmp_path / f"{gpu}.json")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A chip")
-    for cached in (tiles.measured, tiles.chosen):
+    for cached in (tuned.measured, tiles.chosen):
         cached.cache_clear()
     yield tmp_path / "A chip.json"
-    for cached in (tiles.measured, tiles.chosen):
+    for cached in (tuned.measured, tiles.chosen):
         cached.cache_clear()
 
 
