@@ -57,7 +57,7 @@ def accumulate(sums, g, x, j: tl.constexpr, W: tl.constexpr):
 
 @triton.jit
 def of_token(g, taps, p_dfinal, i, o_d, m_d, j: tl.constexpr, W: tl.constexpr):
-    """The gradient of the token W-1 before the one that brought g[j + W-1], which is i behind the sequence."""
+    """The gradient of the token W-1 before the one that brought g[j + W-1], and is i behind the sequence."""
     grad = tl.zeros([o_d.shape[0]], tl.float32)
     if p_dfinal is not None:
         if i >= 0:
