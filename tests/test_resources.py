@@ -108,6 +108,7 @@ UNSAFE = {
     "a sum is stored": (FIRST, "STS.128 [R1], R52", ALL),
     "a factor is written": (FIRST, "@!P1 LDS R187, [R1]", ALL),
     "a factor is written by the end of a wide load": (FIRST, "LDG.E.128 R182, desc[UR4][R2.64]", ALL),
+    "a factor is written by an older product": (FIRST, "HMMA.16816.F32.BF16 R181, R4, R8, RZ", ALL),
     "a factor is written by a shuffle": (FIRST, "SHFL.BFLY PT, R186, R3, 0x1, 0x1f", ALL),
     "a factor of the group that the wait leaves": (FIRST, SECOND, ALL_BUT_ONE, "LDS.128 R188, [R1]", ALL),
     "sums of the group that the wait leaves": (FIRST, SECOND, ALL_BUT_ONE, "FADD R56, R1, R2", ALL),

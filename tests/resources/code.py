@@ -195,6 +195,9 @@ def factor_of(x: Instruction) -> set[int]:
 
 
 def width(name: str) -> int:
+    """Registers of a thread that hold its result."""
+    if name.startswith("HMMA"):
+        return 4 if ".F32" in name else 2
     if TWICE.search(name):
         return 2
     return next((n for end, n in WIDTHS.items() if re.search(re.escape(end) + r"(?![\dx])", name)), 1)
