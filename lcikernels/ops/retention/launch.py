@@ -77,6 +77,11 @@ def small(q: Tensor, v: Tensor) -> bool:
     return max(q.shape[3], v.shape[3]) <= SMALL
 
 
+def at_once(q: Tensor, v: Tensor) -> bool:
+    """Whether a program has room for all gradients of a chunk: 128 float16 spill 560 bytes, float32 3128."""
+    return max(q.shape[3], v.shape[3]) <= (SMALL if q.dtype == torch.bfloat16 else SMALL // 2)
+
+
 class Problem:
     """The inputs as the kernels take them, and how they are cut.
 
