@@ -77,6 +77,12 @@ def small(q: Tensor, v: Tensor) -> bool:
     return max(q.shape[3], v.shape[3]) <= SMALL
 
 
+def at_once(q: Tensor, v: Tensor) -> bool:
+    """Whether a program has room for all gradients of a chunk: 128 float16 spill 560 bytes, 64 float32 8."""
+    most = {torch.bfloat16: SMALL, torch.float16: SMALL // 2, torch.float32: SMALL // 4}[q.dtype]
+    return max(q.shape[3], v.shape[3]) <= most
+
+
 class Problem:
     """The inputs as the kernels take them, and how they are cut.
 
