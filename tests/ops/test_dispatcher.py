@@ -316,7 +316,7 @@ def test_other_lengths_are_not_compiled_anew(device):
         return lookup_backend("aot_eager")(graph, inputs)
 
     compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counted)
-    for T in (10, 11):  # 10 is taken for what else is 10
+    for T in (10, 11):  # a second length may bring a second graph, a third none
         compiled(*of_block(T, device))
     known = len(graphs)
     agree(compiled, of_block(70, device))
