@@ -134,6 +134,13 @@ class Problem:
         )  # fmt: skip
 
 
+def in_slabs(segment: int, STEPS: int) -> tuple[int, int]:
+    """Tokens of a slab, and how many there are."""
+    length = segment + (CHUNK - 1 if segment % CHUNK else 0)  # of a segment and its first chunk's start
+    slab = min(up(length, CHUNK), max(SHORT, up(cdiv(length, SLABS[STEPS]), CHUNK)))
+    return slab, cdiv(length, slab)
+
+
 def rows(u: Tensor | None) -> Tensor | None:
     """u [B, T, D] as [B T, D] whose tokens are few D apart."""
     if u is None:
@@ -199,9 +206,7 @@ def backward(
     p = Problem(grad_y, x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
     dfinal = grad_state if grad_state is None else grad_state.mT.contiguous()
     db, dc = empty_as(b), empty_as(c)
-    length = p.segment + (CHUNK - 1 if p.segment % CHUNK else 0)  # of a segment and its first chunk's start
-    slab = min(up(length, CHUNK), max(SHORT, up(cdiv(length, SLABS[p.STEPS]), CHUNK)))
-    slabs = cdiv(length, slab)
+    slab, slabs = in_slabs(p.segment, p.STEPS)
     edges, parts = p.states(slabs + 1, p.segments), p.states(slabs, p.segments)
     p.leaving(dfinal, edges[-1])
     back = Back(
