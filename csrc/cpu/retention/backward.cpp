@@ -48,7 +48,7 @@ struct Backward {
         if (p.dlog_decay) {
           const Kept<R>& kept = this->kept[head.place];
           if (i % kept.every == 0) memcpy(kept.first_of_run(i), head.memory.state.sums.data, w.state_bytes());
-          if (head.of_q.first) w.take_left_readers(chunk.n, chunk.of(head.q), p.scale);
+          w.take_left_readers(chunk.n, chunk.of(head.q), p.scale, nullptr, head.of_q.first);
           readers = kept.readers + i * CHUNK;
         }
         w.read_from_right(head.memory, chunk.n, head.of_k, head.of_q, readers, nullptr);
@@ -77,8 +77,7 @@ struct Backward {
     const auto& [decays, state] = head.memory;
     R pairs[CHUNK], writers[CHUNK];
     head.enter_reversed(w, chunk, p.scale, BOTH);
-    if (head.of_k.first) w.take_left_readers(chunk.n, chunk.of(head.k), R(1));
-    w.c.weigh(chunk.of(head.k), chunk.n, p.K, R(1), decays.in);
+    w.take_left_readers(chunk.n, chunk.of(head.k), R(1), decays.in, head.of_k.first);
     w.take_right_readers(chunk.n, chunk.of(head.v), decays.in);
     w.find_left(head.memory, chunk.n, head.first_of_q_and_k());
     w.read_from_right(head.memory, chunk.n, head.of_q, head.of_k, p.dlog_decay ? writers : nullptr,

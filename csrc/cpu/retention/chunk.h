@@ -89,9 +89,11 @@ struct Workspace : Memory<R> {
     b.take(from, n, V, out, reads);
     expect(from, n, V);
   }
+  // Those of the heads behind the first are weighed only; none where there is no `in`.
   template <typename E>
-  void take_left_readers(int64_t n, const Rows<const E>& from, R factor) {
-    c.take(from, n, K, factor);
+  void take_left_readers(int64_t n, const Rows<const E>& from, R factor, const R* in, bool first) {
+    if (!first) return in ? c.weigh(from, n, K, factor, in) : void();
+    c.take(from, n, K, factor, in);
     expect(from, n, K);
   }
   template <typename E>

@@ -14,8 +14,7 @@ void forward(Task<E>& task) {
     const Chunk chunk = task.chunk(i, false);
     task.for_heads([&](Head<E>& head) {
       head.enter_in_order(w, chunk, FROM_LEFT);
-      if (head.of_q.first) w.take_left_readers(chunk.n, chunk.of(head.q), p.scale);
-      w.c.weigh(chunk.of(head.q), chunk.n, p.K, p.scale, head.memory.decays.in);
+      w.take_left_readers(chunk.n, chunk.of(head.q), p.scale, head.memory.decays.in, head.of_q.first);
       w.find_left(head.memory, chunk.n, head.first_of_q_and_k());
       w.write(head.memory, chunk.n, true, FROM_LEFT);
       w.put_y(chunk.n, chunk.of(head.o));

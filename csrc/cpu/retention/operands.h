@@ -42,10 +42,10 @@ struct LeftReaders {
 
   LeftReaders(Memory<R>& memory, int64_t K) : by_width(memory.panels(K, CHUNK)), weighed(memory.panels(K, CHUNK)) {}
   template <typename E>
-  void take(const Rows<const E>& from, int64_t n, int64_t K, R factor) const {
-    pack_transposed(from, n, K, factor, by_width);
+  void take(const Rows<const E>& from, int64_t n, int64_t K, R factor, const R* weight) const {
+    pack_transposed(from, n, K, factor, by_width, weight, weighed);
   }
-  // What was taken.
+  // What was taken, for other weights.
   template <typename E>
   void weigh(const Rows<const E>&, int64_t, int64_t K, R, const R* weight) const {
     for (int64_t i = 0; i < CHUNK; i += LANES<R>) {

@@ -137,19 +137,21 @@ struct LeftReaders {
   LeftReaders(Memory<R>& memory, int64_t K)
       : by_width(right_pairs(memory, K, CHUNK)), weighed(left_pairs(memory, CHUNK, K)) {}
 
-  void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor) const {
+  void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, const float* weight) const {
     for_columns(from, n, K, factor, [&](const PairedRows& rows) INLINE_LAMBDA {
+      if (weight) weigh(rows, weight);
       for_turned_pairs(rows, [&](int64_t k, int64_t i, Words pairs) INLINE_LAMBDA {
         store_words(by_width.at(k, i), pairs);
       });
     });
   }
-  // What was taken.
+  // What was taken, for other weights.
   void weigh(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, const float* weight) const {
-    for_columns(from, n, K, factor, [&](const PairedRows& rows) INLINE_LAMBDA {
-      for (int64_t i = 0; i < n; i++)
-        store_words(weighed.at(i, rows.column), times(rows.at(i), splat(weight[i]), splat(weight[i])));
-    });
+    for_columns(from, n, K, factor, [&](const PairedRows& rows) INLINE_LAMBDA { weigh(rows, weight); });
+  }
+  INLINE_MEMBER void weigh(const PairedRows& rows, const float* weight) const {
+    for (int64_t i = 0; i < rows.n; i++)
+      store_words(weighed.at(i, rows.column), times(rows.at(i), splat(weight[i]), splat(weight[i])));
   }
   // sums[i] = c[i] . z[:, i], in runs of 32.
   void products(const Panels<float>& z, float* sums) const {
