@@ -15,9 +15,9 @@
 //   z^T = M (d in)^T     + a^T right          right[j, i] = decay[j, i] b[j] . d[i]
 //   M'  = in_end M       + a^T (b out)
 //
-// These are all the products there are. Heads that share q, k or v go through a chunk one after another: what they share
-// is packed once, a . c is summed once where they share both, y, z and `right` are summed over those that share where
-// they go to. Included by retention's kernels only.
+// These are all the products there are. Heads that share q, k or v go through a chunk one after another: q and k are
+// packed once for those that share them, a . c is summed once where they share both, and y, z and `right` are summed
+// over those that share what they are gradients of. Included by retention's kernels only.
 #pragma once
 
 #include "decays.h"
@@ -60,17 +60,24 @@ struct Workspace : Memory<R> {
   const Values<R> b{*this, V};             // weighed: b out
   const Panels<R> y = this->panels(CHUNK, V);
   const LeftReaders<R> c{*this, K};        // weighed: c in
-  const Panels<R> z = this->panels(K, CHUNK), z_of_head = this->panels(K, CHUNK);
+  const Panels<R> z = this->panels(K, CHUNK), z_of_head;
   const RightReaders<R> d{*this, V};       // weighed: d in
-  const Panels<R> left_products = this->panels(CHUNK, CHUNK), right_products = this->panels(CHUNK, CHUNK);
   const LeftScores<R> left{*this};
   const RightScores<R> right{*this};
+  const Panels<R> left_products, right_products;
   Ahead ahead;
 #if defined(__AMX_BF16__)
   const Tiles tiles;
 #endif
 
-  Workspace(R* memory, int64_t K, int64_t V) : Memory<R>{memory}, K(K), V(V) {}
+  // For a head alone, or several: its products fade where they are.
+  Workspace(R* memory, int64_t K, int64_t V, bool several)
+      : Memory<R>{memory},
+        K(K),
+        V(V),
+        z_of_head(several ? this->panels(K, CHUNK) : z),
+        left_products(several ? this->panels(CHUNK, CHUNK) : left.sums),
+        right_products(several ? this->panels(CHUNK, CHUNK) : right.sums) {}
 
   int64_t state_bytes() const { return sizeof(R) * K * padded<R>(V); }
 

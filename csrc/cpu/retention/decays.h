@@ -30,9 +30,9 @@ struct Decays {
   explicit Decays(Memory<R>& memory)
       : between(memory.panels(CHUNK, CHUNK)), in(memory.take(CHUNK)), out(memory.take(CHUNK)), in_end(0), tokens(0) {}
 
-  // Of n tokens with these rates; `between` where any are read. A token's own rate counts before the token, but after it
-  // in a scan from the last one. A rate below -1e3 would swallow its neighbours in the sums, which are float64: beside a
-  // decay of e^-100 float32 would leave 1e-5.
+  // Of n tokens with these rates; `between` where any are read. A token's own rate counts before the token, but after
+  // it in a scan from the last one. A rate below -1e3 would swallow its neighbours in the sums, which are float64:
+  // beside a decay of e^-100 float32 would leave 1e-5.
   void enter(const Rows<const R>& rates, int64_t n, bool reversed, Reads reads) {
     if (rates.step == 0 && tokens == n) return;
     tokens = n;

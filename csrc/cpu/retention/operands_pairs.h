@@ -62,7 +62,7 @@ struct Writers {
   Writers(Memory<R>& memory, int64_t K)
       : by_width(left_pairs(memory, CHUNK, K)), by_token(left_pairs(memory, K, CHUNK)) {}
 
-  void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, Reads reads) const {
+  INLINE_MEMBER void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, Reads reads) const {
     for_columns(from, n, K, factor, [&](const PairedRows& rows) INLINE_LAMBDA {
       for (int64_t i = 0; i < n; i += PAIRED) {
         Words halves[2][PAIRED / 2];
@@ -95,7 +95,7 @@ struct Values {
         by_token(right_pairs(memory, CHUNK, V)),
         weighed(right_pairs(memory, CHUNK, V)) {}
 
-  void take(const Rows<const bf16>& from, int64_t n, int64_t V, const float* weight, Reads reads) const {
+  INLINE_MEMBER void take(const Rows<const bf16>& from, int64_t n, int64_t V, const float* weight, Reads reads) const {
     for_columns(from, n, V, 1, [&](const PairedRows& rows) INLINE_LAMBDA {
       for (int64_t i = 0; i < paired(n); i += 2) {
         const Words row = rows.at(i), next = rows.at(i + 1);
@@ -137,7 +137,7 @@ struct LeftReaders {
   LeftReaders(Memory<R>& memory, int64_t K)
       : by_width(right_pairs(memory, K, CHUNK)), weighed(left_pairs(memory, CHUNK, K)) {}
 
-  void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, const float* weight) const {
+  INLINE_MEMBER void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, const float* weight) const {
     for_columns(from, n, K, factor, [&](const PairedRows& rows) INLINE_LAMBDA {
       if (weight) weigh(rows, weight);
       for_turned_pairs(rows, [&](int64_t k, int64_t i, Words pairs) INLINE_LAMBDA {
@@ -146,7 +146,8 @@ struct LeftReaders {
     });
   }
   // What was taken, for other weights.
-  void weigh(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, const float* weight) const {
+  INLINE_MEMBER void weigh(const Rows<const bf16>& from, int64_t n, int64_t K, float factor,
+                           const float* weight) const {
     for_columns(from, n, K, factor, [&](const PairedRows& rows) INLINE_LAMBDA { weigh(rows, weight); });
   }
   INLINE_MEMBER void weigh(const PairedRows& rows, const float* weight) const {
@@ -179,7 +180,7 @@ struct RightReaders {
   RightReaders(Memory<R>& memory, int64_t V)
       : by_width(right_pairs(memory, V, CHUNK)), weighed(right_pairs(memory, V, CHUNK)) {}
 
-  void take(const Rows<const bf16>& from, int64_t n, int64_t V, const float* weight) const {
+  INLINE_MEMBER void take(const Rows<const bf16>& from, int64_t n, int64_t V, const float* weight) const {
     for_columns(from, n, V, 1, [&](const PairedRows& rows) INLINE_LAMBDA {
       for_turned_pairs(rows, [&](int64_t v, int64_t i, Words pairs) INLINE_LAMBDA {
         store_words(by_width.at(v, i), pairs);
@@ -204,7 +205,7 @@ struct LeftScores {
   explicit LeftScores(Memory<R>& memory)
       : sums(memory.panels(CHUNK, CHUNK)), by_writer(left_pairs(memory, CHUNK, CHUNK)) {}
 
-  void round(int64_t n) const {
+  INLINE_MEMBER void round(int64_t n) const {
     for (int64_t i = 0; i < n; i += LANES<float>)
       for (int64_t j = 0; j < n; j += PAIRED) {
         Words block[LANES<float>];
@@ -224,7 +225,7 @@ struct RightScores {
   explicit RightScores(Memory<R>& memory)
       : sums(memory.panels(CHUNK, CHUNK)), by_writer(right_pairs(memory, CHUNK, CHUNK)) {}
 
-  void round(int64_t n) const {
+  INLINE_MEMBER void round(int64_t n) const {
     for (int64_t j = 0; j < paired(n); j += 2)
       for (int64_t i = 0; i < paired(n); i += LANES<float>)
         store_words(by_writer.at(j, i), paired_rows(sums, n, j, i));

@@ -1,6 +1,6 @@
 // What a task of retention walks over: the chunks of some columns of V of one head, or of several that share q, k or v,
-// in groups whose states stay in the cache together: of each chunk all heads of a group. Included by retention's kernels
-// only.
+// in groups whose states stay in the cache together: of each chunk all heads of a group. Included by retention's
+// kernels only.
 #pragma once
 
 #include "../retention.h"
@@ -78,7 +78,7 @@ struct Task {
         row(p.cu_seqlens ? 0 : n),
         begin(p.cu_seqlens ? p.cu_seqlens[n] : 0),
         end(p.cu_seqlens ? p.cu_seqlens[n + 1] : p.T),
-        w(scratch, p.K, V) {
+        w(scratch, p.K, V, together > 1) {
     for (int64_t i = 0; i < together; i++) group[i].memory = {w, p.K, V};
   }
 
