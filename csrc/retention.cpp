@@ -33,12 +33,17 @@ P problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_d
 }
 
 // How a problem without sums over tasks is cut: into heads, and where they are fewer than the threads into columns of
-// V, at least 32. No bit of a column depends on the others.
+// V, at least 32; then as many heads that share both q and k to a task as keep no thread longer. No bit of a column
+// depends on the others.
 template <typename E>
 void cut(Retention<E>& p) {
   p.columns = p.V, p.heads = 1;
   const int64_t threads = torch::stable::get_num_threads();
   while (p.columns >= 64 && p.tasks() < threads) p.columns = (p.columns / 2 + 31) / 32 * 32;
+  const auto longest = [&] { return (p.tasks() + threads - 1) / threads * p.heads; };
+  const int64_t alone = longest(), q = p.H / p.Hq, k = p.H / p.Hk;
+  for (p.heads = RETENTION_TOGETHER; p.heads > 1; p.heads--)
+    if (q % p.heads == 0 && k % p.heads == 0 && p.together() == p.heads && longest() == alone) break;
 }
 
 // How the backward is, never a matter of the threads, for sums depend on it. First over heads: all that share one of q,
