@@ -31,7 +31,6 @@ constexpr const char* OP = "kronecker_expand";
 constexpr double ROOM = 16 << 20, SHARE = 0.1;
 constexpr int64_t CACHE = 1 << 17;  // numbers of a mix in L2
 
-int64_t at_least_one(double x) { return x < 1 ? 1 : int64_t(x); }
 int64_t over(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 // Dense matrices, one for each layer.
@@ -82,6 +81,11 @@ struct Expansion {
   int64_t room() const {
     const double share = SHARE * sizeof(E) * L2 * M() * N();
     return int64_t((share > ROOM ? share : ROOM) / sizeof(R));
+  }
+
+  // How many layers there is room for, of so many numbers each, of which there may be none: no unit is new.
+  int64_t layers_at_once(int64_t numbers) const {
+    return std::max<int64_t>(1, room() / std::max<int64_t>(1, numbers));
   }
 
   // Tensors as matrices: an input, or what [I; W] x [I; A]^T is like, as it is meant.
@@ -172,8 +176,7 @@ struct Expansion {
   }
   void forward_by_layers(const Layers<E>& out) {
     const bool in_place = old_rows && out.exact;  // x and W x are where they belong, and multiplied there
-    const int64_t layer = in_place ? 1 : (mixed ? m * n : 0) + rows * n, most = at_least_one(double(room()) / layer);
-    const int64_t group = std::min(most, L2);
+    const int64_t most = layers_at_once(in_place ? 0 : (mixed ? m * n : 0) + rows * n), group = std::min(most, L2);
     const Layers<E> made = in_place || !mixed ? Layers<E>{} : workspace(group, m, n);
     const Layers<E> halves = in_place ? Layers<E>{} : workspace(group, rows, n);
     in_parts(L2, most, [&](int64_t i, int64_t count) {
@@ -236,8 +239,7 @@ struct Expansion {
   }
 
   void backward_by_layers(const Layers<E>& grad, const Gradients& to) {
-    const int64_t layer = (mixed ? 2 * m * n : 0) + rows * n + m * columns;
-    const int64_t most = std::min(at_least_one(double(room()) / layer), L2);
+    const int64_t most = std::min(layers_at_once((mixed ? 2 * m * n : 0) + rows * n + m * columns), L2);
     const Layers<E> made = mixed ? workspace(most, m, n) : Layers<E>{}, dmade = mixed ? workspace(most, m, n) : made;
     const Layers<E> t = workspace(most, rows, n), s = workspace(most, m, columns);
     in_parts(L2, most, [&](int64_t i, int64_t count) {
