@@ -8,6 +8,7 @@ from ops.test_selective_scan import inputs
 from tolerance import assert_agrees
 
 from lcikernels import selective_scan, selective_scan_step
+from lcikernels.ops import tuned
 from lcikernels.ops.selective_scan import op
 from lcikernels.ops.selective_scan.reference import selective_scan as reference
 
@@ -204,7 +205,7 @@ def test_memory_is_at_most_a_fifth_more_than_inputs_and_outputs(processors, sm, 
 def test_a_measured_configuration_wins_while_it_is_a_candidate(monkeypatch):
     best, other = tiles.candidates(16, 90, True)
     table = {tiles.key(16, True): list(other), tiles.key(8, True): [8, 32, 7, 1, 4]}
-    monkeypatch.setattr(tiles, "measured", lambda op, gpu: {"": {}, "one": table}[gpu])
+    monkeypatch.setattr(tuned, "measured", lambda op, gpu: {"": {}, "one": table}[gpu])
     assert tiles.chosen(16, 90, True) == best
     assert tiles.chosen(16, 90, True, "one") == other
     assert tiles.chosen(8, 90, True, "one") == tiles.candidates(8, 90, True)[0]
