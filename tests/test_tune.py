@@ -53,8 +53,13 @@ def test_no_candidate_is_begun_when_time_is_up(table):
     assert tiles.chosen(*ASKED, gpu="A chip") == tiles.candidates(*ASKED)[0]
 
 
-def test_what_is_no_candidate_any_more_is_not_chosen(table):
-    table.write_text(json.dumps({tiles.key(*ASKED[:4], False): [1, 2, 3, 4, 5]}))
+KEY = tiles.key(*ASKED[:4], False)
+OLD = {KEY: [1, 2, 3, 4, 5]}, {KEY: [1, 2]}, {KEY: {"BX": 8}}, [1]
+
+
+@pytest.mark.parametrize("text", [*map(json.dumps, OLD), json.dumps(OLD[0])[:-3], ""], ids=str)
+def test_a_table_that_is_old_or_broken_is_passed_over(table, text):
+    table.write_text(text)
     assert tiles.chosen(*ASKED, gpu="A chip") == tiles.candidates(*ASKED)[0]
 
 

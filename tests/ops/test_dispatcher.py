@@ -316,11 +316,10 @@ def test_other_lengths_are_not_compiled_anew(device):
         return lookup_backend("aot_eager")(graph, inputs)
 
     compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counted)
-    for T in (10, 11):  # a second length may bring a second graph, a third none
-        compiled(*of_block(T, device))
-    known = len(graphs)
+    compiled(*of_block(10, device))
+    first = len(graphs)  # 2: dynamo traces again what has a float, eps, to make it a constant
     agree(compiled, of_block(70, device))
-    assert len(graphs) == known <= 2
+    assert len(graphs) == first
 
 
 def test_an_op_runs_on_the_device_of_its_tensors(monkeypatch):

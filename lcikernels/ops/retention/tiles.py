@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ..launch import cdiv, power_of_2
-from ..tuned import measured
+from ..tuned import fastest
 
 MOST = 512  # rows or columns of a state
 SMALL = 128  # of heads whose state is one tile
@@ -69,7 +69,6 @@ def key(kernel: str, X: int, Z: int, dtype: torch.dtype, ahead: bool) -> str:
 def chosen(
     kernel: str, X: int, Z: int, dtype: torch.dtype, sm: int, ahead: bool = False, gpu: str = ""
 ) -> Tile:
-    """The measured one if it still is a candidate, else the predicted best."""
+    """See `fastest`."""
     listed = candidates(kernel, X, Z, dtype, sm, ahead)
-    best = Tile(*measured("retention", gpu).get(key(kernel, X, Z, dtype, ahead), listed[0]))
-    return best if best in listed else listed[0]
+    return fastest("retention", gpu, key(kernel, X, Z, dtype, ahead), listed)

@@ -8,7 +8,7 @@ from functools import cache
 from typing import NamedTuple
 
 from ..launch import cdiv, power_of_2
-from ..tuned import measured
+from ..tuned import fastest
 
 CHUNK = 64  # 1 byte of checkpoints for each channel and token at N = 16
 SHORT, LONG = 256, 4096  # tokens: less are not cut, and no more sequences put together
@@ -43,10 +43,8 @@ def key(N: int, back: bool) -> str:
 
 @cache
 def chosen(N: int, sm: int, back: bool, gpu: str = "") -> Tiles:
-    """The measured one if it still is a candidate, else the predicted best."""
-    listed = candidates(N, sm, back)
-    best = Tiles(*measured("selective_scan", gpu).get(key(N, back), listed[0]))
-    return best if best in listed else listed[0]
+    """See `fastest`."""
+    return fastest("selective_scan", gpu, key(N, back), candidates(N, sm, back))
 
 
 def cut(B: int, T: int, warps: int, processors: int) -> int:
