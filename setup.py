@@ -47,7 +47,9 @@ def gpus() -> str:
     for arch in os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX").replace(" ", ";").split(";"):
         sm, ptx, _ = arch.replace(".", "").partition("+PTX")
         if f"compute_{sm.rstrip('af')}" in known:
-            flags += f" -gencode arch=compute_{sm},code=[sm_{sm}{ptx and f',compute_{sm}'}]"
+            real = "90a" if sm == "90" else sm  # or nvcc would not know its products of warp groups
+            flags += f" -gencode arch=compute_{real},code=sm_{real}" + " -DWITH_WARP_GROUPS" * (real == "90a")
+            flags += ptx and f" -gencode arch=compute_{sm},code=compute_{sm}"
         else:
             print(f"lcikernels: left out GPUs of compute capability {arch}: {NVCC} does not know them")
     return flags or sys.exit(f"lcikernels: {NVCC} knows no GPU in TORCH_CUDA_ARCH_LIST")
