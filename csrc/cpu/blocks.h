@@ -96,6 +96,7 @@ void multiply_panels(const R* a, const R* b, int64_t rows, int64_t columns, int6
 }
 
 #if defined(__AVX512BF16__)
+constexpr bool ROWS_MAY_BE_APART = false;  // of a product: these are copied
 #if defined(__AMX_BF16__)
 typedef Tiles ForProducts;
 #else
@@ -142,6 +143,7 @@ void multiply_packed(const float* a, const float* b, int64_t rows, int64_t colum
   }
 }
 #else
+constexpr bool ROWS_MAY_BE_APART = true;
 struct [[maybe_unused]] ForProducts {};
 
 template <typename E, typename R>

@@ -1,9 +1,10 @@
 // LiGO's expansion on a CPU: blocks of products of matrices, and mixes of layers.
 //
-// A block of a result is [columns / W, rows, W] in scratch memory. What is multiplied is packed in panels of W, of RUN
-// steps of the sum at a time, and each run's sum is added to the block: float32 sums are RUN long at most. Of what is
-// mixed, all layers' blocks lie in each other, row r of layer j behind row r of layer j - 1, so that a mix is a product
-// by the same micro-kernel: mix [made, old] times [old, W].
+// A block of a result is [columns / W, rows, W] in scratch memory, or lies where it belongs, if that are rows of whole
+// panels: tiles then store to memory, and mixes read layers from it and write them to it. What is multiplied is packed
+// in panels of W, of RUN steps of the sum at a time, and each run's sum is added to the block: float32 sums are RUN
+// long at most. Of what is mixed and not in memory, all layers' blocks lie in each other, row r of layer j behind row r
+// of layer j - 1: of a row, the layers are the right operand of a product, mix [made, old] times [old, W].
 
 #include "kronecker_expand.h"
 
@@ -227,7 +228,7 @@ void multiply_block(const Product<E>& p, int64_t task, Real<E>* scratch) {
   const int64_t l = task / p.blocks.count(), last = (l + 1) * p.terms < p.pairs ? (l + 1) * p.terms : p.pairs;
   R *a = scratch, *b = a + RUN * p.blocks.height;
   const Layers<E> to = p.c.at(l).from(place.top, place.left), plus = p.plus.at(l).from(place.top, place.left);
-  const bool in_memory = to.exact && in_panels<R>(to, place.columns);
+  const bool in_memory = ROWS_MAY_BE_APART && to.exact && in_panels<R>(to, place.columns);
   const Block<R> c = in_memory ? Block<R>{to.exact, to.row, W<R>}
                                : Block<R>{b + RUN * p.blocks.width, W<R>, place.rows * W<R>};
   bool add = bool(p.plus);
