@@ -102,13 +102,16 @@ struct Expansion {
   }
   Layers<E> workspace(int64_t layers, int64_t rows, int64_t columns) {
     memory.push_back(empty<R>(like, {layers, rows, columns}));
-    return numbers(memory.back(), rows, columns);
+    return turned ? numbers(memory.back(), columns, rows).turned() : numbers(memory.back(), rows, columns);
   }
 
-  // c = plus + a b, for so many layers, or for the sum over so many.
+  // c = plus + a b, for so many layers, or for the sum over so many. Results whose columns lie side by side are their
+  // transposes', and those of mixes: rows of memory are written as they are.
   void multiply(int64_t layers, int64_t rows, int64_t depth, int64_t columns, const Layers<E>& a, const Layers<E>& b,
                 const Layers<E>& plus, const Layers<E>& c, int64_t terms = 1) const {
     if (!rows || !columns) return;
+    if (c.column != 1)
+      return multiply(layers, columns, depth, rows, b.turned(), a.turned(), plus.turned(), c.turned(), terms);
     int64_t most = 256;
     const auto blocks = [&] { return Blocks(rows, columns, most, most); };
     const int64_t wanted = 4 * torch::stable::get_num_threads();
@@ -119,6 +122,7 @@ struct Expansion {
   // to (+)= the sum over layers, in parts that are summed in order: as many as make 64 tasks.
   void multiply_sum(int64_t layers, int64_t rows, int64_t depth, int64_t columns, const Layers<E>& a,
                     const Layers<E>& b, const Layers<E>& to, bool add) const {
+    if (to.column != 1) return multiply_sum(layers, columns, depth, rows, b.turned(), a.turned(), to.turned(), add);
     const int64_t blocks = over(rows, 96) * over(columns, 96);
     const int64_t terms = blocks ? over(layers, std::min(layers, over(64, blocks))) : 1, parts = over(layers, terms);
     if (parts <= 1) return multiply(layers, rows, depth, columns, a, b, add ? to : Layers<E>{}, to, layers);
@@ -135,12 +139,22 @@ struct Expansion {
     const int64_t width = Blocks::side(columns, 256), height = std::max<int64_t>(32, CACHE / (layers * width));
     return {rows, columns, std::min<int64_t>(height, 256), width};
   }
-  void mix(const Mix<E>& p) const {
+  void mix(const Mix<E>& mix) const {
+    const Mix<E> p = in_rows(mix);
     if (p.blocks.rows && p.blocks.columns) run(p, PICK_PRODUCTS(mix_block, E));
+  }
+  static Mix<E> in_rows(Mix<E> p) {
+    if ((p.out ? p.out : p.grad).column == 1) return p;
+    const Blocks of = p.blocks;
+    p.blocks = p.depth ? Blocks(of.columns, of.rows, of.width, of.height) : mixing(p.old, of.columns, of.rows);
+    if (p.depth) std::swap(p.a, p.b);
+    for (Layers<E>* x : {&p.a, &p.b, &p.out, &p.grad, &p.back}) *x = x->turned();
+    return p;
   }
   // ... and adds dmix to ddepth.
   void mix(Mix<E> p, double* ddepth) const {
     if (!p.blocks.rows || !p.blocks.columns) return;
+    p = in_rows(p);
     const int64_t count = p.made * p.old;
     std::vector<double> dmix(p.tasks() * count);
     p.dmix = dmix.data();
