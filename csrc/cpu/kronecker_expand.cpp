@@ -163,22 +163,23 @@ struct Mixing {
     f(Lying<R>{made, step, rows * step, W<R>});
   }
 
-  // to [count, rows, columns] (+)= the mix of `of` layers of a strip; weights [of, count] in panels
+  // to [count, rows, columns] (+)= the mix of `of` layers of a strip; weights [of, count] in panels. A tile of new
+  // layers after the other: they lie powers of two apart, and 24 of a row do not fit in one set of a cache.
   template <typename From>
   void mix_strip(const R* weights, int64_t of, int64_t count, const Lying<From>& from, int64_t rows,
                  const Layers<E>& to) const {
     const auto mix = [&](const auto& to) {
       const int64_t tiles = (count + TALLEST - 1) / TALLEST, height = (count + tiles - 1) / tiles;
       const int64_t ahead = from.layer == W<R> ? 0 : AHEAD * from.row;
-      for (int64_t r = 0; r < rows; r++)
-        for (int64_t left = 0; left < place.columns; left += W<R>)
-          for (int64_t i = 0; i < count;) {
-            const int64_t more = W<R> - i % W<R> < count - i ? W<R> - i % W<R> : count - i;
-            const int64_t some = more < height ? more : height;
+      for (int64_t i = 0; i < count;) {
+        const int64_t more = W<R> - i % W<R> < count - i ? W<R> - i % W<R> : count - i;
+        const int64_t some = more < height ? more : height;
+        for (int64_t r = 0; r < rows; r++)
+          for (int64_t left = 0; left < place.columns; left += W<R>)
             mix_row_of<TALLEST>(some, Panels<R>{(R*)weights, of}.at(0, i), of, (const From*)from.at(0, r, left),
                                 from.layer, ahead, R(p.add), to.at(i, r, left), to.layer);
-            i += some;
-          }
+        i += some;
+      }
     };
     if (in_panels<R>(to, place.columns)) return as_they_lie(to, mix);
     const int64_t step = count * W<R>;
