@@ -13,11 +13,11 @@ An answer is checked before it is timed. The source's cache has one size from th
 from pathlib import Path
 
 import pytest
+from benchmarks.limits import Limits
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import transferred
 from benchmarks.answers import wrong
-from benchmarks.limits import Limits
 from benchmarks.measure import Race, attempt
 from benchmarks.transferred import PATTERNS, SMALL, Aligning, Size
 from growth.training.flops import CPU_ATTENTION
