@@ -41,7 +41,7 @@ gpu:
 		cat $$log; [ $$failed = 5 ] || exit $$failed'; \
 	tests=$$?; wait; cat build/rivals.log; \
 	$(PYTHON) -m benchmarks.tune $$(($$(date +%s) + 90)); \
-	$(PYTHON) -m pytest -q -rfEs -W default benchmarks/bench_gpu.py benchmarks/bench_gpu_transfer.py --until=$$until \
+	$(PYTHON) -m pytest -q -rfEs -W default benchmarks/bench_gpu.py --until=$$until \
 		$(if $(COMMIT),--commit=$(COMMIT)) $$([ $$tests = 0 ] || echo --tests-failed); \
 	benchmarks=$$?; exit $$((tests || benchmarks))
 

@@ -17,7 +17,7 @@ import torch
 from benchmarks import ligo_step, patched, rivals
 from benchmarks.answers import OPS, both_wrong, check, drawn, gating, prepared, wrong
 from benchmarks.cases import CPU, RETENTION, SCAN, Case
-from benchmarks.measure import Race, attempt, flops
+from benchmarks.measure import Race, attempt, flops, memory
 from benchmarks.sides import Side
 from benchmarks.work import work
 from growth.training.flops import CPU_ATTENTION
@@ -50,8 +50,7 @@ def test_op(case, limits, benchmark, record):
         rival=case.rival and labelled(case, case.rival, sides[1]),
         **race.columns(benchmark),
         floor=limits.floor(*least),
-        mb=tries[0].mb,
-        rival_mb=tries[1].mb if rival else None,
+        **memory(tries),
         targets=case.targets,
         axis=case.sweep if len(case.sweep) == 1 else None,
         value=case.sizes.get(case.sweep),
@@ -168,7 +167,7 @@ def test_a_step_of_ligo_s_learning(ours, limits, benchmark, record):
         rival="training the large model" if ours == "LiGO" else "all of it",
         **dict(seconds=seconds, seconds_memory_kept=seconds, rival_seconds=tries[1].seconds),
         floor=flops(call, custom_mapping=CPU_ATTENTION) / limits.sgemm,
-        **dict(mb=tries[0].mb, rival_mb=tries[1].mb),
+        **memory(tries),
         targets={} if ours == "LiGO" else {"ratio": 1 / 0.15},
         wrong="",
     )

@@ -8,12 +8,14 @@ All in bfloat16, parameters and states in float32. `forward` keeps nothing for a
 torch.autograd.grad of a graph that is kept. A decoding step is timed as one of many in a CUDA graph, each
 with a state of its own, a small call as one of many in a row. An answer is checked before it is timed, by the
 op's reference in float64: at a small size all of it, at full size 64 channels of the last sequence, of
-retention the heads that share its last q.
+retention the heads that share its last q. And models beside transformers': patched, grown by learning, and what a
+transfer makes, whose tokens one by one are checked against the whole text in float32.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +48,9 @@ COLD = 256e6  # bytes that 16 to 64 steps of a graph go through: more than an L2
 ROUNDED = 1 / 16  # of the largest: how far models in bfloat16 may differ
 PAIR, LEARNING = "GPT2-Base to Medium", 8192  # of ligo_step.py, and tokens of a step
 MODELS = ("MambaForCausalLM", "forward + backward"), ("Mamba2ForCausalLM", "forward + backward")
+# transferred.py's, which needs transformers
+TRANSFERRED = "RetNet", "Mamba", "Mamba-2", "hybrid of RetNet"
+CONTEXTS = 1024, 4096, 16384, 65536
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
@@ -237,4 +242,42 @@ def patched_model(name: str, mode: str, limits: GpuLimits) -> dict[str, object]:
         **dict(elements=case.tokens, memory=peak / its_peak),
         targets={"ratio": 1},
         wrong=said,
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    for needed in ("transformers", "accelerate"):
+        pytest.importorskip(needed)
+    from benchmarks import transferred
+
+    return transferred.source(transferred.Size(), tmp_path_factory.mktemp("transferred") / "source")
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", TRANSFERRED)
+def test_a_token_beside_the_source_s(name, context, source, chip, benchmark, record):
+    """Through Python, so that at this size its time counts more than the GPU's."""
+    record(**benchmark.pedantic(token, (name, context, source, chip)))
+
+
+def token(name: str, context: int, source: Path, limits: GpuLimits) -> dict[str, object]:
+    """A row of the report: times of one token, memory of the state over that of the source's keys."""
+    from benchmarks import transferred
+
+    size, dtype = transferred.Size(), torch.bfloat16
+    folders = transferred.target(size, name, source), source
+    ours, rival = (transferred.Writer(folder, context, size, measure.DEVICE, dtype) for folder in folders)
+    seconds, rival_seconds = (x / size.decoded for x in measure.gpu_race(ours.call, rival.call))
+    read, operations = ours.least()
+    return dict(
+        op="a token",
+        shape=str(size),
+        mode=f"after {context}, {ours.bytes / 1e6:.1f} MB of state",
+        ours=name,
+        rival=f"attention, {rival.bytes / 1e6:.1f} MB of keys and values",
+        **dict(seconds=seconds, rival_seconds=rival_seconds, floor=limits.floor(read, flops=operations)),
+        **dict(elements=size.vocabulary, memory=ours.bytes / rival.bytes),
+        targets={"ratio": 1} if context > CONTEXTS[0] else {},
+        wrong=ours.wrong or rival.wrong,
     )

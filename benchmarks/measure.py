@@ -148,6 +148,12 @@ def attempt(call: Callable) -> Attempt:
     return Attempt(answer, seconds, (resident("VmHWM") - before) / 1e6)
 
 
+def memory(tries: list[Attempt]) -> dict[str, float | None]:
+    """Columns of what ours took, and the rival where there is one."""
+    mb, rival_mb = [*(tried.mb for tried in tries), None][:2]
+    return dict(mb=mb, rival_mb=rival_mb)
+
+
 def resident(which: str) -> int:
     """Bytes, of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()

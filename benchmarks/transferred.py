@@ -20,12 +20,12 @@ from transformers import (
 from transformers.cache_utils import Cache, StaticCache
 
 import growth
-from benchmarks.answers import SAME_FUNCTION
+from benchmarks.answers import same, wrong
 from growth.loading import quiet
 from growth.report import Report
 from growth.training.data import Windows
 from growth.transferring.align import Alignment
-from lcikernels.models.cache import RecurrentLayer
+from lcikernels.models.cache import RecurrentLayer, state_bytes
 
 PATTERNS = {"RetNet": "R", "Mamba": "M", "Mamba-2": "S", "hybrid of RetNet": "RA"}  # repeated
 PROMPT = 16  # tokens that a state has really read
@@ -122,11 +122,21 @@ def decoding(model: PreTrainedModel, cache: Cache, count: int) -> Callable[[], T
     return run
 
 
-def least(model: PreTrainedModel, state: int) -> tuple[float, float]:
-    """Bytes and operations of a token: every matrix is read and the state; what is written is less."""
-    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    numbers = sum(weight.numel() for weight in matrices)
-    return matrices[0].element_size() * numbers + state, 2 * numbers
+class Writer:
+    """A model that writes tokens after so many others; checked in float32."""
+
+    def __init__(self, folder: Path, context: int, size: Size, device: str = "cpu", dtype=torch.float32):
+        self.model, self.context = loaded(folder).to(device), context
+        self.wrong = wrong(as_the_whole, self.model, size.decoded)
+        self.model.to(dtype)
+        cache = filled(self.model, context, size.decoded)
+        self.call, self.bytes = decoding(self.model, cache, size.decoded), sum(state_bytes(cache))
+
+    def least(self) -> tuple[float, float]:
+        """Bytes and operations of a token: every matrix is read and the state; what is written is less."""
+        matrices = [module.weight for module in self.model.modules() if isinstance(module, nn.Linear)]
+        numbers = sum(weight.numel() for weight in matrices)
+        return matrices[0].element_size() * numbers + self.bytes, 2 * numbers
 
 
 @torch.inference_mode()
@@ -136,7 +146,7 @@ def as_the_whole(model: PreTrainedModel, count: int) -> None:
     cache = StaticCache(config=model.config, max_cache_len=PROMPT + count)
     parts = [tokens[:, :PROMPT], *tokens[:, PROMPT:].split(1, dim=1)]
     got = torch.cat([model(part, cache=cache, use_cache=True).logits for part in parts], 1)
-    agree(got, model(tokens, use_cache=False).logits)
+    same(got, model(tokens, use_cache=False).logits)
 
 
 def reading(model: PreTrainedModel, count: int, chunk: int | None) -> Callable[[], Tensor]:
@@ -172,7 +182,7 @@ def as_in_float64(folder: Path, count: int) -> None:
     model = loaded(folder)
     tokens = words(model, count)
     got = model(tokens).logits
-    agree(got, model.double()(tokens).logits)
+    same(got, model.double()(tokens).logits)
 
 
 class Aligning(NamedTuple):
@@ -212,8 +222,3 @@ class Aligning(NamedTuple):
         corpus = torch.randint(self.vocabulary, (how.batches * self.batch * self.length,), generator=draw)
         data, out = Windows(corpus, self.length), source.with_name(name)
         return growth.transfer(source, out, pattern=PATTERNS[name][0], align=how, data=data)
-
-
-def agree(got: Tensor, want: Tensor) -> None:
-    error, largest = (got - want).abs().max().item(), want.abs().max().item()
-    assert error <= SAME_FUNCTION * largest, f"error {error:.2e}, largest {largest:.2e}"
