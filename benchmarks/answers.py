@@ -7,11 +7,11 @@ import torch
 from tolerance import Errors, off_by_an_ulp
 from torch import Tensor
 
-from benchmarks import mamba2_layer, measure, sides
+from benchmarks import expansions, mamba2_layer, measure, retentions, sides
 from benchmarks.cases import BACKWARD, FORWARD
 from benchmarks.sides import Side
 
-OPS = sides.OPS | mamba2_layer.OPS
+OPS = sides.OPS | retentions.OPS | expansions.OPS | mamba2_layer.OPS
 SAME_FUNCTION = 1e-3  # of the largest element, or 4 ulps: a rival's rounding is its own affair
 # float32 whatever the activations are; but LiGO's old layers are activations
 PARAMETERS = {"a", "d", "dt_bias", "weight", "bias", "log_decay", "state"}

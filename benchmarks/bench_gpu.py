@@ -8,8 +8,8 @@ All in bfloat16, parameters and states in float32. `forward` keeps nothing for a
 torch.autograd.grad of a graph that is kept. A decoding step is timed as one of many in a CUDA graph, each
 with a state of its own, a small call as one of many in a row. An answer is checked before it is timed, by the
 op's reference in float64: at a small size all of it, at full size 64 channels of the last sequence, of
-retention the heads that share its last q. And models beside transformers': patched, grown by learning, and what a
-transfer makes, whose tokens one by one are checked against the whole text in float32.
+retention the heads that share its last q. And models beside transformers': patched, grown by learning, and
+what a transfer makes, whose tokens one by one are checked against the whole text in float32.
 """
 
 from collections.abc import Callable, Iterator

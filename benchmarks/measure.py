@@ -63,11 +63,13 @@ def cpu_limits(scratch: Path) -> CpuLimits:
 
 def compiled(library: Path) -> Path:
     """limits.cpp as setup.py would compile a kernel for the instruction set that torch uses here."""
-    tree = ast.parse((HERE.parent / "setup.py").read_text())
-    constants = {ast.unparse(x.targets[0]): x.value for x in tree.body if isinstance(x, ast.Assign)}
-    isa = ast.literal_eval(constants["ISAS"]).get(torch.backends.cpu.get_cpu_capability().lower(), "")
-    flags = f"-std=c++17 -O3 -fPIC -shared {isa} -I{HERE.parent / 'csrc/cpu'}".split()
-    subprocess.run(["c++", *flags, HERE / "limits.cpp", "-o", library], check=True)
+    flags: dict[str, dict[str, str]] = {}
+    for line in ast.parse((HERE.parent / "setup.py").read_text()).body:
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) in ("AVX512", "ISAS"):
+            exec(ast.unparse(line), flags)
+    isa = flags["ISAS"].get(torch.backends.cpu.get_cpu_capability().lower(), "")
+    options = f"-std=c++17 -O3 -fPIC -shared {isa} -I{HERE.parent / 'csrc/cpu'}".split()
+    subprocess.run(["c++", *options, HERE / "limits.cpp", "-o", library], check=True)
     return library
 
 

@@ -1,19 +1,18 @@
 """The sides that are compared: our ops, and what people have for the same today, on a CPU and on a GPU.
 
-transformers' and mambapy's own functions are called where they are functions; torchscale's two forms of
-retention are written here from the paper's equations, without its normalisation, which costs extra.
-Packages of rivals are imported where they are called, 1 us: bench_gpu.py runs without a CPU's.
+Here scans, convolutions, norms; the others in retentions.py, expansions.py, mamba2_layer.py. transformers'
+and mambapy's own functions are called where they are functions. Packages of rivals are imported where they
+are called, 1 us: bench_gpu.py runs without a CPU's.
 """
 
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import accumulate, cycle
-from math import gcd
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import rms_norm, silu
 
 import lcikernels
 from benchmarks import rivals
@@ -21,8 +20,6 @@ from lcikernels.compat.causal_conv1d import causal_conv1d_fn
 from lcikernels.compat.mamba_ssm import selective_scan_fn
 from lcikernels.ops.causal_conv1d.reference import causal_conv1d as causal_conv1d_reference
 from lcikernels.ops.gated_rms_norm.reference import gated_rms_norm as gated_rms_norm_reference
-from lcikernels.ops.kronecker_expand.reference import kronecker_expand as kronecker_expand_reference
-from lcikernels.ops.retention.reference import retention as retention_reference
 from lcikernels.ops.selective_scan.reference import selective_scan as selective_scan_reference
 
 # Of more tokens the truth is the torch backend in float64, and for RetNet's decays chunks: retention's
@@ -258,105 +255,6 @@ STEPS = {
 }
 STEPS_ON_GPU = ours_on_gpu(step) | {"mamba-ssm": OnGpu(cuda_step, needs=rivals.UPDATE)}
 
-# retention
-
-
-def retention_inputs(B: int, T: int, H: int, K: int, V: int, G: int | None = None) -> dict[str, Tensor]:
-    """RetNet's, with its constant decays [H]. G: Mamba-2's, G heads of q and k, learned decays [B, T, H]."""
-    q, k, v = torch.randn(B, T, G or H, K), torch.randn(B, T, G or H, K), torch.randn(B, T, H, V)
-    if not G:
-        return dict(q=q, k=k, v=v, log_decay=log_decay(H).to(q))
-    dt = torch.empty(B, T, H).uniform_(-6.9, -2.3).double().exp().float()
-    return dict(q=q, k=k, v=v, log_decay=-dt * torch.empty(H).uniform_(1, 16))
-
-
-def log_decay(H: int) -> Tensor:
-    """RetNet's rates, a constant there as here."""
-    return torch.log1p(-torch.exp2(-5 - torch.arange(H, dtype=torch.float64, device="cpu")))
-
-
-def decays(rates: Tensor, C: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """exp(rate * n): between the tokens of a chunk [H, C, C], since its start, until its end, across it."""
-    rate, t = rates.double()[:, None], torch.arange(C, dtype=torch.float64, device=rates.device)
-    within = (rate[..., None] * (t[:, None] - t)).exp().tril()
-    columns = (rate * (t + 1), rate * (C - 1 - t), rate * C)
-    return within.to(dtype), *(u.exp().to(dtype)[..., None] for u in columns)
-
-
-@cache
-def retnet_s(H: int, C: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Kept from call to call, as RetNet shares them among its layers."""
-    return decays(log_decay(H), C, dtype)
-
-
-def parallel(q, k, v, log_decay) -> Tensor:
-    """(q k^T * D) v.  q, k, v [B, H, T, K or V].  Sun et al. 2023, eq. 5."""
-    H, T, K = q.shape[1:]
-    return (q @ k.mT * K**-0.5 * retnet_s(H, T, q.dtype)[0]) @ v
-
-
-def chunkwise(q, k, v, log_decay, C: int, known: tuple[Tensor, ...] | None = None) -> Tensor:
-    """Parallel inside chunks of C tokens, a state from each to the next.  Sun et al. 2023, eq. 7."""
-    H, K = q.shape[1], q.shape[3]
-    within, since_start, until_end, across = known or retnet_s(H, C, q.dtype)
-    q, k, v = (u.unflatten(2, (-1, C)) for u in (q * K**-0.5, k, v))
-    within, since_start, until_end = (u[:, None] for u in (within, since_start, until_end))
-    state, states = torch.zeros_like(k[:, :, 0].mT @ v[:, :, 0]), []
-    for added in ((k * until_end).mT @ v).unbind(2):  # unbind: indexing would make the backward quadratic
-        states.append(state)
-        state = across * state + added
-    o = (q @ k.mT * within) @ v + (q * since_start) @ torch.stack(states, 2)
-    return o.flatten(2, 3)
-
-
-def retain_reference(q, k, v, log_decay) -> Tensor:
-    T = q.shape[1]
-    if T <= LONG["retention"]:
-        return retention_reference(q, k, v, log_decay)
-    if log_decay.dim() > 1:
-        return lcikernels.retention(q, k, v, log_decay, backend="torch")
-    C, heads = gcd(T, 128), (u.transpose(1, 2) for u in (q, k, v))
-    return chunkwise(*heads, log_decay, C, decays(log_decay, C, q.dtype)).transpose(1, 2)
-
-
-def naive_fla(q, k, v, log_decay) -> Tensor:
-    """By flash-linear-attention's chunks in torch."""
-    naive = rivals.found("fla.ops.simple_gla.naive").naive_chunk_simple_gla
-    return naive(q, k, v, log_decay.expand(q.shape[:3]), chunk_size=64)[0]
-
-
-def fla_retention(q, k, v, log_decay) -> Tensor:
-    """It has RetNet's decays, and no others."""
-    return rivals.found(rivals.FLA).chunk_retention(q, k, v)[0]
-
-
-def attention(q, k, v, log_decay) -> Tensor:
-    return scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-HEADS_FIRST = ("q", "k", "v")
-RETENTIONS = ours(lcikernels.retention) | {
-    "parallel": Side(parallel, HEADS_FIRST),
-    "chunks of 128": Side(partial(chunkwise, C=128), HEADS_FIRST),
-    "chunks of 512": Side(partial(chunkwise, C=512), HEADS_FIRST),  # torchscale's default
-    "flash-linear-attention's torch": Side(naive_fla, needs="fla.ops.simple_gla.naive"),
-}
-RETENTIONS_ON_GPU = ours_on_gpu(lcikernels.retention) | {
-    "flash-linear-attention": OnGpu(fla_retention, needs=rivals.FLA, tuned=True),
-    "causal attention": OnGpu(attention, HEADS_FIRST, other=True),
-}
-
-
-def retention_step_inputs(B: int, H: int, K: int, V: int) -> dict[str, Tensor]:
-    inputs = retention_inputs(B, 1, H, K, V)
-    token = {name: inputs[name][:, 0] for name in HEADS_FIRST}
-    return token | dict(log_decay=inputs["log_decay"], state=torch.randn(B, H, K, V))
-
-
-def retention_step_reference(q, k, v, log_decay, state) -> Tensor:
-    return retention_reference(*(u[:, None] for u in (q, k, v)), log_decay, initial_state=state)[:, 0]
-
-
 # causal_conv1d, gated_rms_norm
 
 
@@ -432,90 +330,11 @@ norm_of_gated, norm_of_gated_reference = (
 )
 NORMS = ours(norm) | {"plain torch": Side(torch_norm)}
 NORMS_OF_GATED = ours(norm_of_gated) | {"plain torch": Side(torch_norm_of_gated)}
-
-# kronecker_expand, where units are added: LiGO's expansion of one kind of matrix in all layers
-
-
-def expansion_inputs(L1: int, L2: int, m: int, n: int, M: int, N: int) -> dict[str, Tensor]:
-    """Maps and depth as after some learning: no zeros."""
-    write, read = torch.randn(M - m, m) / m**0.5, torch.randn(N - n, n) / n**0.5
-    return dict(weight=torch.randn(L1, m, n), write=write, read=read, depth=torch.randn(L2, L1) / L1**0.5)
-
-
-def dense_maps(M: int, N: int, m: int, n: int, **layers: int) -> dict[str, Tensor]:
-    """write [M, m] and read [N, n], of all units."""
-    return expansion_inputs(M=M + m, N=N + n, m=m, n=n, **layers)
-
-
-def expanded(weight, write, read, depth, added: bool) -> Tensor:
-    m, n = weight.shape[1:]
-    return weight.new_empty(len(depth), len(write) + m * added, len(read) + n * added)
-
-
-def whole(added: Tensor) -> Tensor:
-    """The dense map of the equation, [I; C]."""
-    return torch.cat([torch.eye(added.shape[1], dtype=added.dtype, device=added.device), added])
-
-
-def mixed(depth: Tensor, weight: Tensor, i: int) -> Tensor:
-    return sum(depth[i, j] * weight[j] for j in range(len(weight)))
-
-
-def widened_then_mixed(weight, write, read, depth) -> Tensor:
-    """Every old layer widened by dense maps, then mixed, layer by layer.  Wang et al. 2023, eq. 6."""
-    write, read = whole(write), whole(read)
-    wide = [write @ x @ read.T for x in weight]
-    return torch.stack([mixed(depth, wide, i) for i in range(len(depth))])
-
-
-def mixed_then_widened(weight, write, read, depth) -> Tensor:
-    """The same with the mix first, as LiGO's code has it."""
-    write, read = whole(write), whole(read)
-    return torch.stack([write @ mixed(depth, weight, i) @ read.T for i in range(len(depth))])
-
-
-def new_units_alone(weight, write, read, depth) -> Tensor:
-    """And as LiGO's code has it altogether: the products are those of the new units."""
-    layers = []
-    for i in range(len(depth)):
-        x = mixed(depth, weight, i)
-        x = torch.cat([x, write @ x])
-        layers.append(torch.cat([x, x @ read.T], 1))
-    return torch.stack(layers)
-
-
-FORMULATIONS = {
-    "layers widened, then mixed": widened_then_mixed,
-    "layers mixed, then widened": mixed_then_widened,
-    "new units alone": new_units_alone,
-}
-expand = partial(lcikernels.kronecker_expand, added=True)
-EXPANSIONS = {"ours": Side(expand, ours=True)} | {name: Side(run) for name, run in FORMULATIONS.items()}
-EXPANSIONS_ON_GPU = ours_on_gpu(expand, "cuda") | {name: OnGpu(run) for name, run in FORMULATIONS.items()}
 OPS = {
     "selective_scan": Op(scan_inputs, scan_reference, SCANS, SCANS_ON_GPU),
     "selective_scan_step": Op(step_inputs, step_reference, STEPS, STEPS_ON_GPU),
-    "retention": Op(
-        retention_inputs, retain_reference, RETENTIONS, RETENTIONS_ON_GPU, "v", torch.bfloat16
-    ),
-    "retention_step": Op(
-        retention_step_inputs,
-        retention_step_reference,
-        ours(lcikernels.retention_step),
-        ours_on_gpu(lcikernels.retention_step),
-        "v",
-    ),
     "causal_conv1d": Op(conv_inputs, conv_reference, CONVS, CONVS_ON_GPU),
     "causal_conv1d_step": Op(conv_step_inputs, conv_step_reference, on_gpu=CONV_STEPS),
     "gated_rms_norm": Op(norm_inputs, gated_rms_norm_reference, NORMS, ours_on_gpu(norm)),
     "gated_rms_norm, the gate first": Op(norm_inputs, norm_of_gated_reference, NORMS_OF_GATED),
-    "kronecker_expand": Op(
-        expansion_inputs, new_units_alone, EXPANSIONS, EXPANSIONS_ON_GPU, partial(expanded, added=True)
-    ),
-    "kronecker_expand, dense maps": Op(
-        dense_maps,
-        kronecker_expand_reference,
-        on_gpu=ours_on_gpu(lcikernels.kronecker_expand, "cuda"),
-        like=partial(expanded, added=False),
-    ),
-}  # fmt: skip
+}

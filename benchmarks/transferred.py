@@ -9,14 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, StaticCache
 
 import growth
@@ -51,20 +44,20 @@ class Size(NamedTuple):
 SMALL = Size(64, 2, 256, (64, 256), 4, 64, 256, 64)
 
 
-def source(size: Size, folder: Path) -> Path:
-    """A random GPT-NeoX, its heads of 64 dims, saved in a new folder."""
+def saved(folder: Path, of: type[PreTrainedConfig], hidden: int, layers: int, length: int, **sizes) -> Path:
+    """A random model in a new folder, its heads of 64 dims."""
     torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.hidden // 64,
-        intermediate_size=4 * size.hidden,
-        max_position_embeddings=2 * max(*size.contexts, size.trained, size.prompt),
-    )
+    sizes |= dict(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=hidden // 64)
     with quiet():
-        GPTNeoXForCausalLM(config).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_config(of(**sizes, max_position_embeddings=2 * length))
+        model.save_pretrained(folder)
     return folder
+
+
+def source(size: Size, folder: Path) -> Path:
+    length, sizes = max(*size.contexts, size.trained, size.prompt), dict(vocab_size=size.vocabulary)
+    sizes["intermediate_size"] = 4 * size.hidden
+    return saved(folder, GPTNeoXConfig, size.hidden, size.layers, length, **sizes)
 
 
 def target(size: Size, name: str, folder: Path) -> Path:
@@ -199,20 +192,9 @@ class Aligning(NamedTuple):
 
     def source(self, folder: Path) -> Path:
         """Random, of one layer, of which alone aligning has to know."""
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=self.vocabulary,
-            hidden_size=self.hidden,
-            num_hidden_layers=1,
-            num_attention_heads=self.hidden // 64,
-            num_key_value_heads=self.hidden // 192,
-            intermediate_size=self.hidden * 8 // 3,
-            max_position_embeddings=2 * self.length,
-            tie_word_embeddings=True,
-        )
-        with quiet():
-            LlamaForCausalLM(config).save_pretrained(folder)
-        return folder
+        sizes = dict(vocab_size=self.vocabulary, num_key_value_heads=self.hidden // 192)
+        sizes |= dict(intermediate_size=self.hidden * 8 // 3, tie_word_embeddings=True)
+        return saved(folder, LlamaConfig, self.hidden, 1, self.length, **sizes)
 
     def aligned(self, source: Path, name: str) -> Report:
         """The transfer of the source, beside it, with its mixer fitted."""

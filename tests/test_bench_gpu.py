@@ -11,7 +11,7 @@ from devices import GPU
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config
 
-from benchmarks import answers, bench_gpu, ligo_step, measure, patched, report
+from benchmarks import answers, bench_gpu, ligo_step, measure, patched, report, retentions
 from benchmarks import rivals as packages
 from benchmarks import sides as tables
 from benchmarks.answers import OPS, learned
@@ -271,7 +271,7 @@ def test_floors_are_the_bytes_or_the_special_functions():
 
 def test_retention_takes_the_flops_that_are_registered():
     B, T, H, K, V = (tiny("retention", FORWARD, None).sizes[axis] for axis in "BTHKV")
-    inputs = tables.retention_inputs(B, T, H, K, V)
+    inputs = retentions.retention_inputs(B, T, H, K, V)
     heads = {name: u.requires_grad_() for name, u in inputs.items() if learned(name, u)}
     slow = CHIP._replace(copy=1e30, matmul=1.0)
     with FlopCounterMode(display=False) as counter:
