@@ -22,20 +22,8 @@ import torch
 from tolerance import assert_agrees
 from torch import Tensor
 
-from benchmarks import measure, rivals
-from benchmarks.answers import (
-    OPS,
-    both_wrong,
-    check,
-    drawn,
-    exchange,
-    laid_out,
-    learned,
-    packed,
-    prepared,
-    same,
-    wrong,
-)
+from benchmarks import answers, measure, rivals
+from benchmarks.answers import OPS, both_wrong, check, drawn, prepared, same, wrong
 from benchmarks.cases import BACKWARD, DECODING, FORWARD, GPU, IN_A_ROW, TRAINING, Case
 from benchmarks.measure import GpuLimits, flops, size
 from benchmarks.sides import Side
@@ -109,7 +97,7 @@ def copies(inputs: dict[str, Tensor]) -> int:
 def timed(case: Case, inputs: dict[str, Tensor], side: Side, count: int) -> Callable[[], object]:
     """A call to be timed, whose inputs lie ready; `count` of them where that is what is timed."""
     if case.mode == DECODING:
-        return measure.graph([partial(side.run, **laid_out(side, inputs)) for _ in range(count)])
+        return measure.graph([partial(side.run, **answers.laid_out(side, inputs)) for _ in range(count)])
     if case.mode != IN_A_ROW:
         return prepared(case.op, inputs, side, case.mode)
     call = prepared(case.op, inputs, side, FORWARD)
@@ -137,12 +125,12 @@ def checked(op: str, sizes: dict[str, int], side: Side) -> None:
 def check_ours(op: str, sizes: tuple[tuple[str, int], ...], side: Side) -> None:
     def run(**inputs) -> Tensor:
         with poisoned():
-            there = laid_out(side, {name: u.to(measure.DEVICE) for name, u in inputs.items()})
-            return exchange(side.run(**there), bool(side.swapped)).cpu()
+            there = answers.laid_out(side, {name: u.to(measure.DEVICE) for name, u in inputs.items()})
+            return answers.exchange(side.run(**there), bool(side.swapped)).cpu()
 
     inputs = drawn(op, dict(sizes), side).items()
-    inputs = {name: u.cpu().requires_grad_(learned(name, u)) for name, u in inputs}
-    assert_agrees(run, partial(OPS[op].reference, **packed(side, inputs)), OPS[op].products, **inputs)
+    inputs = {name: u.cpu().requires_grad_(answers.learned(name, u)) for name, u in inputs}
+    assert_agrees(run, partial(OPS[op].reference, **answers.packed(side, inputs)), OPS[op].products, **inputs)
 
 
 @cache

@@ -102,15 +102,8 @@ def predicted_table(rows: list[dict], times: dict | None = None) -> list[str]:
         whose = re.sub(r" [\d.]+(post\d+)?$", "", row["by"])  # without its version
         time = (times or {}).get((row["op"], row["shape"], row["mode"], whose))
         count = f"{row['launches']} + {row['torch']} of torch" if row["torch"] else f"{row['launches']}"
-        cells = [
-            row["op"],
-            row["shape"],
-            row["mode"],
-            row["by"],
-            number(1e3 * row["predicted"]),
-            row["bound"],
-        ]
-        cells += [number(1e3 * row["floor"]), number(1e3 * time) if time else "", count]
+        cells = [row["op"], row["shape"], row["mode"], row["by"], number(1e3 * row["predicted"])]
+        cells += [row["bound"], number(1e3 * row["floor"]), number(1e3 * time) if time else "", count]
         lines.append(line([*cells, number(1e6 * row["host"]) if row["host"] else ""]))
     return lines
 
