@@ -82,20 +82,13 @@ def shown(sizes: dict[str, int]) -> str:
 
 
 def cases(
-    op: str,
-    sizes: dict[str, int],
-    modes: str | tuple[str, ...],
-    *rivals: str,
-    ours: str = "ours",
-    minutes: bool = False,
-    sweep: str = "",
-    table: str = "",
-    label: str = "",
-    **targets: float,
+    op: str, sizes: dict[str, int], modes: str | tuple[str, ...], *rivals: str, **options: object
 ) -> list[Case]:
-    """Every rival, or none, in every mode."""
-    modes, rest = (modes,) if isinstance(modes, str) else modes, (ours, targets, minutes, sweep, table, label)
-    return [Case(op, sizes, mode, rival, *rest) for rival in rivals or (None,) for mode in modes]
+    """Every rival, or none, in every mode. options: fields of a case; all others are targets."""
+    fields = {name: options.pop(name) for name in Case._fields if name in options}
+    modes = (modes,) if isinstance(modes, str) else modes
+    each = [(mode, rival) for rival in rivals or (None,) for mode in modes]
+    return [Case(op, sizes, mode, rival, targets=options, **fields) for mode, rival in each]
 
 
 def sweep(op: str, sizes: dict[str, int], axis: str, values: range | tuple, *rivals: str) -> list[Case]:
