@@ -22,7 +22,7 @@ CPP, CPU, CUDA, CUDA_CPP = (
 )
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"
 ISAS = {"base": "", "avx2": "-mavx2 -mfma", "avx512": AVX512}
-# On top of these where the compiler knows them, for kernels whose products of bfloat16 have instructions there.
+# On top of these where the compiler knows them, for kernels with instructions for products of bfloat16.
 PRODUCTS = {
     "avx512_bf16": f"{AVX512} -mavx512bf16",
     "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
@@ -47,7 +47,9 @@ def gpus() -> str:
     for arch in os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX").replace(" ", ";").split(";"):
         sm, ptx, _ = arch.replace(".", "").partition("+PTX")
         if f"compute_{sm.rstrip('af')}" in known:
-            flags += f" -gencode arch=compute_{sm},code=[sm_{sm}{ptx and f',compute_{sm}'}]"
+            real = "90a" if sm == "90" else sm  # or nvcc would not know its products of warp groups
+            flags += f" -gencode arch=compute_{real},code=sm_{real}" + " -DWITH_WARP_GROUPS" * (real == "90a")
+            flags += ptx and f" -gencode arch=compute_{sm},code=compute_{sm}"
         else:
             print(f"lcikernels: left out GPUs of compute capability {arch}: {NVCC} does not know them")
     return flags or sys.exit(f"lcikernels: {NVCC} knows no GPU in TORCH_CUDA_ARCH_LIST")

@@ -24,8 +24,9 @@ PREDICTED_HEAD = """# What is predicted for an H200
 Predicted, not measured: no kernel of ours has run on a GPU where no time stands beside it. `python -m
 benchmarks.resources --predicted --json` compiles every kernel of a call for sm_90 and counts in its machine
 code ([how](../tests/resources/model.py)): the most that bytes, products, special functions or instructions
-take, each at its full rate; what waits cost is not in it, so it is the least that this code takes. Floor: the
-least of any. Host: Python's time for a call, on the machine that compiled.
+take, each at its full rate; what waits cost is not in it, so it is the least that this code takes. Floor: of
+any code (softplus and gate as four special functions, of which ours takes three). Host: Python's time
+for a call, on the machine that compiled. Of rivals' tiles the best predicted; atomic additions count nothing.
 """
 HEAD = """# What the ops take on a CPU
 

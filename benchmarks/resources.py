@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
     elif "--predicted" in options:
         print("\n".join(predicted_table(rows)))
         if "--json" in options:
-            PREDICTED.write_text(json.dumps(rows, indent=1) + "\n")
+            PREDICTED.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     else:
         print(table.HEAD)
         for row in rows:

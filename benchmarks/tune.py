@@ -23,6 +23,7 @@ from resources.launches import modules, replaced
 from benchmarks import measure
 from benchmarks.answers import OPS, drawn, prepared
 from benchmarks.cases import BACKWARD, FORWARD, GPU, Case
+from lcikernels.ops import tuned
 
 
 def tiles_of(op: str) -> ModuleType | None:
@@ -96,7 +97,7 @@ def main(until: float = inf) -> None:
         for case in cases(op):
             side = OPS[op].on_gpu["ours"]
             tune(tiles, prepared(op, drawn(op, case.sizes, side), side, case.mode), best, until)
-        table = tiles.table(torch.cuda.get_device_name())
+        table = tuned.table(op, torch.cuda.get_device_name())
         table.parent.mkdir(exist_ok=True)
         table.write_text(json.dumps(best, indent=1) + "\n")
         print(f"{op}: {len(best)} tiles in {table}")

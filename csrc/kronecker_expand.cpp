@@ -31,7 +31,6 @@ constexpr const char* OP = "kronecker_expand";
 constexpr double ROOM = 16 << 20, SHARE = 0.1;
 constexpr int64_t CACHE = 1 << 17;  // numbers of a mix in L2
 
-int64_t at_least_one(double x) { return x < 1 ? 1 : int64_t(x); }
 int64_t over(int64_t x, int64_t y) { return (x + y - 1) / y; }
 
 // Dense matrices, one for each layer.
@@ -84,6 +83,11 @@ struct Expansion {
     return int64_t((share > ROOM ? share : ROOM) / sizeof(R));
   }
 
+  // How many layers there is room for, of so many numbers each, of which there may be none: no unit is new.
+  int64_t layers_at_once(int64_t numbers) const {
+    return std::max<int64_t>(1, room() / std::max<int64_t>(1, numbers));
+  }
+
   // Tensors as matrices: an input, or what [I; W] x [I; A]^T is like, as it is meant.
   static Layers<E> input(const Tensor& x, int64_t rows, int64_t columns) {
     E* data = const_cast<E*>(in<E>(x));
@@ -98,13 +102,16 @@ struct Expansion {
   }
   Layers<E> workspace(int64_t layers, int64_t rows, int64_t columns) {
     memory.push_back(empty<R>(like, {layers, rows, columns}));
-    return numbers(memory.back(), rows, columns);
+    return turned ? numbers(memory.back(), columns, rows).turned() : numbers(memory.back(), rows, columns);
   }
 
-  // c = plus + a b, for so many layers, or for the sum over so many.
+  // c = plus + a b, for so many layers, or for the sum over so many. Results whose columns lie side by side are their
+  // transposes', and those of mixes: rows of memory are written as they are.
   void multiply(int64_t layers, int64_t rows, int64_t depth, int64_t columns, const Layers<E>& a, const Layers<E>& b,
                 const Layers<E>& plus, const Layers<E>& c, int64_t terms = 1) const {
     if (!rows || !columns) return;
+    if (c.column != 1)
+      return multiply(layers, columns, depth, rows, b.turned(), a.turned(), plus.turned(), c.turned(), terms);
     int64_t most = 256;
     const auto blocks = [&] { return Blocks(rows, columns, most, most); };
     const int64_t wanted = 4 * torch::stable::get_num_threads();
@@ -115,6 +122,7 @@ struct Expansion {
   // to (+)= the sum over layers, in parts that are summed in order: as many as make 64 tasks.
   void multiply_sum(int64_t layers, int64_t rows, int64_t depth, int64_t columns, const Layers<E>& a,
                     const Layers<E>& b, const Layers<E>& to, bool add) const {
+    if (to.column != 1) return multiply_sum(layers, columns, depth, rows, b.turned(), a.turned(), to.turned(), add);
     const int64_t blocks = over(rows, 96) * over(columns, 96);
     const int64_t terms = blocks ? over(layers, std::min(layers, over(64, blocks))) : 1, parts = over(layers, terms);
     if (parts <= 1) return multiply(layers, rows, depth, columns, a, b, add ? to : Layers<E>{}, to, layers);
@@ -131,12 +139,22 @@ struct Expansion {
     const int64_t width = Blocks::side(columns, 256), height = std::max<int64_t>(32, CACHE / (layers * width));
     return {rows, columns, std::min<int64_t>(height, 256), width};
   }
-  void mix(const Mix<E>& p) const {
+  void mix(const Mix<E>& mix) const {
+    const Mix<E> p = in_rows(mix);
     if (p.blocks.rows && p.blocks.columns) run(p, PICK_PRODUCTS(mix_block, E));
+  }
+  static Mix<E> in_rows(Mix<E> p) {
+    if ((p.out ? p.out : p.grad).column == 1) return p;
+    const Blocks of = p.blocks;
+    p.blocks = p.depth ? Blocks(of.columns, of.rows, of.width, of.height) : mixing(p.old, of.columns, of.rows);
+    if (p.depth) std::swap(p.a, p.b);
+    for (Layers<E>* x : {&p.a, &p.b, &p.out, &p.grad, &p.back}) *x = x->turned();
+    return p;
   }
   // ... and adds dmix to ddepth.
   void mix(Mix<E> p, double* ddepth) const {
     if (!p.blocks.rows || !p.blocks.columns) return;
+    p = in_rows(p);
     const int64_t count = p.made * p.old;
     std::vector<double> dmix(p.tasks() * count);
     p.dmix = dmix.data();
@@ -172,8 +190,7 @@ struct Expansion {
   }
   void forward_by_layers(const Layers<E>& out) {
     const bool in_place = old_rows && out.exact;  // x and W x are where they belong, and multiplied there
-    const int64_t layer = in_place ? 1 : (mixed ? m * n : 0) + rows * n, most = at_least_one(double(room()) / layer);
-    const int64_t group = std::min(most, L2);
+    const int64_t most = layers_at_once(in_place ? 0 : (mixed ? m * n : 0) + rows * n), group = std::min(most, L2);
     const Layers<E> made = in_place || !mixed ? Layers<E>{} : workspace(group, m, n);
     const Layers<E> halves = in_place ? Layers<E>{} : workspace(group, rows, n);
     in_parts(L2, most, [&](int64_t i, int64_t count) {
@@ -236,8 +253,7 @@ struct Expansion {
   }
 
   void backward_by_layers(const Layers<E>& grad, const Gradients& to) {
-    const int64_t layer = (mixed ? 2 * m * n : 0) + rows * n + m * columns;
-    const int64_t most = std::min(at_least_one(double(room()) / layer), L2);
+    const int64_t most = std::min(layers_at_once((mixed ? 2 * m * n : 0) + rows * n + m * columns), L2);
     const Layers<E> made = mixed ? workspace(most, m, n) : Layers<E>{}, dmade = mixed ? workspace(most, m, n) : made;
     const Layers<E> t = workspace(most, rows, n), s = workspace(most, m, columns);
     in_parts(L2, most, [&](int64_t i, int64_t count) {

@@ -32,19 +32,24 @@ P problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_d
   return p;
 }
 
-// How a problem without sums over tasks is cut: into heads, and where they are fewer than the threads into columns of V,
-// at least 32. No bit of a column depends on the others.
+// How a problem without sums over tasks is cut: into heads, and where they are fewer than the threads into columns of
+// V, at least 32; then as many heads that share both q and k to a task as keep no thread longer. No bit of a column
+// depends on the others.
 template <typename E>
 void cut(Retention<E>& p) {
   p.columns = p.V, p.heads = 1;
   const int64_t threads = torch::stable::get_num_threads();
   while (p.columns >= 64 && p.tasks() < threads) p.columns = (p.columns / 2 + 31) / 32 * 32;
+  const auto longest = [&] { return (p.tasks() + threads - 1) / threads * p.heads; };
+  const int64_t alone = longest(), q = p.H / p.Hq, k = p.H / p.Hk;
+  for (p.heads = RETENTION_TOGETHER; p.heads > 1; p.heads--)
+    if (q % p.heads == 0 && k % p.heads == 0 && p.together() == p.heads && longest() == alone) break;
 }
 
-// How the backward is, never a matter of the threads, for sums depend on it. First over heads: all that share one of q, k
-// or v in one task, or a part of them, the largest of which there are 64, down to an eighth, for each part has a layer
-// of its gradient. Where even so tasks are below 8, over columns of V, at least 32: from 128 columns to 64 the backward
-// has 10 % more work, and another layer of dq and dk.
+// How the backward is, never a matter of the threads, for sums depend on it. First over heads: all that share one of q,
+// k or v in one task, or a part of them, the largest of which there are 16, down to an eighth, for each part has a
+// layer of its gradient. Where even so tasks are below 8, over columns of V, at least 32: from 128 columns to 64 the
+// backward has 10 % more work, and another layer of dq and dk.
 template <typename E>
 void cut_with_sums(Retention<E>& p) {
   const int64_t shared[] = {p.H / p.Hq, p.H / p.Hk, p.H / p.Hv}, most = *std::max_element(shared, shared + 3);
@@ -53,7 +58,7 @@ void cut_with_sums(Retention<E>& p) {
     const bool even = std::all_of(shared, shared + 3, [&](int64_t x) { return x % heads == 0 || heads % x == 0; });
     if (!even || p.H % heads || most / heads > 8) continue;
     p.heads = heads;
-    if (p.tasks() >= 64) break;
+    if (p.tasks() >= 16) break;
   }
   while (p.columns >= 64 && p.tasks() < 8) p.columns = (p.columns / 2 + 31) / 32 * 32;
 }
@@ -134,7 +139,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
 }
 
 // How many tasks the forward pass is cut into, and the backward with and without the gradient of the rates.
-std::tuple<int64_t, int64_t, int64_t> tasks(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_decay) {
+std::tuple<int64_t, int64_t, int64_t> tasks(const Tensor& q, const Tensor& k, const Tensor& v,
+                                            const Tensor& log_decay) {
   auto p = sequences<float>(q, k, v, log_decay, 1, {}, {});
   cut(p);
   const int64_t forward = p.tasks();

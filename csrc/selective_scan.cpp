@@ -116,7 +116,7 @@ int64_t chunks(const SelectiveScan<E>& p) {
 // Whether a pass over so many tensors like x goes past the caches: where the vectors that it writes are whole lines.
 template <typename E>
 bool streams(const SelectiveScan<E>& p, int64_t tensors) {
-  const bool lines = cpu::current() == cpu::AVX512 && sizeof(E) == sizeof(Real<E>) && p.D / p.G * sizeof(E) % 64 == 0;
+  const bool lines = cpu::current() >= cpu::AVX512 && sizeof(E) == sizeof(Real<E>) && p.D / p.G * sizeof(E) % 64 == 0;
   return lines && beyond_caches(tensors * p.B * p.T * p.D * sizeof(E));
 }
 

@@ -31,13 +31,16 @@ CASES = [
 LONGEST = {
     "retention K=256 V=512 bfloat16, bare": {
         "scores_kernel": (97, 2, 2, 3),
-        "walk_kernel": (771, 9, 36, 1),
+        "walk_kernel": (951, 13, 21, 1),
+        "crossing_kernel": (265, 1, 2, 2),
     },
 }
-# Launches of a call, Triton's and torch's, and a scan's slots of a lane for each channel, state and token.
+# Launches of a call as it is timed on a GPU, Triton's and torch's, and slots of a lane for each element of
+# its output, of a scan for each channel, state and token. Forward in time 8 * (N + 3) / N = 9.5 slots are
+# free: special functions, of which a multiprocessor begins 16 where 128 lanes issue, take as long.
 CALLS = {
-    ("selective_scan", "forward"): (3, 2, 9),
-    ("selective_scan", "backward"): (14, 5, 40),
+    ("selective_scan", "forward"): (2, 2, 9.5),
+    ("selective_scan", "backward"): (8, 1, 36.9),
 }
 
 
@@ -70,8 +73,7 @@ def test_a_call_launches_and_issues_no_more_than_is_recorded(op, mode):
     launches, of_torch, slots = CALLS[op, mode]
     assert row["launches"] <= launches and row["torch"] <= of_torch, row
     assert row["predicted"] > 0.8 * row["floor"] and row["host"] > 0, row
-    if "scan" in op:
-        assert row["slots"] <= slots, row
+    assert row["slots"] <= slots, row
 
 
 def machine_code(*rows: str) -> str:
@@ -107,6 +109,7 @@ UNSAFE = {
     "a sum is stored": (FIRST, "STS.128 [R1], R52", ALL),
     "a factor is written": (FIRST, "@!P1 LDS R187, [R1]", ALL),
     "a factor is written by the end of a wide load": (FIRST, "LDG.E.128 R182, desc[UR4][R2.64]", ALL),
+    "a factor is written by an older product": (FIRST, "HMMA.16816.F32.BF16 R181, R4, R8, RZ", ALL),
     "a factor is written by a shuffle": (FIRST, "SHFL.BFLY PT, R186, R3, 0x1, 0x1f", ALL),
     "a factor of the group that the wait leaves": (FIRST, SECOND, ALL_BUT_ONE, "LDS.128 R188, [R1]", ALL),
     "sums of the group that the wait leaves": (FIRST, SECOND, ALL_BUT_ONE, "FADD R56, R1, R2", ALL),

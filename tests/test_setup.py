@@ -191,7 +191,8 @@ def test_cuda_kernels_are_built_without_a_gpu_for_the_architectures_asked_for(pa
     assert "[libtorch.so]" in needed, "through which a CUDA torch's current stream is found"
     assert "[libtorch_cpu.so]" in needed and "cuda" not in needed
     rules = (package / "build/build.ninja").read_text()
-    assert "-gencode arch=compute_90,code=[sm_90,compute_90]" in rules and "77" not in rules
+    assert "arch=compute_90a,code=sm_90a -DWITH_WARP_GROUPS -gencode arch=compute_90,code=compute_90" in rules
+    assert "77" not in rules
     assert "add_one" in (package / "build/kernel.cu.o.log").read_text(), "what ptxas says of each kernel"
     status, said = run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="cpu")
     assert status == 0

@@ -10,6 +10,7 @@ pytest.importorskip("triton")
 
 from benchmarks import measure, tune
 from benchmarks.cases import FORWARD, Case
+from lcikernels.ops import tuned
 from lcikernels.ops.retention import launch, tiles
 
 SIZES = {"B": 1, "T": 20, "H": 1, "K": 8, "V": 128}  # two candidates: one program has all columns, or half
@@ -26,12 +27,12 @@ def table(monkeypatch, tmp_path):
     monkeypatch.setattr(tune, "drawn", lambda *of: {name: u.float() for name, u in drawn(*of).items()})
     monkeypatch.setattr(tune, "OPS", {"retention": tune.OPS["retention"]})
     monkeypatch.setattr(tune, "cases", lambda op: [Case(op, SIZES, FORWARD)])
-    monkeypatch.setattr(tiles, "table", lambda gpu: tmp_path / f"{gpu}.json")
+    monkeypatch.setattr(tuned, "table", lambda op, gpu: tmp_path / f"{gpu}.json")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A chip")
-    for cached in (tiles.measured, tiles.chosen):
+    for cached in (tuned.measured, tiles.chosen):
         cached.cache_clear()
     yield tmp_path / "A chip.json"
-    for cached in (tiles.measured, tiles.chosen):
+    for cached in (tuned.measured, tiles.chosen):
         cached.cache_clear()
 
 
@@ -52,8 +53,13 @@ def test_no_candidate_is_begun_when_time_is_up(table):
     assert tiles.chosen(*ASKED, gpu="A chip") == tiles.candidates(*ASKED)[0]
 
 
-def test_what_is_no_candidate_any_more_is_not_chosen(table):
-    table.write_text(json.dumps({tiles.key(*ASKED[:4], False): [1, 2, 3, 4, 5]}))
+KEY = tiles.key(*ASKED[:4], False)
+OLD = {KEY: [1, 2, 3, 4, 5]}, {KEY: [1, 2]}, {KEY: {"BX": 8}}, [1]
+
+
+@pytest.mark.parametrize("text", [*map(json.dumps, OLD), json.dumps(OLD[0])[:-3], ""], ids=str)
+def test_a_table_that_is_old_or_broken_is_passed_over(table, text):
+    table.write_text(text)
     assert tiles.chosen(*ASKED, gpu="A chip") == tiles.candidates(*ASKED)[0]
 
 

@@ -26,6 +26,8 @@ struct Block {
   }
 };
 
+constexpr int64_t AHEAD = 4;       // rows of memory on their way to a cache: they end before a prefetcher follows
+
 // Memory's [rows, columns] to a block, with zeros up to a whole panel.
 template <typename E, typename R>
 void pack(const E* from, int64_t row, int64_t column, int64_t rows, int64_t columns, const Block<R>& to) {
@@ -35,6 +37,7 @@ void pack(const E* from, int64_t row, int64_t column, int64_t rows, int64_t colu
   if (column == 1) {
     for (int64_t r = 0; r < rows; r++, from += row)
       for_vectors<R>(columns, [&](int64_t c, int64_t count) INLINE_LAMBDA {
+        __builtin_prefetch(from + AHEAD * row + c);
         store(to.at(r, c), load(from + c, count));
       });
   } else {
@@ -72,6 +75,12 @@ void unpack(const Block<R>& from, int64_t rows, int64_t columns, const Layers<E>
     unpack(from, rows, columns, to.rounded, to.row, to.column);
 }
 
+// Rows of memory are rows of whole panels.
+template <typename R, typename E>
+bool in_panels(const Layers<E>& x, int64_t columns) {
+  return x.column == 1 && columns % W<R> == 0;
+}
+
 // c (+)= a^T b of panels of a and b, `depth` rows each, in what they are.
 template <typename R>
 void multiply_panels(const R* a, const R* b, int64_t rows, int64_t columns, int64_t depth, bool add,
@@ -87,6 +96,7 @@ void multiply_panels(const R* a, const R* b, int64_t rows, int64_t columns, int6
 }
 
 #if defined(__AVX512BF16__)
+constexpr bool ROWS_MAY_BE_APART = false;  // of a product: these are copied
 #if defined(__AMX_BF16__)
 typedef Tiles ForProducts;
 #else
@@ -133,6 +143,7 @@ void multiply_packed(const float* a, const float* b, int64_t rows, int64_t colum
   }
 }
 #else
+constexpr bool ROWS_MAY_BE_APART = true;
 struct [[maybe_unused]] ForProducts {};
 
 template <typename E, typename R>

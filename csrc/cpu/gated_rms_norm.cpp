@@ -96,8 +96,8 @@ void forward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, R
     const int64_t at = group * size;
     const R *const kept = gated + group * width, scale = moments[group].scale, mean = moments[group].mean;
     for_each_vector<R>(size, [=](int64_t i, auto count) {
-      fetch(x + p.x_row + at + i);
-      if (GATE != NONE) fetch(gate + p.gate_row + at + i);
+      if (!first(GATE)) fetch(x + p.x_row + at + i);
+      if (GATE != NONE && !first(GATE)) fetch(gate + p.gate_row + at + i);
       Vec<R> v = first(GATE) ? load(kept + i) : load(x + at + i, count);
       v = (NORM == CENTRED ? v - mean : v) * scale;
       if (NORM != BARE) v *= load(weight + at + i, count);

@@ -1,9 +1,10 @@
 // LiGO's expansion on a CPU: blocks of products of matrices, and mixes of layers.
 //
-// A block of a result is [columns / W, rows, W] in scratch memory. What is multiplied is packed in panels of W, of RUN
-// steps of the sum at a time, and each run's sum is added to the block: float32 sums are RUN long at most. Of what is
-// mixed, all layers' blocks lie in each other, row r of layer j behind row r of layer j - 1, so that a mix is a product
-// by the same micro-kernel: mix [made, old] times [old, W].
+// A block of a result is [columns / W, rows, W] in scratch memory, or lies where it belongs, if that are rows of whole
+// panels: tiles then store to memory, and mixes read layers from it and write them to it. What is multiplied is packed
+// in panels of W, of RUN steps of the sum at a time, and each run's sum is added to the block: float32 sums are RUN
+// long at most. Of what is mixed and not in memory, all layers' blocks lie in each other, row r of layer j behind row r
+// of layer j - 1: of a row, the layers are the right operand of a product, mix [made, old] times [old, W].
 
 #include "kronecker_expand.h"
 
@@ -23,17 +24,29 @@ struct Place {
         columns(x.columns - left < x.width ? x.columns - left : x.width) {}
 };
 
+// Layers of a block, rows of whole panels: as they lie in memory, or packed.
+template <typename S>
+struct Lying {
+  S* data;
+  int64_t row, panel, layer;
+
+  INLINE_MEMBER S* at(int64_t l, int64_t r, int64_t column) const {
+    return data + l * layer + r * row + column / W<Real<S>> * panel;
+  }
+};
+
 // dmix [J columns of it], of two rows: sums over lanes of grad times x. A recursion, as Sums.
 template <int J, typename R>
 struct Dots {
   Vec<R> first{}, second{};
   Dots<J - 1, R> below;
 
-  INLINE_MEMBER void add(const R* x, Vec<R> grad0, Vec<R> grad1) {
+  template <typename X>
+  INLINE_MEMBER void add(const X* x, int64_t layer, Vec<R> grad0, Vec<R> grad1) {
     const Vec<R> value = load(x);
     first = fma(value, grad0, first);
     second = fma(value, grad1, second);
-    below.add(x + W<R>, grad0, grad1);
+    below.add(x + layer, layer, grad0, grad1);
   }
   INLINE_MEMBER void put(double* row0, double* row1) const {
     *row0 += sum<R>(first);
@@ -43,27 +56,51 @@ struct Dots {
 };
 template <typename R>
 struct Dots<0, R> {
-  INLINE_MEMBER void add(const R*, Vec<R>, Vec<R>) {}
+  template <typename X>
+  INLINE_MEMBER void add(const X*, int64_t, Vec<R>, Vec<R>) {}
   INLINE_MEMBER void put(double*, double*) const {}
 };
 
-// Of `chunks` of W columns, [chunks, made, W] and [chunks, old, W], J layers of old ones.
-template <int J, typename R>
-__attribute__((noinline)) void dots(const R* grad, int64_t grad_step, const R* grad1, const R* x, int64_t x_step,
-                                    int64_t chunks, double* row0, double* row1) {
+// Of a panel of so many rows, two layers of new ones, the second of which may be the first, and J of old ones.
+template <int J, typename G, typename X>
+__attribute__((noinline)) void dots(const Lying<G>& grad, const Lying<X>& x, int64_t rows, double* row0,
+                                    double* row1) {
+  using R = Real<G>;
   Dots<J, R> sums;
-  for (int64_t i = 0; i < chunks; i++, grad += grad_step, grad1 += grad_step, x += x_step)
-    for (int64_t lane = 0; lane < W<R>; lane += LANES<R>) sums.add(x + lane, load(grad + lane), load(grad1 + lane));
+  const G *first = grad.data, *second = row1 ? first + grad.layer : first;
+  const X* layers = x.data;
+  for (int64_t r = 0; r < rows; r++, first += grad.row, second += grad.row, layers += x.row)
+    for (int64_t lane = 0; lane < W<R>; lane += LANES<R>)
+      sums.add(layers + lane, x.layer, load(first + lane), load(second + lane));
   sums.put(row0, row1);
 }
-template <int J, typename R, typename... Rest>
-INLINE void dots_of(int64_t count, Rest... rest) {
+template <int J, typename... Rest>
+INLINE void dots_of(int64_t count, const Rest&... rest) {
   if constexpr (J > 1)
-    if (count < J) return dots_of<J - 1, R>(count, rest...);
-  dots<J, R>(rest...);
+    if (count < J) return dots_of<J - 1>(count, rest...);
+  dots<J>(rest...);
 }
 
 constexpr int64_t TOGETHER = 6;    // 12 sums, as AVX2's registers hold
+
+// Of a row of a panel, COUNT layers: to = keep to + the sum of the weights of `of` layers times these.
+template <int COUNT, typename From, typename To, typename R>
+__attribute__((noinline)) void mix_row(const R* weights, int64_t of, const From* from, int64_t layer, int64_t ahead,
+                                       R keep, To* to, int64_t to_layer) {
+  Sums<COUNT, R> sums;
+  for (int64_t j = 0; j < of; j++, weights += W<R>, from += layer) {
+    __builtin_prefetch(from + ahead);
+    __builtin_prefetch(from + ahead + LANES<R>);
+    sums.add(weights, 1, load(from), load(from + LANES<R>));
+  }
+  keep == 0 ? sums.put(to, to_layer, R(0)) : sums.put(to, to_layer, keep);
+}
+template <int COUNT, typename... Rest>
+INLINE void mix_row_of(int64_t count, Rest... rest) {
+  if constexpr (COUNT > 1)
+    if (count < COUNT) return mix_row_of<COUNT - 1>(count, rest...);
+  mix_row<COUNT>(rest...);
+}
 
 template <typename E, typename R = Real<E>>
 struct Mixing {
@@ -71,6 +108,7 @@ struct Mixing {
   const Place place;
   R *a, *b, *x, *made, *out, *to_made, *to_old;
   const Block<R> block;            // row r of layer 0; layer j's follows W further on
+  const bool there;                // what is mixed lies in memory
 
   Mixing(const Mix<E>& p, int64_t task, R* scratch)
       : p(p),
@@ -82,52 +120,84 @@ struct Mixing {
         out(made + p.STRIP * p.blocks.width * p.made),
         to_made(out + p.STRIP * p.blocks.width * (p.made > p.old ? p.made : p.old)),
         to_old(to_made + (p.made + 31) / 32 * 32 * p.old),
-        block{x, p.old * W<R>, place.rows * p.old * W<R>} {}
+        block{x, p.old * W<R>, place.rows * p.old * W<R>},
+        there(!p.depth && in_panels<R>(p.a, place.columns)) {}
 
   Block<R> layer(int64_t j) const { return {block.data + j * W<R>, block.row, block.panel}; }
 
   void find_layers() const {
-    if (!p.depth)
+    if (!p.depth && !there)
       for (int64_t j = 0; j < p.old; j++)
         pack(p.a.at(j).from(place.top, place.left), place.rows, place.columns, layer(j));
     for (int64_t d = 0; d < p.depth; d += RUN) {
       const int64_t run = p.depth - d < RUN ? p.depth - d : RUN;
       for (int64_t j = 0; j < p.old; j++) {
         if (j == 0 || p.b.layer) pack_right(p.b.at(j).from(d, place.left), run, place.columns, b);
-        pack_left(p.a.at(j).from(place.top, d), place.rows, run, a);
+        if (j == 0 || p.a.layer) pack_left(p.a.at(j).from(place.top, d), place.rows, run, a);
         multiply_packed(a, b, place.rows, place.columns, run, d > 0, layer(j));
       }
     }
   }
 
-  // to [count, rows, columns] (+)= the mix of `of` layers of a strip that begins at x; weights [of, count] in panels
-  void mix_strip(const R* weights, int64_t of, int64_t count, const R* x, int64_t panel, int64_t top, int64_t rows,
-                 const Layers<E>& to) const {
-    const int64_t width = padded<R>(place.columns), step = count * W<R>;
-    if (p.add)
-      for (int64_t i = 0; i < count; i++)
-        pack(to.at(i).from(top, place.left), rows, place.columns, Block<R>{out + i * W<R>, step, rows * step});
-    for (int64_t left = 0; left < width; left += W<R>)
-      for (int64_t r = 0; r < rows; r++)
-        multiply_panels(weights, x + left / W<R> * panel + r * of * W<R>, count, W<R>, of, p.add,
-                        Block<R>{out + (left / W<R> * rows + r) * step, W<R>, 0});
-    for (int64_t i = 0; i < count; i++)
-      unpack(Block<R>{out + i * W<R>, step, rows * step}, rows, place.columns, to.at(i).from(top, place.left));
+  // f(the layers as they lie, from a row on)
+  template <typename F>
+  static void as_they_lie(const Layers<E>& x, F f) {
+    if (x.exact)
+      f(Lying<R>{x.exact, x.row, W<R>, x.layer});
+    else
+      f(Lying<E>{x.rounded, x.row, W<R>, x.layer});
+  }
+  template <typename F>
+  void with_old(int64_t r, F f) const {
+    if (there)
+      as_they_lie(p.a.from(place.top + r, place.left), f);
+    else
+      f(Lying<R>{x + r * block.row, block.row, block.panel, W<R>});
+  }
+  template <typename F>
+  void with_grad(const Layers<E>& grad, int64_t rows, F f) const {
+    if (in_panels<R>(grad, place.columns)) return as_they_lie(grad, f);
+    const int64_t step = p.made * W<R>;
+    for (int64_t i = 0; i < p.made; i++)
+      pack(grad.at(i), rows, place.columns, Block<R>{made + i * W<R>, step, rows * step});
+    f(Lying<R>{made, step, rows * step, W<R>});
   }
 
-  void find_dots(const R* x, int64_t rows, double* dmix) const {
-    const int64_t g = p.made * W<R>, panel = rows * g;
-    for (int64_t left = 0; left < place.columns; left += W<R>) {
-      const R* grad = made + left / W<R> * panel;
-      const R* layers = x + left / W<R> * block.panel;
+  // to [count, rows, columns] (+)= the mix of `of` layers of a strip; weights [of, count] in panels
+  template <typename From>
+  void mix_strip(const R* weights, int64_t of, int64_t count, const Lying<From>& from, int64_t rows,
+                 const Layers<E>& to) const {
+    const auto mix = [&](const auto& to) {
+      const int64_t tiles = (count + TALLEST - 1) / TALLEST, height = (count + tiles - 1) / tiles;
+      const int64_t ahead = from.layer == W<R> ? 0 : AHEAD * from.row;
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t left = 0; left < place.columns; left += W<R>)
+          for (int64_t i = 0; i < count;) {
+            const int64_t more = W<R> - i % W<R> < count - i ? W<R> - i % W<R> : count - i;
+            const int64_t some = more < height ? more : height;
+            mix_row_of<TALLEST>(some, Panels<R>{(R*)weights, of}.at(0, i), of, (const From*)from.at(0, r, left),
+                                from.layer, ahead, R(p.add), to.at(i, r, left), to.layer);
+            i += some;
+          }
+    };
+    if (in_panels<R>(to, place.columns)) return as_they_lie(to, mix);
+    const int64_t step = count * W<R>;
+    const auto held = [&](int64_t i) { return Block<R>{out + i * W<R>, step, rows * step}; };
+    for (int64_t i = 0; p.add && i < count; i++) pack(to.at(i), rows, place.columns, held(i));
+    mix(Lying<R>{out, step, rows * step, W<R>});
+    for (int64_t i = 0; i < count; i++) unpack(held(i), rows, place.columns, to.at(i));
+  }
+
+  template <typename G, typename X>
+  void find_dots(const Lying<G>& grad, const Lying<X>& x, int64_t rows, double* dmix) const {
+    for (int64_t left = 0; left < place.columns; left += W<R>)
       for (int64_t i = 0; i < p.made; i += 2)
         for (int64_t j = 0; j < p.old; j += TOGETHER) {
-          const bool two = i + 1 < p.made;
           double* sums = dmix + i * p.old + j;
-          dots_of<TOGETHER, R>(p.old - j, grad + i * W<R>, g, grad + (i + two) * W<R>, layers + j * W<R>, block.row,
-                               rows, sums, two ? sums + p.old : nullptr);
+          dots_of<TOGETHER>(p.old - j, Lying<G>{grad.at(i, 0, left), grad.row, 0, grad.layer},
+                            Lying<X>{x.at(j, 0, left), x.row, 0, x.layer}, rows, sums,
+                            i + 1 < p.made ? sums + p.old : nullptr);
         }
-    }
   }
 
   void run(double* dmix) const {
@@ -135,15 +205,15 @@ struct Mixing {
     pack(p.mix, 1, p.old, p.old, p.made, Block<R>{to_made, W<R>, p.old * W<R>});
     pack(p.mix, p.old, 1, p.made, p.old, Block<R>{to_old, W<R>, p.made * W<R>});
     for (int64_t r = 0; r < place.rows; r += p.STRIP) {
-      const int64_t rows = place.rows - r < p.STRIP ? place.rows - r : p.STRIP, top = place.top + r;
-      const R* strip = x + r * block.row;
-      if (p.out) mix_strip(to_made, p.old, p.made, strip, block.panel, top, rows, p.out);
+      const int64_t rows = place.rows - r < p.STRIP ? place.rows - r : p.STRIP;
+      const auto strip = [&](const Layers<E>& x) { return x.from(place.top + r, place.left); };
+      if (p.out)
+        with_old(r, [&](const auto& x) { mix_strip(to_made, p.old, p.made, x, rows, strip(p.out)); });
       if (!p.grad) continue;
-      const int64_t step = p.made * W<R>;
-      for (int64_t i = 0; i < p.made; i++)
-        pack(p.grad.at(i).from(top, place.left), rows, place.columns, Block<R>{made + i * W<R>, step, rows * step});
-      if (p.back) mix_strip(to_old, p.made, p.old, made, rows * step, top, rows, p.back);
-      if (dmix) find_dots(strip, rows, dmix);
+      with_grad(strip(p.grad), rows, [&](const auto& grad) {
+        if (p.back) mix_strip(to_old, p.made, p.old, grad, rows, strip(p.back));
+        if (dmix) with_old(r, [&](const auto& x) { find_dots(grad, x, rows, dmix); });
+      });
     }
   }
 };
@@ -157,9 +227,12 @@ void multiply_block(const Product<E>& p, int64_t task, Real<E>* scratch) {
   const Place place(p.blocks, task % p.blocks.count());
   const int64_t l = task / p.blocks.count(), last = (l + 1) * p.terms < p.pairs ? (l + 1) * p.terms : p.pairs;
   R *a = scratch, *b = a + RUN * p.blocks.height;
-  const Block<R> c{b + RUN * p.blocks.width, W<R>, place.rows * W<R>};
-  bool add = false;
-  if (p.plus) pack(p.plus.at(l).from(place.top, place.left), place.rows, place.columns, c), add = true;
+  const Layers<E> to = p.c.at(l).from(place.top, place.left), plus = p.plus.at(l).from(place.top, place.left);
+  const bool in_memory = ROWS_MAY_BE_APART && to.exact && in_panels<R>(to, place.columns);
+  const Block<R> c = in_memory ? Block<R>{to.exact, to.row, W<R>}
+                               : Block<R>{b + RUN * p.blocks.width, W<R>, place.rows * W<R>};
+  bool add = bool(p.plus);
+  if (add && !(in_memory && plus.exact == to.exact)) pack(plus, place.rows, place.columns, c);
   for (int64_t j = l * p.terms; j < last; j++)
     for (int64_t d = 0; d < p.depth; d += RUN, add = true) {
       const int64_t run = p.depth - d < RUN ? p.depth - d : RUN;
@@ -167,7 +240,7 @@ void multiply_block(const Product<E>& p, int64_t task, Real<E>* scratch) {
       pack_right(p.b.at(j).from(d, place.left), run, place.columns, b);
       multiply_packed(a, b, place.rows, place.columns, run, add, c);
     }
-  unpack(c, place.rows, place.columns, p.c.at(l).from(place.top, place.left));
+  if (!in_memory) unpack(c, place.rows, place.columns, to);
 }
 
 template <typename E>

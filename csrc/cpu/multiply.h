@@ -20,7 +20,8 @@ struct Sums {
     second = fma(splat(*a), b1, second);
     below.add(a + step, step, b0, b1);
   }
-  INLINE_MEMBER void put(R* c, int64_t step, R keep) const {
+  template <typename E>
+  INLINE_MEMBER void put(E* c, int64_t step, R keep) const {
     store(c, keep == 0 ? first : fma(splat(keep), load(c), first));
     store(c + LANES<R>, keep == 0 ? second : fma(splat(keep), load(c + LANES<R>), second));
     below.put(c + step, step, keep);
@@ -29,7 +30,8 @@ struct Sums {
 template <typename R>
 struct Sums<0, R> {
   INLINE_MEMBER void add(const R*, int64_t, Vec<R>, Vec<R>) {}
-  INLINE_MEMBER void put(R*, int64_t, R) const {}
+  template <typename E>
+  INLINE_MEMBER void put(E*, int64_t, R) const {}
 };
 
 // Two vectors wide: the sums take 28 of 32 registers, or 12 of 16.

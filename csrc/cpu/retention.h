@@ -13,6 +13,9 @@ struct RetentionGradient {
   Real<E>* layers;
 };
 
+// As many heads are walked together at most.
+constexpr int64_t RETENTION_TOGETHER = 8;
+
 template <typename E>
 struct Retention {
   using R = Real<E>;
@@ -41,6 +44,12 @@ struct Retention {
 
   int64_t splits() const { return (V + columns - 1) / columns; }
   int64_t tasks() const { return N * (H / heads) * splits(); }
+  // Heads of a task that are walked together: part of them evenly, with states of 256 KB at most, a quarter of an L2.
+  int64_t together() const {
+    int64_t count = heads < RETENTION_TOGETHER ? heads : RETENTION_TOGETHER;
+    while (count > 1 && (heads % count || count * K * columns * int64_t{sizeof(R)} > 256 << 10)) count--;
+    return count;
+  }
   // In the backward the scan in order and the reversed one are tasks of their own where neither needs the other.
   int64_t scans() const { return dlog_decay ? 1 : 2; }
   int64_t backward_tasks() const { return scans() * tasks(); }
@@ -60,8 +69,8 @@ struct RetentionStep {
   E* o;                                    // [B, H, V]
 };
 
-// Each does one task and owns `scratch`, 64-byte aligned, of retention_scratch numbers, or backward's. The step: one of the B H heads of
-// states [., H, K, V], whose rows or columns are contiguous.
+// Each does one task and owns `scratch`, 64-byte aligned, of retention_scratch numbers, or backward's. The step: one of
+// the B H heads of states [., H, K, V], whose rows or columns are contiguous.
 #define DECLARE(isa)                                                                    \
   namespace isa {                                                                       \
   template <typename E>                                                                 \

@@ -58,7 +58,7 @@ gpu::KroneckerExpand problem(const Tensor& weight, const Tensor& write, const Te
   const int32_t device = weight.get_device_index();
   if (!aoti_torch_get_current_cuda_stream) checks::refuse(OP, "torch", "one with CUDA", "one without");
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &p.stream));
-  p.multiprocessors = gpu::multiprocessors(device);
+  p.multiprocessors = gpu::multiprocessors(device), p.warp_groups = gpu::warp_groups(device);
   return p;
 }
 

@@ -6,51 +6,17 @@
 // mixed into some 4 new layers at once, and would be made L2 / 4 times.
 #include "kronecker_expand.h"
 
-#include "product.cuh"
+#include "launch.cuh"
+#include "mix.cuh"
 
 namespace gpu {
-
-#ifdef __CUDACC__
-int multiprocessors(int device) {
-  int count = 1;
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-}
-
-// kernel(params) in a grid of blocks x 1 x layers; the name of the error it met, or null.
-template <typename Kernel, typename Params>
-const char* launch(Kernel kernel, int64_t blocks, int64_t layers, int threads, int shared_bytes, void* stream,
-                   Params params) {
-  void* arguments[] = {&params};
-  const void* function = reinterpret_cast<const void*>(kernel);
-  cudaError_t error = cudaSuccess;
-  if (shared_bytes > 48 << 10)
-    error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (error == cudaSuccess)
-    error = cudaLaunchKernel(function, dim3(blocks, 1, layers), threads, arguments, shared_bytes,
-                             static_cast<cudaStream_t>(stream));
-  return error == cudaSuccess ? nullptr : cudaGetErrorName(error);
-}
-#endif
 
 namespace {
 
 constexpr double SHARE = 0.1;  // of the output: the forward's workspace, where one layer or 64 rows are not more
 
-int64_t pieces(int64_t size, int64_t of) { return (size + of - 1) / of; }
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
-
-template <Arithmetic KIND, int TILE>
-const char* launch_product(const Product& p, int64_t layers, void* stream) {
-  const auto run = [&](auto kernel) {
-    const int64_t blocks = pieces(p.rows, TILE) * pieces(p.columns, TILE);
-    return launch(kernel, blocks, layers, THREADS, shared_bytes(TILE), stream, p);
-  };
-  if (p.b.along == Along::DEPTH) return run(product<KIND, TILE, Along::DEPTH, Along::DEPTH>);
-  if (p.a.along == Along::DEPTH) return run(product<KIND, TILE, Along::DEPTH, Along::OUTER>);
-  return run(product<KIND, TILE, Along::OUTER, Along::OUTER>);
-}
 
 // Where a product goes.
 struct Place {
@@ -184,20 +150,8 @@ struct Plan {
     return q;
   }
 
-  // The large tile where it gives every multiprocessor one.
   void run(const Product& q, Arithmetic kind, int64_t layers) {
-    if (error || !q.rows || !q.columns) return;
-    const bool large = q.rows > 64 && q.columns > 64 &&
-                       pieces(q.rows, 128) * pieces(q.columns, 128) * layers >= p.multiprocessors;
-    if (kind == Arithmetic::FLOAT32) error = launch_product<Arithmetic::FLOAT32, 64>(q, layers, p.stream);
-    else if (kind == Arithmetic::TF32) error = sized<Arithmetic::TF32>(q, layers, large);
-    else if (kind == Arithmetic::BFLOAT16) error = sized<Arithmetic::BFLOAT16>(q, layers, large);
-    else error = sized<Arithmetic::FLOAT16>(q, layers, large);
-  }
-
-  template <Arithmetic KIND>
-  const char* sized(const Product& q, int64_t layers, bool large) {
-    return large ? launch_product<KIND, 128>(q, layers, p.stream) : launch_product<KIND, 64>(q, layers, p.stream);
+    if (!error && q.rows && q.columns) error = launch(q, kind, layers, p.multiprocessors, p.warp_groups, p.stream);
   }
 };
 

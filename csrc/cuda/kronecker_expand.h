@@ -17,10 +17,12 @@ struct KroneckerExpand {
   void *out, *dweight, *dwrite, *dread, *ddepth;
   void* workspace;                  // of so many bytes as the functions below say
   int multiprocessors;
+  bool warp_groups;                 // whether there are products of these
   void* stream;
 };
 
 int multiprocessors(int device);
+bool warp_groups(int device);
 int64_t forward_workspace(const KroneckerExpand& p);
 int64_t backward_workspace(const KroneckerExpand& p);
 // The name of the CUDA error that launching met, or null.

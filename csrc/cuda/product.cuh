@@ -1,4 +1,4 @@
-// C[z] = sum_s A[z, s] B[z, s]: products of stacks of matrices; and two small kernels around them.
+// C[z] = sum_s A[z, s] B[z, s]: products of stacks of matrices.
 //
 // A is [rows, depth], B [depth, columns]. A block of 128 threads makes one TILE x TILE of C. Both operands are the same
 // to it: `outer` (rows of A, columns of B) times `depth`, either of which is the contiguous axis in memory. 64 bytes of
@@ -60,8 +60,11 @@ constexpr float BEFORE_A_CUT = 1 + 0.35f / 1024;
 
 // A stage of an operand in shared memory, in chunks of 16 bytes. Chunks of a row change places from row to row: what 8
 // lanes read at once lies in 8 different places of a line of 128 bytes.
-template <typename Element, int TILE, Along ALONG>
+template <typename Number, int TILE, Along CONTIGUOUS>
 struct Stage {
+  using Element = Number;
+  static constexpr Along ALONG = CONTIGUOUS;
+  static constexpr int BYTES = TILE * STAGE_BYTES;
   static constexpr int VECTOR = 16 / sizeof(Element);
   static constexpr int DEPTH = STAGE_BYTES / sizeof(Element);
   static constexpr int ROWS = ALONG == Along::DEPTH ? TILE : DEPTH;
@@ -211,69 +214,61 @@ struct Quarter<Arithmetic::FLOAT32, TILE, A, B> {
   }
 };
 
-extern __shared__ __align__(128) char shared[];
+extern __shared__ __align__(1024) char shared[];
 
-template <Arithmetic KIND, int TILE, Along A_ALONG, Along B_ALONG>
-__global__ void __launch_bounds__(THREADS, TILE == 128 ? 2 : AT_ONCE) product(const Product p) {
-  using Element = typename Kind<KIND>::Element;
-  using A = Stage<Element, TILE, A_ALONG>;
-  using B = Stage<Element, TILE, B_ALONG>;
-  static_assert(STAGES * 2 * STAGE_BYTES >= TILE * 4, "the tile is staged where the operands were");
+// The stages of a block's tile of C, from `row` and `column` on, asked for in order.
+template <typename A, typename B>
+struct Feed {
+  using Element = typename A::Element;
+  const Product& p;
+  const int64_t rows, columns;   // that are left of C
+  const int64_t first, segments;
+  const Element *a, *b;
+  int64_t s = 0, k = 0;          // the next stage is k deep in segment s
 
-  // Neighbouring blocks share columns of B.
-  const int64_t tiles = (p.rows + TILE - 1) / TILE, z = blockIdx.z;
-  const int64_t row = blockIdx.x % tiles * TILE, column = blockIdx.x / tiles * TILE;
-  const int64_t first = z * p.split;  // segment
-  const int64_t segments = max(int64_t{0}, p.split ? min(p.split, p.segments - first) : p.segments);
-  const int64_t each = (p.depth + A::DEPTH - 1) / A::DEPTH;  // stages of a segment
-  const Element* a = static_cast<const Element*>(p.a.data) + z * p.a.layer + first * p.a.segment +
-                     row * (A_ALONG == Along::DEPTH ? p.a.row : 1);
-  const Element* b = static_cast<const Element*>(p.b.data) + z * p.b.layer + first * p.b.segment +
-                     column * (B_ALONG == Along::DEPTH ? p.b.row : 1);
+  __device__ Feed(const Product& p, int64_t z, int64_t row, int64_t column)
+      : p(p), rows(p.rows - row), columns(p.columns - column), first(z * p.split),
+        segments(max(int64_t{0}, p.split ? min(p.split, p.segments - first) : p.segments)),
+        a(begin(p.a, z, row)), b(begin(p.b, z, column)) {}
 
-  // Stages are asked for in order: the next one is k deep in segment s.
-  int64_t s = 0, k = 0;
-  const auto ask = [&](int slot) {
+  __device__ const Element* begin(const Operand& x, int64_t z, int64_t outer) const {
+    return static_cast<const Element*>(x.data) + z * x.layer + first * x.segment +
+           outer * (x.along == Along::DEPTH ? x.row : 1);
+  }
+  __device__ int64_t stages() const { return segments * ((p.depth + A::DEPTH - 1) / A::DEPTH); }
+
+  // A's first, B's after it; a group of copies, empty where nothing is left, as those who wait count groups.
+  __device__ void ask(char* stage) {
     if (s < segments) {
       const int64_t left = min(p.depth, p.whole_depth - (first + s) * p.depth) - k;
-      char* stage = shared + slot * 2 * TILE * STAGE_BYTES;
-      A::load(stage, a + s * p.a.segment + k * (A_ALONG == Along::DEPTH ? 1 : p.a.row), p.a.row, p.rows - row, left,
+      A::load(stage, a + s * p.a.segment + k * (A::ALONG == Along::DEPTH ? 1 : p.a.row), p.a.row, rows, left,
               p.a_vectors);
-      B::load(stage + TILE * STAGE_BYTES, b + s * p.b.segment + k * (B_ALONG == Along::DEPTH ? 1 : p.b.row), p.b.row,
-              p.columns - column, left, p.b_vectors);
+      B::load(stage + A::BYTES, b + s * p.b.segment + k * (B::ALONG == Along::DEPTH ? 1 : p.b.row), p.b.row, columns,
+              left, p.b_vectors);
       k += A::DEPTH;
       if (k >= p.depth) k = 0, s++;
     }
-    commit();  // also an empty group: the wait below counts them
-  };
-
-  using Sums = Quarter<KIND, TILE, A, B>;
-  const int warp = threadIdx.x / 32, high = warp / 2 * Sums::SIZE, wide = warp % 2 * Sums::SIZE;
-  Sums quarter;
-  for (int slot = 0; slot < STAGES - 1; slot++) ask(slot);
-  int slot = 0;
-  for (int64_t i = segments * each; i > 0; i--) {
-    arrived<STAGES - 2>();
-    __syncthreads();  // all threads' copies are there, and nobody reads the slot before this one any more
-    ask((slot + STAGES - 1) % STAGES);
-    const char* stage = shared + slot * 2 * TILE * STAGE_BYTES;
-    quarter.add(stage, stage + TILE * STAGE_BYTES, high, wide);
-    slot = (slot + 1) % STAGES;
+    commit();
   }
-  arrived<0>();
-  __syncthreads();
+};
 
-  // Through shared memory, so that threads write whole vectors of a row. Octets change places like chunks do.
-  float* tile = reinterpret_cast<float*>(shared);
-  const auto staged = [&](int r, int c) { return tile + r * TILE + ((c ^ (r & 3) << 3)); };
-  quarter.each(high, wide, [&](int r, int c, float x) { *staged(r, c) = x; });
-  __syncthreads();
-  constexpr int VECTOR = A::VECTOR;
-  for (int i = threadIdx.x * VECTOR; i < TILE * TILE; i += THREADS * VECTOR) {
-    const int r = i / TILE, c = i % TILE;
+// Where a tile's sums lie in shared memory, from which threads write whole vectors of a row. Octets change places like
+// chunks do.
+template <int COLUMNS>
+__device__ float* staged(int r, int c) {
+  return reinterpret_cast<float*>(shared) + r * COLUMNS + (c ^ (r & 3) << 3);
+}
+
+// The staged tile goes to C.
+template <Arithmetic KIND, int ROWS, int COLUMNS, int OF_BLOCK>
+__device__ void store(const Product& p, int64_t z, int64_t row, int64_t column) {
+  using Element = typename Kind<KIND>::Element;
+  constexpr int VECTOR = 16 / sizeof(Element);
+  for (int i = threadIdx.x * VECTOR; i < ROWS * COLUMNS; i += OF_BLOCK * VECTOR) {
+    const int r = i / COLUMNS, c = i % COLUMNS;
     const int left = static_cast<int>(min(int64_t{VECTOR}, p.columns - column - c));
     if (row + r >= p.rows || left <= 0) continue;
-    const float* x = staged(r, c);
+    const float* x = staged<COLUMNS>(r, c);
     const int64_t at = z * p.c_layer + (row + r) * p.c_row + column + c;
     if (p.sum) {
       float* y = static_cast<float*>(p.c) + at;
@@ -295,74 +290,35 @@ __global__ void __launch_bounds__(THREADS, TILE == 128 ? 2 : AT_ONCE) product(co
   }
 }
 
-// y[i] = sum_j depth[i, j] x[j], matrices [rows, columns]. Without depth layer z of the grid is copied.
-struct Mix {
-  Operand depth, x;
-  void* y;
-  int64_t y_row, y_layer;
-  int64_t to, from, rows, columns;
-};
+template <Arithmetic KIND, int TILE, Along A_ALONG, Along B_ALONG>
+__global__ void __launch_bounds__(THREADS, TILE == 128 ? 2 : AT_ONCE) product(const Product p) {
+  using A = Stage<typename Kind<KIND>::Element, TILE, A_ALONG>;
+  using B = Stage<typename Kind<KIND>::Element, TILE, B_ALONG>;
+  static_assert(STAGES * 2 * STAGE_BYTES >= TILE * 4, "the tile is staged where the operands were");
 
-template <typename Element, int COUNT>
-struct alignas(COUNT * sizeof(Element)) Vector {
-  Element x[COUNT];
-};
-
-// A thread makes COUNT numbers of a row, 16 bytes or one, of every new layer, SOME layers at a time. Without tensor
-// cores: memory takes an H200 1.8 times as long as the multiplications of 12 layers mixed into 24, and for one new
-// layer a tile would be empty but for a row.
-template <Arithmetic KIND, int COUNT>
-__global__ void __launch_bounds__(THREADS) mix(const Mix p) {
-  using Element = typename Kind<KIND>::Element;
-  using Numbers = Vector<Element, COUNT>;
-  constexpr int SOME = 4;
-  const int64_t i = blockIdx.x * int64_t{THREADS} + threadIdx.x, across = p.columns / COUNT;
-  const int64_t row = i / across, column = i % across * COUNT, z = blockIdx.z;
-  if (row >= p.rows) return;
-  const Element* depth = static_cast<const Element*>(p.depth.data);
-  const int64_t older = p.depth.along == Along::DEPTH ? 1 : p.depth.row;
-  const int64_t newer = p.depth.along == Along::DEPTH ? p.depth.row : 1;
-  const Element* x = static_cast<const Element*>(p.x.data) + z * p.x.layer + row * p.x.row + column;
-  Element* y = static_cast<Element*>(p.y) + z * p.y_layer + row * p.y_row + column;
-  for (int64_t first = 0; first < p.to; first += SOME) {
-    float sums[SOME][COUNT] = {};
-#pragma unroll 4
-    for (int64_t j = 0; j < p.from; j++) {
-      const Numbers old = *reinterpret_cast<const Numbers*>(x + j * p.x.layer);
-#pragma unroll
-      for (int s = 0; s < SOME; s++) {
-        const int64_t to = min(first + s, p.to - 1);  // the last one again, where no more are left
-        const float d = depth ? stored<KIND>(depth[to * newer + j * older]) : 1;
-#pragma unroll
-        for (int e = 0; e < COUNT; e++) sums[s][e] += d * stored<KIND>(old.x[e]);
-      }
-    }
-#pragma unroll
-    for (int s = 0; s < SOME; s++) {
-      Numbers mixed;
-#pragma unroll
-      for (int e = 0; e < COUNT; e++) mixed.x[e] = nearest<KIND>(sums[s][e]);
-      if (first + s < p.to) *reinterpret_cast<Numbers*>(y + (first + s) * p.y_layer) = mixed;
-    }
+  // Neighbouring blocks share columns of B.
+  const int64_t tiles = (p.rows + TILE - 1) / TILE, z = blockIdx.z;
+  const int64_t row = blockIdx.x % tiles * TILE, column = blockIdx.x / tiles * TILE;
+  Feed<A, B> feed(p, z, row, column);
+  using Sums = Quarter<KIND, TILE, A, B>;
+  const int warp = threadIdx.x / 32, high = warp / 2 * Sums::SIZE, wide = warp % 2 * Sums::SIZE;
+  Sums quarter;
+  for (int slot = 0; slot < STAGES - 1; slot++) feed.ask(shared + slot * (A::BYTES + B::BYTES));
+  int slot = 0;
+  for (int64_t i = feed.stages(); i > 0; i--) {
+    arrived<STAGES - 2>();
+    __syncthreads();  // all threads' copies are there, and nobody reads the slot before this one any more
+    feed.ask(shared + (slot + STAGES - 1) % STAGES * (A::BYTES + B::BYTES));
+    const char* stage = shared + slot * (A::BYTES + B::BYTES);
+    quarter.add(stage, stage + A::BYTES, high, wide);
+    slot = (slot + 1) % STAGES;
   }
-}
+  arrived<0>();
+  __syncthreads();
 
-// y[r, c] = sum_z parts[z, r, c], in order.
-struct Total {
-  const float* parts;
-  void* y;
-  int64_t layers, rows, columns, y_row;
-};
-
-template <Arithmetic KIND>
-__global__ void __launch_bounds__(THREADS) total(const Total p) {
-  const int64_t i = blockIdx.x * int64_t{THREADS} + threadIdx.x, size = p.rows * p.columns;
-  if (i >= size) return;
-  float sum = 0;
-#pragma unroll 32  // as many loads under way
-  for (int64_t z = 0; z < p.layers; z++) sum += p.parts[z * size + i];
-  using Element = typename Kind<KIND>::Element;
-  static_cast<Element*>(p.y)[i / p.columns * p.y_row + i % p.columns] = nearest<KIND>(sum);
+  quarter.each(high, wide, [&](int r, int c, float x) { *staged<TILE>(r, c) = x; });
+  __syncthreads();
+  store<KIND, TILE, TILE, THREADS>(p, z, row, column);
 }
 
 }  // namespace gpu

@@ -215,8 +215,9 @@ def integers(op: str, argument: str, x: Tensor, like: Tensor, sizes: dict[str, i
 def checked() -> Iterator[None]:
     """Inside, the values of cu_seqlens and state_indices on a GPU are checked as those on a CPU always are.
 
-    Each op then waits for the GPU, and cannot be captured in a CUDA graph. Outside, wrong values give wrong
-    results, and touch no memory but that of the arguments.
+    In this thread; around what torch.compile has compiled, for it cannot be entered there. Each op then waits
+    for the GPU, and cannot be captured in a CUDA graph. Outside, wrong values give wrong results, and touch
+    no memory but that of the arguments.
     """
     before = CHECKED.set(True)
     try:

@@ -47,14 +47,23 @@ T max(T a, T b) {
 namespace gpu {
 
 constexpr int MOST_THREADS = 1024, WARP = 32, STACK = 1 << 16, SHARED = 227 << 10, CANARY = 64;
-alignas(128) char shared[SHARED + CANARY];
+alignas(1024) char shared[SHARED + CANARY];
+char shown[SHARED];                 // of it to products of warp groups
+int readers[SHARED / 16];           // of its chunks, among these
 Index block, thread;                // blockIdx, threadIdx of the fiber that runs
 const char* failure = nullptr;      // of this launch
+// A mistake that every kernel makes, for tests that it is seen.
+enum Mistake { NONE, COPIES_LEFT, PRODUCTS_LEFT, NOT_SHOWN, NOT_FENCED, SWIZZLE, LEADING, STRIDE } mistake = NONE;
 
 struct Copy {
   void* to;
   const void* from;
   int bytes, group;
+};
+struct Products {                   // of a warp group, a lane's share
+  std::vector<float> sums;
+  std::vector<int> reads;
+  int group;
 };
 struct Fiber {
   enum { NEW, READY, AT_BARRIER, WITH_WARP, DONE } state;
@@ -62,8 +71,19 @@ struct Fiber {
   jmp_buf here;
   std::vector<Copy> copies;               // under way
   int groups;                             // committed
+  std::vector<void*> arrivals;            // copies that products of warp groups do not see yet
+  std::vector<Products> products;         // under way
+  int product_groups;                     // committed
+  bool fenced;                            // since the last wait
+  float* sums_of;                         // where they add to; NaN until they are done
+  std::vector<float> sums;                // what is there
   void (*together)(void* const (&lanes)[WARP]);
   void* lane;                             // what this lane brings to it
+
+  void reset() {
+    state = NEW, groups = product_groups = 0, fenced = false;
+    copies.clear(), arrivals.clear(), products.clear();
+  }
 };
 
 std::vector<Fiber> fibers;
@@ -107,7 +127,9 @@ inline void resume(unsigned index) {
 // All threads of one block, until they are done or will never be.
 inline void run_block(unsigned threads, int shared_bytes) {
   memset(shared, 0xff, sizeof(shared));  // NaN in every type
-  for (unsigned i = 0; i < threads; i++) fibers[i].state = Fiber::NEW, fibers[i].copies.clear(), fibers[i].groups = 0;
+  memset(shown, 0xff, sizeof(shown));
+  memset(readers, 0, sizeof(readers));
+  for (unsigned i = 0; i < threads; i++) fibers[i].reset();
   const unsigned warps = threads / WARP;
   bool backwards = false;
   for (;;) {
@@ -139,11 +161,13 @@ inline void run_block(unsigned threads, int shared_bytes) {
 }
 
 inline bool in_shared(const void* x) { return x >= shared && x < shared + SHARED; }
+inline uint32_t address(const void* x) { return static_cast<uint32_t>(static_cast<const char*>(x) - shared); }
 inline bool is_aligned(const void* x) { return reinterpret_cast<uintptr_t>(x) % 16 == 0; }
 
 inline void copy(void* to, const void* from, int bytes) {
   require(is_aligned(to) && is_aligned(from) && in_shared(to), "cp.async of an address that does not fit");
   require(bytes >= 0 && bytes <= 16, "cp.async of more than 16 bytes");
+  require(!readers[(static_cast<char*>(to) - shared) / 16], "cp.async to what products read");
   current->copies.push_back({to, from, bytes, current->groups});
 }
 inline void commit() { current->groups++; }
@@ -151,12 +175,13 @@ template <int LEFT>
 void arrived() {
   size_t later = 0;
   for (const Copy& x : current->copies) {
-    if (x.group >= current->groups - LEFT) {
+    if (x.group >= current->groups - LEFT - (mistake == COPIES_LEFT)) {
       current->copies[later++] = x;
       continue;
     }
     memset(x.to, 0, 16);
     memcpy(x.to, x.from, x.bytes);
+    current->arrivals.push_back(x.to);
   }
   current->copies.resize(later);
 }

@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../../csrc/op.h"
-#include "cuda_on_cpu.h"
+#include "wgmma_on_cpu.h"
 // after it: CUDA source
 #include "../../csrc/cuda/kronecker_expand.cu"
 // and what registers it, for the CPU
@@ -18,6 +18,10 @@ AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   return 0;
 }
 
+void set_gpu(bool warp_groups, int64_t mistake) {
+  gpu::has_warp_groups = warp_groups, gpu::mistake = static_cast<gpu::Mistake>(mistake);
+}
+
 STABLE_TORCH_LIBRARY(lcikernels_cuda_on_cpu, m) {
   m.def(
       "kronecker_expand_forward(Tensor weight, Tensor write, Tensor read, Tensor? depth, bool added, bool tf32)"
@@ -25,4 +29,9 @@ STABLE_TORCH_LIBRARY(lcikernels_cuda_on_cpu, m) {
   m.def(
       "kronecker_expand_backward(Tensor grad_out, Tensor weight, Tensor write, Tensor read, Tensor? depth,"
       " bool added, bool tf32, bool need_weight) -> (Tensor dweight, Tensor dwrite, Tensor dread, Tensor ddepth)");
+  m.def("set_gpu(bool warp_groups, int mistake) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lcikernels_cuda_on_cpu, CompositeExplicitAutograd, m) {
+  m.impl("set_gpu", TORCH_BOX(&set_gpu));
 }

@@ -84,3 +84,12 @@ def test_the_number_of_threads_changes_no_bit(instruction_set, shape):
 def test_copied_layers_are_copied_to_the_bit(dtype):
     arguments = inputs(4, None, 9, 7, 3, 5, dtype=dtype)
     assert torch.equal(expand(**arguments, added=True)[:, :9, :7], arguments["weight"])
+
+
+@pytest.mark.parametrize("rows, columns", [(0, 0), (0, 3), (3, 0)])
+@pytest.mark.parametrize("L2", [None, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_none_of_the_units_need_be_new(dtype, L2, rows, columns, poisoned):
+    arguments = inputs(4, L2, 9, 7, rows, columns, dtype=dtype)
+    arguments = {name: x if x.numel() else x.detach() for name, x in arguments.items()}
+    assert_agrees(partial(expand, added=True), partial(reference, added=True), **arguments)

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import test_retention
 import torch
 from tolerance import assert_agrees
 
+from csrc import test_retention
 from lcikernels import extension, retention
 from lcikernels.ops.retention.reference import retention as reference
 

@@ -1,5 +1,5 @@
-// AMX's tiles in plain C++, by Intel's description of its instructions, in place of the compiler's intrinsics. A program
-// that uses tiles otherwise than it configured them ends.
+// AMX's tiles in plain C++, by Intel's description of its instructions, in place of the compiler's intrinsics. A
+// program that uses tiles otherwise than it configured them ends.
 #pragma once
 
 #include <immintrin.h>

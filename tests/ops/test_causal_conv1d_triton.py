@@ -1,8 +1,11 @@
 """The convolution in Triton: what the shapes of test_causal_conv1d.py do not reach."""
 
+from math import nan
+
 import pytest
 import torch
 from devices import GPU, on_device, why_not
+from memory import fenced, fences
 from tolerance import assert_agrees
 
 from lcikernels import causal_conv1d, causal_conv1d_step
@@ -10,6 +13,8 @@ from lcikernels.ops.causal_conv1d.reference import causal_conv1d as reference
 
 if why := why_not("causal_conv1d", "triton"):
     pytest.skip(why, allow_module_level=True)
+
+from lcikernels.ops.causal_conv1d import kernel
 
 conv, conv_step = on_device(causal_conv1d, "triton"), on_device(causal_conv1d_step, "triton")
 
@@ -64,6 +69,19 @@ def test_packed_sequences_are_cut_at_tiles_too(bounds, W, poisoned):
     packed = inputs(1, bounds[-1], 3, W, N=len(bounds) - 1)
     packed["cu_seqlens"] = torch.tensor(bounds, dtype=torch.int32)
     assert_agrees(conv, reference, **packed)
+
+
+BROKEN = [(5, 40, -3, 18), (18, 18, 18, 0), (0, 0, 0, 3), (2**30, -(2**30), 7, 99)]
+
+
+@pytest.mark.parametrize("bounds, W", [*((x, 4) for x in BROKEN), (BROKEN[0], 5), (BROKEN[3], 5)], ids=str)
+def test_boundaries_nobody_looked_at_lead_to_no_memory_but_the_arguments(bounds, W, monkeypatch):
+    monkeypatch.setattr(kernel, "looked_at", lambda cu_seqlens: False)
+    packed = inputs(1, 18, 3, W, N=3)
+    packed = {name: fenced(x, nan) if isinstance(x, torch.Tensor) else x for name, x in packed.items()}
+    with fences():
+        results = run(packed | {"cu_seqlens": torch.tensor(bounds, dtype=torch.int32)})
+    assert not any(x.isnan().any() for x in results)
 
 
 @pytest.mark.parametrize("W, parameters", [(4, "float32"), (5, "same")])

@@ -65,9 +65,9 @@ def test_rows_that_a_program_has_no_room_for_are_walked_after_the_others(at_once
 
 
 def test_wide_heads_are_walked_by_descriptors_as_by_pointers(in_16_bits, monkeypatch, poisoned):
-    """Segments of 3 chunks and the rest of a row; 130 rows are 3 tiles, 40 columns are not a tile."""
+    """Segments of 3 chunks and the rest of a row; 136 rows are 3 tiles, 40 columns are not a tile."""
     monkeypatch.setattr(launch, "segment", lambda *_: 192)
-    whole = without_gradients(inputs(2, 210, 1, 1, 1, 130, 40, dtype=torch.bfloat16, per_token=False))
+    whole = without_gradients(inputs(2, 210, 1, 1, 1, 136, 40, dtype=torch.bfloat16, per_token=False))
     loaded = []
     monkeypatch.setattr(launch, "described", lambda *x: loaded.append(x) or chunks.described(*x))
     ahead = retain(**whole)

@@ -1,13 +1,16 @@
 """The scan in Triton: how it cuts the line of tokens, and what test_selective_scan.py does not reach."""
 
+from math import nan
+
 import pytest
 import torch
 from devices import on_device, why_not
-from memory import Memory, without_launches
+from memory import Memory, fenced, fences, without_launches
 from ops.test_selective_scan import inputs
 from tolerance import assert_agrees
 
 from lcikernels import selective_scan, selective_scan_step
+from lcikernels.ops import tuned
 from lcikernels.ops.selective_scan import op
 from lcikernels.ops.selective_scan.reference import selective_scan as reference
 
@@ -198,3 +201,25 @@ def test_memory_is_at_most_a_fifth_more_than_inputs_and_outputs(processors, sm, 
         grads = kernel.backward(dy, None, *inputs, checkpoints, kernel.CHUNK)
     given = [u for u in (*inputs, dy, y, *grads) if isinstance(u, torch.Tensor)]
     assert memory.most <= 1.2 * sum(u.untyped_storage().nbytes() for u in given)
+
+
+def test_a_measured_configuration_wins_while_it_is_a_candidate(monkeypatch):
+    best, other = tiles.candidates(16, 90, True)
+    table = {tiles.key(16, True): list(other), tiles.key(8, True): [8, 32, 7, 1, 4]}
+    monkeypatch.setattr(tuned, "measured", lambda op, gpu: {"": {}, "one": table}[gpu])
+    assert tiles.chosen(16, 90, True) == best
+    assert tiles.chosen(16, 90, True, "one") == other
+    assert tiles.chosen(8, 90, True, "one") == tiles.candidates(8, 90, True)[0]
+
+
+BROKEN = [(5, 40, -3, 12), (12, 12, 12, 0), (0, 0, 0, 3), (2**30, -(2**30), 7, 99)]
+
+
+@pytest.mark.parametrize("bounds", BROKEN, ids=str)
+def test_boundaries_nobody_looked_at_lead_to_no_memory_but_the_arguments(short_chunks, monkeypatch, bounds):
+    monkeypatch.setattr(kernel, "looked_at", lambda cu_seqlens: False)
+    packed = inputs(1, 12, 3, 2, S=3)
+    packed = {name: fenced(x, nan) if isinstance(x, torch.Tensor) else x for name, x in packed.items()}
+    with fences():
+        results = outputs_and_gradients(packed | {"cu_seqlens": torch.tensor(bounds, dtype=torch.int32)})
+    assert not any(x.isnan().any() for x in results)

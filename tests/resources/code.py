@@ -64,10 +64,10 @@ def function(text: str, name: str = "") -> str:
 def parse(text: str) -> tuple[list[Instruction], list[tuple[int, int]]]:
     """The instructions of a function, NOPs apart, and from where to where its loops go, largest first.
 
-    A loop: from a label to the last branch back to it. A branch to itself is what follows the end, and
-    one that asks an mbarrier again is a wait: neither is a loop.
+    A loop: from a label to the last branch back to it. Behind the last EXIT, or back from there, is what
+    warps do that had to wait, and a branch to itself; one that asks an mbarrier again is a wait: no loops.
     """
-    code, labels, ends, line = [], {}, {}, None
+    code, labels, ends, line, exit = [], {}, {}, None, -1
     for row in text.splitlines():
         if source := SOURCE.search(row):
             line = source[1], int(source[2])
@@ -79,7 +79,10 @@ def parse(text: str) -> tuple[list[Instruction], list[tuple[int, int]]]:
                 code.append(Instruction(name, [x.strip() for x in rest.split(",")], line))
             target = re.search(r"\.L_x_\d+", rest)
             start = labels.get(target[0], len(code)) if target and name.startswith("BRA") else len(code)
-            if start < len(code) - 1 and not any(x.name.startswith("SYNCS") for x in code[start : start + 3]):
+            if name == "EXIT" and "@" not in row:
+                exit = len(code)
+            asks = len(code) - start < 4 and any(x.name.startswith("SYNCS") for x in code[start:])
+            if exit <= start < len(code) - 1 and not asks:
                 ends[start] = len(code)
     return code, nested(ends)
 
@@ -192,6 +195,9 @@ def factor_of(x: Instruction) -> set[int]:
 
 
 def width(name: str) -> int:
+    """Registers of a thread that hold its result."""
+    if name.startswith("HMMA"):
+        return 4 if ".F32" in name else 2
     if TWICE.search(name):
         return 2
     return next((n for end, n in WIDTHS.items() if re.search(re.escape(end) + r"(?![\dx])", name)), 1)

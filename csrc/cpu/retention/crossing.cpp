@@ -7,29 +7,30 @@ namespace {
 
 // To a state.
 template <typename E>
-void crossing(const Head<E>& head) {
-  auto& [task, h, p, w, q, k, v, grad_o, rates] = head;
-  task.read_state(nullptr, h, NOWHERE);
+void crossing(Task<E>& task) {
+  task.read_states(nullptr, NOWHERE);
   for (int64_t i = 0; i < task.chunks(); i++) {
     const Chunk chunk = task.chunk(i, false);
-    head.enter_in_order(chunk, NOWHERE);
-    w.write(chunk.n, NOWHERE);
+    task.for_heads([&](Head<E>& head) {
+      head.enter_in_order(task.w, chunk, NOWHERE);
+      task.w.write(head.memory, chunk.n, true, NOWHERE);
+    });
   }
-  task.write_state(p.final_state, h);
+  task.write_states(task.p.final_state);
 }
 
 // To its gradient, from behind.
 template <typename E>
-void crossing_back(const Head<E>& head) {
-  auto& [task, h, p, w, q, k, v, grad_o, rates] = head;
-  task.read_state(nullptr, h, NOWHERE);
+void crossing_back(Task<E>& task) {
+  task.read_states(nullptr, NOWHERE);
   for (int64_t i = task.chunks() - 1; i >= 0; i--) {
     const Chunk chunk = task.chunk(i, true);
-    w.enter(chunk.of(rates), chunk.n, true);
-    w.take_writers(chunk.n, chunk.of(q), p.scale, chunk.of(grad_o), NOWHERE);
-    w.write(chunk.n, NOWHERE);
+    task.for_heads([&](Head<E>& head) {
+      head.enter_reversed(task.w, chunk, task.p.scale, NOWHERE);
+      task.w.write(head.memory, chunk.n, true, NOWHERE);
+    });
   }
-  task.write_state(p.dinitial_state, h);
+  task.write_states(task.p.dinitial_state);
 }
 
 }  // namespace
@@ -38,14 +39,14 @@ template <typename E>
 void retention_crossing(const Retention<E>& p, int64_t index, Real<E>* scratch) {
   const FlushSubnormals here;
   Task<E> task(p, index, scratch);
-  for (int64_t h = task.head; h < task.head + p.heads; h++) crossing(Head<E>{task, h});
+  task.for_groups([&] { crossing(task); });
 }
 
 template <typename E>
 void retention_crossing_back(const Retention<E>& p, int64_t index, Real<E>* scratch) {
   const FlushSubnormals here;
   Task<E> task(p, index, scratch);
-  for (int64_t h = task.head; h < task.head + p.heads; h++) crossing_back(Head<E>{task, h});
+  task.for_groups([&] { crossing_back(task); });
 }
 
 #define INSTANTIATE(E)                                                      \

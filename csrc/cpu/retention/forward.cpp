@@ -6,19 +6,21 @@ namespace ISA {
 namespace {
 
 template <typename E>
-void forward(const Head<E>& head) {
-  auto& [task, h, p, w, q, k, v, grad_o, rates] = head;
-  const Sink<E> o = {task.rows(p.o, h, p.H, p.V, task.v0), {}, false};
-  task.read_state(p.initial_state, h, FROM_LEFT);
+void forward(Task<E>& task) {
+  const auto& p = task.p;
+  auto& w = task.w;
+  task.read_states(p.initial_state, FROM_LEFT);
   for (int64_t i = 0; i < task.chunks(); i++) {
     const Chunk chunk = task.chunk(i, false);
-    head.enter_in_order(chunk, FROM_LEFT);
-    w.take_left_readers(chunk.n, chunk.of(q), p.scale, FROM_LEFT);
-    w.find_left(chunk.n);
-    w.write(chunk.n, FROM_LEFT);
-    w.put_y(chunk.n, chunk.of(o));
+    task.for_heads([&](Head<E>& head) {
+      head.enter_in_order(w, chunk, FROM_LEFT);
+      w.take_left_readers(chunk.n, chunk.of(head.q), p.scale, head.memory.decays.in, head.of_q.first);
+      w.find_left(head.memory, chunk.n, head.first_of_q_and_k());
+      w.write(head.memory, chunk.n, true, FROM_LEFT);
+      w.put_y(chunk.n, chunk.of(head.o));
+    });
   }
-  task.write_state(p.final_state, h);
+  task.write_states(p.final_state);
 }
 
 }  // namespace
@@ -32,7 +34,7 @@ template <typename E>
 void retention_forward(const Retention<E>& p, int64_t index, Real<E>* scratch) {
   const FlushSubnormals here;
   Task<E> task(p, index, scratch);
-  for (int64_t h = task.head; h < task.head + p.heads; h++) forward(Head<E>{task, h});
+  task.for_groups([&] { forward(task); });
 }
 
 #define INSTANTIATE(E)                                     \

@@ -11,27 +11,27 @@ namespace {
 // a [n, K]: from the left.
 template <typename R>
 struct Writers {
-  Panels<R> by_token, weighed;             // a product over tokens sums these
+  Panels<R> by_token;                      // a product over tokens sums these
   Transposed<R> by_width;                  // one over K sums these
 
-  Writers(Memory<R>& memory, int64_t K)
-      : by_token(memory.panels(CHUNK, K)), weighed(memory.panels(CHUNK, K)), by_width{by_token} {}
+  Writers(Memory<R>& memory, int64_t K) : by_token(memory.panels(CHUNK, K)), by_width{by_token} {}
   template <typename E>
-  void take(const Rows<const E>& from, int64_t n, int64_t K, R factor, const R* weight, Reads) const {
-    pack(from, n, K, factor, by_token, weight, weighed);
+  void take(const Rows<const E>& from, int64_t n, int64_t K, R factor, Reads) const {
+    pack(from, n, K, factor, by_token);
   }
 };
 
-// b [n, V]: from the left over V, from the right over tokens.
+// b [n, V]: from the left over V, from the right over tokens, there weighed too.
 template <typename R>
 struct Values {
-  Panels<R> by_token;
+  Panels<R> by_token, weighed;
   Transposed<R> by_width;
 
-  Values(Memory<R>& memory, int64_t V) : by_token(memory.panels(CHUNK, V)), by_width{by_token} {}
+  Values(Memory<R>& memory, int64_t V)
+      : by_token(memory.panels(CHUNK, V)), weighed(memory.panels(CHUNK, V)), by_width{by_token} {}
   template <typename E>
-  void take(const Rows<const E>& from, int64_t n, int64_t V, Reads) const {
-    pack(from, n, V, R(1), by_token);
+  void take(const Rows<const E>& from, int64_t n, int64_t V, const R* weight, Reads) const {
+    pack(from, n, V, R(1), by_token, weight, weighed);
   }
 };
 
@@ -42,8 +42,16 @@ struct LeftReaders {
 
   LeftReaders(Memory<R>& memory, int64_t K) : by_width(memory.panels(K, CHUNK)), weighed(memory.panels(K, CHUNK)) {}
   template <typename E>
-  void take(const Rows<const E>& from, int64_t n, int64_t K, R factor, const R* weight, Reads) const {
+  void take(const Rows<const E>& from, int64_t n, int64_t K, R factor, const R* weight) const {
     pack_transposed(from, n, K, factor, by_width, weight, weighed);
+  }
+  // What was taken, for other weights.
+  template <typename E>
+  void weigh(const Rows<const E>&, int64_t, int64_t K, R, const R* weight) const {
+    for (int64_t i = 0; i < CHUNK; i += LANES<R>) {
+      const Vec<R> weights = load(weight + i);
+      for (int64_t k = 0; k < K; k++) store(weighed.at(k, i), weights * load(by_width.at(k, i)));
+    }
   }
   // sums[i] = c[i] . z[:, i], in runs of 32.
   void products(const Panels<R>& z, R* sums) const {
@@ -89,6 +97,7 @@ struct State {
   Panels<R> sums, by_row;
   Transposed<R> by_column;
 
+  State() = default;
   State(Memory<R>& memory, int64_t K, int64_t V) : sums(memory.panels(K, V)), by_row(sums), by_column{sums} {}
   // M is given.
   void enter(int64_t, Reads) const {}

@@ -57,16 +57,12 @@ INLINE void transpose_words(Words* block) {
 // a [n, K]: from the left.
 template <typename R>
 struct Writers {
-  LeftPairs by_width, by_token, weighed;
+  LeftPairs by_width, by_token;
 
   Writers(Memory<R>& memory, int64_t K)
-      : by_width(left_pairs(memory, CHUNK, K)),
-        by_token(left_pairs(memory, K, CHUNK)),
-        weighed(left_pairs(memory, K, CHUNK)) {}
+      : by_width(left_pairs(memory, CHUNK, K)), by_token(left_pairs(memory, K, CHUNK)) {}
 
-  void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, const float* weight, Reads reads) const {
-    float first[CHUNK / 2], second[CHUNK / 2];
-    for (int64_t i = 0; i < CHUNK / 2; i++) first[i] = weight[2 * i], second[i] = weight[2 * i + 1];
+  INLINE_MEMBER void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, Reads reads) const {
     for_columns(from, n, K, factor, [&](const PairedRows& rows) INLINE_LAMBDA {
       for (int64_t i = 0; i < n; i += PAIRED) {
         Words halves[2][PAIRED / 2];
@@ -80,27 +76,26 @@ struct Writers {
         }
         for (int64_t half = 0; half < 2; half++) {
           transpose_words(halves[half]);
-          for (int64_t j = 0; j < PAIRED / 2; j++) {
-            const int64_t k = rows.column + half * PAIRED / 2 + j;
-            if (reads & FROM_RIGHT) store_words(by_token.at(k, i), halves[half][j]);
-            store_words(weighed.at(k, i), times(halves[half][j], load(first + i / 2), load(second + i / 2)));
-          }
+          for (int64_t j = 0; j < PAIRED / 2; j++)
+            store_words(by_token.at(rows.column + half * PAIRED / 2 + j, i), halves[half][j]);
         }
       }
     });
   }
 };
 
-// b [n, V]: from the left over V, from the right over tokens.
+// b [n, V]: from the left over V, from the right over tokens, there weighed too.
 template <typename R>
 struct Values {
   LeftPairs by_width;
-  RightPairs by_token;
+  RightPairs by_token, weighed;
 
   Values(Memory<R>& memory, int64_t V)
-      : by_width(left_pairs(memory, CHUNK, V)), by_token(right_pairs(memory, CHUNK, V)) {}
+      : by_width(left_pairs(memory, CHUNK, V)),
+        by_token(right_pairs(memory, CHUNK, V)),
+        weighed(right_pairs(memory, CHUNK, V)) {}
 
-  void take(const Rows<const bf16>& from, int64_t n, int64_t V, Reads reads) const {
+  INLINE_MEMBER void take(const Rows<const bf16>& from, int64_t n, int64_t V, const float* weight, Reads reads) const {
     for_columns(from, n, V, 1, [&](const PairedRows& rows) INLINE_LAMBDA {
       for (int64_t i = 0; i < paired(n); i += 2) {
         const Words row = rows.at(i), next = rows.at(i + 1);
@@ -110,8 +105,13 @@ struct Values {
         }
         Words left, right;
         zip_rows(row, next, left, right);
-        store_words(by_token.at(i, rows.column), left);
-        store_words(by_token.at(i, rows.column + PAIRED / 2), right);
+        if (reads & FROM_LEFT) {
+          store_words(by_token.at(i, rows.column), left);
+          store_words(by_token.at(i, rows.column + PAIRED / 2), right);
+        }
+        const Floats first = splat(weight[i]), second = splat(weight[i + 1]);
+        store_words(weighed.at(i, rows.column), times(left, first, second));
+        store_words(weighed.at(i, rows.column + PAIRED / 2), times(right, first, second));
       }
     });
   }
@@ -137,14 +137,22 @@ struct LeftReaders {
   LeftReaders(Memory<R>& memory, int64_t K)
       : by_width(right_pairs(memory, K, CHUNK)), weighed(left_pairs(memory, CHUNK, K)) {}
 
-  void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, const float* weight, Reads reads) const {
+  INLINE_MEMBER void take(const Rows<const bf16>& from, int64_t n, int64_t K, float factor, const float* weight) const {
     for_columns(from, n, K, factor, [&](const PairedRows& rows) INLINE_LAMBDA {
-      for (int64_t i = 0; i < n && reads & FROM_LEFT; i++)
-        store_words(weighed.at(i, rows.column), times(rows.at(i), splat(weight[i]), splat(weight[i])));
+      if (weight) weigh(rows, weight);
       for_turned_pairs(rows, [&](int64_t k, int64_t i, Words pairs) INLINE_LAMBDA {
         store_words(by_width.at(k, i), pairs);
       });
     });
+  }
+  // What was taken, for other weights.
+  INLINE_MEMBER void weigh(const Rows<const bf16>& from, int64_t n, int64_t K, float factor,
+                           const float* weight) const {
+    for_columns(from, n, K, factor, [&](const PairedRows& rows) INLINE_LAMBDA { weigh(rows, weight); });
+  }
+  INLINE_MEMBER void weigh(const PairedRows& rows, const float* weight) const {
+    for (int64_t i = 0; i < rows.n; i++)
+      store_words(weighed.at(i, rows.column), times(rows.at(i), splat(weight[i]), splat(weight[i])));
   }
   // sums[i] = c[i] . z[:, i], in runs of 32.
   void products(const Panels<float>& z, float* sums) const {
@@ -172,7 +180,7 @@ struct RightReaders {
   RightReaders(Memory<R>& memory, int64_t V)
       : by_width(right_pairs(memory, V, CHUNK)), weighed(right_pairs(memory, V, CHUNK)) {}
 
-  void take(const Rows<const bf16>& from, int64_t n, int64_t V, const float* weight) const {
+  INLINE_MEMBER void take(const Rows<const bf16>& from, int64_t n, int64_t V, const float* weight) const {
     for_columns(from, n, V, 1, [&](const PairedRows& rows) INLINE_LAMBDA {
       for_turned_pairs(rows, [&](int64_t v, int64_t i, Words pairs) INLINE_LAMBDA {
         store_words(by_width.at(v, i), pairs);
@@ -197,7 +205,7 @@ struct LeftScores {
   explicit LeftScores(Memory<R>& memory)
       : sums(memory.panels(CHUNK, CHUNK)), by_writer(left_pairs(memory, CHUNK, CHUNK)) {}
 
-  void round(int64_t n) const {
+  INLINE_MEMBER void round(int64_t n) const {
     for (int64_t i = 0; i < n; i += LANES<float>)
       for (int64_t j = 0; j < n; j += PAIRED) {
         Words block[LANES<float>];
@@ -217,7 +225,7 @@ struct RightScores {
   explicit RightScores(Memory<R>& memory)
       : sums(memory.panels(CHUNK, CHUNK)), by_writer(right_pairs(memory, CHUNK, CHUNK)) {}
 
-  void round(int64_t n) const {
+  INLINE_MEMBER void round(int64_t n) const {
     for (int64_t j = 0; j < paired(n); j += 2)
       for (int64_t i = 0; i < paired(n); i += LANES<float>)
         store_words(by_writer.at(j, i), paired_rows(sums, n, j, i));
@@ -231,6 +239,7 @@ struct State {
   LeftPairs by_column;
   RightPairs by_row;
 
+  State() = default;
   State(Memory<R>& memory, int64_t K, int64_t V)
       : sums(memory.panels(K, V)), by_column(left_pairs(memory, K, V)), by_row(right_pairs(memory, K, V)) {}
 

@@ -43,10 +43,10 @@ void pack(const Rows<const E>& from, int64_t n, int64_t width, R factor, const P
     });
 }
 
-// The same transposed: row i is column i of x [width, CHUNK], and zeros follow the n-th.
+// The same transposed: row i is column i of x [width, CHUNK], and zeros follow the n-th; column i is weighed.
 template <typename E, typename R = Real<E>>
 void pack_transposed(const Rows<const E>& from, int64_t n, int64_t width, R factor, const Panels<R>& x,
-                     const R* weight, const Panels<R>& weighed) {
+                     const R* weight = nullptr, const Panels<R>& weighed = {}) {
   for (int64_t i = 0; i < CHUNK; i += LANES<R>)
     for_vectors<R>(width, [&](int64_t row, int64_t count) INLINE_LAMBDA {
       Vec<R> block[LANES<R>];
@@ -55,7 +55,7 @@ void pack_transposed(const Rows<const E>& from, int64_t n, int64_t width, R fact
       transpose<R>(block);
       for (int64_t j = 0; j < count; j++) {
         store(x.at(row + j, i), block[j]);
-        store(weighed.at(row + j, i), load(weight + i) * block[j]);
+        if (weight) store(weighed.at(row + j, i), load(weight + i) * block[j]);
       }
     });
 }

@@ -56,6 +56,18 @@ def accumulate(sums, g, x, j: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
+def of_token(g, taps, p_dfinal, i, o_d, m_d, j: tl.constexpr, W: tl.constexpr):
+    """The gradient of the token W-1 before the one that brought g[j + W-1], and is i behind the sequence."""
+    grad = tl.zeros([o_d.shape[0]], tl.float32)
+    if p_dfinal is not None:
+        if i >= 0:
+            grad += tl.load(p_dfinal + o_d * (W - 1) + i, within(m_d, i < W - 1), 0.0)
+    for w in tl.static_range(W):
+        grad = taps[w] * g[j + W - 1 - w] + grad
+    return grad
+
+
+@triton.jit
 def backward_kernel(
     dy, x, dx, given, p_dfinal, p_dinitial, p_sums, T, D, N, BT,
     W: tl.constexpr, U: tl.constexpr, BD: tl.constexpr, SILU: tl.constexpr,
@@ -97,13 +109,7 @@ def backward_kernel(
             g = g + (now,)
             if s + j < own:
                 sums = accumulate(sums, now, xs, j, W)
-            grad = tl.zeros([BD], tl.float32)
-            if p_dfinal is not None:
-                if s + j >= end:
-                    i = s + j - end
-                    grad += tl.load(p_dfinal + o_d * (W - 1) + i, within(m_d, i < W - 1), 0.0)
-            for w in tl.static_range(W):
-                grad = taps[w] * g[j + W - 1 - w] + grad
+            grad = of_token(g, taps, p_dfinal, s + j - end, o_d, m_d, j, W)
             if dx.token is None:
                 dxs = dxs + (grad,)
                 if (begin == 0) & (s + j < W - 1):

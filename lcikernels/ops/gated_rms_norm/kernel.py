@@ -54,7 +54,7 @@ class Rows(NamedTuple):
     m: int
 
 
-class Fixed(NamedTuple):
+class Formula(NamedTuple):
     """What a kernel is compiled for: the formula, and a tile of BR rows and BD columns."""
 
     GATE: str
@@ -88,11 +88,11 @@ def slope(gate, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def normed(given, rows, o_d, m, fixed: tl.constexpr):
+def normed(given, rows, o_d, m, formula: tl.constexpr):
     """u of norm(u)."""
     u = read(given.x, rows.x + o_d, m)
-    if fixed.GATE == "first":
-        u *= activated(read(given.gate, rows.gate + o_d, m), fixed.ACTIVATION)
+    if formula.GATE == "first":
+        u *= activated(read(given.gate, rows.gate + o_d, m), formula.ACTIVATION)
     return u
 
 
@@ -103,15 +103,15 @@ def centred(u, mean, m, KIND: tl.constexpr):
 
 
 @triton.jit
-def mean_of(given, rows, D, fixed: tl.constexpr):
+def mean_of(given, rows, D, formula: tl.constexpr):
     """What a LayerNorm takes from u [BR, 1]; else 0."""
-    if fixed.KIND != "layer":
+    if formula.KIND != "layer":
         return 0.0
     else:
-        total = tl.zeros([fixed.BR, fixed.BD], tl.float32)
-        for d in range(0, D, fixed.BD):
-            o_d = d + tl.arange(0, fixed.BD)[None, :]
-            total += normed(given, rows, o_d, rows.m & (o_d < D), fixed)
+        total = tl.zeros([formula.BR, formula.BD], tl.float32)
+        for d in range(0, D, formula.BD):
+            o_d = d + tl.arange(0, formula.BD)[None, :]
+            total += normed(given, rows, o_d, rows.m & (o_d < D), formula)
         return tl.sum(total, 1)[:, None] / D
 
 
@@ -126,70 +126,70 @@ def affine(n, given, o, m):
 
 
 @triton.jit
-def forward_kernel(given, p_y, R, D, G, eps, fixed: tl.constexpr):
+def forward_kernel(given, p_y, R, D, G, eps, formula: tl.constexpr):
     i_g = tl.program_id(0) % G
-    _, rows = rows_of(given, tl.program_id(0) // G, i_g, R, D, G, fixed.BR)
-    mean = mean_of(given, rows, D, fixed)
-    squares = tl.zeros([fixed.BR, fixed.BD], tl.float32)
-    for d in range(0, D, fixed.BD):
-        o_d = d + tl.arange(0, fixed.BD)[None, :]
+    _, rows = rows_of(given, tl.program_id(0) // G, i_g, R, D, G, formula.BR)
+    mean = mean_of(given, rows, D, formula)
+    squares = tl.zeros([formula.BR, formula.BD], tl.float32)
+    for d in range(0, D, formula.BD):
+        o_d = d + tl.arange(0, formula.BD)[None, :]
         m = rows.m & (o_d < D)
-        u = centred(normed(given, rows, o_d, m, fixed), mean, m, fixed.KIND)
+        u = centred(normed(given, rows, o_d, m, formula), mean, m, formula.KIND)
         squares += u * u
     scale = tl.rsqrt(tl.sum(squares, 1) / D + eps)[:, None]
-    for d in range(0, D, fixed.BD):
-        o_d = d + tl.arange(0, fixed.BD)[None, :]
+    for d in range(0, D, formula.BD):
+        o_d = d + tl.arange(0, formula.BD)[None, :]
         m = rows.m & (o_d < D)
-        n = centred(normed(given, rows, o_d, m, fixed), mean, m, fixed.KIND) * scale
+        n = centred(normed(given, rows, o_d, m, formula), mean, m, formula.KIND) * scale
         y = affine(n, given, i_g * D + o_d, o_d < D)
-        if fixed.GATE == "after":
-            y *= activated(read(given.gate, rows.gate + o_d, m), fixed.ACTIVATION)
+        if formula.GATE == "after":
+            y *= activated(read(given.gate, rows.gate + o_d, m), formula.ACTIVATION)
         tl.store(p_y + rows.y + o_d, y.to(p_y.dtype.element_ty), m)
 
 
 @triton.jit
-def row_sums(given, p_dy, rows, i_g, D, eps, mean, fixed: tl.constexpr):
+def row_sums(given, p_dy, rows, i_g, D, eps, mean, formula: tl.constexpr):
     """1 / rms, the mean of dn n over it, and of a LayerNorm that of dn."""
-    squares = tl.zeros([fixed.BR, fixed.BD], tl.float32)
+    squares = tl.zeros([formula.BR, formula.BD], tl.float32)
     product, total = squares, squares
-    for d in range(0, D, fixed.BD):
-        o_d = d + tl.arange(0, fixed.BD)[None, :]
+    for d in range(0, D, formula.BD):
+        o_d = d + tl.arange(0, formula.BD)[None, :]
         m = rows.m & (o_d < D)
-        u = centred(normed(given, rows, o_d, m, fixed), mean, m, fixed.KIND)
+        u = centred(normed(given, rows, o_d, m, formula), mean, m, formula.KIND)
         dn = read(p_dy, rows.y + o_d, m)
-        if fixed.GATE == "after":
-            dn *= activated(read(given.gate, rows.gate + o_d, m), fixed.ACTIVATION)
+        if formula.GATE == "after":
+            dn *= activated(read(given.gate, rows.gate + o_d, m), formula.ACTIVATION)
         if given.weight is not None:
             dn *= read(given.weight, i_g * D + o_d, o_d < D)
         squares += u * u
         product += dn * u
-        if fixed.KIND == "layer":
+        if formula.KIND == "layer":
             total += dn
     # Of rows that are none, too: 0 times an infinite scale would be NaN in the weight's gradient.
     scale = tl.where(rows.m, tl.rsqrt(tl.sum(squares, 1) / D + eps)[:, None], 0.0)
-    level = tl.sum(total, 1)[:, None] / D if fixed.KIND == "layer" else 0.0
+    level = tl.sum(total, 1)[:, None] / D if formula.KIND == "layer" else 0.0
     return scale, tl.sum(product, 1)[:, None] * scale / D, level
 
 
 @triton.jit
-def row_gradients(given, grads, p_dy, rows, i_g, D, moments, dweight, dbias, fixed: tl.constexpr):
+def row_gradients(given, grads, p_dy, rows, i_g, D, moments, dweight, dbias, formula: tl.constexpr):
     """dx and dgate; what the rows add to dweight and dbias."""
     mean, scale, along, level = moments
-    for d in range(0, D, fixed.BD):
-        o_d = d + tl.arange(0, fixed.BD)[None, :]
+    for d in range(0, D, formula.BD):
+        o_d = d + tl.arange(0, formula.BD)[None, :]
         o_g, m_d = i_g * D + o_d, o_d < D
         m = rows.m & m_d
         x, dn = read(given.x, rows.x + o_d, m), read(p_dy, rows.y + o_d, m)
         u = x
-        if fixed.GATE != "none":
+        if formula.GATE != "none":
             gate = read(given.gate, rows.gate + o_d, m)
-        if fixed.GATE == "first":
-            u *= activated(gate, fixed.ACTIVATION)
-        n = centred(u, mean, m, fixed.KIND) * scale
-        if fixed.GATE == "after":
-            dgate = dn * affine(n, given, o_g, m_d) * slope(gate, fixed.ACTIVATION)
+        if formula.GATE == "first":
+            u *= activated(gate, formula.ACTIVATION)
+        n = centred(u, mean, m, formula.KIND) * scale
+        if formula.GATE == "after":
+            dgate = dn * affine(n, given, o_g, m_d) * slope(gate, formula.ACTIVATION)
             tl.store(grads.gate + rows.y + o_d, dgate.to(grads.gate.dtype.element_ty), m)
-            dn *= activated(gate, fixed.ACTIVATION)
+            dn *= activated(gate, formula.ACTIVATION)
         if grads.weight is not None:
             dweight += dn * n
         if grads.bias is not None:
@@ -197,30 +197,30 @@ def row_gradients(given, grads, p_dy, rows, i_g, D, moments, dweight, dbias, fix
         if given.weight is not None:
             dn *= read(given.weight, o_g, m_d)
         du = (dn - level - n * along) * scale
-        if fixed.GATE == "first":
-            dgate = du * x * slope(gate, fixed.ACTIVATION)
+        if formula.GATE == "first":
+            dgate = du * x * slope(gate, formula.ACTIVATION)
             tl.store(grads.gate + rows.y + o_d, dgate.to(grads.gate.dtype.element_ty), m)
-            du *= activated(gate, fixed.ACTIVATION)
+            du *= activated(gate, formula.ACTIVATION)
         tl.store(grads.x + rows.y + o_d, du.to(grads.x.dtype.element_ty), m)
     return dweight, dbias
 
 
 @triton.jit
-def backward_kernel(given, p_dy, grads, R, D, G, eps, fixed: tl.constexpr):
+def backward_kernel(given, p_dy, grads, R, D, G, eps, formula: tl.constexpr):
     i_g, i_s, stripes = tl.program_id(0) % G, tl.program_id(0) // G, tl.num_programs(0) // G
-    dweight = tl.zeros([fixed.BR, fixed.BD], tl.float32)
-    dbias = tl.zeros([fixed.BR, fixed.BD], tl.float32)
-    for i_r in range(i_s, tl.cdiv(R, fixed.BR), stripes):
-        o_r, rows = rows_of(given, i_r, i_g, R, D, G, fixed.BR)
-        mean = mean_of(given, rows, D, fixed)
-        scale, along, level = row_sums(given, p_dy, rows, i_g, D, eps, mean, fixed)
+    dweight = tl.zeros([formula.BR, formula.BD], tl.float32)
+    dbias = tl.zeros([formula.BR, formula.BD], tl.float32)
+    for i_r in range(i_s, tl.cdiv(R, formula.BR), stripes):
+        o_r, rows = rows_of(given, i_r, i_g, R, D, G, formula.BR)
+        mean = mean_of(given, rows, D, formula)
+        scale, along, level = row_sums(given, p_dy, rows, i_g, D, eps, mean, formula)
         if grads.moments is not None:
             tl.store(grads.moments + o_r * G + i_g, scale, rows.m)
-            if fixed.KIND == "layer":
+            if formula.KIND == "layer":
                 tl.store(grads.moments + (R + o_r) * G + i_g, mean, rows.m)
         moments = mean, scale, along, level
-        dweight, dbias = row_gradients(given, grads, p_dy, rows, i_g, D, moments, dweight, dbias, fixed)
-    o_d = tl.arange(0, fixed.BD)
+        dweight, dbias = row_gradients(given, grads, p_dy, rows, i_g, D, moments, dweight, dbias, formula)
+    o_d = tl.arange(0, formula.BD)
     o_part = (i_s * G + i_g) * D + o_d
     if grads.weight is not None:
         tl.store(grads.weight + o_part, tl.sum(dweight, 0), o_d < D)
@@ -229,23 +229,23 @@ def backward_kernel(given, p_dy, grads, R, D, G, eps, fixed: tl.constexpr):
 
 
 @triton.jit
-def weight_kernel(given, p_dy, grads, R, D, G, fixed: tl.constexpr):
+def weight_kernel(given, p_dy, grads, R, D, G, formula: tl.constexpr):
     """The part of some rows in the gradients of weight and bias, BD columns of a group's."""
-    tiles = tl.cdiv(D, fixed.BD)
+    tiles = tl.cdiv(D, formula.BD)
     i_g, i_s = tl.program_id(0) // tiles % G, tl.program_id(0) // tiles // G
     stripes = tl.num_programs(0) // tiles // G
-    o_d = tl.program_id(0) % tiles * fixed.BD + tl.arange(0, fixed.BD)[None, :]
-    dweight = tl.zeros([fixed.BR, fixed.BD], tl.float32)
-    dbias = tl.zeros([fixed.BR, fixed.BD], tl.float32)
-    for i_r in range(i_s, tl.cdiv(R, fixed.BR), stripes):
-        o_r, rows = rows_of(given, i_r, i_g, R, D, G, fixed.BR)
+    o_d = tl.program_id(0) % tiles * formula.BD + tl.arange(0, formula.BD)[None, :]
+    dweight = tl.zeros([formula.BR, formula.BD], tl.float32)
+    dbias = tl.zeros([formula.BR, formula.BD], tl.float32)
+    for i_r in range(i_s, tl.cdiv(R, formula.BR), stripes):
+        o_r, rows = rows_of(given, i_r, i_g, R, D, G, formula.BR)
         m = rows.m & (o_d < D)
         dn = read(p_dy, rows.y + o_d, m)
-        if fixed.GATE == "after":
-            dn *= activated(read(given.gate, rows.gate + o_d, m), fixed.ACTIVATION)
+        if formula.GATE == "after":
+            dn *= activated(read(given.gate, rows.gate + o_d, m), formula.ACTIVATION)
         if grads.weight is not None:
-            n = normed(given, rows, o_d, m, fixed)
-            if fixed.KIND == "layer":
+            n = normed(given, rows, o_d, m, formula)
+            if formula.KIND == "layer":
                 n -= read(grads.moments, (R + o_r) * G + i_g, rows.m)
             dweight += dn * (n * read(grads.moments, o_r * G + i_g, rows.m))
         if grads.bias is not None:
@@ -270,8 +270,8 @@ def forward(
 ) -> Tensor:
     """y like x."""
     given, sizes, (BR, BD) = prepare(x, gate, weight, bias, groups)
-    y, fixed = x.new_empty(x.shape), Fixed(place(gate, norm_before_gate), activation, kind, BR, BD)
-    forward_kernel[(cdiv(sizes[0], BR) * groups,)](given, y, *sizes, eps, fixed, **options(8))
+    y, formula = x.new_empty(x.shape), Formula(place(gate, norm_before_gate), activation, kind, BR, BD)
+    forward_kernel[(cdiv(sizes[0], BR) * groups,)](given, y, *sizes, eps, formula, **options(8))
     return y
 
 
@@ -300,12 +300,12 @@ def backward(
     ]
     later = D > BD and parts != [None, None]
     moments = x.new_empty(2, R, groups, dtype=torch.float32) if later else None
-    fixed = Fixed(place(gate, norm_before_gate), activation, kind, BR, BD)
+    formula = Formula(place(gate, norm_before_gate), activation, kind, BR, BD)
     grads = Grads(dx, None if gate is None else dgate, *((None, None) if later else parts), moments)
-    backward_kernel[(stripes * groups,)](given, dy, grads, *sizes, eps, fixed, **options(8))
+    backward_kernel[(stripes * groups,)](given, dy, grads, *sizes, eps, formula, **options(8))
     if later:
         grid = (stripes * groups * cdiv(D, BD),)
-        weight_kernel[grid](given, dy, Grads(dx, None, *parts, moments), *sizes, fixed, **options(8))
+        weight_kernel[grid](given, dy, Grads(dx, None, *parts, moments), *sizes, formula, **options(8))
     of = (x.new_empty(0) if u is None else part.sum(0).to(u.dtype) for u, part in zip((weight, bias), parts))
     return dx, dgate, *of
 

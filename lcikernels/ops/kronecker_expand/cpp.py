@@ -1,4 +1,4 @@
-"""LiGO's expansion in C++ (csrc/kronecker_expand.cpp): all sums, and half products, are float32 at least."""
+"""LiGO's expansion in C++ (csrc/kronecker_expand.cpp): all sums are float32 at least."""
 
 import torch
 from torch import Tensor

@@ -55,14 +55,16 @@ def fused_kernel(roles: Roles, ends: Ends, p_rate, cut: Cut, scale, fixed: tl.co
         at = last - i if fixed.REVERSE else i
         x = tile(roles.x, place, i_h, at, 0, o_t[None, :], o_x[:, None], H, X)
         y = tile(roles.y, place, i_h, at, 0, o_t[:, None], o_x[None, :], H, X)
-        z = tile(roles.z, place, i_h, at, first_z, o_t[None, :], o_z[:, None], H, Z)
         P = tl.dot(y, x, input_precision=PRECISION)
         coarse, fine, end_coarse, end_fine = running(p_rate, first, i_h, at, count, H, C, fixed.PER_TOKEN)
-        P *= between(coarse, fine, scale, fixed.REVERSE)
+        P = (P * between(coarse, fine, scale, fixed.REVERSE)).to(x.dtype)
         since, until = power(coarse, fine) * scale, power(end_coarse - coarse, end_fine - fine)
         out = tl.dot(state.to(x.dtype), x, input_precision=PRECISION)
         out *= (until if fixed.REVERSE else since)[None, :]
-        out = tl.dot(z, P.to(z.dtype), out, input_precision=PRECISION)
+        z = tile(
+            roles.z, place, i_h, at, first_z, o_t[None, :], o_z[:, None], H, Z
+        )  # earlier, it would spill
+        out = tl.dot(z, P, out, input_precision=PRECISION)
         put(out, ends.out, place, i_h, at, first_z, H, Z)
         z = (z * (since if fixed.REVERSE else until)[None, :]).to(z.dtype)
         state = tl.dot(z, y, state * power(end_coarse, end_fine), input_precision=PRECISION)

@@ -12,16 +12,15 @@ from triton import language as tl
 from ..curves import within
 from .chunks import Cut, locate, tile
 from .decays import between, power, running
-from .scores import Pairs, of_pairs
+from .scores import Pairs
 
 
 class Grads(NamedTuple):
-    """dq, dk, dv [B T, as many heads as programs make, K or V], drate [B T, H] or None."""
+    """dq, dk, dv [B T, as many heads as programs make, K or V]."""
 
     dq: Tensor
     dk: Tensor
     dv: Tensor
-    drate: Tensor | None
 
 
 class Outer(NamedTuple):
@@ -84,7 +83,7 @@ def gradients_kernel(of: Pairs, to: Grads, outer: Outer, p_rate, cut: Cut, scale
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     for r in range(fixed.HEADS):
         i_h = i_g * fixed.HEADS + r
-        o_state = (i_c.to(tl.int64) * H + i_h) * (K * V) + (o_k[:, None] * V + o_v[None, :])
+        head, o_state = (i_c.to(tl.int64) * H + i_h) * (K * V), o_k[:, None] * V + o_v[None, :]
         if not fixed.ONE:
             q = tile(of.q, place, i_h, 0, 0, o_t[:, None], o_k[None, :], H, K)
             k = tile(of.k, place, i_h, 0, 0, o_t[:, None], o_k[None, :], H, K)
@@ -95,22 +94,15 @@ def gradients_kernel(of: Pairs, to: Grads, outer: Outer, p_rate, cut: Cut, scale
         since, until = power(coarse, fine) * scale, power(end_coarse - coarse, end_fine - fine)
         D = between(coarse, fine, scale, True)
         P, dP = scores * D, tl.dot(do, tl.trans(v), input_precision=PRECISION)
-        pairs, dP = P * dP, dP * D
-        state = tl.load(outer.enter + o_state, m_state, 0.0)
-        of_q = tl.dot(do, tl.trans(state).to(do.dtype), input_precision=PRECISION) * since[:, None]
-        dstate = tl.load(outer.leave + o_state, m_state, 0.0)
-        of_k = tl.dot(v, tl.trans(dstate).to(v.dtype), input_precision=PRECISION) * until[:, None]
-        of_v = tl.dot(k, dstate.to(k.dtype), input_precision=PRECISION) * until[:, None]
-        if to.drate is not None:
-            drate = of_pairs(pairs) + tl.cumsum(tl.sum(of_q * q, 1), 0, reverse=True)
-            into = tl.sum(of_k * k, 1)
-            drate += tl.sum(tl.where(o_t[None, :] < o_t[:, None], into[None, :], 0.0), 1)
-            across = tl.sum(tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1), 0)
-            drate += across * power(end_coarse, end_fine)
-            tl.store(to.drate + (first * H + i_h) + o_t * H, drate, o_t < count)
-        dq = tl.dot(dP.to(k.dtype), k, dq + of_q, input_precision=PRECISION)
-        dk = tl.dot(tl.trans(dP).to(q.dtype), q, dk + of_k, input_precision=PRECISION)
-        dv = tl.dot(tl.trans(P).to(do.dtype), do, dv + of_v, input_precision=PRECISION)
+        P, dP = P.to(q.dtype), (dP * D).to(q.dtype)
+        state = tl.load(outer.enter + head + o_state, m_state, 0.0)
+        of_q = tl.dot(do, tl.trans(state).to(q.dtype), input_precision=PRECISION) * since[:, None]
+        dq = tl.dot(dP, k, dq + of_q, input_precision=PRECISION)
         dq = handed_on(dq, to.dq, first, count, i_h, r, fixed.SHARED_Q, H, K)
+        dstate = tl.load(outer.leave + head + o_state, m_state, 0.0)
+        of_k = tl.dot(v, tl.trans(dstate).to(q.dtype), input_precision=PRECISION) * until[:, None]
+        dk = tl.dot(tl.trans(dP), q, dk + of_k, input_precision=PRECISION)
         dk = handed_on(dk, to.dk, first, count, i_h, r, fixed.SHARED_K, H, K)
+        of_v = tl.dot(k, dstate.to(q.dtype), input_precision=PRECISION) * until[:, None]
+        dv = tl.dot(tl.trans(P), do, dv + of_v, input_precision=PRECISION)
         dv = handed_on(dv, to.dv, first, count, i_h, r, fixed.SHARED_V, H, V)

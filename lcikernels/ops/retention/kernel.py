@@ -31,7 +31,8 @@ from ..checks import boundaries, contiguous, looked_at
 from ..launch import cdiv
 from ..states import all_as_they_are
 from .crossing import Added
-from .launch import Part, Problem, shared, small
+from .gradients import Outer
+from .launch import Part, Problem, at_once, shared
 from .rates import Weighed
 from .tiles import BLOCK, SHORT
 from .walk import Decays
@@ -77,19 +78,23 @@ def backward(
     need_log_decay: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, log_decay (zeros [1] where it is not needed) and the initial state."""
-    sharing = small(q, v) and any(u.shape[2] != grad_o.shape[2] for u in (q, k, v))
+    room = at_once(q, v)
+    sharing = room and any(u.shape[2] != grad_o.shape[2] for u in (q, k, v))
     p = Problem(q, k, v, log_decay, scale, cu_seqlens, need_log_decay or sharing)
     enter, end = contiguous(initial_state), contiguous(grad_state)
     dinitial = p.empty(p.N, p.H, p.K, p.V)
     drate = p.empty(p.B, p.T, p.H) if need_log_decay else None
     crossing = None
-    if need_log_decay and not p.small:
+    if need_log_decay:
         crossing = p.empty(p.segments, p.H, cdiv(p.K * p.V, BLOCK))
     if p.segmented:
         enter = p.between_segments(k, v, False, enter)
         end = p.between_segments(q, grad_o, True, end, dinitial, enter, crossing)
-    if p.small and (need_log_decay or sharing):
-        grads = p.gradients(q, k, v, grad_o, enter, end, drate)
+    if room and (need_log_decay or sharing):
+        outer = Outer(enter, end)
+        grads = p.gradients(q, k, v, grad_o, outer)
+        if need_log_decay:
+            p.rate(q, k, v, grad_o, outer, crossing, drate)
     else:
         leave = None if p.segmented else dinitial
         parts = (
@@ -112,8 +117,8 @@ def apart(
     crossing: Tensor | None,
 ) -> list[Tensor]:
     """dq, dk, dv, each by a recurrence of its own."""
-    if p.small:
-        return [p.fused(part, p.of_heads(u, p.H)) for part, u in zip(parts, inputs)]
+    if p.small and drate is None:
+        return [shared(p.fused(part, p.of_heads(u, p.H)), u) for part, u in zip(parts, inputs)]
     scores = p.score(*inputs, grad_o, drate)
     decays, dots = Decays(scores.since, scores.until), [None] * 3
     if drate is not None:

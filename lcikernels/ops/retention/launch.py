@@ -14,7 +14,7 @@ from .chunks import Cut, Heads, describable, described, heads
 from .crossing import Added, Crossing, chain_kernel, crossing_kernel
 from .fused import Fused, fused_kernel
 from .gradients import Gradients, Grads, Outer, gradients_kernel
-from .rates import Weighed, rate_kernel
+from .rates import Rating, Weighed, rate_kernel, small_rate_kernel
 from .recurrent import Cache, Counts, Inputs, recurrent_kernel
 from .scores import Pairs, Scores, Scoring, scores_kernel
 from .tiles import BLOCK, CUT, MOST, SMALL, Tile, chosen, chunk
@@ -77,6 +77,12 @@ def small(q: Tensor, v: Tensor) -> bool:
     return max(q.shape[3], v.shape[3]) <= SMALL
 
 
+def at_once(q: Tensor, v: Tensor) -> bool:
+    """Whether a program has room for all gradients of a chunk: 128 float16 spill 560 bytes, 64 float32 8."""
+    most = {torch.bfloat16: SMALL, torch.float16: SMALL // 2, torch.float32: SMALL // 4}[q.dtype]
+    return max(q.shape[3], v.shape[3]) <= most
+
+
 class Problem:
     """The inputs as the kernels take them, and how they are cut.
 
@@ -85,7 +91,7 @@ class Problem:
 
     def __init__(self, q, k, v, log_decay, scale, cu_seqlens, by_chunks=False):
         check(q, v)
-        self.rate, self.cu_seqlens, self.scale = contiguous(log_decay), contiguous(cu_seqlens), scale
+        self.rates, self.cu_seqlens, self.scale = contiguous(log_decay), contiguous(cu_seqlens), scale
         self.q, self.dtype, self.H = q, q.dtype, log_decay.shape[-1]
         (self.B, self.T, _, self.K), self.V = q.shape, v.shape[3]
         self.heads = [u.shape[2] for u in (q, k, v)]
@@ -120,7 +126,8 @@ class Problem:
         return chosen(kernel, X, Z, self.dtype, self.sm, ahead, self.gpu)
 
     def taken(self, x: Tensor | None, columns: int = 0) -> Heads | None:
-        """x as kernels take it, made once; with `columns` by a descriptor of tiles of so many."""
+        """x, which lives as long as this, as kernels take it, made once; with `columns` by a descriptor of
+        tiles of so many."""
         if x is None:
             return None
         key = id(x), columns
@@ -146,7 +153,9 @@ class Problem:
         BK, BV = (max(16, min(64, power_of_2(X))) for X in (self.K, self.V))
         fixed = Scoring(H, self.K, self.V, self.per_token, C, BK, BV, self.precision)
         pairs = Pairs(*map(self.taken, (q, k, v, do)))
-        scores_kernel[(self.pieces(cut) * H,)](pairs, scores, self.rate, cut, self.scale, fixed, **options(4))
+        scores_kernel[(self.pieces(cut) * H,)](
+            pairs, scores, self.rates, cut, self.scale, fixed, **options(4)
+        )
         return scores
 
     def walk(self, part: Part, P: Tensor, decays: Decays, out: Tensor, dots: Tensor | None = None) -> Tensor:
@@ -163,7 +172,9 @@ class Problem:
         DOTS = 0 if dots is None else dots.shape[3]
         for first in range(0, rows, t.TILES):
             left = rows - first
-            to = self.taken(out, ahead and describable(out) and t.BZ) if left <= t.TILES else None
+            to = None
+            if left <= t.TILES:  # made anew: another output may get the id of one that is gone
+                to = described(out, self.C, t.BZ) if ahead and describable(out) else heads(out)
             ends = Ends(part.enter, part.leave, to, sums, dots)
             fixed = Walking(
                 self.H, X, Z, *part.steps, first * t.BX, DOTS, part.reverse, self.C, t.BX, t.BZ,
@@ -188,9 +199,9 @@ class Problem:
         fixed = Fused(
             self.H, X, Z, *part.steps, part.reverse, self.per_token, self.C, t.BX, t.BZ, self.precision
         )
-        ends = Ends(part.enter, part.leave, self.taken(out), None, None)
+        ends = Ends(part.enter, part.leave, heads(out), None, None)
         fused_kernel[(cdiv(Z, t.BZ) * self.segments * self.H,)](
-            Roles(*map(self.taken, part[:4]), None, None), ends, self.rate, self.cut, self.scale, fixed,
+            Roles(*map(self.taken, part[:4]), None, None), ends, self.rates, self.cut, self.scale, fixed,
             **options(t.warps), num_stages=t.stages,
         )  # fmt: skip
         return out
@@ -201,7 +212,7 @@ class Problem:
         t = self.tile("crossing", X, Z)
         fixed = Crossing(self.H, X, Z, reverse, self.per_token, self.C, t.BX, t.BZ, self.precision)
         crossing_kernel[(cdiv(Z, t.BZ) * cdiv(X, t.BX) * self.segments * self.H,)](
-            self.taken(y), self.taken(z), to, self.rate, self.cut, self.scale, fixed,
+            self.taken(y), self.taken(z), to, self.rates, self.cut, self.scale, fixed,
             **options(t.warps), num_stages=t.stages,
         )  # fmt: skip
 
@@ -216,8 +227,8 @@ class Problem:
         )
         return states
 
-    def gradients(self, q, k, v, do, enter, leave, drate) -> tuple[Tensor, Tensor, Tensor]:
-        """dq, dk, dv of small heads, chunk by chunk; drate is filled."""
+    def gradients(self, q, k, v, do, outer: Outer) -> tuple[Tensor, Tensor, Tensor]:
+        """dq, dk, dv of small heads, chunk by chunk."""
         shares = [self.H // count for count in self.heads]
         group = lcm(*shares)
         most = max(1, self.segments * self.H // self.multiprocessors)
@@ -226,14 +237,26 @@ class Problem:
         one = shares[0] % each == shares[1] % each == 0
         t = self.tile("gradients", self.K, self.V)
         fixed = Gradients(
-            self.H, self.K, self.V, each, *summed, one, self.per_token, self.C, t.BX, t.BZ, self.precision
-        )
+            self.H, self.K, self.V, each, *summed, one, self.per_token, self.C, t.BX, t.BZ,
+            self.precision,
+        )  # fmt: skip
         made = [self.of_heads(u, self.H // n) for u, n in zip((q, k, v), summed)]
         gradients_kernel[(self.segments * self.H // each,)](
-            Pairs(*map(self.taken, (q, k, v, do))), Grads(*made, drate), Outer(enter, leave), self.rate,
+            Pairs(*map(self.taken, (q, k, v, do))), Grads(*made), outer, self.rates,
             self.cut, self.scale, fixed, **options(t.warps), num_stages=t.stages,
         )  # fmt: skip
         return tuple(map(shared, made, (q, k, v)))
+
+    def rate(self, q, k, v, do, outer: Outer, crossing: Tensor, drate: Tensor) -> None:
+        """Fills drate, of small heads."""
+        t = self.tile("gradients", self.K, self.V)
+        fixed = Rating(
+            self.H, self.K, self.V, self.per_token, self.C, t.BX, t.BZ, crossing.shape[2], self.precision
+        )
+        small_rate_kernel[(self.segments * self.H,)](
+            Pairs(*map(self.taken, (q, k, v, do))), outer, crossing, drate, self.rates, self.cut, self.scale,
+            fixed, **options(t.warps), num_stages=t.stages,
+        )  # fmt: skip
 
     def weigh(self, of: Weighed, drate: Tensor) -> None:
         """Adds to drate what is not in one chunk."""
@@ -246,7 +269,7 @@ class Problem:
         BK = max(16, power_of_2(self.K))
         BV = max(1, min(32, MOST * 32 // BK, power_of_2(self.V)))
         recurrent_kernel[(self.B * self.H * cdiv(self.V, BV),)](
-            Inputs(*map(tokens, inputs), self.rate),
+            Inputs(*map(tokens, inputs), self.rates),
             Cache(enter, leave, rows, len(leave), *leave.stride()), o,
             Counts(self.T, *self.heads, self.H, self.H * self.per_token), self.scale, self.K, self.V, BK, BV,
             **options(min(8, max(1, BK * BV // 1024))),

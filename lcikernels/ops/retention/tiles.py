@@ -4,14 +4,13 @@ Those listed compile for that GPU without a spill, at every size that they are f
 The first is the one that counting says is fastest; a table of measured ones in tuned/<GPU>.json wins over it.
 """
 
-import json
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from ..launch import cdiv, power_of_2
+from ..tuned import fastest
 
 MOST = 512  # rows or columns of a state
 SMALL = 128  # of heads whose state is one tile
@@ -61,17 +60,6 @@ def candidates(kernel: str, X: int, Z: int, dtype: torch.dtype, sm: int, ahead: 
     return [Tile(w, BZ, cdiv(min(X, rows), w), warps, n) for w in widths for n in stages]
 
 
-def table(gpu: str) -> Path:
-    """What `python -m benchmarks.tune` writes on a GPU of this name."""
-    return Path(__file__).parent / "tuned" / f"{gpu.replace(' ', '_')}.json"
-
-
-@cache
-def measured(gpu: str) -> dict[str, list[int]]:
-    """By what `key` calls a problem, the fastest Tile there, or nothing."""
-    return json.loads(table(gpu).read_text()) if table(gpu).exists() else {}
-
-
 def key(kernel: str, X: int, Z: int, dtype: torch.dtype, ahead: bool) -> str:
     """Sizes as kernels are compiled for them."""
     return f"{kernel} X={X} Z={Z} {str(dtype)[6:]}{' ahead' * ahead}"
@@ -81,7 +69,6 @@ def key(kernel: str, X: int, Z: int, dtype: torch.dtype, ahead: bool) -> str:
 def chosen(
     kernel: str, X: int, Z: int, dtype: torch.dtype, sm: int, ahead: bool = False, gpu: str = ""
 ) -> Tile:
-    """The measured one if it still is a candidate, else the predicted best."""
+    """See `fastest`."""
     listed = candidates(kernel, X, Z, dtype, sm, ahead)
-    best = Tile(*measured(gpu).get(key(kernel, X, Z, dtype, ahead), listed[0]))
-    return best if best in listed else listed[0]
+    return fastest("retention", gpu, key(kernel, X, Z, dtype, ahead), listed)

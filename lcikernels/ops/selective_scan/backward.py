@@ -27,7 +27,6 @@ from .line import (
     sequences,
     start_of,
     tile_of,
-    token,
 )
 
 
@@ -159,16 +158,18 @@ def ahead(given, back, p_gate, start, first, most, at, D, fixed: tl.constexpr):
 
 @triton.jit
 def loaded(given, run, first, near_dy, near_z, at, ours, D, G, fixed: tl.constexpr):
-    """The STEPS tokens from `first` on; behind the end of the run zeros, with its last token's b and c."""
+    """The STEPS tokens from `first` on; behind the end of the run its last one again, with a dy of zero: a
+    mask would cost registers to clear."""
     D_x, D_dt = D * fixed.X, D * fixed.DT
     xs, raws, dys, zs, bs, cs = (), (), (), (), (), ()
     for j in tl.static_range(fixed.STEPS):
         t = first + j
         m_t = within(at.m_d, t < run.count)
-        p_b = run.b + tl.minimum(t, run.count - 1) * G * 2 * fixed.N + at.n
+        near = tl.minimum(t, run.count - 1)
+        p_b = run.b + near * G * 2 * fixed.N + at.n
         bs, cs = bs + (tl.load(p_b, at.m_n, 0.0),), cs + (tl.load(p_b + fixed.N, at.m_n, 0.0),)
-        xs = xs + (token(given.x, run.start, D_x, t * D_x + at.d, m_t),)
-        raws = raws + (token(given.dt, run.start, D_dt, t * D_dt + at.d, m_t) + ours.bias,)
+        xs = xs + (fetch(given.x, run.start, D_x, near * D_x + at.x).to(tl.float32),)
+        raws = raws + (fetch(given.dt, run.start, D_dt, near * D_dt + at.x).to(tl.float32) + ours.bias,)
         dys, zs = dys + (tl.where(m_t, near_dy[j].to(tl.float32), 0.0),), zs + (near_z[j].to(tl.float32),)
     return Taken(xs, raws, dys, zs, bs, cs)
 

@@ -37,7 +37,10 @@ from .one import States, Token, step_kernel
 from .sums import collect_kernel, totals_kernel
 from .tiles import CHUNK, SHORT, chosen, cut, up
 
-SLABS = 6  # of a segment: the partial sums of db and dc take 0.7 bytes for each channel and token, not 4
+SLABS = {
+    1: 5,
+    2: 3,
+}  # of a segment, by STEPS: partial sums of db, dc and scratch stay below a fifth of the rest
 MOST_STATES = 256  # 512 would leave the 8 warps of a program 4 channels, backward
 MOST_APART = 4  # D between tokens of one tensor, each compiled anew: a half or a quarter of a projection
 
@@ -131,6 +134,13 @@ class Problem:
         )  # fmt: skip
 
 
+def in_slabs(segment: int, STEPS: int) -> tuple[int, int]:
+    """Tokens of a slab, and how many there are."""
+    length = segment + (CHUNK - 1 if segment % CHUNK else 0)  # of a segment and its first chunk's start
+    slab = min(up(length, CHUNK), max(SHORT, up(cdiv(length, SLABS[STEPS]), CHUNK)))
+    return slab, cdiv(length, slab)
+
+
 def rows(u: Tensor | None) -> Tensor | None:
     """u [B, T, D] as [B T, D] whose tokens are few D apart."""
     if u is None:
@@ -196,9 +206,7 @@ def backward(
     p = Problem(grad_y, x, dt, a, b, c, d, z, dt_bias, dt_softplus, initial_state, cu_seqlens)
     dfinal = grad_state if grad_state is None else grad_state.mT.contiguous()
     db, dc = empty_as(b), empty_as(c)
-    length = p.segment + (CHUNK - 1 if p.segment % CHUNK else 0)  # of a segment and its first chunk's start
-    slab = min(up(length, CHUNK), max(SHORT, up(cdiv(length, SLABS), CHUNK)))
-    slabs = cdiv(length, slab)
+    slab, slabs = in_slabs(p.segment, p.STEPS)
     edges, parts = p.states(slabs + 1, p.segments), p.states(slabs, p.segments)
     p.leaving(dfinal, edges[-1])
     back = Back(

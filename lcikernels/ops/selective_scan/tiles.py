@@ -4,12 +4,11 @@ Those listed compile for that GPU without a spill, for every N that they are for
 first is the one that counting says is fastest; a table of measured ones in tuned/<GPU>.json wins over it.
 """
 
-import json
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 from ..launch import cdiv, power_of_2
+from ..tuned import fastest
 
 CHUNK = 64  # 1 byte of checkpoints for each channel and token at N = 16
 SHORT, LONG = 256, 4096  # tokens: less are not cut, and no more sequences put together
@@ -38,23 +37,14 @@ def candidates(N: int, sm: int, back: bool) -> list[Tiles]:
     return [Tiles(*tile, *tokens) for tokens in ahead]
 
 
-@cache
-def measured(gpu: str) -> dict[str, list[int]]:
-    """By what `key` calls a problem, the fastest Tiles there, or nothing."""
-    file = Path(__file__).parent / "tuned" / f"{gpu.replace(' ', '_')}.json"
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
 def key(N: int, back: bool) -> str:
     return f"N={N}{' back' * back}"
 
 
 @cache
 def chosen(N: int, sm: int, back: bool, gpu: str = "") -> Tiles:
-    """The measured one if it still is a candidate, else the predicted best."""
-    listed = candidates(N, sm, back)
-    best = Tiles(*measured(gpu).get(key(N, back), listed[0]))
-    return best if best in listed else listed[0]
+    """See `fastest`."""
+    return fastest("selective_scan", gpu, key(N, back), candidates(N, sm, back))
 
 
 def cut(B: int, T: int, warps: int, processors: int) -> int:
