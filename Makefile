@@ -33,7 +33,7 @@ bench: .venv/bench
 gpu:
 	@$(SEES)
 	@until=$$(($$(date +%s) + 450)); mkdir -p build; \
-	$(PYTHON) -m benchmarks.gpu_sides >build/rivals.log 2>&1 & \
+	$(PYTHON) -m benchmarks.rivals >build/rivals.log 2>&1 & \
 	$(PYTHON) setup.py -q build_ext --inplace; \
 	for part in 1of4 2of4 3of4 4of4; do printf "%s $$part\n" tests/ops/test_*.py; done | \
 		xargs -n 2 -P 16 sh -c 'log=build/$${0##*/}.$$1.log; \
@@ -41,7 +41,7 @@ gpu:
 		cat $$log; [ $$failed = 5 ] || exit $$failed'; \
 	tests=$$?; wait; cat build/rivals.log; \
 	$(PYTHON) -m benchmarks.tune $$(($$(date +%s) + 90)); \
-	$(PYTHON) -m pytest -q -rfEs -W default benchmarks/bench_gpu.py benchmarks/bench_gpu_transfer.py --until=$$until \
+	$(PYTHON) -m pytest -q -rfEs -W default benchmarks/bench_gpu.py --until=$$until \
 		$(if $(COMMIT),--commit=$(COMMIT)) $$([ $$tests = 0 ] || echo --tests-failed); \
 	benchmarks=$$?; exit $$((tests || benchmarks))
 

@@ -8,20 +8,18 @@ A long prompt in chunks beside all of it at once; and what fitting a mixer to a 
 
 An answer is checked before it is timed. The source's cache has one size from the start, as
 `generate(cache_implementation="static")` makes it: by itself transformers copies all of it for every token.
+bench_gpu.py has the tokens on a GPU.
 """
 
 from pathlib import Path
 
 import pytest
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import transferred
-from benchmarks.answers import wrong
-from benchmarks.limits import Limits
-from benchmarks.measure import Race, attempt
-from benchmarks.transferred import PATTERNS, SMALL, Aligning, Size
+from benchmarks.answers import same, wrong
+from benchmarks.measure import Race, attempt, flops, memory
+from benchmarks.transferred import PATTERNS, SMALL, Aligning, Size, Writer
 from growth.training.flops import CPU_ATTENTION
-from lcikernels.models.cache import state_bytes
 
 FLAT = 1 / 1.1  # of a token's time after the shortest text
 LINEAR = [name for name, pattern in PATTERNS.items() if "A" not in pattern]
@@ -41,68 +39,37 @@ def source(size, tmp_path_factory) -> Path:
     return transferred.source(size, tmp_path_factory.mktemp("transferred") / "source")
 
 
-class Side:
-    """A model that writes a token after so many others."""
+@pytest.fixture
+def keep_token(size, limits, benchmark, record):
+    """Keep a row of two models that write tokens."""
 
-    def __init__(self, folder: Path, context: int, size: Size):
-        self.model, self.each = transferred.loaded(folder), size.decoded
-        self.wrong = wrong(transferred.as_the_whole, self.model, size.decoded)
-        self.cache = transferred.filled(self.model, context, size.decoded)
-        self.call = transferred.decoding(self.model, self.cache, size.decoded)
-        self.bytes = sum(state_bytes(self.cache))
+    def keep(ours: Writer, rival: Writer, targets: tuple[str, ...], **names: str) -> None:
+        columns = Race(ours.call, rival.call).columns(benchmark, size.decoded)
+        columns |= dict(mb=ours.bytes / 1e6, rival_mb=rival.bytes / 1e6)
+        most = {"ratio": 1.0, "flat": FLAT, "mb": columns["rival_mb"]}
+        wanted = {name.replace("flat", "ratio"): most[name] for name in targets}
+        floor, mode = limits.floor(*ours.least()), f"after {ours.context}"
+        row = dict(op="a token, MB of state", shape=str(size), mode=mode, **names, **columns)
+        record(**row, floor=floor, targets=wanted, wrong=ours.wrong or rival.wrong)
 
-    def floor(self, limits: Limits) -> float:
-        return limits.floor(*transferred.least(self.model, self.bytes))
-
-
-def raced(ours: Side, rival: Side, limits: Limits, benchmark) -> dict:
-    """The columns that follow from the two sides."""
-    race, each = Race(ours.call, rival.call), ours.each
-    seconds, rival_seconds = race.run(benchmark)
-    return dict(
-        seconds=seconds / each,
-        seconds_memory_kept=race.with_memory_kept() / each,
-        rival_seconds=rival_seconds / each,
-        floor=ours.floor(limits),
-        mb=ours.bytes / 1e6,
-        rival_mb=rival.bytes / 1e6,
-        wrong=ours.wrong or rival.wrong,
-    )
+    return keep
 
 
 @pytest.mark.parametrize("place", range(len(Size().contexts)), ids=lambda i: f"after-{Size().contexts[i]}")
 @pytest.mark.parametrize("name", PATTERNS)
-def test_a_token_beside_the_source_s(name, place, size, source, limits, benchmark, record):
+def test_a_token_beside_the_source_s(name, place, size, source, keep_token):
     if place >= len(size.contexts):
         pytest.skip("the small size has fewer")
-    context = size.contexts[place]
-    ours, rival = (Side(folder, context, size) for folder in (transferred.target(size, name, source), source))
-    columns = raced(ours, rival, limits, benchmark)
-    targets = {"ratio": 1.0} if place else {}
-    record(
-        op="a token, MB of state",
-        shape=str(size),
-        mode=f"after {context}",
-        ours=name,
-        rival="attention with its KV cache",
-        targets=targets,
-        **columns,
-    )
+    folders = transferred.target(size, name, source), source
+    ours, rival = (Writer(folder, size.contexts[place], size) for folder in folders)
+    keep_token(ours, rival, ("ratio",) * bool(place), ours=name, rival="attention with its KV cache")
 
 
 @pytest.mark.parametrize("name", LINEAR)
-def test_a_token_after_a_long_text_and_a_short_one(name, size, source, limits, benchmark, record):
+def test_a_token_after_a_long_text_and_a_short_one(name, size, source, keep_token):
     folder, (short, *_, long) = transferred.target(size, name, source), size.contexts
-    columns = raced(Side(folder, long, size), Side(folder, short, size), limits, benchmark)
-    record(
-        op="a token, MB of state",
-        shape=str(size),
-        mode=f"after {long}",
-        ours=name,
-        rival=f"itself after {short}",
-        targets={"ratio": FLAT, "mb": columns["rival_mb"]},
-        **columns,
-    )
+    ours, rival = (Writer(folder, context, size) for context in (long, short))
+    keep_token(ours, rival, ("flat", "mb"), ours=name, rival=f"itself after {short}")
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -113,22 +80,15 @@ def test_a_step_of_training_beside_the_source_s(name, size, source, limits, benc
     for call in calls:  # the first allocates the moments
         call()
     tries = [attempt(call) for call in calls]
-    race = Race(*calls)
-    seconds, rival_seconds = race.run(benchmark)
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        calls[0]()
     record(
         op="a step of training",
         shape=f"{size} T={size.trained}",
         mode="forward + backward + AdamW",
         ours=name,
         rival="attention",
-        seconds=seconds,
-        seconds_memory_kept=race.with_memory_kept(),
-        rival_seconds=rival_seconds,
-        floor=counter.get_total_flops() / limits.sgemm,
-        mb=tries[0].mb,
-        rival_mb=tries[1].mb,
+        **Race(*calls).columns(benchmark),
+        **memory(tries),
+        floor=flops(calls[0], custom_mapping=CPU_ATTENTION) / limits.sgemm,
         targets={"ratio": 1.0},
         wrong=said,
     )
@@ -137,27 +97,19 @@ def test_a_step_of_training_beside_the_source_s(name, size, source, limits, benc
 @pytest.mark.parametrize("name", LINEAR)
 def test_a_long_prompt_in_chunks_beside_all_at_once(name, size, source, limits, benchmark, record):
     model = transferred.loaded(transferred.target(size, name, source))
-    ours, rival = (transferred.reading(model, size.prompt, chunk) for chunk in (size.chunk, None))
-    tries = [attempt(call) for call in (ours, rival)]
-    said = wrong(transferred.agree, *(tried.answer for tried in tries))
-    race = Race(ours, rival)
-    seconds, rival_seconds = race.run(benchmark)
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        ours()
+    calls = [transferred.reading(model, size.prompt, chunk) for chunk in (size.chunk, None)]
+    tries = [attempt(call) for call in calls]
     record(
         op="a prompt",
         shape=f"{size} T={size.prompt}",
         mode=name,
         ours=f"in chunks of {size.chunk}",
         rival="at once",
-        seconds=seconds,
-        seconds_memory_kept=race.with_memory_kept(),
-        rival_seconds=rival_seconds,
-        floor=counter.get_total_flops() / limits.sgemm,
-        mb=tries[0].mb,
-        rival_mb=tries[1].mb,
+        **Race(*calls).columns(benchmark),
+        **memory(tries),
+        floor=flops(calls[0], custom_mapping=CPU_ATTENTION) / limits.sgemm,
         targets={"ratio": FLAT, "mb": tries[1].mb / 4},
-        wrong=said,
+        wrong=wrong(same, *(tried.answer for tried in tries)),
     )
 
 
@@ -166,21 +118,16 @@ def test_a_mixer_fitted_to_a_layer(name, limits, benchmark, record, request, tmp
     case = Aligning(192, 256, 4, 2, 64) if request.config.option.small else Aligning()
     source = case.source(tmp_path / "source")
     tried = attempt(lambda: benchmark.pedantic(case.aligned, (source, name), rounds=1))
-    told = tried.answer.details
-    (layer,), stages = told["alignment"], told["stages"]
-    errors = layer["error"]
+    (layer,), stages = tried.answer.details["alignment"], tried.answer.details["stages"]
+    errors, seconds = layer["error"], layer["seconds"]
     record(
         op="a mixer fitted to a layer of SmolLM-135M",
         shape=str(case),
         mode=f"{name}, error {errors['started']:.2f} to {errors['aligned']:.2f}",
         ours="started, then aligned",
-        rival=None,
-        seconds=layer["seconds"],
-        seconds_memory_kept=layer["seconds"],
-        rival_seconds=None,
+        **dict(rival=None, rival_seconds=None, rival_mb=None),
+        **dict(seconds=seconds, seconds_memory_kept=seconds, mb=tried.mb),
         floor=sum(stages[name]["flops"] for name in ("start", "steps")) / limits.sgemm,
-        mb=tried.mb,
-        rival_mb=None,
         targets={"ms": MOST_SECONDS * 1e3},
         wrong="" if errors["aligned"] < errors["started"] else f"errors {errors}",
     )

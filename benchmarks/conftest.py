@@ -9,10 +9,9 @@ from time import time
 import pytest
 import torch
 
-from benchmarks import gpu, limits, report
-from benchmarks.measure import allocate_as_after_a_while, processor
+from benchmarks import measure, report, rivals
 
-LIMITS = pytest.StashKey[limits.Limits | gpu.Limits]()
+LIMITS = pytest.StashKey[measure.CpuLimits | measure.GpuLimits]()
 ROWS, TARGET = pytest.StashKey[list[dict]](), pytest.StashKey[PosixPath]()
 
 
@@ -60,23 +59,23 @@ def slug(config) -> str:
     if on_gpu(config):
         return dashed(torch.cuda.get_device_name())
     part = ".transfer" if any("bench_transfer" in str(arg) for arg in config.args) else ""
-    return f"{dashed(processor())}-{torch.get_num_threads()}-threads{part}"
+    return f"{dashed(measure.processor())}-{torch.get_num_threads()}-threads{part}"
 
 
 def dashed(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-@pytest.fixture(scope="session", name="limits")
-def cpu_limits(request, tmp_path_factory) -> limits.Limits:
-    allocate_as_after_a_while()
-    request.config.stash[LIMITS] = limits.measure(tmp_path_factory.mktemp("limits"))
+@pytest.fixture(scope="session")
+def limits(request, tmp_path_factory) -> measure.CpuLimits:
+    measure.allocate_as_after_a_while()
+    request.config.stash[LIMITS] = measure.cpu_limits(tmp_path_factory.mktemp("limits"))
     return request.config.stash[LIMITS]
 
 
 @pytest.fixture(scope="session")
-def chip(request) -> gpu.Limits:
-    request.config.stash[LIMITS] = gpu.measure()
+def chip(request) -> measure.GpuLimits:
+    request.config.stash[LIMITS] = measure.gpu_limits()
     return request.config.stash[LIMITS]
 
 
@@ -99,9 +98,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["threads"] = torch.get_num_threads()
     machine_info["instruction_set"] = torch.backends.cpu.get_cpu_capability()
     if on_gpu(config):
-        from benchmarks import gpu_sides
-
-        machine_info["gpu"], machine_info["versions"] = gpu.description(), gpu_sides.versions()
+        machine_info["gpu"], machine_info["versions"] = measure.chip(), rivals.versions()
     else:
         machine_info["versions"] = {name: version(name) for name in ("torch", "transformers", "mambapy")}
 

@@ -35,9 +35,11 @@ from torch import Tensor
 
 import growth
 from benchmarks.measure import attempt, processor, resident
+from benchmarks.report import head, line
 
 COPIED, DRAWN = 2**24, 2**24  # bytes, numbers of a block
 MOST_GB, MOST_RATIO = 1.5, 2.0
+COLUMNS = ("GB", "made", "s", "copy", "drawn", "ratio", "goal", "peak GB", "anonymous", "goal")
 COPIERS = ("o_proj.weight", "down_proj.weight", "attention.dense.weight", "dense_4h_to_h.weight")
 
 
@@ -49,19 +51,16 @@ class Names(NamedTuple):
     reader: str
     heads: str
 
+    @classmethod
+    def of(cls, embedding: str, layer: str, reader: str, heads: str) -> "Names":
+        tensors = embedding, f"{layer}.input_layernorm", f"{layer}.{reader}"
+        return cls(*(f"{name}.weight" for name in tensors), heads)
+
 
 NAMES = {
-    "llama": Names(
-        "model.embed_tokens.weight",
-        "model.layers.0.input_layernorm.weight",
-        "model.layers.0.self_attn.k_proj.weight",
-        "num_key_value_heads",
-    ),
-    "gpt_neox": Names(
-        "gpt_neox.embed_in.weight",
-        "gpt_neox.layers.0.input_layernorm.weight",
-        "gpt_neox.layers.0.attention.query_key_value.weight",
-        "num_attention_heads",
+    "llama": Names.of("model.embed_tokens", "model.layers.0", "self_attn.k_proj", "num_key_value_heads"),
+    "gpt_neox": Names.of(
+        "gpt_neox.embed_in", "gpt_neox.layers.0", "attention.query_key_value", "num_attention_heads"
     ),
 }
 
@@ -278,23 +277,15 @@ def main() -> None:
         Part(*(statistics.median(x) for x in zip(*parts, strict=True))) for parts in rounds.values()
     )
     ratio = made.seconds / (copied.seconds + drawn.seconds)
-    print("| GB | made | s | copy | drawn | ratio | goal | peak GB | anonymous | goal |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    print(
-        f"| {size(src) / 1e9:.2f} | {size(dst) / 1e9:.2f} | {made.seconds:.1f} | {copied.seconds:.1f}"
-        f" | {drawn.seconds:.1f} | {ratio:.2f} | {met(ratio, MOST_RATIO)}"
-        f" | {made.gb:.2f} | {made.anonymous_gb:.2f} | {met(made.gb, MOST_GB)} |"
-    )
+    gb = size(src) / 1e9, size(dst) / 1e9
+    print(*head(COLUMNS), sep="\n")
+    cells = [f"{x:.2f}" for x in gb] + [f"{part.seconds:.1f}" for part in (made, copied, drawn)]
+    cells += [f"{ratio:.2f}", met(ratio, MOST_RATIO), f"{made.gb:.2f}", f"{made.anonymous_gb:.2f}"]
+    print(line([*cells, met(made.gb, MOST_GB)]))
     if options.out:
-        figures = {
-            "verb": verb,
-            "how": how,
-            "gb": (size(src) / 1e9, size(dst) / 1e9),
-            "machine": f"{processor()}, {cores} cores, torch {torch.__version__}",
-            "commit": commit(),
-            "rounds": {name: [part._asdict() for part in parts] for name, parts in rounds.items()},
-            "ratio": ratio,
-        }
+        machine = f"{processor()}, {cores} cores, torch {torch.__version__}"
+        parts = {name: [part._asdict() for part in parts] for name, parts in rounds.items()}
+        figures = dict(verb=verb, how=how, gb=gb, machine=machine, commit=commit(), rounds=parts, ratio=ratio)
         options.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 

@@ -17,16 +17,9 @@ from unittest.mock import patch
 import torch
 from memory import Memory
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    BertConfig,
-    GPT2Config,
-    PreTrainedConfig,
-    masking_utils,
-)
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, GPT2Config, masking_utils
 
+from benchmarks.measure import flops
 from growth.checkpoint import Checkpoint
 from growth.learned.expansion import Expansion
 from growth.loading import quiet
@@ -37,7 +30,7 @@ from growth.training.flops import CPU_ATTENTION
 
 LENGTH = 512
 BERT = BertConfig(hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=2048)
-PAIRS: dict[str, tuple[PreTrainedConfig, tuple[int, int], str]] = {
+PAIRS = {  # of a config the growth to so many channels and layers, and how it starts
     "BERT-Small to Base": (BERT, (768, 12), "net2net"),  # 768 is no multiple of 512
     "GPT2-Base to Medium": (GPT2Config(), (1024, 24), "lossless"),
 }
@@ -99,10 +92,9 @@ def counted(model: nn.Module, ids: Tensor) -> tuple[int, int]:
     with Memory({*model.parameters(), *model.buffers()}) as memory:
         model(input_ids=ids, labels=ids).loss.backward()
     model.zero_grad()
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        model(input_ids=ids, labels=ids).loss.backward()
     moments = sum(2 * 4 * x.numel() for x in model.parameters() if x.requires_grad)
-    return memory.most + moments, counter.get_total_flops()
+    operations = flops(lambda: model(input_ids=ids, labels=ids).loss.backward(), custom_mapping=CPU_ATTENTION)
+    return memory.most + moments, operations
 
 
 def main() -> None:
@@ -116,14 +108,10 @@ def main() -> None:
         for pair in PAIRS:
             expansion, large = models(pair, "meta")
             ids = tokens(options.tokens, "meta")
-            (ours, flops), (theirs, their_flops) = counted(expansion, ids), counted(large, ids)
-            with FlopCounterMode(display=False) as counter:
-                expand(expansion)()
-            print(
-                f"| {pair} | {options.tokens} | {ours / 1e9:.2f} | {theirs / 1e9:.2f} | {ours / theirs:.2f}"
-                f" | {flops / 1e12:.2f} | {their_flops / 1e12:.2f}"
-                f" | {counter.get_total_flops() / flops:.1%} |"
-            )
+            (ours, count), (theirs, their_count) = counted(expansion, ids), counted(large, ids)
+            sizes = f"{options.tokens} | {ours / 1e9:.2f} | {theirs / 1e9:.2f} | {ours / theirs:.2f}"
+            share = flops(expand(expansion)) / count
+            print(f"| {pair} | {sizes} | {count / 1e12:.2f} | {their_count / 1e12:.2f} | {share:.1%} |")
 
 
 if __name__ == "__main__":

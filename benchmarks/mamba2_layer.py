@@ -3,6 +3,7 @@
 The truth is transformers' mixer in float64, to which tests/layers/test_mamba2.py finds ours equal.
 """
 
+from collections.abc import Callable
 from functools import cache, partial
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from benchmarks.sides import Op, Side
-from lcikernels.compat.transformers import patch
 
 
 @cache
@@ -33,30 +33,23 @@ def theirs(H: int, P: int, N: int) -> nn.Module:
 
 
 @cache
-def ours_inside(H: int, P: int, N: int) -> nn.Module:
-    return without_projections(ours.__wrapped__(H, P, N))
-
-
-@cache
-def theirs_inside(H: int, P: int, N: int) -> nn.Module:
-    return without_projections(theirs.__wrapped__(H, P, N))
-
-
-def without_projections(layer: nn.Module) -> nn.Module:
+def inside(whole: Callable, H: int, P: int, N: int) -> nn.Module:
+    """A layer of its own without its projections."""
+    layer = whole.__wrapped__(H, P, N)
     layer.hidden_size = layer.in_proj.out_features
     layer.in_proj = layer.out_proj = nn.Identity()
     return layer
 
 
-def layer_inputs(gated: bool, B: int, T: int, H: int, P: int, N: int) -> dict[str, Tensor]:
+def layer_inputs(B: int, T: int, H: int, P: int, N: int) -> dict[str, Tensor]:
     """Its input, and a fresh layer's weights."""
     x = torch.randn(B, T, H * P // 2)  # before the layer, whose weights are drawn once
     return {"x": x} | {name: weight.detach() for name, weight in ours(H, P, N).named_parameters()}
 
 
-def inside_inputs(gated: bool, B: int, T: int, H: int, P: int, N: int) -> dict[str, Tensor]:
+def inside_inputs(B: int, T: int, H: int, P: int, N: int) -> dict[str, Tensor]:
     """What in_proj gives where its input is layer_inputs'."""
-    inputs = layer_inputs(gated, B, T, H, P, N)
+    inputs = layer_inputs(B, T, H, P, N)
     x = inputs.pop("x") @ inputs.pop("in_proj.weight").T
     inputs.pop("out_proj.weight")
     return {"x": x} | inputs
@@ -82,21 +75,28 @@ def reference(layer, x: Tensor, **weights: Tensor) -> Tensor:
 
 
 def run_patched(layer, x: Tensor, **weights: Tensor) -> Tensor:
+    from lcikernels.compat.transformers import patch
+
     with patch():
         return run_theirs(layer, x, **weights)
 
 
-def sides(ours, theirs) -> dict[str, Side]:
-    return {
+def without_projections(x: Tensor, **weights: Tensor) -> Tensor:
+    return x[..., : len(weights["norm.weight"])]
+
+
+def op(inputs: Callable, ours: Callable, theirs: Callable, like: str | Callable = "x") -> Op:
+    sides = {
         "ours": Side(partial(run, ours), ours=True),
         "transformers": Side(partial(run_theirs, theirs)),
         "transformers, patched": Side(partial(run_patched, theirs)),
     }
+    return Op(inputs, partial(reference, theirs), sides, like=like)
 
 
 OPS = {
-    "a Mamba-2 layer": Op(layer_inputs, partial(reference, theirs), sides(ours, theirs)),
-    "a Mamba-2 layer without its projections": Op(
-        inside_inputs, partial(reference, theirs_inside), sides(ours_inside, theirs_inside)
+    "a Mamba-2 layer": op(layer_inputs, ours, theirs),
+    "a Mamba-2 layer without its projections": op(
+        inside_inputs, partial(inside, ours), partial(inside, theirs), without_projections
     ),
 }

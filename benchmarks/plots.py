@@ -9,8 +9,7 @@ Line = tuple[str, list[tuple[float, float]]]  # its name, and (x, seconds)
 
 def draw(name: str, run: dict, folder: Path = PLOTS) -> list[Path]:
     """Of the run in `name`.json: a plot for each table in which a size grows, and one over threads."""
-    rows = [one["extra_info"] for one in run["benchmarks"]]
-    files = []
+    rows, files = [one["extra_info"] for one in run["benchmarks"]], []
     growing = [row for row in rows if row.get("axis")]
     for (op, axis, shape), group in groupby(growing, key=lambda row: (row["op"], row["axis"], row["shape"])):
         files.append(plot(folder / f"{name}.{op}-{axis}.svg", f"{op}, {shape}", axis, curves(list(group))))
@@ -23,13 +22,9 @@ def curves(rows: list[dict]) -> list[Line]:
     """Ours, the rival where there is one, and the floor, in each mode."""
     found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        for who, seconds in (
-            (row["ours"], row["seconds"]),
-            (row["rival"], row["rival_seconds"]),
-            ("floor", row["floor"]),
-        ):
-            if who:
-                found.setdefault(f"{who}, {row['pass']}", []).append((row["value"], seconds))
+        times = {row["ours"]: row["seconds"], row["rival"]: row["rival_seconds"], "floor": row["floor"]}
+        for who in filter(None, times):
+            found.setdefault(f"{who}, {row['pass']}", []).append((row["value"], times[who]))
     return list(found.items())
 
 

@@ -11,6 +11,8 @@ from benchmarks.plots import draw
 RESULTS = Path(__file__).parent / "results"
 PAGE, PREDICTED = RESULTS.with_name("RESULTS.md"), RESULTS.with_name("predicted.json")
 COLUMNS = ("mode", "ours", "ms", "rival", "its ms", "ratio", "target", "of floor", "MB", "its MB")
+PREDICTED_COLUMNS = ("op", "shape", "mode", "whose", "predicted ms", "bound by", "floor", "measured ms")
+PREDICTED_COLUMNS += ("launches", "host us")
 GPU_COLUMNS = ("what", "ms", "rival", "its ms", "ratio", "target", "of floor", "ps an element", "memory")
 LIMITS = """Limits in the same run: {flops:.0f} Gflop/s of FMA and {exps:.1f} Gexp2/s in registers,
 {triad:.1f} GB/s triad over 3 x 256 MB, {sgemm:.0f} Gflop/s of torch's sgemm."""
@@ -83,12 +85,10 @@ def write(results: Path = RESULTS, page: Path = PAGE, predicted: Path = PREDICTE
     page.write_text("\n".join(parts))
 
 
-def measured(runs: list[dict]) -> dict[tuple[str, str, str, str], float]:
+def measured(runs: list[dict]) -> dict[tuple[str, ...], float]:
     """Seconds on a GPU by op, shape, mode and whose they are; of several runs the last one's."""
     times = {}
-    for row in (
-        one["extra_info"] for run in runs if "gpu" in run["machine_info"] for one in run["benchmarks"]
-    ):
+    for row in (row for run in runs if "gpu" in run["machine_info"] for row in rows_of(run)):
         key = row["op"], row["shape"], row["mode"]
         times[*key, row["ours"]] = row["seconds"]
         if row["rival"]:
@@ -96,37 +96,16 @@ def measured(runs: list[dict]) -> dict[tuple[str, str, str, str], float]:
     return times
 
 
-def predicted_table(
-    rows: list[dict], times: dict[tuple[str, str, str, str], float] | None = None
-) -> list[str]:
-    """Rows of tests/resources, with what was measured of the same call."""
-    columns = (
-        "op",
-        "shape",
-        "mode",
-        "whose",
-        "predicted ms",
-        "bound by",
-        "floor",
-        "measured ms",
-        "launches",
-        "host us",
-    )
-    lines = [line(columns), line(["---"] * len(columns))]
+def predicted_table(rows: list[dict], times: dict | None = None) -> list[str]:
+    """Rows of tests/resources, with the seconds that `measured` has of the same call."""
+    lines = head(PREDICTED_COLUMNS)
     for row in rows:
         whose = re.sub(r" [\d.]+(post\d+)?$", "", row["by"])  # without its version
         time = (times or {}).get((row["op"], row["shape"], row["mode"], whose))
         count = f"{row['launches']} + {row['torch']} of torch" if row["torch"] else f"{row['launches']}"
-        cells = [
-            row["op"],
-            row["shape"],
-            row["mode"],
-            row["by"],
-            number(1e3 * row["predicted"]),
-            row["bound"],
-        ]
-        cells += [number(1e3 * row["floor"]), number(1e3 * time) if time else ""]
-        lines.append(line([*cells, count, number(1e6 * row["host"]) if row["host"] else ""]))
+        cells = [row["op"], row["shape"], row["mode"], row["by"], number(1e3 * row["predicted"])]
+        cells += [row["bound"], number(1e3 * row["floor"]), number(1e3 * time) if time else "", count]
+        lines.append(line([*cells, number(1e6 * row["host"]) if row["host"] else ""]))
     return lines
 
 
@@ -142,18 +121,14 @@ def section(run: dict, plots: Sequence[Path] = ()) -> str:
     else:
         title = f"{machine['cpu']['brand_raw']}, {machine['threads']} threads, {machine['instruction_set']}"
         said = LIMITS.format(**limits)
-    return "\n".join(
-        [
-            f"## {title}",
-            "",
-            f"{run['datetime'][:10]}, commit {commit['id'][:10]}{changed}, {versions}.",
-            said,
-            "",
-            *(f"![{plot.stem}]({plot.parent.name}/{plot.name})" for plot in plots),
-            *[""] * bool(plots),
-            tables([one["extra_info"] for one in run["benchmarks"]], run.get("red", ())),
-        ]
-    )
+    lines = [f"## {title}", "", f"{run['datetime'][:10]}, commit {commit['id'][:10]}{changed}, {versions}."]
+    lines += [said, "", *(f"![{plot.stem}]({plot.parent.name}/{plot.name})" for plot in plots)]
+    lines += [""] * bool(plots)
+    return "\n".join([*lines, tables(rows_of(run), run.get("red", ()))])
+
+
+def rows_of(run: dict) -> list[dict]:
+    return [one["extra_info"] for one in run["benchmarks"]]
 
 
 def tables(rows: list[dict], red: Sequence[str] = ()) -> str:
@@ -164,8 +139,7 @@ def tables(rows: list[dict], red: Sequence[str] = ()) -> str:
     for (op, shape), group in groupby(rows, key=lambda row: (row["op"], row["shape"])):
         group = list(group)
         columns, cells = (GPU_COLUMNS, gpu_cells) if "elements" in group[0] else (COLUMNS, cpu_cells)
-        parts += [f"### {op}: {shape}", "", line(columns), line(["---"] * len(columns))]
-        parts += [*(line(cells(row)) for row in group), ""]
+        parts += [f"### {op}: {shape}", "", *head(columns), *(line(cells(row)) for row in group), ""]
     return "\n".join(parts)
 
 
@@ -174,8 +148,8 @@ def cpu_cells(row: dict) -> list[str]:
     seconds, kept = row["seconds"], row["seconds_memory_kept"]
     time = number(1e3 * seconds)
     time += f" ({number(1e3 * kept)} kept)" if abs(kept / seconds - 1) > 0.1 else ""
-    cells = [row["mode"], row["ours"], time, *against(row)]
-    return [*cells, number(row["mb"]), number(row["rival_mb"]) if row["rival"] else ""]
+    its_mb = number(row["rival_mb"]) if row["rival"] else ""
+    return [row["mode"], row["ours"], time, *against(row), number(row["mb"]), its_mb]
 
 
 def gpu_cells(row: dict) -> list[str]:
@@ -222,7 +196,11 @@ def number(x: float) -> str:
     return f"{x:.3g}" if x < 100 else f"{x:.0f}"
 
 
-def line(cells) -> str:
+def head(columns: Sequence[str]) -> list[str]:
+    return [line(columns), line(["---"] * len(columns))]
+
+
+def line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

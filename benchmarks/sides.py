@@ -1,12 +1,13 @@
-"""The sides that are compared: our ops, and what people without a GPU have for the same today.
+"""The sides that are compared: our ops, and what people have for the same today, on a CPU and on a GPU.
 
-transformers' and mambapy's own functions are called where they are functions; torchscale's two forms of
-retention are written here from the paper's equations, without its normalisation, which costs extra.
-Packages of rivals are imported where they are called, 1 us: bench_gpu.py runs without them.
+Here scans, convolutions, norms; the others in retentions.py, expansions.py, mamba2_layer.py. transformers'
+and mambapy's own functions are called where they are functions. Packages of rivals are imported where they
+are called, 1 us: bench_gpu.py runs without a CPU's.
 """
 
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import accumulate, cycle
 from typing import NamedTuple
 
 import torch
@@ -14,21 +15,27 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
 import lcikernels
+from benchmarks import rivals
+from lcikernels.compat.causal_conv1d import causal_conv1d_fn
+from lcikernels.compat.mamba_ssm import selective_scan_fn
 from lcikernels.ops.causal_conv1d.reference import causal_conv1d as causal_conv1d_reference
 from lcikernels.ops.gated_rms_norm.reference import gated_rms_norm as gated_rms_norm_reference
-from lcikernels.ops.retention.reference import retention as retention_reference
 from lcikernels.ops.selective_scan.reference import selective_scan as selective_scan_reference
 
-# float32 whatever the activations are
-PARAMETERS = {"a", "d", "dt_bias", "weight", "bias", "log_decay", "state"}
+# Of more tokens the truth is the torch backend in float64, and for RetNet's decays chunks: retention's
+# reference keeps a state a token, 2 MB in float64.
+LONG = {"selective_scan": 4096, "retention": 150}
 
 
 class Side(NamedTuple):
     """`run(**inputs)` is the output.
 
     Inputs named in `swapped` have axes 1 and 2 exchanged, and then so has the output: each side gets the
-    memory layout it likes best. `ours`: it is one of our ops, by the best backend unless one is named.
-    threads: of torch's, all unless given. needs: the package that it calls.
+    memory layout it likes best. dtype: of activations; state: of a step's state. gpu: it computes there.
+    `ours`: it is one of our ops, by the best backend unless one is named. threads: of torch's, all unless
+    given. needs: the module of the rival that it calls. bounds: of T tokens, where it takes one row for
+    packed sequences. tuned: to the first sizes that it sees, so they are sizes that are timed. other: it
+    computes another function, whose answer is not compared.
     """
 
     run: Callable[..., Tensor]
@@ -40,6 +47,30 @@ class Side(NamedTuple):
     instructions: str | None = None
     threads: int | None = None
     needs: str | None = None
+    gpu: bool = False
+    bounds: Callable[[int], tuple[int, ...]] | None = None
+    state: torch.dtype = torch.float32
+    tuned: bool = False
+    other: bool = False
+
+
+class Op(NamedTuple):
+    """`inputs(**sizes)` are float32, `reference(**inputs)` is as precise as they are.
+
+    sides, on_gpu: who computes on a CPU, and on a GPU. like: the input that outputs are like, or what makes
+    one of all inputs. products: what is multiplied on a GPU is rounded to this dtype.
+    """
+
+    inputs: Callable[..., dict[str, Tensor]]
+    reference: Callable[..., Tensor]
+    sides: dict[str, Side] = {}
+    on_gpu: dict[str, Side] = {}
+    like: str | Callable[..., Tensor] = "x"
+    products: torch.dtype | None = None
+
+    def output(self, inputs: dict[str, Tensor]) -> Tensor:
+        """What the output of these inputs is like."""
+        return inputs[self.like] if isinstance(self.like, str) else self.like(**inputs)
 
 
 def ours(op: Callable) -> dict[str, Side]:
@@ -53,22 +84,34 @@ def ours(op: Callable) -> dict[str, Side]:
     }
 
 
+OnGpu = partial(Side, dtype=torch.bfloat16, gpu=True)
+
+
+def ours_on_gpu(op: Callable, kernels: str = "triton", **options) -> dict[str, Side]:
+    backends = {"ours": kernels, "ours in torch": "torch"}
+    return {name: OnGpu(partial(op, backend=x), ours=True, **options) for name, x in backends.items()}
+
+
 # selective_scan
 
 
-def scan_inputs(gated: bool, B: int, T: int, D: int, N: int) -> dict[str, Tensor]:
+def scan_inputs(B: int, T: int, D: int, N: int, gated: bool = False) -> dict[str, Tensor]:
     """A fresh Mamba layer's: steps of 0.001 to 0.1, rates of -1 to -N. gated: softplus, bias and gate."""
     x, b, c = torch.randn(B, T, D), torch.randn(B, T, N), torch.randn(B, T, N)
     dt = torch.empty(B, T, D).uniform_(-6.9, -2.3)  # logarithms
     dt = dt if gated else dt.double().exp().float()  # the first float32 exp of a process may be 1e-4 off
-    inputs = dict(x=x, dt=dt, a=-torch.arange(1.0, N + 1).repeat(D, 1), b=b, c=c)
-    inputs["d"] = torch.ones(D)
+    inputs = dict(x=x, dt=dt, a=-torch.arange(1.0, N + 1).repeat(D, 1), b=b, c=c, d=torch.ones(D))
     return inputs | dict(z=torch.randn(B, T, D), dt_bias=torch.randn(D) / 8) if gated else inputs
 
 
-def scan(x, dt, a, b, c, d, z=None, dt_bias=None, **options) -> Tensor:
-    options |= dict(z=z, dt_bias=dt_bias, dt_softplus=z is not None)
-    return lcikernels.selective_scan(x, dt, a, b, c, d, **options)
+def scan(x, dt, a, b, c, d, z=None, dt_bias=None, op=lcikernels.selective_scan, **options) -> Tensor:
+    return op(x, dt, a, b, c, d, z=z, dt_bias=dt_bias, dt_softplus=z is not None, **options)
+
+
+def scan_reference(x, **inputs) -> Tensor:
+    if x.shape[1] > LONG["selective_scan"]:
+        return scan(x, **inputs, backend="torch")
+    return scan(x, **inputs, op=selective_scan_reference)
 
 
 def scan_of_channels_first(x, dt, a, b, c, d, z, dt_bias) -> Tensor:
@@ -76,9 +119,8 @@ def scan_of_channels_first(x, dt, a, b, c, d, z, dt_bias) -> Tensor:
     return scan(x.mT, dt.mT, a, b.mT, c.mT, d, z.mT, dt_bias).mT
 
 
-def scan_reference(x, dt, a, b, c, d, z=None, dt_bias=None, **options) -> Tensor:
-    options |= dict(z=z, dt_bias=dt_bias, dt_softplus=z is not None)
-    return selective_scan_reference(x, dt, a, b, c, d, **options)
+def scan_called_as_mamba_ssm_s(x, dt, a, b, c, d, z, dt_bias) -> Tensor:
+    return selective_scan_fn(x, dt, a, b, c, d, z, dt_bias, delta_softplus=True)
 
 
 def transformers_scan(x, dt, a, b, c, d, **options) -> Tensor:
@@ -88,47 +130,101 @@ def transformers_scan(x, dt, a, b, c, d, **options) -> Tensor:
     return modeling_mamba.mamba_selective_scan(x, dt, a, b.mT, c.mT, d, **options)
 
 
-def mambapy_scan(x, dt, a, b, c, d) -> Tensor:
-    from mambapy.mamba import MambaBlock
-
-    return MambaBlock.selective_scan(None, x, dt, a, b, c, d)
-
-
-def accelerated_scan(x, dt, a, b, c, d) -> Tensor:
-    """By accelerated-scan's recurrence in torch, of D N channels, which take gates and inputs [B, D N, T]."""
-    from accelerated_scan.ref import scan
-
-    gates = torch.exp(torch.einsum("btd,dn->bdnt", dt, a)).flatten(1, 2)
-    added = torch.einsum("btd,btn->bdnt", dt * x, b).flatten(1, 2)
-    states = scan(gates, added).unflatten(1, (-1, a.shape[1]))
-    return torch.einsum("bdnt,btn->btd", states, c) + d * x
-
-
 @cache
 def compiled() -> Callable:
     return torch.compile(partial(transformers_scan, use_associative_scan=True), dynamic=False)
 
 
+def mambapy_scan(x, dt, a, b, c, d) -> Tensor:
+    return rivals.found("mambapy.mamba").MambaBlock.selective_scan(None, x, dt, a, b, c, d)
+
+
+def accelerated_scan(x, dt, a, b, c, d) -> Tensor:
+    """By accelerated-scan's recurrence in torch, of D N channels, which take gates and inputs [B, D N, T]."""
+    gates = torch.exp(torch.einsum("btd,dn->bdnt", dt, a)).flatten(1, 2)
+    added = torch.einsum("btd,btn->bdnt", dt * x, b).flatten(1, 2)
+    states = rivals.found("accelerated_scan.ref").scan(gates, added).unflatten(1, (-1, a.shape[1]))
+    return torch.einsum("bdnt,btn->btd", states, c) + d * x
+
+
+class CudaScan(torch.autograd.Function):
+    """mamba-ssm's, all [B, D, T]; b, c [B, N, T]. Softplus, bias, skip and gate are fused."""
+
+    @staticmethod
+    def forward(ctx, x, dt, a, b, c, d, z, dt_bias):
+        inputs = x, dt, a, b[:, None], c[:, None], d, z, dt_bias
+        ungated, states, y = rivals.found(rivals.SCAN).fwd(*inputs, True)
+        ctx.save_for_backward(*inputs, states, ungated)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        *inputs, states, ungated = ctx.saved_tensors
+        backward = rivals.found(rivals.SCAN).bwd
+        dx, ddt, da, db, dc, dd, dbias, dz = backward(*inputs, dy, states, ungated, None, True, False)
+        return dx, ddt, da, db.squeeze(1), dc.squeeze(1), dd, dz, dbias
+
+
+def cuda_scan(x, dt, a, b, c, d, z, dt_bias) -> Tensor:
+    return CudaScan.apply(x, dt, a, b, c, d, z, dt_bias)
+
+
+@cache
+def bounds_of(T: int, lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """Sequences of these lengths, again and again; the last is cut at T."""
+    ends = []
+    for end in accumulate(cycle(lengths)):
+        ends.append(min(end, T))
+        if end >= T:
+            return (0, *ends)
+
+
+def mixed_lengths(T: int) -> tuple[int, ...]:
+    return bounds_of(T, (700, 64, 2500, 1, 333, 1100, 90, 4096))
+
+
+def eighths(T: int) -> tuple[int, ...]:
+    return bounds_of(T, (T // 8,))
+
+
+@cache
+def on(device: torch.device, bounds: tuple[int, ...]) -> Tensor:
+    return torch.tensor(bounds, dtype=torch.int32, device=device)
+
+
+def packed(x, **inputs) -> Tensor:
+    return scan(x, **inputs, cu_seqlens=on(x.device, mixed_lengths(x.shape[1])), backend="triton")
+
+
+def in_rows(**inputs) -> Tensor:
+    """[1, T, ...] as 8 rows."""
+    rows = {name: u.unflatten(1, (8, -1))[0] if u.dim() == 3 else u for name, u in inputs.items()}
+    return scan(**rows, backend="triton").flatten(0, 1)[None]
+
+
+TURNED = "x", "dt", "b", "c", "z"
 SCANS = ours(scan) | {
     "ours, gated": Side(scan, gated=True, ours=True),
-    "ours, gated, channels first": Side(
-        scan_of_channels_first, ("x", "dt", "b", "c", "z"), gated=True, ours=True
-    ),
+    "ours, gated, channels first": Side(scan_of_channels_first, TURNED, gated=True, ours=True),
     "transformers' loop": Side(transformers_scan, ("x", "dt")),
     "compiled associative scan": Side(lambda **inputs: compiled()(**inputs), ("x", "dt")),
-    "mambapy": Side(mambapy_scan, needs="mambapy"),
-    "accelerated-scan's reference": Side(accelerated_scan, needs="accelerated_scan"),
+    "mambapy": Side(mambapy_scan, needs="mambapy.mamba"),
+    "accelerated-scan's reference": Side(accelerated_scan, needs="accelerated_scan.ref"),
+}
+SCANS_ON_GPU = ours_on_gpu(scan, gated=True) | {
+    "ours, packed": OnGpu(packed, gated=True, ours=True, bounds=mixed_lengths),
+    "ours, 8 rows": OnGpu(in_rows, gated=True, ours=True, bounds=eighths),
+    "ours, [B, D, T]": OnGpu(scan_called_as_mamba_ssm_s, TURNED, gated=True, ours=True),
+    "mamba-ssm": OnGpu(cuda_scan, TURNED, gated=True, needs=rivals.SCAN),
 }
 
 
-def step_inputs(gated: bool, B: int, D: int, N: int) -> dict[str, Tensor]:
-    inputs = {name: u[:, 0] if u.dim() == 3 else u for name, u in scan_inputs(True, B, 1, D, N).items()}
-    return inputs | dict(state=torch.randn(B, D, N))
+def step_inputs(B: int, D: int, N: int) -> dict[str, Tensor]:
+    inputs = scan_inputs(B, 1, D, N, gated=True).items()
+    return {name: u[:, 0] if u.dim() == 3 else u for name, u in inputs} | dict(state=torch.randn(B, D, N))
 
 
-def step(x, dt, a, b, c, d, z, dt_bias, state, **options) -> Tensor:
-    options |= dict(state=state, z=z, dt_bias=dt_bias, dt_softplus=True)
-    return lcikernels.ops.selective_scan_step(x, dt, a, b, c, d, **options)
+step = partial(scan, op=lcikernels.ops.selective_scan_step)
 
 
 def library_step(x, dt, a, b, c, d, z, dt_bias, state) -> Tensor:
@@ -136,108 +232,33 @@ def library_step(x, dt, a, b, c, d, z, dt_bias, state) -> Tensor:
     return torch.ops.lcikernels_cpp.selective_scan_step(x, dt, a, b, c, d, z, dt_bias, True, state, None)
 
 
-def transformers_step(x, dt, a, b, c, d, z, dt_bias, state) -> Tensor:
-    from transformers.models.mamba import modeling_mamba
+def transformers_step(x, dt, a, b, c, d, state, **gate) -> Tensor:
+    from transformers.models.mamba.modeling_mamba import mamba_selective_state_update
 
-    return modeling_mamba.mamba_selective_state_update(
-        state, x, dt, a, b, c, d, z=z, dt_bias=dt_bias, dt_softplus=True
-    )
+    return mamba_selective_state_update(state, x, dt, a, b, c, d, **gate, dt_softplus=True)
 
 
-def step_reference(x, dt, a, b, c, d, z, dt_bias, state) -> Tensor:
-    x, dt, b, c, z = (u[:, None] for u in (x, dt, b, c, z))
-    options = dict(z=z, dt_bias=dt_bias, dt_softplus=True, initial_state=state)
-    return selective_scan_reference(x, dt, a, b, c, d, **options)[:, 0]
+def cuda_step(x, dt, a, b, c, d, state, **gate) -> Tensor:
+    update = rivals.found(rivals.UPDATE).selective_state_update
+    return update(state, x, dt, a, b, c, d, **gate, dt_softplus=True)
 
 
-# retention
+def step_reference(a, d, dt_bias, state, **token) -> Tensor:
+    token = {name: u[:, None] for name, u in token.items()}
+    return scan_reference(**token, a=a, d=d, dt_bias=dt_bias, initial_state=state)[:, 0]
 
 
-def retention_inputs(gated: bool, B: int, T: int, H: int, K: int, V: int) -> dict[str, Tensor]:
-    return dict(q=torch.randn(B, T, H, K), k=torch.randn(B, T, H, K), v=torch.randn(B, T, H, V))
-
-
-@cache
-def log_decay(H: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """RetNet's rates, a constant there as here."""
-    return torch.log1p(-torch.exp2(-5 - torch.arange(H, dtype=dtype, device="cpu")))
-
-
-def retain(q, k, v, **options) -> Tensor:
-    return lcikernels.retention(q, k, v, log_decay(v.shape[2]), **options)
-
-
-@cache
-def decays(H: int, C: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """exp(log_decay * n): between the tokens of a chunk [H, C, C], since its start, until its end, across it.
-
-    Kept from call to call, as RetNet shares them among its layers.
-    """
-    rate, t = log_decay(H, torch.float64)[:, None], torch.arange(C, dtype=torch.float64)
-    within = (rate[..., None] * (t[:, None] - t)).exp().tril()
-    columns = (rate * (t + 1), rate * (C - 1 - t), rate * C)
-    return within.to(dtype), *(u.exp().to(dtype)[..., None] for u in columns)
-
-
-def parallel(q, k, v) -> Tensor:
-    """(q k^T * D) v.  q, k, v [B, H, T, K or V].  Sun et al. 2023, eq. 5."""
-    H, T, K = q.shape[1:]
-    return (q @ k.mT * K**-0.5 * decays(H, T, q.dtype)[0]) @ v
-
-
-def chunkwise(q, k, v, C: int) -> Tensor:
-    """Parallel inside chunks of C tokens, a state from each to the next.  Sun et al. 2023, eq. 7."""
-    H, K = q.shape[1], q.shape[3]
-    within, since_start, until_end, across = decays(H, C, q.dtype)
-    q, k, v = (u.unflatten(2, (-1, C)) for u in (q * K**-0.5, k, v))
-    within, since_start, until_end = (u[:, None] for u in (within, since_start, until_end))
-    state, states = torch.zeros_like(k[:, :, 0].mT @ v[:, :, 0]), []
-    for added in ((k * until_end).mT @ v).unbind(2):  # unbind: indexing would make the backward quadratic
-        states.append(state)
-        state = across * state + added
-    o = (q @ k.mT * within) @ v + (q * since_start) @ torch.stack(states, 2)
-    return o.flatten(2, 3)
-
-
-def chunked_reference(q, k, v) -> Tensor:
-    """Not the reference step by step, whose backward keeps 9 GB of states at the shape that is measured."""
-    return chunkwise(*(u.transpose(1, 2) for u in (q, k, v)), C=min(128, q.shape[1])).transpose(1, 2)
-
-
-def fla_retention(q, k, v) -> Tensor:
-    """By flash-linear-attention's chunks in torch."""
-    from fla.ops.simple_gla.naive import naive_chunk_simple_gla
-
-    return naive_chunk_simple_gla(q, k, v, log_decay(q.shape[2]).expand(q.shape[:3]), chunk_size=64)[0]
-
-
-HEADS_FIRST = ("q", "k", "v")
-RETENTIONS = ours(retain) | {
-    "parallel": Side(parallel, HEADS_FIRST),
-    "chunks of 128": Side(partial(chunkwise, C=128), HEADS_FIRST),
-    "chunks of 512": Side(partial(chunkwise, C=512), HEADS_FIRST),  # torchscale's default
-    "flash-linear-attention's torch": Side(fla_retention, needs="fla"),
+STEPS = {
+    "ours": Side(step, ours=True),
+    "ours, from C++": Side(library_step, ours=True, backend="cpp"),
+    "transformers' step": Side(transformers_step),
 }
-
-
-def retention_step_inputs(gated: bool, B: int, H: int, K: int, V: int) -> dict[str, Tensor]:
-    inputs = {name: u[:, 0] for name, u in retention_inputs(gated, B, 1, H, K, V).items()}
-    return inputs | dict(state=torch.randn(B, H, K, V))
-
-
-def retain_step(q, k, v, state, **options) -> Tensor:
-    return lcikernels.ops.retention_step(q, k, v, log_decay(v.shape[1]), state=state, **options)
-
-
-def retention_step_reference(q, k, v, state) -> Tensor:
-    rates = log_decay(v.shape[1]).to(q.dtype)
-    return retention_reference(*(u[:, None] for u in (q, k, v)), rates, initial_state=state)[:, 0]
-
+STEPS_ON_GPU = ours_on_gpu(step) | {"mamba-ssm": OnGpu(cuda_step, needs=rivals.UPDATE)}
 
 # causal_conv1d, gated_rms_norm
 
 
-def conv_inputs(gated: bool, B: int, T: int, D: int, W: int) -> dict[str, Tensor]:
+def conv_inputs(B: int, T: int, D: int, W: int) -> dict[str, Tensor]:
     return dict(x=torch.randn(B, T, D), weight=torch.randn(D, W) / 2, bias=torch.randn(D))
 
 
@@ -251,17 +272,47 @@ def conv_of_channels_first(x, weight, bias) -> Tensor:
     return lcikernels.causal_conv1d(x.mT, weight, bias, activation="silu").mT
 
 
-CONVS = ours(partial(lcikernels.causal_conv1d, activation="silu")) | {
+def cuda_conv(x, weight, bias) -> Tensor:
+    return rivals.found(rivals.CONV).causal_conv1d_fn(x, weight, bias, activation="silu")
+
+
+def cuda_conv_step(x, weight, bias, state) -> Tensor:
+    return rivals.found(rivals.CONV).causal_conv1d_update(x, state, weight, bias, "silu")
+
+
+def conv_step_inputs(B: int, D: int, W: int) -> dict[str, Tensor]:
+    inputs = conv_inputs(B, 1, D, W)
+    return inputs | dict(x=inputs["x"][:, 0], state=torch.randn(B, D, W - 1))
+
+
+def conv_step_reference(x, weight, bias, state) -> Tensor:
+    return conv_reference(x[:, None], weight, bias, initial_state=state)[:, 0]
+
+
+conv, conv_step, conv_reference, conv_called_as_theirs = (
+    partial(op, activation="silu")
+    for op in (
+        lcikernels.causal_conv1d, lcikernels.causal_conv1d_step, causal_conv1d_reference, causal_conv1d_fn
+    )
+)  # fmt: skip
+CONVS = ours(conv) | {
     "ours, channels first": Side(conv_of_channels_first, ("x",), ours=True),
     "transformers' convolution": Side(transformers_conv, ("x",)),
 }
+CONVS_ON_GPU = ours_on_gpu(conv) | {
+    "ours, [B, D, T]": OnGpu(conv_called_as_theirs, ("x",), ours=True),
+    "causal-conv1d": OnGpu(cuda_conv, ("x",), needs=rivals.CONV),
+}
+CONV_STEPS = ours_on_gpu(conv_step) | {
+    "causal-conv1d": OnGpu(cuda_conv_step, needs=rivals.CONV, state=torch.bfloat16)
+}
 
 
-def norm_inputs(gated: bool, B: int, T: int, D: int, H: int | None = None) -> dict[str, Tensor]:
+def norm_inputs(B: int, T: int, D: int, H: int | None = None) -> dict[str, Tensor]:
     """A weight where there are no heads, as Mamba-2's norm has."""
-    if H:
-        return dict(x=torch.randn(B, T, H, D), gate=torch.randn(B, T, H, D))
-    return dict(x=torch.randn(B, T, D), gate=torch.randn(B, T, D), weight=torch.rand(D) + 0.5)
+    shape = (B, T, H, D) if H else (B, T, D)
+    inputs = dict(x=torch.randn(shape), gate=torch.randn(shape))
+    return inputs if H else inputs | dict(weight=torch.rand(D) + 0.5)
 
 
 def torch_norm(x, gate, weight=None) -> Tensor:
@@ -272,88 +323,18 @@ def torch_norm_of_gated(x, gate, weight) -> Tensor:
     return rms_norm(x * silu(gate), x.shape[-1:], weight, 1e-5)
 
 
-GATE_FIRST = {"norm_before_gate": False}  # as in Mamba-2
-NORMS = ours(lcikernels.gated_rms_norm) | {"plain torch": Side(torch_norm)}
-NORMS_OF_GATED = ours(partial(lcikernels.gated_rms_norm, **GATE_FIRST)) | {
-    "plain torch": Side(torch_norm_of_gated),
-}
-
-
-# kronecker_expand, where units are added: LiGO's expansion of one kind of matrix in all layers
-
-
-def expansion_inputs(gated: bool, L1: int, L2: int, m: int, n: int, M: int, N: int) -> dict[str, Tensor]:
-    """Maps and depth as after some learning: no zeros."""
-    write, read = torch.randn(M - m, m) / m**0.5, torch.randn(N - n, n) / n**0.5
-    return dict(weight=torch.randn(L1, m, n), write=write, read=read, depth=torch.randn(L2, L1) / L1**0.5)
-
-
-def whole(added: Tensor) -> Tensor:
-    """The dense map of the equation, [I; C]."""
-    return torch.cat([torch.eye(added.shape[1], dtype=added.dtype, device=added.device), added])
-
-
-def mixed(depth: Tensor, weight: Tensor, i: int) -> Tensor:
-    return sum(depth[i, j] * weight[j] for j in range(len(weight)))
-
-
-def widened_then_mixed(weight, write, read, depth) -> Tensor:
-    """Every old layer widened by dense maps, then mixed, layer by layer.  Wang et al. 2023, eq. 6."""
-    write, read = whole(write), whole(read)
-    wide = [write @ x @ read.T for x in weight]
-    return torch.stack([mixed(depth, wide, i) for i in range(len(depth))])
-
-
-def mixed_then_widened(weight, write, read, depth) -> Tensor:
-    """The same with the mix first, as LiGO's code has it."""
-    write, read = whole(write), whole(read)
-    return torch.stack([write @ mixed(depth, weight, i) @ read.T for i in range(len(depth))])
-
-
-def new_units_alone(weight, write, read, depth) -> Tensor:
-    """And as LiGO's code has it altogether: the products are those of the new units."""
-    layers = []
-    for i in range(len(depth)):
-        x = mixed(depth, weight, i)
-        x = torch.cat([x, write @ x])
-        layers.append(torch.cat([x, x @ read.T], 1))
-    return torch.stack(layers)
-
-
-EXPANSIONS = {
-    "ours": Side(partial(lcikernels.kronecker_expand, added=True), ours=True),
-    "layers widened, then mixed": Side(widened_then_mixed),
-    "layers mixed, then widened": Side(mixed_then_widened),
-    "new units alone": Side(new_units_alone),
-}
-
-
-class Op(NamedTuple):
-    """`inputs(gated, **sizes)` are float32, `reference(**inputs)` is as precise as they are.
-
-    fixed: inputs that learn nothing.
-    """
-
-    inputs: Callable[..., dict[str, Tensor]]
-    reference: Callable[..., Tensor]
-    sides: dict[str, Side]
-    fixed: tuple[str, ...] = ()
-
-
-STEPS = {
-    "ours": Side(step, ours=True),
-    "ours, from C++": Side(library_step, ours=True, backend="cpp"),
-    "transformers' step": Side(transformers_step),
-}
+norm = lcikernels.gated_rms_norm
+norm_of_gated, norm_of_gated_reference = (
+    partial(op, norm_before_gate=False)
+    for op in (norm, gated_rms_norm_reference)  # as in Mamba-2
+)
+NORMS = ours(norm) | {"plain torch": Side(torch_norm)}
+NORMS_OF_GATED = ours(norm_of_gated) | {"plain torch": Side(torch_norm_of_gated)}
 OPS = {
-    "selective_scan": Op(scan_inputs, scan_reference, SCANS),
-    "selective_scan_step": Op(step_inputs, step_reference, STEPS),
-    "retention": Op(retention_inputs, chunked_reference, RETENTIONS),
-    "retention_step": Op(retention_step_inputs, retention_step_reference, ours(retain_step)),
-    "causal_conv1d": Op(conv_inputs, partial(causal_conv1d_reference, activation="silu"), CONVS),
-    "gated_rms_norm": Op(norm_inputs, gated_rms_norm_reference, NORMS),
-    "gated_rms_norm, the gate first": Op(
-        norm_inputs, partial(gated_rms_norm_reference, **GATE_FIRST), NORMS_OF_GATED
-    ),
-    "kronecker_expand": Op(expansion_inputs, new_units_alone, EXPANSIONS, fixed=("weight",)),
+    "selective_scan": Op(scan_inputs, scan_reference, SCANS, SCANS_ON_GPU),
+    "selective_scan_step": Op(step_inputs, step_reference, STEPS, STEPS_ON_GPU),
+    "causal_conv1d": Op(conv_inputs, conv_reference, CONVS, CONVS_ON_GPU),
+    "causal_conv1d_step": Op(conv_step_inputs, conv_step_reference, on_gpu=CONV_STEPS),
+    "gated_rms_norm": Op(norm_inputs, gated_rms_norm_reference, NORMS, ours_on_gpu(norm)),
+    "gated_rms_norm, the gate first": Op(norm_inputs, norm_of_gated_reference, NORMS_OF_GATED),
 }

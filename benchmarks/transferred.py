@@ -9,23 +9,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, StaticCache
 
 import growth
-from benchmarks.answers import SAME_FUNCTION
+from benchmarks.answers import same, wrong
 from growth.loading import quiet
 from growth.report import Report
 from growth.training.data import Windows
 from growth.transferring.align import Alignment
-from lcikernels.models.cache import RecurrentLayer
+from lcikernels.models.cache import RecurrentLayer, state_bytes
 
 PATTERNS = {"RetNet": "R", "Mamba": "M", "Mamba-2": "S", "hybrid of RetNet": "RA"}  # repeated
 PROMPT = 16  # tokens that a state has really read
@@ -51,20 +44,20 @@ class Size(NamedTuple):
 SMALL = Size(64, 2, 256, (64, 256), 4, 64, 256, 64)
 
 
-def source(size: Size, folder: Path) -> Path:
-    """A random GPT-NeoX, its heads of 64 dims, saved in a new folder."""
+def saved(folder: Path, of: type[PreTrainedConfig], hidden: int, layers: int, length: int, **sizes) -> Path:
+    """A random model in a new folder, its heads of 64 dims."""
     torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.hidden // 64,
-        intermediate_size=4 * size.hidden,
-        max_position_embeddings=2 * max(*size.contexts, size.trained, size.prompt),
-    )
+    sizes |= dict(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=hidden // 64)
     with quiet():
-        GPTNeoXForCausalLM(config).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_config(of(**sizes, max_position_embeddings=2 * length))
+        model.save_pretrained(folder)
     return folder
+
+
+def source(size: Size, folder: Path) -> Path:
+    length, sizes = max(*size.contexts, size.trained, size.prompt), dict(vocab_size=size.vocabulary)
+    sizes["intermediate_size"] = 4 * size.hidden
+    return saved(folder, GPTNeoXConfig, size.hidden, size.layers, length, **sizes)
 
 
 def target(size: Size, name: str, folder: Path) -> Path:
@@ -122,11 +115,21 @@ def decoding(model: PreTrainedModel, cache: Cache, count: int) -> Callable[[], T
     return run
 
 
-def least(model: PreTrainedModel, state: int) -> tuple[float, float]:
-    """Bytes and operations of a token: every matrix is read and the state; what is written is less."""
-    matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    numbers = sum(weight.numel() for weight in matrices)
-    return matrices[0].element_size() * numbers + state, 2 * numbers
+class Writer:
+    """A model that writes tokens after so many others; checked in float32."""
+
+    def __init__(self, folder: Path, context: int, size: Size, device: str = "cpu", dtype=torch.float32):
+        self.model, self.context = loaded(folder).to(device), context
+        self.wrong = wrong(as_the_whole, self.model, size.decoded)
+        self.model.to(dtype)
+        cache = filled(self.model, context, size.decoded)
+        self.call, self.bytes = decoding(self.model, cache, size.decoded), sum(state_bytes(cache))
+
+    def least(self) -> tuple[float, float]:
+        """Bytes and operations of a token: every matrix is read and the state; what is written is less."""
+        matrices = [module.weight for module in self.model.modules() if isinstance(module, nn.Linear)]
+        numbers = sum(weight.numel() for weight in matrices)
+        return matrices[0].element_size() * numbers + self.bytes, 2 * numbers
 
 
 @torch.inference_mode()
@@ -136,7 +139,7 @@ def as_the_whole(model: PreTrainedModel, count: int) -> None:
     cache = StaticCache(config=model.config, max_cache_len=PROMPT + count)
     parts = [tokens[:, :PROMPT], *tokens[:, PROMPT:].split(1, dim=1)]
     got = torch.cat([model(part, cache=cache, use_cache=True).logits for part in parts], 1)
-    agree(got, model(tokens, use_cache=False).logits)
+    same(got, model(tokens, use_cache=False).logits)
 
 
 def reading(model: PreTrainedModel, count: int, chunk: int | None) -> Callable[[], Tensor]:
@@ -172,7 +175,7 @@ def as_in_float64(folder: Path, count: int) -> None:
     model = loaded(folder)
     tokens = words(model, count)
     got = model(tokens).logits
-    agree(got, model.double()(tokens).logits)
+    same(got, model.double()(tokens).logits)
 
 
 class Aligning(NamedTuple):
@@ -189,20 +192,9 @@ class Aligning(NamedTuple):
 
     def source(self, folder: Path) -> Path:
         """Random, of one layer, of which alone aligning has to know."""
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=self.vocabulary,
-            hidden_size=self.hidden,
-            num_hidden_layers=1,
-            num_attention_heads=self.hidden // 64,
-            num_key_value_heads=self.hidden // 192,
-            intermediate_size=self.hidden * 8 // 3,
-            max_position_embeddings=2 * self.length,
-            tie_word_embeddings=True,
-        )
-        with quiet():
-            LlamaForCausalLM(config).save_pretrained(folder)
-        return folder
+        sizes = dict(vocab_size=self.vocabulary, num_key_value_heads=self.hidden // 192)
+        sizes |= dict(intermediate_size=self.hidden * 8 // 3, tie_word_embeddings=True)
+        return saved(folder, LlamaConfig, self.hidden, 1, self.length, **sizes)
 
     def aligned(self, source: Path, name: str) -> Report:
         """The transfer of the source, beside it, with its mixer fitted."""
@@ -212,8 +204,3 @@ class Aligning(NamedTuple):
         corpus = torch.randint(self.vocabulary, (how.batches * self.batch * self.length,), generator=draw)
         data, out = Windows(corpus, self.length), source.with_name(name)
         return growth.transfer(source, out, pattern=PATTERNS[name][0], align=how, data=data)
-
-
-def agree(got: Tensor, want: Tensor) -> None:
-    error, largest = (got - want).abs().max().item(), want.abs().max().item()
-    assert error <= SAME_FUNCTION * largest, f"error {error:.2e}, largest {largest:.2e}"

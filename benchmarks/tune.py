@@ -20,12 +20,10 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import torch
 from resources.launches import modules, replaced
 
-from benchmarks import bench_gpu, gpu
-from benchmarks.gpu_sides import OPS
-from benchmarks.shapes import FORWARD
+from benchmarks import measure
+from benchmarks.answers import OPS, drawn, prepared
+from benchmarks.cases import BACKWARD, FORWARD, GPU, Case
 from lcikernels.ops import tuned
-
-MODES = FORWARD, bench_gpu.BACKWARD
 
 
 def tiles_of(op: str) -> ModuleType | None:
@@ -40,9 +38,9 @@ def tiles_of(op: str) -> ModuleType | None:
     return tiles if hasattr(tiles, "candidates") else None
 
 
-def cases(op: str) -> list[bench_gpu.Case]:
+def cases(op: str) -> list[Case]:
     """Ours at each shape, once."""
-    ours = [x for x in bench_gpu.CASES if (x.op, x.ours) == (op, "ours") and x.mode in MODES]
+    ours = [x for x in GPU if (x.op, x.ours) == (op, "ours") and x.mode in (FORWARD, BACKWARD)]
     return list({(x.mode, str(x.sizes)): x for x in ours}.values())
 
 
@@ -88,18 +86,17 @@ def tune(tiles: ModuleType, call: Callable[[], object], best: dict[str, list], u
                 return tile if this == key else type(tile)(*best[this]) if this in best else others[0]
 
             with choosing(tiles, choose):
-                seconds[tile] = gpu.seconds(call)
+                seconds[tile] = measure.gpu_seconds(call)
         best[key] = list(min(seconds, key=seconds.get))
 
 
 def main(until: float = inf) -> None:
-    for op in OPS:
-        if not (tiles := tiles_of(op)):
-            continue
+    for op in filter(tiles_of, OPS):
+        tiles = tiles_of(op)
         best: dict[str, list] = {}
         for case in cases(op):
-            call = bench_gpu.prepared(case, bench_gpu.drawn(op, case.sizes), OPS[op].sides["ours"], 1)
-            tune(tiles, call, best, until)
+            side = OPS[op].on_gpu["ours"]
+            tune(tiles, prepared(op, drawn(op, case.sizes, side), side, case.mode), best, until)
         table = tuned.table(op, torch.cuda.get_device_name())
         table.parent.mkdir(exist_ok=True)
         table.write_text(json.dumps(best, indent=1) + "\n")

@@ -11,10 +11,13 @@ from devices import GPU
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config
 
-from benchmarks import bench_gpu, gpu, gpu_sides, ligo_step, patched, report
-from benchmarks.bench_gpu import BACKWARD, CASES, DECODING, FORWARD, IN_A_ROW, TRAINING, Case
-from benchmarks.gpu_sides import OPS, Side
-from benchmarks.sides import scan_reference, step_reference
+from benchmarks import answers, bench_gpu, ligo_step, measure, patched, report, retentions
+from benchmarks import rivals as packages
+from benchmarks import sides as tables
+from benchmarks.answers import OPS, learned
+from benchmarks.cases import BACKWARD, DECODING, FORWARD, IN_A_ROW, TRAINING, Case
+from benchmarks.cases import GPU as CASES
+from benchmarks.sides import OnGpu, scan_reference, step_reference
 from lcikernels import backends, kronecker_expand, retention
 from lcikernels.ops.causal_conv1d.reference import causal_conv1d as conv_reference
 from lcikernels.ops.retention.reference import retention as retention_reference
@@ -22,7 +25,7 @@ from lcikernels.ops.retention.reference import retention as retention_reference
 TINY = {"B": 2, "T": 8, "D": 3, "N": 2, "W": 4, "H": 2, "K": 4, "V": 3}
 ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 MAPS = {"L1": 2, "L2": 3, "m": 3, "n": 4, "M": 5, "N": 7}
-CHIP = gpu.Limits(copy=4e12, special=4e12, issue=3e13, clock=2e9, multiprocessors=132, matmul=8e14)
+CHIP = measure.GpuLimits(copy=4e12, special=4e12, issue=3e13, clock=2e9, multiprocessors=132, matmul=8e14)
 KINDS = {(case.op, case.mode, case.ours, case.rival): case for case in CASES}
 
 
@@ -30,7 +33,7 @@ def tiny(op: str, mode: str, rival: str | None, ours: str = "ours", **sizes: int
     axes = next(case.sizes for case in CASES if case.op == op)
     chunks = {"T": 20} if op == "retention" else {}  # of fewer tokens its kernel makes none
     usual = MAPS if "L1" in axes else {name: TINY[name] for name in axes}
-    return Case(op, usual | chunks | sizes, mode, rival, {"ms": 1e6}, ours)
+    return Case(op, usual | chunks | sizes, mode, rival, ours, {"ms": 1e6})
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +43,16 @@ def a_clock_and_a_device(monkeypatch, tensor_cores):
         call()
         return perf_counter() - start
 
-    monkeypatch.setattr(gpu, "DEVICE", GPU)
-    monkeypatch.setattr(gpu, "TURNS", 1)
-    monkeypatch.setattr(gpu, "seconds", seconds)
-    monkeypatch.setattr(gpu, "graph", lambda calls: lambda: [call() for call in calls])
-    monkeypatch.setattr(gpu, "peak", lambda call: (call(), 100)[1])
-    monkeypatch.setattr(bench_gpu, "CHANNELS", 2)
+    monkeypatch.setattr(measure, "DEVICE", GPU)
+    monkeypatch.setattr(measure, "TURNS", 1)
+    monkeypatch.setattr(measure, "gpu_seconds", seconds)
+    monkeypatch.setattr(measure, "graph", lambda calls: lambda: [call() for call in calls])
+    monkeypatch.setattr(measure, "peak", lambda call: (call(), 100)[1])
+    monkeypatch.setattr(answers, "CHANNELS", 2)
     monkeypatch.setattr(bench_gpu, "copies", lambda inputs: 2)
     monkeypatch.setattr(bench_gpu, "CALLS", 2)
+    for cached in (answers.truths, bench_gpu.check_once, bench_gpu.check_ours, bench_gpu.learning):
+        cached.cache_clear()
     if GPU == "cpu":  # bfloat16, which the interpreter multiplies right as tensor_cores has it
         there = backends.Backend("lcikernels.ops.retention.kernel", backends.on_gpu)
         monkeypatch.setitem(backends.TABLES["retention"], "triton", there)
@@ -60,8 +65,8 @@ def rivals(monkeypatch):
     """Modules with the rivals' signatures that compute our references."""
 
     def reference(u, delta, A, B, C, D, z, bias):
-        tokens = u.mT, delta.mT, A, B[:, 0].mT, C[:, 0].mT, D, z.mT, bias
-        return scan_reference(*(x.float() for x in tokens)).mT.to(u.dtype)
+        inputs = dict(x=u.mT, dt=delta.mT, a=A, b=B[:, 0].mT, c=C[:, 0].mT, d=D, z=z.mT, dt_bias=bias)
+        return scan_reference(**{name: x.float() for name, x in inputs.items()}).mT.to(u.dtype)
 
     def fwd(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
         assert u.shape == delta.shape == z.shape == (2, 3, 8) and B.shape == C.shape == (2, 1, 2, 8)
@@ -78,8 +83,8 @@ def rivals(monkeypatch):
 
     def selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):
         assert dt_softplus is True and state.dtype == torch.float32
-        tensors = (u.float() for u in (x, dt, A, B, C, D, z, dt_bias, state))
-        return step_reference(*tensors).to(x.dtype)
+        inputs = dict(x=x, dt=dt, a=A, b=B, c=C, d=D, z=z, dt_bias=dt_bias, state=state)
+        return step_reference(**{name: u.float() for name, u in inputs.items()}).to(x.dtype)
 
     def causal_conv1d_fn(x, weight, bias, activation):
         assert x.stride(-1) == 1
@@ -96,17 +101,15 @@ def rivals(monkeypatch):
         return retention_reference(q.float(), k.float(), v.float(), rates).to(v.dtype), None
 
     modules = {
-        gpu_sides.SCAN: SimpleNamespace(fwd=fwd, bwd=bwd),
-        gpu_sides.UPDATE: SimpleNamespace(selective_state_update=selective_state_update),
-        gpu_sides.CONV: SimpleNamespace(
+        packages.SCAN: SimpleNamespace(fwd=fwd, bwd=bwd),
+        packages.UPDATE: SimpleNamespace(selective_state_update=selective_state_update),
+        packages.CONV: SimpleNamespace(
             causal_conv1d_fn=causal_conv1d_fn, causal_conv1d_update=causal_conv1d_update
         ),
-        gpu_sides.FLA: SimpleNamespace(chunk_retention=chunk_retention),
+        packages.FLA: SimpleNamespace(chunk_retention=chunk_retention),
     }
-    monkeypatch.setattr(gpu_sides, "found", modules.get)
-    bench_gpu.check_once.cache_clear()
+    monkeypatch.setattr(packages, "found", modules.get)
     yield
-    bench_gpu.check_once.cache_clear()
 
 
 @pytest.mark.parametrize("op, mode, ours, rival", KINDS, ids=lambda x: f"{x}")
@@ -121,7 +124,7 @@ def test_every_kind_of_case_gives_a_row_of_the_report(op, mode, ours, rival, riv
 
 
 def test_a_wrong_output_and_a_wrong_gradient_are_said(monkeypatch):
-    right = OPS["causal_conv1d"].sides["ours in torch"].run
+    right = OPS["causal_conv1d"].on_gpu["ours in torch"].run
 
     def wrong_gradient(x, **inputs):
         return right(x=x, **inputs) + 0.1 * (x - x.detach())
@@ -129,7 +132,7 @@ def test_a_wrong_output_and_a_wrong_gradient_are_said(monkeypatch):
     scaled = "output|gradient", lambda **inputs: 1.05 * right(**inputs)
     for said, run in (scaled, ("x: ", wrong_gradient)):
         for ours in (True, False):
-            monkeypatch.setitem(OPS["causal_conv1d"].sides, "wrong", Side(run, ours=ours))
+            monkeypatch.setitem(OPS["causal_conv1d"].on_gpu, "wrong", OnGpu(run, ours=ours))
             row = bench_gpu.measured(tiny("causal_conv1d", FORWARD, None, "wrong"), CHIP)
             assert re.search(said, row["wrong"]) and row["seconds"] > 0
 
@@ -137,29 +140,29 @@ def test_a_wrong_output_and_a_wrong_gradient_are_said(monkeypatch):
 def test_an_output_that_is_wrong_late_in_a_long_sequence_is_said(monkeypatch):
     """Which the small size does not show."""
     monkeypatch.setattr(bench_gpu, "SMALL", {"T": 8})
-    right = OPS["causal_conv1d"].sides["ours in torch"].run
+    right = OPS["causal_conv1d"].on_gpu["ours in torch"].run
 
     def forgetful(x, **inputs):
         y = right(x=x, **inputs)
         return torch.cat([y[:, :30], 0 * y[:, 30:]], 1)
 
-    monkeypatch.setitem(OPS["causal_conv1d"].sides, "wrong", Side(forgetful, ours=True))
+    monkeypatch.setitem(OPS["causal_conv1d"].on_gpu, "wrong", OnGpu(forgetful, ours=True))
     row = bench_gpu.measured(tiny("causal_conv1d", BACKWARD, None, "wrong", T=40), CHIP)
     assert "output: error" in row["wrong"]
 
 
 def test_long_sequences_are_held_against_the_torch_backend(monkeypatch):
-    monkeypatch.setitem(bench_gpu.LONG, "selective_scan", 4)
-    sides = OPS["selective_scan"].sides
+    monkeypatch.setitem(tables.LONG, "selective_scan", 4)
+    sides = OPS["selective_scan"].on_gpu
     for name in ("ours in torch", "ours, packed"):
         sizes = ("B", 1), ("T", 9), ("D", 3), ("N", 2)
         bench_gpu.check_once("selective_scan", sizes, sides[name], False)
 
 
 def test_shared_heads_and_learned_decays_are_compared_with_their_gradients(monkeypatch):
-    monkeypatch.setitem(bench_gpu.LONG, "retention", 4)
-    compared, agree = [], bench_gpu.agree
-    monkeypatch.setattr(bench_gpu, "agree", lambda name, *rest: (compared.append(name), agree(name, *rest)))
+    monkeypatch.setitem(tables.LONG, "retention", 4)
+    compared, agree = [], answers.agree
+    monkeypatch.setattr(answers, "agree", lambda name, *rest: (compared.append(name), agree(name, *rest)))
     mamba2 = tiny("retention", BACKWARD, "ours in torch", H=3, G=1)
     assert bench_gpu.measured(mamba2, CHIP)["seconds"] > 0
     assert compared == 2 * ["output", "q", "k", "v", "log_decay"]
@@ -175,8 +178,8 @@ def scaled(u, by):
 
 @pytest.mark.parametrize("wrong", ["output", "q", "k", "v", "log_decay"])
 def test_the_last_group_of_heads_is_held_against_the_torch_backend(wrong, monkeypatch):
-    monkeypatch.setitem(bench_gpu.LONG, "retention", 4)
-    right = OPS["retention"].sides["ours in torch"].run
+    monkeypatch.setitem(tables.LONG, "retention", 4)
+    right = OPS["retention"].on_gpu["ours in torch"].run
 
     def run(**inputs):
         late = torch.tensor([1.0, 1.05], device=GPU)  # the last of two groups
@@ -187,61 +190,60 @@ def test_the_last_group_of_heads_is_held_against_the_torch_backend(wrong, monkey
         return right(**inputs | {wrong: scaled(u, late if u.dim() == 3 else late[:, None]).to(u.dtype)})
 
     sizes = tuple({"B": 2, "T": 20, "H": 4, "K": 8, "V": 8, "G": 2}.items())
-    bench_gpu.check_once("retention", sizes, Side(right, ours=True), False)
+    bench_gpu.check_once("retention", sizes, OnGpu(right, ours=True), False)
     with pytest.raises(AssertionError, match=f"{wrong}: error"):
-        bench_gpu.check_once("retention", sizes, Side(run, ours=True), False)
+        bench_gpu.check_once("retention", sizes, OnGpu(run, ours=True), False)
 
 
 def test_a_side_that_computes_another_function_says_so():
     case = tiny("retention", FORWARD, None, "causal attention", V=4)
     bench_gpu.measured(case, CHIP)
-    bare = OPS["retention"].sides["causal attention"]._replace(other=False)
+    bare = OPS["retention"].on_gpu["causal attention"]._replace(other=False)
     with pytest.raises(AssertionError, match="output: error"):
-        bench_gpu.check("retention", case.sizes, bare)
+        bench_gpu.checked("retention", case.sizes, bare)
 
 
 def test_a_side_that_tunes_itself_sees_no_sizes_but_those_that_are_timed(monkeypatch, rivals):
-    seen, side = set(), OPS["retention"].sides["flash-linear-attention"]
+    seen, side = set(), OPS["retention"].on_gpu["flash-linear-attention"]
 
     def run(q, k, v, log_decay):
         seen.add((*q.shape, v.shape[-1]))
         return side.run(q, k, v, log_decay)
 
-    monkeypatch.setitem(OPS["retention"].sides, "flash-linear-attention", side._replace(run=run))
+    monkeypatch.setitem(OPS["retention"].on_gpu, "flash-linear-attention", side._replace(run=run))
     bench_gpu.measured(tiny("retention", FORWARD, "flash-linear-attention", T=200), CHIP)
     assert seen == {(2, 200, 2, 4, 3)}
 
 
 def test_what_is_compiled_beforehand_are_the_calls_that_are_timed(rivals):
-    gpu_sides.compile_retention([{"B": 2, "T": 4096, "H": 2, "K": 4, "V": 3}])
+    packages.compile_retention([{"B": 2, "T": 4096, "H": 2, "K": 4, "V": 3}])
 
 
 def test_calls_in_a_row_are_as_many_as_their_time_is_divided_by(monkeypatch):
-    calls, side = [], OPS["retention"].sides["ours in torch"]
+    calls, side = [], OPS["retention"].on_gpu["ours in torch"]
     run = lambda **inputs: (calls.append(1), side.run(**inputs))[1]  # noqa: E731
-    monkeypatch.setitem(OPS["retention"].sides, "ours in torch", side._replace(run=run))
-    monkeypatch.setattr(bench_gpu, "check", lambda *_: None)
+    monkeypatch.setitem(OPS["retention"].on_gpu, "ours in torch", side._replace(run=run))
+    monkeypatch.setattr(bench_gpu, "checked", lambda *_: None)
     monkeypatch.setattr(bench_gpu, "CALLS", 7)
-    monkeypatch.setattr(gpu, "seconds", lambda call: (call(), 21.0)[1])
+    monkeypatch.setattr(measure, "gpu_seconds", lambda call: (call(), 21.0)[1])
     row = bench_gpu.measured(tiny("retention", IN_A_ROW, None, "ours in torch"), CHIP)
     assert len(calls) == 7 and row["seconds"] == 3
 
 
 def test_a_wheel_in_rivals_is_imported_with_its_package(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu_sides, "RIVALS", tmp_path)
+    monkeypatch.setattr(packages, "RIVALS", tmp_path)
     monkeypatch.setattr("sys.path", [*sys.path])
     package = tmp_path / "fla_core-0.6.0" / "fla"
     package.mkdir(parents=True)
     package.with_name("fla_of_a_test.py").write_text("chunk_retention = 1")
-    assert gpu_sides.from_wheels("fla_of_a_test").chunk_retention == 1
-    assert gpu_sides.versions()["fla-core"] == "0.6.0"
+    assert packages.from_wheels("fla_of_a_test").chunk_retention == 1
+    assert packages.versions()["fla-core"] == "0.6.0"
 
 
 def test_a_rival_that_is_not_there_says_why(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu_sides, "RIVALS", tmp_path / ".rivals")
-    side = Side(print, needs="no_such_rival.module")
+    monkeypatch.setattr(packages, "RIVALS", tmp_path / ".rivals")
     why = "no_such_rival.module is not installed .*, and .rivals/ has no sources of it"
-    assert re.fullmatch(why, bench_gpu.why_not(side))
+    assert re.fullmatch(why, packages.why_not("no_such_rival.module"))
 
 
 def test_a_side_that_fails_leaves_no_poison_to_what_is_timed_next():
@@ -251,9 +253,9 @@ def test_a_side_that_fails_leaves_no_poison_to_what_is_timed_next():
 
 
 def test_the_versions_are_those_that_would_be_imported(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu_sides, "RIVALS", tmp_path)
+    monkeypatch.setattr(packages, "RIVALS", tmp_path)
     (tmp_path / "mamba_ssm-0.1").mkdir()
-    versions = gpu_sides.versions()
+    versions = packages.versions()
     assert versions["mamba-ssm"] == "0.1" and versions["torch"] == torch.__version__
 
 
@@ -269,8 +271,8 @@ def test_floors_are_the_bytes_or_the_special_functions():
 
 def test_retention_takes_the_flops_that_are_registered():
     B, T, H, K, V = (tiny("retention", FORWARD, None).sizes[axis] for axis in "BTHKV")
-    inputs = gpu_sides.retention_inputs(B, T, H, K, V)
-    heads = {name: u.requires_grad_() for name, u in inputs.items() if gpu_sides.learned(name, u)}
+    inputs = retentions.retention_inputs(B, T, H, K, V)
+    heads = {name: u.requires_grad_() for name, u in inputs.items() if learned(name, u)}
     slow = CHIP._replace(copy=1e30, matmul=1.0)
     with FlopCounterMode(display=False) as counter:
         o = retention(**heads, log_decay=inputs["log_decay"])
@@ -289,9 +291,8 @@ def test_retention_takes_the_flops_that_are_registered():
 
 @pytest.mark.parametrize("op, added", [("kronecker_expand", True), ("kronecker_expand, dense maps", False)])
 def test_an_expansion_takes_the_flops_that_are_registered_and_learns_no_old_layers(op, added, monkeypatch):
-    compared, agree = [], bench_gpu.agree
-    monkeypatch.setattr(bench_gpu, "agree", lambda name, *rest: (compared.append(name), agree(name, *rest)))
-    bench_gpu.check_once.cache_clear()
+    compared, agree = [], answers.agree
+    monkeypatch.setattr(answers, "agree", lambda name, *rest: (compared.append(name), agree(name, *rest)))
     with FlopCounterMode(display=False) as counter:
         kronecker_expand(**OPS[op].inputs(**MAPS) | dict(weight=torch.randn(2, 3, 4)), added=added)
     slow = CHIP._replace(copy=1e30, matmul=1.0)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from benchmarks import bench_gpu_transfer, gpu, report, transferred
+from benchmarks import bench_gpu, measure, report, transferred
+from benchmarks.answers import same
 from benchmarks.transferred import PATTERNS, Size
 from lcikernels.models.cache import state_bytes
 
@@ -49,21 +50,20 @@ def test_the_source_s_cache_is_read_whole(source):
 def test_a_prompt_in_chunks_gives_the_logits_of_all_at_once(source, name):
     model = transferred.loaded(transferred.target(SIZE, name, source))
     whole, chunks = (transferred.reading(model, SIZE.prompt, chunk)() for chunk in (None, SIZE.chunk))
-    transferred.agree(chunks, whole)
+    same(chunks, whole)
     with pytest.raises(AssertionError, match="error"):
-        transferred.agree(chunks + whole.abs().max(), whole)
+        same(chunks + whole.abs().max(), whole)
 
 
 def test_a_row_of_a_gpu_s_table_has_the_times_of_one_token(source, monkeypatch):
     """On a CPU that plays the GPU; the clock is not asked."""
     called = []
-    monkeypatch.setattr(gpu, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu, "race", lambda *calls: [called.append(call()) or 3.0 for call in calls])
+    monkeypatch.setattr(measure, "DEVICE", "cpu")
+    monkeypatch.setattr(measure, "gpu_race", lambda *calls: [called.append(call()) or 3.0 for call in calls])
     monkeypatch.setattr(transferred, "Size", lambda: SIZE)
-    limits = gpu.Limits(1e12, 1e12, 1e12, 1e9, 100, 1e14)
-    row = bench_gpu_transfer.measured("Mamba-2", 64, source, limits)
+    limits = measure.GpuLimits(1e12, 1e12, 1e12, 1e9, 100, 1e14)
+    row = bench_gpu.token("Mamba-2", 64, source, limits)
     assert row["wrong"] == "" and row["seconds"] == row["rival_seconds"] == 3.0 / SIZE.decoded
     assert len(called) == 2 and all(x.dtype == torch.bfloat16 for x in called)
     assert "after 64, " in report.gpu_cells(row | {"red": ""})[0] and row["memory"] > 0
-    assert bench_gpu_transfer.NAMES == list(PATTERNS)
-    assert bench_gpu_transfer.CONTEXTS == list(Size().contexts)
+    assert bench_gpu.TRANSFERRED == tuple(PATTERNS) and bench_gpu.CONTEXTS == Size().contexts

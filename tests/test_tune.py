@@ -8,8 +8,8 @@ from devices import GPU
 
 pytest.importorskip("triton")
 
-from benchmarks import bench_gpu, gpu, tune
-from benchmarks.shapes import FORWARD
+from benchmarks import measure, tune
+from benchmarks.cases import FORWARD, Case
 from lcikernels.ops import tuned
 from lcikernels.ops.retention import launch, tiles
 
@@ -21,12 +21,12 @@ ASKED = ("fused", 8, 128, torch.float32, 90)
 def table(monkeypatch, tmp_path):
     """Where `tune` writes, of one call of which the second tile takes half the time of the first."""
     times = iter((2.0, 1.0))
-    drawn = bench_gpu.drawn
-    monkeypatch.setattr(gpu, "DEVICE", GPU)
-    monkeypatch.setattr(gpu, "seconds", lambda call: (call(), next(times))[1])
-    monkeypatch.setattr(bench_gpu, "drawn", lambda *of: {name: u.float() for name, u in drawn(*of).items()})
+    drawn = tune.drawn
+    monkeypatch.setattr(measure, "DEVICE", GPU)
+    monkeypatch.setattr(measure, "gpu_seconds", lambda call: (call(), next(times))[1])
+    monkeypatch.setattr(tune, "drawn", lambda *of: {name: u.float() for name, u in drawn(*of).items()})
     monkeypatch.setattr(tune, "OPS", {"retention": tune.OPS["retention"]})
-    monkeypatch.setattr(tune, "cases", lambda op: [bench_gpu.Case(op, SIZES, FORWARD)])
+    monkeypatch.setattr(tune, "cases", lambda op: [Case(op, SIZES, FORWARD)])
     monkeypatch.setattr(tuned, "table", lambda op, gpu: tmp_path / f"{gpu}.json")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A chip")
     for cached in (tuned.measured, tiles.chosen):

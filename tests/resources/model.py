@@ -16,13 +16,13 @@ are summed; torch's own kernels count by their bytes.
 from math import ceil, prod
 from typing import NamedTuple
 
-from benchmarks.gpu import Limits
+from benchmarks.measure import GpuLimits
 
 from .code import Counts
 
 # An H200: what others measured there for a copy of large tensors and for products of large bfloat16 matrices;
 # its 16 special functions and 4 warps (128 lanes) a clock and multiprocessor are NVIDIA's guide's.
-H200 = Limits(4.3e12, 16 * 132 * 1.98e9, 128 * 132 * 1.98e9, 1.98e9, 132, 790e12)
+H200 = GpuLimits(4.3e12, 16 * 132 * 1.98e9, 128 * 132 * 1.98e9, 1.98e9, 132, 790e12)
 
 # In that guide's table of compute capabilities 8.0, 9.0 and 10.0: registers, warps, programs of a
 # multiprocessor; its shared memory, of which each program takes 1 KB more, and a program's most.
@@ -46,7 +46,7 @@ def occupancy(sm: int, registers: int, warps: int, shared: int) -> int:
     return min(PROGRAMS, WARPS // warps, by_registers, SHARED[sm] // (shared + 1024))
 
 
-def bounds(x: Launched, limits: Limits) -> dict[str, float]:
+def bounds(x: Launched, limits: GpuLimits) -> dict[str, float]:
     """Seconds that each of the four takes."""
     rounds = ceil(x.programs / limits.multiprocessors)
     warps, all = rounds * x.warps, limits.multiprocessors
@@ -58,7 +58,7 @@ def bounds(x: Launched, limits: Limits) -> dict[str, float]:
     }
 
 
-def predicted(launches: list[Launched], torch: list[float], limits: Limits) -> tuple[float, str]:
+def predicted(launches: list[Launched], torch: list[float], limits: GpuLimits) -> tuple[float, str]:
     """Seconds of one call, and what bounds the launch that takes longest."""
     each = [max((s, name) for name, s in bounds(x, limits).items()) for x in launches]
     each += [(bytes / limits.copy, "bytes") for bytes in torch]

@@ -2,7 +2,7 @@
 
 flash-linear-attention's are compiled as installed, as on a Hopper; of the tiles that it would try there, each
 with the fewest stages, those count that are predicted to be the fastest. mamba-ssm's are compiled by nvcc
-from sources in .rivals/ (benchmarks/gpu_sides.py says how they come there); what its atomic additions cost is
+from sources in .rivals/ (benchmarks/rivals.py says how they come there); what its atomic additions cost is
 not in it.
 """
 
@@ -19,8 +19,8 @@ import torch
 from triton.runtime.autotuner import Autotuner, Config, Heuristics
 from triton.runtime.jit import JITFunction
 
-from benchmarks.gpu import least
-from benchmarks.gpu_sides import NVCC, RIVALS, versions
+from benchmarks.rivals import NVCC, RIVALS, versions
+from benchmarks.work import least
 
 from . import code, model
 from .cases import half, tensor

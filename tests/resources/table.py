@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from triton.backends.compiler import GPUTarget
 
-from benchmarks.gpu import least
+from benchmarks.work import least
 
 from . import code, model
 from .cases import Case, predicted, proven
