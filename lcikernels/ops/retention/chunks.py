@@ -3,6 +3,7 @@
 i_  index of a tile     o_  offsets     m_  mask     p_  pointers
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import triton
@@ -39,11 +40,20 @@ class Cut(NamedTuple):
     L: int
 
 
+@cache
+def constant(value: int | tl.dtype) -> tl.constexpr:
+    """What a kernel is compiled for; a NamedTuple's annotation does not make it one."""
+    return tl.constexpr(value)
+
+
 def heads(x: Tensor) -> Heads:
-    """x [B, T, heads, X] as kernels take it: a view where tokens are equally far apart, else a copy."""
-    rows = line(x)
-    _, count, X = rows.shape
-    return Heads(rows, *map(tl.constexpr, (count, rows.stride(0), X if count == 1 else rows.stride(1))))
+    """x [B, T, heads, X] as kernels take it: itself where tokens are equally far apart, else a copy."""
+    (B, T, count, X), (row, token, head, channel) = x.shape, x.stride()
+    apart = row if T == 1 else token
+    within = (count == 1 or abs(head) <= token) and (X == 1 or channel == 1)
+    if not within or (B > 1 and row != T * apart):
+        x, apart, head = line(x), count * X, X
+    return Heads(x, constant(count), constant(apart), constant(X if count == 1 else head))
 
 
 def describable(x: Tensor) -> bool:
@@ -58,7 +68,7 @@ def described(x: Tensor, C: int, BX: int) -> Heads:
     B, T, count, X = x.shape
     row, token, head, _ = (step if n > 1 else X + -X % 8 for n, step in zip(x.shape, x.stride()))
     of = TensorDescriptor(x, [B, count, T, X], [row, head, token, 1], [1, 1, C, BX])
-    return Heads(of, tl.constexpr(count), None, None)
+    return Heads(of, constant(count), None, None)
 
 
 @triton.jit

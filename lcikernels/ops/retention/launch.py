@@ -10,7 +10,7 @@ from triton import language as tl
 from ..checks import contiguous, refuse
 from ..launch import cdiv, device, name, options, power_of_2
 from ..views import tokens
-from .chunks import Cut, Heads, describable, described, heads
+from .chunks import Cut, Heads, constant, describable, described, heads
 from .crossing import Added, Crossing, chain_kernel, crossing_kernel
 from .fused import Fused, fused_kernel
 from .gradients import Gradients, Grads, Outer, gradients_kernel
@@ -99,7 +99,7 @@ class Problem:
         (self.multiprocessors, self.sm), self.gpu = device(q), name(q)
         self.C, self.small = chunk(q.dtype, self.sm), small(q, v)
         self.precision = "tf32" if q.dtype == torch.float16 and self.sm else "ieee"
-        self.per_token, self.given = log_decay.dim() == 3, {}
+        self.per_token, self.given, self.sums = log_decay.dim() == 3, {}, None
         walks = self.H * cdiv(self.V, SMALL)
         L = segment(self.T, self.B, self.N, walks, self.multiprocessors)
         self.cut = self.into(self.C if by_chunks else L)
@@ -121,6 +121,12 @@ class Problem:
         """Memory for a gradient of u by `count` heads: if they are summed, it is rounded after."""
         dtype = u.dtype if count == u.shape[2] else torch.float32
         return self.empty(self.B, self.T, count, u.shape[3], dtype=dtype)
+
+    def summed(self, out: Tensor) -> Tensor:
+        """Memory in float32 for what `out` is rounded from, which walks use one after another."""
+        if self.sums is None or self.sums.shape != out.shape:
+            self.sums = self.empty(*out.shape)
+        return self.sums
 
     def tile(self, kernel: str, X: int, Z: int, ahead: bool = False) -> Tile:
         return chosen(kernel, X, Z, self.dtype, self.sm, ahead, self.gpu)
@@ -158,17 +164,23 @@ class Problem:
         )
         return scores
 
+    def laid(self, part: Part, dots: bool) -> tuple[Tile, bool]:
+        """The tile of a walk, and whether its inputs have descriptors."""
+        ahead = self.ahead(*part[:4])
+        kernel = "walk" + " back" * part.reverse + " with dots" * dots
+        return self.tile(kernel, *part.sizes, ahead), ahead
+
     def walk(self, part: Part, P: Tensor, decays: Decays, out: Tensor, dots: Tensor | None = None) -> Tensor:
         """Fills out, a part's. Rows that a program has no room for are walked after the others, and add to it
         in float32."""
-        (X, Z), ahead = part.sizes, self.ahead(*part[:4])
-        t = self.tile("walk back" if part.reverse else "walk", X, Z, ahead)
+        (X, Z), (t, ahead) = part.sizes, self.laid(part, dots is not None)
         rows, columns = cdiv(X, t.BX), cdiv(Z, t.BZ)
         widths = (t.BX, t.BX, t.BZ, t.BZ, self.C) if ahead else (0,) * 5
-        roles = Roles(*map(self.taken, (*part[:4], P), widths), tl.constexpr(narrow(self.dtype)))
+        w = None if dots is None else part.w
+        roles = Roles(*map(self.taken, (*part[:3], w, P), widths), constant(narrow(self.dtype)))
         sums = None
         if rows > t.TILES:
-            sums = out if out.dtype == torch.float32 else self.empty(*out.shape)
+            sums = out if out.dtype == torch.float32 else self.summed(out)
         DOTS = 0 if dots is None else dots.shape[3]
         for first in range(0, rows, t.TILES):
             left = rows - first
@@ -188,8 +200,7 @@ class Problem:
 
     def dots(self, part: Part) -> Tensor:
         """Memory for those that its walk leaves for each token and head."""
-        X, Z = part.sizes
-        t = self.tile("walk", X, Z)  # backward in time as many rows at once
+        (X, Z), (t, _) = part.sizes, self.laid(part, True)
         return self.empty(self.B, self.T, self.H, cdiv(Z, t.BZ) * cdiv(X, t.BX * t.TILES))
 
     def fused(self, part: Part, out: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ def chunk(dtype: torch.dtype, sm: int) -> int:
 
 
 def candidates(kernel: str, X: int, Z: int, dtype: torch.dtype, sm: int, ahead: bool = False) -> list[Tile]:
-    """What `kernel` may be for states of X rows and Z columns: "walk" or "walk back" in time, "fused",
-    "crossing", "gradients". ahead: its inputs have descriptors.
+    """What `kernel` may be for states of X rows and Z columns: "walk" or "walk back" in time, either
+    "with dots", "fused", "crossing", "gradients". ahead: its inputs have descriptors.
     """
     BX, BZ = (max(16, min(SMALL, power_of_2(size))) for size in (X, Z))
     warps = 8 if BZ == 128 else 4
@@ -50,11 +50,13 @@ def candidates(kernel: str, X: int, Z: int, dtype: torch.dtype, sm: int, ahead: 
     # 64 columns for 4 warps, a warp group: S^T is multiplied from the registers it is summed in. A thread has
     # 128 elements of it, 64 in float32: more would spill.
     rows = 32 * warps if dtype != torch.float32 else 16 * warps
+    if "dots" in kernel and X > rows and not ahead and sm >= 90:
+        rows = rows // 4 * 3  # rows after others load what those gave: 4 tiles would spill 8 to 16 bytes
     if kernel == "crossing":
         return [Tile(min(64, BX), BZ, 1, warps, 1)]
     # Wide tiles have fewer loads to wait for, 3 a chunk with 256 rows, 5 with 128, 9 with 64; backward in
     # time 256 spill 24 bytes. A tile that S does not fill is multiplied all the same.
-    widest = (256 if kernel == "walk" else 128) if ahead and BZ == 128 else 64
+    widest = (128 if "back" in kernel else 256) if ahead and BZ == 128 else 64
     widths = [w for w in (256, 128) if w <= widest and X % w == 0] + [min(64, BX)]
     stages = (2, 1) if ahead else (1,)
     return [Tile(w, BZ, cdiv(min(X, rows), w), warps, n) for w in widths for n in stages]

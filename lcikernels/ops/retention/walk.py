@@ -123,21 +123,24 @@ def walk_kernel(roles: Roles, decays: Decays, ends: Ends, cut: Cut, scale, fixed
             w = tile(roles.w, place, i_h, at, first_z, o_t[None, :], o_z[:, None], H, Z)
             p_dots = ends.dots + head * fixed.DOTS + first_z // fixed.BZ
             tl.store(p_dots + t_H * fixed.DOTS, tl.sum(out * w, 0), m_t)
-        z = tile(roles.z, place, i_h, at, first_z, o_t[None, :], o_z[:, None], H, Z)
-        m_out = m_t[None, :] & (o_z[:, None] < Z - first_z)
+        whole_z: tl.constexpr = Z % fixed.BZ == 0
+        m_out = m_t[None, :] if whole_z else m_t[None, :] & (o_z[:, None] < Z - first_z)
         o_out = (head * Z + first_z) + (t[None, :].to(tl.int64) * (H * Z) + o_z[:, None])
-        if fixed.START == 0:
+        if fixed.START > 0:  # z is loaded after: before it, 40 to 64 bytes spill
+            out += tl.load(ends.part + o_out, m_out, 0.0)
+        else:
+            z = tile(roles.z, place, i_h, at, first_z, o_t[None, :], o_z[:, None], H, Z)
             if fixed.REVERSE:
                 P = tile(roles.P, place, i_h, at, 0, o_t[:, None], o_t[None, :], H, C)
             else:
                 P = tile(roles.P, place, i_h, at, 0, o_t[None, :], o_t[:, None], H, C)
             out = tl.dot(z, P, out, input_precision=fixed.PRECISION)
-        else:
-            out += tl.load(ends.part + o_out, m_out, 0.0)
         if ends.out is None:
             tl.store(ends.part + o_out, out, m_out)
         else:
             put(out, ends.out, place, i_h, at, first_z, H, Z)
+        if fixed.START > 0:
+            z = tile(roles.z, place, i_h, at, first_z, o_t[None, :], o_z[:, None], H, Z)
         into = tl.load((decays.since if fixed.REVERSE else decays.until) + head + t_H, m_t, 0.0)
         into *= scale if fixed.REVERSE else 1.0
         z = (z * into[None, :]).to(z.dtype)
