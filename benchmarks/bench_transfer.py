@@ -43,7 +43,8 @@ def source(size, tmp_path_factory) -> Path:
 def keep_token(size, limits, benchmark, record):
     """Keep a row of two models that write tokens."""
 
-    def keep(ours: Writer, rival: Writer, targets: tuple[str, ...], **names: str) -> None:
+    def keep(writers: list[Writer], targets: tuple[str, ...], **names: str) -> None:
+        ours, rival = writers
         columns = Race(ours.call, rival.call).columns(benchmark, size.decoded)
         columns |= dict(mb=ours.bytes / 1e6, rival_mb=rival.bytes / 1e6)
         most = {"ratio": 1.0, "flat": FLAT, "mb": columns["rival_mb"]}
@@ -61,15 +62,15 @@ def test_a_token_beside_the_source_s(name, place, size, source, keep_token):
     if place >= len(size.contexts):
         pytest.skip("the small size has fewer")
     folders = transferred.target(size, name, source), source
-    ours, rival = (Writer(folder, size.contexts[place], size) for folder in folders)
-    keep_token(ours, rival, ("ratio",) * bool(place), ours=name, rival="attention with its KV cache")
+    writers = [Writer(folder, size.contexts[place], size) for folder in folders]
+    keep_token(writers, ("ratio",) * bool(place), ours=name, rival="attention with its KV cache")
 
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_a_token_after_a_long_text_and_a_short_one(name, size, source, keep_token):
     folder, (short, *_, long) = transferred.target(size, name, source), size.contexts
-    ours, rival = (Writer(folder, context, size) for context in (long, short))
-    keep_token(ours, rival, ("flat", "mb"), ours=name, rival=f"itself after {short}")
+    writers = [Writer(folder, context, size) for context in (long, short)]
+    keep_token(writers, ("flat", "mb"), ours=name, rival=f"itself after {short}")
 
 
 @pytest.mark.parametrize("name", TRAINED)
