@@ -37,7 +37,8 @@ struct Swizzled {
         const int block = ALONG == Along::DEPTH ? 0 : line / 64 * 64;
         const int64_t left = line - block < lines ? max(int64_t{0}, min(numbers - block, int64_t{8})) : 0;
         const Element* next = x + (line - block) * row + block;
-        copy(to + line * LINE, left || !limited.value ? next : from, limited.value ? 2 * static_cast<int>(left) : 16);
+        if (limited.value) copy(to + line * LINE, left ? next : from, 2 * static_cast<int>(left));
+        else copy(to + line * LINE, next, 16);
       }
     };
     // Inside of a matrix without the limits, which are half of all instructions.
@@ -48,8 +49,8 @@ struct Swizzled {
   // Of 16 deep, `step` of four, from a block of the stage on: where they are, from one block to the next, from eight
   // lines to the next eight, and the swizzle.
   static __device__ uint64_t descriptor(const char* block, int step) {
-    return uint64_t{address(block + step * STEP) >> 4 & 0x3fff} | uint64_t{BLOCK >> 4} << 16 | uint64_t{EIGHT >> 4} << 32 |
-           uint64_t{1} << 62;
+    const uint64_t start = address(block + step * STEP) >> 4 & 0x3fff;
+    return start | uint64_t{BLOCK >> 4} << 16 | uint64_t{EIGHT >> 4} << 32 | uint64_t{1} << 62;
   }
 };
 

@@ -49,9 +49,10 @@ struct Described {
     require(mode, "an operand without swizzle");
     require((bits >> 49 & 7) == 0 && !(transposed && field(0) % (8 * line)), "an operand that begins within a pattern");
     const uint32_t leading = field(16), stride = field(32), start = field(0);
-    const uint32_t x = transposed ? start + outer / (line / 2) * leading + outer % (line / 2) * 2 + depth / 8 * stride +
-                                        depth % 8 * line
-                                  : start + outer / 8 * stride + outer % 8 * line + depth * 2;
+    const int wide = line / 2;  // numbers of a line
+    const uint32_t along_outer = outer / wide * leading + outer % wide * 2 + depth / 8 * stride + depth % 8 * line;
+    const uint32_t along_depth = outer / 8 * stride + outer % 8 * line + depth * 2;
+    const uint32_t x = start + (transposed ? along_outer : along_depth);
     return x ^ ((x >> 7 & (line / 16 - 1)) << 4);
   }
 };
@@ -63,7 +64,7 @@ struct GroupLane {
   std::vector<int> reads;
 };
 
-// A warp's 16 rows of a group's 64. Lane 4g + t has of each 8 columns (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+// A warp's 16 rows of a group's 64. Lane 4g + t has of each 8 columns (g, 2t), (g, 2t + 1), then (g + 8, 2t) and so on.
 template <Arithmetic KIND, int COLUMNS>
 void multiply_group(void* const (&lanes)[WARP]) {
   GroupLane& first = *static_cast<GroupLane*>(lanes[0]);
@@ -101,7 +102,8 @@ void multiply(float (&c)[COUNT], uint64_t a, uint64_t b) {
                          : mistake == LEADING ? uint64_t{1024 >> 4} << 16
                          : mistake == STRIDE  ? uint64_t{1024 >> 4} << 32
                                               : 0;
-  GroupLane lane = {{a ^ wrong, A_TRANSPOSED}, {b ^ wrong, B_TRANSPOSED}, thread.x / WARP, std::vector<float>(COUNT), {}};
+  const Described as{a ^ wrong, A_TRANSPOSED}, bs{b ^ wrong, B_TRANSPOSED};
+  GroupLane lane = {as, bs, thread.x / WARP, std::vector<float>(COUNT), {}};
   meet(multiply_group<KIND, 2 * COUNT>, &lane);
   if (current->products.empty()) {
     current->sums_of = c, current->sums.assign(c, c + COUNT);
