@@ -54,7 +54,7 @@ lint: setup
 
 setup: $(READY)
 
-$(READY): pyproject.toml setup.py $(PINS) $(wildcard csrc/* csrc/*/*)
+$(READY): pyproject.toml setup.py $(PINS) $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 	@.venv/$(PIP) --version >/dev/null 2>&1 || { $(RECENT) && $(PYTHON) -m venv --clear .venv; }
 	@$(BIN)/python -c 'import torch' 2>/dev/null || \
 		{ echo 'Installing PyTorch into .venv, once: half a minute, or what its download takes.'; \

@@ -1,5 +1,5 @@
-// Causal convolution on a CPU. Lanes are channels. A task walks its tokens TILE at a time, in each tile vector by vector:
-// the window of W tokens slides through registers, and memory is read along its rows.
+// Causal convolution on a CPU. Lanes are channels. A task walks its tokens TILE at a time, in each tile vector by
+// vector: the window of W tokens slides through registers, and memory is read along its rows.
 
 #include "causal_conv1d_block.h"
 
@@ -154,8 +154,8 @@ struct Channels : Block<E, TAPS> {
   }
 };
 
-// One token: y = activation(bias + weight . [state, x]), and the state moves on. SLOTS: of states that are dense and not
-// circular, which takes two thirds of the time; 0: of any.
+// One token: y = activation(bias + weight . [state, x]), and the state moves on. SLOTS: of states that are dense and
+// not circular, which takes two thirds of the time; 0: of any.
 template <int TAPS, int SLOTS, typename E, typename S>
 void step(const CausalConv1d<E>& p, const ConvolutionStates<S>& states, int64_t task, Real<E>* scratch) {
   using R = Real<E>;
@@ -172,7 +172,8 @@ void step(const CausalConv1d<E>& p, const ConvolutionStates<S>& states, int64_t 
   state += first * channel;
   const E* x = p.x.at(b, 0, first);
   const R* weight = p.weight + first * W;
-  const int64_t newest = !SLOTS && states.positions ? (states.positions[b] % slots + slots) % slots : slots;  // slots: none yet
+  const bool circular = !SLOTS && states.positions;
+  const int64_t newest = circular ? (states.positions[b] % slots + slots) % slots : slots;  // slots: none yet
   const int64_t oldest = newest < W - 1 ? newest - (W - 1) + slots : newest - (W - 1);
   int64_t past[TAPS ? TAPS : 1];  // where the W - 1 tokens before lie
   for (int64_t w = 0; w < TAPS - 1; w++) past[w] = (oldest + w < slots ? oldest + w : oldest + w - slots) * slot;

@@ -51,8 +51,8 @@ struct CausalConv1d {
   int64_t pitch() const { return (SEGMENT + 2 * (W - 1) + 16 + 15) / 16 * 16; }
 };
 
-// What a step reads and advances: states [., D, slots], slots >= W - 1, the latest token last. Circular where `positions`
-// tell the number of each new token: token n is in slot n mod slots.
+// What a step reads and advances: states [., D, slots], slots >= W - 1, the latest token last. Circular where
+// `positions` tell the number of each new token: token n is in slot n mod slots.
 template <typename S>
 struct ConvolutionStates : States<S> {
   int64_t slots;

@@ -85,7 +85,7 @@ void forward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, R
     const auto reread = [=](int64_t i, auto count) { return first(GATE) ? load(kept + i) : load(x + at + i, count); };
     R mean = 0;
     if (NORM == CENTRED)
-      mean = sum_group<R, 1>(size, [=](int64_t i, auto count, Vec<R>* sums) { sums[0] += read(i, count); }).mean(0, size);
+      mean = sum_group<R, 1>(size, [=](int64_t i, auto n, Vec<R>* sums) { sums[0] += read(i, n); }).mean(0, size);
     const auto sums = sum_group<R, 1>(size, [=](int64_t i, auto count, Vec<R>* sums) {
       const Vec<R> v = NORM == CENTRED ? lanes_of<R>(reread(i, count) - mean, count) : read(i, count);
       sums[0] = fma(v, v, sums[0]);
@@ -116,10 +116,9 @@ struct Scratch {
   E *dx, *dgate;  // of the row
 };
 
-// With n the norm of u and h the gradient of n weight + bias: du = (h weight - mean(h weight) - n mean(h weight n)) / rms,
-// where the first mean is the LayerNorm's.
+// Backward, the first pass over a row: the moments of its groups, and what the gate gives into the scratch.
 template <Gate GATE, Norm NORM, typename E>
-void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, const Scratch<E>& scratch) {
+INLINE void measure(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, const Scratch<E>& scratch) {
   using R = Real<E>;
   const int64_t size = p.channels, width = p.width();
   for (int64_t group = 0; group < p.groups; group++) {
@@ -148,7 +147,7 @@ void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, 
     };
     R mean = 0;
     if (NORM == CENTRED)
-      mean = sum_group<R, 1>(size, [=](int64_t i, auto count, Vec<R>* sums) { sums[0] += read(i, count); }).mean(0, size);
+      mean = sum_group<R, 1>(size, [=](int64_t i, auto n, Vec<R>* sums) { sums[0] += read(i, n); }).mean(0, size);
     const auto sums = sum_group<R, NORM == CENTRED ? 3 : 2>(size, [=](int64_t i, auto count, Vec<R>* sums) {
       const Vec<R> v = NORM == CENTRED ? lanes_of<R>(reread(i, count) - mean, count) : read(i, count);
       Vec<R> h = load(dy + i, count);
@@ -167,6 +166,15 @@ void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, 
     moments[group] = {scale, mean, sums.mean(1, size) * scale, 0};
     if constexpr (NORM == CENTRED) moments[group].level = sums.mean(2, size);
   }
+}
+
+// With n the norm of u and h the gradient of n weight + bias:
+// du = (h weight - mean(h weight) - n mean(h weight n)) / rms, where the first mean is the LayerNorm's.
+template <Gate GATE, Norm NORM, typename E>
+void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, const Scratch<E>& scratch) {
+  using R = Real<E>;
+  const int64_t size = p.channels, width = p.width();
+  measure<GATE, NORM>(p, row, moments, scratch);
   for (int64_t group = 0; group < p.groups; group++) {
     const int64_t at = group * size;
     const E *x = p.x + row * p.x_row + at, *dy = p.dy + row * p.D + at, *gate = p.gate + row * p.gate_row + at;

@@ -41,8 +41,8 @@ constexpr int TALLEST = 14;
 constexpr int TALLEST = 6;
 #endif
 
-// Row r of C is c + r step. A[d, r] is a[d W + r]. TURNED, where A is the transpose of what lies in panels, it is a[r W + d], and every W-th d is
-// a `jump` further on.
+// Row r of C is c + r step. A[d, r] is a[d W + r]. TURNED, where A is the transpose of what lies in panels, it is
+// a[r W + d], and every W-th d is a `jump` further on.
 template <int ROWS, bool TURNED, typename R>
 __attribute__((noinline)) void tile(const R* a, int64_t jump, const R* b, int64_t depth, R keep, R* c,
                                     int64_t step) {

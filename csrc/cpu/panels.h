@@ -34,7 +34,6 @@ struct Rows {
   INLINE_MEMBER E* at(int64_t row, int64_t column = 0) const { return first + row * step + column; }
 };
 
-
 // f(column, count) for each vector of a row. It is inlined twice: but for the last vector, count is a constant.
 template <typename R, typename F>
 INLINE void for_vectors(int64_t width, F f) {

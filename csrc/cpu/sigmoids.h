@@ -1,5 +1,5 @@
-// Sigmoid and SiLU of several vectors. An operation of all of them comes before the next: vector after vector each would
-// wait for 20 operations of 4 cycles, of which a processor has three at most in sight.
+// Sigmoid and SiLU of several vectors. An operation of all of them comes before the next: vector after vector each
+// would wait for 20 operations of 4 cycles, of which a processor has three at most in sight. Included by kernels only.
 #pragma once
 
 #include "curves.h"

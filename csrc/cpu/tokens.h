@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-// x [B, T, D] by the elements from a row to the next, from a token and from a channel. Either channels lie side by side,
-// or tokens do: it is turned. As a pointer it is the first element, which is enough of what is dense.
+// x [B, T, D] by the elements from a row to the next, from a token and from a channel. Either channels lie side by
+// side, or tokens do: it is turned. As a pointer it is the first element, which is enough of what is dense.
 template <typename E>
 struct Tokens {
   E* data;

@@ -1,9 +1,9 @@
 // Which products LiGO's expansion is made of, and where their results lie.
 //
 // Every step is a mix of layers or a product of stacks of matrices, also the gradient of depth. Shared maps widen the
-// mixed layers: L2 / L1 times the products of widening the old ones, and no wide layer but the output. With own maps and
-// a depth, a block of rows of every wide old layer is made, mixed, and forgotten: in registers a tile of it could be
-// mixed into some 4 new layers at once, and would be made L2 / 4 times.
+// mixed layers: L2 / L1 times the products of widening the old ones, and no wide layer but the output. With own maps
+// and a depth, a block of rows of every wide old layer is made, mixed, and forgotten: in registers a tile of it could
+// be mixed into some 4 new layers at once, and would be made L2 / 4 times.
 #include "kronecker_expand.h"
 
 #include "launch.cuh"

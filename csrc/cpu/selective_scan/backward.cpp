@@ -15,22 +15,17 @@ struct Rows {
   R fastest;                             // the largest |rate|
 };
 
-// PB vectors of channels, NB states of each: forwards through the chunk, then backwards. `at` is the first state's row;
-// bc [t, 2, N]; sums [t, 2, NB, LANES] take what they add to db and dc.
-template <int PB, int NB, bool GATED, bool BOUNDED, typename E, typename R>
-INLINE void retreat(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, int64_t at, const R* bc, int64_t n,
-                    int64_t N, R* sums, Soon<E>& soon) {
+// PB vectors of channels, NB states of each: what a chunk leaves of them, token by token, and the states in between.
+template <int PB, int NB, typename R>
+struct Forth {
+  alignas(64) R e[CHUNK][PB][NB][LANES<R>], h[CHUNK + 1][PB][NB][LANES<R>];
+};
+
+// Forwards through the chunk from H, which ends as the last state. bc [t, 2, N].
+template <bool GATED, bool BOUNDED, int PB, int NB, typename E, typename R>
+INLINE void advance(BackwardTile<R>* tiles, int64_t steps, const Vec<R> (&RATE)[PB][NB], Vec<R> (&H)[PB][NB],
+                    const R* bc, int64_t N, Forth<PB, NB, R>& forth, Soon<E>& soon) {
   constexpr int64_t L = LANES<R>;
-  alignas(64) R e[CHUNK][PB][NB][L], h[CHUNK + 1][PB][NB][L];
-  Vec<R> A[PB][NB], RATE[PB][NB], H[PB][NB], DH[PB][NB], DA[PB][NB];
-  for (int i = 0; i < PB; i++)
-    for (int j = 0; j < NB; j++) {
-      const int64_t row = at + (i * N + j) * L;
-      A[i][j] = load(rows.a + row), RATE[i][j] = load(rows.rate + row), H[i][j] = load(rows.h + row);
-      DH[i][j] = load(rows.dh + row), DA[i][j] = Vec<R>{};
-      store(h[0][i][j], H[i][j]);
-    }
-  bc += n;
   for (int64_t t = 0; t < steps; t++) {
     soon.fetch();
     for (int i = 0; i < PB; i++) {
@@ -39,13 +34,31 @@ INLINE void retreat(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, 
       for (int j = 0; j < NB; j++) {
         const Vec<R> left = exp2_of_product<BOUNDED>(delta, RATE[i][j]);
         H[i][j] = left * H[i][j] + u * bc[t * 2 * N + j];
-        store(e[t][i][j], left);
-        store(h[t + 1][i][j], H[i][j]);
+        store(forth.e[t][i][j], left);
+        store(forth.h[t + 1][i][j], H[i][j]);
         if (GATED) y += H[i][j] * bc[t * 2 * N + N + j];
       }
       if (GATED) store(tiles[i].y.run + t * L, load(tiles[i].y.run + t * L) + y);
     }
   }
+}
+
+// Forwards through the chunk, then backwards. `at` is the first state's row; bc [t, 2, N]; sums [t, 2, NB, LANES] take
+// what they add to db and dc.
+template <int PB, int NB, bool GATED, bool BOUNDED, typename E, typename R>
+INLINE void retreat(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, int64_t at, const R* bc, int64_t N,
+                    R* sums, Soon<E>& soon) {
+  constexpr int64_t L = LANES<R>;
+  Forth<PB, NB, R> forth;
+  Vec<R> A[PB][NB], RATE[PB][NB], H[PB][NB], DH[PB][NB], DA[PB][NB];
+  for (int i = 0; i < PB; i++)
+    for (int j = 0; j < NB; j++) {
+      const int64_t row = at + (i * N + j) * L;
+      A[i][j] = load(rows.a + row), RATE[i][j] = load(rows.rate + row), H[i][j] = load(rows.h + row);
+      DH[i][j] = load(rows.dh + row), DA[i][j] = Vec<R>{};
+      store(forth.h[0][i][j], H[i][j]);
+    }
+  advance<GATED, BOUNDED>(tiles, steps, RATE, H, bc, N, forth, soon);
   for (int64_t t = steps - 1; t >= 0; t--) {
     R* sum = sums + t * 2 * NB * L;
     Vec<R> delta[PB], u[PB], dy[PB], through_b[PB], through_a[PB];
@@ -57,12 +70,12 @@ INLINE void retreat(BackwardTile<R>* tiles, int64_t steps, const Rows<R>& rows, 
       const Vec<R> b = splat(bc[t * 2 * N + j]), c = splat(bc[t * 2 * N + N + j]);
       Vec<R> db = load(sum + j * L), dc = load(sum + (NB + j) * L);
       for (int i = 0; i < PB; i++) {
-        const Vec<R> before = load(h[t][i][j]);
+        const Vec<R> before = load(forth.h[t][i][j]);
         DH[i][j] += dy[i] * c;
         dc += dy[i] * H[i][j];
         db += u[i] * DH[i][j];
         through_b[i] += DH[i][j] * b;
-        DH[i][j] *= load(e[t][i][j]);
+        DH[i][j] *= load(forth.e[t][i][j]);
         const Vec<R> decayed = DH[i][j] * before;
         through_a[i] += decayed * A[i][j];
         DA[i][j] += decayed * delta[i];
@@ -142,8 +155,8 @@ void retreat_all(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk
       }
       const int64_t at = (v * p.N + n) * LANES<R>;
       R* block = sums + n * 2 * CHUNK * LANES<R>;
-      bounded ? retreat<PB, NB, GATED, true>(tiles, chunk.steps, rows, at, bc, n, p.N, block, soon)
-              : retreat<PB, NB, GATED, false>(tiles, chunk.steps, rows, at, bc, n, p.N, block, soon);
+      bounded ? retreat<PB, NB, GATED, true>(tiles, chunk.steps, rows, at, bc + n, p.N, block, soon)
+              : retreat<PB, NB, GATED, false>(tiles, chunk.steps, rows, at, bc + n, p.N, block, soon);
     }
   };
   go(Count<STATES>{}), go(Count<1>{});

@@ -1,4 +1,3 @@
-
 // The selective scan on a CPU, forward: one lane per channel, sequential in time, the states of a few n at a time in
 // registers.
 //

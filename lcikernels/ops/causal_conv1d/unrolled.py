@@ -94,13 +94,12 @@ def backward_kernel(
     for _ in tl.static_range(W):
         sums = sums + (tl.zeros([BD], tl.float32),)
     reach = own + W - 1
-    last = reach
+    limit, last = tl.minimum(reach, end), reach
     if dx.token is None:
         last = own + U  # the last run of them is stored behind the last token
         for _ in tl.static_range(U - (W - 1)):
             dxs = dxs + (tl.zeros([BD], tl.float32),)
     for s in range(0, last, U):
-        limit = tl.minimum(reach, end)
         xs, dys = xs + fetch(x, p_x, s, limit, o_d, m_d, U), fetch(dy, p_dy, s, limit, o_d, m_d, U)
         for j in tl.static_range(U):
             now = dys[j]

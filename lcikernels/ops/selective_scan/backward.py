@@ -146,7 +146,7 @@ def again(given, run, H, at, ours, D, G, fixed: tl.constexpr):
 
 
 @triton.jit
-def ahead(given, back, p_gate, start, first, most, at, D, fixed: tl.constexpr):
+def ahead(back, p_gate, start, first, most, at, D, fixed: tl.constexpr):
     """dy and z of STEPS tokens from token `first` on counted from start, at most those up to `most`."""
     dys, zs = (), ()
     for j in tl.static_range(fixed.STEPS):
@@ -221,7 +221,7 @@ def back_again(back, run, u, kept, sums, first, at, ours, D, fixed: tl.constexpr
 
 
 @triton.jit
-def put_sums(p, step, count, first, second, at, fixed: tl.constexpr):
+def put_sums(p, step, count, first, second, fixed: tl.constexpr):
     """At p a tile's sums over channels, `step` behind it those of another, if count > 1; by one product."""
     BN: tl.constexpr = fixed.BN
     both = tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), [2 * BN, fixed.BD])
@@ -237,21 +237,21 @@ def gradients(given, back, run, sums, at, ours, D, G, fixed: tl.constexpr):
     STEPS: tl.constexpr = fixed.STEPS
     tiles = tl.cdiv(run.count, STEPS)
     p_gate = back.dy if given.z is None else given.z
-    dys, zs = ahead(given, back, p_gate, run.front, (tiles - 1) * STEPS, run.count - 1, at, D, fixed)
+    dys, zs = ahead(back, p_gate, run.front, (tiles - 1) * STEPS, run.count - 1, at, D, fixed)
     for i_back in tl.range(tiles, num_stages=2):  # states, b and c come while the STEPS tokens behind run
         first = (tiles - 1 - i_back) * STEPS
         H = tl.load(run.tile + (tiles - 1 - i_back) * fixed.N * D, at.m_h, 0.0)
         u = loaded(given, run, first, dys, zs, at, ours, D, G, fixed)
-        dys, zs = ahead(given, back, p_gate, run.start, first - STEPS, first, at, D, fixed)
+        dys, zs = ahead(back, p_gate, run.start, first - STEPS, first, at, D, fixed)
         kept = forth(given, back, run, u, H, first, at, ours, D, fixed)
         p_db, p_dc = run.sums + first * 2 * fixed.N, run.sums + first * 2 * fixed.N + fixed.N
         if STEPS == 2:
-            put_sums(p_dc, 2 * fixed.N, run.count - first, kept.dc[0], kept.dc[1], at, fixed)
+            put_sums(p_dc, 2 * fixed.N, run.count - first, kept.dc[0], kept.dc[1], fixed)
         sums, dbs = back_again(back, run, u, kept, sums, first, at, ours, D, fixed)
         if STEPS == 2:
-            put_sums(p_db, 2 * fixed.N, run.count - first, dbs[0], dbs[1], at, fixed)
+            put_sums(p_db, 2 * fixed.N, run.count - first, dbs[0], dbs[1], fixed)
         else:
-            put_sums(p_db, fixed.N, 2, dbs[0], kept.dc[0], at, fixed)
+            put_sums(p_db, fixed.N, 2, dbs[0], kept.dc[0], fixed)
     return sums
 
 

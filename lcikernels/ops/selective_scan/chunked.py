@@ -71,31 +71,9 @@ def backward(
     if z is not None:
         gate, grad_gated = scan.time_first(z), dy
         dy = dy * silu(gate)
-        y = torch.empty_like(scan.x)
-    da, dstep, dx = torch.zeros_like(scan.a), torch.empty_like(scan.x), torch.empty_like(scan.x)
-    db, dc = torch.empty_like(scan.b), torch.empty_like(scan.c)
+    y = None if z is None else torch.empty_like(scan.x)
     dinitial = torch.zeros_like(scan.initial) if grad_state is None else scan.slab(grad_state).clone()
-    carried = torch.zeros_like(scan.initial[0])  # decay * dh of the token that follows the chunk
-    dstates_buffer = torch.empty_like(scan.buffers[0])
-    for tokens, h in zip(reversed(scan.chunks), checkpoints.flip(0)):
-        decay, states = scan.states(tokens, h)
-        if z is not None:
-            torch.matmul(scan.c[tokens], states, out=y[tokens])
-        # A row times a matrix: 9 times as fast as by a column.
-        torch.matmul(dy[tokens], states.mT, out=dc[tokens])
-        dstates = torch.mul(scan.c[tokens].mT, dy[tokens], out=dstates_buffer[: states.shape[0]])
-        carried = scan.reverse(tokens, decay, dstates, carried, dinitial)
-        torch.matmul(scan.inputs[tokens], dstates.mT, out=db[tokens])
-        torch.matmul(scan.b[tokens], dstates, out=dx[tokens])
-        dexponent = decay.mul_(dstates)
-        dexponent[1:] *= states[:-1]
-        dexponent[0] *= h
-        for t, n in scan.first.items():
-            if tokens.start <= t < tokens.stop:
-                torch.mul(dinitial[n], scan.initial[n], out=dexponent[t - tokens.start])
-        torch.sum(torch.mul(dexponent, scan.a, out=dstates), -2, keepdim=True, out=dstep[tokens])
-        da += dexponent.mul_(scan.step[tokens]).sum((0, 1))
-
+    dx, dstep, da, db, dc = by_chunks(scan, dy, checkpoints, dinitial, y)
     dstep.addcmul_(dx, scan.x)
     dx.mul_(scan.step)
     dd, dz, ddt_bias = (x.new_empty(0) for _ in range(3))  # three, for outputs must not share memory
@@ -202,6 +180,38 @@ class Scan:
             if t in self.first:
                 torch.mul(*following, out=dinitial[self.first[t]])
         return decay[0] * dstates[0]
+
+
+def by_chunks(
+    scan: Scan, dy: Tensor, checkpoints: Tensor, dinitial: Tensor, y: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Gradients of step * x, of step where it is in the decay, of a, b and c; and y, where it is asked for.
+
+    `dinitial` comes with the gradients of the final states and leaves with those of the initial ones.
+    """
+    dinputs, dstep, da = torch.empty_like(scan.x), torch.empty_like(scan.x), torch.zeros_like(scan.a)
+    db, dc = torch.empty_like(scan.b), torch.empty_like(scan.c)
+    carried = torch.zeros_like(scan.initial[0])  # decay * dh of the token that follows the chunk
+    dstates_buffer = torch.empty_like(scan.buffers[0])
+    for tokens, h in zip(reversed(scan.chunks), checkpoints.flip(0)):
+        decay, states = scan.states(tokens, h)
+        if y is not None:
+            torch.matmul(scan.c[tokens], states, out=y[tokens])
+        # A row times a matrix: 9 times as fast as by a column.
+        torch.matmul(dy[tokens], states.mT, out=dc[tokens])
+        dstates = torch.mul(scan.c[tokens].mT, dy[tokens], out=dstates_buffer[: states.shape[0]])
+        carried = scan.reverse(tokens, decay, dstates, carried, dinitial)
+        torch.matmul(scan.inputs[tokens], dstates.mT, out=db[tokens])
+        torch.matmul(scan.b[tokens], dstates, out=dinputs[tokens])
+        dexponent = decay.mul_(dstates)
+        dexponent[1:] *= states[:-1]
+        dexponent[0] *= h
+        for t, n in scan.first.items():
+            if tokens.start <= t < tokens.stop:
+                torch.mul(dinitial[n], scan.initial[n], out=dexponent[t - tokens.start])
+        torch.sum(torch.mul(dexponent, scan.a, out=dstates), -2, keepdim=True, out=dstep[tokens])
+        da += dexponent.mul_(scan.step[tokens]).sum((0, 1))
+    return dinputs, dstep, da, db, dc
 
 
 def batch_first(u: Tensor, like: Tensor) -> Tensor:

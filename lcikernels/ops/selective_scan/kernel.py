@@ -37,10 +37,8 @@ from .one import States, Token, step_kernel
 from .sums import collect_kernel, totals_kernel
 from .tiles import CHUNK, SHORT, chosen, cut, up
 
-SLABS = {
-    1: 5,
-    2: 3,
-}  # of a segment, by STEPS: partial sums of db, dc and scratch stay below a fifth of the rest
+# Of a segment, by STEPS: partial sums of db, dc and scratch stay below a fifth of the rest.
+SLABS = {1: 5, 2: 3}
 MOST_STATES = 256  # 512 would leave the 8 warps of a program 4 channels, backward
 MOST_APART = 4  # D between tokens of one tensor, each compiled anew: a half or a quarter of a projection
 

@@ -32,13 +32,12 @@ class Given(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What a program has: segment k, block i of channels and its group g; states N and channels D with masks.
+    """What a program has: segment k, a block of channels in group g; states N and channels D with masks.
 
     x: its channels for loads without a mask, the last one in the place of those behind it.
     """
 
     k: int
-    i: int
     g: int
     n: int
     d: int
@@ -127,7 +126,7 @@ def place(D, G, N: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr):
     g, m_d, m_n = i_d // blocks, o_p < P, o_n < N
     o_d = g * P + o_p
     o_x = tl.minimum(o_d, (g + 1) * P - 1)
-    return Block(i_k, i_d, g, o_n, o_d, o_x, m_n, m_d, m_n[:, None] & m_d[None, :])
+    return Block(i_k, g, o_n, o_d, o_x, m_n, m_d, m_n[:, None] & m_d[None, :])
 
 
 @triton.jit
