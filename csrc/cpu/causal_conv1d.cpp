@@ -198,7 +198,7 @@ void step(const CausalConv1d<E>& p, const ConvolutionStates<S>& states, int64_t 
   }
   for (int64_t c = 0; c < channels; c += LANES<R>) {
     const Vec<R> sum = load(scratch + c);
-    store(y + c, p.silu ? silu_to<E>(sum) : sum, channels - c < LANES<R> ? channels - c : LANES<R>);
+    store(y + c, p.silu ? silu_alone<E>(sum) : sum, channels - c < LANES<R> ? channels - c : LANES<R>);
   }
 }
 

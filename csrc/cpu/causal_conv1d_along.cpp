@@ -76,7 +76,7 @@ struct Along : Block<E, TAPS> {
           fetch(p.x, run, run.from + t, c + i);
           if (!p.stream) fetch(constant(p.y), run, run.from + t, c + i);
           const Vec<R> sum = filter.forward(x + t);
-          store(y + t, p.silu ? silu_to<E>(sum) : sum, count);
+          store(y + t, p.silu ? silu_alone<E>(sum) : sum, count);
         });
         if (p.stream) stream(there, y, run.to - run.from);
       }
@@ -96,7 +96,7 @@ struct Along : Block<E, TAPS> {
 
   // g, which holds dy, becomes the gradient before the activation in n tokens, and zero in the W - 1 behind.
   INLINE_MEMBER void differentiate(Filter& filter, const R* x, R* g, int64_t n) const {
-    for (int64_t t = 0; p.silu && t < n; t += L) store(g + t, load(g + t) * silu_curve(filter.forward(x + t)).slope);
+    for (int64_t t = 0; p.silu && t < n; t += L) store(g + t, load(g + t) * silu_slope<R>(filter.forward(x + t)));
     for (int64_t t = n; t < n + W() - 1; t += L) store(g + t, Vec<R>{});
   }
 

@@ -145,7 +145,7 @@ struct Block {
         if (i < length) {
           slide(x, token<false>(run, run.start + i, c));
           g[i] = vector(p.dy, run, run.start + i, c);
-          if (p.silu) g[i] *= silu_curve(convolve(x, taps, bias)).slope;
+          if (p.silu) g[i] *= silu_slope<R>(convolve(x, taps, bias));
         }
         Vec<R> dstate{};
         if (i >= length && p.dfinal_state)

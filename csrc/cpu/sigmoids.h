@@ -80,4 +80,18 @@ INLINE void silu_curve_each(V (&x)[U], V (&value)[U]) {
   for (int u = 0; u < U; u++) value[u] *= x[u], x[u] = e[u];
 }
 
+// The same of one vector, bit by bit.
+template <typename E, typename V>
+INLINE V silu_alone(V x) {
+  V one[1] = {x};
+  silu_each<E>(one);
+  return one[0];
+}
+template <typename R, typename V>
+INLINE V silu_slope(V x) {
+  V one[1] = {x}, value[1];
+  silu_curve_each<R>(one, value);
+  return one[0];
+}
+
 }  // namespace ISA

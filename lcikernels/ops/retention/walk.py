@@ -123,8 +123,7 @@ def walk_kernel(roles: Roles, decays: Decays, ends: Ends, cut: Cut, scale, fixed
             w = tile(roles.w, place, i_h, at, first_z, o_t[None, :], o_z[:, None], H, Z)
             p_dots = ends.dots + head * fixed.DOTS + first_z // fixed.BZ
             tl.store(p_dots + t_H * fixed.DOTS, tl.sum(out * w, 0), m_t)
-        whole_z: tl.constexpr = Z % fixed.BZ == 0
-        m_out = m_t[None, :] if whole_z else m_t[None, :] & (o_z[:, None] < Z - first_z)
+        m_out = m_t[None, :] if Z % fixed.BZ == 0 else m_t[None, :] & (o_z[:, None] < Z - first_z)
         o_out = (head * Z + first_z) + (t[None, :].to(tl.int64) * (H * Z) + o_z[:, None])
         if fixed.START > 0:  # z is loaded after: before it, 40 to 64 bytes spill
             out += tl.load(ends.part + o_out, m_out, 0.0)
