@@ -34,6 +34,13 @@ def on_device(op: Callable, backend: str) -> Callable:
     return run
 
 
+def multiplied(dtype: torch.dtype) -> torch.dtype | None:
+    """What retention's compiled kernels round the factors of products of this dtype to, as a GPU does."""
+    library = torch.ops.lcikernels_cpp
+    has = hasattr(library, "instruction_set") and library.instruction_set() in ("avx512_bf16", "amx")
+    return dtype if has and dtype == torch.bfloat16 else None
+
+
 def able(op: Callable, backend: str, dtype: torch.dtype = torch.float32) -> Callable:
     """`op` by `backend`, or a skip."""
     if why := why_not(op.__name__, backend, dtype):

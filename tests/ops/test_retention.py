@@ -2,7 +2,7 @@ from importlib import import_module
 
 import pytest
 import torch
-from devices import GPU, on_device, why_not
+from devices import GPU, multiplied, on_device, why_not
 from shapes import PACKED, RETENTION
 from tolerance import assert_agrees
 
@@ -54,9 +54,7 @@ def test_16_bit_inputs_are_summed_in_float32(backend, dtype):
     """And multiplied in it, unless the processor itself multiplies them."""
     if why := why_not("retention", backend, dtype):
         pytest.skip(why)
-    products = None
-    if backend == "cpp" and torch.ops.lcikernels_cpp.instruction_set() in {"avx512_bf16", "amx"}:
-        products = dtype
+    products = multiplied(dtype) if backend == "cpp" else None
     whole = inputs(*RETENTION["many chunks, padded"], per_token=True, dtype=dtype)
     assert_agrees(on_device(retention, backend), reference, products, **whole)
 

@@ -172,9 +172,10 @@ def test_float16_states_are_more_than_float16_holds(tensor_cores):
     torch.testing.assert_close(o[0, :, 0, 0].float(), expected, rtol=2**-10, atol=0)
 
 
-@pytest.mark.parametrize("learned, most", [(False, 1.1), (True, 2.6)], ids=["fixed decay", "learned decay"])
+@pytest.mark.parametrize("learned, most", [(False, 1.25), (True, 2.6)], ids=["fixed decay", "learned decay"])
 def test_memory_is_that_of_inputs_and_outputs_unless_all_states_are_asked_for(learned, most, monkeypatch):
-    """RetNet's heads on an H200. The states that enter 64 chunks, and their gradients, are 2.1 GB."""
+    """RetNet's heads on an H200. The states that enter 64 chunks, and their gradients, are 2.1 GB; the sums
+    in float32 that dq and dk are rounded from, once, are 0.27, a sixth of all."""
     without_launches(monkeypatch, launch, 132, 90)
     B, T, H, K, V = 8, 4096, 8, 256, 512
     with Memory() as memory, torch.device("meta"):

@@ -208,8 +208,8 @@ def test_a_measured_configuration_wins_while_it_is_a_candidate(monkeypatch):
     table = {tiles.key(16, True): list(other), tiles.key(8, True): [8, 32, 7, 1, 4]}
     monkeypatch.setattr(tuned, "measured", lambda op, gpu: {"": {}, "one": table}[gpu])
     assert tiles.chosen(16, 90, True) == best
-    assert tiles.chosen(16, 90, True, "one") == other
-    assert tiles.chosen(8, 90, True, "one") == tiles.candidates(8, 90, True)[0]
+    assert tiles.chosen(16, 90, True, gpu="one") == other
+    assert tiles.chosen(8, 90, True, gpu="one") == tiles.candidates(8, 90, True)[0]
 
 
 BROKEN = [(5, 40, -3, 12), (12, 12, 12, 0), (0, 0, 0, 3), (2**30, -(2**30), 7, 99)]

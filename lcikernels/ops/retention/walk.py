@@ -100,14 +100,13 @@ def walk_kernel(roles: Roles, decays: Decays, ends: Ends, cut: Cut, scale, fixed
     H: tl.constexpr = fixed.H
     Z: tl.constexpr = fixed.Z
     C: tl.constexpr = fixed.C
-    BX: tl.constexpr = fixed.BX
     tiles_z: tl.constexpr = triton.cdiv(Z, fixed.BZ)
     first_x: tl.constexpr = fixed.START
     first_z = tl.program_id(0) % tiles_z * fixed.BZ
     i_h, i_s = tl.program_id(0) // tiles_z % H, tl.program_id(0) // tiles_z // H
     place = locate(cut, i_s)
     first, count, _, _ = place
-    o_t, o_x, o_z = tl.arange(0, C), tl.arange(0, BX), tl.arange(0, fixed.BZ)
+    o_t, o_x, o_z = tl.arange(0, C), tl.arange(0, fixed.BX), tl.arange(0, fixed.BZ)
     begin = (i_s.to(tl.int64) * H + i_h) * (fixed.X * Z) + first_x * fixed.ROW + first_z * fixed.COLUMN
     state = states(ends.enter, begin, o_x, o_z, first_x, first_z, fixed)
     head = first * H + i_h
@@ -146,12 +145,12 @@ def walk_kernel(roles: Roles, decays: Decays, ends: Ends, cut: Cut, scale, fixed
         whole = tl.load(decays.since + head + (tl.minimum(at + C, count) - 1).to(tl.int64) * H)
         after = ()
         for j in tl.static_range(fixed.TILES):
-            y = tile(roles.y, place, i_h, at, first_x + j * BX, o_t[:, None], o_x[None, :], H, fixed.X)
+            y = tile(roles.y, place, i_h, at, first_x + j * fixed.BX, o_t[:, None], o_x[None, :], H, fixed.X)
             after += (tl.dot(z, y, state[j] * whole, input_precision=fixed.PRECISION),)
         state = after
     if ends.leave is not None:
         for j in tl.static_range(fixed.TILES):
-            m = (o_z[:, None] < Z - first_z) & (o_x[None, :] < fixed.X - first_x - j * BX)
+            m = (o_z[:, None] < Z - first_z) & (o_x[None, :] < fixed.X - first_x - j * fixed.BX)
             o = o_z[:, None] * fixed.COLUMN + o_x[None, :] * fixed.ROW
-            p = ends.leave + (begin + j * BX * fixed.ROW) + o
+            p = ends.leave + (begin + j * fixed.BX * fixed.ROW) + o
             tl.store(p, state[j].to(ends.leave.dtype.element_ty), m)

@@ -66,7 +66,9 @@ class Problem:
         )
         self.dy = rows(dy)
         processors, sm = device(x)
-        BN, self.BD, self.warps, self.STEPS, AHEAD = chosen(self.N, sm, dy is not None, name(x))
+        BN, self.BD, self.warps, self.STEPS, AHEAD = chosen(
+            self.N, sm, dy is not None, x.dtype == torch.float32, name(x)
+        )
         self.blocks = self.G * cdiv(self.D // self.G, self.BD)
         self.segment = cut(B, T, self.blocks * self.warps, processors)
         self.segments = cdiv(self.L, self.segment)

@@ -27,24 +27,25 @@ class Tiles(NamedTuple):
     AHEAD: int
 
 
-def candidates(N: int, sm: int, back: bool) -> list[Tiles]:
-    """For N states on compute capability sm / 10, forward or back, in up to 8 warps."""
+def candidates(N: int, sm: int, back: bool, exact: bool = False) -> list[Tiles]:
+    """For N states on compute capability sm / 10, forward or back, in up to 8 warps. exact: x is float32."""
     BN, states = power_of_2(N), 8 if back and N > 16 else 16  # of a thread: what 255 registers hold
     BD = min(32, 8 * 32 * states // BN)
     tile = BN, BD, max(1, BN * BD // (32 * states))
-    # Two tokens halve the states that go through the cache. Before Hopper they spill.
-    ahead = [(2, 8), (1, 4)] if N <= 16 and sm >= 90 else [(1, 4)]
+    # Two tokens halve the states that go through the cache. Before Hopper they spill, on sm_100 of float32.
+    two = N <= 16 and sm >= 90 and not (back and exact and sm >= 100)
+    ahead = [(2, 8), (1, 4)] if two else [(1, 4)]
     return [Tiles(*tile, *tokens) for tokens in ahead]
 
 
-def key(N: int, back: bool) -> str:
-    return f"N={N}{' back' * back}"
+def key(N: int, back: bool, exact: bool = False) -> str:
+    return f"N={N}{' back' * back}{' float32' * exact}"
 
 
 @cache
-def chosen(N: int, sm: int, back: bool, gpu: str = "") -> Tiles:
+def chosen(N: int, sm: int, back: bool, exact: bool = False, gpu: str = "") -> Tiles:
     """See `fastest`."""
-    return fastest("selective_scan", gpu, key(N, back), candidates(N, sm, back))
+    return fastest("selective_scan", gpu, key(N, back, exact), candidates(N, sm, back, exact))
 
 
 def cut(B: int, T: int, warps: int, processors: int) -> int:
