@@ -15,8 +15,9 @@ inline int64_t third_cache() {
   return kilobytes > 0 ? int64_t{kilobytes} << 10 : int64_t{32} << 20;
 }
 
-// Whether a pass over so many bytes leaves nothing in the caches for the next: then what it writes goes past them.
-inline bool beyond_caches(int64_t bytes) {
+// Whether a pass over so many bytes leaves nothing in the caches for the next: then what it writes goes past them. Of
+// passes that memory alone bounds, four `times` as many: with less, what is left there saves 10 to 25 %.
+inline bool beyond_caches(int64_t bytes, int64_t times = 1) {
   static const int64_t known = third_cache();
-  return bytes > known;
+  return bytes > times * known;
 }

@@ -45,7 +45,7 @@ CausalConv1d<E> sequences(const Tensor& x, const Tensor& weight, const Maybe& bi
 // Whether a pass over so many tensors like x goes past the caches.
 template <typename E>
 bool streams(const CausalConv1d<E>& p, int64_t tensors) {
-  return beyond_caches(tensors * p.B * p.T * p.D * sizeof(E));
+  return beyond_caches(tensors * p.B * p.T * p.D * sizeof(E), 4);
 }
 
 // Vector operations in all tasks of a pass that needs `each` for a vector of 16.

@@ -40,7 +40,7 @@ Tensor forward(const Tensor& x, const Maybe& gate, const Maybe& weight, const Ma
     using R = Real<E>;
     GatedRmsNorm<E> p = problem<E>(x, gate, weight, bias, eps, groups, gate_first, silu, centred);
     Tensor y = empty<E>(x, {p.rows, p.D});
-    p.y = out<E>(y), p.stream = beyond_caches((gate ? 3 : 2) * p.rows * p.D * sizeof(E));
+    p.y = out<E>(y), p.stream = beyond_caches((gate ? 3 : 2) * p.rows * p.D * sizeof(E), 4);
     const auto kernel = PICK(gated_rms_norm_forward<E>);
     parallel(p.tasks(), work(p, gate ? 25 : 5), p.scratch() * sizeof(R),
              [&](int64_t task, void* scratch) { kernel(p, task, static_cast<R*>(scratch)); });
@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tens
     Tensor dx = empty<E>(x, {p.rows, p.D}), dgate = gate ? empty<E>(x, {p.rows, p.D}) : empty<E>(x, {0});
     Tensor dweight = weight ? empty<R>(x, {p.tasks(), p.D}) : empty<E>(x, {0});
     Tensor dbias = bias ? empty<R>(x, {p.tasks(), p.D}) : empty<E>(x, {0});
-    p.dx = out<E>(dx), p.stream = beyond_caches((gate ? 5 : 3) * p.rows * p.D * sizeof(E));
+    p.dx = out<E>(dx), p.stream = beyond_caches((gate ? 5 : 3) * p.rows * p.D * sizeof(E), 4);
     if (gate) p.dgate = out<E>(dgate);
     if (weight) p.dweight = out<R>(dweight);
     if (bias) p.dbias = out<R>(dbias);

@@ -54,12 +54,6 @@ struct Moments {
   R scale, mean, along, level;
 };
 
-// What the next row reads, while this one's second pass reads caches alone.
-template <typename E>
-INLINE void fetch(const E* p) {
-  __builtin_prefetch(p);
-}
-
 template <Gate GATE, Norm NORM, typename E>
 void forward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, Real<E>* gated, E* y) {
   using R = Real<E>;
@@ -96,8 +90,6 @@ void forward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, R
     const int64_t at = group * size;
     const R *const kept = gated + group * width, scale = moments[group].scale, mean = moments[group].mean;
     for_each_vector<R>(size, [=](int64_t i, auto count) {
-      if (!first(GATE)) fetch(x + p.x_row + at + i);
-      if (GATE != NONE && !first(GATE)) fetch(gate + p.gate_row + at + i);
       Vec<R> v = first(GATE) ? load(kept + i) : load(x + at + i, count);
       v = (NORM == CENTRED ? v - mean : v) * scale;
       if (NORM != BARE) v *= load(weight + at + i, count);
@@ -177,16 +169,13 @@ void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, 
   measure<GATE, NORM>(p, row, moments, scratch);
   for (int64_t group = 0; group < p.groups; group++) {
     const int64_t at = group * size;
-    const E *x = p.x + row * p.x_row + at, *dy = p.dy + row * p.D + at, *gate = p.gate + row * p.gate_row + at;
+    const E *x = p.x + row * p.x_row + at, *dy = p.dy + row * p.D + at;
     const R *weight = p.weight + at, *bias = p.bias + at;
     E *dx = scratch.dx + at, *dgate = scratch.dgate + at;
     const R *values = scratch.values + group * width, *slopes = scratch.slopes + group * width;
     R *dweight = scratch.dweight + group * width, *dbias = scratch.dbias + group * width;
     const auto [scale, mean, along, level] = moments[group];
     for_each_vector<R>(size, [=, scale = scale, mean = mean, along = along, level = level](int64_t i, auto count) {
-      fetch(x + p.x_row + i);
-      fetch(dy + p.D + i);
-      if (GATE != NONE) fetch(gate + p.gate_row + i);
       const Vec<R> v = load(x + i, count), u = first(GATE) ? v * load(values + i) : v;
       const Vec<R> n = (NORM == CENTRED ? u - mean : u) * scale;
       const Vec<R> w = NORM == BARE ? splat(R(1)) : load(weight + i, count);

@@ -107,7 +107,7 @@ def test_rows_of_a_wider_tensor_need_no_copy(instruction_set, after, monkeypatch
 def test_what_goes_past_the_caches_has_the_same_bits(instruction_set, formula, past_caches):
     """Of the backward pass the first third of the rows fits; they are of no whole number of cache lines."""
     D = 1539
-    rows = past_caches // (4 * 3 * D) + 1
+    rows = 4 * past_caches // (4 * 3 * D) + 1
     arguments = inputs(rows, D)
     y, dx, dgate, *_ = run(arguments | formula)
     part = slice(0, rows // 6)
