@@ -99,7 +99,8 @@ def test_what_goes_past_the_caches_has_the_same_bits(instruction_set, layout, pa
         y = compiled(x=x, weight=weight, bias=bias, activation="silu")
         return y, *torch.autograd.grad(y.sum(), x)
 
-    x, weight, bias = torch.randn(2, 4 * past_caches // (4 * 2 * 2 * D) + 1, D), torch.randn(D, 4), torch.randn(D)
+    T = 4 * past_caches // (4 * 2 * 2 * D) + 1
+    x, weight, bias = torch.randn(2, T, D), torch.randn(D, 4), torch.randn(D)
     whole = results(x)
     for b in range(2):
         assert all(torch.equal(u[b : b + 1], v) for u, v in zip(whole, results(x[b : b + 1])))
