@@ -1,11 +1,11 @@
-"""The demo's corpus, Python's own standard library: real text that every machine has; and its tokenizer."""
+"""The demo's corpus, Python's own standard library: real text that every machine has; and its tokenizers."""
 
 import random
 import sysconfig
 import tokenize
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from growth.errors import refuse
@@ -63,3 +63,29 @@ def _byte(symbol: str) -> int:
     others = [byte for byte in range(256) if byte not in printable]
     code = ord(symbol)
     return code if code < 256 else others[code - 256]
+
+
+def prose() -> list[str]:
+    """Text of another domain: the chapters of Python's reference manual that `help()` shows, in English."""
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+def bpe_tokenizer(texts: list[str], vocabulary: int, masked: bool) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of that many tokens, trained on the texts; masked: with a token for the mask."""
+    special = ["<|end|>", *(["<|mask|>"] * masked)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    names = {"eos_token": special[0], "pad_token": special[0]} | (
+        {"mask_token": special[1]} if masked else {}
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names)

@@ -1,8 +1,8 @@
-"""The demo's job: small source models, every way to reuse them, and what each way saves.
+"""The main job: small source models, every way to reuse them, and what each way saves.
 
 text -> source -> grown by every method     -> trained on      against the large model from scratch
                -> transferred to each LCI   -> trained on      against the same LCI model from scratch
-digits -> ViT  -> grown by lemon and ligo   -> trained on      against the large ViT from scratch
+digits -> ViT  -> grown by every method     -> trained on      against the large ViT from scratch
 """
 
 import json
@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -19,10 +18,10 @@ from rich.console import Console
 
 import growth
 from growth.demo import digits
-from growth.demo.budgets import FULL, QUICK, Job
 from growth.demo.page import page
 from growth.demo.saving import remarks, table
-from growth.demo.text import Texts
+from growth.demo.scales import DEMO, QUICK, Scale
+from growth.demo.study import Study
 from growth.folders import named_folder, refuse_existing
 
 
@@ -32,22 +31,29 @@ def run(out: str | Path = "growth-demo", quick: bool = False) -> dict:
     Takes minutes on two CPU cores, with `quick` one, on a job too small to mean much. Returns
     what report.json holds. Raises Refusal where `out` exists or Python comes without its sources.
     """
-    return perform(QUICK if quick else FULL, named_folder(out, "output folder"), Console())
+    return perform(QUICK if quick else DEMO, named_folder(out, "output folder"), Console())
 
 
-def perform(job: Job, out: Path, console: Console) -> dict:
-    """The job with the numbers of `job`. `out` is removed if it does not come to its end."""
+def perform(scale: Scale, out: Path, console: Console) -> dict:
+    """The job of a scale. `out` is removed if it does not come to its end."""
     refuse_existing(out)
     began, threads = time.perf_counter(), torch.get_num_threads()
     out.mkdir(parents=True)
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(scale.threads)
     try:
-        groups, skipped = [Texts(job.text, out, console, job.seed).report()], []
-        if digits.there():
-            groups.append(digits.Digits(job.images, out, console, job.seed).report())
-        else:
-            skipped.append(f"images: left out, for {digits.MISSING}")
-        report = {"job": asdict(job), "machine": machine(), "groups": groups, "skipped": skipped}
+        families, skipped = [], []
+        for name, numbers in scale.families.items():
+            if numbers.corpus is None and not digits.there():
+                skipped.append(f"{name}: left out, for {digits.MISSING}")
+            else:
+                families.append(Study(scale, name, out, None, lambda told: None, console).carry_out())
+        report = {
+            "scale": scale.name,
+            "machine": machine(),
+            "commit": "",
+            "skipped": skipped,
+            "families": families,
+        }
         report["seconds"] = time.perf_counter() - began
         (out / "report.json").write_text(json.dumps(report, indent=1))
         (out / "report.html").write_text(page(report), encoding="utf-8")

@@ -1,0 +1,302 @@
+"""Every number of the demo and of its larger scales: sizes, steps and rates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from growth.methods import METHODS
+
+
+@dataclass(frozen=True)
+class Size:
+    """ffn: its width; None: four times the hidden one."""
+
+    layers: int
+    hidden: int
+    heads: int
+    ffn: int | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Steps, peak learning rate, warm-up in steps, the share of the steps in which the rate falls (LEMON's
+    schedule; 1 is a cosine over all of them). rate: None takes the best of the family's `rates`.
+    """
+
+    steps: int
+    rate: float | None
+    warmup: int
+    decay: float = 1.0
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What methods that learn get; rate: None for the methods' own. A step costs what one of training does,
+    with as many examples."""
+
+    steps: int
+    batch_size: int
+    rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """bytes: of the text, at most; vocabulary: tokens that a BPE is trained to, 0 for a token a byte; length:
+    tokens of a window; words: tokens that each model writes."""
+
+    bytes: int
+    vocabulary: int
+    length: int
+    words: int
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A source, the larger model that it is grown to, and what training gets.
+
+    model       a key of growth.demo.models.MODELS
+    budgets     by an arm's name, else by its group's: "growth", "transfer". Baselines are "scratch" and "scratch
+                of X", or "scratch of any"; "source" has its own
+    arms        those to train beside baselines; empty: all that there are
+    align       steps of aligning, by an arm's name, else "transfer"; of one window each, on `windows` distinct
+                ones
+    copied      the share of the rate for what was transferred as it is
+    evaluations how often the loss is measured on `held_out` examples
+    rates       the grid
+    """
+
+    model: str
+    source: Size
+    target: Size
+    budgets: Mapping[str, Budget]
+    learning: Lesson
+    batch_size: int
+    held_out: int
+    evaluations: int
+    arms: tuple[str, ...] = ()
+    align: Mapping[str, int] = field(default_factory=dict)
+    windows: int = 64
+    copied: float = 0.3
+    corpus: Corpus | None = None
+    rates: tuple[float, ...] = ()
+    bf16: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """parted: an arm has a run that arrives early and one of as many FLOPs as its baseline; else one of as many
+    steps. keep: checkpoints stay."""
+
+    name: str
+    families: Mapping[str, Numbers]
+    seeds: tuple[int, ...] = (0,)
+    parted: bool = False
+    keep: bool = True
+    # A second thread gains a quarter at these sizes; on a busy machine, waiting for it costs ten times that.
+    threads: int = 1
+
+
+def _moved(**arms: tuple[int, float, float, int, float]) -> dict[str, Budget]:
+    """The budgets of transfers, each of (steps, its baseline's rate, its own, warm-up, decay)."""
+    found = {}
+    for name, (steps, fresh, rate, warmup, decay) in arms.items():
+        found[f"scratch of {name}"] = Budget(steps, fresh, steps // 20)
+        found[name] = Budget(steps, rate, warmup, decay)
+    return found
+
+
+# The demo's numbers were chosen in trials on its text, those of transfers on windows that it does not measure on.
+ALL = ("lemon", *(name for name in METHODS if name != "lemon"), "lemon-carried", "lemon-early")
+MOVED = ("retnet", "retnet-learned", "mamba", "mamba2", "hybrid")
+DEMO = Scale(
+    "demo",
+    {
+        "text": Numbers(
+            model="gpt_neox",
+            source=Size(3, 64, 2),
+            target=Size(4, 96, 3),
+            budgets={
+                "source": Budget(350, 8e-3, 17),
+                "scratch": Budget(400, 5e-3, 20),
+                "growth": Budget(400, 5e-3, 40, 0.43),
+                "lemon-carried": Budget(400, 5e-3, 0, 0.43),
+                "lemon-early": Budget(400, 5e-3, 0, 0.3),
+            }
+            | _moved(
+                **{
+                    "retnet": (470, 1.5e-2, 1e-2, 10, 0.45),
+                    "retnet-learned": (300, 2e-2, 1e-2, 10, 0.55),
+                    "mamba": (130, 2e-2, 1.2e-2, 10, 0.6),
+                    "mamba2": (115, 1.2e-2, 1.2e-2, 10, 0.7),
+                    "hybrid": (360, 1.5e-2, 1e-2, 10, 0.35),
+                }
+            ),
+            align={"retnet": 320, "retnet-learned": 200, "mamba": 160, "mamba2": 160, "hybrid": 200},
+            learning=Lesson(5, 8),
+            batch_size=8,
+            corpus=Corpus(4_000_000, 0, 128, 80),
+            held_out=128,
+            evaluations=12,
+            arms=ALL + MOVED,
+        ),
+        "images": Numbers(
+            model="vit",
+            source=Size(2, 32, 2),
+            target=Size(3, 48, 3),
+            budgets={
+                "source": Budget(600, 5e-3, 30),
+                "scratch": Budget(700, 5e-3, 35),
+                "growth": Budget(700, 5e-3, 70, 0.5),
+            },
+            learning=Lesson(25, 32, 5e-3),
+            batch_size=32,
+            held_out=256,
+            evaluations=10,
+            arms=("lemon", "ligo"),
+        ),
+    },
+)
+QUICK = Scale(
+    "quick",
+    {
+        "text": Numbers(
+            model="gpt_neox",
+            source=Size(2, 32, 2),
+            target=Size(3, 48, 3),
+            budgets={
+                "source": Budget(60, 8e-3, 3),
+                "scratch": Budget(80, 8e-3, 4),
+                "growth": Budget(80, 8e-3, 8, 0.6),
+                "lemon-carried": Budget(80, 8e-3, 0, 0.6),
+                "lemon-early": Budget(80, 8e-3, 0, 0.45),
+            }
+            | _moved(
+                **{
+                    "retnet": (100, 1.5e-2, 1e-2, 5, 0.6),
+                    "retnet-learned": (100, 1.5e-2, 1e-2, 5, 0.6),
+                    "mamba": (60, 1.5e-2, 1.2e-2, 5, 0.6),
+                    "mamba2": (60, 1.2e-2, 1.2e-2, 5, 0.6),
+                    "hybrid": (100, 1.5e-2, 1e-2, 5, 0.6),
+                }
+            ),
+            align={"transfer": 40},
+            windows=16,
+            learning=Lesson(5, 8),
+            batch_size=8,
+            corpus=Corpus(500_000, 0, 128, 20),
+            held_out=64,
+            evaluations=5,
+            arms=ALL + MOVED,
+        ),
+        "images": Numbers(
+            model="vit",
+            source=Size(2, 32, 2),
+            target=Size(3, 48, 3),
+            budgets={
+                "source": Budget(200, 5e-3, 10),
+                "scratch": Budget(300, 5e-3, 15),
+                "growth": Budget(300, 5e-3, 30, 0.6),
+            },
+            learning=Lesson(10, 32, 5e-3),
+            batch_size=32,
+            held_out=256,
+            evaluations=5,
+            arms=("lemon", "ligo"),
+        ),
+    },
+)
+
+# What a learner of two cores has hours for. The order is that of what is asked first.
+LAPTOP_GROWTH = (
+    *(
+        "lemon",
+        "lemon-early",
+        "ligo",
+        "stack",
+        "lemon-carried",
+        "net2net",
+        "mango",
+        "bert2bert",
+        "interpolate",
+    ),
+    *(
+        "ligo, layers dropped",
+        "ligo, tokens dropped",
+        "ligo, in stages",
+        "gstack",
+        "msg",
+        "llama-pro",
+        "mslt",
+    ),
+    *("solar", "staged", "hypercloning", "fine", "gradmax", "upcycle"),
+)
+LAPTOP_MOVED = tuple(f"{name}{how}" for name in ("hybrid", *MOVED[:-1]) for how in ("", ", unaligned"))
+LAPTOP = Scale(
+    "laptop",
+    {
+        "text": Numbers(
+            model="llama",
+            source=Size(4, 256, 8, 768),
+            target=Size(8, 384, 12, 1152),
+            budgets={
+                "source": Budget(600, None, 30),
+                "scratch": Budget(900, None, 45),
+                "growth": Budget(400, None, 20),
+                "lemon-carried": Budget(400, None, 0),
+                "lemon-early": Budget(400, None, 0),
+                "scratch of any": Budget(500, None, 25),
+                "transfer": Budget(200, None, 10),
+            },
+            align={"transfer": 100},
+            learning=Lesson(5, 4),
+            batch_size=4,
+            corpus=Corpus(30_000_000, 4096, 128, 60),
+            held_out=96,
+            evaluations=12,
+            arms=LAPTOP_GROWTH + LAPTOP_MOVED,
+            rates=(1e-3, 2e-3, 4e-3),
+            bf16=True,
+        ),
+        "masked": Numbers(
+            model="bert",
+            source=Size(4, 192, 6),
+            target=Size(8, 384, 12),
+            budgets={
+                "source": Budget(600, None, 30),
+                "scratch": Budget(900, None, 45),
+                "growth": Budget(400, None, 20),
+                "lemon-carried": Budget(400, None, 0),
+                "lemon-early": Budget(400, None, 0),
+            },
+            learning=Lesson(5, 4),
+            batch_size=4,
+            corpus=Corpus(30_000_000, 4096, 128, 60),
+            held_out=96,
+            evaluations=12,
+            arms=LAPTOP_GROWTH,
+            rates=(5e-4, 1e-3, 2e-3),
+            bf16=True,
+        ),
+        "images": Numbers(
+            model="vit",
+            source=Size(4, 96, 3),
+            target=Size(8, 144, 6),
+            budgets={
+                "source": Budget(600, None, 30),
+                "scratch": Budget(900, None, 45),
+                "growth": Budget(400, None, 20),
+                "lemon-carried": Budget(400, None, 0),
+                "lemon-early": Budget(400, None, 0),
+            },
+            learning=Lesson(5, 32),
+            batch_size=32,
+            held_out=256,
+            evaluations=12,
+            arms=LAPTOP_GROWTH,
+            rates=(1e-3, 2e-3, 4e-3),
+        ),
+    },
+    seeds=(0, 1, 2),
+    parted=True,
+    keep=False,
+)
+SCALES = {scale.name: scale for scale in (DEMO, QUICK, LAPTOP)}
