@@ -1,6 +1,6 @@
 """What reuse saves, at sizes that count: the families of `growth demo --scale`, on several seeds.
 
-    python -m benchmarks.reuse [--scale laptop|gpu] [--family text masked images] [--work reuse] [--for MINUTES]
+    python -m benchmarks.reuse [--scale laptop|gpu] [--family text masked images] [--for MINUTES]
 
 A family's results are in results/reuse/FAMILY.json, written anew after every run: what is there is not done
 again, so that the same call goes on, today or on another day. --for: no run is begun after that.
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--scale", choices=SCALES, default="laptop")
     parser.add_argument("--family", nargs="+")
-    parser.add_argument("--work", type=Path, default=Path("reuse"), help="folder of the sources, which are trained once")
+    parser.add_argument("--work", type=Path, default=Path("reuse"), help="where the trained sources are kept")
     parser.add_argument("--for", dest="minutes", type=float, default=float("inf"))
     options = parser.parse_args()
     scale, end = SCALES[options.scale], time.monotonic() + 60 * options.minutes

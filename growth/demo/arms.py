@@ -1,4 +1,4 @@
-"""The ways from a trained source to a trained target: every method, every transfer, and what goes with them."""
+"""The ways from a trained source to a trained target: every method, every transfer, and what adds to them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class Arm:
 
     @property
     def baseline(self) -> str:
-        """The fresh model that it is measured against: one for all that are grown, a twin of each transfer."""
+        """The fresh model that it is measured against: one for all that are grown, a twin of a transfer."""
         return SCRATCH if self.group == "growth" else f"{SCRATCH} of {self.name.removesuffix(UNALIGNED)}"
 
     @property

@@ -1,5 +1,6 @@
 """The demo's corpus, Python's own standard library: real text that every machine has; and its tokenizers."""
 
+import contextlib
 import random
 import sysconfig
 import tokenize
@@ -14,30 +15,35 @@ from growth.errors import refuse
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 
 
-def corpus(limit: int = 4_000_000, share: float = 0.1, seed: int = 0) -> tuple[list[str], list[str]]:
+def corpus(
+    limit: int = 4_000_000, share: float = 0.1, seed: int = 0, packages: bool = False
+) -> tuple[list[str], list[str]]:
     """The texts to train on and to validate on: .py files of the standard library, `limit` bytes of them.
 
     Files are shuffled by `seed` and taken until `limit` is reached, those to validate on first: at least
-    `share` of the bytes. No file is in both lists. Raises Refusal where the standard library has no sources.
+    `share` of the bytes. No file is in both lists. packages: of what is installed beside it, too, which
+    differs. Raises Refusal where the standard library has no sources.
     """
-    root = Path(sysconfig.get_path("stdlib"))
+    roots = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", *["purelib"] * packages)]
     files = [
         file
+        for root in roots
         for file in sorted(root.rglob("*.py"))
         if LEFT_OUT.isdisjoint(file.relative_to(root).parts) and file.stat().st_size
     ]
+    size, limit = 0, min(limit, sum(file.stat().st_size for file in files))
     random.Random(seed).shuffle(files)
-    train, validation, size = [], [], 0
+    train, validation = [], []
     for file in files:
-        with tokenize.open(file) as lines:  # honours the file's own coding line
-            text = lines.read()
-        (validation if size < share * limit else train).append(text)
-        size += len(text.encode())
+        with contextlib.suppress(SyntaxError, UnicodeDecodeError), tokenize.open(file) as lines:
+            text = lines.read()  # by the file's own coding line; a package may have broken files
+            (validation if size < share * limit else train).append(text)
+            size += len(text.encode())
         if size >= limit:
             break
     if not train or not validation:
         raise refuse(
-            f"demo corpus {root}",
+            f"demo corpus {roots[0]}",
             "the .py files of the standard library",
             f"{len(files)} of them",
             "use a Python that ships its sources",

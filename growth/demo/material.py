@@ -58,7 +58,7 @@ class Material:
 def text(numbers: Numbers, folder: Path | None, masked: bool) -> Material:
     """Python's standard library; what is trained on and measured on is left as text in `folder`, if any."""
     asked = numbers.corpus
-    train, validation = corpus(asked.bytes)
+    train, validation = corpus(asked.bytes, packages=asked.packages)
     tokenizer = bpe_tokenizer(train, asked.vocabulary, masked) if asked.vocabulary else byte_tokenizer()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,9 +68,10 @@ def text(numbers: Numbers, folder: Path | None, masked: bool) -> Material:
         Windows(tokens(texts, tokenizer), asked.length) for texts in (train, validation, prose())
     )
     held_out, far = held_out.sample(numbers.held_out), far.sample(numbers.held_out)
+    where = "Python's standard library" + " and of what is installed beside it" * asked.packages
     kind = f"a BPE of {asked.vocabulary} tokens, trained on it" if asked.vocabulary else "a token a byte"
     said = (
-        f"Text: {len(train)} files of Python's standard library ({kind}: {len(windows) * asked.length:,} tokens). "
+        f"Text: {len(train)} files of {where} ({kind}: {len(windows) * asked.length:,} tokens). "
         f"Measured: {numbers.held_out} windows of {asked.length} tokens, always the same, out of "
         f"{len(validation)} files that were not trained on. Another domain: as many windows of Python's "
         "reference manual, which is English."
@@ -89,8 +90,8 @@ def text(numbers: Numbers, folder: Path | None, masked: bool) -> Material:
 def images(numbers: Numbers) -> Material:
     train, held_out = digits(numbers.held_out)
     said = (
-        f"Images: {len(train) // 9} handwritten digits of 8 x 8 pixels that come with scikit-learn, each moved by "
-        f"up to a pixel. Measured: {len(held_out)} others."
+        f"Images: {len(train) // 9} handwritten digits of 8 x 8 pixels that come with scikit-learn, each "
+        f"moved by up to a pixel. Measured: {len(held_out)} others."
     )
     return Material(train, held_out, None, "nats an image", said, 10)
 

@@ -57,16 +57,13 @@ class Runs:
 
     def done(self, run: Run) -> dict:
         """Makes the run's model of its source, trains it, and tells what came of it."""
-        start, end, arm = (
-            self.out / "start" / run.folder,
-            self.out / "trained" / run.folder,
-            ARMS.get(run.arm),
-        )
+        start, end = (self.out / kind / run.folder for kind in ("start", "trained"))
+        arm = ARMS.get(run.arm)
         for stale in (start, end, end.with_name(f"{end.name}.unfinished")):
             shutil.rmtree(stale, ignore_errors=True)
         made = self.begin(run.arm, start) if arm is None else self.make(arm, start)
         spent = FREE if made is None else {"flops": made.flops, "seconds": made.seconds}
-        report = self.train(run, arm, start, end, spent)
+        report = self.train(run, arm, start, end)
         record = {
             "arm": run.arm,
             "seed": self.seed,
@@ -80,7 +77,7 @@ class Runs:
             "start": spent,
             "lossless": None if made is None else made.lossless,
             "curve": [asdict(point) for point in report.curve],
-            "checkpoint": str(end.relative_to(self.out.parent)) if self.keep else None,
+            "checkpoint": str(end.relative_to(self.out.parents[1])) if self.keep else None,
         }
         if run.part != "rate":
             record |= self.measured(run, end)
@@ -165,7 +162,7 @@ class Runs:
                 found[name] = str(refusal)
         return found
 
-    def train(self, run: Run, arm: Arm | None, start: Path, end: Path, spent: Mapping) -> TrainReport:
+    def train(self, run: Run, arm: Arm | None, start: Path, end: Path) -> TrainReport:
         budget, numbers = run.budget, self.numbers
         how = {"callbacks": list(arm.callbacks(budget.steps)), "resume": arm.carries} if arm else {}
         if arm and arm.mixers:

@@ -41,12 +41,13 @@ class Lesson:
 @dataclass(frozen=True)
 class Corpus:
     """bytes: of the text, at most; vocabulary: tokens that a BPE is trained to, 0 for a token a byte; length:
-    tokens of a window; words: tokens that each model writes."""
+    tokens of a window; words: tokens that each model writes; packages: of those installed, too."""
 
     bytes: int
     vocabulary: int
     length: int
     words: int
+    packages: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,10 @@ class Numbers:
     """A source, the larger model that it is grown to, and what training gets.
 
     model       a key of growth.demo.models.MODELS
-    budgets     by an arm's name, else by its group's: "growth", "transfer". Baselines are "scratch" and "scratch
-                of X", or "scratch of any"; "source" has its own
+    budgets     by an arm's name, else by its group's: "growth", "transfer". Baselines are "scratch", "scratch
+                of X", else "scratch of any"; "source" has its own
     arms        those to train beside baselines; empty: all that there are
-    align       steps of aligning, by an arm's name, else "transfer"; of one window each, on `windows` distinct
-                ones
+    align       steps of aligning, by an arm's name, else "transfer"; of one window each, on `windows` ones
     copied      the share of the rate for what was transferred as it is
     evaluations how often the loss is measured on `held_out` examples
     rates       the grid
@@ -83,8 +83,8 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Scale:
-    """parted: an arm has a run that arrives early and one of as many FLOPs as its baseline; else one of as many
-    steps. keep: checkpoints stay."""
+    """parted: an arm has a run that arrives early and one of as many FLOPs as its baseline; else one of its
+    budget's steps. keep: checkpoints stay."""
 
     name: str
     families: Mapping[str, Numbers]
@@ -104,7 +104,7 @@ def _moved(**arms: tuple[int, float, float, int, float]) -> dict[str, Budget]:
     return found
 
 
-# The demo's numbers were chosen in trials on its text, those of transfers on windows that it does not measure on.
+# The demo's numbers were chosen in trials on its text, transfers' on windows that it does not measure on.
 ALL = ("lemon", *(name for name in METHODS if name != "lemon"), "lemon-carried", "lemon-early")
 MOVED = ("retnet", "retnet-learned", "mamba", "mamba2", "hybrid")
 DEMO = Scale(

@@ -1,4 +1,4 @@
-"""Which runs a family's report needs; those that it has are not done again, so a study goes on where it ended.
+"""Which runs a family's report needs. Those that it has are not done again: a study goes on where it ended.
 
 rate(arm)   the one of the grid whose run of a third of the steps, of the first seed, ends lowest
 whole       a baseline, or, where nothing is parted, an arm: the steps of its budget
@@ -73,8 +73,7 @@ class Study:
         return [name for name in self.numbers.arms or ARMS if name not in self.told["left_out"]]
 
     def wanted(self) -> Iterator[tuple[str, int, str]]:
-        """Arms, seeds and parts, in order: the arms in theirs, of all seeds what arrives early before what ends
-        late."""
+        """Arms, seeds and parts, in order: the arms in theirs, what arrives early before what ends late."""
         if not self.scale.parted:
             yield from ((arm, seed, "whole") for seed in self.scale.seeds for arm in self.arms())
             return
@@ -105,9 +104,9 @@ class Study:
     def rest(self, source: str, seed: int) -> None:
         """A trained source, whose record may be there without its checkpoint."""
         record = self.found(source, seed, "whole")
-        if not self.runs[seed].has(source):
-            self.told["runs"] = [run for run in self.told["runs"] if run is not record]
-            self.need(source, seed)
+        if record and not self.runs[seed].has(source):
+            self.told["runs"].remove(record)
+        self.need(source, seed)
 
     def budget(self, arm: str) -> Budget:
         """With a rate: its own, or the best of the grid. Sources have the same, early or not."""
@@ -126,7 +125,7 @@ class Study:
         return replace(budget, rate=min(tried, key=lambda x: x["loss"])["rate"])
 
     def equal_steps(self, arm: str, seed: int) -> int:
-        """As many as its baseline's FLOPs pay, what its start took and what its callbacks leave out counted."""
+        """As many as its baseline's FLOPs pay, less its start's; callbacks may make a step cheaper."""
         short = self.need(arm, seed, "short")
         whole = self.need(ARMS[arm].baseline, seed)["curve"][-1]["flops"]
         step = short["curve"][-1]["flops"] / short["steps"]
@@ -138,7 +137,8 @@ class Study:
         end = record["curve"][-1]
         said = f"ended at {end['loss']:.3f} after {end['flops']:.2e} FLOPs, {end['seconds']:.0f} s"
         if record["baseline"] and record["part"] != "rate":
-            saved = compare(record, self.found(record["baseline"], record["seed"], "whole"))["saved"]
+            beside = self.found(record["baseline"], record["seed"], "whole")
+            saved = compare(record, beside)["saved"]
             said += (
                 f"; {saved['flops']:.0%} of the FLOPs saved"
                 if saved
