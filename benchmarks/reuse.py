@@ -7,7 +7,6 @@ again, so that the same call goes on, today or on another day. --for: no run is 
 """
 
 import argparse
-import json
 import subprocess
 import time
 from pathlib import Path
@@ -15,9 +14,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from growth.demo.job import machine
-from growth.demo.scales import SCALES
-from growth.demo.study import Study, kept_in
+from growth.demo.job import carried_out
+from growth.demo.scales import LARGER
 
 RESULTS = Path(__file__).parent / "results" / "reuse"
 
@@ -26,32 +24,36 @@ class TimeIsUp(Exception):
     """No further run is to begin."""
 
 
+class Until(Console):
+    """Is told of every run that has ended, and raises TimeIsUp after `end`, in seconds of time.monotonic()."""
+
+    def __init__(self, end: float):
+        super().__init__()
+        self.end = end
+
+    def print(self, *said, **how) -> None:
+        super().print(*said, **how)
+        if time.monotonic() > self.end:
+            raise TimeIsUp
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--scale", choices=SCALES, default="laptop")
+    parser.add_argument("--scale", choices=LARGER, default="laptop")
     parser.add_argument("--family", nargs="+")
     parser.add_argument("--work", type=Path, default=Path("reuse"), help="where the trained sources are kept")
     parser.add_argument("--for", dest="minutes", type=float, default=float("inf"))
     options = parser.parse_args()
-    scale, end = SCALES[options.scale], time.monotonic() + 60 * options.minutes
+    scale, console = LARGER[options.scale], Until(time.monotonic() + 60 * options.minutes)
     torch.set_num_threads(scale.threads)
     RESULTS.mkdir(exist_ok=True)
     commit = subprocess.check_output(["git", "rev-parse", "--short=10", "HEAD"], text=True).strip()
-    for name in options.family or scale.families:
-        file = RESULTS / f"{name}.json"
-        report = json.loads(file.read_text()) if file.exists() else None
-        told = report["families"][0] if report else None
-        keep = kept_in(file, {"scale": scale.name, "machine": machine(), "commit": commit})
-
-        def kept(told: dict, keep=keep) -> None:
-            keep(told)
-            if time.monotonic() > end:
-                raise TimeIsUp
-
-        try:
-            Study(scale, name, options.work, told, kept, Console()).carry_out()
-        except TimeIsUp:
-            return
+    try:
+        for name in options.family or scale.families:
+            carried_out(scale, name, options.work, RESULTS / f"{name}.json", console, commit)
+    except TimeIsUp:
+        console.end = float("inf")
+        console.print("time is up: the same call goes on")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,10 @@ import typer
 
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run, about a minute.")] = False,
+    scale: Annotated[
+        str | None,
+        typer.Option(help="laptop | gpu: larger models, on several seeds, for hours; the same call goes on."),
+    ] = None,
     folder: Annotated[
         str, typer.Option("--out", help="New folder for the checkpoints and the report.")
     ] = "growth-demo",
@@ -14,4 +18,4 @@ def demo(
     """The main job, end to end: the text of Python's standard library, and handwritten digits."""
     from growth.demo import run  # and matplotlib, a second that no other verb needs
 
-    run(folder, quick=quick)
+    run(folder, quick=quick, scale=scale)

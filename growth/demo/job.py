@@ -20,45 +20,44 @@ import growth
 from growth.demo import digits
 from growth.demo.page import page
 from growth.demo.saving import remarks, table
-from growth.demo.scales import DEMO, QUICK, Scale
+from growth.demo.scales import DEMO, LARGER, QUICK, Scale
 from growth.demo.study import Study
+from growth.errors import refuse
 from growth.folders import named_folder, refuse_existing
 
 
-def run(out: str | Path = "growth-demo", quick: bool = False) -> dict:
+def run(out: str | Path = "growth-demo", quick: bool = False, scale: str | None = None) -> dict:
     """Do the main job, write checkpoints and report.html into the new folder `out`, print the table.
 
-    Takes minutes on two CPU cores, with `quick` one, on a job too small to mean much. Returns
-    what report.json holds. Raises Refusal where `out` exists or Python comes without its sources.
+    Takes minutes on two CPU cores, with `quick` one, on a job too small to mean much. scale: laptop, for
+    hours, or gpu, on one: larger models on several seeds, of which `out` has every result as soon as it is
+    there; the same call goes on where it was ended. Returns what report.json holds. Raises Refusal where
+    `out` exists or is of something else, where there is no such scale, or Python comes without its sources.
     """
-    return perform(QUICK if quick else DEMO, named_folder(out, "output folder"), Console())
+    if scale is not None and (quick or scale not in LARGER):
+        got = "quick as well" if quick else scale
+        raise refuse("scale", f"one of {', '.join(LARGER)}, alone", got, "leave one out")
+    chosen = LARGER[scale] if scale else QUICK if quick else DEMO
+    return perform(chosen, named_folder(out, "output folder"), Console())
 
 
 def perform(scale: Scale, out: Path, console: Console) -> dict:
-    """The job of a scale. `out` is removed if it does not come to its end."""
-    refuse_existing(out)
+    """The job of a scale. What is not parted leaves no `out` where it does not come to its end."""
     began, threads = time.perf_counter(), torch.get_num_threads()
-    out.mkdir(parents=True)
+    if not scale.parted:
+        refuse_existing(out)
+    elif out.exists() and not all((out / f"{name}.json").exists() for name in [*scale.families][:1]):
+        raise refuse(str(out), "a new folder, or one that such a run was ended in", "another", "name another")
+    out.mkdir(parents=True, exist_ok=scale.parted)
     torch.set_num_threads(scale.threads)
     try:
-        families, skipped = [], []
-        for name, numbers in scale.families.items():
-            if numbers.corpus is None and not digits.there():
-                skipped.append(f"{name}: left out, for {digits.MISSING}")
-            else:
-                families.append(Study(scale, name, out, None, lambda told: None, console).carry_out())
-        report = {
-            "scale": scale.name,
-            "machine": machine(),
-            "commit": "",
-            "skipped": skipped,
-            "families": families,
-        }
+        report = report_of(scale, out, console)
         report["seconds"] = time.perf_counter() - began
         (out / "report.json").write_text(json.dumps(report, indent=1))
         (out / "report.html").write_text(page(report), encoding="utf-8")
     except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
+        if not scale.parted:
+            shutil.rmtree(out, ignore_errors=True)
         raise
     finally:
         torch.set_num_threads(threads)
@@ -69,6 +68,34 @@ def perform(scale: Scale, out: Path, console: Console) -> dict:
     ]:
         console.print(line, highlight=False, soft_wrap=True)
     return report
+
+
+def report_of(scale: Scale, out: Path, console: Console, commit: str = "") -> dict:
+    """All families, each carried out as far as its results in `out` are not there yet."""
+    report = {"scale": scale.name, "machine": machine(), "commit": commit, "skipped": [], "families": []}
+    for name, numbers in scale.families.items():
+        if numbers.corpus is None and not digits.there():
+            report["skipped"].append(f"{name}: left out, for {digits.MISSING}")
+            continue
+        results = out / f"{name}.json" if scale.parted else None
+        report["families"].append(carried_out(scale, name, out / "work", results, console, commit))
+    return report
+
+
+def carried_out(
+    scale: Scale, name: str, work: Path, results: Path | None, console: Console, commit: str = ""
+) -> dict:
+    """One family, whose report is in the file `results`, if any, and is written there after every run."""
+    told = json.loads(results.read_text())["families"][0] if results and results.exists() else None
+
+    def keep(told: dict) -> None:
+        seconds = sum(run["curve"][-1]["seconds"] + run["start"]["seconds"] for run in told["runs"])
+        report = {"scale": scale.name, "machine": machine(), "commit": commit, "seconds": seconds}
+        new = results.with_suffix(".new")
+        new.write_text(json.dumps(report | {"skipped": [], "families": [told]}, indent=1))
+        new.replace(results)
+
+    return Study(scale, name, work, told, keep if results else lambda told: None, console).carry_out()
 
 
 def machine() -> dict:

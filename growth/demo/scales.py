@@ -1,7 +1,7 @@
 """Every number of the demo and of its larger scales: sizes, steps and rates."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from growth.methods import METHODS
 
@@ -102,6 +102,10 @@ def _moved(**arms: tuple[int, float, float, int, float]) -> dict[str, Budget]:
         found[f"scratch of {name}"] = Budget(steps, fresh, steps // 20)
         found[name] = Budget(steps, rate, warmup, decay)
     return found
+
+
+def _longer(budget: Budget, times: int) -> Budget:
+    return replace(budget, steps=times * budget.steps, warmup=times * budget.warmup)
 
 
 # The demo's numbers were chosen in trials on its text, transfers' on windows that it does not measure on.
@@ -299,4 +303,26 @@ LAPTOP = Scale(
     parted=True,
     keep=False,
 )
-SCALES = {scale.name: scale for scale in (DEMO, QUICK, LAPTOP)}
+
+# For one GPU; not run yet.
+GPU = replace(
+    LAPTOP,
+    name="gpu",
+    families={
+        name: replace(
+            numbers,
+            source=Size(6, 512, 8, 1536) if name == "text" else Size(6, 384, 6),
+            target=Size(12, 768, 12, 2304) if name == "text" else Size(12, 768, 12),
+            budgets={arm: _longer(budget, 10) for arm, budget in numbers.budgets.items()},
+            align={"transfer": 400},
+            learning=Lesson(50, 32),
+            batch_size=32,
+            corpus=Corpus(200_000_000, 4096, 512, 80, packages=True),
+            held_out=512,
+            rates=(2e-4, 4e-4, 8e-4),
+        )
+        for name, numbers in LAPTOP.families.items()
+        if numbers.corpus
+    },
+)
+LARGER = {scale.name: scale for scale in (LAPTOP, GPU)}

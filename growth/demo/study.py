@@ -6,7 +6,6 @@ short       an arm on fewer steps than its baseline, in which the rate falls: wh
 equal       an arm on as many FLOPs as its baseline, its start's included: where does it end?
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -147,16 +146,3 @@ class Study:
         part = f"{record['part']} {record['rate']:g}" if record["part"] == "rate" else record["part"]
         line = f"{self.name}: {record['arm']}, seed {record['seed']}, {part}: {said}"
         self.console.print(line, highlight=False, soft_wrap=True)
-
-
-def kept_in(file: Path, beside: dict) -> Callable[[dict], None]:
-    """Writes a family's report to a file, all at once, with what is to stand beside it."""
-
-    def keep(told: dict) -> None:
-        seconds = sum(run["curve"][-1]["seconds"] + run["start"]["seconds"] for run in told["runs"])
-        report = beside | {"seconds": seconds, "skipped": [], "families": [told]}
-        new = file.with_suffix(".new")
-        new.write_text(json.dumps(report, indent=1))
-        new.replace(file)
-
-    return keep
