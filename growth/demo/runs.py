@@ -83,7 +83,7 @@ class Runs:
             record |= self.measured(run, end)
         if not self.keep:
             shutil.rmtree(start)
-            if run.arm not in (SOURCE, EARLY):
+            if run.arm not in (SOURCE, EARLY) or run.part == "rate":
                 shutil.rmtree(end)
         return record
 

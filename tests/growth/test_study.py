@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageClassification, 
 from growth.demo.arms import ARMS, TRANSFERS
 from growth.demo.corpus import corpus
 from growth.demo.digits import digits
-from growth.demo.job import carried_out, perform, run
+from growth.demo.job import carried_out, perform
+from growth.demo.job import run as demo
 from growth.demo.scales import ALL, DEMO, LARGER, MOVED, QUICK, Budget, Corpus, Lesson, Numbers, Scale, Size
 from growth.errors import Refusal
 from growth.methods import METHODS
@@ -103,13 +104,13 @@ def test_every_scale_has_a_budget_for_each_of_its_arms_and_their_baselines():
 
 def test_a_scale_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(Refusal, match="scale: expected one of laptop, gpu, alone, got huge"):
-        run(tmp_path / "out", scale="huge")
+        demo(tmp_path / "out", scale="huge")
     with pytest.raises(Refusal, match="got quick as well"):
-        run(tmp_path / "out", quick=True, scale="laptop")
+        demo(tmp_path / "out", quick=True, scale="laptop")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").touch()
     with pytest.raises(Refusal, match="expected a new folder, or one that such a run was ended in"):
-        run(tmp_path / "other", scale="laptop")
+        demo(tmp_path / "other", scale="laptop")
     assert [file.name for file in tmp_path.rglob("*")] == ["other", "mine.txt"]
 
 
