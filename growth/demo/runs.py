@@ -16,7 +16,7 @@ import growth
 from growth.demo.arms import ARMS, SCRATCH, Arm
 from growth.demo.material import Material
 from growth.demo.models import MODELS
-from growth.demo.scales import Budget, Numbers
+from growth.demo.scales import Budget, Numbers, Size
 from growth.errors import Refusal
 from growth.loading import load_model, quiet
 from growth.methods import METHODS
@@ -107,8 +107,13 @@ class Runs:
         return budgets[group(arm) if arm in ARMS else f"{SCRATCH} of any"]
 
     def config(self, small: bool) -> PreTrainedConfig:
-        numbers = self.numbers
-        return self.configured(numbers, numbers.source if small else numbers.target, self.material.classes)
+        size = self.numbers.source if small else self.numbers.target
+        return self.configured(self.numbers, size, self.material.classes)
+
+    def parameters(self, size: Size) -> int:
+        with torch.device("meta"):
+            model = self.auto.from_config(self.configured(self.numbers, size, self.material.classes))
+        return sum(x.numel() for x in model.parameters())
 
     def twin(self, name: str) -> PreTrainedConfig:
         """The configuration of a transfer, whose new mixers do not matter."""

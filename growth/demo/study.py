@@ -18,6 +18,7 @@ from growth.demo.runs import EARLY, SOURCE, Run, Runs
 from growth.demo.saving import compare
 from growth.demo.scales import Budget, Numbers, Scale
 
+NAMES = {"gpt_neox": "GPT-NeoX", "llama": "Llama", "bert": "BERT", "vit": "ViT"}
 TRIED = 3  # a trial of a rate has a third of the steps
 
 
@@ -36,21 +37,27 @@ class Study:
         self.scale, self.name, self.work, self.keep, self.console = scale, name, work, keep, console
         self.numbers: Numbers = scale.families[name]
         self.material: Material = material(self.numbers, work / name / "text" if scale.keep else None)
-        self.told = told or self.begun()
         self.runs = {
             seed: Runs(self.numbers, self.material, work / name / str(seed), seed, scale.keep)
             for seed in scale.seeds
         }
+        self.told = told or self.begun()
 
     def begun(self) -> dict:
-        sizes = {of: getattr(self.numbers, of) for of in ("source", "target")}
-        title = ", ".join(f"{size.layers} x {size.hidden}" for size in sizes.values()).replace(", ", " to ")
+        first = self.runs[self.scale.seeds[0]]
+        sizes = {
+            of: {"layers": size.layers, "hidden": size.hidden, "parameters": first.parameters(size)}
+            for of, size in (("source", self.numbers.source), ("target", self.numbers.target))
+        }
+        title = " to ".join(
+            f"{of['layers']} x {of['hidden']} ({of['parameters'] / 1e6:,.3g} M)" for of in sizes.values()
+        )
         return {
             "name": self.name,
-            "title": f"{self.numbers.model}, {title}",
+            "title": f"{NAMES[self.numbers.model]}, {title}",
             "said": self.material.said,
             "unit": self.material.unit,
-            **{of: {"layers": size.layers, "hidden": size.hidden} for of, size in sizes.items()},
+            **sizes,
             "rates": list(self.numbers.rates),
             "tried": [],
             "left_out": {},
