@@ -31,19 +31,19 @@ FREE = {"flops": 0, "seconds": 0.0}
 
 @dataclass(frozen=True)
 class Run:
-    """part: whole | short | equal | rate, which is a trial of the rate."""
+    """part: whole | short | equal; trial: of a rate, among others."""
 
     arm: str
     seed: int
     part: str
     budget: Budget | None
+    trial: bool = False
 
     @property
     def folder(self) -> str:
         name = "-".join(self.arm.replace(",", "").split())
-        if self.part in ("whole", "short"):
-            return name
-        return f"{name}-{self.part}" + f"-{self.budget.rate:g}" * (self.part == "rate")
+        at = f"-{self.budget.rate:g}" if self.trial else ""
+        return name + "-equal" * (self.part == "equal") + at
 
 
 class Runs:
@@ -79,13 +79,17 @@ class Runs:
             "curve": [asdict(point) for point in report.curve],
             "checkpoint": str(end.relative_to(self.out.parents[1])) if self.keep else None,
         }
-        if run.part != "rate":
-            record |= self.measured(run, end)
+        record |= self.measured(run, end)
         if not self.keep:
             shutil.rmtree(start)
-            if run.arm not in (SOURCE, EARLY) or run.part == "rate":
+            if run.arm not in (SOURCE, EARLY) or run.trial:
                 shutil.rmtree(end)
         return record
+
+    def adopt(self, trial: Run) -> None:
+        """Takes a trial for the run itself."""
+        if trial.folder in self.losses:
+            self.losses[replace(trial, trial=False).folder] = self.losses[trial.folder]
 
     def has(self, source: str) -> bool:
         """Is this source there, trained?"""

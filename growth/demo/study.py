@@ -19,7 +19,6 @@ from growth.demo.saving import compare
 from growth.demo.scales import Budget, Numbers, Scale
 
 NAMES = {"gpt_neox": "GPT-NeoX", "llama": "Llama", "bert": "BERT", "vit": "ViT"}
-TRIED = 3  # a trial of a rate has a third of the steps
 
 
 class Study:
@@ -60,6 +59,7 @@ class Study:
             **sizes,
             "rates": list(self.numbers.rates),
             "tried": [],
+            "pending": [],
             "left_out": {},
             "runs": [],
         }
@@ -99,13 +99,38 @@ class Study:
             self.need(ARMS[arm].baseline, seed)
         elif arm not in (SOURCE, EARLY, SCRATCH):
             self.rest(SOURCE, seed)
+        record = self.tried(arm, part) if self.tries(arm, seed, part) else None
         budget = self.budget(arm)
         if part == "equal":
             budget = replace(budget, steps=self.equal_steps(arm, seed), decay=1.0)
-        record = self.runs[seed].done(Run(arm, seed, part, budget))
+        if record is None:
+            record = self.runs[seed].done(Run(arm, seed, part, budget))
         self.told["runs"].append(record)
         self.finish(record)
         return record
+
+    def tries(self, arm: str, seed: int, part: str) -> bool:
+        """Is this the run whose rate the grid is for?"""
+        free = self.runs[seed].budget(arm).rate is None
+        return free and seed == self.scale.seeds[0] and part != "equal" and arm != EARLY
+
+    def tried(self, arm: str, part: str) -> dict | None:
+        """The record of the best rate of the grid; None of a source, which is run again and stays."""
+        seed, pending = self.scale.seeds[0], self.told["pending"]
+        budget = self.runs[seed].budget(arm)
+        for rate in self.numbers.rates:
+            if not any((x["arm"], x["rate"]) == (arm, rate) for x in pending):
+                pending.append(
+                    self.runs[seed].done(Run(arm, seed, part, replace(budget, rate=rate), trial=True))
+                )
+                self.keep(self.told)
+                self.say(f"{arm}, seed {seed}, at {rate:g}: ended at {end(pending[-1])['loss']:.3f}")
+        trials = [x for x in pending if x["arm"] == arm]
+        self.told["pending"] = [x for x in pending if x["arm"] != arm]
+        self.told["tried"] += [{"arm": arm, "rate": x["rate"], "loss": end(x)["loss"]} for x in trials]
+        best = self.budget(arm)
+        self.runs[seed].adopt(Run(arm, seed, part, best, trial=True))
+        return None if arm == SOURCE else next(x for x in trials if x["rate"] == best.rate)
 
     def rest(self, source: str, seed: int) -> None:
         """A trained source, whose record may be there without its checkpoint."""
@@ -115,34 +140,26 @@ class Study:
         self.need(source, seed)
 
     def budget(self, arm: str) -> Budget:
-        """With a rate: its own, or the best of the grid. Sources have the same, early or not."""
-        arm = SOURCE if arm == EARLY else arm
+        """With its own rate, or the one of the grid that ends lowest. Sources have the same, early or not."""
         budget = self.runs[self.scale.seeds[0]].budget(arm)
         if budget.rate is not None:
             return budget
-        trial = replace(budget, steps=max(1, budget.steps // TRIED), warmup=budget.warmup // TRIED)
-        for rate in self.numbers.rates:
-            if not any((x["arm"], x["rate"]) == (arm, rate) for x in self.told["tried"]):
-                run = Run(arm, self.scale.seeds[0], "rate", replace(trial, rate=rate))
-                record = self.runs[run.seed].done(run)
-                self.told["tried"].append({"arm": arm, "rate": rate, "loss": record["curve"][-1]["loss"]})
-                self.finish(record)
-        tried = [x for x in self.told["tried"] if x["arm"] == arm]
+        tried = [x for x in self.told["tried"] if x["arm"] == (SOURCE if arm == EARLY else arm)]
         return replace(budget, rate=min(tried, key=lambda x: x["loss"])["rate"])
 
     def equal_steps(self, arm: str, seed: int) -> int:
         """As many as its baseline's FLOPs pay, less its start's; callbacks may make a step cheaper."""
         short = self.need(arm, seed, "short")
-        whole = self.need(ARMS[arm].baseline, seed)["curve"][-1]["flops"]
-        step = short["curve"][-1]["flops"] / short["steps"]
+        whole = end(self.need(ARMS[arm].baseline, seed))["flops"]
+        step = end(short)["flops"] / short["steps"]
         return max(1, int((whole - short["start"]["flops"]) / step))
 
     def finish(self, record: dict) -> None:
         """Keeps what was done, and says it in a line."""
         self.keep(self.told)
-        end = record["curve"][-1]
-        said = f"ended at {end['loss']:.3f} after {end['flops']:.2e} FLOPs, {end['seconds']:.0f} s"
-        if record["baseline"] and record["part"] != "rate":
+        last = end(record)
+        said = f"ended at {last['loss']:.3f} after {last['flops']:.2e} FLOPs, {last['seconds']:.0f} s"
+        if record["baseline"]:
             beside = self.found(record["baseline"], record["seed"], "whole")
             saved = compare(record, beside)["saved"]
             said += (
@@ -150,6 +167,12 @@ class Study:
                 if saved
                 else "; its baseline's loss was not reached"
             )
-        part = f"{record['part']} {record['rate']:g}" if record["part"] == "rate" else record["part"]
-        line = f"{self.name}: {record['arm']}, seed {record['seed']}, {part}: {said}"
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.say(f"{record['arm']}, seed {record['seed']}, {record['part']}: {said}")
+
+    def say(self, line: str) -> None:
+        self.console.print(f"{self.name}: {line}", highlight=False, soft_wrap=True)
+
+
+def end(record: dict) -> dict:
+    """The last point of a run's curve."""
+    return record["curve"][-1]

@@ -242,7 +242,8 @@ def study(tmp_path_factory):
 
 def test_a_study_goes_on_where_it_ended(study):
     before, after, out = study
-    assert len(before["runs"]) + len(before["tried"]) == 8
+    assert len(before["runs"]) + len(before["tried"]) + len(before["pending"]) == 8
+    assert before["pending"] and not after["pending"]
     assert after["runs"][: len(before["runs"])] == before["runs"]
     assert after["tried"][: len(before["tried"])] == before["tried"]
     keys = [(run["arm"], run["seed"], run["part"]) for run in after["runs"]]
