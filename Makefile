@@ -16,7 +16,7 @@ NAMES := bin/python -c 'import importlib.metadata as m, re; names = {re.match("[
 SEES = $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
 	{ echo 'torch of $(PYTHON) sees no GPU; name a Python whose torch does: make gpu PYTHON=python3.12'; exit 1; }
 
-.PHONY: demo test lint bench gpu setup newest pins clean
+.PHONY: demo test lint bench gpu setup wheel wheels newest pins clean
 
 demo: setup
 	$(BIN)/growth demo
@@ -65,6 +65,30 @@ $(READY): pyproject.toml setup.py $(PINS) $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 	@$(BIN)/python -m lcikernels | sed -n 1,2p
 	@touch $@
 
+# For every Python, and this platform alone; LCIKERNELS_BUILD=none leaves out what is compiled, for every platform.
+wheel: setup
+	@rm -rf dist
+	@$(BIN)/python setup.py -q sdist bdist_wheel
+	@ls -sh dist/*
+
+# The wheel, and the one without compiled kernels, in clean environments: each of PYTHONS with each of TORCHES, first torch
+# alone, then what lcikernels[growth] asks for. A torch that is in .venv-wheels/PYTHON-TORCH already stays: all but the one
+# for processors take 5 GB each. make wheels PYTHONS='python3.11 python3.13' TORCHES='2.10.0 2.13.0'
+PYTHONS ?= $(PYTHON)
+TORCHES ?= $(TORCH:torch==%=%)
+wheels: wheel
+	@LCIKERNELS_BUILD=none $(BIN)/python setup.py -q bdist_wheel --dist-dir build/pure
+	@set -e; pure=$$(ls $$PWD/build/pure/*.whl); compiled=$$(ls $$PWD/dist/*.whl); user=$$PWD/tests/wheel_user.py; \
+	for python in $(PYTHONS); do for torch in $(TORCHES); do \
+		env=$$PWD/.venv-wheels/$$(basename $$python)-$$torch; install="$$env/$(INSTALL)"; \
+		$$env/bin/python -c 'import torch' 2>/dev/null || \
+			{ $$python -m venv --clear $$env; $$install torch==$$torch; }; \
+		cd $$(mktemp -d); \
+		$$install --force-reinstall --no-deps $$pure; $$env/bin/python -W ignore $$user torch pure; \
+		$$install --force-reinstall --no-deps $$compiled; $$env/bin/python -W ignore $$user torch compiled; \
+		$$install "$$compiled[growth]"; $$env/$(PIP) check; $$env/bin/python -W ignore $$user growth compiled; \
+	done; done
+
 # The newest release of every library but torch, whatever pyproject.toml allows: pip tells what is beyond that.
 newest:
 	@$(RECENT) && $(PYTHON) -m venv --clear .venv-newest
@@ -81,4 +105,4 @@ pins:
 	@{ head -1 $(PINS); sed 's/+.*//' .venv-newest/pins; } >.venv-newest/all && mv .venv-newest/all $(PINS)
 
 clean:
-	rm -rf .venv .venv-newest build lcikernels/_C.so *.egg-info
+	rm -rf .venv .venv-newest .venv-wheels build dist lcikernels/_C.so *.egg-info

@@ -1,6 +1,5 @@
 """The command line: what `growth` runs, and its exit codes."""
 
-import os
 import signal
 import sys
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 from growth.errors import Alone, Refusal, explained, first_process, reason
 
 INTERRUPTED = 128 + signal.SIGINT
-UNREAD = 141  # 128 + SIGPIPE, which Windows has not: `growth inspect SRC | head -1`
 
 
 def main() -> None:
@@ -16,11 +14,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     try:
         code = _run(sys.argv[1:] or ["--help"])
-        sys.stdout.flush()
-    except BrokenPipeError:
-        if not _unread():  # but a connection of somebody else's
-            raise
-        code = UNREAD
     except Refusal as refusal:
         if first_process() or isinstance(refusal, Alone):
             print(f"growth: {refusal}", file=sys.stderr)
@@ -54,16 +47,6 @@ def _run(words: list[str]) -> int:
         return 2
     except typer.Abort:
         return INTERRUPTED
-
-
-def _unread() -> bool:
-    """Whether nobody reads what is printed; what is left of it is dropped then."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes as it ends
-        return True
-    return False
 
 
 def _code(done: Any) -> int:

@@ -137,7 +137,9 @@ def is_patched() -> bool:
 def why_not() -> str | None:
     """Why transformers is not patched, or None."""
     if find_spec("transformers") is None:
-        raise ModuleNotFoundError("lcikernels.compat.transformers needs transformers: pip install 'lcikernels[growth]'")
+        raise ModuleNotFoundError(
+            "lcikernels.compat.transformers needs transformers: pip install 'lcikernels[growth]'"
+        )
     have, (first, end) = version("transformers"), TESTED
     if not numbers(first) <= numbers(have) < numbers(end):
         return f"it is {have}, tested are {first} and later, before {end}"
