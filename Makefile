@@ -71,22 +71,21 @@ wheel: setup
 	@$(BIN)/python setup.py -q sdist bdist_wheel
 	@ls -sh dist/*
 
-# The wheel, and the one without compiled kernels, in clean environments: each of PYTHONS with each of TORCHES, first torch
-# alone, then what lcikernels[growth] asks for. A torch that is in .venv-wheels/PYTHON-TORCH already stays: all but the one
-# for processors take 5 GB each. make wheels PYTHONS='python3.11 python3.13' TORCHES='2.10.0 2.13.0'
+# It, and the one without compiled kernels, in clean environments: each of PYTHONS with each of TORCHES, torch alone first,
+# then what lcikernels[growth] asks for. A torch that is in .venv-wheels/PYTHON-TORCH already stays: releases that are not
+# for processors alone bring gigabytes of CUDA. make wheels PYTHONS='python3.11 python3.13' TORCHES='2.10.0 2.13.0'
 PYTHONS ?= $(PYTHON)
 TORCHES ?= $(TORCH:torch==%=%)
 wheels: wheel
+	@rm -rf build/pure
 	@LCIKERNELS_BUILD=none $(BIN)/python setup.py -q bdist_wheel --dist-dir build/pure
-	@set -e; pure=$$(ls $$PWD/build/pure/*.whl); compiled=$$(ls $$PWD/dist/*.whl); user=$$PWD/tests/wheel_user.py; \
-	for python in $(PYTHONS); do for torch in $(TORCHES); do \
-		env=$$PWD/.venv-wheels/$$(basename $$python)-$$torch; install="$$env/$(INSTALL)"; \
+	@set -e; here=$$PWD; for python in $(PYTHONS); do for torch in $(TORCHES); do \
+		env=$$here/.venv-wheels/$${python##*/}-$$torch; user="$$env/bin/python -W ignore $$here/tests/wheel_user.py"; \
 		$$env/bin/python -c 'import torch' 2>/dev/null || \
-			{ $$python -m venv --clear $$env; $$install torch==$$torch; }; \
-		cd $$(mktemp -d); \
-		$$install --force-reinstall --no-deps $$pure; $$env/bin/python -W ignore $$user torch pure; \
-		$$install --force-reinstall --no-deps $$compiled; $$env/bin/python -W ignore $$user torch compiled; \
-		$$install "$$compiled[growth]"; $$env/$(PIP) check; $$env/bin/python -W ignore $$user growth compiled; \
+			{ $$python -m venv --clear $$env; $$env/$(INSTALL) torch==$$torch; }; \
+		( cd $$(mktemp -d); $$env/$(INSTALL) --force-reinstall --no-deps $$here/build/pure/*.whl; $$user torch pure; \
+		$$env/$(INSTALL) --force-reinstall --no-deps $$here/dist/*.whl; $$user torch compiled; \
+		$$env/$(INSTALL) "$$(ls $$here/dist/*.whl)[growth]"; $$env/$(PIP) check; $$user growth compiled ); \
 	done; done
 
 # The newest release of every library but torch, whatever pyproject.toml allows: pip tells what is beyond that.
