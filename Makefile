@@ -72,17 +72,16 @@ wheel: setup
 	@ls -sh dist/*
 
 # It, and the one without compiled kernels, in clean environments: each of PYTHONS with each of TORCHES, torch alone first,
-# then what lcikernels[growth] asks for. A torch that is in .venv-wheels/PYTHON-TORCH already stays: releases that are not
-# for processors alone bring gigabytes of CUDA. make wheels PYTHONS='python3.11 python3.13' TORCHES='2.10.0 2.13.0'
+# then what lcikernels[growth] asks for. A torch that is not for processors alone brings gigabytes of CUDA.
+# make wheels PYTHONS='python3.11 python3.13' TORCHES='2.10.0 2.13.0'
 PYTHONS ?= $(PYTHON)
-TORCHES ?= $(TORCH:torch==%=%)
+TORCHES ?= $(subst torch==,,$(TORCH))
 wheels: wheel
 	@rm -rf build/pure
 	@LCIKERNELS_BUILD=none $(BIN)/python setup.py -q bdist_wheel --dist-dir build/pure
 	@set -e; here=$$PWD; for python in $(PYTHONS); do for torch in $(TORCHES); do \
 		env=$$here/.venv-wheels/$${python##*/}-$$torch; user="$$env/bin/python -W ignore $$here/tests/wheel_user.py"; \
-		$$env/bin/python -c 'import torch' 2>/dev/null || \
-			{ $$python -m venv --clear $$env; $$env/$(INSTALL) torch==$$torch; }; \
+		$$python -m venv --clear $$env; $$env/$(INSTALL) torch==$$torch; \
 		( cd $$(mktemp -d); $$env/$(INSTALL) --force-reinstall --no-deps $$here/build/pure/*.whl; $$user torch pure; \
 		$$env/$(INSTALL) --force-reinstall --no-deps $$here/dist/*.whl; $$user torch compiled; \
 		$$env/$(INSTALL) "$$(ls $$here/dist/*.whl)[growth]"; $$env/$(PIP) check; $$user growth compiled ); \
