@@ -16,7 +16,7 @@ NAMES := bin/python -c 'import importlib.metadata as m, re; names = {re.match("[
 SEES = $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
 	{ echo 'torch of $(PYTHON) sees no GPU; name a Python whose torch does: make gpu PYTHON=python3.12'; exit 1; }
 
-.PHONY: demo test lint bench gpu setup newest pins clean
+.PHONY: demo test lint bench gpu setup wheel wheels newest pins clean
 
 demo: setup
 	$(BIN)/growth demo
@@ -65,6 +65,28 @@ $(READY): pyproject.toml setup.py $(PINS) $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 	@$(BIN)/python -m lcikernels | sed -n 1,2p
 	@touch $@
 
+# For every Python, and this platform alone; LCIKERNELS_BUILD=none leaves out what is compiled, for every platform.
+wheel: setup
+	@rm -rf dist
+	@$(BIN)/python setup.py -q sdist bdist_wheel
+	@ls -sh dist/*
+
+# It, and the one without compiled kernels, in clean environments: each of PYTHONS with each of TORCHES, torch alone first,
+# then what lcikernels[growth] asks for. A torch that is not for processors alone brings gigabytes of CUDA.
+# make wheels PYTHONS='python3.11 python3.13' TORCHES='2.10.0 2.13.0'
+PYTHONS ?= $(PYTHON)
+TORCHES ?= $(subst torch==,,$(TORCH))
+wheels: wheel
+	@rm -rf build/pure
+	@LCIKERNELS_BUILD=none $(BIN)/python setup.py -q bdist_wheel --dist-dir build/pure
+	@set -e; here=$$PWD; for python in $(PYTHONS); do for torch in $(TORCHES); do \
+		env=$$here/.venv-wheels/$${python##*/}-$$torch; user="$$env/bin/python -W ignore $$here/tests/wheel_user.py"; \
+		$$python -m venv --clear $$env; $$env/$(INSTALL) torch==$$torch; \
+		( cd $$(mktemp -d); $$env/$(INSTALL) --force-reinstall --no-deps $$here/build/pure/*.whl; $$user torch pure; \
+		$$env/$(INSTALL) --force-reinstall --no-deps $$here/dist/*.whl; $$user torch compiled; \
+		$$env/$(INSTALL) "$$(ls $$here/dist/*.whl)[growth]"; $$env/$(PIP) check; $$user growth compiled ); \
+	done; done
+
 # The newest release of every library but torch, whatever pyproject.toml allows: pip tells what is beyond that.
 newest:
 	@$(RECENT) && $(PYTHON) -m venv --clear .venv-newest
@@ -81,4 +103,4 @@ pins:
 	@{ head -1 $(PINS); sed 's/+.*//' .venv-newest/pins; } >.venv-newest/all && mv .venv-newest/all $(PINS)
 
 clean:
-	rm -rf .venv .venv-newest build lcikernels/_C.so *.egg-info
+	rm -rf .venv .venv-newest .venv-wheels build dist lcikernels/_C.so *.egg-info

@@ -115,6 +115,10 @@ class Build(build_ext.build_ext):
 
 
 class Wheel(bdist_wheel.bdist_wheel):
+    def run(self) -> None:
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)  # of older modules
+        super().run()
+
     def get_tag(self) -> tuple[str, str, str]:
         platform, library = super().get_tag()[2], Path(self.bdist_dir, "lcikernels/_C.so")
         newer = rb"\0GLIBC_2\.(29|[3-9]\d)|\0GLIBCXX_3\.4\.(2[5-9]|[3-9]\d)|\0CXXABI_1\.3\.1[2-9]"

@@ -11,7 +11,7 @@ check(src, dst)                                                     do the two a
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from growth.errors import Refusal
+from growth.errors import Refusal, explained
 from growth.methods import (
     Bert2Bert,
     Fine,
@@ -93,4 +93,8 @@ def __getattr__(name: str):
     # torch and transformers take 3 s to import, which `growth --help` and a typing error do not wait for.
     if name not in LAZY:
         raise AttributeError(f"module 'growth' has no attribute {name!r}")
-    return getattr(import_module(LAZY[name]), name)
+    try:
+        module = import_module(LAZY[name])
+    except ImportError as error:
+        raise explained(error) from error
+    return getattr(module, name)

@@ -4,34 +4,49 @@ import signal
 import sys
 from typing import Any
 
-import typer
-
-from growth.cli.app import app
-from growth.errors import Alone, Refusal, first_process
+from growth.errors import Alone, Refusal, explained, first_process, reason
 
 INTERRUPTED = 128 + signal.SIGINT
-UsageError = typer.BadParameter.__base__  # typer has click's exceptions, of its own or click's, and names few
 
 
 def main() -> None:
     """Run the command line. A refusal is one line and exit code 2; what is stopped leaves nothing behind."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        code = _code(app(sys.argv[1:] or ["--help"], "growth", standalone_mode=False))
+        code = _run(sys.argv[1:] or ["--help"])
     except Refusal as refusal:
         if first_process() or isinstance(refusal, Alone):
             print(f"growth: {refusal}", file=sys.stderr)
         code = 2
-    except UsageError as error:  # an unknown option, a missing argument, a number that is none
-        what, where = error.format_message(), error.ctx.command_path if error.ctx else "growth"
+    except ImportError as error:
+        if "pip install" not in (told := reason(explained(error))):  # a fault of ours
+            raise
         if first_process():
-            print(f"growth: {' '.join(what.split()).rstrip('.')}; see {where} --help", file=sys.stderr)
+            print(f"growth: {told}", file=sys.stderr)
         code = 2
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED and first_process():  # some typers return it by themselves
         print("growth: interrupted", file=sys.stderr)
     sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    """The exit code of one verb."""
+    import typer  # here, for what is not installed is a line too
+
+    from growth.cli.app import app
+
+    usage = typer.BadParameter.__base__  # typer has click's exceptions, of its own or click's, and names few
+    try:
+        return _code(app(words, "growth", standalone_mode=False))
+    except usage as error:  # an unknown option, a missing argument, a number that is none
+        what, where = error.format_message(), error.ctx.command_path if error.ctx else "growth"
+        if first_process():
+            print(f"growth: {' '.join(what.split()).rstrip('.')}; see {where} --help", file=sys.stderr)
+        return 2
+    except typer.Abort:
+        return INTERRUPTED
 
 
 def _code(done: Any) -> int:

@@ -33,6 +33,14 @@ def several(losses: Sequence[str]) -> str:
     return losses[0] + (f"; and {len(losses) - 1} more" if len(losses) > 1 else "")
 
 
+def explained(error: ImportError) -> ImportError:
+    """The same, with how to get the library that is missing or too old; as it is where the fault is ours."""
+    if (error.name or "").split(".")[0] in ("growth", "lcikernels") or "pip install" in str(error):
+        return error
+    told = f"{reason(error)}; pip install 'lcikernels[growth]' brings what growth needs"
+    return type(error)(told, name=error.name)
+
+
 def reason(error: BaseException, most: int = 300) -> str:
     """What somebody else's error says, on one line; its kind where it says nothing."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -1,5 +1,6 @@
 """`python -m lcikernels`: what runs here and with what, or why not and what would make it run."""
 
+import signal
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -68,4 +69,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head -1` ends it, as it does any command
     main()

@@ -1,6 +1,8 @@
 """The compiled library: what it takes, and why it does not load."""
 
 import re
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -51,3 +53,15 @@ def test_the_library_calls_no_python():
     if not library.exists():
         pytest.skip("not compiled")
     assert not re.search(rb"\0_?Py[A-Z_]\w{3,}\0", library.read_bytes())
+
+
+@compiled
+@pytest.mark.skipif(not shutil.which("nm"), reason="needs nm of binutils")
+def test_the_library_asks_torch_for_its_stable_functions_alone():
+    """So it serves every torch from 2.10 on: no name of C++, which changes from one to the next."""
+    asked = subprocess.check_output(["nm", "-D", "--undefined-only", extension.LIBRARY], text=True)
+    names = {line.split()[-1] for line in asked.splitlines()}
+    others = {name for name in names if "@" not in name}  # without a version: neither libc nor libstdc++
+    linker = {"__gmon_start__", "_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable"}
+    assert "torch_call_dispatcher" in others
+    assert [x for x in others - linker if not x.startswith(("aoti_torch_", "torch_"))] == []

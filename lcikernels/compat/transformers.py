@@ -15,6 +15,7 @@ are left out.
 
 import inspect
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -136,7 +137,9 @@ def is_patched() -> bool:
 def why_not() -> str | None:
     """Why transformers is not patched, or None."""
     if find_spec("transformers") is None:
-        raise ModuleNotFoundError("lcikernels.compat.transformers needs it: pip install 'lcikernels[growth]'")
+        raise ModuleNotFoundError(
+            "lcikernels.compat.transformers needs transformers: pip install 'lcikernels[growth]'"
+        )
     have, (first, end) = version("transformers"), TESTED
     if not numbers(first) <= numbers(have) < numbers(end):
         return f"it is {have}, tested are {first} and later, before {end}"
@@ -329,7 +332,10 @@ def models() -> dict[str, list[str]]:
 
 def main() -> None:
     """Print what `patch()` does here."""
-    why = why_not()
+    try:
+        why = why_not()
+    except ModuleNotFoundError as error:
+        sys.exit(str(error))
     print(f"transformers {version('transformers')}: {f'left alone: {why}' if why else 'patch() reaches'}")
     found = models()
     for name, ours in SERVED.items():
@@ -344,4 +350,6 @@ def tell(what: str, where: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head -1` ends it, as it does any command
     main()

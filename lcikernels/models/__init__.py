@@ -3,7 +3,11 @@
 It needs transformers: pip install lcikernels[growth].
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+try:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+except ImportError as error:
+    why = f"lcikernels.models needs transformers: pip install 'lcikernels[growth]' ({error})"
+    raise type(error)(why, name=error.name) from error
 
 from lcikernels.models.config import LCIConfig
 from lcikernels.models.lm import LCIForCausalLM, LCIModel
