@@ -112,7 +112,7 @@ def assert_seen(fault: str, kernels: Path, *ops: str) -> None:
 
 def checkout(folder: Path) -> dict[str, str]:
     """A copy of this one whose library is sanitized, and so is what its tests compile by g++. Returns the
-    environment that its tests need. Leaks are not asked for: Python and torch keep what they have to the end."""
+    environment that its tests need: no leaks are looked for, as Python and torch keep what they have."""
     compiler, left_out = folder / "bin/g++", shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("csrc", "lcikernels", "growth", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
