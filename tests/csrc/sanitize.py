@@ -8,45 +8,39 @@ from csrc import sanitizers
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Of a sanitizer's objects and programs."""
-    made = {}
-
-    def of(sanitizer):
-        if sanitizer not in made:
-            made[sanitizer] = tmp_path_factory.mktemp("sanitized")
-        if reason := sanitizers.why_not(sanitizer, made[sanitizer]):
-            pytest.skip(reason)
-        return made[sanitizer]
-
-    return of
-
-
-def kernels(folder, build, sanitizer):
-    if reason := sanitizers.cannot_run(build):
+def checkout(tmp_path_factory):
+    """A sanitized one, and the environment for its tests."""
+    folder = tmp_path_factory.mktemp("addresses")
+    if reason := sanitizers.why_not(sanitizers.MEMORY, folder) or sanitizers.cannot_run("base"):
         pytest.skip(reason)
-    return sanitizers.program(folder(sanitizer), build, f"-O1 {sanitizer}")
+    return folder, sanitizers.checkout(folder)
 
 
-@pytest.mark.parametrize("build", sanitizers.BUILDS)
-def test_kernels_keep_to_their_memory_and_to_what_is_defined(folder, build):
-    program = kernels(folder, build, sanitizers.MEMORY)
+@pytest.fixture(scope="module")
+def races(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("races")
+    if reason := sanitizers.why_not(sanitizers.RACES, folder):
+        pytest.skip(reason)
+    return folder
+
+
+@pytest.fixture(params=sanitizers.BUILDS)
+def build(request):
+    if reason := sanitizers.cannot_run(request.param):
+        pytest.skip(reason)
+    return request.param
+
+
+def test_kernels_keep_to_their_memory_and_to_what_is_defined(checkout, build):
+    program = sanitizers.program(checkout[0] / "build", build, f"-O1 {sanitizers.MEMORY}")
     sanitizers.assert_clean(program)
     sanitizers.assert_seen("short", program)
 
 
-@pytest.mark.parametrize("build", sanitizers.BUILDS)
-def test_kernels_on_threads_and_called_by_three_do_not_race(folder, build):
-    program = kernels(folder, build, sanitizers.RACES)
+def test_kernels_on_threads_and_called_by_three_do_not_race(races, build):
+    program = sanitizers.program(races, build, f"-O1 {sanitizers.RACES}")
     sanitizers.assert_clean(program)
     sanitizers.assert_seen("twice", program)
-
-
-@pytest.fixture(scope="module")
-def checkout(folder):
-    at = folder(sanitizers.MEMORY) / "checkout"
-    at.mkdir()
-    return at, sanitizers.checkout(at)
 
 
 # Emulated GPUs and tiles are in tests/csrc; machine code, ARM and the sample of this are nothing to sanitize.

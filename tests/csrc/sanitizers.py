@@ -20,14 +20,15 @@ RACES = (
     f"-isystem {Path(torch.__file__).parent}/include"
 )
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"
-TILES = f"-include {HERE}/tiles_on_cpu.h -D__AMX_BF16__"  # of AMX, in plain C++
-# What compiles a build, and the one that has the kernels without products of bfloat16.
+BF16 = f"{AVX512} -mavx512bf16"
+# What compiles a build; the build of its kernels without products of bfloat16, the namespace of the others.
 BUILDS = {
-    "base": ("", "base"),
-    "avx2": ("-mavx2 -mfma", "avx2"),
-    "avx512": (AVX512, "avx512"),
-    "avx512_bf16": (f"{AVX512} -mavx512bf16", "avx512"),
-    "amx": (f"{AVX512} -mavx512bf16 {TILES}", "avx512"),
+    "base": ("", "base", "base"),
+    "avx2": ("-mavx2 -mfma", "avx2", "avx2"),
+    "avx512": (AVX512, "avx512", "avx512"),
+    "avx512_bf16": (BF16, "avx512", "avx512_bf16"),
+    "amx": (f"{BF16} -mamx-tile -mamx-bf16", "avx512", "amx"),
+    "tiles": (f"{BF16} -include {HERE}/tiles_on_cpu.h -D__AMX_BF16__", "avx512", "amx"),  # emulated
 }
 
 
@@ -48,10 +49,10 @@ def why_not(sanitizer: str, folder: Path) -> str | None:
 
 
 def cannot_run(build: str) -> str | None:
-    """Why this machine cannot run a build, or None. AMX's tiles are emulated where AVX512_BF16 is."""
+    """Why this machine cannot run a build, or None."""
     if extension.WHY_NOT or build == "base":
         return extension.WHY_NOT
-    needed, ops = build.replace("amx", "avx512_bf16"), torch.ops.lcikernels_cpp
+    needed, ops = build.replace("tiles", "avx512_bf16"), torch.ops.lcikernels_cpp
     best = ops.instruction_set()
     try:
         ops.use_instruction_set(needed)
@@ -71,15 +72,16 @@ def sources(build: str) -> list[Path]:
 
 
 def program(folder: Path, build: str, flags: str, only: str = "") -> Path:
-    """every_kernel.cpp with a build's kernels, or those whose path has one of the words in `only`."""
-    plain = BUILDS[build][1]
-    driver = f"-DKERNELS={plain} -DPRODUCTS={build} -I{KERNELS}"
+    """every_kernel.cpp with a build's kernels, or those whose path has one of the words in `only`. Objects
+    that are there, named as setup.py names them, are taken."""
+    plain, products = BUILDS[build][1:]
+    driver = f"-DKERNELS={plain} -DPRODUCTS={products} -I{KERNELS}"
     jobs = {folder / f"{build}.o": (HERE / "every_kernel.cpp", driver)}
     for each in dict.fromkeys((plain, build)):
         for source in sources(each):
             name = ".".join(source.relative_to(KERNELS).with_suffix("").parts)
             if not only or any(word in name for word in only.split()):
-                jobs[folder / f"{each}.{name}.o"] = (source, BUILDS[each][0])
+                jobs[folder / f"{name}.{each}.o"] = (source, BUILDS[each][0])
 
     def compiled(target: Path) -> None:
         source, own = jobs[target]
@@ -90,7 +92,7 @@ def program(folder: Path, build: str, flags: str, only: str = "") -> Path:
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(compiled, jobs))
-    missing = ["-Wl,--unresolved-symbols=ignore-all"] if only else []
+    missing = ["-no-pie", "-Wl,--unresolved-symbols=ignore-all"] if only else []
     failed, said = run([CXX, *flags.split(), "-pthread", *missing, *jobs, "-o", folder / build])
     assert not failed, said
     return folder / build
@@ -106,13 +108,13 @@ def assert_clean(kernels: Path, *ops: str) -> None:
 def assert_seen(fault: str, kernels: Path, *ops: str) -> None:
     """A fault that is planted is reported, in a kernel."""
     planted = {"short": "heap-buffer-overflow", "twice": "data race"}
-    failed, said = run([kernels, fault, *ops])
+    failed, said = run([kernels, fault, *ops], env=os.environ | {"TSAN_OPTIONS": "halt_on_error=1"})
     assert failed and planted[fault] in said and "csrc/cpu/" in said, said[-4000:]
 
 
 def checkout(folder: Path) -> dict[str, str]:
-    """A copy of this one whose library is sanitized, and so is what its tests compile by g++. Returns the
-    environment that its tests need: no leaks are looked for, as Python and torch keep what they have."""
+    """Makes a copy of this one whose library is sanitized, and so is what its tests compile by g++. Returns
+    the environment that its tests need: no leaks are looked for, as Python and torch keep what they have."""
     compiler, left_out = folder / "bin/g++", shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("csrc", "lcikernels", "growth", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
