@@ -16,7 +16,7 @@ NAMES := bin/python -c 'import importlib.metadata as m, re; names = {re.match("[
 SEES = $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
 	{ echo 'torch of $(PYTHON) sees no GPU; name a Python whose torch does: make gpu PYTHON=python3.12'; exit 1; }
 
-.PHONY: demo test lint bench gpu setup wheel wheels newest pins clean
+.PHONY: demo test fuzz kill sanitize lint bench gpu setup wheel wheels newest pins clean
 
 demo: setup
 	$(BIN)/growth demo
@@ -26,6 +26,10 @@ test: lint
 
 bench: .venv/bench
 	$(BIN)/python -m pytest -q benchmarks/bench_cpu.py
+
+# The C++ under the sanitizers of g++, which all of it is compiled for: a line for each part, and what was said if it failed.
+sanitize: setup
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -v -rs tests/csrc/sanitize.py
 
 # Installs nothing. Rivals in .rivals/ are compiled meanwhile. The tests run in 16 processes, for they compile hundreds of
 # kernels; a quarter of a file that hangs is ended. No case begins 450 s after the start. A warning of what is installed

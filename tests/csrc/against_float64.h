@@ -1,23 +1,29 @@
-// Numbers as tensors hold them, and results held against float64. Included by every_kernel.cpp only.
+// Numbers as tensors hold them, and results held against float64. Included by every_kernel.cpp.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "elements.h"
+#if defined(THREADS)
+#include "on_threads.h"
+#endif
 
 namespace {
 
 using Exact = std::vector<double>;
 
-uint64_t seed = 1;
+thread_local uint64_t seed = 1;
 double uniform() {  // in [-1, 1)
   seed = seed * 6364136223846793005u + 1442695040888963407u;
   return double(int64_t(seed) >> 11) / double(int64_t{1} << 52);
@@ -44,14 +50,21 @@ double number(bf16 x) {
   return f;
 }
 
+bool counting = false, shortened = false, twice = false;
+std::atomic<int> failures{0};
+
 template <typename E>
 struct Memory {
   std::vector<E> data;
   Exact exact;
 
   Memory() {}
-  explicit Memory(int64_t size, double scale = 1, double shift = 0) : data(size), exact(size) {
-    for (int64_t i = 0; i < size; i++) data[i] = element<E>(uniform() * scale + shift), exact[i] = number(data[i]);
+  explicit Memory(int64_t size, double scale = 1, double shift = 0) : data(size - shortened), exact(size) {
+    for (int64_t i = 0; i < size; i++) {
+      const E x = element<E>(uniform() * scale + shift);
+      exact[i] = number(x);
+      if (i < int64_t(data.size())) data[i] = x;
+    }
   }
   operator E*() { return data.data(); }
 };
@@ -61,15 +74,13 @@ std::vector<E> unwritten(int64_t size) {
   return std::vector<E>(size, element<E>(NAN));
 }
 
-bool counting = false;
-int failures = 0;
-
+// 64-byte aligned, and not a byte more: NaN.
 template <typename R>
-R* scratch(int64_t numbers) {
-  static std::vector<char> memory;
-  if (!counting) memory.assign(numbers * sizeof(R) + 64, -1);
-  if (memory.size() < numbers * sizeof(R) + 64) memory.resize(numbers * sizeof(R) + 64);
-  return reinterpret_cast<R*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+std::unique_ptr<R, void (*)(void*)> scratch(int64_t numbers) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, numbers * sizeof(R))) abort();
+  memset(memory, -1, numbers * sizeof(R));
+  return {static_cast<R*>(memory), free};
 }
 
 // Of sums of `terms` products: float64 to 1e-12, float32 to what so many roundings add up to, bfloat16 to one of its own.
@@ -94,10 +105,34 @@ double softplus(double x) { return x > 30 ? x : std::log1p(std::exp(x)); }
 double silu(double x) { return x * sigmoid(x); }
 double silu_slope(double x) { return sigmoid(x) * (1 + x * (1 - sigmoid(x))); }
 
+#if defined(THREADS)
 template <typename R, typename Kernel>
 void run(int64_t tasks, int64_t numbers, Kernel kernel) {
-  for (int again = 0; again < (counting ? 20 : 1); again++)
-    for (int64_t task = 0; task < tasks; task++) kernel(task, scratch<R>(numbers));
+  op::parallel(tasks << twice, int64_t{1} << 40, numbers * sizeof(R),
+               [&](int64_t task, void* memory) { kernel(task >> twice, static_cast<R*>(memory)); });
 }
+
+template <typename F>
+void at_once(F f) {
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 3; i++) callers.emplace_back(f);
+  for (std::thread& x : callers) x.join();
+}
+#else
+template <typename R, typename Kernel>
+void run(int64_t tasks, int64_t numbers, Kernel kernel) {
+  auto memory = scratch<R>(numbers);
+  for (int again = 0; again < (counting ? 20 : 1); again++)
+    for (int64_t task = 0; task < tasks; task++) {
+      if (!counting) memory = scratch<R>(numbers);
+      kernel(task, memory.get());
+    }
+}
+
+template <typename F>
+void at_once(F f) {
+  f();
+}
+#endif
 
 }  // namespace

@@ -1,12 +1,28 @@
-// Every CPU kernel of the base build on odd shapes, against plain loops in float64, without torch: for a processor that
-// an emulator stands in for. Prints a line a check; the exit status is how many failed. With a kernel's name it runs
-// that alone, 20 times and without checking, for its instructions to be counted.
+// CPU kernels of one build on odd shapes, against plain loops in float64, without torch's library: for a processor that
+// an emulator stands in for, and for sanitizers. KERNELS is the build, base unless told, PRODUCTS that of products of
+// bfloat16. Prints a line a check; the exit status is how many failed. Arguments are ops, or else all run. After
+// `count` each runs 20 times, without checks, for its instructions to be counted. With THREADS, as many share an op's
+// tasks, and three more call every op at once. Faults to be seen: after `short` inputs end an element early, after
+// `twice` two threads do each task.
 
 #include "against_float64.h"
 #include "causal_conv1d.h"
 #include "gated_rms_norm.h"
+#include "kronecker_expand.h"
 #include "retention.h"
 #include "selective_scan.h"
+
+#if !defined(KERNELS)
+#define KERNELS base
+#endif
+#if !defined(PRODUCTS)
+#define PRODUCTS KERNELS
+#endif
+#define WITH_PRODUCTS(kernel, E)                              \
+  [] {                                                        \
+    if constexpr (sizeof(E) == 2) return &PRODUCTS::kernel<E>; \
+    else return &KERNELS::kernel<E>;                          \
+  }()
 
 namespace {
 
@@ -53,8 +69,8 @@ void convolution(bool turned) {
   p.initial_state = state, p.dfinal_state = dfinal, p.y = tokens(got_y.data()), p.dx = tokens(got_dx.data());
   p.final_state = got_final.data(), p.dinitial_state = got_dstate.data();
   p.dweight = layers.data(), p.dbias = bias_layers.data();
-  const auto forward = turned ? base::causal_conv1d_forward_along<E> : base::causal_conv1d_forward<E>;
-  const auto backward = turned ? base::causal_conv1d_backward_along<E> : base::causal_conv1d_backward<E>;
+  const auto forward = turned ? KERNELS::causal_conv1d_forward_along<E> : KERNELS::causal_conv1d_forward<E>;
+  const auto backward = turned ? KERNELS::causal_conv1d_backward_along<E> : KERNELS::causal_conv1d_backward<E>;
   run<R>(p.tasks(), p.scratch(), [&](int64_t task, R* memory) { forward(p, task, memory); });
   run<R>(p.tasks(), p.scratch(), [&](int64_t task, R* memory) { backward(p, task, memory); });
   std::vector<R> got_dweight(D * W), got_dbias(D);
@@ -99,9 +115,9 @@ void norm() {
   auto got_dweight = unwritten<R>(p.tasks() * D), got_dbias = got_dweight;
   p.x = x, p.gate = gate, p.dy = dy, p.weight = weight, p.bias = bias, p.y = got_y.data(), p.dx = got_dx.data();
   p.dgate = got_dgate.data(), p.dweight = got_dweight.data(), p.dbias = got_dbias.data();
-  run<R>(p.tasks(), p.scratch(), [&](int64_t task, R* memory) { base::gated_rms_norm_forward(p, task, memory); });
+  run<R>(p.tasks(), p.scratch(), [&](int64_t task, R* memory) { KERNELS::gated_rms_norm_forward(p, task, memory); });
   run<R>(p.tasks(), p.backward_scratch(),
-         [&](int64_t task, R* memory) { base::gated_rms_norm_backward(p, task, memory); });
+         [&](int64_t task, R* memory) { KERNELS::gated_rms_norm_backward(p, task, memory); });
   check("norm's y", got_y, y, 4);
   check("norm's dx", got_dx, dx, 16);
   check("norm's dgate", got_dgate, dgate, 4);
@@ -144,16 +160,17 @@ void retention() {
   Retention<E> p{};
   p.B = p.N = B, p.T = T, p.Hq = p.Hk = p.Hv = p.H = H, p.K = K, p.V = V, p.heads = 1, p.columns = V, p.scale = scale;
   p.q = {q, T * H * K, H * K, K}, p.k = {k, T * H * K, H * K, K}, p.v = {v, T * H * V, H * V, V};
-  p.log_decay = {decay, 0, 0, 1}, p.initial_state = first, p.grad_o = {grad, T * H * V, H * V, V}, p.dfinal_state = dlast;
+  p.log_decay = {decay, 0, 0, 1}, p.grad_o = {grad, T * H * V, H * V, V};
+  p.initial_state = first, p.dfinal_state = dlast;
   auto got_o = unwritten<E>(o.size()), got_dq = unwritten<E>(dq.size()), got_dk = got_dq, got_dv = got_o;
   auto got_last = unwritten<R>(last.size()), got_dfirst = got_last, got_ddecay = unwritten<R>(B * H);
   p.o = got_o.data(), p.final_state = got_last.data(), p.dlog_decay = got_ddecay.data();
   p.dq.whole = got_dq.data(), p.dk.whole = got_dk.data(), p.dv.whole = got_dv.data();
   p.dinitial_state = got_dfirst.data();
-  run<R>(p.tasks(), base::retention_scratch(p),
-         [&](int64_t task, R* memory) { base::retention_forward(p, task, memory); });
-  run<R>(p.backward_tasks(), base::retention_backward_scratch(p),
-         [&](int64_t task, R* memory) { base::retention_backward(p, task, memory); });
+  run<R>(p.tasks(), WITH_PRODUCTS(retention_scratch, E)(p),
+         [&](int64_t task, R* memory) { WITH_PRODUCTS(retention_forward, E)(p, task, memory); });
+  run<R>(p.backward_tasks(), WITH_PRODUCTS(retention_backward_scratch, E)(p),
+         [&](int64_t task, R* memory) { WITH_PRODUCTS(retention_backward, E)(p, task, memory); });
   check("retention's o", got_o, o, T);
   check("retention's final state", got_last, last, T);
   check("retention's dq", got_dq, dq, T);
@@ -223,9 +240,9 @@ void scan() {
   p.dx = tokens(got_dx.data()), p.ddt = tokens(got_ddt.data()), p.dz = tokens(got_dz.data());
   p.db = projected(got_db.data()), p.dc = projected(got_dc.data()), p.da = got_da.data(), p.dd = got_dd.data();
   p.ddt_bias = got_dbias.data(), p.dinitial_state = got_dfirst.data();
-  const int64_t numbers = base::selective_scan_scratch(p);
-  run<R>(p.tasks(), numbers, [&](int64_t task, R* memory) { base::selective_scan_forward(p, task, memory); });
-  run<R>(p.tasks(), numbers, [&](int64_t task, R* memory) { base::selective_scan_backward(p, task, memory); });
+  const int64_t numbers = KERNELS::selective_scan_scratch(p);
+  run<R>(p.tasks(), numbers, [&](int64_t task, R* memory) { KERNELS::selective_scan_forward(p, task, memory); });
+  run<R>(p.tasks(), numbers, [&](int64_t task, R* memory) { KERNELS::selective_scan_backward(p, task, memory); });
   check("scan's y", got_y, y, N);
   check("scan's final state", got_last, last, T);
   check("scan's dx", got_dx, dx, N);
@@ -237,6 +254,51 @@ void scan() {
   check("scan's dd", got_dd, dd, T);
   check("scan's ddt_bias", got_dbias, dbias, T);
   check("scan's dinitial_state", got_dfirst, dfirst, T);
+}
+
+// c = plus + a b of each layer, and what is mixed of layers, forward and backward.
+template <typename E>
+void expansion() {
+  using R = Real<E>;
+  constexpr int64_t L = 3, M = 5, rows = 37, depth = 23, columns = 41, size = rows * columns;
+  Memory<E> a(L * rows * depth), b(L * depth * columns), plus(L * size), grad(M * size);
+  Memory<R> mix(M * L);
+  Exact c(plus.exact), out(M * size), back(L * size), dmix(M * L);
+  for (int64_t l = 0; l < L; l++)
+    for (int64_t i = 0; i < size; i++)
+      for (int64_t k = 0; k < depth; k++) {
+        const double x = a.exact[(l * rows + i / columns) * depth + k];
+        c[l * size + i] += x * b.exact[(l * depth + k) * columns + i % columns];
+      }
+  for (int64_t i = 0; i < M * L; i++)
+    for (int64_t at = 0; at < size; at++) {
+      const int64_t made = i / L * size + at, old = i % L * size + at;
+      const double x = c[old] - plus.exact[old];
+      out[made] += mix.exact[i] * x, back[old] += mix.exact[i] * grad.exact[made], dmix[i] += grad.exact[made] * x;
+    }
+  const auto layers = [](E* data, int64_t rows, int64_t columns) {
+    if constexpr (sizeof(E) == 2) return Layers<E>{data, nullptr, columns, 1, rows * columns};
+    else return Layers<E>{nullptr, data, columns, 1, rows * columns};
+  };
+  auto got_c = unwritten<E>(L * size), got_out = unwritten<E>(M * size), got_back = got_c;
+  const Layers<E> left = layers(a, rows, depth), right = layers(b, depth, columns);
+  const Product<E> p{L, 1, L, depth, left, right, layers(plus, rows, columns), layers(got_c.data(), rows, columns),
+                     Blocks(rows, columns, 64, 64)};
+  run<R>(p.tasks(), p.scratch(),
+         [&](int64_t task, R* memory) { WITH_PRODUCTS(multiply_block, E)(p, task, memory); });
+  Mix<E> m{L, M, depth, left, right, mix, layers(got_out.data(), rows, columns), {}, {}, false, nullptr, p.blocks};
+  const auto mixed = [&](int64_t task, R* memory) { WITH_PRODUCTS(mix_block, E)(m, task, memory); };
+  run<R>(m.tasks(), m.scratch(), mixed);
+  auto parts = unwritten<double>(m.tasks() * M * L);
+  m.out = {}, m.grad = layers(grad, rows, columns), m.back = layers(got_back.data(), rows, columns);
+  m.dmix = parts.data();
+  run<R>(m.tasks(), m.scratch(), mixed);
+  std::vector<R> got_dmix(M * L);
+  for (size_t i = 0; i < parts.size(); i++) got_dmix[i % (M * L)] += parts[i];
+  check("expansion's product", got_c, c, depth);
+  check("expansion's mix", got_out, out, L * depth);
+  check("expansion's gradient of layers", got_back, back, M);
+  check("expansion's gradient of the mix", got_dmix, dmix, size);
 }
 
 // One token of each op.
@@ -268,18 +330,18 @@ void steps() {
   r.q = {q, H * K, 0, K}, r.k = {k, H * K, 0, K}, r.v = {v, H * V, 0, V}, r.log_decay = {decay, 0, 0, 1};
   r.o = got_o.data();
   const States<R> matrices{S, nullptr, H * K * V, {K * V, V, 1}};
-  run<R>(B * H, 1, [&](int64_t task, R*) { base::retention_step(r, matrices, task); });
+  run<R>(B * H, 1, [&](int64_t task, R*) { KERNELS::retention_step(r, matrices, task); });
   SelectiveScan<E> p{};
   p.B = p.S = B, p.T = p.G = 1, p.D = D, p.N = N, p.a = a, p.x = {x, D, D, 1}, p.dt = {dt, D, D, 1}, p.z = {z, D, D, 1};
   p.b = {b, N, N, N, 1}, p.c = {c, N, N, N, 1}, p.y = {got_y.data(), D, D, 1};
   const States<R> vectors{h, nullptr, D * N, {N, 1}};
-  run<R>(B, 1, [&](int64_t task, R*) { base::selective_scan_step(p, vectors, task); });
+  run<R>(B, 1, [&](int64_t task, R*) { KERNELS::selective_scan_step(p, vectors, task); });
   CausalConv1d<E> f{};
   f.B = f.S = B, f.T = 1, f.D = D, f.W = W, f.silu = true, f.share(1), f.x = {x, D, D, 1}, f.weight = weight;
   f.y = {got_convolved.data(), D, D, 1};
   const ConvolutionStates<R> windows{{past, nullptr, D * (W - 1), {W - 1, 1}}, W - 1, nullptr};
   run<R>(B * f.blocks(), f.scratch(),
-         [&](int64_t task, R* memory) { base::causal_conv1d_step(f, windows, task, memory); });
+         [&](int64_t task, R* memory) { KERNELS::causal_conv1d_step(f, windows, task, memory); });
   check("retention_step's o", got_o, o, K);
   check("retention_step's state", S.data, S.exact, 2);
   check("selective_scan_step's y", got_y, y, N);
@@ -301,9 +363,14 @@ void tasks() {
 
 }  // namespace
 
-int main(int count, char** names) {
-  counting = count > 1;
-  const auto wanted = [=](const char* name) { return !counting || name == std::string(names[1]); };
+int main(int count, char** words) {
+  std::vector<std::string> names(words + 1, words + count);
+  const std::string mode = names.empty() ? "" : names[0];
+  counting = mode == "count", shortened = mode == "short", twice = mode == "twice";
+  if (counting || shortened || twice) names.erase(names.begin());
+  const auto wanted = [&](const char* op) {
+    return names.empty() || std::find(names.begin(), names.end(), op) != names.end();
+  };
   const auto each = [&](auto element) {
     using E = decltype(element);
     if (wanted("convolution")) convolution<E>(false);
@@ -311,11 +378,14 @@ int main(int count, char** names) {
     if (wanted("norm")) norm<E>();
     if (wanted("retention")) retention<E>();
     if (wanted("scan")) scan<E>();
-    if (!counting) steps<E>();
+    if (wanted("expansion")) expansion<E>();
+    if (wanted("steps")) steps<E>();
   };
-  if (!counting) tasks();
-  each(float{});
-  if (!counting) each(double{});
-  each(bf16{});
+  if (wanted("tasks")) tasks();
+  at_once([&] {
+    each(float{});
+    if (!counting) each(double{});
+    each(bf16{});
+  });
   return failures;
 }
