@@ -21,7 +21,7 @@ import growth
 from growth.demo import digits
 from growth.demo.budgets import FULL, QUICK, Job
 from growth.demo.page import page
-from growth.demo.saving import remarks, table
+from growth.demo.table import remarks, table
 from growth.demo.text import Texts
 from growth.folders import named_folder, refuse_existing
 
