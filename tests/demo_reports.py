@@ -24,7 +24,7 @@ def curve(*losses: float, step: float = 100, seconds: float = 1.0) -> list[dict]
 
 
 def run(arm: str, losses, seed: int = 0, part: str = "whole", baseline: str | None = None, **more) -> dict:
-    """One run; `losses` at equal distances, 100 FLOPs and a second each unless `step`, `second` say otherwise."""
+    """One run; `losses` at equal distances, 100 FLOPs and a second each unless `step`, `second` differ."""
     group = more.pop("group", "source" if arm == "source" else "growth")
     made = curve(*losses, step=more.pop("step", 100), seconds=more.pop("second", 1.0))
     told = {"rate": 0.002, "steps": 100, "parameters": 16_914_816, "step_flops": 100, "start": FREE}
@@ -55,7 +55,7 @@ def report(*families: dict, **more) -> dict:
 
 
 def plain() -> dict:
-    """The smallest: a baseline that ends at 2.0 after 400 FLOPs and 4 s, one arm there after 1.5 steps, one never."""
+    """A baseline that ends at 2.0 after 400 FLOPs and 4 s, one arm there after 1.5 steps, one never."""
     runs = [
         run("source", (6.0, 2.3)),
         run("scratch", (6.0, 4.0, 3.0, 2.5, 2.0), sample="def <f>(): & 'ä'"),
@@ -65,7 +65,7 @@ def plain() -> dict:
     return report(family(runs), scale="demo", skipped=["images: left out, for a reason"])
 
 
-# arm: loss at start beyond the source's, how fast it falls, cost of the start in steps, where it ends, lossless
+# loss at the start beyond the source's, how fast it falls, the start in steps, where it ends, lossless
 GROWN = {
     "lemon": (0.0, 0.16, 0, -0.06, True),
     "lemon-carried": (0.0, 0.14, 0, -0.08, True),
@@ -89,8 +89,10 @@ MOVED = {
 
 
 def full(seeds: int = 3) -> dict:
-    """Three families as a long run leaves them: arms that never arrive, seeds that are missing, no other domain."""
-    said = "Trained on a text of 11 MB, cut by a tokenizer of 4096 tokens, in windows of 256; every rate is of a grid."
+    """Three families as a long run leaves them: arms that never arrive, missing seeds, no other domain."""
+    said = (
+        "Trained on 11 MB of text, cut by a tokenizer of 4096 tokens, in windows of 256; rates are of a grid."
+    )
     text = _trained(
         "text", seeds, GROWN, MOVED, far=True, sample="def walk(node):\n    return [x for x in node]\n" * 3
     )

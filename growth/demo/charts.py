@@ -1,7 +1,7 @@
 """The report's curves as SVG that stands in a page: validation loss against FLOPs.
 
-Colours are classes of the page's style (`c1` ...), so that one drawing serves light and dark; sizes are those of
-a phone, on which a unit is a pixel.
+Colours are classes of the page's style (`c1` ...), so that one drawing serves light and dark; sizes are those
+of a phone, on which a unit is a pixel.
 """
 
 import math
@@ -11,8 +11,8 @@ from html import escape
 
 from growth.demo.words import PREFIXES
 
-WIDTH, HEIGHT = 360, 250
-LEFT, RIGHT, TOP, BOTTOM = 40, 352, 8, 212  # of the frame in which curves are drawn
+WIDTH, HEIGHT = 360, 256
+LEFT, RIGHT, TOP, BOTTOM = 40, 352, 22, 220  # of the frame in which curves are drawn
 Point = tuple[float, float, float, float]  # FLOPs; the loss: mean over seeds, least, most
 
 
@@ -40,7 +40,7 @@ class Frame:
 
 
 def points(runs: Iterable[dict]) -> list[Point]:
-    """The runs of one arm, a seed each, over the steps at which all were measured; its start's cost included."""
+    """The runs of one arm, a seed each, over the steps at which all were measured; their start's cost too."""
     runs = list(runs)
     steps = [{point["step"]: point for point in run["curve"]} for run in runs]
     out = []
@@ -84,7 +84,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def _frame(lines: list[Line], source: float | None) -> Frame:
-    """The first losses, of 5 nats and more, would press all that matters into the last tenth of the picture."""
+    """The first losses, of 5 nats and more, would press all that matters into a tenth of the picture."""
     ends = [line.points[-1][1] for line in lines] + [source] * (source is not None)
     low = min([least for line in lines for _, _, least, _ in line.points] + ends)
     high = low + 3 * (max(ends) - low) + 0.05
@@ -107,7 +107,7 @@ def _grid(frame: Frame, unit: str) -> list[str]:
         out.append(f"<text class='middle' x='{frame.x(flops):.1f}' y='{BOTTOM + 15}'>{said}</text>")
     out.append(f"<path class='axis' d='M{LEFT} {BOTTOM}H{RIGHT}'/>")
     out.append(f"<text class='end' x='{RIGHT}' y='{HEIGHT - 6}'>{PREFIXES[power]}FLOPs</text>")
-    out.append(f"<text x='4' y='{HEIGHT - 6}'>{escape(unit)}</text>")
+    out.append(f"<text x='4' y='11'>{escape(unit)}</text>")
     return out
 
 

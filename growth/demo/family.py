@@ -1,10 +1,10 @@
-"""One family of the report: what its arms saved, their curves, their figures, what they were measured against."""
+"""One family of the report: what its arms saved, curves and figures, what they were measured against."""
 
 from html import escape
 
 from growth.demo.charts import Line, chart, points
 from growth.demo.goals import best, goal
-from growth.demo.html import details, listed, paragraph, scrolling, small, text
+from growth.demo.html import details, items, paragraph, scrolling, small, text
 from growth.demo.saving import compare, whole
 from growth.demo.style import COLOURS
 from growth.demo.summary import (
@@ -22,11 +22,11 @@ from growth.demo.summary import (
 )
 from growth.demo.table import fairness, left_out
 from growth.demo.words import (
-    apart,
     between,
     capital,
     duration,
     percent,
+    percents,
     saved,
     scaled,
     seeds_of,
@@ -34,18 +34,17 @@ from growth.demo.words import (
     spoken,
 )
 
-SHORT = {"growth": "growth", "transfer": "transfer"}
 NEVER = "<span class='missed'>not reached</span>"
 
 
 def section(family: dict) -> str:
-    """Its title, what was done, growth and transfer, what they were measured against, what the models write."""
+    """Title, what was done, growth, transfer, what they were measured against, what the models write."""
     parts = [f"<section><h2>{text(family['title'])}</h2>", paragraph(family["said"])]
     for group in GROUPS:
         if arms := ranked(summaries(family, group)):
             parts += [f"<h3>{text(heading(group, arms))}</h3>", *_group(family, arms)]
     parts += [
-        listed(capital(line) for line in (*fairness(family), *left_out(family))),
+        items(capital(line) for line in (*fairness(family), *left_out(family))),
         details("What they were measured against", _against(family)),
         details("The learning rates that were tried", _tried(family)),
         details("What the models write", _samples(family)),
@@ -57,18 +56,13 @@ def section(family: dict) -> str:
 def heading(group: str, arms: list[Arm]) -> str:
     """The result: the arm that saved most, and how many never arrived."""
     top, never = best(arms), sum(arm.flops.median is None for arm in arms)
-    if top.flops.median is None:
-        many = f"none of {len(arms)} arms" if len(arms) > 1 else spoken(top.name)
-        return capital(
-            f"{many} reached its baseline's loss"
-            if len(arms) > 1
-            else f"{many} did not reach its baseline's loss"
-        )
+    if never == len(arms):
+        who = f"none of {never} arms" if never > 1 else f"{spoken(top.name)} never"
+        return capital(f"{who} reached its baseline's loss by {group}")
     said = (
         f"{spoken(top.name)} reached its baseline's loss with {percent(top.flops.median)} of its FLOPs saved"
     )
-    rest = f"; {never} of {len(arms)} arms did not reach theirs" if never else ""
-    return capital(said + rest)
+    return capital(said + (f"; {never} of {len(arms)} arms did not reach theirs" if never else ""))
 
 
 def _group(family: dict, arms: list[Arm]) -> list[str]:
@@ -82,7 +76,7 @@ def _group(family: dict, arms: list[Arm]) -> list[str]:
 
 
 def _overview(family: dict, arms: list[Arm], colours: dict[str, str]) -> str:
-    """All arms, those that saved most on top, the others in grey; a baseline in the colour of its best arm."""
+    """All arms, those that saved most in colours, on top; a baseline in the colour of its best arm."""
     lines, against = [], {arm.baseline: colours[arm.name] for arm in reversed(arms)}
     if len(against) == 1:
         against = dict.fromkeys(against, "c0")
@@ -92,8 +86,10 @@ def _overview(family: dict, arms: list[Arm], colours: dict[str, str]) -> str:
     lines += [Line(points(picked(family, name).values()), f"{of} dashed") for name, of in against.items()]
     title = f"{family['title']}: validation loss against FLOPs"
     said = "; ".join(f"{arm.name}: {saved(arm)}" for arm in arms)
-    caption = "Validation loss against FLOPs, the start's included: the mean over seeds, on a band from the least to the "
-    caption += "most. Dashed: from scratch. Dotted: the source."
+    caption = (
+        "Validation loss against FLOPs, the start's included: the mean over seeds, on a band from the least"
+    )
+    caption += " to the most. Dashed: from scratch. Dotted: the source."
     picture = chart(lines, _source(family), family["unit"], title, f"FLOPs saved. {said}.")
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
@@ -132,14 +128,14 @@ def _figures(arms: list[Arm], unit: str) -> str:
     """The table of all arms, the one that saved most first."""
     images, far = any(arm.accuracy.values for arm in arms), any(arm.far.values for arm in arms)
     columns = ["arm", "FLOPs saved", "time saved", "loss at the start", "at the end less the baseline's"]
-    columns += ["on other text"] * far + ["named rightly"] * images
+    columns += ["on other text, likewise"] * far + ["named rightly"] * images
     rows = []
     for arm in arms:
         cells = [text(arm.name) + small("lossless" if arm.lossless else "")]
         cells += [_saved(arm, "flops"), _saved(arm, "seconds")]
         cells.append(f"{arm.start.mean:.3f}{small(_jump(arm))}")
         cells.append(_ended(arm))
-        cells += [apart(arm.far)] * far
+        cells += [f"{signed(arm.far.mean)}{_spread(arm.far)}" if arm.far.values else ""] * far
         if images:
             named = f"{100 * arm.accuracy.mean:.1f} %" if arm.accuracy.values else ""
             gained = f"{signed(100 * arm.gained.mean, 1)} points" if arm.gained.values else ""
@@ -158,25 +154,26 @@ def _saved(arm: Arm, cost: str) -> str:
 
 def _under(spread: Spread) -> str:
     """Least and most, and how many seeds arrived where not all did."""
-    seeds = len(spread) + spread.missing
-    least, most = (percent(x) for x in spread.ends)
-    said = [f"{least[:-2]} to {most}"] * (len(spread) > 1)
-    return ", ".join(said + [f"{len(spread)} of {seeds_of(seeds)}"] * bool(spread.missing))
+    count = len(spread) + spread.missing
+    some = f"{len(spread)} of {seeds_of(count)}" if spread.missing else ""
+    return ", ".join(filter(None, (percents(spread), some)))
 
 
 def _jump(arm: Arm) -> str:
-    return f"source {signed(arm.jump.mean)}" if arm.jump.values else ""
+    return f"source's {signed(arm.jump.mean)}" if arm.jump.values else ""
 
 
 def _ended(arm: Arm) -> str:
-    """The difference and its error; in red where the arm ended above."""
+    """The difference and its error, coloured by whether the arm ended below."""
     if not arm.ended.values:
         return "<span class='quiet'>not run</span>"
     error = "" if arm.error is None else f" ± {arm.error:.3f}"
     kind = "met" if arm.ended.mean < 0 else "missed"
-    return (
-        f"<span class='{kind}'>{signed(arm.ended.mean)}{error}</span>{small(between(arm.ended).strip(' ()'))}"
-    )
+    return f"<span class='{kind}'>{signed(arm.ended.mean)}{error}</span>{_spread(arm.ended)}"
+
+
+def _spread(spread: Spread) -> str:
+    return small(between(spread).strip(" ()"))
 
 
 def _panels(family: dict, arms: list[Arm]) -> str:
@@ -203,8 +200,10 @@ def _panels(family: dict, arms: list[Arm]) -> str:
         out.append(
             f"<figure>{picture}<figcaption><b>{text(arm.name)}</b> {text(result)}</figcaption></figure>"
         )
-    note = "Thick: the run in which savings are read. Thin: the one of equal compute. The circle is the arrival at the "
-    note += "baseline's last loss, the line from it what was saved. Means over seeds."
+    note = (
+        "Thick: the run in which savings are read. Thin: the one of equal compute. The circle is the arrival"
+    )
+    note += " at the baseline's last loss, the line from it what was saved. Means over seeds."
     return f"{paragraph(note, 'quiet')}<div class='grid'>{''.join(out)}</div>"
 
 

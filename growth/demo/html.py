@@ -14,9 +14,9 @@ def paragraph(words: str, kind: str = "") -> str:
     return f"<p{_class(kind)}>{text(words)}</p>"
 
 
-def listed(lines: Iterable[str], kind: str = "notes") -> str:
-    items = "".join(f"<li>{text(line)}</li>" for line in lines)
-    return f"<ul{_class(kind)}>{items}</ul>" if items else ""
+def items(lines: Iterable[str], kind: str = "notes") -> str:
+    inside = "".join(f"<li>{text(line)}</li>" for line in lines)
+    return f"<ul{_class(kind)}>{inside}</ul>" if inside else ""
 
 
 def table(caption: str, columns: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:

@@ -2,33 +2,32 @@
 
 from growth.demo.family import section
 from growth.demo.goals import Goal, best, goals
-from growth.demo.html import listed, paragraph, text
+from growth.demo.html import items, paragraph, text
 from growth.demo.style import style
-from growth.demo.summary import GROUPS, seeds, summaries
-from growth.demo.words import duration, percent, seeds_of
+from growth.demo.summary import GROUPS, Spread, seeds, summaries
+from growth.demo.words import duration, listed, percent, percents, seeds_of
 
-VERBS = {"growth": "growing", "transfer": "transferring"}
 COUNTING = """
 Cost is read where an arm's curve first crosses the last loss of its baseline of the same seed, linear between
-measurements. It includes what growing, aligning or learning cost. Training the source is not counted: it is the model
-that one has already.
+measurements. It includes what growing, aligning or learning cost. Training the source is not counted: it is
+the model that one has already.
 
-Savings are read in a run whose schedule is made to arrive early, where there is one. The final loss is that of a run
-that took as many FLOPs in all as its baseline, the start's included.
+Savings are read in a run whose schedule is made to arrive early, where there is one. The final loss is that
+of a run that took as many FLOPs in all as its baseline, the start's included.
 
-FLOPs are counted on a real forward and backward pass, kernel by kernel, two for a multiply-add. Elementwise work, the
-optimizer and measuring the loss are left out. Time is that of the processor.
+FLOPs are counted on a real forward and backward pass, kernel by kernel, two for a multiply-add. Elementwise
+work, the optimizer and measuring the loss are left out. Time is that of the processor.
 
-Of several seeds the median is what was saved, and a seed in which an arm never arrived is the worst; least and most
-stand beside it. Differences in loss are means over seeds. What follows ± is the standard error of the difference over
-the held-out windows, which are the same for all.
+Of several seeds the median is what was saved, and a seed in which an arm never arrived is the worst; least
+and most stand beside it. Differences in loss are means over seeds. What follows ± is the standard error of
+the difference over the held-out windows, which are the same for all.
 """
 QUICK = "A quick run, on a job too small to mean much: it shows that everything works, not what it saves."
 
 
 def page(report: dict) -> str:
     """The report as HTML: what came out, every family with its curves and tables, how it was counted."""
-    body = [
+    parts = [
         f"<header><h1>{text(headline(report))}</h1>",
         paragraph(_under(report), "quiet"),
         *([paragraph(QUICK)] if report["scale"] == "quick" else []),
@@ -36,8 +35,8 @@ def page(report: dict) -> str:
         _goals(goals(report)),
         *(section(family) for family in report["families"]),
         "<section><h2>How it was counted</h2>",
-        listed(COUNTING.split("\n\n")),
-        *([f"<h3>What was left out</h3>{listed(report['skipped'])}"] if report["skipped"] else []),
+        items(COUNTING.split("\n\n")),
+        *([f"<h3>What was left out</h3>{items(report['skipped'])}"] if report["skipped"] else []),
         "<h3>The machine</h3>",
         paragraph(_machine(report), "quiet"),
         "</section>",
@@ -46,8 +45,9 @@ def page(report: dict) -> str:
         "<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{text(headline(report))}</title><style>{style()}</style>"
     )
-    inside = "\n".join(filter(None, body))
-    return f"<!doctype html>\n<html lang='en'><head>{head}</head>\n<body><main>\n{inside}\n</main></body></html>\n"
+    inside = "\n".join(filter(None, parts))
+    body = f"<body><main>\n{inside}\n</main></body>"
+    return f"<!doctype html>\n<html lang='en'><head>{head}</head>\n{body}</html>\n"
 
 
 def headline(report: dict) -> str:
@@ -55,19 +55,18 @@ def headline(report: dict) -> str:
     said = [told for group in GROUPS if (told := _saved(report, group))]
     if not said:
         return "Reusing a trained model: nothing can be compared yet"
-    return f"A trained model, reused: {', '.join(said)}"
+    amounts = listed([f"{amount} by {group}" for amount, group in said])
+    return f"Of training's FLOPs, reusing a trained model saved {amounts}"
 
 
-def _saved(report: dict, group: str) -> str:
-    """Of the families in which its best arm arrived, and how many those are."""
+def _saved(report: dict, group: str) -> tuple[str, str] | None:
+    """From the least to the most of the families in which the best arm arrived, and how many those are."""
     tops = [best(arms) for family in report["families"] if (arms := summaries(family, group))]
     found = sorted(top.flops.median for top in tops if top.flops.median is not None)
     if not found:
-        return f"{VERBS[group]} it never reached the loss of training from scratch" if tops else ""
-    least, most = percent(found[0]), percent(found[-1])
-    amount = most if least == most else f"{least[:-2]} to {most}"
+        return ("nothing", group) if tops else None
     of = "" if len(found) == len(tops) else f" in {len(found)} of {len(tops)} families"
-    return f"{VERBS[group]} it saved {amount} of training's FLOPs{of}"
+    return percents(Spread(tuple(found))) or percent(found[0]), group + of
 
 
 def _under(report: dict) -> str:
@@ -77,8 +76,8 @@ def _under(report: dict) -> str:
     commit = f", commit {report['commit'][:10]}" if report["commit"] else ""
     return (
         f"growth demo, scale {report['scale']}: {len(runs)} runs, up to {seeds_of(most)}, "
-        f"{report['machine']['date']}{commit}. Saved is what an arm did not need to reach the validation loss that "
-        "training the same model from scratch ends with."
+        f"{report['machine']['date']}{commit}. Saved is what an arm did not need to reach the validation "
+        "loss that training the same model from scratch ends with."
     )
 
 
@@ -102,6 +101,6 @@ def _machine(report: dict) -> str:
     told = report["machine"]
     return (
         f"{told['processor']}, {told['cores']} cores, {told['threads']} threads, {told['system']}; Python "
-        f"{told['python']}, torch {told['torch']}, transformers {told['transformers']}, growth {told['growth']}; "
-        f"{duration(report['seconds'])} of processor time for all runs."
+        f"{told['python']}, torch {told['torch']}, transformers {told['transformers']}, "
+        f"growth {told['growth']}; {duration(report['seconds'])} of processor time for all runs."
     )

@@ -1,7 +1,7 @@
 """What a run saves: the cost at which it has the loss that its baseline ends with.
 
-A run's curve is a list of {"step", "flops", "seconds", "loss"}; its own cost, of growing, aligning or learning,
-comes first:
+A run's curve is a list of {"step", "flops", "seconds", "loss"}; its own cost, of growing, aligning or
+learning, comes first:
 
     cost = start + curve at the first crossing of the baseline's last loss, linear between measurements
     saved = 1 - cost / (the baseline's whole cost)

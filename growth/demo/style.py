@@ -47,17 +47,20 @@ p, .notes { max-width: 68ch; margin: .7rem 0; overflow-wrap: anywhere }
 .notes { padding-left: 1.1rem } .notes li { margin: .25rem 0 }
 .scroll { overflow-x: auto; margin: 1rem 0; border-bottom: 1px solid var(--hair) }
 .scroll:focus-visible, summary:focus-visible { outline: 2px solid var(--c1); outline-offset: 2px }
+.scroll table { min-width: 100% }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums lining-nums }
 caption { text-align: left; color: var(--quiet); padding-bottom: .4rem }
 th, td { padding: .38rem .9rem .38rem 0; text-align: right; vertical-align: baseline; white-space: nowrap }
 th:last-child, td:last-child { padding-right: .2rem }
-th { font-weight: 550 } thead th { color: var(--quiet); border-bottom: 1px solid var(--ink); white-space: normal; vertical-align: bottom }
+th { font-weight: 550 }
+thead th { color: var(--quiet); border-bottom: 1px solid var(--ink); white-space: normal;
+           vertical-align: bottom }
 tbody th, .words { text-align: left } thead th:first-child { text-align: left }
 tbody tr + tr > * { border-top: 1px solid var(--hair) }
 td small, th small { display: block; color: var(--quiet); font-weight: 400; font-size: .8rem }
 .met { color: var(--met) } .missed { color: var(--missed) }
-.scroll table { min-width: 100% }
-.goals { width: 100% } .goals tbody th { font-weight: 400 } .goals td, .goals th { white-space: normal; text-align: left; overflow-wrap: anywhere }
+.goals { width: 100%; margin-top: .8rem } .goals tbody th { font-weight: 400 }
+.goals td, .goals th { white-space: normal; text-align: left; overflow-wrap: anywhere }
 .goals td.verdict { white-space: nowrap; font-weight: 600 }
 .pair { display: grid; gap: 1rem 2.5rem; align-items: start;
         grid-template-columns: minmax(0, 29rem) minmax(0, 1fr) }
@@ -85,17 +88,21 @@ svg .band { fill: currentColor; opacity: .16 } svg .source { stroke: var(--quiet
 svg .saved { stroke: var(--ink); stroke-width: 1.2 }
 svg .arrived { fill: var(--paper); stroke: var(--ink); stroke-width: 1.4 }
 .c0 { color: var(--quiet) }
-details { margin: 1.1rem 0 } summary { cursor: pointer; color: var(--c1); font-size: .95rem; width: fit-content }
-pre { background: var(--raised); padding: .7rem .9rem; margin: .2rem 0 1.1rem; font-size: .82rem; line-height: 1.45;
-      white-space: pre-wrap; overflow-wrap: anywhere; max-width: 80ch }
+details { margin: 1.1rem 0 }
+summary { cursor: pointer; color: var(--c1); font-size: .95rem; width: fit-content }
+pre { background: var(--raised); padding: .7rem .9rem; margin: .2rem 0 1.1rem; font-size: .82rem;
+      line-height: 1.45;      white-space: pre-wrap; overflow-wrap: anywhere; max-width: 80ch }
 @media (max-width: 46rem) {
   main { padding: 1.5rem 1rem 3rem } h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2.6rem }
   .pair { grid-template-columns: minmax(0, 1fr) }
   .bars th { width: 7.4rem } .bars td.amount { width: 6.4rem; padding-left: .6rem }
   .scroll th:first-child { position: sticky; left: 0; background: var(--paper); white-space: normal;
                            min-width: 6.5rem; max-width: 9rem; overflow-wrap: anywhere }
-  .goals thead { display: none } .goals tr { display: block; padding: .6rem 0; border-top: 1px solid var(--hair) }
-  .goals tr > * { display: block; border: 0 !important; padding: .05rem 0; text-align: left }
+  .goals thead { display: none }
+  .goals tbody tr { display: grid; grid-template-columns: 1fr auto; column-gap: 1rem; padding: .6rem 0;
+                    border-top: 1px solid var(--hair) }
+  .goals tr > * { border: 0 !important; padding: .05rem 0 }
+  .goals td.verdict { grid-area: 1 / 2 }
 }
 @media print { details > * { display: block } main { max-width: none } }
 """

@@ -1,6 +1,7 @@
 """The runs of a family over seeds: what each arm saved, and where it ended beside its baseline.
 
-Every figure compares an arm with its baseline of the same seed; a seed that has no baseline yet is not counted.
+Every figure compares an arm with its baseline of the same seed; a seed that has no baseline yet is not
+counted.
 """
 
 from collections.abc import Iterable
@@ -44,10 +45,10 @@ class Spread:
 class Arm:
     """One arm over its seeds.
 
-    flops, seconds: the shares saved. above: of the seeds that never arrived, the last loss less the baseline's.
-    start: the loss right after growth; jump: that less the source's own last loss. ended: at equal compute, the
-    last loss less the baseline's; error: of that difference, over held-out windows. far: the difference on text
-    of another domain. accuracy: of images; gained: that less the baseline's.
+    flops, seconds: the shares saved. above: of the seeds that never arrived, the last loss less the
+    baseline's. start: the loss right after growth; jump: that less the source's own last loss. ended: at
+    equal compute, the last loss less the baseline's; error: of that difference, over held-out windows. far:
+    the difference on text of another domain. accuracy: of images; gained: that less the baseline's.
     """
 
     name: str

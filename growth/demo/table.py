@@ -12,8 +12,8 @@ COLUMNS = ("arm", "at start", "FLOPs saved", "time saved", "at the end", "seeds"
 
 
 def table(report: dict) -> Table:
-    """A row an arm, in 80 columns. At the end: its last loss less its baseline's at equal compute. Seeds: those
-    that arrived, of how many."""
+    """A row an arm, in 80 columns. At the end: its last loss less its baseline's at equal compute. Seeds:
+    those that arrived, of how many."""
     out = Table(
         title="What reusing a model saved, against training from scratch to the same validation loss",
         title_justify="left",
@@ -41,8 +41,8 @@ def cells(arm: Arm) -> tuple[str, ...]:
 
 
 def remarks(report: dict) -> list[str]:
-    """What the table does not say: goals, arms that never arrived, whether the comparisons are worth anything,
-    and what was left out."""
+    """What the table does not say: goals, arms that never arrived, whether the comparisons are worth
+    anything, and what was left out."""
     judged = [
         f"{goal.family}: {goal.what}: {'met' if goal.met else 'not met'}. {capital(goal.figure)}."
         for goal in goals(report)

@@ -35,6 +35,12 @@ def percent(x: float) -> str:
     return f"{_minus(f'{100 * x:.0f}')} %"
 
 
+def percents(spread: Spread) -> str:
+    """The least and the most, where they differ."""
+    least, most = map(percent, spread.ends)
+    return "" if least == most else f"{least[:-2]} to {most}"
+
+
 def signed(x: float, digits: int = 3) -> str:
     """With its sign; what rounds to nothing has none."""
     text = f"{x:+.{digits}f}"
@@ -51,8 +57,8 @@ def saved(arm: Arm, cost: str = "flops") -> str:
         return (
             f"{lost}; {', '.join(map(percent, sorted(spread.values)))} in the other{'s' * (len(spread) > 1)}"
         )
-    said = [_range(spread)] * (len(spread) > 1) + [lost] * bool(lost)
-    return percent(spread.median) + (f" ({'; '.join(said)})" if said else "")
+    said = "; ".join(filter(None, (percents(spread), lost)))
+    return percent(spread.median) + (f" ({said})" if said else "")
 
 
 def difference(arm: Arm) -> str:
@@ -69,11 +75,6 @@ def between(spread: Spread, digits: int = 3) -> str:
         return ""
     least, most = (signed(x, digits) for x in spread.ends)
     return f" ({least} to {most})"
-
-
-def apart(spread: Spread, digits: int = 3) -> str:
-    """The mean of differences and their spread; nothing where there are none."""
-    return f"{signed(spread.mean, digits)}{between(spread, digits)}" if spread.values else ""
 
 
 def scaled(x: float, unit: str = "") -> str:
@@ -102,11 +103,6 @@ def listed(words: list[str]) -> str:
 def _short(arm: Arm) -> str:
     """How far above the baseline's last loss those ended that never arrived."""
     return f", ended {arm.above.mean:.3f} above" if arm.above.values else ""
-
-
-def _range(spread: Spread) -> str:
-    least, most = (_minus(f"{100 * x:.0f}") for x in spread.ends)
-    return f"{least} to {most}"
 
 
 def _minus(text: str) -> str:
