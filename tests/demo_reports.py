@@ -1,6 +1,7 @@
-"""Reports of the demo's format, scripted: curves that fall along a power law from where each arm starts."""
+"""Reports of the demo's format, scripted, and a parser of HTML that refuses what is not closed, or loads."""
 
 import math
+from html.parser import HTMLParser
 
 MACHINE = {
     "processor": "A processor",
@@ -158,3 +159,26 @@ def _falling(first: float, end: float, points: int, speed: float) -> list[float]
     x = [i / points for i in range(points + 1)]
     fall = [math.exp(-i / speed) for i in x]
     return [end + (first - end) * (y - fall[-1]) / (1 - fall[-1]) for y in fall]
+
+
+class Strict(HTMLParser):
+    """Every tag that opens closes, in order; nothing is loaded from anywhere; no id stands twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.ids = [], [], set()
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        assert not {"src", "href", "xlink:href"} & dict(attrs).keys() and tag not in ("script", "link")
+        if name := dict(attrs).get("id"):
+            assert name not in self.ids
+            self.ids.add(name)
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag

@@ -285,4 +285,5 @@ def _samples(family: dict) -> str:
     for run in family["runs"]:
         if run.get("sample"):
             said.setdefault(run["arm"], run["sample"])
-    return "".join(f"<p><b>{text(arm)}</b></p><pre>{escape(words)}</pre>" for arm, words in said.items())
+    parts = (f"<div><b>{text(arm)}</b><pre>{escape(words)}</pre></div>" for arm, words in said.items())
+    return f"<div class='grid'>{''.join(parts)}</div>" if said else ""

@@ -7,7 +7,9 @@ from html import escape
 
 def text(words: str) -> str:
     """In one line, escaped; a unit stays beside its number."""
-    return re.sub(r"(?<=\d) (?=%|[kMGTPEZY]?FLOPs|[kMGTPEZY]\b)", "\u00a0", escape(" ".join(words.split())))
+    return re.sub(
+        r"(?<=\d) (?=%|[kMGTPEZY]?FLOPs|[kMGTPEZY]\b)|(?<=±) ", "\u00a0", escape(" ".join(words.split()))
+    )
 
 
 def paragraph(words: str, kind: str = "") -> str:

@@ -70,11 +70,9 @@ def difference(arm: Arm) -> str:
 
 
 def between(spread: Spread, digits: int = 3) -> str:
-    """The least and the most in brackets, where there are several."""
-    if len(spread) < 2:
-        return ""
+    """The least and the most in brackets, where they differ."""
     least, most = (signed(x, digits) for x in spread.ends)
-    return f" ({least} to {most})"
+    return "" if least == most else f" ({least} to {most})"
 
 
 def scaled(x: float, unit: str = "") -> str:

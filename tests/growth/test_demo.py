@@ -1,13 +1,11 @@
-"""The demo at a toy size, and what its report says of a scripted run."""
+"""The demo at a toy size."""
 
 import json
-import re
-from dataclasses import asdict
-from html.parser import HTMLParser
 from io import StringIO
 
 import pytest
 import torch
+from demo_reports import Strict, plain
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
@@ -26,9 +24,7 @@ from growth.demo.budgets import (
 )
 from growth.demo.corpus import corpus
 from growth.demo.digits import digits
-from growth.demo.job import machine, perform
-from growth.demo.page import page
-from growth.demo.saving import arms_of, compare, reach, remarks, rows, table
+from growth.demo.job import perform
 from growth.errors import Refusal
 from growth.methods import METHODS
 
@@ -51,159 +47,9 @@ TOY = Job(
 )
 
 
-def curve(*points):
-    return [{"step": i, "flops": 100 * i, "seconds": 1.0 * i, "loss": loss} for i, loss in enumerate(points)]
-
-
-def scripted() -> dict:
-    """Two baselines that end at 2.0 after 400 FLOPs and 4 s, one arm there after 1.5 steps, one never."""
-    rest = {
-        "parameters": 10,
-        "step_flops": 100,
-        "unfrozen_at": None,
-        "sample": "def <f>(): & 'ä'",
-        "noise": 0.004,
-    }
-    free = {"flops": 0, "seconds": 0.0}
-    source = {"name": "source", "baseline": None, "start": free, "curve": curve(6.0, 2.3), **rest}
-    scratch = {
-        "name": "scratch",
-        "baseline": None,
-        "start": free,
-        "curve": curve(6.0, 4.0, 3.0, 2.5, 2.0),
-        **rest,
-    }
-    fast = {"name": "fast", "baseline": "scratch", "curve": curve(2.4, 2.2, 1.8), **rest}
-    other = scratch | {"name": "slow-scratch"}
-    slow = {"name": "slow", "baseline": "slow-scratch", "start": free, "curve": curve(2.4, 2.3, 2.25), **rest}
-    fast["start"] = {"flops": 50, "seconds": 0.5}
-    arms = [scratch, fast | compare(fast, scratch), other, slow | compare(slow, other)]
-    told = {"what": "some text", "files": (5, 2), "bytes": (100, 20)}
-    text = {"name": "text", "unit": "nats a byte", "corpus": told, "source": source, "arms": arms}
-    return {
-        "job": asdict(TOY),
-        "machine": machine(),
-        "seconds": 12.0,
-        "groups": [text],
-        "skipped": ["images: left out, for a reason"],
-    }
-
-
-def with_images(report: dict) -> dict:
-    """The scripted run again, with its first two arms as image models."""
-    text = report["groups"][0]
-    arms = [
-        arm | {"name": f"vit-{arm['name']}", "accuracy": 0.875, "baseline": arm["baseline"] and "vit-scratch"}
-        for arm in text["arms"][:2]
-    ]
-    source = text["source"] | {"name": "vit-source", "accuracy": 0.5}
-    images = {"name": "images", "unit": "nats an image", "source": source, "arms": arms}
-    return report | {"groups": [text, images], "skipped": []}
-
-
-class Strict(HTMLParser):
-    """Every tag that opens closes, in order; nothing is loaded from anywhere."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.seen = [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append(tag)
-        assert not {"src", "href", "xlink:href"} & dict(attrs).keys()
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-# ---- savings
-
-
-def test_the_crossing_is_linear_between_measurements():
-    assert reach(curve(4.0, 3.0, 1.0), 2.5) == {"flops": 125.0, "seconds": 1.25}
-    assert reach(curve(4.0, 3.0, 1.0), 3.0) == {"flops": 100.0, "seconds": 1.0}
-    assert reach(curve(4.0, 3.0, 1.0), 5.0) == {"flops": 0, "seconds": 0.0}
-    assert reach(curve(4.0, 3.0, 1.0), 0.9) is None
-
-
-def test_a_saving_includes_what_growing_cost():
-    """150 FLOPs and 50 for growing, out of 400; 1.5 s and 0.5, out of 4."""
-    fast = scripted()["groups"][0]["arms"][1]
-    assert fast["reached"] == {
-        "flops": pytest.approx(200.0),
-        "seconds": pytest.approx(2.0),
-    }
-    assert fast["saved"] == {"flops": pytest.approx(0.5), "seconds": pytest.approx(0.5)}
-
-
-def test_the_table_says_what_was_saved_and_what_was_not_reached():
-    report = scripted()
-    assert rows(report) == [
-        ("scratch", "6.000", "2.000", "4.00e+02", "", "4.0", ""),
-        ("fast", "2.400", "1.800", "2.00e+02", "50%", "2.0", "50%"),
-        ("slow-scratch", "6.000", "2.000", "4.00e+02", "", "4.0", ""),
-        ("slow", "2.400", "2.250", "not reached", "", "-", ""),
-    ]
-    out = StringIO()
-    Console(file=out, width=80).print(table(report))
-    assert "not reached" in out.getvalue() and "50%" in out.getvalue()
-    assert "slow: not reached: ended at 2.250 against 2.000." in remarks(report)
-
-
-def test_a_baseline_that_ends_above_the_source_is_called_unfair():
-    report = scripted()
-    assert remarks(report)[1:] == [
-        "text: every baseline ended below the source model's 2.300: none was beaten by copying it.",
-        "images: left out, for a reason",
-    ]
-    report["groups"][0]["source"]["curve"][-1]["loss"] = 1.9
-    said = "text: not a fair test, for scratch, slow-scratch did not get below the source's 1.900."
-    assert remarks(report)[1] == said
-
-
 def test_every_job_has_every_transfer():
     for job in (FULL, QUICK, TOY):
         assert {name: arm.settings for name, arm in job.text.transferring.items()} == TRANSFERS
-
-
-def test_a_group_of_images_has_rows_and_a_verdict_of_its_own():
-    report = with_images(scripted())
-    assert rows(report)[4:] == [
-        ("vit-scratch", "6.000", "2.000", "4.00e+02", "", "4.0", ""),
-        ("vit-fast", "2.400", "1.800", "2.00e+02", "50%", "2.0", "50%"),
-    ]
-    assert [line.split(":")[0] for line in remarks(report)] == ["slow", "text", "images"]
-
-
-# ---- the page
-
-
-def test_the_page_parses_loads_nothing_and_says_what_was_not_reached():
-    text = page(scripted())
-    parser = Strict()
-    parser.feed(text)
-    assert parser.open == []
-    assert parser.seen.count("svg") == 2
-    assert text.count(">slow-scratch</text>") == 1, "the legend of its group"
-    assert not re.search(r"(src|href)\s*=\s*[\"']?\s*http|url\(\s*[\"']?http|<script|@import", text)
-    assert "slow: not reached: ended at 2.250 against 2.000." in text
-    assert "def &lt;f&gt;(): &amp; &#x27;ä&#x27;" in text
-    assert (
-        "2 steps of one window each" in text and "reads of 4 windows" in text and "at 0.3 of the rate" in text
-    )
-
-
-def test_the_page_shows_images_by_themselves_in_their_own_unit():
-    text = page(with_images(scripted()))
-    parser = Strict()
-    parser.feed(text)
-    assert parser.open == [] and parser.seen.count("svg") == 3
-    assert text.count("nats an image") == 1 and "vit-source 50.0%, vit-scratch 87.5%, vit-fast 87.5%" in text
 
 
 # ---- the data and the whole job
@@ -239,7 +85,7 @@ def done(tmp_path_factory):
 def test_every_arm_is_trained_beside_its_baseline_on_the_same_budget(done):
     pytest.importorskip("sklearn")
     report, _, _ = done
-    arms = {arm["name"]: arm for arm in arms_of(report)}
+    arms = {arm["name"]: arm for group in report["groups"] for arm in group["arms"]}
     left_out = report["groups"][0]["left_out"]
     assert left_out.keys() == {"gstack", "gradmax", "hypercloning", "solar", "staged", "upcycle"}, left_out
     carried = {"lemon-carried", "lemon-early"}
@@ -308,7 +154,7 @@ def test_without_scikit_learn_the_images_are_left_out_with_a_line_that_says_so(t
             """Reports what was scripted."""
 
         def report(self):
-            return scripted()["groups"][0]
+            return plain()["families"][0]
 
     monkeypatch.setattr("growth.demo.job.Texts", Fake)
     monkeypatch.setattr("growth.demo.digits.there", lambda: False)
