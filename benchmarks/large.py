@@ -34,8 +34,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 import growth
+from benchmarks.markdown import head, line
 from benchmarks.measure import attempt, processor, resident
-from benchmarks.report import head, line
 
 COPIED, DRAWN = 2**24, 2**24  # bytes, numbers of a block
 MOST_GB, MOST_RATIO = 1.5, 2.0

@@ -1,4 +1,5 @@
-"""The tables: `python -m benchmarks.report` makes RESULTS.md of results/*.json, which runs write."""
+"""The tables: `python -m benchmarks.report` makes RESULTS.md of results/*.json, which runs write; REUSE.md
+and the README's likewise, by savings.py and readme.py."""
 
 import json
 import re
@@ -6,6 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from benchmarks.markdown import head, line, number
 from benchmarks.plots import draw
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,13 +75,13 @@ def write(results: Path = RESULTS, page: Path = PAGE, predicted: Path = PREDICTE
     """One section a machine, those with a GPU last; then what is predicted."""
     runs = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
     parts = []
-    for head, on_gpu in ((HEAD, False), (GPU_HEAD, True)):
+    for top, on_gpu in ((HEAD, False), (GPU_HEAD, True)):
         sections = [
             section(run, draw(name, run, page.parent / "plots"))
             for name, run in runs.items()
             if ("gpu" in run["machine_info"]) == on_gpu
         ]
-        parts += [head, *sections] if sections else []
+        parts += [top, *sections] if sections else []
     if rows := json.loads(predicted.read_text()):
         parts += [PREDICTED_HEAD, *predicted_table(rows, measured(list(runs.values()))), ""]
     page.write_text("\n".join(parts))
@@ -191,18 +193,14 @@ def targets(row: dict, ratio: float, share: float) -> str:
     return ", ".join(said)
 
 
-def number(x: float) -> str:
-    """To three digits, or the whole number."""
-    return f"{x:.3g}" if x < 100 else f"{x:.0f}"
+def everything() -> None:
+    """RESULTS.md, REUSE.md with its pictures, the README's tables."""
+    from benchmarks import readme, savings  # and transformers, which a machine that only measures may lack
 
-
-def head(columns: Sequence[str]) -> list[str]:
-    return [line(columns), line(["---"] * len(columns))]
-
-
-def line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    write()
+    savings.write()
+    readme.write()
 
 
 if __name__ == "__main__":
-    write()
+    everything()

@@ -19,9 +19,9 @@ from rich.console import Console
 import growth
 from growth.demo import digits
 from growth.demo.page import page
-from growth.demo.saving import remarks, table
 from growth.demo.scales import DEMO, LARGER, QUICK, Scale
 from growth.demo.study import Study
+from growth.demo.table import remarks, table
 from growth.errors import refuse
 from growth.folders import named_folder, refuse_existing
 

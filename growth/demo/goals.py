@@ -1,0 +1,71 @@
+"""What the methods were to save, and whether they did."""
+
+from dataclasses import dataclass
+
+from growth.demo.summary import Arm, ranked, summaries
+from growth.demo.words import difference, percent, saved, spoken
+
+GROWTH, TRANSFER = 0.45, 0.60  # of the FLOPs: the papers' 45 % of LiGO, 2.5 times less of XATL
+TRANSFERRED = ("hybrid", "retnet")  # the transfers that the goal is for, by the first word of their arms
+
+
+@dataclass(frozen=True)
+class Goal:
+    """family: its name; what was asked for; figure: what came out; met: was it reached."""
+
+    family: str
+    what: str
+    figure: str
+    met: bool
+
+
+def goal(arm: Arm) -> float | None:
+    """The share of the FLOPs that an arm of this kind is to save, where one was set."""
+    if arm.group == "growth":
+        return GROWTH
+    return TRANSFER if kind(arm) in TRANSFERRED else None
+
+
+def kind(arm: Arm) -> str:
+    """The method or the mixer: the first word of its name."""
+    return arm.name.split("-")[0]
+
+
+def goals(report: dict) -> list[Goal]:
+    """Of every family those that can be judged by the runs that are there."""
+    out = []
+    for family in report["families"]:
+        grown, moved = summaries(family, "growth"), summaries(family, "transfer")
+        if grown:
+            out.append(_saving(family, f"growth saves {percent(GROWTH)} of the FLOPs", grown, GROWTH))
+        for name in TRANSFERRED:
+            if arms := [arm for arm in moved if kind(arm) == name]:
+                what = f"a transfer to a {spoken(name)} saves {percent(TRANSFER)}"
+                out.append(_saving(family, what, arms, TRANSFER))
+        kept = [arm for arm in grown + moved if arm.lossless and arm.ended.values]
+        if kept:
+            out.append(_lossless(family, kept))
+    return out
+
+
+def best(arms: list[Arm]) -> Arm | None:
+    return next(iter(ranked(arms)), None)
+
+
+def _saving(family: dict, what: str, arms: list[Arm], least: float) -> Goal:
+    top = best(arms)
+    met = top.flops.median is not None and top.flops.median >= least
+    return Goal(family["name"], what, f"{spoken(top.name)}: {saved(top)}", met)
+
+
+def _lossless(family: dict, arms: list[Arm]) -> Goal:
+    """The arm that ended highest decides."""
+    worst = max(arms, key=lambda arm: arm.ended.mean)
+    below = sum(arm.ended.mean < 0 for arm in arms)
+    figure = f"{below} of {len(arms)} do; the highest, {spoken(worst.name)}: {difference(worst)}"
+    return Goal(
+        family["name"],
+        "every lossless arm ends below its baseline at equal compute",
+        figure,
+        below == len(arms),
+    )
