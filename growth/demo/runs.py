@@ -69,6 +69,7 @@ class Runs:
             "seed": self.seed,
             "part": run.part,
             "baseline": arm and arm.baseline,
+            "source": arm and arm.source,
             "group": SOURCE if run.arm in (SOURCE, EARLY) else group(run.arm),
             "rate": run.budget.rate,
             "steps": report.settings["steps"],
