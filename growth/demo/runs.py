@@ -106,7 +106,7 @@ class Runs:
 
     def budget(self, arm: str) -> Budget:
         """Its own, or its group's."""
-        budgets = self.numbers.budgets
+        budgets, arm = self.numbers.budgets, SOURCE if arm == EARLY else arm
         if arm in budgets:
             return budgets[arm]
         return budgets[group(arm) if arm in ARMS else f"{SCRATCH} of any"]
