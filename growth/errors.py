@@ -3,6 +3,8 @@
 import os
 from collections.abc import Sequence
 
+MOST = 2000  # characters of a part of a refusal
+
 
 class Refusal(ValueError):
     """A call that cannot be served. The command line prints the message on one line and exits with code 2."""
@@ -18,7 +20,10 @@ def first_process() -> bool:
 
 
 def refuse(what: str, expected: object, got: object, remedy: str) -> Refusal:
-    """`what: expected ..., got ...; remedy`, ready to be raised."""
+    """`what: expected ..., got ...; remedy`, ready to be raised; of what is long, the beginning."""
+    what, expected, got = (
+        f"{text[:MOST]} ..." if len(text := str(x)) > MOST else text for x in (what, expected, got)
+    )
     return Refusal(" ".join(f"{what}: expected {expected}, got {got}; {remedy}".split()))
 
 
