@@ -116,7 +116,13 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             str(folder), "a tokenizer beside the model", "none", "save it there with save_pretrained"
         )
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        with quiet():
+            found = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # damaged files raise whatever the parser that meets them does
         remedy = "save it again"
         raise refuse(str(folder), "a tokenizer that transformers can load", reason(error), remedy) from error
+    templates = found.chat_template if isinstance(found.chat_template, dict) else {}
+    if odd := [name for name in templates if Path(f"{name}.jinja").name != f"{name}.jinja"]:
+        got, remedy = reason(ValueError(repr(odd[0]))), "give it another name"  # that of a file, once saved
+        raise refuse(f"{folder}: chat_template", "names of files", got, remedy)
+    return found
