@@ -49,49 +49,25 @@ def main(folder):
     src, text, work, cache = (folder / name for name in ("src", "text.txt", "work", "cache"))
     few = "--batch-size", 2, "--sequence-length", 16
     seeing = "--data", text, "--windows", 2, "--sequence-length", 16, "--cache", cache
+    ligo = "--method", "ligo", "--data", text, "--steps", 1
+    two = "--data", text, "--steps", 2, *few
     corpus.HELD = 100  # so that the tokens go to the disk
     sys.addaudithook(watch)
     run("inspect", src)
-    run(
-        "inspect",
-        src,
-        "--redundancy",
-        "--data",
-        text,
-        "--windows",
-        2,
-        "--sequence-length",
-        16,
-        "--cache",
-        cache,
-    )
-    run("train", src, "--data", text, "--out", work / "trained", "--steps", 2, *few, "--schedule", "constant")
+    run("inspect", src, "--redundancy", *seeing)
+    run("train", src, "--out", work / "trained", *two, "--schedule", "constant")
     run("grow", work / "trained", work / "grown", "--num-layers", 3, "--optimizer", work / "trained")
-    run(
-        "grow",
-        src,
-        work / "learned",
-        "--method",
-        "ligo",
-        "--num-layers",
-        3,
-        "--data",
-        text,
-        "--steps",
-        1,
-        *few,
-    )
-    run("shrink", src, work / "shrunk", "--num-layers", 1, "--ffn-size", 80, "--data", text, "--windows", 2,
-        "--sequence-length", 16, "--cache", cache)  # fmt: skip
+    run("grow", src, work / "learned", "--num-layers", 3, *ligo, *few)
+    run("shrink", src, work / "shrunk", "--num-layers", 1, "--ffn-size", 80, *seeing)
     run("transfer", src, work / "moved", "--align", 1, "--data", text)
     run("check", work / "trained", work / "grown", "--generate")
     run("grow", src, work / "made", "--recipe", folder / "recipe.yaml")
     save, session.save = session.save, None  # the run ends there, with its checkpoints
     try:
-        run("train", work / "grown", "--data", text, "--out", work / "cut", "--steps", 2, *few)
+        run("train", work / "grown", "--out", work / "cut", *two)
     except TypeError:
         session.save = save
-    run("train", work / "grown", "--data", text, "--out", work / "cut", "--steps", 2, *few, "--resume")
+    run("train", work / "grown", "--out", work / "cut", *two, "--resume")
     growth.grow(src, work / "nowhere" / "deep", method="stack", num_layers=4)
     return seen
 
