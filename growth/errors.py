@@ -29,7 +29,7 @@ def refuse(what: str, expected: object, got: object, remedy: str) -> Refusal:
 
 def refuse_odd_seed(seed: int) -> None:
     """Raises Refusal where a seed is none that every library here takes."""
-    if not 0 <= seed < 2**32:
+    if type(seed) is not int or not 0 <= seed < 2**32:
         raise refuse("seed", "0 to 4294967295", seed, "choose one of these")
 
 

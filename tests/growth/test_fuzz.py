@@ -29,8 +29,8 @@ WORDS = ("", " ", "x", "a b", "\n", "*", "../x", "é", "none", "-1", "0", "lemon
 NUMBERS = (-(10**20), -1, 0, 1, 2, 3, 4, 5, 6, 8, 64, 96, 128, 192, 2**31, 2**64, 10**30)
 REALS = (float("nan"), float("inf"), -float("inf"), -1.0, 0.0, 1e-300, 0.1, 0.5, 1.0, 1.5, 1e300)
 CHOSEN = """projection comp aki fpi append alternate identity copy idle nearest linear mean max lossless
-    net2net published auto always never granitemoehybrid mixtral qwen2_moe qwen3_moe retnet alibi learned norms
-    mlp output all lci fla retention mamba mamba2 attention magnitude activation redundancy float32 bfloat16
+    net2net published auto always never granitemoehybrid mixtral qwen2_moe qwen3_moe retnet alibi learned
+    norms mlp output all lci fla retention mamba mamba2 attention magnitude activation redundancy float32 bfloat16
     """.split()
 
 numbers = st.one_of(st.sampled_from(NUMBERS), st.integers(-3, 300))
