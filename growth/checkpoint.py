@@ -1,11 +1,12 @@
 """Checkpoints as folders of safetensors: read one tensor, or some rows of it, at a time."""
 
-import difflib
 import hashlib
 import json
 import math
 import os
+import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +14,11 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from growth.errors import Refusal, reason, refuse
-from growth.hub import resolve
+from growth.configuration import LARGEST, read_config, refuse_beyond_tensors
+from growth.errors import reason, refuse
+from growth.folders import refuse_outside
+from growth.hub import WANTED, resolve
 from growth.jsonfile import read_object
 from growth.record import read_record
 
@@ -24,13 +26,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 BLOCK = 2**26  # entries that are read at once where a tensor need not be whole
-LARGEST = 2**24  # of one size: a matrix of a thousand times that many entries is beyond any machine
-SIZES = """hidden_size num_hidden_layers num_attention_heads intermediate_size vocab_size
-    max_position_embeddings n_inner type_vocab_size""".split()
-QUANTIZED = ("quantization_config", "compression_config")
+AXES = 8  # of a tensor
 OTHER_FORMATS = ("pytorch_model*.bin", "tf_model.h5", "flax_model.msgpack", "*.gguf")
-ELSEWHERE = {"retnet": "fla"}  # types of models -> the packages that make them known to transformers
-STEADY = ("norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "initializer_range")
 
 
 def chosen_dtype(name: str | None) -> str | None:
@@ -57,17 +54,13 @@ class Checkpoint:
 
     def __init__(self, src: str | Path):
         self.name, self.path = str(src), resolve(src)
-        self.config = _config(self.path)
+        _refuse_adapter(self.path)
+        refuse_outside(self.path, *(file for name in WANTED for file in self.path.glob(name)))
+        self.config = read_config(self.path)
         self._tensors = _tensors(self.path)
         self._found = self._stamps()
-        layers = getattr(self.config, "num_hidden_layers", 0)
-        if layers > len(self._tensors):
-            raise refuse(
-                str(self.path / "config.json"),
-                f"at most {len(self._tensors)} layers, for there are no more tensors",
-                layers,
-                "check that it belongs to these weights",
-            )
+        axes = [axis for stored in self._tensors.values() for axis in stored.shape]
+        refuse_beyond_tensors(self.path / "config.json", len(self._tensors), max(axes, default=0))
 
     @property
     def names(self) -> list[str]:
@@ -160,64 +153,6 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _config(path: Path) -> PreTrainedConfig:
-    import lcikernels.models  # noqa: F401  - registers its configuration with AutoConfig
-
-    file = path / "config.json"
-    _refuse_adapter(path)
-    if not os.path.isfile(file):  # false, too, where a name is too long or a link leads to itself
-        raise _no_checkpoint(path)
-    kind = read_object(file).get("model_type")
-    if isinstance(kind, str) and kind not in CONFIG_MAPPING:
-        (nearest,) = difflib.get_close_matches(kind, CONFIG_MAPPING.keys(), 1, cutoff=0)
-        remedy = f"the nearest is {nearest}; Python code that comes with a checkpoint is not run"
-        if kind in ELSEWHERE:
-            remedy = f"it is known in Python after `import {ELSEWHERE[kind]}`"
-        raise refuse(
-            f"{file}: model_type",
-            "one that transformers knows by itself",
-            repr(kind),
-            remedy,
-        )
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # a value of a wrong type or size raises whatever the code that it meets does
-        raise refuse(
-            str(file),
-            "a configuration that transformers knows by itself",
-            reason(error),
-            "mend the file; Python code that comes with a checkpoint is not run",
-        ) from error
-    for name in QUANTIZED:
-        if getattr(config, name, None):
-            remedy = "dequantize the model, or remove that entry where its weights are floats"
-            raise refuse(str(file), "a model that is not quantized", name, remedy)
-    for name in STEADY:
-        if not 0 <= getattr(config, name, 0.0) < math.inf:
-            remedy = "check that it belongs to these weights"
-            raise refuse(f"{file}: {name}", "at least 0, and finite", getattr(config, name), remedy)
-    for name in SIZES:
-        size = getattr(config, name, None)
-        if isinstance(size, int) and not 0 < size <= LARGEST:
-            remedy = "check that it belongs to these weights"
-            raise refuse(f"{file}: {name}", f"1 to {LARGEST:,}", size, remedy)
-    return config
-
-
-def _no_checkpoint(path: Path) -> Refusal:
-    """What is there in the place of a folder with config.json."""
-    got, remedy, others = "nothing there", "name a folder that save_pretrained wrote", []
-    if os.path.isdir(path):
-        got, others = "a folder without it", sorted(path.glob("*.gguf"))
-    elif os.path.isfile(path):
-        got, others = "a file", [path] if path.suffix == ".gguf" else []
-        if os.path.isfile(path.parent / "config.json"):
-            remedy = f"name the folder that it is in, {path.parent}"
-    if others:
-        got, remedy = f"{others[0].name}, which is none", f"{remedy}, such as the model that it was made from"
-    return refuse(str(path), "a checkpoint folder with config.json", got, remedy)
-
-
 def _refuse_adapter(path: Path) -> None:
     alone = not os.path.exists(path / "config.json")
     if os.path.exists(path / "adapter_config.json") and (alone or any(path.glob("adapter_model.*"))):
@@ -262,14 +197,37 @@ def _header(file: Path) -> dict[str, Stored]:
             f"{others[0]} alone" if others and file.name == WEIGHTS else got,
             "download the checkpoint again, or load it with transformers and save it with save_pretrained",
         )
+    refuse_outside(file.parent, file)
     try:
-        with safe_open(file, "pt") as tensors:
+        with safe_open(file, "pt") as tensors:  # which holds offsets and sizes to the file's length
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}
-            return {name: Stored(file, tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
-    except (SafetensorError, OSError) as error:
+            found = {name: Stored(file, tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
+        twice = _twice(file)
+    except (SafetensorError, OSError, ValueError) as error:
         raise refuse(
             str(file),
             "a whole safetensors file",
             f"{file.stat().st_size} bytes that end early or are damaged ({reason(error)})",
             "copy or download it again",
         ) from error
+    if twice:
+        raise refuse(str(file), "each tensor once", f"{min(twice)} twice", "copy or download it again")
+    for name, stored in found.items():  # no bytes hold the shape of a tensor without entries to anything
+        if len(stored.shape) > AXES or max(stored.shape, default=0) > max(LARGEST, file.stat().st_size):
+            got = f"{name} of {len(stored.shape)} axes, the largest {max(stored.shape):,}"
+            raise refuse(str(file), "shapes that some machine holds", got, "save the model again")
+    return found
+
+
+def _twice(file: Path) -> set[str]:
+    """The names that a header says more than once: of these safetensors keeps one."""
+    twice: set[str] = set()
+
+    def pairs(found: list[tuple[str, object]]) -> None:
+        counts = Counter(name for name, _ in found)
+        twice.update(name for name, count in counts.items() if count > 1)
+
+    with file.open("rb") as stream:
+        (size,) = struct.unpack("<Q", stream.read(8))
+        json.loads(stream.read(size), object_pairs_hook=pairs)
+    return twice

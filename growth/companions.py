@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 
 from growth.architecture import Architecture
 from growth.errors import reason, refuse
+from growth.folders import refuse_outside
 from growth.jsonfile import read_list, read_object
 
 TOKENIZER = (
@@ -68,6 +69,7 @@ def copy_companions(src: Path, dst: Path, widths: tuple[int, int] = (0, 0)) -> N
     for folder in modules:
         (dst / folder.name).mkdir()  # of some it is all there is
         files += [file for file in sorted(folder.rglob("*")) if not file.is_dir()]
+    refuse_outside(src, *files)
     for file in files:
         _refuse_unreadable(file, "the model")
         target = dst / file.relative_to(src)

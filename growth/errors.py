@@ -3,6 +3,8 @@
 import os
 from collections.abc import Sequence
 
+MOST = 2000  # characters of a part of a refusal
+
 
 class Refusal(ValueError):
     """A call that cannot be served. The command line prints the message on one line and exits with code 2."""
@@ -18,13 +20,16 @@ def first_process() -> bool:
 
 
 def refuse(what: str, expected: object, got: object, remedy: str) -> Refusal:
-    """`what: expected ..., got ...; remedy`, ready to be raised."""
+    """`what: expected ..., got ...; remedy`, ready to be raised; of what is long, the beginning."""
+    what, expected, got = (
+        f"{text[:MOST]} ..." if len(text := str(x)) > MOST else text for x in (what, expected, got)
+    )
     return Refusal(" ".join(f"{what}: expected {expected}, got {got}; {remedy}".split()))
 
 
 def refuse_odd_seed(seed: int) -> None:
     """Raises Refusal where a seed is none that every library here takes."""
-    if not 0 <= seed < 2**32:
+    if type(seed) is not int or not 0 <= seed < 2**32:
         raise refuse("seed", "0 to 4294967295", seed, "choose one of these")
 
 

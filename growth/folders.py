@@ -28,6 +28,17 @@ def named_folder(path: str | Path, what: str) -> Path:
     return Path(path)
 
 
+def refuse_outside(folder: Path, *files: Path) -> None:
+    """Raises Refusal where one of a folder's files leads out of it, so that somebody's own would be read and
+    copied; the Hub's cache is left as it is, whose snapshots link to files beside them."""
+    inside = real = Path(os.path.realpath(folder))
+    if real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--"):
+        inside = real.parent.parent
+    for file in files:
+        if not (leads := Path(os.path.realpath(file))).is_relative_to(inside):
+            raise refuse(str(file), "a file in its folder", f"a link to {leads}", "copy that file there")
+
+
 def refuse_odd_output(dst: str | Path | None, dry_run: bool) -> None:
     """A result has a place, and one that is free; a dry run needs none."""
     if dry_run:

@@ -1,7 +1,6 @@
 """A checkpoint in memory: its model, with every tensor of it, and its own tokenizer."""
 
-import contextlib
-from collections.abc import Iterator
+import math
 from pathlib import Path
 
 import torch
@@ -12,14 +11,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from growth.checkpoint import Checkpoint
 from growth.companions import refuse_odd_generation, tokenizer_files
-from growth.errors import reason, refuse
+from growth.configuration import quiet
+from growth.errors import Refusal, reason, refuse
 from growth.families import model_of
 from growth.families.table import Model
 from growth.hub import resolve
+
+SLACK = 2**26  # entries of buffers, such as masks of all positions
 
 
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -34,18 +35,21 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     )
     refuse_odd_generation(checkpoint.path)
     auto = seen.auto if seen else AutoModelForCausalLM
+    _refuse_larger(checkpoint, seen)
     try:
         with quiet():
             model, info = auto.from_pretrained(
                 checkpoint.path,
+                config=checkpoint.config,
                 dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below
                 trust_remote_code=False,
+                use_safetensors=True,
                 **(_without(seen) if seen else {}),
             )
-    except ValueError as error:  # a kind of model that has no language model, above all
-        raise refuse(str(folder), "a language model", reason(error), "name another checkpoint") from error
+    except Exception as error:  # of odd settings, whatever the layer that meets them raises
+        raise _no_model(folder, error) from error
     if seen:
         info["unexpected_keys"] = {name for name in info["unexpected_keys"] if seen.named(name)}
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -57,6 +61,25 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     if seen and seen.family.fused and not _grouped(seen, dtype):
         model.set_experts_implementation("eager")
     return model
+
+
+def _refuse_larger(checkpoint: Checkpoint, seen: Model | None) -> None:
+    """Raises Refusal where a model has more parameters than its file holds entries, by which it is bounded
+    before it takes memory. Twice as many are let through, for what is missing has a refusal of its own."""
+    entries = sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names)
+    try:
+        with torch.device("meta"), quiet():
+            network = on_meta(seen) if seen else AutoModelForCausalLM.from_config(checkpoint.config)
+    except Exception as error:
+        raise _no_model(checkpoint.path, error) from error
+    held = sum(x.numel() for x in (*network.parameters(), *network.buffers()))
+    if held > 2 * entries + SLACK:
+        expected, got = f"about the {entries:,} parameters of its tensors", f"{held:,} by config.json"
+        raise refuse(str(checkpoint.path), expected, got, "check that it belongs to these weights")
+
+
+def _no_model(folder: str | Path, error: Exception) -> Refusal:
+    return refuse(str(folder), "a language model", reason(error), "name another checkpoint")
 
 
 def _grouped(model: Model, dtype: torch.dtype) -> bool:
@@ -93,21 +116,13 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             str(folder), "a tokenizer beside the model", "none", "save it there with save_pretrained"
         )
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        with quiet():
+            found = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # damaged files raise whatever the parser that meets them does
         remedy = "save it again"
         raise refuse(str(folder), "a tokenizer that transformers can load", reason(error), remedy) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No log lines and no bars of transformers inside; the caller's settings after."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    templates = found.chat_template if isinstance(found.chat_template, dict) else {}
+    if odd := [name for name in templates if Path(f"{name}.jinja").name != f"{name}.jinja"]:
+        got, remedy = reason(ValueError(repr(odd[0]))), "give it another name"  # that of a file, once saved
+        raise refuse(f"{folder}: chat_template", "names of files", got, remedy)
+    return found

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import PreTrainedConfig
 
 from growth.architecture import Attention
-from growth.checkpoint import LARGEST
+from growth.configuration import LARGEST
 from growth.errors import reason, refuse
 from growth.families.table import Model
 from growth.maps import groups, may_keep

@@ -14,7 +14,10 @@ def option(default: Any, help: str, kind: type | None = None, usual: str | None 
 
 
 def refuse_below(name: str, got: float | None, least: float) -> None:
-    """Raises Refusal where a number is too small, or not finite."""
+    """Raises Refusal where a number is too small, not finite, or none; not whole where `least` is."""
+    whole = isinstance(least, int)
+    if got is not None and (isinstance(got, bool) or not isinstance(got, int if whole else int | float)):
+        raise refuse(name, "a whole number" if whole else "a number", repr(got), "choose one")
     if got is not None and not least <= got < math.inf:
         finite = ", and finite" if isinstance(least, float) else ""
         raise refuse(name, f"at least {least}{finite}", got, "choose a larger number")

@@ -22,8 +22,8 @@ import torch
 import transformers
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError, safe_open
-from torch.distributed.checkpoint import FileSystemReader
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import safe_globals
 
 from growth.checkpoint import Checkpoint
 from growth.errors import Alone, Refusal, reason, refuse
@@ -31,11 +31,13 @@ from growth.folders import publish
 from growth.jsonfile import read_object
 from growth.training.division import Division
 from growth.training.finite import NotFinite
+from growth.training.pieces import METADATA, Pieces
 from growth.training.processes import agree, refuse_lost
 
 SUFFIX = ".unfinished"  # the folder of a run is that of its result and this
 MODEL = "model"
 STATE = "trainer_state.json"  # the Trainer writes it last
+LOADED = r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth"  # archives whose tensors the Trainer takes
 KEPT = 2  # checkpoints; a third is written before the first is removed
 FLOAT = 4  # bytes
 NAMES = (
@@ -164,8 +166,9 @@ def damage(checkpoint: Path) -> str:
     """Why the Trainer could not go on from this folder; "" where it is whole.
 
     All that it needs must be there, and every file is read by its kind: JSON parses, a safetensors file is as
-    long as its header says, torch's archives have the checksums that they say (5 GB/s), the pieces of a
-    sharded state (FSDP) are as long as their .metadata says. Weights in safetensors have no checksum.
+    long as its header says, torch's archives have the checksums that they say (5 GB/s) and hold tensors and
+    plain values alone, the pieces of a sharded state (FSDP) are as long as their .metadata says. Weights in
+    safetensors have no checksum.
     """
     numbers = [""] if (processes := _written_by(checkpoint)) == 1 else [f"_{i}" for i in range(processes)]
     needed = [[STATE], ["scheduler.pt"], *([f"rng_state{number}.pth"] for number in numbers)]
@@ -199,17 +202,22 @@ def _flaw(file: Path) -> str:
                 pass
         elif file.suffix in (".pt", ".pth", ".bin"):
             with zipfile.ZipFile(file) as archive:
-                return "does not match its checksums" if archive.testzip() else ""
+                if archive.testzip():
+                    return "does not match its checksums"
+            if re.fullmatch(LOADED, file.name):
+                with safe_globals():
+                    torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         elif file.name == STATE:
             read_object(file, "global_step", "stateful_callbacks")
+            TrainerState.load_from_json(str(file))
         elif file.name == "model.safetensors.index.json":
             shards = set(read_object(file, "weight_map")["weight_map"].values())
             lost = sorted(shard for shard in shards if not (file.parent / shard).exists())
             return f"names {lost[0]}, which is missing" if lost else ""
         elif file.suffix == ".json":
             read_object(file)
-        elif file.name == ".metadata":
-            pieces = FileSystemReader(file.parent).read_metadata().storage_data.values()
+        elif file.name == METADATA:
+            pieces = Pieces(file.parent).read_metadata().storage_data.values()
             for piece in pieces:
                 end, part = piece.offset + piece.length, file.parent / piece.relative_path
                 if not part.exists() or part.stat().st_size < end:

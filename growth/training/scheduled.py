@@ -123,7 +123,8 @@ class ScheduledTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         load_moments(Path(checkpoint), self.model, self.optimizer)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt"))
+        rates = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
+        self.lr_scheduler.load_state_dict(rates)
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr()):
             group["lr"] = rate
 

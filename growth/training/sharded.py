@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from growth.errors import refuse
+from growth.training.pieces import Pieces
 
 WEIGHTS, MOMENTS = "pytorch_model_fsdp_0", "optimizer_0"
 ASKED, EMPTY = "ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"  # how accelerate launch tells
@@ -131,11 +131,11 @@ def _as(like: Tensor, whole: Tensor) -> Tensor:
 
 
 def _names(folder: Path) -> set[str]:
-    return set(FileSystemReader(folder).read_metadata().state_dict_metadata)
+    return set(Pieces(folder).read_metadata().state_dict_metadata)
 
 
 def _load(tensors: dict[str, Tensor], folder: Path) -> None:
     alone = not distributed.is_initialized()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is ")  # said of `alone`
-        dcp.load(tensors, checkpoint_id=folder, no_dist=alone)
+        dcp.load(tensors, storage_reader=Pieces(folder), no_dist=alone)
