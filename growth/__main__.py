@@ -7,8 +7,10 @@ from typing import Any
 import typer
 
 from growth.cli.app import app
-from growth.errors import Alone, Refusal, first_process
+from growth.errors import Alone, Refusal, first_process, reason, refuse
+from growth.folders import of_disk
 
+REMEDY = "make room, or look at the disk and at its permissions"
 INTERRUPTED = 128 + signal.SIGINT
 UsageError = typer.BadParameter.__base__  # typer has click's exceptions, of its own or click's, and names few
 
@@ -29,6 +31,13 @@ def main() -> None:
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except Exception as error:
+        if not of_disk(error):
+            raise
+        what = getattr(error, "filename", None) or "a file"  # where no verb knows what it was for
+        refusal = refuse(what, "one that can be read and written", reason(error), REMEDY)
+        print(f"growth: {refusal}", file=sys.stderr)
+        code = 2
     if code == INTERRUPTED and first_process():  # some typers return it by themselves
         print("growth: interrupted", file=sys.stderr)
     sys.exit(code)
