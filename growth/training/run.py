@@ -303,11 +303,12 @@ def _resumed(
     for name, version in VERSIONS.items():
         if before.get(name) != version:
             print(f"{run}: began with {name} {before.get(name)}, goes on with {version}", file=sys.stderr)
-    for checkpoint in _checkpoints(run):
+    checkpoints = _checkpoints(run)
+    for checkpoint in checkpoints:
         if not (why := damage(checkpoint)):
             return str(checkpoint), division
         print(f"{checkpoint}: passed over, {why}", file=sys.stderr)
-    if not newest(run) and not _trained(run):
+    if len(checkpoints) < 2 and not newest(run) and not _trained(run):  # killed while it wrote the first
         print(f"{run}: no checkpoint was saved before, begins at step 0", file=sys.stderr)
         return None, division
     raise refuse("resume", f"a whole checkpoint in {run}", "none", _trained(run) or again)
