@@ -24,6 +24,11 @@ demo: setup
 test: lint
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
+# Runs of every verb are killed, and meet disks that fail, at so many calls: about 2 s of a processor each.
+kill: KILLS ?= 200
+kill: setup
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests/growth/test_bad_day.py --kills=$(KILLS)
+
 bench: .venv/bench
 	$(BIN)/python -m pytest -q benchmarks/bench_cpu.py
 

@@ -4,8 +4,9 @@ import signal
 import sys
 from typing import Any
 
-from growth.errors import Alone, Refusal, explained, first_process, reason
+from growth.errors import Alone, Refusal, explained, first_process, reason, refuse
 
+REMEDY = "make room, or look at the disk and at its permissions"
 INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -26,6 +27,15 @@ def main() -> None:
         code = 2
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except Exception as error:
+        from growth.folders import of_disk  # and safetensors, which is there by now
+
+        if not of_disk(error):
+            raise
+        what = getattr(error, "filename", None) or "a file"  # where no verb knows what it was for
+        refusal = refuse(what, "one that can be read and written", reason(error), REMEDY)
+        print(f"growth: {refusal}", file=sys.stderr)
+        code = 2
     if code == INTERRUPTED and first_process():  # some typers return it by themselves
         print("growth: interrupted", file=sys.stderr)
     sys.exit(code)

@@ -96,6 +96,9 @@ class Checkpoint:
             with safe_open(file, "pt") as tensors:
                 return tensors.get_tensor(name) if rows is None else tensors.get_slice(name)[rows]
         except (SafetensorError, OSError) as error:
+            if _stamp(file) == self._found[file]:
+                remedy = "look at the disk that it is on"
+                raise refuse(str(file), "a file that can be read", reason(error), remedy) from error
             raise self._changed(file) from error
 
     def blocks(self, name: str) -> Iterator[Tensor]:

@@ -3,8 +3,8 @@
 import contextlib
 import itertools
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,14 +86,63 @@ def refuse_too_large(dst: str | Path, size: int) -> None:
 
 def _above(dst: Path) -> Path:
     """The nearest folder above that is there already."""
-    return next(folder for folder in dst.absolute().parents if folder.exists())
+    # Not Path.exists, which raises where a folder may not be entered.
+    return next(folder for folder in dst.absolute().parents if os.path.exists(folder))
+
+
+def of_disk(error: BaseException) -> bool:
+    """Is it what a disk that is full or fails makes of a write?
+
+    torch's archives and the libraries in Rust know no OSError; these name a file of theirs, the others the
+    system's number.
+    """
+    told = ("inline_container", "(os error ")
+    known = isinstance(error, OSError | SafetensorError) or any(text in str(error) for text in told)
+    return known and not isinstance(error, Refusal)
+
+
+@contextlib.contextmanager
+def hidden_in(place: Path) -> Iterator[Path]:
+    """A new folder in `place`, its owner's alone, gone after the block. A process that is killed leaves it; a
+    result that cannot be moved out of it stays in it."""
+    folder = place / f".growth-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(0o700)
+        yield folder
+    except Taken:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def beside(dst: str | Path) -> Iterator[Path]:
-    """A temporary folder on the disk of `dst`, gone after the block."""
-    with tempfile.TemporaryDirectory(prefix=".growth-", dir=_above(Path(dst))) as folder:
-        yield Path(folder)
+    """A temporary folder on the disk of `dst`, gone after the block. Raises Refusal where the disk fails."""
+    try:
+        with hidden_in(_above(Path(dst))) as folder:
+            yield folder
+    except Exception as error:
+        if of_disk(error):
+            raise _unwritten(dst, error) from error
+        raise
+
+
+@contextlib.contextmanager
+def folders_above(dst: Path) -> Iterator[None]:
+    """Makes the folders that `dst` is to be in; where the block fails, none of them is left empty."""
+    new = [above for above in dst.absolute().parents if not os.path.exists(above)]  # the deepest first
+    try:
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for above in new:
+            with contextlib.suppress(OSError):
+                above.rmdir()
+        raise
 
 
 def publish(folder: Path, dst: Path) -> None:
@@ -101,9 +150,9 @@ def publish(folder: Path, dst: Path) -> None:
 
     Raises Taken then, which names the place. Nothing finished is deleted, nothing is overwritten.
     """
-    for file in folder.rglob("*"):  # safetensors writes for the owner alone, whatever the umask
-        if file.is_file():
-            with contextlib.suppress(OSError):  # some mounts have no permissions to change
+    with contextlib.suppress(OSError):  # some mounts have no permissions to change
+        for file in folder.rglob("*"):  # safetensors writes for the owner alone, whatever the umask
+            if file.is_file():
                 file.chmod(folder.stat().st_mode & 0o666)
     names = itertools.chain([dst], (dst.with_name(f"{dst.name}-{i}") for i in range(2, 100)))
     place, why = folder, "cannot be made"
@@ -128,26 +177,18 @@ def staged(dst: str | Path) -> Iterator[Path]:
     """
     dst = Path(dst)
     refuse_existing(dst)
-    new = [above for above in dst.absolute().parents if not above.exists()]  # the deepest first
-    hidden = None
     try:
-        dst.parent.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=".growth-", dir=dst.parent))  # its owner's, whatever the umask
-        folder = hidden / "whole"
-        folder.mkdir()
-        yield folder
-    except BaseException as error:
-        if hidden:
-            shutil.rmtree(hidden, ignore_errors=True)
-        for above in new:
-            with contextlib.suppress(OSError):
-                above.rmdir()
-        if isinstance(error, OSError | SafetensorError):
-            why = getattr(error, "strerror", None) or reason(error)
-            raise refuse(str(dst), "a folder to write", why, "make room, or name another") from error
+        with folders_above(dst), hidden_in(dst.parent) as hidden:
+            folder = hidden / "whole"  # of its own, whose mode follows the umask
+            folder.mkdir()
+            yield folder
+            publish(folder, dst)
+    except Exception as error:
+        if of_disk(error):
+            raise _unwritten(dst, error) from error
         raise
-    try:
-        publish(folder, dst)
-    finally:
-        with contextlib.suppress(OSError):
-            hidden.rmdir()  # empty, unless the result had to stay in it
+
+
+def _unwritten(dst: str | Path, error: Exception) -> Refusal:
+    why = getattr(error, "strerror", None) or reason(error)
+    return refuse(str(dst), "a folder to write", why, "make room, or name another")

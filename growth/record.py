@@ -76,7 +76,9 @@ def enter_recipe(folder: Path, recipe: dict) -> None:
     """Record the recipe that made the checkpoint in `folder`: in growth.json, or where training alone made it
     in training.json."""
     path = folder / (RECORD if (folder / RECORD).exists() else TRAINING)
-    path.write_text(json.dumps(read_object(path) | {"recipe": recipe}, indent=1))
+    new = path.with_name(f".{path.name}")  # a process that is killed leaves the old one or the new
+    new.write_text(json.dumps(read_object(path) | {"recipe": recipe}, indent=1))
+    os.replace(new, path)
 
 
 def read_record(folder: Path) -> dict:

@@ -11,6 +11,7 @@ with the old ones: with v = 0 its first update would be (1 - b1) / sqrt(1 - b2) 
 memory has them all. A whole new tensor, as of an added layer, has no state: Adam begins it at step 0.
 """
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -177,5 +178,8 @@ def _placed(x: Tensor, file: Path | None) -> Tensor:
     """The same numbers, mapped to a file that the system may write out."""
     if file is None or not x.dim():
         return x.contiguous()
+    if hasattr(os, "posix_fallocate"):  # else a disk that is full kills the process as it writes (SIGBUS)
+        with file.open("wb") as room:
+            os.posix_fallocate(room.fileno(), 0, x.nbytes)
     mapped = torch.from_file(str(file), shared=True, size=x.numel(), dtype=x.dtype)
     return mapped.view(x.shape).copy_(x)

@@ -1,11 +1,13 @@
 """A recipe is run: each step in a folder of its own beside the output, which the last becomes.
 
     DST.recipe/recipe.json      what was begun, and of which weights
+    DST.recipe/lock             of the process that works in it (growth.locks)
     DST.recipe/N/               what step N made; the newest two stay
 
 Where a step fails, what took training stays, and the same call goes on after it.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,6 +23,7 @@ from growth.checkpoint import Checkpoint
 from growth.errors import Refusal, refuse
 from growth.folders import named_folder, publish, refuse_odd_output
 from growth.jsonfile import read_object
+from growth.locks import alone_in, appear
 from growth.recipes.commands import MAKING, Commands, Places
 from growth.recipes.planned import refuse_odd_steps
 from growth.recipes.recipe import Recipe, Step, read_recipe
@@ -71,7 +74,11 @@ class _Run:
         self.folder = dst.with_name(dst.name + SUFFIX)
 
     def run(self, as_json: bool) -> list[Any]:
-        done, reports = self._begun(), []
+        with contextlib.ExitStack() as held:
+            return self._run(self._begun(held), as_json)
+
+    def _run(self, done: int, as_json: bool) -> list[Any]:
+        reports = []
         last = max(i for i, step in enumerate(self.recipe.steps, 1) if step.verb in MAKING)
         try:
             for number, step in enumerate(self.recipe.steps, 1):
@@ -114,19 +121,15 @@ class _Run:
         earlier = [i for i, step in enumerate(self.recipe.steps[: number - 1], 1) if step.verb in MAKING]
         return str(self._at(earlier[-1])) if earlier else self.recipe.source
 
-    def _begun(self) -> int:
-        """The last step that was done by a call like this one, 0 where there is none."""
+    def _begun(self, held: contextlib.ExitStack) -> int:
+        """The last step that was done by a call like this one, 0 where there is none; the folder of the steps
+        is this process's alone until `held` is closed."""
         now = self.recipe.json() | {"output": self.dst.absolute().name}
         now["weights"] = Checkpoint(self.recipe.source).fingerprint()
         if not os.path.lexists(self.folder):
-            try:
-                self.folder.mkdir(parents=True)
-                (self.folder / BEGUN).write_text(json.dumps(now, indent=1))
-            except OSError as error:
-                raise refuse(
-                    str(self.folder), "a folder that can be made", error.strerror, "name another"
-                ) from error
+            appear(self.folder, {BEGUN: json.dumps(now, indent=1)}, held)
             return 0
+        held.enter_context(alone_in(self.folder))
         before = read_object(self.folder / BEGUN) if (self.folder / BEGUN).exists() else {}
         if before != now:
             remedy = f"go on with that one, name another output, or remove {self.folder}"

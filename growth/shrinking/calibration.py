@@ -11,8 +11,8 @@ one. The folder of the cache is keyed by the fingerprints of the source and of t
 
 import hashlib
 import json
+import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from growth.architecture import Experts, Linear, Tied
-from growth.errors import refuse
-from growth.folders import refuse_too_large
+from growth.errors import reason, refuse
+from growth.folders import hidden_in, of_disk, refuse_too_large
 from growth.jsonfile import read_object
 from growth.loading import load_tokenizer
 from growth.plan import Source
@@ -133,19 +133,23 @@ def calibrated(
         refuse_too_large(folder, sum(8 * bonds.model.wires[site.wire].size ** 2 for site in bonds.sites))
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".growth-", dir=home) as scratch:
-            hidden = Path(scratch) / "whole"
-            hidden.mkdir()
-            _Watch(source, bonds, hidden if moments else None).write(hidden, windows)
-            shutil.rmtree(folder, ignore_errors=True)  # what could not be read
-            hidden.rename(folder)
-    except OSError as error:
-        raise refuse(str(home), "a folder for the cache", error.strerror, "name another") from error
+        with hidden_in(home) as scratch:
+            whole = scratch / "whole"
+            whole.mkdir()
+            _Watch(source, bonds, whole if moments else None).write(whole, windows)
+            if not _read(folder):  # else another process was faster, and may be reading it
+                shutil.rmtree(folder, ignore_errors=True)  # what could not be read
+                whole.rename(folder)
+    except Exception as error:
+        if not of_disk(error):
+            raise
+        why = getattr(error, "strerror", None) or reason(error)
+        raise refuse(str(home), "a folder for the cache", why, "make room, or name another") from error
     return Calibration(*_parts(folder), cached=False)
 
 
 def _read(folder: Path) -> Calibration | None:
-    if not (folder / TOLD).is_file():
+    if not os.path.isfile(folder / TOLD):  # false, too, where the folder may not be entered
         return None
     with suppress(SafetensorError, OSError, ValueError):  # damaged: it is made again
         found = Calibration(*_parts(folder), cached=True)

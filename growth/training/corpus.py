@@ -66,8 +66,8 @@ def read_corpus(
         return _written(encoded(documents(paths, what, field), tokenizer), kind, cache, key)
     except OSError as error:
         _forget(cache)
-        where = tempfile.gettempdir() if cache is None else cache
-        raise refuse(str(where), "room for the tokens", error.strerror, "make room") from error
+        where = "the folder for temporary files" if cache is None else str(cache)
+        raise refuse(where, "room for the tokens", error.strerror, "make room") from error
     except BaseException:
         _forget(cache)
         raise

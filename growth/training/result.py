@@ -60,6 +60,8 @@ class TrainReport:
 def write_companions(folder: Path, source: Path, work: Task, record: dict) -> None:
     """What lies beside the weights; written before the first step, it cannot fail after the last."""
     folder.mkdir(exist_ok=True)
+    for half in folder.glob(".tmp*"):  # what safetensors leaves where it is killed
+        half.unlink()
     if work.tokenizer:
         work.tokenizer.save_pretrained(folder)
     for file in (source / name for name in BESIDE):

@@ -1,5 +1,6 @@
 """The folder of a run: what it goes on from, and what must not be lost.
 
+    lock               of the process that works in it (growth.locks)
     settings.json      what was asked for; a run goes on under the same
     checkpoint-N/      the Trainer's, of the newest two steps that were saved
     model/             the result, until it takes its place
@@ -27,8 +28,9 @@ from transformers.trainer_pt_utils import safe_globals
 
 from growth.checkpoint import Checkpoint
 from growth.errors import Alone, Refusal, reason, refuse
-from growth.folders import publish
+from growth.folders import of_disk, publish
 from growth.jsonfile import read_object
+from growth.locks import alone_in, appear, refuse_busy
 from growth.training.division import Division
 from growth.training.finite import NotFinite
 from growth.training.pieces import METADATA, Pieces
@@ -62,13 +64,52 @@ def unfinished(
     division of a step (`Division`) under which it stays the same step.
     """
     run, first = Path(args.output_dir), args.process_index == 0
-    new = [folder for folder in (run, *run.absolute().parents) if not os.path.lexists(folder)]
+    above = [folder for folder in run.absolute().parents if not os.path.lexists(folder)]
+    with contextlib.ExitStack() as held:
+        last = _entered(run, args, settings, model, resume, held)
+        try:
+            refuse_unseen(run)
+            yield last
+        except BaseException as error:
+            told = _stopped(error, run, above) if first else _stopped_alone(error, run, args.process_index)
+            if told:
+                raise told from error
+            raise
+        if first:
+            try:
+                publish(run / MODEL, out)
+            finally:
+                if not (run / MODEL).exists():
+                    shutil.rmtree(run, ignore_errors=True)
+
+
+def refuse_other_start(run: Path, resume: bool, moments: str | None) -> None:
+    """Raises Refusal where a run was begun and is not to go on, or is to and was not; it needs no data."""
+    if os.path.lexists(run):
+        refuse_busy(run)
+        if not resume:
+            remedy = f"{found}, or remove it" if (found := left(run)) else "pass --resume, or remove it"
+            raise refuse(str(run), "no interrupted run", "one", remedy)
+    elif resume and not moments:
+        expected = f"an interrupted run in {run}, or an optimizer's state beside the model"
+        raise refuse("resume", expected, "none", "leave --resume out")
+
+
+def _entered(
+    run: Path,
+    args: TrainingArguments,
+    settings: dict,
+    model: Checkpoint,
+    resume: bool,
+    held: contextlib.ExitStack,
+) -> str | None:
+    """The checkpoint to go on from, in a folder that is this run's alone until `held` is closed."""
     agree()
     found: tuple[str | None, Division] | Refusal | None = None
-    if first:
+    if args.process_index == 0:
         try:
             goes_on = resume and (os.path.lexists(run) or not settings["moments"])
-            found = _resumed(run, args, settings, model) if goes_on else _begun(run, settings, model, new)
+            found = (_resumed if goes_on else _begun)(run, args, settings, model, held)
         except Refusal as refusal:
             found = refusal
     found = broadcast_object_list([found])[0]  # the others wait for it
@@ -76,33 +117,29 @@ def unfinished(
         raise found
     last, division = found
     division.enter(args, settings)
-    try:
-        refuse_unseen(run)
-        yield last
-    except BaseException as error:
-        if not first:
-            if isinstance(error, OSError | SafetensorError):
-                got = f"{reason(error)}, on process {args.process_index}"
-                remedy = "make room, and pass --resume"
-                raise Alone(refuse(str(run), "files that can be read and written", got, remedy)) from error
-            raise (refuse_lost(error, "pass --resume") or error) from None
-        if not (where := left(run)):
-            _remove(run, new)
-        if lost := refuse_lost(error, where or "start again"):
-            raise lost from error
-        # torch's archives know no OSError: a full disk is a RuntimeError that names this file of theirs.
-        if isinstance(error, OSError | SafetensorError) or "inline_container" in str(error):
-            got, remedy = reason(error), where or "make room, and start again"
-            raise refuse(str(run), "files that can be read and written", got, remedy) from error
-        if where and not isinstance(error, NotFinite):  # which names the checkpoint
-            print(f"{run}: {where}", file=sys.stderr)
-        raise
-    if first:
-        try:
-            publish(run / MODEL, out)
-        finally:
-            if not (run / MODEL).exists():
-                shutil.rmtree(run, ignore_errors=True)
+    return last
+
+
+def _stopped(error: BaseException, run: Path, above: list[Path]) -> BaseException | None:
+    """What the first process says of an error, if not the error itself. What cannot go on is removed."""
+    if not (where := left(run)):
+        _remove(run, above)
+    if lost := refuse_lost(error, where or "start again"):
+        return lost
+    if of_disk(error):
+        got, remedy = reason(error), where or "make room, and start again"
+        return refuse(str(run), "files that can be read and written", got, remedy)
+    if where and not isinstance(error, NotFinite):  # which names the checkpoint
+        print(f"{run}: {where}", file=sys.stderr)
+    return None
+
+
+def _stopped_alone(error: BaseException, run: Path, index: int) -> BaseException | None:
+    """What another process says."""
+    if of_disk(error):
+        got, remedy = f"{reason(error)}, on process {index}", "make room, and pass --resume"
+        return Alone(refuse(str(run), "files that can be read and written", got, remedy))
+    return refuse_lost(error, "pass --resume")
 
 
 def refuse_unseen(run: Path) -> None:
@@ -134,11 +171,12 @@ def _trained(run: Path) -> str:
     return f"the trained model is in {run / MODEL}, move it where you want it"
 
 
-def _remove(run: Path, new: list[Path]) -> None:
-    """A run's folder and those above it, as far as they were made for it."""
-    for folder in new:
+def _remove(run: Path, above: list[Path]) -> None:
+    """A run's folder and those above it that were made for it."""
+    shutil.rmtree(run, ignore_errors=True)
+    for folder in above:
         with contextlib.suppress(OSError):
-            shutil.rmtree(folder) if folder == run else folder.rmdir()
+            folder.rmdir()
 
 
 def refuse_full(run: Path, parameters: int, trained: int, saves: int, kept: bool = False) -> None:
@@ -241,27 +279,24 @@ def _checkpoints(run: Path) -> list[Path]:
     return sorted(step, key=step.get, reverse=True)
 
 
-def _begun(run: Path, settings: dict, model: Checkpoint, new: list[Path]) -> tuple[None, Division]:
-    if os.path.lexists(run):
-        remedy = f"{found}, or remove it" if (found := left(run)) else "remove it"
-        raise refuse(str(run), "no interrupted run", "one", remedy)
-    record = json.dumps(settings | {"weights": model.fingerprint()} | VERSIONS, indent=1)
-    try:
-        run.mkdir(parents=True)
-        (run / "settings.json").write_text(record)
-    except OSError as error:
-        _remove(run, new)
-        raise refuse(str(run), "a folder that can be made", error.strerror, "name another") from error
+def _begun(
+    run: Path, args: TrainingArguments, settings: dict, model: Checkpoint, held: contextlib.ExitStack
+) -> tuple[None, Division]:
+    """A new folder, with the settings in it."""
+    refuse_other_start(run, False, None)
+    told = settings | {"weights": model.fingerprint()} | VERSIONS
+    appear(run, {"settings.json": json.dumps(told, indent=1)}, held)
     return None, Division.of(settings)
 
 
-def _resumed(run: Path, args: TrainingArguments, settings: dict, model: Checkpoint) -> tuple[str, Division]:
-    """The newest whole checkpoint in the folder of a run that was the same as this one, and how steps are
-    shared out now."""
+def _resumed(
+    run: Path, args: TrainingArguments, settings: dict, model: Checkpoint, held: contextlib.ExitStack
+) -> tuple[str | None, Division]:
+    """The newest whole checkpoint in the folder of a run that was the same as this one, None where it was
+    killed before it had one; and how steps are shared out now."""
     record, again = run / "settings.json", f"remove {run} and start again"
-    if not run.is_dir():
-        expected = f"an interrupted run in {run}, or an optimizer's state beside the model"
-        raise refuse("resume", expected, "none", "leave --resume out")
+    refuse_other_start(run, True, None)
+    held.enter_context(alone_in(run))
     try:
         before = read_object(record)
     except Refusal as refusal:
@@ -276,10 +311,14 @@ def _resumed(run: Path, args: TrainingArguments, settings: dict, model: Checkpoi
     for name, version in VERSIONS.items():
         if before.get(name) != version:
             print(f"{run}: began with {name} {before.get(name)}, goes on with {version}", file=sys.stderr)
-    for checkpoint in _checkpoints(run):
+    checkpoints = _checkpoints(run)
+    for checkpoint in checkpoints:
         if not (why := damage(checkpoint)):
             return str(checkpoint), division
         print(f"{checkpoint}: passed over, {why}", file=sys.stderr)
+    if len(checkpoints) < 2 and not newest(run) and not _trained(run):  # killed while it wrote the first
+        print(f"{run}: no checkpoint was saved before, begins at step 0", file=sys.stderr)
+        return None, division
     raise refuse("resume", f"a whole checkpoint in {run}", "none", _trained(run) or again)
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from growth.checkpoint import Checkpoint
-from growth.errors import reason, refuse
+from growth.errors import first_process, reason, refuse
 from growth.folders import refuse_existing
 from growth.loading import quiet
 from growth.optimizing.shares import recorded_shares
@@ -25,7 +25,7 @@ from growth.training.processes import together
 from growth.training.progress import RunProgress
 from growth.training.rates import copied
 from growth.training.result import TrainReport
-from growth.training.run import KEPT, SUFFIX, unfinished
+from growth.training.run import KEPT, SUFFIX, refuse_other_start, unfinished
 from growth.training.schedule import constant, cosine, lemon
 from growth.training.session import Session
 from growth.training.sharded import shards
@@ -117,8 +117,9 @@ def train(
     callbacks          of the Trainer, such as those of training.callbacks; what these leave out of a step is
                        not among the FLOPs. A resumed run is given them anew, with the same settings
     resume             go on from the newest whole checkpoint of an interrupted run, in `out`.unfinished, of
-                       the same settings, data and model; where there is none, begin with the optimizer's
-                       state beside `model`, at step 0 of a new schedule
+                       the same settings, data and model, from step 0 where it was killed before it had one;
+                       where there is no such run, begin with the optimizer's state beside `model`, at step 0
+                       of a new schedule
 
     AdamW (0.9, 0.95), gradient norm clipped at 1, float32 weights; `bf16` and `fp16` compute in 16 bits. A
     masked model's batches are masked anew (training.data.collator), a resumed run's as if it had not stopped;
@@ -133,7 +134,10 @@ def train(
     checkpoint = Checkpoint(model)
     closed = closed_of(checkpoint.record())
     eval_every = math.ceil(steps / 8) if eval_every is None else eval_every
-    moments = moments_of(Path(str(out) + SUFFIX), checkpoint, resume)
+    run = Path(str(out) + SUFFIX)
+    moments = moments_of(run, checkpoint, resume)
+    if first_process():  # a late one could see what the first has made
+        refuse_other_start(run, resume, moments)
     asked = {
         "steps": steps,
         "batch_size": batch_size,
@@ -177,7 +181,7 @@ def train(
     frozen = transferred(checkpoint.path) if freeze else []
     slow = [] if copied_rate is None else copied(checkpoint.path)
     scaled = recorded_shares(checkpoint.path) if scaled_rates else {}
-    args = _arguments(str(out) + SUFFIX, asked, fsdp, report_to)
+    args = _arguments(str(run), asked, fsdp, report_to)
     masking = OpenMasks({"closed": closed}, asked["masks"]) if asked["masks"] else None
     if masking and args.fsdp:
         raise refuse_shared()

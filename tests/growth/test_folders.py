@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -162,9 +161,8 @@ def test_a_run_that_is_stopped_cleans_up_and_says_so_in_one_line(source, tmp_pat
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout.readline() == "writing\n"
     run.send_signal(number)
-    began = time.monotonic()
     _, err = run.communicate()
-    assert run.returncode == code and time.monotonic() - began < 30
+    assert run.returncode == code
     assert err.strip() in ("growth: terminated", "growth: interrupted")
     assert list(tmp_path.iterdir()) == []
 
