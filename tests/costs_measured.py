@@ -37,9 +37,9 @@ def main(verb: str, *given: str) -> None:
     allocate_as_after_a_while()
     with quiet():
         if verb == "train":
-            small = LlamaConfig(64, 32, 64, 1, 2, max_position_embeddings=T)
-            steps(small, given[1] == "True")
             config = LlamaConfig.from_pretrained(given[0])
+            sizes = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 64}
+            steps(LlamaConfig(**config.to_dict() | sizes | {"head_dim": 2}), given[1] == "True")
             print(attempt(lambda: steps(config, given[1] == "True")).mb)
         else:
             src, warm, dst, width = given

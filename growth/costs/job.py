@@ -27,8 +27,7 @@ class Job:
 
 def job_of(source: Source, plan: Plan, shard_bytes: int = SHARD_BYTES) -> Job:
     """What carrying out the plan takes; what learns, or is fitted to data, is not counted."""
-    checkpoint = source.checkpoint
-    size = {name: math.prod(checkpoint.shape(name)) * checkpoint.dtype(name).itemsize for name in checkpoint.names}
+    size = {name: source.bytes(name) for name in source.on_disk.values()}
     used = sum(size[name] for row in plan.rows for name in row.sources)
     heads = sum(len(layout(rows)[0]) for rows in planned(plan.rows, shard_bytes).values())
     copied = sum(math.prod(row.shape) for row in plan.rows if row.origin == "copied")

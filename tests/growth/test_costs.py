@@ -35,6 +35,17 @@ STEPS = "gpt_neox tied, gpt2, llama, qwen2, qwen3_moe, gemma2, phi3, granitemoeh
 STEPS += ["lci around RWA", "lci inside WRS", "lci learned ARM"]
 
 
+def llama(vocabulary, width, neurons, layers, heads, kv_heads=None):
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=neurons,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+    )
+
+
 def seen(folder):
     checkpoint = Checkpoint(folder)
     return model_of(checkpoint.config, checkpoint.names)
@@ -66,7 +77,7 @@ def test_a_step_on_paper_is_the_step_that_the_model_takes(name, checkpointing, t
 
 
 def test_a_hundred_layers_are_run_as_one():
-    config = LlamaConfig(64, 32, 64, 100, 2)
+    config = llama(64, 32, 64, 100, 2)
     fewer, alike = of_each_kind(FAMILIES["llama"].model(config))
     assert fewer.architecture.layers == 1 and alike == [0] * 100
 
@@ -80,7 +91,7 @@ def measured(*words):
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "computed again"])
 def test_a_process_that_trains_holds_what_is_told(checkpointing, tmp_path):
-    config = LlamaConfig(4096, 384, 1024, 6, 6, num_key_value_heads=2)
+    config = llama(4096, 384, 1024, 6, 6, 2)
     config.save_pretrained(tmp_path)
     model = FAMILIES["llama"].model(config)
     step = step_of(model, costs_measured.B, costs_measured.T, checkpointing=checkpointing)
@@ -101,7 +112,7 @@ def test_growth_reads_writes_and_holds_what_is_told(tmp_path):
 
 
 def test_gpus_share_the_state_and_not_what_a_step_makes():
-    model = FAMILIES["llama"].model(LlamaConfig(1000, 64, 96, 5, 4))
+    model = FAMILIES["llama"].model(llama(1000, 64, 96, 5, 4))
     P, gpu = model.architecture.parameters, Gpu("small", 1e9, 1e12, 1e9, 1e8)
     one, two, many = (training_of(model, gpu, gpus, 1, 64) for gpus in (1, 2, 16))
     assert state(P, 2) == 6 * P and two.weights + two.moments + two.gradients == 8 * P
