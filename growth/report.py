@@ -40,7 +40,9 @@ class Report:
     def json(self) -> dict:
         """All of it, as JSON has it."""
         told = {
-            x.name: getattr(self, x.name) for x in fields(self) if x.name not in ("plan", "details", "lines", "costs")
+            x.name: getattr(self, x.name)
+            for x in fields(self)
+            if x.name not in ("plan", "details", "lines", "costs")
         }
         told |= {"source": str(self.source), "target": None if self.target is None else str(self.target)}
         told |= {"costs": self.costs.json()} if self.costs else {}

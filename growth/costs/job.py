@@ -31,6 +31,4 @@ def job_of(source: Source, plan: Plan, shard_bytes: int = SHARD_BYTES) -> Job:
     used = sum(size[name] for row in plan.rows for name in row.sources)
     heads = sum(len(layout(rows)[0]) for rows in planned(plan.rows, shard_bytes).values())
     copied = sum(math.prod(row.shape) for row in plan.rows if row.origin == "copied")
-    return Job(
-        sum(size.values()) + used, plan.bytes + heads, plan.memory, copied, plan.parameters - copied
-    )
+    return Job(sum(size.values()) + used, plan.bytes + heads, plan.memory, copied, plan.parameters - copied)

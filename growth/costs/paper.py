@@ -135,7 +135,9 @@ def off_meta(network: PreTrainedModel, dtype: torch.dtype) -> None:
     for module in network.modules():
         for name, x in module._parameters.items():
             if x is not None:
-                module._parameters[name] = made.setdefault(id(x), nn.Parameter(torch.empty(x.shape, dtype=dtype)))
+                module._parameters[name] = made.setdefault(
+                    id(x), nn.Parameter(torch.empty(x.shape, dtype=dtype))
+                )
         for name, x in module._buffers.items():
             if x is not None:
                 module._buffers[name] = torch.empty(x.shape, dtype=x.dtype)
@@ -152,7 +154,9 @@ def examples(model: Model, B: int, T: int) -> dict[str, Tensor]:
     return {name: torch.zeros(B, T, dtype=torch.long) for name in ("input_ids", "labels")}
 
 
-def segments_of(network: PreTrainedModel, batch: dict[str, Tensor], autocast: bool, flash: bool) -> list[Segment]:
+def segments_of(
+    network: PreTrainedModel, batch: dict[str, Tensor], autocast: bool, flash: bool
+) -> list[Segment]:
     """Stem, layers and head of a forward and a backward, under a FakeTensorMode."""
     held = [*network.parameters(), *network.buffers(), *batch.values()]
     layers = [x for stack in layers_of(network, "costs").values() for x in stack.values()]

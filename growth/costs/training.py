@@ -74,5 +74,14 @@ def training_of(model: Model, gpu: Gpu, gpus: int, B: int, T: int) -> Training:
     seconds = max(step.flops / (gpu.flops * UTILISATION), received / gpu.receives(gpus))
     shares = (x * P / gpus for x in (WEIGHT, MOMENTS, GRADIENT))
     return Training(
-        gpus, fits, checkpointing, *shares, memory - held, memory, received, step.flops, gpus * step.tokens, seconds
+        gpus,
+        fits,
+        checkpointing,
+        *shares,
+        memory - held,
+        memory,
+        received,
+        step.flops,
+        gpus * step.tokens,
+        seconds,
     )

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import costs_measured
 import large_checkpoint
@@ -29,7 +28,9 @@ from lcikernels.models import LCIConfig, LCIForCausalLM
 B, T = 2, 24
 DEEP = {
     "gpt_neox, 7 layers": lambda folder: ALL["gpt_neox"](folder, num_hidden_layers=7),
-    "lci, every mixer twice": pico(LCIForCausalLM, LCIConfig, **LCI | {"num_hidden_layers": 8}, pattern="SRMARSMA"),
+    "lci, every mixer twice": pico(
+        LCIForCausalLM, LCIConfig, **LCI | {"num_hidden_layers": 8}, pattern="SRMARSMA"
+    ),
 }
 STEPS = "gpt_neox tied, gpt2, llama, qwen2, qwen3_moe, gemma2, phi3, granitemoehybrid, bert, t5".split(", ")
 STEPS += ["lci around RWA", "lci inside WRS", "lci learned ARM"]
@@ -119,7 +120,7 @@ def test_gpus_share_the_state_and_not_what_a_step_makes():
     assert one.fits and one.communicated == 0 and many.tokens == 16 * 64
     assert two.memory > many.memory > step_of(model, 1, 64, precision="sharded").kept
     assert two.communicated < many.communicated < 6 * P
-    assert many.seconds == pytest.approx(many.communicated / 1e8)  # between machines: slower than the products
+    assert many.seconds == pytest.approx(many.communicated / 1e8)  # slower than the products
     tight = Gpu("tight", 16.5 * P, 1e12, 1e9, 1e8)
     assert training_of(model, tight, 1, 8, 64).checkpointing
     assert not training_of(model, Gpu("tiny", 12 * P, 1e12, 1e9, 1e8), 1, 8, 64).fits
