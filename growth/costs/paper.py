@@ -181,7 +181,7 @@ class Flash(TorchFunctionMode):
 
 @contextmanager
 def unpacked() -> Iterator[None]:
-    """No row holds several sequences. transformers would ask positions, and make a mask where they do not say."""
+    """No row holds several sequences: transformers would ask positions, which have no numbers."""
     looks = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:

@@ -1,4 +1,4 @@
-"""What a step of training makes, seen op by op: bytes that live, operations, and the segments they fall in."""
+"""What a step of training makes, op by op: bytes that live, operations, the segments they fall in."""
 
 import weakref
 from collections.abc import Iterable, Sequence
@@ -81,7 +81,7 @@ def _grouped(left: Tensor, right: Tensor, offs: Tensor | None = None, bias=None,
 
 
 class Cuts:
-    """Cuts what a tape sees into segments: a stem, each of these layers in the order in which they run, a head.
+    """Cuts what a tape sees into segments: a stem, each of these layers as they run, a head.
 
     Gradients are put away when their segment is over, so that what lives is the segment's own.
     """
