@@ -21,9 +21,9 @@ WEIGHT, MOMENTS, GRADIENT, GATHERED = 4, 8, 4, 2  # bytes a parameter
 
 @dataclass(frozen=True)
 class Training:
-    """On each of `gpus`. weights, moments, gradients: bytes of its share; working: the most that lives
-    besides in a step, gathered weights among it; memory: the most of all together. communicated: bytes received a
-    step. seconds: of a step of `tokens` on all GPUs, at UTILISATION, with communication behind it."""
+    """On each of `gpus`: bytes of its share of weights, moments, gradients. working: the most that lives
+    besides in a step, gathered weights among it. memory: the most of all together. communicated: bytes
+    received a step. seconds: of a step of `tokens` on all GPUs, at UTILISATION, communication behind it."""
 
     gpus: int
     fits: bool
