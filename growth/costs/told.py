@@ -43,7 +43,7 @@ class Costs:
             return
         each = self.trainings[0]
         yield (
-            f"training it: {each.flops / each.tokens:.3g} FLOP a token, windows of {each.tokens}, one each on "
+            f"training it: {each.flops / each.tokens:.3g} FLOP a token, windows of {each.tokens}, each on "
             f"a {self.gpu.name} of {gb(self.gpu.memory)} at {UTILISATION:.0%} of its peak:"
         )
         for x in self.trainings:
