@@ -55,6 +55,7 @@ def grown_row(source: Source, name: str, expands: Expand, learned: Recipes | Non
         freeze=maps.still is not None and (layer is None or layer in maps.still),
         recipe=Copy(sources[0]) if copied else (learned and learned(name)) or expands,
         block=min(math.prod(shape), expand.BLOCK) if copied or entry.by_rows else math.prod(shape),
+        held=max((source.bytes(name) for name in sources), default=0),
     )
 
 

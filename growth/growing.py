@@ -26,7 +26,7 @@ from growth.optimizing.policies import refuse_odd_policy, told_new
 from growth.optimizing.shares import shares
 from growth.plan import Plan, Recipe, Source, in_dtype
 from growth.record import named, new_record, refuse_closed
-from growth.report import Report
+from growth.report import Report, told_costs
 from growth.sizes import Sizes, changed, chosen_sizes, recorded, sizes_of
 from growth.targets import refuse_lossy, scale_eps, target_of
 from growth.writing import SHARD_BYTES, write_checkpoint
@@ -124,6 +124,7 @@ def grow(
         changed(source.model, growth.target),
         settings,
         (*growth.lines(plan, settings), *(carried.lines(dst) if carried else ())),
+        told_costs(source, growth.target, plan, dst, shard_bytes) if dry_run else None,
     )
 
 

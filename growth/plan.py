@@ -85,6 +85,10 @@ class Source:
         kinds = {self.checkpoint.dtype(name) for name in tensors}
         return str(reduce(torch.promote_types, kinds)).removeprefix("torch.")
 
+    def bytes(self, tensor: str) -> int:
+        """What a tensor takes on disk."""
+        return math.prod(self.checkpoint.shape(tensor)) * self.checkpoint.dtype(tensor).itemsize
+
     def raw(self, weight: str, layer: int | None) -> Tensor:
         """A weight in its own axis order, in the dtype it is stored in."""
         name, entry, part = self.place[weight, layer]
@@ -121,7 +125,8 @@ class Recipe(Protocol):
 class Row:
     """One target tensor on disk, where it comes from, and the recipe that makes it.
 
-    freeze asks training to hold it still at first. block: the entries that are made at a time.
+    freeze asks training to hold it still at first. block: the entries that are made at a time. held: bytes of
+    the source that are read for it at a time.
     """
 
     name: str
@@ -133,6 +138,7 @@ class Row:
     freeze: bool = False
     recipe: Recipe | None = field(default=None, compare=False, repr=False)
     block: int = field(default=0, compare=False)
+    held: int = field(default=0, compare=False)
 
     @property
     def bytes(self) -> int:
@@ -165,7 +171,7 @@ class Plan:
 
         That is a block in float32, what it is made of, its noise, what of that is seen, and its source.
         """
-        return max(4 * 4 * row.block + row.bytes for row in self.rows)
+        return max(4 * 4 * row.block + (row.held or row.bytes) for row in self.rows)
 
     def json(self) -> dict:
         return {"tensors": [row.json() for row in self.rows], "dropped": self.dropped}

@@ -43,8 +43,8 @@ def probe(
     if kind == "images":
         if text is not None:
             raise refuse("text", "none, for these models read images", text, "leave it out")
-        shape = _image(old.config)
-        _refuse_other(new, "images", shape, _image(new.config), "compare models of the same images")
+        shape = image_shape(old.config)
+        _refuse_other(new, "images", shape, image_shape(new.config), "compare models of the same images")
         return {"pixel_values": torch.randn(batch, *shape, generator=draw)}
     V = old.config.vocab_size
     _refuse_other(new, "vocabulary", V, new.config.vocab_size, "compare models of one tokenizer")
@@ -72,7 +72,7 @@ def _refuse_other(new: Checkpoint, what: str, expected: object, got: object, rem
         raise refuse(str(new.path), f"the source's {what} of {expected}", got, remedy)
 
 
-def _image(config: PreTrainedConfig) -> tuple[int, int, int]:
+def image_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
     """Channels, height, width."""
     size = config.image_size
     return (config.num_channels, *((size, size) if isinstance(size, int) else size))

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from growth.plan import Plan
+from growth.families.table import Model
+from growth.plan import Plan, Source
+
+if TYPE_CHECKING:
+    from growth.costs.told import Costs
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Report:
     operator included. target is None for a dry run. parameters: of the source and of the target. notes:
     what is lost, and what the target lacks of the source's settings. sizes: those that growing
     changed, such as hidden-size, of the source and of the target. details: what growth.json has of learning,
-    besides; lines: the same for people.
+    besides; lines: the same for people. costs: of a dry run, what making and training the target would take.
     """
 
     source: Path
@@ -31,13 +35,17 @@ class Report:
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
+    costs: "Costs | None" = None
 
     def json(self) -> dict:
         """All of it, as JSON has it."""
         told = {
-            x.name: getattr(self, x.name) for x in fields(self) if x.name not in ("plan", "details", "lines")
+            x.name: getattr(self, x.name)
+            for x in fields(self)
+            if x.name not in ("plan", "details", "lines", "costs")
         }
         told |= {"source": str(self.source), "target": None if self.target is None else str(self.target)}
+        told |= {"costs": self.costs.json()} if self.costs else {}
         return told | self.details | {"bytes": self.plan.bytes, "memory": self.plan.memory} | self.plan.json()
 
     def __str__(self) -> str:
@@ -50,3 +58,12 @@ class Report:
             f"{self.parameters[0]:,} -> {self.parameters[1]:,} parameters; tensors: {origins}; "
             f"{len(self.plan.dropped)} dropped; {promise}; {self.seconds:.1f} s"
         )
+
+
+def told_costs(
+    source: Source, target: Model, plan: Plan, dst: str | Path | None, shard_bytes: int | None = None
+) -> "Costs":
+    """What carrying out the plan, and training its target, would take."""
+    from growth.costs.told import costs_of  # torch's tensors without numbers, which dry runs alone wait for
+
+    return costs_of(source, target, plan, dst, shard_bytes)

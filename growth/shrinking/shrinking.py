@@ -14,7 +14,7 @@ from growth.methods.option import refuse_other
 from growth.methods.ordered import layer_numbers
 from growth.plan import Source, in_dtype
 from growth.record import named, refuse_closed
-from growth.report import Report
+from growth.report import Report, told_costs
 from growth.shrinking.bonds import Bonds
 from growth.shrinking.calibration import WINDOWS, Calibration, calibrated, windows_for
 from growth.shrinking.keeping import Scores, order_of
@@ -130,6 +130,7 @@ def shrink(
         tuple(smaller.lost(merges)),
         changed(source.model, target),
         {"calibration": _told(found) | {"cached": found.cached}} if found else {},
+        costs=told_costs(source, target, plan, dst, shard_bytes) if dry_run else None,
     )
 
 

@@ -25,7 +25,7 @@ from growth.errors import refuse, refuse_odd_seed
 from growth.folders import beside, refuse_odd_output, refuse_too_large
 from growth.plan import Source
 from growth.record import named, new_record, refuse_closed
-from growth.report import Report
+from growth.report import Report, told_costs
 from growth.training.data import Data
 from growth.transferring.align import Alignment
 from growth.transferring.fitted import Fitted, count_of, fitting_of
@@ -141,6 +141,7 @@ def transfer(
         notes,
         details=fitted.json,
         lines=fitted.lines,
+        costs=told_costs(source, target, plan, dst) if dry_run else None,
     )
 
 

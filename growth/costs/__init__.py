@@ -1,0 +1,1 @@
+"""What growing and training take, on paper."""

@@ -1,0 +1,71 @@
+"""What a dry run tells of costs: of the job on this machine, and of training what it makes on GPUs."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from growth.costs.job import Job, job_of
+from growth.costs.machines import H200, UTILISATION, Gpu, Machine, here
+from growth.costs.training import Training, training_of
+from growth.errors import Refusal
+from growth.families.table import Model
+from growth.plan import Plan, Source
+from growth.writing import SHARD_BYTES
+
+GPUS = (1, 8, 64)
+LENGTH = 2048  # tokens of a window, as `growth train` takes them, or the model's positions
+
+
+@dataclass(frozen=True)
+class Costs:
+    """trainings: on each number of GPUs of that kind, a window each at a time; none where nothing is learned
+    from."""
+
+    job: Job
+    machine: Machine
+    gpu: Gpu
+    trainings: tuple[Training, ...]
+
+    def json(self) -> dict[str, Any]:
+        seconds, trainings = self.job.seconds(self.machine), [x.json() for x in self.trainings]
+        found = asdict(self.job) | {"seconds": seconds, "machine": asdict(self.machine)}
+        return found | {"gpu": asdict(self.gpu), "utilisation": UTILISATION, "training": trainings}
+
+    def lines(self) -> Iterator[str]:
+        job = self.job
+        yield (
+            f"costs: reads {gb(job.reads)}, writes {gb(job.writes)}, holds {gb(job.memory)} of memory, "
+            f"about {job.seconds(self.machine):,.1f} s here"
+        )
+        if not self.trainings:
+            return
+        each = self.trainings[0]
+        yield (
+            f"training it: {each.flops / each.tokens:.3g} FLOP a token, windows of {each.tokens}, each on "
+            f"a {self.gpu.name} of {gb(self.gpu.memory)} at {UTILISATION:.0%} of its peak:"
+        )
+        for x in self.trainings:
+            again = ", layers computed again" if x.checkpointing else ""
+            found = f"{x.tokens / x.seconds:,.0f} tokens/s{again}" if x.fits else "does not fit"
+            yield f"  on {x.gpus} GPU{'s' * (x.gpus > 1)}: {gb(x.memory)} on each, {found}"
+
+
+def costs_of(
+    source: Source, target: Model, plan: Plan, dst: str | Path | None, shard_bytes: int | None = None
+) -> Costs:
+    """What carrying out the plan takes, and training the target after it."""
+    place = source.checkpoint.path if dst is None else Path(dst)
+    job, gpu, trainings = job_of(source, plan, shard_bytes or SHARD_BYTES), H200, ()
+    if target.family.probe != "images":
+        length = min(LENGTH, target.family.positions(target.config) or LENGTH)
+    else:
+        length = 1
+    with suppress(Refusal):  # it has no head that learns
+        trainings = tuple(training_of(target, gpu, number, 1, length) for number in GPUS)
+    return Costs(job, here(place), gpu, trainings)
+
+
+def gb(size: float) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"

@@ -1,0 +1,87 @@
+"""What training a model takes on one GPU, or on several that share it out (FSDP2), as `growth train` does it.
+
+    each GPU holds      (4 + 4 + 8) P / N     weights and gradients in float32, Adam's two moments
+                        2 (p + q)             a layer's weights gathered in 16 bits, and the next one's
+                        2 p                   the gradients of the layer before, on their way
+                        what a step makes     growth.costs.paper
+    and receives        2 (3 P - p of the head) (N - 1) / N a step: weights forward and backward, gradients
+
+One GPU has all of it: weights in float32 and, while a step lasts, their copies in 16 bits.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from growth.costs.machines import UTILISATION, Gpu
+from growth.costs.paper import Step, step_of
+from growth.families.table import Model
+
+WEIGHT, MOMENTS, GRADIENT, GATHERED = 4, 8, 4, 2  # bytes a parameter
+
+
+@dataclass(frozen=True)
+class Training:
+    """On each of `gpus`: bytes of its share of weights, moments, gradients. working: the most that lives
+    besides in a step, gathered weights among it. memory: the most of all together. communicated: bytes
+    received a step. seconds: of a step of `tokens` on all GPUs, at UTILISATION, communication behind it."""
+
+    gpus: int
+    fits: bool
+    checkpointing: bool
+    weights: float
+    moments: float
+    gradients: float
+    working: float
+    memory: float
+    communicated: float
+    flops: int
+    tokens: int
+    seconds: float
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def state(parameters: int, gpus: int) -> float:
+    """Bytes that each GPU holds between steps."""
+    return (WEIGHT + MOMENTS) * parameters / gpus
+
+
+def most(step: Step, parameters: int, gpus: int) -> float:
+    """The most bytes that each GPU holds. The step: in float32 or under autocast on one, of sharded weights
+    on several."""
+    if gpus == 1:
+        return state(parameters, 1) + step.most(GRADIENT)
+    sizes = [x.parameters for x in step.layers]
+
+    def gathered(layer: int | None) -> float:
+        if layer is None:
+            return GATHERED * (step.head.parameters + sizes[-1])
+        return GATHERED * (sizes[layer] + sizes[max(layer - 1, 0)] + sizes[min(layer + 1, len(sizes) - 1)])
+
+    return state(parameters, gpus) + step.most(GRADIENT / gpus, gathered)
+
+
+def training_of(model: Model, gpu: Gpu, gpus: int, B: int, T: int) -> Training:
+    """With layers computed again in the backward (--gradient-checkpointing) where it would not fit else."""
+    P, precision = model.architecture.parameters, "autocast" if gpus == 1 else "sharded"
+    for checkpointing in (False, True):
+        step = step_of(model, B, T, checkpointing=checkpointing, precision=precision)
+        if fits := (memory := most(step, P, gpus)) <= gpu.memory:
+            break
+    held = state(P, gpus) + GRADIENT * P / gpus
+    received = GATHERED * (3 * P - step.head.parameters) * (gpus - 1) / gpus
+    seconds = max(step.flops / (gpu.flops * UTILISATION), received / gpu.receives(gpus))
+    shares = (x * P / gpus for x in (WEIGHT, MOMENTS, GRADIENT))
+    return Training(
+        gpus,
+        fits,
+        checkpointing,
+        *shares,
+        memory - held,
+        memory,
+        received,
+        step.flops,
+        gpus * step.tokens,
+        seconds,
+    )

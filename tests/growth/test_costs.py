@@ -1,0 +1,157 @@
+"""What growing and training take on paper is what they take: operations, kept bytes, files, memory."""
+
+import json
+import subprocess
+import sys
+
+import costs_measured
+import large_checkpoint
+import pytest
+import torch
+from checkpoints import ALL, LCI, pico
+from transformers import LlamaConfig
+
+import growth
+from growth import __main__ as cli
+from growth.checkpoint import Checkpoint
+from growth.costs.job import job_of
+from growth.costs.machines import H200, Gpu, Machine
+from growth.costs.paper import examples, of_each_kind, step_of
+from growth.costs.tape import Tape
+from growth.costs.training import most, state, training_of
+from growth.families import FAMILIES, model_of
+from growth.loading import load_model, quiet
+from growth.plan import Source
+from growth.training.flops import count_flops
+from lcikernels.models import LCIConfig, LCIForCausalLM
+
+B, T = 2, 24
+DEEP = {
+    "gpt_neox, 7 layers": lambda folder: ALL["gpt_neox"](folder, num_hidden_layers=7),
+    "lci, every mixer twice": pico(
+        LCIForCausalLM, LCIConfig, **LCI | {"num_hidden_layers": 8}, pattern="SRMARSMA"
+    ),
+}
+STEPS = "gpt_neox tied, gpt2, llama, qwen2, qwen3_moe, gemma2, phi3, granitemoehybrid, bert, t5".split(", ")
+STEPS += ["lci around RWA", "lci inside WRS", "lci learned ARM"]
+
+
+def llama(vocabulary, width, neurons, layers, heads, kv_heads=None):
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=neurons,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+    )
+
+
+def seen(folder):
+    checkpoint = Checkpoint(folder)
+    return model_of(checkpoint.config, checkpoint.names)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "computed again"])
+@pytest.mark.parametrize("name", [*STEPS, *DEEP])
+def test_a_step_on_paper_is_the_step_that_the_model_takes(name, checkpointing, tmp_path):
+    with quiet():
+        (DEEP | ALL)[name](tmp_path / "model")
+        network = load_model(tmp_path / "model").train()
+    model = seen(tmp_path / "model")
+    if checkpointing:
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    network.config.use_cache = False
+    batch = {key: torch.randint(3, 50, x.shape) for key, x in examples(model, B, T).items()}
+    with Tape([*network.parameters(), *network.buffers(), *batch.values()]) as tape:
+        loss = network(**batch).loss
+        kept = tape.live
+        loss.backward()
+    always = sum(x.nbytes for x in (*network.buffers(), *batch.values()))
+    step = step_of(model, B, T, checkpointing=checkpointing)
+    assert step.flops == tape.flops
+    assert step.kept == pytest.approx(kept, rel=0.01)
+    assert step.most(4) == pytest.approx(tape.most + always, rel=0.02)
+    assert sum(x.parameters for x in step.segments) >= sum(x.numel() for x in network.parameters())
+    if not checkpointing:
+        assert step.flops == count_flops(network, batch)
+
+
+def test_a_hundred_layers_are_run_as_one():
+    config = llama(64, 32, 64, 100, 2)
+    fewer, alike = of_each_kind(FAMILIES["llama"].model(config))
+    assert fewer.architecture.layers == 1 and alike == [0] * 100
+
+
+def measured(*words):
+    command = [sys.executable, costs_measured.__file__, *map(str, words)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return 1e6 * float(run.stdout.split()[-1])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "computed again"])
+def test_a_process_that_trains_holds_what_is_told(checkpointing, tmp_path):
+    config = llama(4096, 384, 1024, 6, 6, 2)
+    config.save_pretrained(tmp_path)
+    model = FAMILIES["llama"].model(config)
+    step = step_of(model, costs_measured.B, costs_measured.T, checkpointing=checkpointing)
+    told = most(step, model.architecture.parameters, 1)
+    assert told == pytest.approx(measured("train", tmp_path, checkpointing), rel=0.1)
+
+
+def test_growth_reads_writes_and_holds_what_is_told(tmp_path):
+    src, warm, dst = (tmp_path / name for name in ("src", "warm", "dst"))
+    large_checkpoint.write(src, large_checkpoint.sized(0.25, 768, 64000))
+    with quiet():
+        ALL["llama"](warm)
+    got, source = measured("grow", src, warm, dst, 1024), Source(Checkpoint(src))
+    job = job_of(source, growth.grow(src, hidden_size=1024, dry_run=True).plan)
+    assert job.writes == sum(file.stat().st_size for file in dst.glob("*.safetensors"))
+    assert job.memory == pytest.approx(got, rel=0.1)
+    assert job.reads == 4 * source.parameters  # the fingerprint, then each tensor once; two bytes a number
+
+
+def test_gpus_share_the_state_and_not_what_a_step_makes():
+    model = FAMILIES["llama"].model(llama(1000, 64, 96, 5, 4))
+    P, gpu = model.architecture.parameters, Gpu("small", 1e9, 1e12, 1e9, 1e8)
+    one, two, many = (training_of(model, gpu, gpus, 1, 64) for gpus in (1, 2, 16))
+    assert state(P, 2) == 6 * P and two.weights + two.moments + two.gradients == 8 * P
+    assert one.fits and one.communicated == 0 and many.tokens == 16 * 64
+    assert two.memory > many.memory > step_of(model, 1, 64, precision="sharded").kept
+    assert two.communicated < many.communicated < 6 * P
+    assert many.seconds == pytest.approx(many.communicated / 1e8)  # slower than the products
+    tight = Gpu("tight", 16.5 * P, 1e12, 1e9, 1e8)
+    assert training_of(model, tight, 1, 8, 64).checkpointing
+    assert not training_of(model, Gpu("tiny", 12 * P, 1e12, 1e9, 1e8), 1, 8, 64).fits
+
+
+def test_time_is_bytes_and_numbers_over_rates(source):
+    plan = growth.grow(source, hidden_size=168, dry_run=True).plan
+    job = job_of(Source(Checkpoint(source)), plan)
+    rates = Machine(10.0, 20.0, 30.0, 40.0, 50.0)
+    numbers = job.copied / 30 + job.expanded / 40
+    assert job.seconds(rates) == pytest.approx(job.reads / 10 + job.writes / 20 + numbers)
+    assert job.copied + job.expanded == plan.parameters
+
+
+@pytest.mark.parametrize("words", [("grow", "--num-layers", 4), ("transfer",), ("shrink", "--num-layers", 2)])
+def test_a_dry_run_tells_costs(words, source, monkeypatch, capsys):
+    verb, *rest = map(str, words)
+    for as_json in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["growth", verb, str(source), *rest, "--dry-run", *as_json])
+        assert cli.main() in (None, 0)
+        out = capsys.readouterr().out
+        if as_json:
+            told = json.loads(out)["costs"]
+            assert [x["gpus"] for x in told["training"]] == [1, 8, 64] and told["gpu"]["name"] == H200.name
+            assert told["seconds"] > 0 and told["training"][0]["fits"]
+        else:
+            assert "costs: reads" in out and "on 64 GPUs" in out
+
+
+def test_what_has_no_head_that_learns_is_not_trained(tmp_path):
+    with quiet():
+        ALL["bert headless"](tmp_path / "src")
+    costs = growth.grow(tmp_path / "src", num_layers=4, dry_run=True).costs
+    assert not costs.trainings and len([*costs.lines()]) == 1
