@@ -25,7 +25,7 @@ class TimeIsUp(Exception):
 
 
 class Until(Console):
-    """Is told of every run that has ended, and raises TimeIsUp after `end`, in seconds of time.monotonic()."""
+    """Is told of every run that has ended; raises TimeIsUp after `end`, in seconds of time.monotonic()."""
 
     def __init__(self, end: float):
         super().__init__()

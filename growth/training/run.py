@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import safe_globals
 
