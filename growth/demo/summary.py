@@ -10,7 +10,7 @@ from statistics import fmean, median
 
 from growth.demo.saving import COSTS, compare
 
-SAVING = ("short", "whole", "equal")  # the parts of which savings are read, the first that is there
+SAVING = ("short", "whole", "equal")  # of these the first that arrives has the savings
 EQUAL = ("equal", "whole")  # those that end at as much compute as their baseline
 GROUPS = ("growth", "transfer")
 
@@ -91,9 +91,9 @@ def picked(family: dict, arm: str, parts: Iterable[str] = ("whole",)) -> dict[in
     return dict(sorted(found.items()))
 
 
-def sources(family: dict) -> dict[int, dict]:
+def sources(family: dict, name: str = "source") -> dict[int, dict]:
     """The source's run of each seed."""
-    return {run["seed"]: run for run in family["runs"] if run["group"] == "source" and run["arm"] == "source"}
+    return {run["seed"]: run for run in family["runs"] if run["group"] == "source" and run["arm"] == name}
 
 
 def baselines(family: dict) -> list[str]:
@@ -125,14 +125,14 @@ def unfair(family: dict) -> list[str]:
 
 def _summary(family: dict, name: str) -> Arm | None:
     one = next(run for run in family["runs"] if run["arm"] == name)
-    against, source = picked(family, one["baseline"]), sources(family)
+    against, source = picked(family, one["baseline"]), sources(family, one.get("source", "source"))
     read, equal = (
         {seed: run for seed, run in picked(family, name, parts).items() if seed in against}
         for parts in (SAVING, EQUAL)
     )
     if not read:
         return None
-    saved = {seed: compare(run, against[seed])["saved"] for seed, run in read.items()}
+    saved = {seed: _saved(family, name, seed, against[seed]) for seed in read}
     never = [seed for seed in saved if not saved[seed]]
     shares = (Spread(tuple(x[cost] for x in saved.values() if x), len(never)) for cost in COSTS)
     noise = [run["noise"] for run in equal.values() if run.get("noise") is not None]
@@ -155,6 +155,15 @@ def _summary(family: dict, name: str) -> Arm | None:
         accuracy=Spread(tuple(run["accuracy"] for run in equal.values() if "accuracy" in run)),
         gained=_apart(equal, against, "accuracy"),
     )
+
+
+def _saved(family: dict, name: str, seed: int, baseline: dict) -> dict | None:
+    """The shares saved by the first of the parts that arrives: a short run may end above."""
+    for part in SAVING:
+        for run in picked(family, name, (part,)).values():
+            if run["seed"] == seed and (saved := compare(run, baseline)["saved"]):
+                return saved
+    return None
 
 
 def _beside(runs: dict[int, dict], seed: int) -> dict:

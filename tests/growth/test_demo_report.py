@@ -84,6 +84,8 @@ def test_savings_are_read_where_an_arm_arrives_early_and_its_end_at_equal_comput
     assert alone.flops.median == pytest.approx(0.05) and alone.ended.mean == pytest.approx(-0.1)
     short = only(runs)
     assert short.flops.median == 0.5 and not short.ended.values and difference(short) == "not run"
+    above = run("arm", (2.4, 2.3, 2.2), 0, "short", "scratch")
+    assert only([runs[0], above, equal]).flops.median == pytest.approx(0.05)
 
 
 def test_an_arm_is_compared_with_the_baseline_of_its_own_seed_alone():
