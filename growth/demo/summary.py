@@ -142,7 +142,7 @@ def _summary(family: dict, name: str) -> Arm | None:
         one["group"],
         one["lossless"],
         *shares,
-        above=Spread(tuple(last(read[seed]) - last(against[seed]) for seed in never)),
+        above=Spread(tuple(last(equal.get(seed, read[seed])) - last(against[seed]) for seed in never)),
         start=Spread(tuple(run["curve"][0]["loss"] for run in read.values())),
         jump=Spread(
             tuple(
