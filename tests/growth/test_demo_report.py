@@ -175,8 +175,14 @@ def test_the_table_has_every_arm_in_80_columns():
     assert "74 % (74..75)" in text and "ligo-layer-drop" in text and "images" in text
 
 
+def without_long_runs(told: dict, arm: str) -> dict:
+    for of in told["families"]:
+        of["runs"] = [one for one in of["runs"] if (one["arm"], one["part"]) != (arm, "equal")]
+    return told
+
+
 def test_the_remarks_tell_goals_negative_results_seeds_and_what_was_left_out():
-    said = remarks(full())
+    said = remarks(without_long_runs(full(), "msg"))
     assert "text: growth saves 45 % of the FLOPs: met. LEMON-carried: 79 % (78 to 80 %)." in said
     assert "text: mango: not reached, ended 0.022 above." in said
     assert "text: msg: not reached in 1 of 2, ended 0.004 above; 34 % in the other." in said
@@ -249,7 +255,7 @@ def test_the_headings_say_the_result():
 
 
 def test_the_page_has_goals_negative_results_samples_rates_and_the_machine():
-    text = page(full()).replace("\u00a0", " ")
+    text = page(without_long_runs(full(), "msg")).replace("\u00a0", " ")
     assert "7 of 8 goals met" in text and text.count(">not met<") == 1
     assert "ended 0.022 above" in text and "ended 0.004 above in 1 of 2" in text
     assert "def walk(node):" in text and "<b>4.100</b>" in text and "97.0 %" in text
