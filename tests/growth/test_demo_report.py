@@ -255,9 +255,9 @@ def test_the_headings_say_the_result():
 
 
 def test_the_page_has_goals_negative_results_samples_rates_and_the_machine():
-    text = page(without_long_runs(full(), "msg")).replace("\u00a0", " ")
-    assert "7 of 8 goals met" in text and text.count(">not met<") == 1
-    assert "ended 0.022 above" in text and "ended 0.004 above in 1 of 2" in text
+    text = page(full()).replace("\u00a0", " ")
+    assert "7 of 8 goals met" in text and text.count(">not met<") == 1 and "ended 0.022 above" in text
+    assert "ended 0.004 above in 1 of 2" in page(without_long_runs(full(), "msg")).replace("\u00a0", " ")
     assert "def walk(node):" in text and "<b>4.100</b>" in text and "97.0 %" in text
     assert "A processor, 2 cores" in text and "Gstack left out: it makes whole" in text
     assert "def &lt;f&gt;(): &amp; &#x27;ä&#x27;" in page(plain())
