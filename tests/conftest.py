@@ -20,6 +20,7 @@ from lcikernels import extension
 
 def pytest_addoption(parser):
     parser.addoption("--part", default="1of1", help="2of4: of every 4 tests the second")
+    parser.addoption("--calls", type=int, default=0, help="of each op in test_fuzz.py; 0: a sample")
 
 
 def pytest_collection_modifyitems(config, items):
