@@ -16,13 +16,18 @@ NAMES := bin/python -c 'import importlib.metadata as m, re; names = {re.match("[
 SEES = $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
 	{ echo 'torch of $(PYTHON) sees no GPU; name a Python whose torch does: make gpu PYTHON=python3.12'; exit 1; }
 
-.PHONY: demo test lint bench gpu setup newest pins clean
+.PHONY: demo test fuzz lint bench gpu setup newest pins clean
 
 demo: setup
 	$(BIN)/growth demo
 
 test: lint
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+# So many drawn calls of each op, the same ones each time; `make test` has a sample of them. More of them, more kinds.
+CALLS ?= 10000
+fuzz: setup
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --calls=$(CALLS) tests/ops/test_fuzz.py
 
 bench: .venv/bench
 	$(BIN)/python -m pytest -q benchmarks/bench_cpu.py

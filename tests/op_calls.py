@@ -1,4 +1,4 @@
-"""Calls of every op as hypothesis draws them: sizes, dtypes, which arguments, numbers, how those lie in memory.
+"""Calls of every op as hypothesis draws them: sizes, dtypes, which arguments, numbers, where those lie.
 
 A call is told by small numbers and words, for one that fails to be read; `made` makes its tensors.
 """
@@ -31,7 +31,13 @@ MIXED = {
     "nothing": (0.0,),
     "-inf": (-INF,),
 }
-UNIFORM = {"gentle rates": -0.2, "growing rates": 0.02, "gentle steps": 0.5, "gentle slopes": -1.0, "growing slopes": 0.01}
+UNIFORM = {
+    "gentle rates": -0.2,
+    "growing rates": 0.02,
+    "gentle steps": 0.5,
+    "gentle slopes": -1.0,
+    "growing slopes": 0.01,
+}
 
 
 def repeated(x: Tensor) -> Tensor:
@@ -139,10 +145,7 @@ def retention(draw) -> Call:
     rates = (B, T, H) if draw(st.booleans()) else (H,)
     kinds = "gentle rates", "gentle rates", "growing rates", "rates of all kinds", "nothing", "-inf"
     return {
-        **{
-            name: tensor(draw, (B, T, h, width), dtype)
-            for name, h, width in zip("qkv", shared, (K, K, V))
-        },
+        **{name: tensor(draw, (B, T, h, width), dtype) for name, h, width in zip("qkv", shared, (K, K, V))},
         "log_decay": optional(draw, rates, exact, *kinds),
         "scale": draw(st.sampled_from([None, 0.3, 0.0, -2.0])),
         "initial_state": states(draw, (N or B, H, K, V), dtype),
@@ -152,7 +155,7 @@ def retention(draw) -> Call:
 
 
 def steps(draw, shape: tuple[int, ...], dtype: torch.dtype, growing: bool) -> Call:
-    """dt, its bias, and whether they go through softplus; none where a state grows by more than float32 has."""
+    """dt, its bias, and whether they go through softplus; no huge ones where states grow."""
     softplus, D = draw(st.booleans()), shape[-1]
     if softplus:
         dt = tensor(draw, shape, dtype, 0, "steps before softplus")

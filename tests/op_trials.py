@@ -33,16 +33,23 @@ def inputs(op: str, seed: int, T: int = 200) -> dict[str, object]:
 
     return {
         "retention": lambda: dict(q=r(1, T, 4, 32), k=r(1, T, 2, 32), v=r(1, T, 4, 48), log_decay=rates(4)),
-        "selective_scan": lambda: dict(x=r(1, T, 96), dt=r(1, T, 96), a=rates(96, 16), b=r(1, T, 2, 16))
-        | dict(c=r(1, T, 2, 16), d=r(96), z=r(1, T, 96), dt_softplus=True),
+        "selective_scan": lambda: (
+            dict(x=r(1, T, 96), dt=r(1, T, 96), a=rates(96, 16), b=r(1, T, 2, 16))
+            | dict(c=r(1, T, 2, 16), d=r(96), z=r(1, T, 96), dt_softplus=True)
+        ),
         "causal_conv1d": lambda: dict(x=r(2, T, 400), weight=r(400, 4), bias=r(400), activation="silu"),
         "gated_rms_norm": lambda: dict(x=r(2, T, 400), gate=r(2, T, 400), weight=r(400), bias=r(400)),
-        "kronecker_expand": lambda: dict(weight=r(3, T, 120), write=r(260, T), read=r(200, 120))
-        | dict(depth=r(4, 3)),
-        "retention_step": lambda: dict(q=r(8, 8, 64), k=r(8, 4, 64), v=r(8, 8, 64), log_decay=rates(8))
-        | dict(state=r(8, 8, 64, 64)),
-        "selective_scan_step": lambda: dict(x=r(8, 900), dt=r(8, 900), a=rates(900, 16), b=r(8, 2, 16))
-        | dict(c=r(8, 2, 16), dt_softplus=True, state=r(8, 900, 16)),
+        "kronecker_expand": lambda: (
+            dict(weight=r(3, T, 120), write=r(260, T), read=r(200, 120)) | dict(depth=r(4, 3))
+        ),
+        "retention_step": lambda: (
+            dict(q=r(8, 8, 64), k=r(8, 4, 64), v=r(8, 8, 64), log_decay=rates(8))
+            | dict(state=r(8, 8, 64, 64))
+        ),
+        "selective_scan_step": lambda: (
+            dict(x=r(8, 900), dt=r(8, 900), a=rates(900, 16), b=r(8, 2, 16))
+            | dict(c=r(8, 2, 16), dt_softplus=True, state=r(8, 900, 16))
+        ),
         "causal_conv1d_step": lambda: dict(x=r(40, 900), weight=r(900, 4), state=r(40, 900, 3)),
     }[op]()
 
@@ -74,7 +81,7 @@ def in_a_child(run: Callable[[], bool]) -> int:
 
 
 def fork() -> None:
-    """In a child, and in its child, every op gives what it gave before, after the threads have been at work."""
+    """In a child, and in its child, every op gives what it gave before, after threads were at work."""
     given = {op: inputs(op, 0) for op in OPS}
     whole = {key: results(key[0], key[1], given[key[0]]) for key in ON_CPU}
     (torch.ones(2**20) + 1).sum()  # on torch's threads
@@ -98,7 +105,7 @@ def address_space() -> int:
 def starve() -> None:
     """However little memory is left, an op gives what it gave before, or an error; and so does the next one.
 
-    The limit rises from nothing by half a MB until an op has all that it needs.
+    The limit rises from nothing by 128 KB until an op has all that it needs.
     """
     most = resource.getrlimit(resource.RLIMIT_AS)[1]
     (torch.ones(2**20) + 1).sum()
@@ -109,14 +116,14 @@ def starve() -> None:
         small = results(op, backend, inputs(op, 1, 20))
         whole = None
         while whole is None:
-            resource.setrlimit(resource.RLIMIT_AS, (address_space() + (failed << 19), most))
+            resource.setrlimit(resource.RLIMIT_AS, (address_space() + (failed << 17), most))
             try:
                 whole = results(op, backend, given)
             except (RuntimeError, MemoryError):
                 failed += 1
             finally:
                 resource.setrlimit(resource.RLIMIT_AS, (most, most))
-            if failed % 4 == 0:
+            if failed % 8 == 0:
                 assert same(results(op, backend, inputs(op, 1, 20)), small), f"{op} by {backend}"
         assert same(results(op, backend, given), whole), f"{op} by {backend}"
         print(op, backend, failed, flush=True)

@@ -164,11 +164,11 @@ def written(op: str, **tensors: Tensor) -> None:
 
 def overlaps(x: Tensor) -> bool:
     """Whether an axis steps over less than the axes of shorter steps reach, as those of unfold() do."""
-    reach = 0
-    for stride, size in sorted((stride, size) for size, stride in zip(x.shape, x.stride()) if size > 1):
-        if stride <= reach:
+    axes = [(stride, size) for size, stride in zip(x.shape, x.stride()) if size > 1]
+    for i, (stride, _) in enumerate(axes):
+        shorter = [u for j, u in enumerate(axes) if j != i and (u[0] < stride or (u[0] == stride and j < i))]
+        if stride <= sum([(size - 1) * step for step, size in shorter]):
             return True
-        reach += stride * (size - 1)
     return False
 
 
@@ -182,7 +182,12 @@ def flags(op: str, **values: bool) -> None:
     """The named values must be True or False."""
     for name, value in values.items():
         if value is not True and value is not False:
-            refuse(op, name, "True or False", repr(value) if isinstance(value, (str, int, type(None))) else type(value))
+            refuse(
+                op,
+                name,
+                "True or False",
+                repr(value) if isinstance(value, (str, int, type(None))) else type(value),
+            )
 
 
 def number(op: str, argument: str, value: float, least: float = -float("inf")) -> float:

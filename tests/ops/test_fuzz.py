@@ -5,11 +5,10 @@ from importlib import import_module
 
 import op_calls
 import pytest
-import torch
-from devices import GPU, multiplied, on_device, why_not
+from devices import multiplied, on_device, why_not
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from op_calls import Drawn, laid, made, steps_by_reference
+from op_calls import laid, made, steps_by_reference
 from tolerance import assert_agrees
 
 import lcikernels
@@ -17,8 +16,8 @@ from lcikernels.backends import TABLES
 
 OPS = ("retention", "selective_scan", "causal_conv1d", "gated_rms_norm", "kronecker_expand")
 STEPS = ("retention_step", "selective_scan_step", "causal_conv1d_step")
-# Of each op in `make test`. An interpreted kernel takes seconds.
-SAMPLE, INTERPRETED = 30, 1 / 1000
+# Of each op in `make test`.
+SAMPLE = 30
 
 
 def reference_of(name):

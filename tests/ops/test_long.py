@@ -15,8 +15,10 @@ from lcikernels.backends import TABLES
 T, EDGE, SEEN = 2**20 + 1, 64, 512
 OPS = {
     "retention": lambda: dict(q=r(1, T, 1, 4), k=r(1, T, 1, 4), v=r(1, T, 1, 3), log_decay=rates(1, T, 1)),
-    "selective_scan": lambda: dict(x=r(1, T, 2), dt=-rates(1, T, 2), a=4 * rates(2, 2), b=r(1, T, 2))
-    | dict(c=r(1, T, 2), z=r(1, T, 2)),
+    "selective_scan": lambda: (
+        dict(x=r(1, T, 2), dt=-rates(1, T, 2), a=4 * rates(2, 2), b=r(1, T, 2))
+        | dict(c=r(1, T, 2), z=r(1, T, 2))
+    ),
     "causal_conv1d": lambda: dict(x=r(1, T, 3), weight=r(3, 4), bias=r(3), activation="silu"),
     "gated_rms_norm": lambda: dict(x=r(1, T, 5), gate=r(1, T, 5), weight=r(5)),
 }
@@ -34,7 +36,11 @@ def rates(*shape):
 
 def cut(given, tokens, dtype):
     return {
-        name: x[:, tokens].to(dtype) if name in OF_TOKENS else x.to(dtype) if isinstance(x, torch.Tensor) else x
+        name: x[:, tokens].to(dtype)
+        if name in OF_TOKENS
+        else x.to(dtype)
+        if isinstance(x, torch.Tensor)
+        else x
         for name, x in given.items()
     }
 
@@ -64,7 +70,9 @@ def test_of_a_million_tokens_both_ends_and_the_middle_are_the_reference_s(op, ba
     width = (given.get("v") if "v" in given else given["x"]).shape[-1]
     cotangent = r(1, T, width)
     got = outputs_and_grads(
-        lambda **x: getattr(lcikernels, op)(**x, backend=backend), cut(given, slice(None), torch.float32), cotangent
+        lambda **x: getattr(lcikernels, op)(**x, backend=backend),
+        cut(given, slice(None), torch.float32),
+        cotangent,
     )
     reference = getattr(import_module(f"lcikernels.ops.{op}.reference"), op)
     for start in (0, T // 2, T - EDGE):

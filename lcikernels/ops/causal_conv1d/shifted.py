@@ -78,7 +78,12 @@ def gradients(
         dpast[:, T:] += grad_state.mT
     dweight = torch.stack([(dy * past[:, i : i + T]).sum((0, 1)) for i in range(W)], 1)
     dbias = dy.new_empty(0) if bias is None else dy.sum((0, 1))
-    return dpast[:, W - 1 :], dweight, dbias, dpast[:, : W - 1].mT.clone(memory_format=torch.contiguous_format)
+    return (
+        dpast[:, W - 1 :],
+        dweight,
+        dbias,
+        dpast[:, : W - 1].mT.clone(memory_format=torch.contiguous_format),
+    )
 
 
 def extended(x: Tensor, weight: Tensor, initial_state: Tensor | None) -> Tensor:
