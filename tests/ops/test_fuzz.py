@@ -9,13 +9,12 @@ from devices import multiplied, on_device, why_not
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from op_calls import laid, made, steps_by_reference
+from op_trials import OPS, STEPS
 from tolerance import assert_agrees
 
 import lcikernels
 from lcikernels.backends import TABLES
 
-OPS = ("retention", "selective_scan", "causal_conv1d", "gated_rms_norm", "kronecker_expand")
-STEPS = ("retention_step", "selective_scan_step", "causal_conv1d_step")
 # Of each op in `make test`.
 SAMPLE = 30
 
@@ -59,7 +58,7 @@ def many(count, strategy, test):
     settings(max_examples=count, phases=phases, **options)(given(strategy)(test))()
 
 
-@pytest.mark.parametrize("name", [*OPS, *STEPS])
+@pytest.mark.parametrize("name", OPS)
 def test_any_call_is_as_exact_as_the_reference(name, request, poisoned):
     backends = [backend for backend in TABLES[name] if backend != "triton"]
     calls = st.tuples(st.sampled_from(backends), getattr(op_calls, name)())
