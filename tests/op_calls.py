@@ -24,7 +24,7 @@ MIXED = {
     "rates of all kinds": (0.0, -1e-6, -0.1, -1.0, -20.0, -80.0, -1e3, -INF),
     "steps of all kinds": (0.0, 1e-6, 0.1, 1.0, 8.0),
     "huge steps": (0.0, 0.1, 80.0, 1e4),
-    "steps before softplus": (-80.0, -20.0, -1.0, 0.0, 1.0, 8.0),
+    "steps before softplus": (-30.0, -20.0, -1.0, 0.0, 1.0, 8.0),
     "slopes of all kinds": (0.0, -1e-6, -1.0, -16.0, -1e3),
     "gates open and shut": (-80.0, -20.0, -1.0, 0.0, 1.0, 20.0, 80.0),
     "a few spikes": (0.0, 0.1, -0.1, 1.0, -1.0, 3e3),
@@ -159,7 +159,7 @@ def steps(draw, shape: tuple[int, ...], dtype: torch.dtype, growing: bool) -> Ca
     softplus, D = draw(st.booleans()), shape[-1]
     if softplus:
         dt = tensor(draw, shape, dtype, 0, "steps before softplus")
-        return {"dt": dt, "dt_bias": optional(draw, (D,), parameters(draw, dtype)), "dt_softplus": True}
+        return {"dt": dt, "dt_bias": optional(draw, (D,), parameters(draw, dtype), 0), "dt_softplus": True}
     kinds = "gentle steps", "steps of all kinds", *([] if dtype == F16 or growing else ["huge steps"])
     bias = optional(draw, (D,), parameters(draw, dtype), "gentle steps", "nothing")
     return {"dt": tensor(draw, shape, dtype, *kinds), "dt_bias": bias, "dt_softplus": False}
