@@ -135,7 +135,7 @@ class Runs:
             return self.grow(arm, source, start)
         numbers = self.numbers
         batch = numbers.batch_size
-        steps = numbers.align.get(arm.name, numbers.align["transfer"]) if arm.aligned else 0
+        steps = (numbers.align.get(arm.name) or numbers.align["transfer"]) if arm.aligned else 0
         align = Alignment(steps, numbers.windows // batch, batch, step_size=1)
         how = {"align": align, "data": self.material.examples} if arm.aligned else {}
         return growth.transfer(source, start, seed=self.seed, **how, **arm.mixers)

@@ -31,7 +31,7 @@ NUMBERS = Numbers(
         "scratch of any": Budget(4, 1e-2, 0),
         "transfer": Budget(4, 5e-3, 1, 0.6),
     },
-    align={"transfer": 2},
+    align=dict.fromkeys(MOVED, 2),
     windows=4,
     learning=Lesson(2, 2),
     batch_size=2,
