@@ -69,7 +69,7 @@ def sources(folder: Path) -> None:
     """What the documents take as given."""
     for name in ("small", "EleutherAI/pythia-70m"):
         neox(folder / name, hidden_size=64, num_hidden_layers=6, num_attention_heads=8, intermediate_size=256)
-    ALL["llama"](folder / "llama")
+    ALL["llama"](folder / "llama", num_hidden_layers=6)
     (folder / "text").mkdir()
     (folder / "text/a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
 
@@ -128,6 +128,10 @@ def as_told(said: str, got: str) -> bool:
     return got == said or (said.endswith(" ...") and got.startswith(said.removesuffix(" ...")))
 
 
+def last_of(printed: str) -> str:
+    return (printed.splitlines() or [""])[-1]
+
+
 def targets() -> set[str]:
     return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
 
@@ -137,6 +141,7 @@ class Runner:
 
     def __init__(self, monkeypatch, capsys, shared: bool):
         self.monkeypatch, self.capsys, self.names = monkeypatch, capsys, {} if shared else None
+        self.wrong: list[str] = []
 
     def growth(self, words: list[str]) -> tuple[int, str, str]:
         return command.run(self.monkeypatch, self.capsys, *words)
@@ -164,7 +169,8 @@ class Runner:
             parsed(rest)
             if rest[0] != "demo":
                 code, _, err = self.growth(scaled(rest))
-                assert code == 0, f"{where}: {' '.join(words)}: {err}"
+                if code:
+                    self.wrong.append(f"{where}: {' '.join(words)}: {last_of(err)}")
         elif tool in PARSERS:
             parsed(launched(words))
         elif tool == "make":
@@ -185,13 +191,10 @@ class Runner:
             runpy.run_module(name, run_name="__main__")
 
     def console(self, block) -> None:
-        wrong = []
         for line, said in re.findall(r"^\$ growth (.*)\n(.*)\n", block.text, re.M):
             code, _, err = self.growth(shlex.split(line))
-            last = (err.splitlines() or [""])[-1]
-            if code != 2 or not as_told(said, last):
-                wrong.append(f"{block.where}: {line}: {last}")
-        assert not wrong, "\n".join(wrong)
+            if code != 2 or not as_told(said, last_of(err)):
+                self.wrong.append(f"{block.where}: {line}: {last_of(err)}")
 
     def pycon(self, block) -> None:
         for line, said in re.findall(r"^>>> (.*)\n(.*)\n", block.text, re.M):
@@ -230,6 +233,7 @@ def test_what_a_document_shows_runs(file, tmp_path, monkeypatch, capsys):
         for block in blocks(file):
             if block.language:
                 getattr(runner, block.language)(block)
+        assert not runner.wrong, "\n".join(runner.wrong)
     finally:
         unpatch()
         for table, before in tables:
