@@ -32,7 +32,7 @@ def test_the_tree_in_the_readme_names_every_source_file():
 
 
 def test_the_documents_show_every_verb():
-    from growth.__main__ import app
+    from growth.cli.app import app
 
     shown = {
         words[1]
