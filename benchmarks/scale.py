@@ -74,9 +74,9 @@ CHECKED = (
     "step (equal), what it holds in tensors (2 %) and in a process (10 %); of growing, the bytes written",
     "(equal) and the memory (10 %).",
     "",
-    "Not checked, for nothing here measures it: steps in bfloat16, what FSDP2 holds and sends, what a GPU",
-    "reaches of its peak and what its memory loses in pieces, the rates that are assumed. Not counted:",
-    "methods that learn, alignment, loading data, checkpoints of the training.",
+    "Not checked, for nothing here measures it: the memory of these transfers, steps in bfloat16, what FSDP2",
+    "holds and sends, what a GPU reaches of its peak and what its memory loses in pieces, the rates that are",
+    "assumed. Not counted: methods that learn, alignment, loading data, checkpoints of the training.",
 )
 
 
