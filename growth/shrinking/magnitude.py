@@ -95,6 +95,7 @@ class Magnitude:
             squares = x[part].double() ** 2
             rows.append(squares.sum(1))
             columns += squares.sum(0)
+            del squares  # before the next are made
         return torch.cat(rows), columns
 
     def _add_read(self, wire: str, layer: int | None, squares: Tensor, gains: dict[str, Tensor]) -> None:
