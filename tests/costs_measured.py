@@ -1,12 +1,13 @@
 """A process that trains, or grows, and tells the most bytes that it held for that: for test_costs.py.
 
-python tests/costs_measured.py train MODEL CHECKPOINTING    steps of B x T on a checkpoint, by AdamW
-python tests/costs_measured.py grow SRC WARM DST WIDTH      WARM is a small one, grown first
+python tests/costs_measured.py train MODEL              steps of B x T by AdamW; with layers computed again
+python tests/costs_measured.py grow SRC WARM DST WIDTH  WARM is a small one, grown first
 
 What is imported on the way, and what torch keeps for itself, is there before: each does a little of it first.
 """
 
 import sys
+from functools import partial
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -39,8 +40,10 @@ def main(verb: str, *given: str) -> None:
         if verb == "train":
             config = LlamaConfig.from_pretrained(given[0])
             sizes = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 64}
-            steps(LlamaConfig(**config.to_dict() | sizes | {"head_dim": 2}), given[1] == "True")
-            print(attempt(lambda: steps(config, given[1] == "True")).mb)
+            small = LlamaConfig(**config.to_dict() | sizes | {"head_dim": 2})
+            for checkpointing in (False, True):
+                steps(small, checkpointing)
+                print(attempt(partial(steps, config, checkpointing)).mb)
         else:
             src, warm, dst, width = given
             growth.grow(warm, f"{dst}-warm", hidden_size=96)
