@@ -111,6 +111,7 @@ def grow(
                 also=carried.write if carried else None,
             )
         flops += counter.get_total_flops() if counter else 0
+    learning = f"learning by {growth.method.name}" if growth.method.learned else ""
     return Report(
         Path(src),
         None if dry_run else Path(dst),
@@ -124,7 +125,7 @@ def grow(
         changed(source.model, growth.target),
         settings,
         (*growth.lines(plan, settings), *(carried.lines(dst) if carried else ())),
-        told_costs(source, growth.target, plan, dst, shard_bytes) if dry_run else None,
+        told_costs(source, growth.target, plan, dst, shard_bytes, uncounted=learning) if dry_run else None,
     )
 
 

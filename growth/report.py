@@ -61,9 +61,15 @@ class Report:
 
 
 def told_costs(
-    source: Source, target: Model, plan: Plan, dst: str | Path | None, shard_bytes: int | None = None
+    source: Source,
+    target: Model,
+    plan: Plan,
+    dst: str | Path | None,
+    shard_bytes: int | None = None,
+    scored: bool = False,
+    uncounted: str = "",
 ) -> "Costs":
-    """What carrying out the plan, and training its target, would take."""
+    """What carrying out the plan, as growth.costs.job has it, and training its target, would take."""
     from growth.costs.told import costs_of  # torch's tensors without numbers, which dry runs alone wait for
 
-    return costs_of(source, target, plan, dst, shard_bytes)
+    return costs_of(source, target, plan, dst, shard_bytes, scored, uncounted)

@@ -1,18 +1,19 @@
 """A process that trains, or grows, and tells the most bytes that it held for that: for test_costs.py.
 
-python tests/costs_measured.py train MODEL CHECKPOINTING    steps of B x T on a checkpoint, by AdamW
-python tests/costs_measured.py grow SRC WARM DST WIDTH      WARM is a small one, grown first
+python tests/costs_measured.py train MODEL              steps of B x T by AdamW; with layers computed again
+python tests/costs_measured.py grow SRC WARM DST WIDTH  WARM is a small one, grown first
 
 What is imported on the way, and what torch keeps for itself, is there before: each does a little of it first.
 """
 
 import sys
+from functools import partial
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import growth
-from benchmarks.measure import allocate_as_after_a_while, attempt
+from benchmarks.measure import LIBC, M_MMAP_THRESHOLD, attempt
 from growth.loading import quiet
 
 B, T = 2, 256
@@ -34,13 +35,15 @@ def steps(config: LlamaConfig, checkpointing: bool) -> None:
 
 def main(verb: str, *given: str) -> None:
     torch.set_num_threads(1)
-    allocate_as_after_a_while()
+    LIBC.mallopt(M_MMAP_THRESHOLD, 2**16)  # tensors that are freed leave: what is resident is what lives
     with quiet():
         if verb == "train":
             config = LlamaConfig.from_pretrained(given[0])
             sizes = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 64}
-            steps(LlamaConfig(**config.to_dict() | sizes | {"head_dim": 2}), given[1] == "True")
-            print(attempt(lambda: steps(config, given[1] == "True")).mb)
+            small = LlamaConfig(**config.to_dict() | sizes | {"head_dim": 2})
+            for checkpointing in (False, True):
+                steps(small, checkpointing)
+                print(attempt(partial(steps, config, checkpointing)).mb)
         else:
             src, warm, dst, width = given
             growth.grow(warm, f"{dst}-warm", hidden_size=96)

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from growth.costs.job import Job, job_of
 from growth.costs.machines import H200, UTILISATION, Gpu, Machine, here
-from growth.costs.training import Training, training_of
+from growth.costs.training import Steps, Training, training_of
 from growth.errors import Refusal
 from growth.families.table import Model
 from growth.plan import Plan, Source
@@ -20,13 +21,28 @@ LENGTH = 2048  # tokens of a window, as `growth train` takes them, or the model'
 
 @dataclass(frozen=True)
 class Costs:
-    """trainings: on each number of GPUs of that kind, a window each at a time; none where nothing is learned
-    from."""
+    """What is asked is worked out then. place: what is written goes to its disk. gpu: of training. target:
+    what is trained."""
 
     job: Job
-    machine: Machine
+    place: Path
     gpu: Gpu
-    trainings: tuple[Training, ...]
+    target: Model
+
+    @cached_property
+    def machine(self) -> Machine:
+        return here(self.place)
+
+    @cached_property
+    def trainings(self) -> tuple[Training, ...]:
+        """On each number of GPUs, a window each at a time; none where nothing is learned from."""
+        family, length = self.target.family, 1
+        if family.probe != "images":
+            length = min(LENGTH, family.positions(self.target.config) or LENGTH)
+        with suppress(Refusal):  # it has no head that learns
+            steps = Steps(self.target, 1, length)
+            return tuple(training_of(steps, self.gpu, number) for number in GPUS)
+        return ()
 
     def json(self) -> dict[str, Any]:
         seconds, trainings = self.job.seconds(self.machine), [x.json() for x in self.trainings]
@@ -38,6 +54,7 @@ class Costs:
         yield (
             f"costs: reads {gb(job.reads)}, writes {gb(job.writes)}, holds {gb(job.memory)} of memory, "
             f"about {job.seconds(self.machine):,.1f} s here"
+            + (f"; {job.uncounted} is not in it" if job.uncounted else "")
         )
         if not self.trainings:
             return
@@ -53,18 +70,17 @@ class Costs:
 
 
 def costs_of(
-    source: Source, target: Model, plan: Plan, dst: str | Path | None, shard_bytes: int | None = None
+    source: Source,
+    target: Model,
+    plan: Plan,
+    dst: str | Path | None,
+    shard_bytes: int | None = None,
+    scored: bool = False,
+    uncounted: str = "",
 ) -> Costs:
-    """What carrying out the plan takes, and training the target after it."""
+    """What carrying out the plan takes, as job_of has it, and training the target after it."""
     place = source.checkpoint.path if dst is None else Path(dst)
-    job, gpu, trainings = job_of(source, plan, shard_bytes or SHARD_BYTES), H200, ()
-    if target.family.probe != "images":
-        length = min(LENGTH, target.family.positions(target.config) or LENGTH)
-    else:
-        length = 1
-    with suppress(Refusal):  # it has no head that learns
-        trainings = tuple(training_of(target, gpu, number, 1, length) for number in GPUS)
-    return Costs(job, here(place), gpu, trainings)
+    return Costs(job_of(source, plan, shard_bytes or SHARD_BYTES, scored, uncounted), place, H200, target)
 
 
 def gb(size: float) -> str:

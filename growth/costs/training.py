@@ -6,14 +6,15 @@
                         what a step makes     growth.costs.paper
     and receives        2 (3 P - p of the head) (N - 1) / N a step: weights forward and backward, gradients
 
-One GPU has all of it: weights in float32 and, while a step lasts, their copies in 16 bits.
+One GPU has all of it: weights in float32 and, while a step lasts, their copies in 16 bits. What several
+hold, and what any GPU takes besides its tensors, has been measured on none; a step in float32 on a CPU has.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from growth.costs.machines import UTILISATION, Gpu
-from growth.costs.paper import Step, step_of
+from growth.costs.paper import Precision, Step, step_of
 from growth.families.table import Model
 
 WEIGHT, MOMENTS, GRADIENT, GATHERED = 4, 8, 4, 2  # bytes a parameter
@@ -62,11 +63,28 @@ def most(step: Step, parameters: int, gpus: int) -> float:
     return state(parameters, gpus) + step.most(GRADIENT / gpus, gathered)
 
 
-def training_of(model: Model, gpu: Gpu, gpus: int, B: int, T: int) -> Training:
+@dataclass(frozen=True)
+class Steps:
+    """A model's steps of B windows of T tokens, each of which is worked out once."""
+
+    model: Model
+    B: int
+    T: int
+    known: dict[tuple[bool, Precision], Step] = field(default_factory=dict, compare=False, repr=False)
+
+    def step(self, checkpointing: bool, precision: Precision) -> Step:
+        asked = checkpointing, precision
+        if asked not in self.known:
+            found = step_of(self.model, self.B, self.T, checkpointing=checkpointing, precision=precision)
+            self.known[asked] = found
+        return self.known[asked]
+
+
+def training_of(steps: Steps, gpu: Gpu, gpus: int) -> Training:
     """With layers computed again in the backward (--gradient-checkpointing) where it would not fit else."""
-    P, precision = model.architecture.parameters, "autocast" if gpus == 1 else "sharded"
+    P, precision = steps.model.architecture.parameters, "autocast" if gpus == 1 else "sharded"
     for checkpointing in (False, True):
-        step = step_of(model, B, T, checkpointing=checkpointing, precision=precision)
+        step = steps.step(checkpointing, precision)
         if fits := (memory := most(step, P, gpus)) <= gpu.memory:
             break
     held = state(P, gpus) + GRADIENT * P / gpus

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from growth.architecture import Linear, Norm, Op, Tied
+from growth.checkpoint import by_rows
+from growth.expand import BLOCK
 from growth.plan import Source
 from growth.shrinking.bonds import Bonds, Place
 
 
 class Magnitude:
-    """One pass over the source's tensors; of each entry of each wire, what is written and read there."""
+    """One pass over the source's tensors, in blocks of rows; of each entry of each wire, what is written and
+    read there."""
 
     def __init__(self, source: Source, bonds: Bonds):
         self.source, self.bonds = source, bonds
@@ -67,26 +70,34 @@ class Magnitude:
             if isinstance(op, Norm) and op.gain and op.per == "wire":
                 gains[op.writes] = self.source.read(f"{op.name}.weight", layer).double() ** 2
             if isinstance(op, Tied):
-                self._add_read(op.reads, layer, self._squares(f"{op.table}.weight", None), gains)
+                self._add_read(op.reads, layer, self._squares(f"{op.table}.weight", None)[1], gains)
             for weight in op.weights():
                 if len(weight.wires) != 2:
                     continue
-                squares = self._squares(weight.name, layer) * weight.scale**2
+                sums = tuple(x * weight.scale**2 for x in self._squares(weight.name, layer))
                 if layer is not None:
-                    self.whole[prefix, layer] += squares.sum().item()
+                    self.whole[prefix, layer] += sums[0].sum().item()
                 for axis, wire in enumerate(weight.wires):
                     if wire not in model.growing:
                         continue
                     if axis == 1 and weight.reads:
-                        self._add_read(wire, layer, squares, gains)
+                        self._add_read(wire, layer, sums[1], gains)
                     else:
-                        x = self._units(squares.sum(1 - axis), model.wires[wire].units)
+                        x = self._units(sums[axis], model.wires[wire].units)
                         place = self.bonds.place(wire, layer)
                         self.written[place] = self.written.get(place, 0) + x
 
-    def _squares(self, name: str, layer: int | None) -> Tensor:
-        return self.source.read(name, layer).double() ** 2
+    def _squares(self, name: str, layer: int | None) -> tuple[Tensor, Tensor]:
+        """The sums of squares of a matrix's rows, and of its columns, in float64."""
+        x, rows = self.source.raw(name, layer), []
+        columns = torch.zeros(x.shape[1], dtype=torch.float64)
+        for part in by_rows(x.shape, BLOCK):
+            squares = x[part].double() ** 2
+            rows.append(squares.sum(1))
+            columns += squares.sum(0)
+            del squares  # before the next are made
+        return torch.cat(rows), columns
 
     def _add_read(self, wire: str, layer: int | None, squares: Tensor, gains: dict[str, Tensor]) -> None:
-        x = squares.sum(0) * gains.get(wire, 1.0)
-        self.read[wire, layer] = self.read.get((wire, layer), 0) + x
+        """squares: the sum of what reads each entry."""
+        self.read[wire, layer] = self.read.get((wire, layer), 0) + squares * gains.get(wire, 1.0)

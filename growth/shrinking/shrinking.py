@@ -118,6 +118,7 @@ def shrink(
             write_checkpoint(
                 dst, target.config, rows, plan.rows, source.checkpoint, record, shard_bytes=shard_bytes
             )
+    by_data = "running the model on data" if found else ""
     return Report(
         Path(src),
         None if dry_run else Path(dst),
@@ -130,7 +131,7 @@ def shrink(
         tuple(smaller.lost(merges)),
         changed(source.model, target),
         {"calibration": _told(found) | {"cached": found.cached}} if found else {},
-        costs=told_costs(source, target, plan, dst, shard_bytes) if dry_run else None,
+        costs=told_costs(source, target, plan, dst, shard_bytes, True, by_data) if dry_run else None,
     )
 
 

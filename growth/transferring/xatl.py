@@ -129,6 +129,7 @@ def transfer(
             record = new_record("transfer", "xatl", checkpoint, weights.lossless, plan, notes=notes, **how)
             with one_thread():
                 write_checkpoint(dst, target.config, made(plan, source), plan.rows, checkpoint, record)
+    by_data = "what mixers learn from data" if fitting else ""
     return Report(
         Path(src),
         None if dry_run else Path(dst),
@@ -141,7 +142,7 @@ def transfer(
         notes,
         details=fitted.json,
         lines=fitted.lines,
-        costs=told_costs(source, target, plan, dst) if dry_run else None,
+        costs=told_costs(source, target, plan, dst, uncounted=by_data) if dry_run else None,
     )
 
 
