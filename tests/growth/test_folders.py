@@ -102,6 +102,17 @@ def test_the_longest_name_there_is_can_be_written(source, tmp_path):
     assert [len(path.name) for path in tmp_path.iterdir()] == [255]
 
 
+def test_what_is_stopped_as_it_cleans_up_leaves_its_result_alone(tmp_path, monkeypatch):
+    def stopped(*of, **how):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders.shutil, "rmtree", stopped)
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "out") as folder:
+        (folder / "ours").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "ours"]
+
+
 def test_where_the_system_knows_no_locks_nobody_is_kept_out(tmp_path, monkeypatch):
     """Windows."""
     found = {}
