@@ -109,6 +109,7 @@ def hidden_in(place: Path) -> Iterator[Path]:
     try:
         folder.mkdir(0o700)
         yield folder
+        shutil.rmtree(folder, ignore_errors=True)  # inside, for it may be stopped too
     except Taken:
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -116,7 +117,6 @@ def hidden_in(place: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """A folder in which one process works at a time: a second one is told, and touches nothing."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,6 +9,11 @@ from pathlib import Path
 from growth.errors import Refusal, refuse
 from growth.folders import folders_above, hidden_in
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 LOCK = "lock"  # held by the process that works in the folder, and by none once that is gone, however it went
 
 
@@ -17,8 +21,11 @@ LOCK = "lock"  # held by the process that works in the folder, and by none once 
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold the lock of `folder` inside. Raises Refusal where another process does.
 
-    Where the disk knows no locks, nobody is kept out.
+    Where the system or the disk knows no locks, nobody is kept out.
     """
+    if fcntl is None:
+        yield
+        return
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):
             file = held.enter_context((folder / LOCK).open("a"))

@@ -23,6 +23,7 @@ FLOORS = {
     "lcikernels.compat": 6,
     "growth": 7,
 }
+UNIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 # Inside growth: what a module, or a folder of them, may import besides itself.
 KNOWN = {
     "growth.architecture": (),
@@ -122,6 +123,18 @@ def test_what_is_below_the_models_needs_torch_alone():
     below = [path for path in FILES if floor(name_of(path)) < FLOORS["lcikernels.models"]]
     others = {name_of(path): names for path in below if (names := imported(path) - known)}
     assert below and not others
+
+
+def needed(path: Path) -> set[str]:
+    """The packages that a file cannot be imported without."""
+    body = ast.parse(path.read_text()).body
+    names = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module for node in body if isinstance(node, ast.ImportFrom)}
+
+
+def test_what_unix_alone_has_is_asked_for_and_not_needed():
+    assert all(UNIX.isdisjoint(needed(path)) for path in FILES)
+    assert any(UNIX & imported(path) for path in FILES)
 
 
 def test_layers_run_where_transformers_is_not_installed():

@@ -4,7 +4,6 @@ minimise over the mixer's parameters   |mixer(x) - y|^2 / |y|^2
 """
 
 import math
-import resource
 import sys
 import time
 import zlib
@@ -23,6 +22,11 @@ from growth.training.flops import CPU_ATTENTION
 from growth.training.progress import RunProgress
 from growth.transferring.mixers import Ridge
 from lcikernels.layers import Retention
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 WIDTH = 128  # rates were found at widths of 96 to 192; what reads more learns slower (Yang et al. 2022)
 DECAYS = 10.0  # those of heads are few, and far from where they start
@@ -184,6 +188,8 @@ def share_of_rate(module: nn.Module, parameter: Tensor) -> float:
 
 
 def peak_memory() -> int:
-    """The most bytes that the process has held so far."""
+    """The most bytes that the process has held so far; 0 where the system does not tell."""
+    if resource is None:
+        return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

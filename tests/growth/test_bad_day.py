@@ -5,6 +5,7 @@
 
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -171,9 +172,14 @@ def failing(draw: random.Random, at: int) -> Fault:
     return draw.choice([full, lasting, Fault(draw.choice(["EIO", "EMFILE"]), at)])
 
 
+def share(request, part: float = 1, least: int = 1) -> int:
+    """How often a verb meets a fault, so that all of them do so --kills times, or a part of that."""
+    return max(least, math.ceil(request.config.getoption("--kills") * part / len(VERBS)))
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_is_killed_at_any_call_has_lost_nothing_and_goes_on(bench, request, tmp_path, verb):
-    count = max(1, request.config.getoption("--kills") // len(VERBS))
+    count = share(request)
     died, calls = 0, bench.unbroken(verb).calls
     for i, fault in enumerate(drawn(verb, count, calls, killed)):
         folder = tmp_path / str(i)
@@ -192,7 +198,7 @@ def test_what_is_killed_at_any_call_has_lost_nothing_and_goes_on(bench, request,
 def test_a_disk_that_is_full_or_fails_is_one_line_and_leaves_nothing_half_there(
     bench, request, tmp_path, verb
 ):
-    count = max(2, request.config.getoption("--kills") // len(VERBS))
+    count = share(request, least=2)
     faults = drawn(verb, count, bench.unbroken(verb).calls, failing)
     for i, fault in enumerate(itertools.islice(faults, count)):
         folder = tmp_path / str(i)
@@ -219,7 +225,7 @@ def refused_or_whole(bench: Bench, verb: str, folder: Path, ended: Ended, fault:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_what_is_stopped_at_any_call_cleans_up_and_goes_on(bench, request, tmp_path, verb):
-    count = max(1, request.config.getoption("--kills") // len(VERBS) // 2)
+    count = share(request, 1 / 2)
     kinds = {"terminate": 128 + signal.SIGTERM, "interrupt": 128 + signal.SIGINT}
     faults = drawn(verb, count, bench.unbroken(verb).calls, lambda draw, at: Fault(draw.choice([*kinds]), at))
     for i, fault in enumerate(itertools.islice(faults, count)):
@@ -240,7 +246,7 @@ PAIRS = [("grow", ""), ("shrink", ""), ("train", ""), ("train", "--resume"), ("r
 )
 def test_of_two_runs_into_one_folder_one_wins_and_the_other_says_so(bench, request, tmp_path, verb, more):
     """The first is held before some call while the second runs to its end."""
-    count = max(2, request.config.getoption("--kills") // len(VERBS) // 2)
+    count = share(request, 1 / 2, least=2)
     faults = drawn(verb, count, bench.unbroken(verb).calls, lambda draw, at: Fault("stop", at))
     for i, fault in enumerate(itertools.islice(faults, count)):
         folder = tmp_path / str(i)
@@ -307,7 +313,7 @@ def test_a_disk_with_no_more_room_than_so_is_one_line_too(bench, request, verb):
     small = bench.warm.root / str(bench.root)[1:] / "small"
     if not os.path.ismount(small):
         pytest.skip("no disk may be mounted here")
-    count = max(1, request.config.getoption("--kills") // len(VERBS) // 4)
+    count = share(request, 1 / 4)
     takes = sum(map(len, bench.unbroken(verb).same.values()))
     draw = random.Random(verb)
     for i in range(count):

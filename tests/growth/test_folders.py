@@ -1,7 +1,9 @@
 """Where results go: whole or not at all, nothing overwritten, nothing finished lost, nothing left behind."""
 
+import contextlib
 import errno
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -98,6 +100,35 @@ def test_a_name_that_is_none_is_refused(source, tmp_path, monkeypatch, name):
 def test_the_longest_name_there_is_can_be_written(source, tmp_path):
     growth.transfer(source, tmp_path / ("a" * 255))
     assert [len(path.name) for path in tmp_path.iterdir()] == [255]
+
+
+def test_what_is_stopped_as_it_cleans_up_leaves_its_result_alone(tmp_path, monkeypatch):
+    def stopped(*of, **how):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders.shutil, "rmtree", stopped)
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "out") as folder:
+        (folder / "ours").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "ours"]
+
+
+def test_where_the_system_knows_no_locks_nobody_is_kept_out(tmp_path, monkeypatch):
+    """Windows."""
+    found = {}
+    for known in (True, False):
+        if not known:
+            monkeypatch.setitem(sys.modules, "fcntl", None)
+        locks = runpy.run_path(folders.__file__.replace("folders", "locks"))
+        with contextlib.ExitStack() as held:
+            held.enter_context(locks["alone_in"](tmp_path))
+            try:
+                locks["refuse_busy"](tmp_path)
+                held.enter_context(locks["alone_in"](tmp_path))
+                found[known] = "let in"
+            except Refusal as refusal:
+                found[known] = str(refusal)
+    assert "one that is still going on" in found[True] and found[False] == "let in"
 
 
 def test_permissions_follow_the_umask(tmp_path):
