@@ -16,13 +16,17 @@ NAMES := bin/python -c 'import importlib.metadata as m, re; names = {re.match("[
 SEES = $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || \
 	{ echo 'torch of $(PYTHON) sees no GPU; name a Python whose torch does: make gpu PYTHON=python3.12'; exit 1; }
 
-.PHONY: demo test fuzz kill sanitize lint bench gpu setup wheel wheels newest pins clean
+.PHONY: demo test test-all fuzz kill sanitize lint bench gpu setup wheel wheels newest pins clean
 
 demo: setup
 	$(BIN)/growth demo
 
 test: lint
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+# Of what `make test` takes a sample of: every case.
+test-all: lint
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --everything
 
 # Runs of every verb are killed, and meet disks that fail, at so many calls: about 2 s of a processor each.
 kill: KILLS ?= 200

@@ -12,6 +12,7 @@ if not [*Path("/dev").glob("nvidia[0-9]*"), *Path("/dev").glob("kfd")]:
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import covering
 import pytest
 import torch
 
@@ -20,11 +21,21 @@ from lcikernels import extension
 
 def pytest_addoption(parser):
     parser.addoption("--part", default="1of1", help="2of4: of every 4 tests the second")
+    parser.addoption("--everything", action="store_true", help="what covering.py leaves out too")
     parser.addoption("--calls", type=int, default=0, help="of each op in test_fuzz.py; 0: a sample")
     parser.addoption("--kills", type=int, default=12, help="of runs, in tests/growth/test_bad_day.py")
 
 
+def pytest_configure(config):
+    for mark in covering.MARKS:
+        config.addinivalue_line("markers", mark)
+
+
 def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--everything"):
+        left_out = covering.left_out(items)
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
     part, parts = map(int, config.getoption("--part").split("of"))
     items[:] = items[part - 1 :: parts]
 

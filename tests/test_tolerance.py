@@ -1,10 +1,11 @@
 """The rule of tolerance.py lets a float32 sum in any order pass, and refuses what is computed wrong."""
 
+from collections import OrderedDict
 from functools import partial
 
 import pytest
 import torch
-from tolerance import assert_agrees
+from tolerance import FEW, assert_agrees
 from torch import Tensor
 
 from lcikernels.ops.retention.reference import retention
@@ -43,6 +44,35 @@ def test_a_decay_that_is_off_by_a_thousandth_a_step_fails():
 def test_one_rounding_to_16_bits_in_the_wrong_place_fails(where, dtype):
     with pytest.raises(AssertionError, match="ulps, budget"):
         assert_agrees(partial(rounded, where, dtype), retention, **inputs())
+
+
+def test_a_reference_is_asked_once_and_again_for_other_inputs_and_options(monkeypatch):
+    monkeypatch.setattr("tolerance.ANSWERS", OrderedDict())
+    asked = []
+    monkeypatch.setitem(globals(), "noted", asked.append)
+    given = inputs()
+    assert_agrees(retention, told, **given)
+    once = len(asked)
+    assert once == 2 * FEW
+    assert_agrees(retention, told, **given)
+    assert len(asked) == once
+    others = given | {"q": given["k"]}, given | {"k": given["k"].detach()}, given | {"scale": 0.5}
+    for count, other in enumerate(others, 2):
+        assert_agrees(retention, told, **other)
+        assert len(asked) == count * once
+    assert_agrees(partial(retention, scale=0.25), partial(told, scale=0.25), **given)
+    assert len(asked) == 5 * once
+    with pytest.raises(AssertionError, match="ulps, budget"):
+        assert_agrees(faded, told, **given)
+
+
+def noted(_: Tensor) -> None:
+    """Of each call of `told`."""
+
+
+def told(q: Tensor, **others: object) -> Tensor:
+    noted(q)
+    return retention(q, **others)
 
 
 def in_a_row(x: Tensor) -> Tensor:

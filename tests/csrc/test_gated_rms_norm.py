@@ -60,12 +60,14 @@ def test_groups_of_whole_vectors_in_several_tasks(instruction_set, formula, pois
     assert_agrees(compiled, reference, **inputs(180, 192), **formula)
 
 
+@pytest.mark.covering("pairs")
 @pytest.mark.parametrize("missing", [("gate",), ("weight",), ("bias",), ("gate", "weight", "bias")], ids=str)
 @pytest.mark.parametrize("formula", FORMULAS[1::2], ids=formula_id)
 def test_what_is_optional_can_be_left_out(instruction_set, formula, missing, poisoned):
     assert_agrees(compiled, reference, **inputs(40, 33) | dict.fromkeys(missing), **formula)
 
 
+@pytest.mark.covering("pairs")
 @pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("formula", FORMULAS, ids=formula_id)
 def test_bfloat16_is_computed_and_summed_in_float32(instruction_set, formula, parameters, poisoned):
@@ -133,6 +135,7 @@ def test_the_number_of_threads_changes_no_bit(instruction_set, formula):
         assert all(torch.equal(x, y) for x, y in zip(results[0], others))
 
 
+@pytest.mark.covering("pairs")
 @pytest.mark.parametrize("where", ["x", "gate"])
 @pytest.mark.parametrize("formula", FORMULAS, ids=formula_id)
 def test_a_nan_stays_in_its_group(instruction_set, formula, where):

@@ -111,6 +111,7 @@ def inputs(L1, L2, m, n, M, N, shared, dtype):
 
 
 @emulated
+@pytest.mark.covering("pairs")
 @pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -143,6 +144,7 @@ ADDED = {  # L1, L2, m, n, M - m, N - n
 
 
 @emulated
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("shape", ADDED.values(), ids=ADDED)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_where_units_are_added_too(expand, precision, kind, shape, poisoned):
@@ -185,6 +187,7 @@ LARGE = {  # L1, L2, m, n, M, N, units are added
 
 
 @emulated
+@pytest.mark.covering("pairs")
 @pytest.mark.parametrize("warp_groups", [False, True])
 @pytest.mark.parametrize("sizes", LARGE.values(), ids=LARGE)
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
@@ -324,6 +327,7 @@ print("in bounds")
 
 
 @emulated
+@pytest.mark.everything
 def test_nothing_is_read_or_written_outside_of_tensors(tmp_path):
     """Under the address sanitizer, which knows where each allocation of torch's ends."""
     runtime = subprocess.check_output([CXX, "-print-file-name=libasan.so"], text=True).strip()

@@ -82,6 +82,7 @@ PROMISES = [GStack(times=2), Solar(), Mslt(), Interpolate(copy_noise=0.01), Inte
 PROMISES += [LlamaPro(), Staged(), Staged(place="alternate", added="copy")]
 
 
+@pytest.mark.covering(3)
 @pytest.mark.parametrize("method", PROMISES, ids=title)
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_family_keeps_its_function_exactly_where_the_method_says_so(source, tmp_path, name, method):

@@ -16,9 +16,11 @@ from growth.loading import quiet
 from growth.plan import Source
 
 METHODS = ("stack", "interpolate", "net2net", "lemon")
-TABLE = [
+BOTH_WAYS = [
     ("lemon", {"hidden_size": 112, "num_layers": 7}),  # 4 heads to 7
     ("net2net", {"hidden_size": 128, "num_layers": 5}),
+]
+ONE_WAY = [
     ("lemon", {"hidden_size": 112}),
     ("lemon", {"hidden_size": 128, "num_layers": 5}),
     ("net2net", {"hidden_size": 112}),
@@ -103,7 +105,7 @@ def agrees(source, tmp_path, method, sizes):
     return new
 
 
-@pytest.mark.parametrize("method, sizes", TABLE, ids=str)
+@pytest.mark.parametrize("method, sizes", BOTH_WAYS, ids=str)
 @pytest.mark.parametrize("name", ALL)
 def test_a_family_is_promised_lossless_exactly_where_the_equations_say_so(
     source, tmp_path, name, method, sizes
@@ -111,6 +113,16 @@ def test_a_family_is_promised_lossless_exactly_where_the_equations_say_so(
     agrees(source(name), tmp_path, method, sizes)
 
 
+@pytest.mark.covering(1)
+@pytest.mark.parametrize("method, sizes", ONE_WAY, ids=str)
+@pytest.mark.parametrize("name", ALL)
+def test_a_family_is_promised_lossless_in_width_or_depth_alone_where_they_say_so(
+    source, tmp_path, name, method, sizes
+):
+    agrees(source(name), tmp_path, method, sizes)
+
+
+@pytest.mark.covering(3)
 @pytest.mark.parametrize("method, sizes, loss", COPYING, ids=repr)
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_copy_of_any_kind_keeps_what_it_promises_and_names_what_it_loses(
@@ -128,6 +140,7 @@ def test_a_copy_of_any_kind_keeps_what_it_promises_and_names_what_it_loses(
         assert any(loss in note for note in report.notes), report.notes
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("parting", ["spread", "first", "pairs", "blocks"])
 @pytest.mark.parametrize("name", STORED)
 def test_a_family_stays_the_same_function_however_copies_are_parted(
@@ -142,6 +155,7 @@ def test_a_family_stays_the_same_function_however_copies_are_parted(
     assert report.lossless and error(truth, got) < 1e-9
 
 
+@pytest.mark.covering("pairs")
 @pytest.mark.parametrize("method", ["net2net", "lemon"])
 @pytest.mark.parametrize("ratio", LARGER)
 @pytest.mark.parametrize("name", ["llama", "gpt_neox"])
@@ -155,6 +169,7 @@ def test_real_widths_and_heads_grow_as_small_ones_do(source, tmp_path, name, rat
         assert name != "llama" or config.num_key_value_heads == 5
 
 
+@pytest.mark.covering("pairs")
 @pytest.mark.parametrize("method", ["net2net", "lemon"])
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
@@ -272,6 +287,7 @@ ORDERS = {"stack": "01201", "interpolate": "00112", "net2net": "01122", "lemon":
 ORDERS |= {"bert2bert": "01212", "hypercloning": "01122"}
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("method", ORDERS)
 @pytest.mark.parametrize(
     "name, field",

@@ -82,6 +82,7 @@ def tokens(B=2, T=32):
     return torch.randint(256, (B, T), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.covering("pairs")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("start", ["lossless", "net2net", "published"])
 @pytest.mark.parametrize("name, tied", [*((name, False) for name in SIZES), ("wider and deeper", True)])
@@ -127,6 +128,7 @@ def vars_of(folder, hidden_size, num_layers):
     return model.old, model.new
 
 
+@pytest.mark.covering("pairs")
 @pytest.mark.parametrize("name", ["depth alone", "more than twice in both"])
 @pytest.mark.parametrize("method", ["stack", "interpolate", "net2net"])
 @pytest.mark.parametrize("family", FAMILIES)

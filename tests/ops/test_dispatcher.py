@@ -214,6 +214,7 @@ def test_opcheck_of_16_bit_activations(op, arguments):
     torch.library.opcheck(op, tuple(there(halved)), test_utils=tests)
 
 
+@pytest.mark.covering("pairs")
 @pytest.mark.parametrize("device", ["of the backend", "meta"])
 @pytest.mark.parametrize("lie", ["as they are", "channels first"])
 @pytest.mark.parametrize("op, arguments", [pytest.param(*call[1:], id=call[0]) for call in raw_calls()])
