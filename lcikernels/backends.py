@@ -8,7 +8,7 @@ to the op's table.
 import importlib
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from types import ModuleType
 from typing import NamedTuple
@@ -74,7 +74,7 @@ def choose(op: str, wanted: str | None, x: Tensor) -> str:
                 return name
         reasons = "; ".join(f"{name!r}: {backend.why_not(x)}" for name, backend in backends.items())
         raise RuntimeError(f"{op}: no backend can run here: {reasons}")
-    if wanted not in backends:
+    if not isinstance(wanted, str) or wanted not in backends:
         raise RuntimeError(
             f"{op}: there is no backend {wanted!r}; there are {', '.join(map(repr, backends))}"
         )
@@ -94,6 +94,15 @@ def hand_over(op: str, part: str) -> Callable:
 
 
 @cache
+def outlive_forks() -> None:
+    """From the first op on, a child that is forked computes on one thread: OpenMP's others are not in it, and
+    whatever torch then shares out waits for them for ever."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+
+
+@cache
 def load(op: str, name: str) -> ModuleType:
     """The module behind a backend; it has the op's `forward` and `backward`, or `step`."""
+    outlive_forks()
     return importlib.import_module(TABLES[op][name].module)

@@ -32,19 +32,24 @@ class Float64Kept(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+def largest(x: Tensor) -> float:
+    """The largest absolute number; NaN where there is one, 0 where there is none."""
+    return x.abs().max().item() if x.numel() else 0.0
+
+
 def max_error(got: Tensor, truth: Tensor) -> float:
-    """The largest absolute difference; NaN where there is one."""
-    return (got.double() - truth).abs().max().item()
+    """The largest absolute difference."""
+    return largest(got.double() - truth)
 
 
 def assert_agrees(
-    op: Callable, reference: Callable, products: torch.dtype | None = None, **inputs: object
+    op: Callable, reference: Callable, products: torch.dtype | None = None, few: int = FEW, **inputs: object
 ) -> None:
     """Outputs of `op`, and the gradients of its differentiable inputs, against its reference in float64.
 
     The first output has the dtype of the first input, a state is float32, a gradient is like its input;
     float64 inputs make all of them float64. products: what is multiplied is rounded to this dtype, so float32
-    sums of it are held to its ulps.
+    sums of it are held to its ulps. few: so many draws that pass are enough.
     """
     activation = next(iter(inputs.values())).dtype
     dtypes = {"output 0": activation, "output 1": torch.promote_types(activation, torch.float32)}
@@ -61,7 +66,7 @@ def assert_agrees(
             assert x.isfinite().all(), what
             errors = Errors.of(x, truth[what], plain[what], products)
             worst[what] = errors if draw == 0 else worst[what].with_draw(errors)
-        if draw + 1 >= FEW and all(errors.agree for errors in worst.values()):
+        if draw + 1 >= few and all(errors.agree for errors in worst.values()):
             return
     what = max(worst, key=lambda what: worst[what].error / worst[what].budget)
     raise AssertionError(f"{what}: {worst[what]} ({got[what].dtype})")
@@ -99,7 +104,7 @@ class Errors(NamedTuple):
     def of(cls, got: Tensor, truth: Tensor, plain: Tensor, products: torch.dtype | None = None) -> "Errors":
         exact = products or got.dtype
         rounded = max_error(plain.to(exact), truth)
-        return cls(max_error(got, truth), rounded, truth.abs().max().item(), torch.finfo(exact).eps)
+        return cls(max_error(got, truth), rounded, largest(truth), torch.finfo(exact).eps)
 
     def with_draw(self, other: "Errors") -> "Errors":
         return Errors(*map(max, self, other))
@@ -138,6 +143,7 @@ def outputs_and_grads(
     leaves = {name: x for name, x in drawn.items() if isinstance(x, Tensor) and x.requires_grad}
     if leaves:
         cotangents = [torch.randn(x.shape, generator=generator).bfloat16().to(x.dtype) for x in out]
+        out, cotangents = zip(*[(x, dx) for x, dx in zip(out, cotangents) if x.requires_grad])
         grads = torch.autograd.grad(out, list(leaves.values()), cotangents)
         results |= {f"gradient of {name}": grad for name, grad in zip(leaves, grads)}
     return results

@@ -156,16 +156,51 @@ def has_tangent(x: object) -> bool:
 
 
 def written(op: str, **tensors: Tensor) -> None:
-    """The named tensors are written to: none may be expanded, one element standing for several."""
+    """The named tensors are written to: in none may one element of memory stand for several."""
     for name, x in tensors.items():
-        if not x.is_contiguous() and any(n > 1 and stride == 0 for n, stride in zip(x.shape, x.stride())):
+        if not x.is_contiguous() and overlaps(x):
             refuse(op, name, "of elements of its own (clone() it)", f"strides {x.stride()}")
 
 
+def overlaps(x: Tensor) -> bool:
+    """Whether an axis steps over less than the axes of shorter steps reach, as those of unfold() do."""
+    axes = [(stride, size) for size, stride in zip(x.shape, x.stride()) if size > 1]
+    for i, (stride, _) in enumerate(axes):
+        shorter = [u for j, u in enumerate(axes) if j != i and (u[0] < stride or (u[0] == stride and j < i))]
+        if stride <= sum([(size - 1) * step for step, size in shorter]):
+            return True
+    return False
+
+
 def one_of(op: str, argument: str, value: object, choices: tuple) -> None:
-    """`value` must be one of `choices`."""
-    if value not in choices:
+    """`value` must be one of `choices`, words or small numbers."""
+    if not isinstance(value, (str, int, type(None))) or value not in choices:
         refuse(op, argument, " or ".join(map(repr, choices)), repr(value))
+
+
+def flags(op: str, **values: bool) -> None:
+    """The named values must be True or False."""
+    for name, value in values.items():
+        if value is not True and value is not False:
+            refuse(
+                op,
+                name,
+                "True or False",
+                repr(value) if isinstance(value, (str, int, type(None))) else type(value),
+            )
+
+
+def number(op: str, argument: str, value: float, least: float = -float("inf")) -> float:
+    """`value`, a number not below `least`, of any library that has a float() of its own."""
+    try:
+        exact = float(value) if hasattr(value, "__float__") else None
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # of many elements, or of none in memory
+        exact = None
+    if exact is None:
+        refuse(op, argument, "a number", type(value))
+    if exact != exact or exact < least:
+        refuse(op, argument, "a number" if least == -float("inf") else f"at least {least}", exact)
+    return exact
 
 
 def divides(op: str, argument: str, part: int, whole: int, what: str) -> None:

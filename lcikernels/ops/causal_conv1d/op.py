@@ -51,6 +51,7 @@ def causal_conv1d(
     S, cu_seqlens = checks.packing(OP, cu_seqlens, x)
     checks.activations(OP, x=x)
     check(OP, x, weight, bias, activation, sizes)
+    checks.flags(OP, return_final_state=return_final_state)
     if initial_state is not None:
         axes = "B D W-1" if S is None else "N D W-1"
         checks.shape(OP, "initial_state", initial_state, axes, {**sizes, "N": S})

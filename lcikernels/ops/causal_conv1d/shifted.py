@@ -41,15 +41,31 @@ def backward(
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias (empty where it is missing) and the initial state."""
-    T, W = x.shape[1], weight.shape[1]
-    if cu_seqlens is not None:
+    if cu_seqlens is None:
+        dx, dweight, dbias, dstate = gradients(grad_y, grad_state, x, weight, bias, activation, initial_state)
+    else:
         parts = []
-        for n, (cut, state) in enumerate(sequences("causal_conv1d", cu_seqlens, T, initial_state)):
+        for n, (cut, state) in enumerate(sequences("causal_conv1d", cu_seqlens, x.shape[1], initial_state)):
             grad_n = None if grad_state is None else grad_state[n : n + 1]
-            parts.append(backward(grad_y[:, cut], grad_n, x[:, cut], weight, bias, activation, state, None))
+            parts.append(gradients(grad_y[:, cut], grad_n, x[:, cut], weight, bias, activation, state))
         dx, dweight, dbias, dstate = zip(*parts)
-        dx = laid_as(torch.cat(dx, 1), x)
-        return dx, torch.stack(dweight).sum(0), torch.stack(dbias).sum(0), torch.cat(dstate)
+        dx, dweight, dbias = torch.cat(dx, 1), torch.stack(dweight).sum(0), torch.stack(dbias).sum(0)
+        dstate = torch.cat(dstate)
+    dbias = dbias if bias is None else dbias.to(bias.dtype)
+    return laid_as(dx, x), dweight.to(weight.dtype), dbias, dstate
+
+
+def gradients(
+    grad_y: Tensor,
+    grad_state: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Those of one sequence, not yet rounded to what they are gradients of."""
+    T, W = x.shape[1], weight.shape[1]
     past = extended(x, weight, initial_state)
     dy = grad_y.to(past.dtype)
     if activation == "silu":
@@ -61,10 +77,10 @@ def backward(
     if grad_state is not None:
         dpast[:, T:] += grad_state.mT
     dweight = torch.stack([(dy * past[:, i : i + T]).sum((0, 1)) for i in range(W)], 1)
-    dbias = dy.new_empty(0) if bias is None else dy.sum((0, 1)).to(bias.dtype)
+    dbias = dy.new_empty(0) if bias is None else dy.sum((0, 1))
     return (
-        laid_as(dpast[:, W - 1 :], x),
-        dweight.to(weight.dtype),
+        dpast[:, W - 1 :],
+        dweight,
         dbias,
         dpast[:, : W - 1].mT.clone(memory_format=torch.contiguous_format),
     )

@@ -59,9 +59,10 @@ def gated_rms_norm(
     checks.parameters(OP, x, weight=weight, bias=bias)
     if not isinstance(groups, int) or groups < 1 or sizes["D"] % groups:
         checks.refuse(OP, "groups", f"a divisor of D={sizes['D']}", repr(groups))
-    checks.one_of(OP, "norm_before_gate", norm_before_gate, (True, False))
+    checks.flags(OP, norm_before_gate=norm_before_gate)
     checks.one_of(OP, "activation", activation, ("silu", "sigmoid"))
     checks.one_of(OP, "kind", kind, ("rms", "layer"))
+    eps = checks.number(OP, "eps", eps, 0.0)
     name = backends.choose(OP, backend, x)
     return torch.ops.lcikernels.gated_rms_norm(
         x, gate, weight, bias, eps, groups, norm_before_gate, activation, kind, name

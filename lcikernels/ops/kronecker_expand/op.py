@@ -53,6 +53,7 @@ def kronecker_expand(
     Wang et al. 2023 (LiGO), eq. 6.
     """
     sizes: dict[str, int] = {}
+    checks.flags(OP, added=added)
     checks.shape(OP, "weight", weight, "L1 m n", sizes)
     if added:  # none of them may be new, which is why their number is told beforehand
         for name, axis, u in (("write", "M-m", write), ("read", "N-n", read)):

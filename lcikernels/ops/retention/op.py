@@ -52,6 +52,7 @@ def retention(
     al. 2023 (RetNet), eq. 6; Dao and Gu 2024 (Mamba-2) for the rate per token.
     """
     sizes, log_decay = check(q, k, v, log_decay, "B T H")
+    checks.flags(OP, return_final_state=return_final_state)
     N, cu_seqlens = checks.packing(OP, cu_seqlens, q)
     if initial_state is not None:
         axes = "B H K V" if N is None else "N H K V"
@@ -59,7 +60,7 @@ def retention(
         checks.states(OP, q, initial_state=initial_state)
         initial_state = initial_state.to(checks.inner(q))
     name = backends.choose(OP, backend, q)
-    scale = sizes["K"] ** -0.5 if scale is None else float(scale)
+    scale = sizes["K"] ** -0.5 if scale is None else checks.number(OP, "scale", scale)
     o, state = torch.ops.lcikernels.retention(q, k, v, log_decay, scale, initial_state, cu_seqlens, name)
     return (o, state) if return_final_state else o
 

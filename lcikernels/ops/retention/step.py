@@ -46,7 +46,7 @@ def retention_step(
     sizes, log_decay = check(q, k, v, log_decay, "B H", OP)
     states.check(OP, q, state, "B H K V", sizes, state_indices)
     checks.no_derivative(OP, q=q, k=k, v=v, log_decay=log_decay, state=state)
-    scale = sizes["K"] ** -0.5 if scale is None else float(scale)
+    scale = sizes["K"] ** -0.5 if scale is None else checks.number(OP, "scale", scale)
     name = backends.choose(OP, backend, q)
     return torch.ops.lcikernels.retention_step(q, k, v, log_decay, state, scale, state_indices, name)
 

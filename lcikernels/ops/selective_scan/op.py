@@ -64,6 +64,7 @@ def selective_scan(
     checks.shape(OP, "dt", dt, "B T D", sizes)
     check(OP, x, a, b, c, d, z, dt_bias, "B T", sizes)
     checks.activations(OP, x=x, dt=dt, b=b, c=c, z=z)
+    checks.flags(OP, dt_softplus=dt_softplus, return_final_state=return_final_state)
     S, cu_seqlens = checks.packing(OP, cu_seqlens, x)
     if initial_state is not None:
         checks.shape(OP, "initial_state", initial_state, "B D N" if S is None else "S D N", {**sizes, "S": S})

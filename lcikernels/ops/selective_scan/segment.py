@@ -59,6 +59,7 @@ def selective_scan_segment(
     checks.activations(OP, x=x, dt=dt, b=b)
     checks.full_precision(OP, x, a=a)
     checks.parameters(OP, x, dt_bias=dt_bias)
+    checks.flags(OP, dt_softplus=dt_softplus)
     name = backends.choose(OP, backend, x)
     return torch.ops.lcikernels.selective_scan_segment(x, dt, a, b, dt_bias, dt_softplus, name)
 

@@ -53,6 +53,7 @@ def selective_scan_step(
     checks.shape(OP, "dt", dt, "B D", sizes)
     check(OP, x, a, b, c, d, z, dt_bias, "B", sizes)
     checks.activations(OP, x=x, dt=dt, b=b, c=c, z=z)
+    checks.flags(OP, dt_softplus=dt_softplus)
     states.check(OP, x, state, "B D N", sizes, state_indices)
     checks.no_derivative(OP, x=x, dt=dt, a=a, b=b, c=c, d=d, z=z, dt_bias=dt_bias, state=state)
     name = backends.choose(OP, backend, x)

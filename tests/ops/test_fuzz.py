@@ -1,0 +1,69 @@
+"""Every op on calls that nobody thought of, against its reference in float64: the same ones each time, ten
+thousand of each op by `make fuzz`."""
+
+from importlib import import_module
+
+import op_calls
+import pytest
+from devices import multiplied, on_device, why_not
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from op_calls import laid, made, steps_by_reference
+from op_trials import OPS, STEPS
+from tolerance import assert_agrees
+
+import lcikernels
+from lcikernels.backends import TABLES
+
+# Of each op in `make test`.
+SAMPLE = 30
+
+
+def reference_of(name):
+    """The op in the dtype of its arguments; a step's is that of whole sequences."""
+    op = name.removesuffix("_step")
+    reference = getattr(import_module(f"lcikernels.ops.{op}.reference"), op)
+    if op == name:
+        return reference
+    return lambda **token: steps_by_reference(name, reference, **token)
+
+
+def advanced(op):
+    """A step as a function: what it returns, and the states that it leaves."""
+
+    def run(state, **token):
+        after = op(state=state, **token)
+        return after, state
+
+    return run
+
+
+def check(name, backend, call):
+    """One call of an op by a backend, which must compute it or say that it takes no such dtype."""
+    first = next(iter(call.values()))
+    if why_not(name, backend, first.dtype):
+        return
+    op = on_device(getattr(lcikernels, name), backend)
+    op = advanced(op) if name in STEPS else op
+    products = multiplied(first.dtype) if (name, backend) == ("retention", "cpp") else None
+    reference = reference_of(name)
+    assert_agrees(laid(op, call), laid(reference, call), products, few=1, **made(call))
+
+
+def many(count, strategy, test):
+    """`test` on so many calls, the same ones each time."""
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+    options = dict(deadline=None, derandomize=True, database=None, suppress_health_check=checks)
+    phases = [Phase.generate, Phase.shrink]
+    settings(max_examples=count, phases=phases, **options)(given(strategy)(test))()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_any_call_is_as_exact_as_the_reference(name, request, poisoned):
+    backends = [backend for backend in TABLES[name] if backend != "triton"]
+    calls = st.tuples(st.sampled_from(backends), getattr(op_calls, name)())
+
+    def test(drawn):
+        check(name, *drawn)
+
+    many(request.config.getoption("calls") or SAMPLE, calls, test)
