@@ -20,7 +20,7 @@ from lcikernels import extension
 
 def pytest_addoption(parser):
     parser.addoption("--part", default="1of1", help="2of4: of every 4 tests the second")
-    parser.addoption("--calls", type=int, default=0, help="of each op in test_fuzz.py; 0: a sample")
+    parser.addoption("--calls", type=int, default=0, help="of each op in the files test_fuzz.py; 0: a sample")
     parser.addoption("--kills", type=int, default=12, help="of runs, in tests/growth/test_bad_day.py")
 
 
