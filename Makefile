@@ -33,10 +33,12 @@ kill: KILLS ?= 200
 kill: setup
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests/growth/test_bad_day.py --kills=$(KILLS)
 
-# So many drawn calls of each op, the same ones each time; `make test` has a sample of them. More of them, more kinds.
-CALLS ?= 10000
+# So many drawn calls of each op, and a twentieth of that of each verb, the same ones each time; `make test` has a sample
+# of them. More of them, more kinds.
+fuzz: CALLS ?= 10000
 fuzz: setup
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --calls=$(CALLS) tests/ops/test_fuzz.py tests/growth/test_fuzz.py
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --calls=$(CALLS) tests/ops/test_fuzz.py \
+		tests/growth/test_fuzz.py
 
 bench: .venv/bench
 	$(BIN)/python -m pytest -q benchmarks/bench_cpu.py

@@ -18,7 +18,7 @@ from torch import Tensor
 from growth.configuration import LARGEST, read_config, refuse_beyond_tensors
 from growth.errors import reason, refuse
 from growth.folders import refuse_outside
-from growth.hub import WANTED, resolve
+from growth.hub import TENSORS, WANTED, resolve
 from growth.jsonfile import read_object
 from growth.record import read_record
 
@@ -55,7 +55,8 @@ class Checkpoint:
     def __init__(self, src: str | Path):
         self.name, self.path = str(src), resolve(src)
         _refuse_adapter(self.path)
-        refuse_outside(self.path, *(file for name in WANTED for file in self.path.glob(name)))
+        told = [name for name in WANTED if name not in TENSORS]  # large weights may lie on another disk
+        refuse_outside(self.path, *(file for name in told for file in self.path.glob(name)))
         self.config = read_config(self.path)
         self._tensors = _tensors(self.path)
         self._found = self._stamps()
@@ -201,7 +202,6 @@ def _header(file: Path) -> dict[str, Stored]:
             f"{others[0]} alone" if others and file.name == WEIGHTS else got,
             "download the checkpoint again, or load it with transformers and save it with save_pretrained",
         )
-    refuse_outside(file.parent, file)
     try:
         with safe_open(file, "pt") as tensors:  # which holds offsets and sizes to the file's length
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}

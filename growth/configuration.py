@@ -71,7 +71,7 @@ def read_config(path: Path) -> PreTrainedConfig:
         expected = "a configuration that transformers knows by itself"
         raise refuse(str(file), expected, reason(error), MEND) from error
     _refuse_odd(file, config)
-    _compute_in_torch(config)
+    _as_it_is_run(config)
     return config
 
 
@@ -142,14 +142,16 @@ def _refuse_odd(file: Path, config: PreTrainedConfig) -> None:
             raise refuse(f"{file}: {name}", f"1 to {LARGEST:,}", size, BELONGS)
 
 
-def _compute_in_torch(config: PreTrainedConfig) -> None:
-    """What a configuration may ask for by name, and transformers would take from the Hub, is torch's here."""
+def _as_it_is_run(config: PreTrainedConfig) -> None:
+    """What a configuration may ask for by name, and transformers would take from the Hub, is torch's here;
+    outputs have names."""
     for name in config.sub_configs:
         if isinstance(inner := getattr(config, name, None), PreTrainedConfig):
-            _compute_in_torch(inner)
+            _as_it_is_run(inner)
     if config._attn_implementation not in ATTENTION:
         config._attn_implementation = None
     config._experts_implementation = None
+    config.return_dict = True
 
 
 def _no_checkpoint(path: Path) -> Refusal:

@@ -29,7 +29,7 @@ def named_folder(path: str | Path, what: str) -> Path:
 
 
 def refuse_outside(folder: Path, *files: Path) -> None:
-    """Raises Refusal where one of a folder's files leads out of it, so that somebody's own would be read and
+    """Raises Refusal where one of a folder's files leads out of it, so that somebody's own would be
     copied; the Hub's cache is left as it is, whose snapshots link to files beside them."""
     inside = real = Path(os.path.realpath(folder))
     if real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--"):

@@ -29,7 +29,7 @@ from growth.record import named, new_record, refuse_closed
 from growth.report import Report, told_costs
 from growth.sizes import Sizes, changed, chosen_sizes, recorded, sizes_of
 from growth.targets import refuse_lossy, scale_eps, target_of
-from growth.writing import SHARD_BYTES, write_checkpoint
+from growth.writing import SHARD_BYTES, refuse_odd_shards, write_checkpoint
 
 if TYPE_CHECKING:
     from growth.optimizing.carried import Carried
@@ -79,6 +79,7 @@ def grow(
     refuse_odd_seed(seed)
     refuse_odd_policy(policy, optimizer)
     kept = chosen_dtype(dtype)
+    refuse_odd_shards(shard_bytes)
     refuse_odd_output(dst, dry_run)
     began = time.perf_counter()
     source = Source(Checkpoint(src))

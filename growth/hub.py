@@ -21,12 +21,11 @@ from growth.errors import Refusal, reason, refuse
 from growth.folders import named_folder
 from growth.record import RECORD
 
+TENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 # A repository may hold the weights in five formats more; none of these is read.
 WANTED = [
     "config.json",
-    "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
+    *TENSORS,
     "adapter_*",
     GENERATION,
     MODULES,

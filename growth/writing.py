@@ -156,6 +156,12 @@ class Writer:
         (self.folder / INDEX).write_text(f"{index}\n")
 
 
+def refuse_odd_shards(size: int) -> None:
+    """Raises Refusal where the size of the largest file is none."""
+    if type(size) is not int or size < 1:
+        raise refuse("shard_bytes", "a whole number of bytes", repr(size), "such as 2 * 10**9")
+
+
 def planned(rows: Sequence[Row], shard_bytes: int) -> dict[str, list[Row]]:
     """File -> its tensors, in order; a new one begins where the next tensor would exceed `shard_bytes`."""
     parts, room = [[]], shard_bytes

@@ -37,8 +37,10 @@ class HyperCloning(Ordered):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.snr is not None and not math.isfinite(self.snr):
-            raise refuse("snr", "a number of decibels", self.snr, "such as 10, or leave it out")
+        if self.snr is not None and not -100 <= self.snr < math.inf:
+            raise refuse(
+                "snr", "a number of decibels, at least -100", self.snr, "such as 10, or leave it out"
+            )
 
     def maps(self, old: Architecture, new: Architecture, seed: int = 0) -> Maps:
         """The maps from `old` to `new`. Raises Refusal where a size does not grow by a whole factor."""

@@ -72,8 +72,9 @@ class Ligo(Learning):
         refuse_below("noise", self.noise, 0.0)
         refuse_other("start", self.start, STARTS)
         refuse_other("ties", self.ties, TIES)
-        if not self.learn:
-            raise refuse("learn", "maps that learn", "none", "leave it out for all of them")
+        if not self.learn or not all(isinstance(x, str) for x in self.learn):
+            got = ", ".join(map(str, self.learn)) or "none"
+            raise refuse("learn", "maps that learn", got, "leave it out for all of them")
 
     def __str__(self) -> str:
         return f"{self.name} from its {self.start} start"

@@ -1,16 +1,41 @@
 """What a method can be told: fields of its dataclass, from which the command line's flags follow."""
 
 import math
-from dataclasses import field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import field, fields
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 from growth.errors import refuse
+
+KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a word", tuple: "a list"}
 
 
 def option(default: Any, help: str, kind: type | None = None, usual: str | None = None) -> Any:
     """A field of a method, with the line that `growth grow --help` prints; kind: its type there, if not the
     field's own; usual: what is said of its default there, if not the default itself."""
     return field(default=default, metadata={"help": help, "kind": kind, "usual": usual})
+
+
+def refuse_other_types(options: Any) -> None:
+    """Raises Refusal where a field of a dataclass holds what is not of its type; lists may be tuples, whole
+    numbers stand for any. What text stands for as well (`kind`) is refused where it is read."""
+    for x in fields(options):
+        union = get_args(x.type) if isinstance(x.type, UnionType) else (x.type,)
+        kinds = [get_origin(kind) or kind for kind in union]
+        if x.metadata.get("kind") or not set(kinds) <= {*KINDS, NoneType}:
+            continue
+        if not any(_is_a(kind, got := getattr(options, x.name)) for kind in kinds):
+            expected = " or ".join(KINDS[kind] for kind in kinds if kind is not NoneType)
+            raise refuse(x.name.replace("_", "-"), expected, repr(got), "choose one")
+
+
+def _is_a(kind: type, got: Any) -> bool:
+    if kind in (int, float) and isinstance(got, bool):
+        return False
+    if kind is tuple:
+        return isinstance(got, Sequence) and not isinstance(got, str)
+    return isinstance(got, int | float if kind is float else kind)
 
 
 def refuse_below(name: str, got: float | None, least: float) -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 from growth.depth import with_identities
 from growth.errors import refuse
 from growth.methods.method import Method
-from growth.methods.option import option
+from growth.methods.option import option, refuse_other_types
 
 Index = tuple[int, ...]
 
@@ -18,6 +19,7 @@ class Ordered(Method):
     order: Index | None = option(None, "the old layer of each new one, such as 0,1,1,2", str)
 
     def __post_init__(self):
+        refuse_other_types(self)
         object.__setattr__(self, "order", layer_numbers("order", self.order))
 
     def arranged(self, old: int, new: int) -> Index:
@@ -52,9 +54,9 @@ def layer_numbers(name: str, given: str | Sequence[int] | None) -> Index | None:
     """Layer numbers, in words or not; None where none were given. Raises Refusal where they are none."""
     if given is None:
         return None
-    words = given.split(",") if isinstance(given, str) else given
+    words, number = (given.split(","), int) if isinstance(given, str) else (given, index)
     try:
-        found = tuple(int(word) for word in words)
+        found = tuple(number(word) for word in words)
     except (TypeError, ValueError):
         found = ()
     if not found or min(found) < 0:

@@ -31,7 +31,7 @@ from growth.depth import rows
 from growth.errors import refuse
 from growth.maps import Copies, Drawn, Maps, copies
 from growth.methods.method import Method
-from growth.methods.option import option, refuse_below, refuse_other
+from growth.methods.option import option, refuse_below, refuse_other, refuse_other_types
 
 FORMATS = ("mixtral", "qwen2_moe", "qwen3_moe")
 PARTS = ("gate", "up", "down")
@@ -62,6 +62,7 @@ class Upcycle(Method):
             if got is not None and type(got) is not int:
                 raise refuse(flag, "a whole number", repr(got), "give it as an int")
             refuse_below(flag, got, 1)
+        refuse_other_types(self)
         if self.router_std is not None and not 0 < self.router_std < math.inf:
             remedy = "rows of zero would send every token to the same experts"
             raise refuse("router-std", "more than 0, and finite", self.router_std, remedy)

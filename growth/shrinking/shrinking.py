@@ -24,7 +24,7 @@ from growth.shrinking.scores import Activation, Redundancy
 from growth.shrinking.smaller import Noted, Smaller, chosen_layers
 from growth.sizes import Sizes, changed, chosen_sizes, resized
 from growth.training.data import Data
-from growth.writing import SHARD_BYTES, write_checkpoint
+from growth.writing import SHARD_BYTES, refuse_odd_shards, write_checkpoint
 
 SCORES = ("magnitude", "activation", "redundancy")
 
@@ -82,6 +82,7 @@ def shrink(
     refuse_other("score", score, SCORES)
     layers = layer_numbers("layers", layers) if isinstance(layers, str) else layers
     dtype = chosen_dtype(dtype)
+    refuse_odd_shards(shard_bytes)
     refuse_odd_output(dst, dry_run)
     began = time.perf_counter()
     source = Source(Checkpoint(src))

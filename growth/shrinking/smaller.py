@@ -1,6 +1,6 @@
 """What a source becomes: which layers and units stay, the plan that makes it, and what growth.json tells."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -171,10 +171,11 @@ def chosen_layers(
             return {prefix: best_of_kinds(torch.zeros(L), of.kinds, n) for prefix, of in found}, wanted
         return {prefix: best_of_kinds(scores.layers(prefix), of.kinds, n) for prefix, of in found}, wanted
     L = min(stacks.values())
-    chosen = tuple(sorted(given))
-    if not chosen or len(set(chosen)) < len(chosen) or not 0 <= chosen[0] <= chosen[-1] < L:
-        got = ",".join(map(str, given)) or "none"
+    named = tuple(given) if isinstance(given, Iterable) else (given,)
+    if not named or len(set(map(str, named))) < len(named) or any(x not in range(L) for x in named):
+        got = ",".join(map(str, named)) or "none"
         raise refuse("layers", f"some out of 0 to {L - 1}, each once", got, "name those that stay")
+    chosen = tuple(sorted(map(int, named)))
     if wanted.layers not in (None, len(chosen)):
         got = f"{len(chosen)}, {','.join(map(str, chosen))}"
         raise refuse("layers", f"{wanted.layers}, the number of layers", got, "leave num-layers out")

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from growth.errors import reason, refuse
+from growth.methods.option import refuse_below, refuse_other_types
 from growth.training.examples import Examples
 from growth.training.progress import RunProgress
 from growth.transferring.layers import Layers
@@ -63,9 +64,8 @@ class Alignment:
 
     def __post_init__(self):
         for name, least in (("steps", 0), ("batches", 1), ("batch_size", 1), ("step_size", 1), ("ridge", 0)):
-            if (got := getattr(self, name)) < least:
-                what = "align" if name == "steps" else name.replace("_", "-")
-                raise refuse(what, f"at least {least}", got, "choose a larger number")
+            refuse_below("align" if name == "steps" else name.replace("_", "-"), getattr(self, name), least)
+        refuse_other_types(self)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise refuse("learning-rate", "more than 0, and finite", self.learning_rate, "leave it out")
 

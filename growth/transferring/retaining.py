@@ -1,7 +1,7 @@
 """The heads and decays of the retention that takes attention's place, as fields of LCIConfig."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -66,7 +66,7 @@ def retention_fields(
 
 def _logs(decays: str | Sequence[float], H: int) -> list[float]:
     expected, remedy = f"{', '.join(NAMED)}, or a number for each of {H} heads", "such as 0.9,0.95"
-    if isinstance(decays, str):
+    if isinstance(decays, str) or not isinstance(decays, Sized):
         raise refuse("decays", expected, decays, remedy)
     if len(decays) != H:
         raise refuse("decays", expected, f"{len(decays)} numbers", remedy)

@@ -12,7 +12,7 @@ there, and the plan says so. A model whose layers all stay computes the source's
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def transfer(
     if is_torchelastic_launched():
         raise refuse("transfer", "one process", "torchrun", "start it without; training takes several")
     refuse_odd_seed(seed)
-    if copy not in COPIED:
+    if copy not in [*COPIED]:
         raise refuse("copy", f"one of {', '.join(COPIED)}", copy, "choose one of these")
     form = format_of(format)
     refuse_odd_output(dst, dry_run)
@@ -159,8 +159,11 @@ def chosen_pattern(
     """
     own = pattern_of(config)
     L, count = len(own), range(len(own))
-    if mixers not in LETTERS:
+    if mixers not in [*LETTERS]:
         raise refuse("mixers", f"one of {', '.join(LETTERS)}", mixers, "choose one of these")
+    if not isinstance(keep_attention, Iterable):
+        got, remedy = repr(keep_attention), "give them in a list"
+        raise refuse("keep-attention", "layer numbers such as 1,11", got, remedy)
     if pattern is None:
         if beyond := [layer for layer in keep_attention if layer not in count]:
             raise refuse("keep-attention", f"layers from 0 to {L - 1}", beyond[0], "count the layers from 0")
@@ -169,7 +172,7 @@ def chosen_pattern(
         raise refuse("pattern", "either a pattern or layers that keep attention", "both", "leave one out")
     elif mixers != "retention":
         raise refuse("pattern", "either a pattern or mixers", "both", "leave one out")
-    elif len(pattern) != L or set(pattern) - set(MIXERS):
+    elif not isinstance(pattern, str) or len(pattern) != L or set(pattern) - set(MIXERS):
         expected = f"{L} letters out of {', '.join(MIXERS)}"
         raise refuse("pattern", expected, repr(pattern), "give one letter per layer")
     else:

@@ -153,7 +153,10 @@ def test_a_fresh_matrix_is_one_of_the_wide_model(tmp_path):
 @pytest.mark.parametrize(
     "method, told",
     [
-        (lambda: growth.HyperCloning(snr=math.inf), "snr: expected a number of decibels, got inf"),
+        (
+            lambda: growth.HyperCloning(snr=math.inf),
+            "snr: expected a number of decibels, at least -100, got inf",
+        ),
         (lambda: growth.Lemon(symmetry="none"), "symmetry: expected one of projection, comp, got none"),
         (lambda: growth.Bert2Bert(initialisation="lpi"), "initialisation: expected one of aki, fpi, got lpi"),
     ],

@@ -15,6 +15,7 @@ from limited import limited
 import growth
 from growth.checkpoint import INDEX, WEIGHTS, Checkpoint
 from growth.inspection import inspect
+from growth.methods import METHODS
 from growth.training import trainer  # noqa: F401  - what a run imports, before the fork
 
 ROOM = 2**29  # bytes: half a GB, where files claim 10^12 and more
@@ -188,6 +189,15 @@ def test_no_kernel_is_fetched_that_a_configuration_names(src, whole, tmp_path, n
     assert "theirs" not in (tmp_path / "out/config.json").read_text()
 
 
+def test_outputs_have_names_whatever_a_configuration_asks_for(src, whole, tmp_path):
+    change(src / "config.json", return_dict=False, output_hidden_states=True)
+    assert growth.check(whole[0] / "src", src, generate=2).float32 == 0
+    few = {"steps": 1, "batch_size": 1, "sequence_length": 16}
+    growth.train(src, whole[0] / "text.txt", tmp_path / "out", teacher=src, **few)
+    ligo = METHODS["ligo"](data=str(whole[0] / "text.txt"), **few)
+    growth.grow(src, tmp_path / "grown", method=ligo, num_layers=3)
+
+
 def test_json_beyond_any_memory_is_refused_unread(src, refused):
     for name, verbs in {
         "growth.json": RECORDING,
@@ -240,7 +250,7 @@ def test_a_name_in_two_shards_is_refused(src, refused):
     refused("that no other shard holds")
 
 
-LINKED = ["config.json", WEIGHTS, "tokenizer.json", "generation_config.json", "growth.json", "1_Pooling"]
+LINKED = ["config.json", "tokenizer.json", "generation_config.json", "growth.json", "1_Pooling"]
 
 
 @pytest.mark.parametrize("name", LINKED)
@@ -254,6 +264,33 @@ def test_a_link_out_of_the_folder_is_not_followed(src, refused, tmp_path, name):
     target = tmp_path / "own" / name if (tmp_path / "own" / name).exists() else tmp_path / "own/secret"
     (src / name).symlink_to(target if name != "1_Pooling" else tmp_path / "own")
     refused("expected a file in its folder, got a link to")
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_may_lie_on_another_disk(src, whole, tmp_path, sharded):
+    """They are read, never copied as files: the result holds its own, and theirs stay as they are."""
+    (tmp_path / "disk").mkdir()
+    if sharded:
+        shards(src)
+    moved = [file for file in src.iterdir() if file.name.startswith("model")]
+    assert len(moved) > 2 if sharded else [file.name for file in moved] == [WEIGHTS]
+    for file in moved:
+        file.rename(tmp_path / "disk" / file.name)
+        file.symlink_to(tmp_path / "disk" / file.name)
+    before = {file: file.read_bytes() for file in (tmp_path / "disk").iterdir()}
+    assert growth.check(whole[0] / "src", src).float32 == 0
+    growth.grow(src, tmp_path / "grown", method="lemon", num_layers=3)
+    growth.train(src, whole[0] / "text.txt", tmp_path / "out", steps=1, batch_size=1, sequence_length=16)
+    assert not any(x.is_symlink() for out in ("grown", "out") for x in (tmp_path / out).rglob("*"))
+    assert {file: file.read_bytes() for file in (tmp_path / "disk").iterdir()} == before
+
+
+@pytest.mark.parametrize("leads", ["/etc/passwd", "/dev/zero", "/", "nowhere", WEIGHTS, "../secret"])
+def test_a_link_to_what_holds_no_tensors_is_refused(src, refused, tmp_path, leads):
+    (tmp_path / "secret").write_text("a word that nobody else knows")
+    (src / WEIGHTS).unlink()
+    (src / WEIGHTS).symlink_to(leads)
+    refused("safetensors file, got")
 
 
 def test_links_within_the_folder_and_within_the_cache_of_the_hub_are_followed(src, tmp_path):

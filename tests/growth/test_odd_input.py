@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 import growth
 from growth.checkpoint import INDEX, Checkpoint
 from growth.errors import Refusal
+from growth.methods import METHODS
+from growth.transferring.align import Alignment
 
 DEEP = '{"a":' * 100_000 + "1" + "}" * 100_000
 
@@ -270,3 +273,35 @@ def test_dropout_that_has_no_place_in_the_target_is_reported(tmp_path):
 @pytest.mark.parametrize("size", ["hidden_size", "num_layers", "ffn_size"])
 def test_a_target_that_no_machine_holds_is_refused(refused, size):
     refused("at most 16,777,216, got", method="lemon", **{size: 24 * 10**9})
+
+
+ODD = (None, {}, [None], float("nan"), 1e300, -1e300, 10**30, -1, 0, 1.5, "", "x", True, (1, 2), object())
+CALLS = {
+    "grow": {"num_layers": 4} | dict.fromkeys(("shard_bytes", "dtype", "policy", "seed", "method")),
+    "shrink": {"num_layers": 2} | dict.fromkeys(("shard_bytes", "dtype", "layers", "score", "seed")),
+    "transfer": dict.fromkeys(
+        "mixers pattern keep_attention copy decays retention_heads start align format seed".split()
+    ),
+}
+
+
+@pytest.mark.parametrize("verb, name", [(verb, name) for verb in CALLS for name in CALLS[verb]])
+def test_a_value_of_another_type_is_refused_or_served(source, verb, name):
+    """By calls from Python: the command line reads what is typed as what it is to be."""
+    usual = {key: value for key, value in CALLS[verb].items() if value is not None}
+    for odd in ODD:
+        try:
+            getattr(growth, verb)(source, dry_run=True, **usual | {name: odd})
+        except Refusal as refusal:
+            assert "; " in str(refusal) and "\n" not in str(refusal)
+
+
+@pytest.mark.parametrize("options", [*METHODS.values(), Alignment], ids=lambda x: x.__name__)
+def test_an_option_of_another_type_is_refused(options):
+    for x in fields(options):
+        for odd in ODD if x.name != "data" else ():  # which may be anything that examples come from
+            try:
+                options(**{x.name: odd})
+            except Refusal:
+                continue
+            assert odd is None or type(odd) in (int, float, bool, str, tuple), (x.name, odd)

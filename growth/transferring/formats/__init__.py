@@ -13,7 +13,7 @@ FORMATS = {x.name: x for x in (LCI, GRANITEMOEHYBRID, FLA)}
 
 def format_of(name: str) -> Format:
     """The format of that name, or a refusal that lists them all."""
-    if name not in FORMATS:
+    if name not in [*FORMATS]:
         raise refuse("format", f"one of {', '.join(FORMATS)}", name, "choose one of these")
     return FORMATS[name]
 
