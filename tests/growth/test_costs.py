@@ -39,7 +39,7 @@ DEEP = {
         LCIForCausalLM, LCIConfig, **LCI | {"num_hidden_layers": 8}, pattern="SRMARSMA"
     ),
 }
-STEPS = "gpt_neox tied, gpt2, llama, qwen2, qwen3_moe, gemma2, phi3, granitemoehybrid, bert, t5".split(", ")
+STEPS = "gpt_neox tied, gpt2, llama, qwen3_moe, gemma2, granitemoehybrid, bert, t5".split(", ")
 STEPS += ["lci around RWA", "lci inside WRS", "lci learned ARM"]
 
 
