@@ -246,9 +246,10 @@ PAIRS = [("grow", ""), ("shrink", ""), ("train", ""), ("train", "--resume"), ("r
 )
 def test_of_two_runs_into_one_folder_one_wins_and_the_other_says_so(bench, request, tmp_path, verb, more):
     """The first is held before some call while the second runs to its end."""
-    count = share(request, 1 / 2, least=2)
-    faults = drawn(verb, count, bench.unbroken(verb).calls, lambda draw, at: Fault("stop", at))
-    for i, fault in enumerate(itertools.islice(faults, count)):
+    count, calls = share(request, 1 / 2, least=2), bench.unbroken(verb).calls
+    faults = drawn(verb, count, calls, lambda draw, at: Fault("stop", at))
+    faults = [Fault("stop", calls // 2), *itertools.islice(faults, count - 1)]  # the first: amid its work
+    for i, fault in enumerate(faults):
         folder = tmp_path / str(i)
         folder.mkdir()
         first = bench.warm.begin(words_of(verb, bench.root, folder), fault)
