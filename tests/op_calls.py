@@ -91,8 +91,8 @@ def made(call: Call) -> Call:
 
 
 class Laid(torch.autograd.Function):
-    """A tensor in another layout. Its gradient is that of what the op gets, element by element: autograd's own
-    of `repeated` would sum what the op has rounded."""
+    """A tensor in another layout. Its gradient is that of what the op gets, element by element: autograd's
+    own of `repeated` would sum what the op has rounded."""
 
     @staticmethod
     def forward(ctx, x: Tensor, layout: str) -> Tensor:
