@@ -90,13 +90,26 @@ def made(call: Call) -> Call:
     return {name: x.made() if isinstance(x, Drawn) else x for name, x in call.items()}
 
 
+class Laid(torch.autograd.Function):
+    """A tensor in another layout. Its gradient is that of what the op gets, element by element: autograd's
+    own of `repeated` would sum what the op has rounded."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layout: str) -> Tensor:
+        return LAYOUTS[layout](x)
+
+    @staticmethod
+    def backward(ctx, dx: Tensor) -> tuple[Tensor, None]:
+        return dx, None
+
+
 def laid(op, call: Call):
     """`op` of arguments that lie as they were drawn to."""
 
     def run(**arguments):
         for name, x in call.items():
             if isinstance(x, Drawn):
-                arguments[name] = LAYOUTS[x.layout](arguments[name])
+                arguments[name] = Laid.apply(arguments[name], x.layout)
         return op(**arguments)
 
     return run

@@ -76,6 +76,14 @@ def test_a_decay_of_exp_minus_20_a_token_is_only_a_small_number(scan):
     assert_agrees(scan, reference, **strong)
 
 
+def test_the_errors_of_a_growth_by_some_percent_a_token_do_not_add_up(scan):
+    """Of e^0.04: close to 2^(1/16), so that an error of that one power would be in every step."""
+    growing = inputs(1, 96, 40, 2) | {"dt_bias": None, "dt_softplus": False}
+    growing["a"] = torch.full((40, 2), 0.04, requires_grad=True)
+    growing["dt"] = torch.ones(1, 96, 40, requires_grad=True)
+    assert_agrees(scan, reference, **growing)
+
+
 def test_two_halves_with_the_state_carried_over_equal_the_whole(scan):
     def in_halves(initial_state, return_final_state, **whole):
         halves = [

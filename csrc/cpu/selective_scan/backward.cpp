@@ -12,7 +12,7 @@ namespace {
 template <typename R>
 struct Rows {
   R *a, *rate, *h, *dh, *da;
-  R fastest;                             // the largest |rate|
+  R fastest;                             // of read_rates
 };
 
 // PB vectors of channels, NB states of each: what a chunk leaves of them, token by token, and the states in between.

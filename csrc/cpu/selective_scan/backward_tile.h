@@ -34,7 +34,7 @@ struct BackwardTile {
   SumOverStates<R> y, through_b, through_a;
 };
 
-// Into the tile of vector v: what the chunk needs and does not depend on n. Returns the largest |delta|.
+// Into the tile of vector v: what the chunk needs and does not depend on n. Returns the reach of delta.
 template <bool GATED, typename E, typename R>
 R enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, const Strip<const E>& xs,
         Rooms<E>& rooms, BackwardTile<R>& tile) {

@@ -19,7 +19,7 @@ struct ForwardTile {
   R delta[CHUNK * LANES<R>], u[CHUNK * LANES<R>], y[CHUNK * LANES<R>];
 };
 
-// Vector v of the task's channels. `total`, unless null, takes the sum of delta. Returns the largest |delta|.
+// Vector v of the task's channels. `total`, unless null, takes the sum of delta. Returns the reach of delta.
 template <typename E, typename R>
 R enter(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int64_t v, Rooms<E>& rooms,
         ForwardTile<R>& tile, R* total) {

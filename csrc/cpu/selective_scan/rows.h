@@ -51,25 +51,25 @@ R larger(R x, R y) {
   return y > x ? y : x;
 }
 
-// a for exp2: in units of log(2). Returns the largest |rate|.
+// a for exp2: in units of log(2). Returns the largest |rate|, inf where one is positive: a state may grow.
 template <typename R>
 R read_rates(const R* a, int64_t N, const Task& task, R* rows) {
   R most = 0;
   read_states(a, N, task, rows);
   for (int64_t i = 0; i < task.vectors<R>() * N * LANES<R>; i++) {
     rows[i] *= R(LOG2E);
-    most = larger(most, larger(rows[i], -rows[i]));
+    most = larger(most, rows[i] > 0 ? R(INFINITY) : -rows[i]);
   }
   return most;
 }
 
-// The largest |x| of what was added; a NaN is not.
+// The largest of what was added, inf where one is negative; a NaN is not.
 template <typename R>
 struct Reach {
   Vec<R> most{};
 
   INLINE_MEMBER void add(Vec<R> x) {
-    const Vec<R> size = x < 0 ? -x : x;
+    const Vec<R> size = x < 0 ? Vec<R>{} + R(INFINITY) : x;
     most = size > most ? size : most;
   }
   R largest() const {
