@@ -5,7 +5,9 @@ configuration). Gains are not one and biases are not zero. PLAIN names one or tw
 makes what such a model takes.
 """
 
-from functools import partial
+from collections import OrderedDict
+from collections.abc import Hashable
+from functools import cache, partial
 
 import torch
 from tokenizers import AddedToken
@@ -83,20 +85,46 @@ def bert(folder, dtype=torch.float32, masked=True, **sizes):
     config = BertConfig(**{"num_hidden_layers": 3, "max_position_embeddings": 32} | sizes)
     saved(BertForMaskedLM, config, folder, dtype)
     if masked:
-        tokenizer = byte_tokenizer()
-        tokenizer.add_special_tokens({"mask_token": AddedToken("[MASK]", special=True)})
-        tokenizer.save_pretrained(folder)
+        tokenizer(masked).save_pretrained(folder)
     return folder
 
 
+# The files of checkpoints that were made, the latest last, and the state of torch's generator then.
+MADE: OrderedDict[Hashable, tuple[dict[str, bytes], torch.Tensor]] = OrderedDict()
+KEPT = 64  # of 1 or 2 MB
+
+
 def saved(kind, config, folder, dtype):
+    """What was made before is written again."""
+    key = kind, type(config), config.to_json_string(use_diff=False), dtype
+    alone = not folder.exists()
+    if alone and key in MADE:
+        files, state = MADE[key]
+        MADE.move_to_end(key)
+        folder.mkdir(parents=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        torch.set_rng_state(state)
+        return folder
     torch.manual_seed(0)
     model = kind(config).to(dtype)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    if alone:
+        MADE[key] = {path.name: path.read_bytes() for path in folder.iterdir()}, torch.get_rng_state()
+    if len(MADE) > KEPT:
+        MADE.popitem(last=False)
     return folder
+
+
+@cache
+def tokenizer(masked=False):
+    made = byte_tokenizer()
+    if masked:
+        made.add_special_tokens({"mask_token": AddedToken("[MASK]", special=True)})
+    return made
 
 
 FAMILIES = {"gpt_neox": neox, "gpt2": gpt2, "bert": bert}

@@ -16,6 +16,9 @@ import covering
 import pytest
 import torch
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import interpreter  # noqa: F401  makes it fast
+
 from lcikernels import extension
 
 
