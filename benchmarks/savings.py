@@ -24,7 +24,6 @@ ARMS = (
     "loss right after",
     "less the source's",
     "at equal compute",
-    "on other text",
 )
 AGAINST = ("model", "last loss", "on other text", "FLOPs", "time", "parameters", "steps", "rate")
 NONE = "No results are here yet: `python -m benchmarks.reuse` makes them, `python -m benchmarks.report` this."
@@ -109,12 +108,12 @@ def lines(report: dict) -> str:
 
 
 def _told(arms: list[Arm]) -> list[Arm]:
-    """Of ranked arms: the best, the best of each kind that a paper is about, of transfers of every kind."""
+    """Of ranked arms: the best, those that papers are about, of transfers the best of every kind."""
     firsts = {kind(arm): arm for arm in reversed(arms)}
     return [
         arm
         for arm in arms
-        if arm is arms[0] or (arm is firsts[kind(arm)] and (arm.group == "transfer" or kind(arm) in HEADLINE))
+        if arm is arms[0] or arm.name in HEADLINE or (arm.group == "transfer" and arm is firsts[kind(arm)])
     ]
 
 

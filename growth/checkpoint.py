@@ -55,8 +55,9 @@ class Checkpoint:
     def __init__(self, src: str | Path):
         self.name, self.path = str(src), resolve(src)
         _refuse_adapter(self.path)
-        told = [name for name in WANTED if name not in TENSORS]  # large weights may lie on another disk
-        refuse_outside(self.path, *(file for name in told for file in self.path.glob(name)))
+        if os.path.isdir(self.path):
+            told = [name for name in WANTED if name not in TENSORS]  # large weights may lie on another disk
+            refuse_outside(self.path, *(file for name in told for file in self.path.glob(name)))
         self.config = read_config(self.path)
         self._tensors = _tensors(self.path)
         self._found = self._stamps()

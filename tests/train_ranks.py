@@ -17,6 +17,7 @@ import torch
 
 import growth
 from growth import __main__ as cli
+from growth.cli import app as verbs
 from growth.cli.printing import say
 from growth.training import progress, trainer  # noqa: F401  what a run imports, before the fork
 
@@ -66,7 +67,7 @@ def _rank(rank: int, number: int, port: int, folder: Path, runs: tuple[dict, ...
     if number > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    cli.app = lambda *_, **__: [_train(rank, **run) for run in runs] and 0
+    verbs.app = lambda *_, **__: [_train(rank, **run) for run in runs] and 0
     cli.main()
 
 

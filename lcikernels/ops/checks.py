@@ -193,7 +193,7 @@ def flags(op: str, **values: bool) -> None:
 def number(op: str, argument: str, value: float, least: float = -float("inf")) -> float:
     """`value`, a number not below `least`, of any library that has a float() of its own."""
     try:
-        exact = float(value) if hasattr(value, "__float__") else None
+        exact = float(value) if isinstance(value, (int, float)) or hasattr(value, "__float__") else None
     except (TypeError, ValueError, RuntimeError, OverflowError):  # of many elements, or of none in memory
         exact = None
     if exact is None:

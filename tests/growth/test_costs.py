@@ -1,6 +1,7 @@
 """What growing and training take on paper is what they take: operations, kept bytes, files, memory."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ DEEP = {
         LCIForCausalLM, LCIConfig, **LCI | {"num_hidden_layers": 8}, pattern="SRMARSMA"
     ),
 }
+ROOT = Path(__file__).parents[2]
 STEPS = "gpt_neox tied, gpt2, llama, qwen3_moe, gemma2, granitemoehybrid, bert, t5".split(", ")
 STEPS += ["lci around RWA", "lci inside WRS", "lci learned ARM"]
 
@@ -94,7 +96,8 @@ def test_a_hundred_layers_are_run_as_one():
 def measured(*words):
     """Bytes."""
     command = [sys.executable, costs_measured.__file__, *map(str, words)]
-    run = subprocess.run(command, capture_output=True, text=True)
+    where = {**os.environ, "PYTHONPATH": str(ROOT)}  # benchmarks are not installed
+    run = subprocess.run(command, capture_output=True, text=True, env=where)
     assert run.returncode == 0, run.stderr
     return [1e6 * float(x) for x in run.stdout.split()]
 
