@@ -78,8 +78,8 @@ def test_a_decay_of_exp_minus_20_a_token_is_only_a_small_number(scan):
 
 @pytest.mark.parametrize("backend", [name for name in TABLES["selective_scan"] if name != "triton"])
 def test_the_errors_of_a_growth_by_some_percent_a_token_do_not_add_up(backend):
-    """Of e^0.04: close to 2^(1/16), so that an error of that one power would be in every step. Triton's kernel
-    rounds the exponent in units of log 2 as well, the same way in every step."""
+    """Of e^0.04: close to 2^(1/16), so that an error of that one power would be in every step. Triton's
+    kernel rounds the exponent in units of log 2 as well, the same way in every step."""
     if why := why_not("selective_scan", backend):
         pytest.skip(why)
     scan = on_device(selective_scan, backend)
