@@ -58,6 +58,7 @@ class Numbers:
     budgets     by an arm's name, else by its group's: "growth", "transfer". Baselines are "scratch", "scratch
                 of X", else "scratch of any"; "source" has its own
     arms        those to train beside baselines; empty: all that there are
+    first       of those, the ones whose every seed comes before the others
     align       steps of aligning, by an arm's name, else "transfer"; of one window each, on `windows` ones
     copied      the share of the rate for what was transferred as it is
     evaluations how often the loss is measured on `held_out` examples
@@ -73,6 +74,7 @@ class Numbers:
     held_out: int
     evaluations: int
     arms: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
     align: Mapping[str, int] = field(default_factory=dict)
     windows: int = 64
     copied: float = 0.3
@@ -210,27 +212,11 @@ QUICK = Scale(
 )
 
 # What a learner of two cores has hours for. The order is that of what is asked first.
-LAPTOP_GROWTH = (
-    *(
-        "lemon",
-        "lemon-early",
-        "ligo",
-        "stack",
-        "lemon-carried",
-        "net2net",
-        "mango",
-        "bert2bert",
-        "interpolate",
-    ),
-    *(
-        "ligo, layers dropped",
-        "ligo, tokens dropped",
-        "ligo, in stages",
-        "gstack",
-        "msg",
-        "llama-pro",
-        "mslt",
-    ),
+GROWN_FIRST = ("lemon", "lemon-early", "ligo")
+FIRST = (*GROWN_FIRST, "hybrid", "retnet")
+GROWN_THEN = (
+    *("mango", "stack", "lemon-carried", "bert2bert", "ligo, tokens dropped", "ligo, layers dropped"),
+    *("ligo, in stages", "net2net", "gstack", "msg", "llama-pro", "interpolate", "mslt"),
     *("solar", "staged", "hypercloning", "fine", "gradmax", "upcycle"),
 )
 LAPTOP_MOVED = tuple(f"{name}{how}" for name in ("hybrid", *MOVED[:-1]) for how in ("", ", unaligned"))
@@ -256,7 +242,8 @@ LAPTOP = Scale(
             corpus=Corpus(30_000_000, 4096, 128, 60),
             held_out=96,
             evaluations=12,
-            arms=LAPTOP_GROWTH + LAPTOP_MOVED,
+            arms=GROWN_FIRST + LAPTOP_MOVED + GROWN_THEN,
+            first=FIRST,
             rates=(1e-3, 2e-3, 4e-3),
             bf16=True,
         ),
@@ -276,7 +263,8 @@ LAPTOP = Scale(
             corpus=Corpus(30_000_000, 4096, 128, 60),
             held_out=96,
             evaluations=12,
-            arms=LAPTOP_GROWTH,
+            arms=GROWN_FIRST + GROWN_THEN,
+            first=FIRST,
             rates=(5e-4, 1e-3, 2e-3),
             bf16=True,
         ),
@@ -295,7 +283,8 @@ LAPTOP = Scale(
             batch_size=32,
             held_out=256,
             evaluations=12,
-            arms=LAPTOP_GROWTH,
+            arms=GROWN_FIRST + GROWN_THEN,
+            first=FIRST,
             rates=(1e-3, 2e-3, 4e-3),
         ),
     },

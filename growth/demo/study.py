@@ -79,12 +79,17 @@ class Study:
         return [name for name in self.numbers.arms or ARMS if name not in self.told["left_out"]]
 
     def wanted(self) -> Iterator[tuple[str, int, str]]:
-        """Arms, seeds and parts, in order: the arms in theirs, what arrives early before what ends late."""
+        """Arms, seeds and parts, in order: the first arms, every arm of one seed, and all that is left."""
+        arms, seeds = self.arms(), self.scale.seeds
         if not self.scale.parted:
-            yield from ((arm, seed, "whole") for seed in self.scale.seeds for arm in self.arms())
+            yield from ((arm, seed, "whole") for seed in seeds for arm in arms)
             return
-        yield from ((arm, seed, "short") for arm in self.arms() for seed in self.scale.seeds)
-        yield from ((arm, seed, "equal") for arm in self.arms() for seed in self.scale.seeds)
+        first = [arm for arm in arms if arm in self.numbers.first]
+        yield from ((arm, seed, "short") for arm in first for seed in seeds)
+        yield from ((arm, seeds[0], "short") for arm in arms)
+        yield from ((arm, seed, "equal") for arm in first for seed in seeds)
+        yield from ((arm, seed, "short") for seed in seeds for arm in arms)
+        yield from ((arm, seed, "equal") for seed in seeds for arm in arms)
 
     def found(self, arm: str, seed: int, part: str) -> dict | None:
         keys = {"arm": arm, "seed": seed, "part": part}
