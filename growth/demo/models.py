@@ -56,13 +56,13 @@ def llama(numbers: Numbers, size: Size, vocabulary: int) -> LlamaConfig:
 
 
 def bert(numbers: Numbers, size: Size, vocabulary: int) -> BertConfig:
+    """Of the usual deviation, 0.02: of a larger one it does not learn to look at other tokens for 4000 steps."""
     return BertConfig(
         vocab_size=vocabulary,
         **sizes(size),
         max_position_embeddings=numbers.corpus.length,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        initializer_range=size.hidden**-0.5,
         pad_token_id=0,
     )
 

@@ -70,6 +70,8 @@ class Study:
         for source in sorted({ARMS[name].source for name in arms}, reverse=True):
             self.rest(source, self.scale.seeds[0])
         self.told["left_out"] = self.runs[self.scale.seeds[0]].left_out()
+        for arm, why in self.told["left_out"].items():
+            self.say(f"{arm} left out: {why}")
         for arm, seed, part in self.wanted():
             self.need(arm, seed, part)
         return self.told
