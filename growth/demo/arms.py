@@ -51,6 +51,7 @@ TRANSFERS: dict[str, dict[str, Any]] = {
     "mamba": {"mixers": "mamba"},
     "mamba2": {"mixers": "mamba2"},
     "hybrid": {"mixers": "retention", "keep_attention": [1]},
+    "hybrid-learned": {"mixers": "retention", "decays": "learned", "keep_attention": [1]},
 }
 
 

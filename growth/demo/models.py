@@ -56,7 +56,7 @@ def llama(numbers: Numbers, size: Size, vocabulary: int) -> LlamaConfig:
 
 
 def bert(numbers: Numbers, size: Size, vocabulary: int) -> BertConfig:
-    """Of the usual deviation, 0.02: of a larger one it does not learn to look at other tokens for 4000 steps."""
+    """Of the usual deviation, 0.02: of a larger one it saw no other token than its own for 4000 steps."""
     return BertConfig(
         vocab_size=vocabulary,
         **sizes(size),

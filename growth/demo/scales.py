@@ -213,13 +213,16 @@ QUICK = Scale(
 
 # What a learner of two cores has hours for. The order is that of what is asked first.
 GROWN_FIRST = ("lemon", "lemon-early", "ligo")
-FIRST = (*GROWN_FIRST, "hybrid", "retnet")
+MOVED_FIRST = ("hybrid", "hybrid-learned", "retnet", "retnet-learned")
+FIRST = MOVED_FIRST + GROWN_FIRST
 GROWN_THEN = (
     *("mango", "stack", "lemon-carried", "bert2bert", "ligo, tokens dropped", "ligo, layers dropped"),
     *("ligo, in stages", "net2net", "gstack", "msg", "llama-pro", "interpolate", "mslt"),
     *("solar", "staged", "hypercloning", "fine", "gradmax", "upcycle"),
 )
-LAPTOP_MOVED = tuple(f"{name}{how}" for name in ("hybrid", *MOVED[:-1]) for how in ("", ", unaligned"))
+LAPTOP_MOVED = tuple(
+    f"{name}{how}" for how in ("", ", unaligned") for name in (*MOVED_FIRST, "mamba", "mamba2")
+)
 LAPTOP = Scale(
     "laptop",
     {
@@ -233,8 +236,8 @@ LAPTOP = Scale(
                 "growth": Budget(400, None, 20),
                 "lemon-carried": Budget(400, None, 0),
                 "lemon-early": Budget(400, None, 0),
-                "scratch of any": Budget(900, None, 45),
-                "transfer": Budget(300, None, 15),
+                "scratch of any": Budget(650, None, 32),
+                "transfer": Budget(250, None, 12),
             },
             align={"transfer": 100},
             learning=Lesson(5, 4),
@@ -242,7 +245,7 @@ LAPTOP = Scale(
             corpus=Corpus(30_000_000, 4096, 128, 60),
             held_out=96,
             evaluations=12,
-            arms=GROWN_FIRST + LAPTOP_MOVED + GROWN_THEN,
+            arms=LAPTOP_MOVED + GROWN_FIRST + GROWN_THEN,
             first=FIRST,
             rates=(1e-3, 2e-3, 4e-3),
             bf16=True,
