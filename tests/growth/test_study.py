@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
-from growth.demo.arms import ARMS, TRANSFERS
+from growth.demo.arms import ARMS
 from growth.demo.corpus import corpus
 from growth.demo.digits import digits
 from growth.demo.job import carried_out, perform
@@ -136,8 +136,8 @@ def test_every_arm_is_trained_beside_its_baseline_on_the_same_budget(done):
     left_out = text["left_out"]
     assert left_out.keys() == {"gstack", "gradmax", "hypercloning", "solar", "staged", "upcycle"}, left_out
     grown = METHODS.keys() - left_out.keys() | {"lemon-carried", "lemon-early"}
-    fresh = {"source", "early source", "scratch", *(f"scratch of {name}" for name in TRANSFERS)}
-    assert set(runs) == grown | fresh | set(TRANSFERS)
+    fresh = {"source", "early source", "scratch", *(f"scratch of {name}" for name in MOVED)}
+    assert set(runs) == grown | fresh | set(MOVED)
     assert {run["arm"] for run in images["runs"]} == {"source", "scratch", "lemon", "ligo"}
     for run in runs.values():
         if run["group"] != "source":
@@ -157,7 +157,7 @@ def test_every_arm_is_trained_beside_its_baseline_on_the_same_budget(done):
         end = runs[of]["curve"][-1]["loss"]
         assert runs[name]["curve"][0]["loss"] == pytest.approx(end, abs=1e-4)
     assert runs["ligo"]["start"]["flops"] > runs["lemon"]["start"]["flops"]
-    for name in TRANSFERS:
+    for name in MOVED:
         assert runs[name]["start"]["flops"] > 0, "fitting is counted"
         record = json.loads((out / f"work/text/0/start/{name}/growth.json").read_text())
         assert record["align"]["steps"] == 2 and record["flops"] == runs[name]["start"]["flops"]
@@ -168,8 +168,17 @@ def test_every_arm_is_trained_beside_its_baseline_on_the_same_budget(done):
         assert config.get("retention_learned_decay", False) is (name == "retnet-learned")
 
 
+@pytest.mark.parametrize("scale", LARGER)
+def test_every_arm_of_a_scale_is_one_and_grows_to_heads_of_its_source_s_width(scale):
+    for numbers in LARGER[scale].families.values():
+        assert set(numbers.arms) <= set(ARMS) and set(numbers.first) <= set(ARMS)
+        source, target = numbers.source, numbers.target
+        assert source.hidden / source.heads == target.hidden / target.heads
+
+
 def test_every_checkpoint_works_and_the_report_is_on_disk(done):
     report, out, spoken = done
+    assert "text: upcycle left out: hidden-size: " in spoken
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
     assert "lemon" in (out / "report.html").read_text(encoding="utf-8")
     for family in report["families"]:
