@@ -12,7 +12,7 @@ import tempfile
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from growth.errors import Refusal, first_process, refuse
 from growth.jsonfile import read_object
+from growth.locks import alone_in
 from growth.training import texts
 from growth.training.texts import Paths, Piece, documents, files_below, named, pieces
 
@@ -55,8 +56,8 @@ def read_corpus(
     """The corpus of files (training.texts); of more than HELD tokens it stays on disk, mapped.
 
     cache: the folder that it is kept in then, and found again in while files, field and tokenizer are the
-    same; without, a file that is gone with the process. Raises Refusal as `documents` does, and where the
-    disk has no room.
+    same; without, a file that is gone with the process. Raises Refusal as `documents` does, where another
+    process writes there, and where the disk has no room.
     """
     key = "" if cache is None else _key(paths, tokenizer, what, field)
     if cache is not None and (found := _kept(cache, key)):
@@ -65,12 +66,8 @@ def read_corpus(
     try:
         return _written(encoded(documents(paths, what, field), tokenizer), kind, cache, key)
     except OSError as error:
-        _forget(cache)
         where = "the folder for temporary files" if cache is None else str(cache)
         raise refuse(where, "room for the tokens", error.strerror, "make room") from error
-    except BaseException:
-        _forget(cache)
-        raise
 
 
 @contextmanager
@@ -81,12 +78,8 @@ def kept_beside(out: Path, run: Path) -> Iterator[Path]:
         yield cache
     finally:
         if first_process() and not run.exists():
-            _forget(cache)
-
-
-def _forget(cache: Path | None) -> None:
-    if cache is not None and first_process():
-        shutil.rmtree(cache, ignore_errors=True)
+            with suppress(Refusal), alone_in(cache):  # another process may be writing there
+                shutil.rmtree(cache, ignore_errors=True)
 
 
 def encoded(found: Iterable[Piece], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], bool]]:
@@ -133,9 +126,7 @@ def _written(parts: Iterable[tuple[list[int], bool]], kind: np.dtype, cache: Pat
                         return found
                     cache = None
                 if cache is not None:
-                    cache.mkdir(parents=True, exist_ok=True)
-                    for name in FILES:  # who has mapped them keeps them
-                        (cache / name).unlink(missing_ok=True)
+                    stack.enter_context(_anew(cache))
                 file = stack.enter_context(_file(cache, "ids.bin"))
                 for part in held:
                     file.write(part)
@@ -152,6 +143,20 @@ def _written(parts: Iterable[tuple[list[int], bool]], kind: np.dtype, cache: Pat
             told = {"key": key, "dtype": kind.name, "tokens": count, "documents": len(bounds)}
             (cache / KEY).write_text(json.dumps(told))
         return Corpus(mapped, bounds)
+
+
+@contextmanager
+def _anew(cache: Path) -> Iterator[None]:
+    """The cache is empty inside, and another process's writing is refused; what did not get whole is gone."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with alone_in(cache):
+        try:
+            for name in FILES:  # who has mapped them keeps them
+                (cache / name).unlink(missing_ok=True)
+            yield
+        except BaseException:
+            shutil.rmtree(cache, ignore_errors=True)
+            raise
 
 
 def _file(cache: Path | None, name: str) -> IO[bytes]:

@@ -14,6 +14,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
 from growth.loading import load_model
+from growth.locks import alone_in
 from growth.training import corpus, texts
 from growth.training.corpus import kept_beside, read_corpus
 from growth.training.data import Windows, examples_of
@@ -161,7 +162,8 @@ def test_a_corpus_beyond_memory_is_mapped_from_a_file_and_cut_into_the_same_wind
         assert mapped.fingerprint() == held.fingerprint() and len(mapped) == len(held) > 9
         for a, b in zip(mapped.hold_out(3, seed=5), held.hold_out(3, seed=5)):
             assert torch.equal(a.windows, b.windows)
-    assert sorted(x.name for x in (tmp_path / "cache").iterdir()) == ["ids.bin", "key.json", "starts.bin"]
+    kept = sorted(x.name for x in (tmp_path / "cache").iterdir())
+    assert kept == ["ids.bin", "key.json", "lock", "starts.bin"]
 
 
 def test_what_was_cut_once_is_found_again_until_file_field_or_tokenizer_are_others(tmp_path, monkeypatch):
@@ -185,6 +187,7 @@ def test_what_was_cut_once_is_found_again_until_file_field_or_tokenizer_are_othe
     assert found("body") == b"c" * 31 + b"!"
     (cache / "key.json").write_text("{")
     assert found("body") == b"c" * 31 + b"!"
+    monkeypatch.setattr(texts, "PIECE", 8)  # so that the disk has some of them when it fails
     data.write_bytes(lines([{"body": "c" * 31}]) + b"{")
     with pytest.raises(Refusal, match="line 2: expected a JSON object"):
         found("body")
@@ -223,6 +226,22 @@ def test_tokens_stay_beside_a_run_that_may_go_on_and_go_with_any_other(tmp_path)
             cache.mkdir(exist_ok=True)
             raise KeyError
         assert (tmp_path / "out.tokens").exists() == goes_on
+
+
+def test_tokens_that_another_run_writes_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "HELD", 20)
+    data, out = tmp_path / "x.txt", tmp_path / "out"
+    data.write_text("a" * 30)
+    cache = tmp_path / "out.tokens"
+    cache.mkdir()
+    (cache / "ids.bin").write_bytes(b"half of them")
+    with alone_in(cache), pytest.raises(Refusal, match="still going on"):
+        with kept_beside(out, tmp_path / "out.unfinished"):
+            read_corpus(data, byte_tokenizer(), cache=cache)
+    assert (cache / "ids.bin").read_bytes() == b"half of them"
+    with kept_beside(out, tmp_path / "out.unfinished"):
+        assert len(read_corpus(data, byte_tokenizer(), cache=cache).ids) == 30
+    assert not cache.exists()
 
 
 def test_reading_and_training_on_a_large_corpus_takes_memory_for_a_part_of_it(tmp_path, monkeypatch):

@@ -188,7 +188,7 @@ def test_a_large_corpus_trains_from_its_file_which_goes_with_the_run(root, tmp_p
         lambda *_: seen.append(sorted(x.name for x in (tmp_path / "out.tokens/data").iterdir())),
     )
     report = run(root, tmp_path / "out")
-    assert seen[0] == ["ids.bin", "key.json", "starts.bin"]
+    assert seen[0] == ["ids.bin", "key.json", "lock", "starts.bin"]
     assert losses(report) == losses(plain)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
