@@ -20,6 +20,7 @@ class Arm:
     method     of growing, with its options; else mixers: what growth.transfer is told
     aligned    new mixers are fitted to the source's attention first
     early      the rate of its source has not fallen: it stayed where it was, for as many steps
+    twin       the arm whose fresh model it shares, of transfers; None: its own
     carries    training goes on with its source's optimizer, grown along
     callbacks  of a run of so many steps
     """
@@ -31,20 +32,20 @@ class Arm:
     mixers: Mapping[str, Any] | None = None
     aligned: bool = False
     early: bool = False
+    twin: str | None = None
     carries: bool = False
     callbacks: Callable[[int], Sequence[TrainerCallback]] = lambda steps: ()
 
     @property
     def baseline(self) -> str:
         """The fresh model that it is measured against: one for all that are grown, a twin of a transfer."""
-        return SCRATCH if self.group == "growth" else f"{SCRATCH} of {self.name.removesuffix(UNALIGNED)}"
+        return SCRATCH if self.group == "growth" else f"{SCRATCH} of {self.twin or self.name}"
 
     @property
     def source(self) -> str:
         return "early source" if self.early else "source"
 
 
-UNALIGNED = ", unaligned"
 TRANSFERS: dict[str, dict[str, Any]] = {
     "retnet": {"mixers": "retention"},
     "retnet-learned": {"mixers": "retention", "decays": "learned"},
@@ -72,7 +73,8 @@ def _transferred() -> list[Arm]:
     arms = []
     for name, told in TRANSFERS.items():
         arms.append(Arm(name, "transfer", mixers=told, aligned=True))
-        arms.append(Arm(name + UNALIGNED, "transfer", mixers=told))
+        arms.append(Arm(f"{name}, unaligned", "transfer", mixers=told, twin=name))
+        arms.append(Arm(f"{name}-early", "transfer", mixers=told, twin=name, aligned=True, early=True))
     return arms
 
 

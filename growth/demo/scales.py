@@ -213,15 +213,17 @@ QUICK = Scale(
 
 # What a learner of two cores has hours for. The order is that of what is asked first.
 GROWN_FIRST = ("lemon", "lemon-early", "ligo")
-MOVED_FIRST = ("hybrid", "hybrid-learned", "retnet", "retnet-learned")
+MOVED_FIRST = ("hybrid-early", "retnet-early", "hybrid", "retnet")
 FIRST = MOVED_FIRST + GROWN_FIRST
 GROWN_THEN = (
     *("mango", "stack", "lemon-carried", "bert2bert", "ligo, tokens dropped", "ligo, layers dropped"),
     *("ligo, in stages", "net2net", "gstack", "msg", "llama-pro", "interpolate", "mslt"),
     *("solar", "staged", "hypercloning", "fine", "gradmax", "upcycle"),
 )
-LAPTOP_MOVED = tuple(
-    f"{name}{how}" for how in ("", ", unaligned") for name in (*MOVED_FIRST, "mamba", "mamba2")
+MOVED_THEN = (
+    *("hybrid, unaligned", "retnet, unaligned", "retnet-learned", "retnet-learned-early"),
+    *("mamba", "mamba-early", "mamba, unaligned", "mamba2", "mamba2-early", "mamba2, unaligned"),
+    *("hybrid-learned", "hybrid-learned-early"),
 )
 LAPTOP = Scale(
     "laptop",
@@ -245,7 +247,8 @@ LAPTOP = Scale(
             corpus=Corpus(30_000_000, 4096, 128, 60),
             held_out=96,
             evaluations=12,
-            arms=LAPTOP_MOVED + GROWN_FIRST + GROWN_THEN,
+            arms=FIRST + MOVED_THEN + GROWN_THEN,
+            copied=1.0,
             first=FIRST,
             rates=(1e-3, 2e-3, 4e-3),
             bf16=True,

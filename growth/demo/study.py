@@ -88,8 +88,8 @@ class Study:
             return
         first = [arm for arm in arms if arm in self.numbers.first]
         yield from ((arm, seed, "short") for arm in first for seed in seeds)
-        yield from ((arm, seeds[0], "short") for arm in arms)
         yield from ((arm, seed, "equal") for arm in first for seed in seeds)
+        yield from ((arm, seeds[0], "short") for arm in arms)
         yield from ((arm, seed, "short") for seed in seeds for arm in arms)
         yield from ((arm, seed, "equal") for seed in seeds for arm in arms)
 
