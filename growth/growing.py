@@ -59,12 +59,14 @@ def grow(
     sizes       what the target is to have, or in short form hidden_size, num_layers, num_heads, num_kv_heads
                 and ffn_size: see growth.Sizes
     method      one of growth.methods, such as Lemon() or Ligo(data="text"), or the name of one as it is by
-                default, such as "stack": `growth grow --help` has them all
+                default, such as "stack": `growth grow --help` has them all. The default is the row "lemon"
+                of benchmarks/REUSE.md, which saves more than methods that learn or lose something there
     allow_lossy grow by a lossless method also where something is lost; the report says what
     dtype       of the target's tensors; default: as the source's
     shard_bytes the largest file
     optimizer   the folder of a checkpoint of transformers' Trainer, with the state of Adam that `src` was
-                trained with: `dst` has it for the grown model, and a Trainer resumes from it
+                trained with: `dst` has it for the grown model, and a Trainer resumes from it. With a source
+                trained at a constant rate that is the row "lemon-early", the one that saves most
     policy      what becomes of it: copy-scaled | asymmetric-reset | reset (growth.optimizing.carried)
     dry_run     plan only; `dst` may be left out then
 

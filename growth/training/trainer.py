@@ -91,7 +91,8 @@ def train(
     text_field         of rows, the field or column that holds the text
     weight_decay       of matrices
     schedule           cosine | lemon, which falls over the share `decay` of the steps | constant, for a model
-                       that is to grow (training.schedule)
+                       that is to grow or to be transferred (training.schedule; the rows "lemon-early" and
+                       "hybrid-early" of benchmarks/REUSE.md)
     warmup             steps in which the rate rises; default: a twentieth of them, none with a state
     freeze             "transferred": what growth.json asks to hold still stays as it is; with unfreeze
                        "plateau", until the mean training loss of `window` steps (default: a thirtieth of
