@@ -62,15 +62,19 @@ def text(reports: list[dict]) -> str:
 
 def headline(reports: list[dict]) -> str:
     """The README's: of every family the arms that papers are about, and the best of each kind of transfer."""
-    rows, seeds = [], 0
-    for family in (family for report in reports for family in report["families"]):
-        for group in GROUPS:
-            arms = ranked(summaries(family, group))
-            for arm in _told(arms):
-                seeds = max(seeds, arm.seeds)
-                rows.append([family["title"], spoken(arm.name), *_shares(arm), difference(arm)])
-    if not rows:
+    told = [
+        (family["title"], arm)
+        for report in reports
+        for family in report["families"]
+        for group in GROUPS
+        for arm in _told(ranked(summaries(family, group)))
+    ]
+    if not told:
         return NONE
+    seeds, rows = max(arm.seeds for _, arm in told), []
+    for title, arm in told:
+        fewer = f" ({seeds_of(arm.seeds)})" * (arm.seeds < seeds)
+        rows.append([title, spoken(arm.name) + fewer, *_shares(arm), difference(arm)])
     for before, row in zip(rows[-2::-1], rows[:0:-1]):  # a title stands once
         row[0] = "" if row[0] == before[0] else row[0]
     columns = ["from, to", "by", "FLOPs saved", "time saved", "loss at equal compute"]

@@ -66,7 +66,8 @@ def grow(
     shard_bytes the largest file
     optimizer   the folder of a checkpoint of transformers' Trainer, with the state of Adam that `src` was
                 trained with: `dst` has it for the grown model, and a Trainer resumes from it. With a source
-                trained at a constant rate that is the row "lemon-early", the one that saves most
+                trained at a constant rate, and Lemon(noise=2.0), that is the row "lemon-early", which
+                saves most of text's
     policy      what becomes of it: copy-scaled | asymmetric-reset | reset (growth.optimizing.carried)
     dry_run     plan only; `dst` may be left out then
 

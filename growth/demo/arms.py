@@ -20,7 +20,7 @@ class Arm:
     method     of growing, with its options; else mixers: what growth.transfer is told
     aligned    new mixers are fitted to the source's attention first
     early      the rate of its source has not fallen: it stayed where it was, for as many steps
-    twin       the arm whose fresh model it shares, of transfers; None: its own
+    twin       of a transfer: the arm whose baseline is its own, too; None: it has one
     carries    training goes on with its source's optimizer, grown along
     callbacks  of a run of so many steps
     """

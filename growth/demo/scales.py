@@ -1,7 +1,9 @@
 """Every number of the demo and of its larger scales: sizes, steps and rates."""
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from growth.methods import METHODS
 
@@ -81,6 +83,12 @@ class Numbers:
     corpus: Corpus | None = None
     rates: tuple[float, ...] = ()
     bf16: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Of all but the arms: results of two digests are not to be compared."""
+        told = json.dumps(asdict(replace(self, arms=(), first=())), sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:10]
 
 
 @dataclass(frozen=True)
@@ -270,7 +278,7 @@ LAPTOP = Scale(
             held_out=96,
             evaluations=12,
             arms=GROWN_FIRST + GROWN_THEN,
-            first=FIRST,
+            first=GROWN_FIRST,
             rates=(2.5e-4, 5e-4, 1e-3),
             bf16=True,
         ),
@@ -290,7 +298,7 @@ LAPTOP = Scale(
             held_out=256,
             evaluations=12,
             arms=GROWN_FIRST + GROWN_THEN,
-            first=FIRST,
+            first=GROWN_FIRST,
             rates=(2.5e-4, 5e-4, 1e-3),
         ),
     },

@@ -1,6 +1,6 @@
 """Which runs a family's report needs. Those that it has are not done again: a study goes on where it ended.
 
-rate(arm)   the one of the grid whose run of a third of the steps, of the first seed, ends lowest
+rate(arm)   the one of the grid whose run, of the first seed, ends lowest
 whole       a baseline, or, where nothing is parted, an arm: the steps of its budget
 short       an arm on fewer steps than its baseline, in which the rate falls: when does it arrive?
 equal       an arm on as many FLOPs as its baseline, its start's included: where does it end?
@@ -17,6 +17,7 @@ from growth.demo.material import Material, material
 from growth.demo.runs import EARLY, SOURCE, Run, Runs
 from growth.demo.saving import compare
 from growth.demo.scales import Budget, Numbers, Scale
+from growth.errors import refuse
 
 NAMES = {"gpt_neox": "GPT-NeoX", "llama": "Llama", "bert": "BERT", "vit": "ViT"}
 
@@ -35,6 +36,9 @@ class Study:
     ):
         self.scale, self.name, self.work, self.keep, self.console = scale, name, work, keep, console
         self.numbers: Numbers = scale.families[name]
+        if told and told.get("numbers") != self.numbers.digest:
+            remedy = "name another folder, or take them away"
+            raise refuse(f"results of {name}", "those of the same sizes and budgets", "others'", remedy)
         self.material: Material = material(self.numbers, work / name / "text" if scale.keep else None)
         self.runs = {
             seed: Runs(self.numbers, self.material, work / name / str(seed), seed, scale.keep)
@@ -56,6 +60,7 @@ class Study:
             "title": f"{NAMES[self.numbers.model]}, {title}",
             "said": self.material.said,
             "unit": self.material.unit,
+            "numbers": self.numbers.digest,
             **sizes,
             "rates": list(self.numbers.rates),
             "tried": [],
@@ -89,7 +94,6 @@ class Study:
         first = [arm for arm in arms if arm in self.numbers.first]
         yield from ((arm, seed, "short") for arm in first for seed in seeds)
         yield from ((arm, seed, "equal") for arm in first for seed in seeds)
-        yield from ((arm, seeds[0], "short") for arm in arms)
         yield from ((arm, seed, "short") for seed in seeds for arm in arms)
         yield from ((arm, seed, "equal") for seed in seeds for arm in arms)
 

@@ -66,7 +66,8 @@ def difference(arm: Arm) -> str:
     if not arm.ended.values:
         return "not run"
     error = "" if arm.error is None else f" ± {arm.error:.3f}"
-    return f"{signed(arm.ended.mean)}{error}{between(arm.ended)}"
+    fewer = f", {seeds_of(len(arm.ended))}" if len(arm.ended) < arm.seeds else ""
+    return f"{signed(arm.ended.mean)}{error}{between(arm.ended)}{fewer}"
 
 
 def between(spread: Spread, digits: int = 3) -> str:

@@ -2,7 +2,8 @@
 
 corpus      the tokens of the documents, one after the other, each document ended by the tokenizer's
             end-of-text token where it has one
-cache       ids.bin, starts.bin, and key.json, which is written last and says what they were made of
+cache       ids.bin, starts.bin, and key.json, which is written last and says what they were made of; lock is
+            held while they are written
 """
 
 import hashlib
@@ -78,8 +79,11 @@ def kept_beside(out: Path, run: Path) -> Iterator[Path]:
         yield cache
     finally:
         if first_process() and not run.exists():
-            with suppress(Refusal), alone_in(cache):  # another process may be writing there
-                shutil.rmtree(cache, ignore_errors=True)
+            for part in [*cache.glob("*")]:
+                with suppress(Refusal), alone_in(part):  # another process may be writing there
+                    shutil.rmtree(part, ignore_errors=True)
+            with suppress(OSError):
+                cache.rmdir()
 
 
 def encoded(found: Iterable[Piece], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], bool]]:
@@ -147,7 +151,7 @@ def _written(parts: Iterable[tuple[list[int], bool]], kind: np.dtype, cache: Pat
 
 @contextmanager
 def _anew(cache: Path) -> Iterator[None]:
-    """The cache is empty inside, and another process's writing is refused; what did not get whole is gone."""
+    """The cache has no tokens inside, and no other process writes there; what did not get whole is gone."""
     cache.mkdir(parents=True, exist_ok=True)
     with alone_in(cache):
         try:

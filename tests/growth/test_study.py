@@ -171,7 +171,7 @@ def test_every_arm_is_trained_beside_its_baseline_on_the_same_budget(done):
 @pytest.mark.parametrize("scale", LARGER)
 def test_every_arm_of_a_scale_is_one_and_grows_to_heads_of_its_source_s_width(scale):
     for numbers in LARGER[scale].families.values():
-        assert set(numbers.arms) <= set(ARMS) and set(numbers.first) <= set(ARMS)
+        assert set(numbers.first) <= set(numbers.arms) <= set(ARMS)
         source, target = numbers.source, numbers.target
         assert source.hidden / source.heads == target.hidden / target.heads
 
@@ -247,6 +247,12 @@ def study(tmp_path_factory):
         carried_out(PARTED, "text", out / "work", out / "text.json", Stopping(8))
     before = json.loads((out / "text.json").read_text())["families"][0]
     return before, carried_out(PARTED, "text", out / "work", out / "text.json", quiet_console()), out
+
+
+def test_a_study_does_not_go_on_with_other_numbers(study):
+    other = replace(PARTED, families={"text": replace(FEW, batch_size=3)})
+    with pytest.raises(Refusal, match="those of the same sizes and budgets"):
+        carried_out(other, "text", study[2] / "work", study[2] / "text.json", quiet_console())
 
 
 def test_a_study_goes_on_where_it_ended(study):

@@ -232,8 +232,8 @@ def test_tokens_that_another_run_writes_are_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "HELD", 20)
     data, out = tmp_path / "x.txt", tmp_path / "out"
     data.write_text("a" * 30)
-    cache = tmp_path / "out.tokens"
-    cache.mkdir()
+    cache = tmp_path / "out.tokens/data"
+    cache.mkdir(parents=True)
     (cache / "ids.bin").write_bytes(b"half of them")
     with alone_in(cache), pytest.raises(Refusal, match="still going on"):
         with kept_beside(out, tmp_path / "out.unfinished"):
@@ -241,7 +241,7 @@ def test_tokens_that_another_run_writes_are_left_alone(tmp_path, monkeypatch):
     assert (cache / "ids.bin").read_bytes() == b"half of them"
     with kept_beside(out, tmp_path / "out.unfinished"):
         assert len(read_corpus(data, byte_tokenizer(), cache=cache).ids) == 30
-    assert not cache.exists()
+    assert not cache.parent.exists()
 
 
 def test_reading_and_training_on_a_large_corpus_takes_memory_for_a_part_of_it(tmp_path, monkeypatch):
