@@ -60,7 +60,7 @@ def grow(
                 and ffn_size: see growth.Sizes
     method      one of growth.methods, such as Lemon() or Ligo(data="text"), or the name of one as it is by
                 default, such as "stack": `growth grow --help` has them all. The default is the row "lemon"
-                of benchmarks/REUSE.md, which saves more than methods that learn or lose something there
+                of benchmarks/REUSE.md, which on text saves more than "ligo", "mango" and "stack"
     allow_lossy grow by a lossless method also where something is lost; the report says what
     dtype       of the target's tensors; default: as the source's
     shard_bytes the largest file

@@ -114,6 +114,12 @@ def _moved(**arms: tuple[int, float, float, int, float]) -> dict[str, Budget]:
     return found
 
 
+def _grown(steps: int) -> dict[str, Budget]:
+    """The budgets of growth, of the grid's rates; what carries its optimizer along needs no warm-up."""
+    carried = dict.fromkeys(("lemon-carried", "lemon-early"), Budget(steps, None, 0))
+    return {"growth": Budget(steps, None, steps // 20), **carried}
+
+
 def _longer(budget: Budget, times: int) -> Budget:
     return replace(budget, steps=times * budget.steps, warmup=times * budget.warmup)
 
@@ -243,9 +249,7 @@ LAPTOP = Scale(
             budgets={
                 "source": Budget(600, None, 30),
                 "scratch": Budget(900, None, 45),
-                "growth": Budget(400, None, 20),
-                "lemon-carried": Budget(400, None, 0),
-                "lemon-early": Budget(400, None, 0),
+                **_grown(400),
                 "scratch of any": Budget(650, None, 32),
                 "transfer": Budget(250, None, 12),
             },
@@ -268,9 +272,7 @@ LAPTOP = Scale(
             budgets={
                 "source": Budget(1500, None, 75),
                 "scratch": Budget(2000, None, 100),
-                "growth": Budget(800, None, 40),
-                "lemon-carried": Budget(800, None, 0),
-                "lemon-early": Budget(800, None, 0),
+                **_grown(800),
             },
             learning=Lesson(5, 4),
             batch_size=4,
@@ -289,9 +291,7 @@ LAPTOP = Scale(
             budgets={
                 "source": Budget(600, None, 30),
                 "scratch": Budget(900, None, 45),
-                "growth": Budget(480, None, 24),
-                "lemon-carried": Budget(480, None, 0),
-                "lemon-early": Budget(480, None, 0),
+                **_grown(480),
             },
             learning=Lesson(5, 32),
             batch_size=32,
