@@ -267,8 +267,8 @@ LAPTOP = Scale(
         ),
         "masked": Numbers(
             model="bert",
-            source=Size(4, 192, 6),
-            target=Size(6, 288, 9),
+            source=Size(4, 128, 4),
+            target=Size(8, 256, 8),
             budgets={
                 "source": Budget(1500, None, 75),
                 "scratch": Budget(2000, None, 100),
