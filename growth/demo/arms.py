@@ -18,7 +18,7 @@ class Arm:
 
     name       of the arm; group: "growth" or "transfer"
     method     of growing, with its options; else mixers: what growth.transfer is told
-    aligned    new mixers are fitted to the source's attention first
+    fitted     to the attention, first: new mixers in "steps", or their last projection "solved" alone
     early      the rate of its source has not fallen: it stayed where it was, for as many steps
     twin       of a transfer: the arm whose baseline is its own, too; None: it has one
     carries    training goes on with its source's optimizer, grown along
@@ -30,7 +30,7 @@ class Arm:
     method: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     mixers: Mapping[str, Any] | None = None
-    aligned: bool = False
+    fitted: str | None = None
     early: bool = False
     twin: str | None = None
     carries: bool = False
@@ -72,9 +72,10 @@ def _grown() -> list[Arm]:
 def _transferred() -> list[Arm]:
     arms = []
     for name, told in TRANSFERS.items():
-        arms.append(Arm(name, "transfer", mixers=told, aligned=True))
+        arms.append(Arm(name, "transfer", mixers=told, fitted="steps"))
+        arms.append(Arm(f"{name}, solved", "transfer", mixers=told, twin=name, fitted="solved"))
         arms.append(Arm(f"{name}, unaligned", "transfer", mixers=told, twin=name))
-        arms.append(Arm(f"{name}-early", "transfer", mixers=told, twin=name, aligned=True, early=True))
+        arms.append(Arm(f"{name}-early", "transfer", mixers=told, twin=name, fitted="steps", early=True))
     return arms
 
 

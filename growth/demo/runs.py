@@ -123,7 +123,7 @@ class Runs:
     def twin(self, name: str) -> PreTrainedConfig:
         """The configuration of a transfer, whose new mixers do not matter."""
         arm, folder = ARMS[name.removeprefix(f"{SCRATCH} of ")], self.out / "start" / "twin"
-        self.make(replace(arm, aligned=False), folder)
+        self.make(replace(arm, fitted=None), folder)
         config = AutoConfig.from_pretrained(folder)
         shutil.rmtree(folder)
         return config
@@ -135,9 +135,9 @@ class Runs:
             return self.grow(arm, source, start)
         numbers = self.numbers
         batch = numbers.batch_size
-        steps = (numbers.align.get(arm.name) or numbers.align["transfer"]) if arm.aligned else 0
+        steps = (numbers.align.get(arm.name) or numbers.align["transfer"]) if arm.fitted == "steps" else 0
         align = Alignment(steps, numbers.windows // batch, batch, step_size=1)
-        how = {"align": align, "data": self.material.examples} if arm.aligned else {}
+        how = {"align": align, "data": self.material.examples} if arm.fitted else {}
         return growth.transfer(source, start, seed=self.seed, **how, **arm.mixers)
 
     def grow(self, arm: Arm, source: Path, start: Path | None) -> Report:

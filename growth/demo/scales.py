@@ -235,7 +235,8 @@ GROWN_THEN = (
     *("solar", "staged", "hypercloning", "fine", "gradmax", "upcycle"),
 )
 MOVED_THEN = (
-    *("hybrid, unaligned", "retnet, unaligned", "retnet-learned", "retnet-learned-early"),
+    *("hybrid, solved", "retnet, solved", "hybrid, unaligned", "retnet, unaligned"),
+    *("retnet-learned", "retnet-learned-early"),
     *("mamba", "mamba-early", "mamba, unaligned", "mamba2", "mamba2-early", "mamba2, unaligned"),
     *("hybrid-learned", "hybrid-learned-early"),
 )

@@ -1,5 +1,7 @@
 """How the report's figures are written, the same on the page, in the terminal and in the README."""
 
+import re
+
 from growth.demo.summary import Arm, Spread
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
@@ -24,7 +26,7 @@ NAMES = {
 
 def spoken(arm: str) -> str:
     """An arm's name in a sentence: the paper's name for the method, the rest as it is."""
-    return "-".join(NAMES.get(word, word) for word in arm.split("-"))
+    return re.sub(r"\w+", lambda word: NAMES.get(word[0], word[0]), arm)
 
 
 def capital(sentence: str) -> str:

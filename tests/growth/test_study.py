@@ -98,7 +98,7 @@ def test_every_scale_has_a_budget_for_each_of_its_arms_and_their_baselines():
             for arm in map(ARMS.get, numbers.arms):
                 assert {arm.name, arm.group} & numbers.budgets.keys(), arm
                 assert {arm.baseline, "scratch of any"} & numbers.budgets.keys(), arm
-                assert not arm.aligned or {arm.name, "transfer"} & numbers.align.keys(), arm
+                assert arm.fitted != "steps" or {arm.name, "transfer"} & numbers.align.keys(), arm
                 assert numbers.rates or all(budget.rate for budget in numbers.budgets.values())
 
 
