@@ -7,7 +7,12 @@ from typing import Any
 from growth.errors import Alone, Refusal, explained, first_process, reason, refuse
 
 REMEDY = "make room, or look at the disk and at its permissions"
-INTERRUPTED = 128 + signal.SIGINT
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+SAID = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
+
+
+class Terminated(SystemExit):
+    """By SIGTERM."""
 
 
 def main() -> None:
@@ -27,6 +32,8 @@ def main() -> None:
         code = 2
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except Terminated:
+        code = TERMINATED
     except Exception as error:
         from growth.folders import of_disk  # and safetensors, which is there by now
 
@@ -36,8 +43,8 @@ def main() -> None:
         refusal = refuse(what, "one that can be read and written", reason(error), REMEDY)
         print(f"growth: {refusal}", file=sys.stderr)
         code = 2
-    if code == INTERRUPTED and first_process():  # some typers return it by themselves
-        print("growth: interrupted", file=sys.stderr)
+    if code in SAID and first_process():  # some typers return INTERRUPTED by themselves
+        print(f"growth: {SAID[code]}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -67,9 +74,7 @@ def _code(done: Any) -> int:
 def _stop(number: int, frame) -> None:
     """SIGTERM unwinds as SIGINT does, so that what cleans up does so; a second one is not waited for."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if first_process():
-        print("growth: terminated", file=sys.stderr)
-    sys.exit(128 + number)
+    raise Terminated(TERMINATED)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,12 @@ from growth.errors import Refusal, reason, refuse
 
 
 class Taken(Refusal, FileExistsError):
-    """A result that is finished, and is not where it was to go: the message says where it is."""
+    """A result that is finished, and is not where it was to go, but in `place`."""
+
+    def __init__(self, dst: Path, place: Path, why: str):
+        got = f"one that {why}; the result is in {place}"
+        super().__init__(refuse(str(dst), "a free place", got, "move it where you want it"))
+        self.place = place
 
 
 def named_folder(path: str | Path, what: str) -> Path:
@@ -110,12 +115,9 @@ def hidden_in(place: Path) -> Iterator[Path]:
         folder.mkdir(0o700)
         yield folder
         shutil.rmtree(folder, ignore_errors=True)  # inside, for it may be stopped too
-    except Taken:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        raise
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException as error:
+        if not (isinstance(error, Taken) and error.place.is_relative_to(folder)):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
@@ -154,7 +156,8 @@ def publish(folder: Path, dst: Path) -> None:
         for file in folder.rglob("*"):  # safetensors writes for the owner alone, whatever the umask
             if file.is_file():
                 file.chmod(folder.stat().st_mode & 0o666)
-    names = itertools.chain([dst], (dst.with_name(f"{dst.name}-{i}") for i in range(2, 100)))
+    # A disk may fail once; a place that is free is asked for twice.
+    names = itertools.chain([dst, dst], (dst.with_name(f"{dst.name}-{i}") for i in range(2, 100)))
     place, why = folder, "cannot be made"
     for name in names:
         try:
@@ -165,8 +168,7 @@ def publish(folder: Path, dst: Path) -> None:
         except OSError as error:  # taken between these two lines, or no longer a place to write
             why = error.strerror or why
     if place != dst:
-        got = f"one that {why if place == folder else 'was taken meanwhile'}; the result is in {place}"
-        raise Taken(refuse(str(dst), "a free place", got, "move it where you want it"))
+        raise Taken(dst, place, why if place == folder else "was taken meanwhile")
 
 
 @contextlib.contextmanager

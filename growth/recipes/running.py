@@ -21,7 +21,7 @@ from torch.distributed import is_torchelastic_launched
 
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal, refuse
-from growth.folders import named_folder, publish, refuse_odd_output
+from growth.folders import Taken, named_folder, publish, refuse_odd_output
 from growth.jsonfile import read_object
 from growth.locks import alone_in, appear
 from growth.recipes.commands import MAKING, Commands, Places
@@ -88,7 +88,7 @@ class _Run:
             made = self._at(last)
             enter_recipe(made, self.recipe.json())
         except BaseException as error:
-            kept = self._left()
+            kept = "" if isinstance(error, Taken) else self._left()  # it says where its own result is
             if isinstance(error, Refusal):
                 error.args = (f"step {number}, {step.verb}: {error}" + (f"; {kept}" if kept else ""),)
             elif kept:
