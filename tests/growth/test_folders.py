@@ -45,6 +45,42 @@ def test_a_result_whose_place_was_taken_stays_beside_it_and_is_named(tmp_path, k
     assert {path.name for path in tmp_path.iterdir()} == {"out", "out-2", "out-3"}
 
 
+def test_what_was_fitted_beside_such_a_result_is_removed(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(Refusal, match="out-2"), folders.beside(out) as fitted, staged(out):
+        (fitted / "weights").touch()
+        out.mkdir()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out-2"}
+
+
+def test_a_disk_that_fails_once_takes_the_result_all_the_same(tmp_path, monkeypatch):
+    rename, fails = os.rename, iter([True])
+
+    def failing(src, dst):
+        if next(fails, False):
+            raise OSError(errno.EIO, "Input/output error")
+        rename(src, dst)
+
+    monkeypatch.setattr(folders.os, "rename", failing)
+    with staged(tmp_path / "out") as folder:
+        (folder / "ours").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "ours").exists()
+
+
+def test_a_recipes_result_whose_place_was_taken_stays(source, tmp_path, monkeypatch):
+    publish = folders.publish
+
+    def taken(folder, dst):
+        dst.mkdir(exist_ok=True)
+        publish(folder, dst)
+
+    monkeypatch.setattr(folders, "publish", taken)
+    recipe = {"steps": [{"grow": {"method": "stack", "num-layers": 4}}]}
+    with pytest.raises(Refusal, match=r"step 1, grow: .*out\.recipe/1-2; move it where you want it"):
+        growth.run_recipe(recipe, tmp_path / "out", source)
+    assert (tmp_path / "out.recipe" / "1-2" / "model.safetensors").exists()
+
+
 def test_a_result_that_cannot_be_moved_stays_where_it_is_and_is_named(tmp_path, monkeypatch):
     def gone(src, dst):
         raise OSError(errno.EIO, "Input/output error")
