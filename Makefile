@@ -34,7 +34,7 @@ kill: setup
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests/growth/test_bad_day.py --kills=$(KILLS)
 
 # So many drawn calls of each op, and a twentieth of that of each verb, the same ones each time; `make test` has a sample
-# of them. More of them, more kinds.
+# of them.
 fuzz: CALLS ?= 10000
 fuzz: setup
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --calls=$(CALLS) tests/ops/test_fuzz.py \

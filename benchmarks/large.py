@@ -3,7 +3,6 @@
     python tests/large_checkpoint.py SRC [--family gpt_neox]
     python -m benchmarks.large grow SRC DST [hidden_size=4096 num_layers=...] [--out FILE]
     python -m benchmarks.large transfer SRC DST [mixers=mamba2 copy=all] [--out FILE]
-    python -m benchmarks.large --paper        7B and 8B, without any: what SCALE.md has
 
 A Llama of 6.0 GB, 22 layers of 3072, grows to 9.9 GB, 22 layers of 4096, by LEMON. The least it could take
 is the copy (SRC read in blocks of 16 MB, as many bytes written as DST has) and the numbers that are drawn:
@@ -22,7 +21,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -38,7 +36,6 @@ from torch import Tensor
 import growth
 from benchmarks.markdown import head, line
 from benchmarks.measure import attempt, processor, resident
-from benchmarks.scale import lines
 
 COPIED, DRAWN = 2**24, 2**24  # bytes, numbers of a block
 MOST_GB, MOST_RATIO = 1.5, 2.0
@@ -257,9 +254,6 @@ def said(option: str) -> tuple[str, object]:
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--paper"]:
-        print(*lines(), sep="\n")
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("verb", choices=("grow", "transfer"))
     parser.add_argument("src", type=Path)

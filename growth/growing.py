@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from growth.architecture import Architecture
 from growth.checkpoint import Checkpoint, chosen_dtype
 from growth.companions import refuse_other_companions
+from growth.costs.told import costs_of
 from growth.engine import made, one_thread, plan_growth
 from growth.errors import refuse, refuse_odd_seed
 from growth.families.table import Model
@@ -26,7 +27,7 @@ from growth.optimizing.policies import refuse_odd_policy, told_new
 from growth.optimizing.shares import shares
 from growth.plan import Plan, Recipe, Source, in_dtype
 from growth.record import named, new_record, refuse_closed
-from growth.report import Report, told_costs
+from growth.report import Report
 from growth.sizes import Sizes, changed, chosen_sizes, recorded, sizes_of
 from growth.targets import refuse_lossy, scale_eps, target_of
 from growth.writing import SHARD_BYTES, refuse_odd_shards, write_checkpoint
@@ -129,7 +130,7 @@ def grow(
         changed(source.model, growth.target),
         settings,
         (*growth.lines(plan, settings), *(carried.lines(dst) if carried else ())),
-        told_costs(source, growth.target, plan, dst, shard_bytes, uncounted=learning) if dry_run else None,
+        costs_of(source, growth.target, plan, dst, shard_bytes, uncounted=learning) if dry_run else None,
     )
 
 

@@ -4,8 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from growth.families.table import Model
-from growth.plan import Plan, Source
+from growth.plan import Plan
 
 if TYPE_CHECKING:
     from growth.costs.told import Costs
@@ -58,18 +57,3 @@ class Report:
             f"{self.parameters[0]:,} -> {self.parameters[1]:,} parameters; tensors: {origins}; "
             f"{len(self.plan.dropped)} dropped; {promise}; {self.seconds:.1f} s"
         )
-
-
-def told_costs(
-    source: Source,
-    target: Model,
-    plan: Plan,
-    dst: str | Path | None,
-    shard_bytes: int | None = None,
-    scored: bool = False,
-    uncounted: str = "",
-) -> "Costs":
-    """What carrying out the plan, as growth.costs.job has it, and training its target, would take."""
-    from growth.costs.told import costs_of  # torch's tensors without numbers, which dry runs alone wait for
-
-    return costs_of(source, target, plan, dst, shard_bytes, scored, uncounted)

@@ -15,6 +15,7 @@ MACHINE = {
     "date": "2026-11-30 12:00",
 }
 STEP = 1.5e11  # FLOPs
+UNALIGNED = ", unaligned"
 FREE = {"flops": 0, "seconds": 0.0}
 
 
@@ -74,14 +75,14 @@ GROWN = {
     "stack": (0.9, 0.26, 0, -0.02, False),
     "bert2bert": (0.5, 0.24, 0, -0.02, False),
     "ligo": (0.15, 0.2, 60, -0.03, False),
-    "ligo-layer-drop-token-drop-staged": (0.2, 0.18, 40, -0.01, False),
+    "ligo, tokens dropped": (0.2, 0.18, 40, -0.01, False),
     "mango": (0.4, 0.5, 80, 0.021, False),
     "interpolate": (1.6, 0.35, 0, -0.004, False),
     "msg": (0.0, 0.22, 0, 0.004, True),
 }
 MOVED = {
     "retnet": (1.2, 0.1, 25, -0.09, None),
-    "retnet-unaligned": (3.4, 0.5, 0, 0.012, None),
+    "retnet, unaligned": (3.4, 0.5, 0, 0.012, None),
     "retnet-learned": (0.8, 0.06, 25, -0.12, None),
     "hybrid": (0.5, 0.08, 25, -0.1, None),
     "mamba": (2.0, 0.45, 30, -0.01, None),
@@ -130,11 +131,17 @@ def _trained(name: str, seeds: int, grown: dict, moved: dict, far=False, **more)
         runs.append(run("scratch", _falling(8.3, 3.5 + shift, 12, 0.25), seed, **how, **told))
         runs += _arms(grown, "growth", lambda arm: "scratch", seed, shift, how, told)
         for arm in moved:
-            if arm.split("-")[-1] != "unaligned":
+            if not arm.endswith(UNALIGNED):
                 of = {"group": "transfer"} | how | told
-                runs.append(run(f"{arm}-scratch", _falling(8.3, 3.6 + shift, 12, 0.25), seed, **of))
+                runs.append(run(f"scratch of {arm}", _falling(8.3, 3.6 + shift, 12, 0.25), seed, **of))
         runs += _arms(
-            moved, "transfer", lambda arm: f"{arm.removesuffix('-unaligned')}-scratch", seed, shift, how, told
+            moved,
+            "transfer",
+            lambda arm: f"scratch of {arm.removesuffix(UNALIGNED)}",
+            seed,
+            shift,
+            how,
+            told,
         )
     return family(runs, name, **more)
 

@@ -46,7 +46,7 @@ SIGNALS["interrupt"] = signal.SIGINT
 
 
 class Job(NamedTuple):
-    """A command. limits: what the process enters before, such as another user's rights."""
+    """A command. before: called in the process first, such as to give up another user's rights."""
 
     words: tuple[str, ...]
     fault: Fault | None = None

@@ -1,12 +1,15 @@
 """REUSE.md and the README's tables say what the results say."""
 
 import json
+import re
+import shutil
 
 import pytest
 from demo_reports import full, plain
 from test_report import GPU_MACHINE, GPU_ROW, ROW, RUN
 
 from benchmarks import readme, savings
+from growth.demo.arms import ARMS
 
 
 def saved_in(folder, of: dict) -> None:
@@ -27,6 +30,24 @@ def test_the_readmes_tables_are_those_of_the_results():
     assert readme.filled(text) == text
     page = savings.PAGE.read_text()
     assert page == savings.text(savings.read())
+
+
+def test_the_picture_is_that_of_the_results(tmp_path):
+    """Its words: how letters are drawn is matplotlib's own."""
+    for file in savings.REUSED.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    savings.write(tmp_path, tmp_path / "REUSE.md")
+    drawn, there = (
+        re.findall(r">([^<]+)</text>", (folder / "savings.svg").read_text())
+        for folder in (tmp_path, savings.REUSED)
+    )
+    assert drawn == there and len(drawn) > 20
+
+
+def test_the_scripted_arms_are_those_of_the_demo():
+    assert {
+        run["arm"] for family in full()["families"] for run in family["runs"] if run["baseline"]
+    } <= ARMS.keys()
 
 
 def test_the_page_has_every_arm_its_goals_and_what_it_was_measured_against(tmp_path):
@@ -57,7 +78,7 @@ def test_the_pictures_show_what_every_arm_saved(tmp_path):
         "lemon-carried",
         "79 %",
         "not reached",
-        "retnet-unaligned",
+        "retnet, unaligned",
         "ViT, 4 x 192 (1.8 M) to 8 x 288 (8.0 M)",
     ):
         assert f">{said}</text>" in svg, said

@@ -16,6 +16,6 @@ def demo(
     ] = "growth-demo",
 ) -> None:
     """The main job, end to end: the text of Python's standard library, and handwritten digits."""
-    from growth.demo import run  # and matplotlib, a second that no other verb needs
+    from growth.demo import run  # late, for `growth --help` does not wait for torch
 
     run(folder, quick=quick, scale=scale)

@@ -33,7 +33,6 @@ def print_report(report: Any, dry_run: bool, as_json: bool) -> None:
     for note in report.notes:
         say(f"note: {note}")
     if dry_run:
-        say(f"{report.plan.bytes:,} bytes on disk, and about {report.plan.memory:,} of memory to make them")
-        for line in report.costs.lines() if report.costs else ():
+        for line in report.costs.lines():
             say(line)
     say(str(report))

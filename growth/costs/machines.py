@@ -9,7 +9,7 @@ from time import perf_counter
 
 import torch
 
-WRITTEN, MADE, SIDE = 2**23, 2**18, 512  # bytes, numbers, of a matrix
+WRITTEN, MADE = 2**23, 2**18  # bytes, numbers
 UTILISATION = 0.4  # of a GPU's peak that training reaches: an assumption; 0.35 to 0.5 are common
 TOGETHER = 8  # GPUs of a machine
 
@@ -17,13 +17,12 @@ TOGETHER = 8  # GPUs of a machine
 @dataclass(frozen=True)
 class Machine:
     """In units a second. read, written: bytes; copied: numbers that stay, expanded: that are widened, with
-    noise for a quarter of them; flops: of products in float32."""
+    noise for a quarter of them."""
 
     read: float
     written: float
     copied: float
     expanded: float
-    flops: float
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,12 @@ def here(folder: Path) -> Machine:
             file.read()
 
         written, got = best(write, 2), best(read, 2)
-    x, matrix = torch.ones(MADE, dtype=torch.bfloat16), torch.ones(SIDE, SIDE)
+    x = torch.ones(MADE, dtype=torch.bfloat16)
     return Machine(
         WRITTEN / got,
         WRITTEN / written,
         MADE / best(lambda: x.clone().aminmax()),
         MADE / best(lambda: _expand(x)),
-        2 * SIDE**3 / best(lambda: matrix @ matrix),
     )
 
 

@@ -5,15 +5,17 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from growth.costs.job import Job, job_of
 from growth.costs.machines import H200, UTILISATION, Gpu, Machine, here
-from growth.costs.training import Steps, Training, training_of
 from growth.errors import Refusal
 from growth.families.table import Model
 from growth.plan import Plan, Source
 from growth.writing import SHARD_BYTES
+
+if TYPE_CHECKING:
+    from growth.costs.training import Training
 
 GPUS = (1, 8, 64)
 LENGTH = 2048  # tokens of a window, as `growth train` takes them, or the model's positions
@@ -34,8 +36,10 @@ class Costs:
         return here(self.place)
 
     @cached_property
-    def trainings(self) -> tuple[Training, ...]:
+    def trainings(self) -> "tuple[Training, ...]":
         """On each number of GPUs, a window each at a time; none where nothing is learned from."""
+        from growth.costs.training import Steps, training_of  # torch without numbers: seconds to import
+
         family, length = self.target.family, 1
         if family.probe != "images":
             length = min(LENGTH, family.positions(self.target.config) or LENGTH)
@@ -45,7 +49,7 @@ class Costs:
         return ()
 
     def json(self) -> dict[str, Any]:
-        seconds, trainings = self.job.seconds(self.machine), [x.json() for x in self.trainings]
+        seconds, trainings = self.job.seconds(self.machine), [asdict(x) for x in self.trainings]
         found = asdict(self.job) | {"seconds": seconds, "machine": asdict(self.machine)}
         return found | {"gpu": asdict(self.gpu), "utilisation": UTILISATION, "training": trainings}
 
@@ -74,13 +78,13 @@ def costs_of(
     target: Model,
     plan: Plan,
     dst: str | Path | None,
-    shard_bytes: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
     scored: bool = False,
     uncounted: str = "",
 ) -> Costs:
     """What carrying out the plan takes, as job_of has it, and training the target after it."""
     place = source.checkpoint.path if dst is None else Path(dst)
-    return Costs(job_of(source, plan, shard_bytes or SHARD_BYTES, scored, uncounted), place, H200, target)
+    return Costs(job_of(source, plan, shard_bytes, scored, uncounted), place, H200, target)
 
 
 def gb(size: float) -> str:

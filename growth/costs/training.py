@@ -10,8 +10,7 @@ One GPU has all of it: weights in float32 and, while a step lasts, their copies 
 hold, and what any GPU takes besides its tensors, has been measured on none; a step in float32 on a CPU has.
 """
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from growth.costs.machines import UTILISATION, Gpu
 from growth.costs.paper import Precision, Step, step_of
@@ -38,9 +37,6 @@ class Training:
     flops: int
     tokens: int
     seconds: float
-
-    def json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def state(parameters: int, gpus: int) -> float:

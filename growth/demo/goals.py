@@ -1,5 +1,6 @@
 """What the methods were to save, and whether they did."""
 
+import re
 from dataclasses import dataclass
 
 from growth.demo.summary import Arm, ranked, summaries
@@ -28,7 +29,7 @@ def goal(arm: Arm) -> float | None:
 
 def kind(arm: Arm) -> str:
     """The method or the mixer: the first word of its name."""
-    return arm.name.split("-")[0]
+    return re.match(r"\w+", arm.name)[0]
 
 
 def goals(report: dict) -> list[Goal]:

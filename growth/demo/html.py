@@ -13,15 +13,15 @@ def text(words: str) -> str:
 
 
 def paragraph(words: str, kind: str = "") -> str:
-    return f"<p{_class(kind)}>{text(words)}</p>"
+    return f"<p class='{kind}'>{text(words)}</p>" if kind else f"<p>{text(words)}</p>"
 
 
-def items(lines: Iterable[str], kind: str = "notes") -> str:
+def items(lines: Iterable[str]) -> str:
     inside = "".join(f"<li>{text(line)}</li>" for line in lines)
-    return f"<ul{_class(kind)}>{inside}</ul>" if inside else ""
+    return f"<ul class='notes'>{inside}</ul>" if inside else ""
 
 
-def table(caption: str, columns: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
+def table(caption: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Cells are HTML already; the first of a row is its heading."""
     head = "".join(f"<th scope='col'>{text(name)}</th>" for name in columns)
     lines = []
@@ -29,7 +29,7 @@ def table(caption: str, columns: Iterable[str], rows: Iterable[Iterable[str]], k
         cells = "".join(f"<td>{cell}</td>" for cell in rest)
         lines.append(f"<tr><th scope='row'>{first}</th>{cells}</tr>")
     return (
-        f"<table{_class(kind)}><caption>{text(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f"<table><caption>{text(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
         f"<tbody>{''.join(lines)}</tbody></table>"
     )
 
@@ -47,7 +47,3 @@ def details(summary: str, inside: str) -> str:
 def small(words: str) -> str:
     """A second line of a cell."""
     return f"<small>{text(words)}</small>" if words else ""
-
-
-def _class(kind: str) -> str:
-    return f" class='{kind}'" if kind else ""

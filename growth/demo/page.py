@@ -16,7 +16,7 @@ Savings are read in a run whose schedule is made to arrive early, where there is
 of a run that took as many FLOPs in all as its baseline, the start's included.
 
 FLOPs are counted on a real forward and backward pass, kernel by kernel, two for a multiply-add. Elementwise
-work, the optimizer and measuring the loss are left out. Time is that of the processor.
+work, the optimizer and measuring the loss are left out. Time is by the clock, without measuring the loss.
 
 Of several seeds the median is what was saved, and a seed in which an arm never arrived is the worst; least
 and most stand beside it. Differences in loss are means over seeds. What follows ± is the standard error of
@@ -102,5 +102,5 @@ def _machine(report: dict) -> str:
     return (
         f"{told['processor']}, {told['cores']} cores, {told['threads']} threads, {told['system']}; Python "
         f"{told['python']}, torch {told['torch']}, transformers {told['transformers']}, "
-        f"growth {told['growth']}; {duration(report['seconds'])} of processor time for all runs."
+        f"growth {told['growth']}; {duration(report['seconds'])} for all runs."
     )

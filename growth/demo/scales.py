@@ -225,7 +225,7 @@ QUICK = Scale(
     },
 )
 
-# What a learner of two cores has hours for. The order is that of what is asked first.
+# Sized for hours on two cores. First the arms that goals are set for.
 GROWN_FIRST = ("lemon", "lemon-early", "ligo")
 MOVED_FIRST = ("hybrid-early", "retnet-early", "hybrid", "retnet")
 FIRST = MOVED_FIRST + GROWN_FIRST
@@ -273,7 +273,7 @@ LAPTOP = Scale(
             budgets={
                 "source": Budget(1500, None, 75),
                 "scratch": Budget(2000, None, 100),
-                **_grown(800),
+                **_grown(1000),
             },
             learning=Lesson(5, 4),
             batch_size=4,

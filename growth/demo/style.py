@@ -55,7 +55,7 @@ th:last-child, td:last-child { padding-right: .2rem }
 th { font-weight: 550 }
 thead th { color: var(--quiet); border-bottom: 1px solid var(--ink); white-space: normal;
            vertical-align: bottom }
-tbody th, .words { text-align: left } thead th:first-child { text-align: left }
+tbody th { text-align: left } thead th:first-child { text-align: left }
 tbody tr + tr > * { border-top: 1px solid var(--hair) }
 td small, th small { display: block; color: var(--quiet); font-weight: 400; font-size: .8rem }
 .met { color: var(--met) } .missed { color: var(--missed) }

@@ -72,18 +72,18 @@ def difference(arm: Arm) -> str:
     return f"{signed(arm.ended.mean)}{error}{between(arm.ended)}{fewer}"
 
 
-def between(spread: Spread, digits: int = 3) -> str:
+def between(spread: Spread) -> str:
     """The least and the most in brackets, where they differ."""
-    least, most = (signed(x, digits) for x in spread.ends)
+    least, most = map(signed, spread.ends)
     return "" if least == most else f" ({least} to {most})"
 
 
-def scaled(x: float, unit: str = "") -> str:
+def scaled(x: float) -> str:
     """To three digits, with a prefix: 16.9 M."""
     power = min(max(0, (len(f"{x:.0f}") - 1) // 3), len(PREFIXES) - 1)
     if float(f"{x / 1000**power:.3g}") >= 1000:
         power += 1
-    return f"{x / 1000**power:.3g} {PREFIXES[power]}{unit}".strip()
+    return f"{x / 1000**power:.3g} {PREFIXES[power]}".strip()
 
 
 def duration(seconds: float) -> str:

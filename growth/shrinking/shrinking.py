@@ -7,6 +7,7 @@ from typing import Any
 
 from growth.checkpoint import Checkpoint, chosen_dtype
 from growth.companions import refuse_other_companions
+from growth.costs.told import costs_of
 from growth.engine import made, one_thread
 from growth.errors import refuse, refuse_odd_seed
 from growth.folders import refuse_odd_output, refuse_too_large
@@ -14,7 +15,7 @@ from growth.methods.option import refuse_other
 from growth.methods.ordered import layer_numbers
 from growth.plan import Source, in_dtype
 from growth.record import named, refuse_closed
-from growth.report import Report, told_costs
+from growth.report import Report
 from growth.shrinking.bonds import Bonds
 from growth.shrinking.calibration import WINDOWS, Calibration, calibrated, windows_for
 from growth.shrinking.keeping import Scores, order_of
@@ -132,7 +133,7 @@ def shrink(
         tuple(smaller.lost(merges)),
         changed(source.model, target),
         {"calibration": _told(found) | {"cached": found.cached}} if found else {},
-        costs=told_costs(source, target, plan, dst, shard_bytes, True, by_data) if dry_run else None,
+        costs=costs_of(source, target, plan, dst, shard_bytes, True, by_data) if dry_run else None,
     )
 
 

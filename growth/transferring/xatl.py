@@ -20,12 +20,13 @@ from torch.distributed import is_torchelastic_launched
 from transformers import PreTrainedConfig
 
 from growth.checkpoint import Checkpoint
+from growth.costs.told import costs_of
 from growth.engine import made, one_thread
 from growth.errors import refuse, refuse_odd_seed
 from growth.folders import beside, refuse_odd_output, refuse_too_large
 from growth.plan import Source
 from growth.record import named, new_record, refuse_closed
-from growth.report import Report, told_costs
+from growth.report import Report
 from growth.training.data import Data
 from growth.transferring.align import Alignment
 from growth.transferring.fitted import Fitted, count_of, fitting_of
@@ -144,7 +145,7 @@ def transfer(
         notes,
         details=fitted.json,
         lines=fitted.lines,
-        costs=told_costs(source, target, plan, dst, uncounted=by_data) if dry_run else None,
+        costs=costs_of(source, target, plan, dst, uncounted=by_data) if dry_run else None,
     )
 
 

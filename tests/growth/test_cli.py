@@ -351,7 +351,7 @@ def test_a_dry_run_needs_no_output_and_tells_bytes_and_memory(source, monkeypatc
         assert code == 2 and "output folder: expected the name of a new folder, got none" in err
         words = *words, "--dry-run"
         code, out, _ = run(monkeypatch, capsys, *words)
-        assert code == 0 and "bytes on disk, and about" in out
+        assert code == 0 and "costs: reads" in out
     code, out, _ = run(monkeypatch, capsys, *words, "--json")
     told = json.loads(out)
     assert code == 0 and told["target"] is None and told["lossless"]

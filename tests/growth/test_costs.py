@@ -155,7 +155,7 @@ def test_gpus_share_the_state_and_not_what_a_step_makes():
 def test_time_is_bytes_and_numbers_over_rates(source):
     plan = growth.grow(source, hidden_size=168, dry_run=True).plan
     job = job_of(Source(Checkpoint(source)), plan)
-    rates = Machine(10.0, 20.0, 30.0, 40.0, 50.0)
+    rates = Machine(10.0, 20.0, 30.0, 40.0)
     numbers = job.copied / 30 + job.expanded / 40
     assert job.seconds(rates) == pytest.approx(job.reads / 10 + job.writes / 20 + numbers)
     assert job.copied + job.expanded == plan.parameters

@@ -300,7 +300,7 @@ def test_only_sources_are_kept(study):
 
 def test_a_source_that_is_lost_is_trained_again_to_the_same(study, tmp_path):
     _, told, out = study
-    some = replace(FEW, arms=("lemon",), budgets=FEW.budgets)
+    some = replace(FEW, arms=("lemon",))
     scale = replace(PARTED, families={"text": some}, seeds=(0,))
     missing = [run for run in told["runs"] if (run["arm"], run["part"]) != ("lemon", "equal")]
     report = json.loads((out / "text.json").read_text()) | {"families": [told | {"runs": missing}]}
