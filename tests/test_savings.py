@@ -67,7 +67,7 @@ def test_the_page_has_every_arm_its_goals_and_what_it_was_measured_against(tmp_p
         line.startswith("* Every lossless arm ends below its baseline") and "**not met**" in line
         for line in lines
     )
-    assert "* Gstack left out: it makes whole multiples of the depth and width alone." in lines
+    assert "* G-stack left out: it makes whole multiples of the depth and width alone." in lines
 
 
 def test_the_pictures_show_what_every_arm_saved(tmp_path):

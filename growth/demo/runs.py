@@ -164,7 +164,7 @@ class Runs:
     def left_out(self) -> dict[str, str]:
         """The arms of growth that do not make the target of the source, and why."""
         found = {}
-        for name in self.numbers.arms or ARMS:
+        for name in self.numbers.arms:
             try:
                 if ARMS[name].method:
                     self.make(ARMS[name], None)

@@ -59,7 +59,7 @@ class Numbers:
     model       a key of growth.demo.models.MODELS
     budgets     by an arm's name, else by its group's: "growth", "transfer". Baselines are "scratch", "scratch
                 of X", else "scratch of any"; "source" has its own
-    arms        those to train beside baselines; empty: all that there are
+    arms        those to train beside baselines
     first       of those, the ones whose every seed comes before the others
     align       steps of aligning, by an arm's name, else "transfer"; of one window each, on `windows` ones
     copied      the share of the rate for what was transferred as it is
@@ -75,7 +75,7 @@ class Numbers:
     batch_size: int
     held_out: int
     evaluations: int
-    arms: tuple[str, ...] = ()
+    arms: tuple[str, ...]
     first: tuple[str, ...] = ()
     align: Mapping[str, int] = field(default_factory=dict)
     windows: int = 64
@@ -236,9 +236,10 @@ GROWN_THEN = (
 )
 MOVED_THEN = (
     *("hybrid, solved", "retnet, solved", "hybrid, unaligned", "retnet, unaligned"),
-    *("retnet-learned", "retnet-learned-early"),
-    *("mamba", "mamba-early", "mamba, unaligned", "mamba2", "mamba2-early", "mamba2, unaligned"),
-    *("hybrid-learned", "hybrid-learned-early"),
+    *("retnet-learned", "retnet-learned-early", "retnet-learned, solved", "retnet-learned, unaligned"),
+    *("mamba", "mamba-early", "mamba, solved", "mamba, unaligned"),
+    *("mamba2", "mamba2-early", "mamba2, solved", "mamba2, unaligned"),
+    *("hybrid-learned", "hybrid-learned-early", "hybrid-learned, solved", "hybrid-learned, unaligned"),
 )
 LAPTOP = Scale(
     "laptop",

@@ -71,7 +71,7 @@ class Study:
 
     def carry_out(self) -> dict:
         """All that is missing. Returns what the report has of the family."""
-        arms = self.numbers.arms or ARMS
+        arms = self.numbers.arms
         for source in sorted({ARMS[name].source for name in arms}, reverse=True):
             self.rest(source, self.scale.seeds[0])
         self.told["left_out"] = self.runs[self.scale.seeds[0]].left_out()
@@ -83,7 +83,7 @@ class Study:
 
     def arms(self) -> list[str]:
         """Those that can be made."""
-        return [name for name in self.numbers.arms or ARMS if name not in self.told["left_out"]]
+        return [name for name in self.numbers.arms if name not in self.told["left_out"]]
 
     def wanted(self) -> Iterator[tuple[str, int, str]]:
         """Arms, seeds and parts, in order: the first arms, every arm of one seed, and all that is left."""

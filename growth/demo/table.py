@@ -6,7 +6,7 @@ from rich.table import Table
 from growth.demo.goals import goals
 from growth.demo.saving import COSTS
 from growth.demo.summary import Arm, Spread, last, seeds, sources, summaries, unfair
-from growth.demo.words import capital, listed, percent, saved, signed
+from growth.demo.words import capital, listed, percent, saved, signed, spoken
 
 COLUMNS = ("arm", "at start", "FLOPs saved", "time saved", "at the end", "seeds")
 
@@ -58,7 +58,7 @@ def about(family: dict) -> list[str]:
 
 
 def unreached(family: dict) -> list[str]:
-    return [f"{arm.name}: {saved(arm)}." for arm in summaries(family) if arm.flops.missing]
+    return [f"{spoken(arm.name)}: {saved(arm)}." for arm in summaries(family) if arm.flops.missing]
 
 
 def fairness(family: dict) -> list[str]:
@@ -67,7 +67,7 @@ def fairness(family: dict) -> list[str]:
     if not arms:
         return ["no arm can be compared with a baseline yet."]
     out = [f"seed{'s' * (len(done) > 1)} {listed([str(seed) for seed in done])}."]
-    fewer = [f"{arm.name} ({arm.seeds})" for arm in arms if arm.seeds < len(done)]
+    fewer = [f"{spoken(arm.name)} ({arm.seeds})" for arm in arms if arm.seeds < len(done)]
     if fewer:
         out.append(f"with fewer seeds: {listed(fewer)}.")
     if not source:
@@ -80,7 +80,8 @@ def fairness(family: dict) -> list[str]:
 
 
 def left_out(family: dict) -> list[str]:
-    return [f"{name} left out: {why}" for name, why in family.get("left_out", {}).items()]
+    found = family.get("left_out", {}).items()
+    return [f"{spoken(name)} left out: {why.removeprefix(f'{name}: ')}" for name, why in found]
 
 
 def _share(spread: Spread) -> str:

@@ -184,10 +184,10 @@ def without_long_runs(told: dict, arm: str) -> dict:
 def test_the_remarks_tell_goals_negative_results_seeds_and_what_was_left_out():
     said = remarks(without_long_runs(full(), "msg"))
     assert "text: growth saves 45 % of the FLOPs: met. LEMON-carried: 79 % (78 to 80 %)." in said
-    assert "text: mango: not reached, ended 0.022 above." in said
-    assert "text: msg: not reached in 1 of 2, ended 0.004 above; 34 % in the other." in said
+    assert "text: Mango: not reached, ended 0.022 above." in said
+    assert "text: MSG: not reached in 1 of 2, ended 0.004 above; 34 % in the other." in said
     assert "text: with fewer seeds: msg (2)." in said and "text: seeds 0, 1 and 2." in said
-    assert "text: gstack left out: it makes whole multiples of the depth and width alone." in said
+    assert "text: G-stack left out: it makes whole multiples of the depth and width alone." in said
     assert said[-1] == "a family left out"
 
 
@@ -259,7 +259,7 @@ def test_the_page_has_goals_negative_results_samples_rates_and_the_machine():
     assert "7 of 8 goals met" in text and text.count(">not met<") == 1 and "ended 0.022 above" in text
     assert "ended 0.004 above in 1 of 2" in page(without_long_runs(full(), "msg")).replace("\u00a0", " ")
     assert "def walk(node):" in text and "<b>4.100</b>" in text and "97.0 %" in text
-    assert "A processor, 2 cores" in text and "Gstack left out: it makes whole" in text
+    assert "A processor, 2 cores" in text and "G-stack left out: it makes whole" in text
     assert "def &lt;f&gt;(): &amp; &#x27;ä&#x27;" in page(plain())
 
 

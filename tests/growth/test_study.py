@@ -176,6 +176,10 @@ def test_every_arm_of_a_scale_is_one_and_grows_to_heads_of_its_source_s_width(sc
         assert source.hidden / source.heads == target.hidden / target.heads
 
 
+def test_the_larger_scales_have_every_arm_that_there_is():
+    assert set(LARGER["laptop"].families["text"].arms) == set(ARMS)
+
+
 def test_every_checkpoint_works_and_the_report_is_on_disk(done):
     report, out, spoken = done
     assert "text: upcycle left out: hidden-size: " in spoken
