@@ -186,7 +186,7 @@ def test_the_remarks_tell_goals_negative_results_seeds_and_what_was_left_out():
     assert "text: growth saves 45 % of the FLOPs: met. LEMON-carried: 79 % (78 to 80 %)." in said
     assert "text: Mango: not reached, ended 0.022 above." in said
     assert "text: MSG: not reached in 1 of 2, ended 0.004 above; 34 % in the other." in said
-    assert "text: with fewer seeds: msg (2)." in said and "text: seeds 0, 1 and 2." in said
+    assert "text: with fewer seeds: MSG (2)." in said and "text: seeds 0, 1 and 2." in said
     assert "text: G-stack left out: it makes whole multiples of the depth and width alone." in said
     assert said[-1] == "a family left out"
 
