@@ -48,6 +48,14 @@ INLINE Vec<R> lanes_of(Vec<R> v, int64_t count) {
   return v;
 }
 
+// As a number by itself: fused with the difference from a mean that was made of rounded ones, a product would leave its
+// own rounding, where a group of one channel has nothing.
+template <typename V>
+INLINE V rounded(V v) {
+  asm("" : "+m"(v));
+  return v;
+}
+
 // What a group's second pass needs of the first: 1 / rms and the means of u, h weight n and h weight, as below.
 template <typename R>
 struct Moments {
@@ -84,7 +92,7 @@ void forward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, R
       const Vec<R> v = NORM == CENTRED ? lanes_of<R>(reread(i, count) - mean, count) : read(i, count);
       sums[0] = fma(v, v, sums[0]);
     });
-    moments[group] = {1 / sqrt(sums.mean(0, size) + R(p.eps)), mean, 0, 0};
+    moments[group] = {R(1 / sqrt(sums.mean(0, size) + R(p.eps))), mean, 0, 0};
   }
   for (int64_t group = 0; group < p.groups; group++) {
     const int64_t at = group * size;
@@ -135,7 +143,9 @@ INLINE void measure(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* mom
     };
     const auto reread = [=](int64_t i, auto count) {
       const Vec<R> v = load(x + i, count);
-      return first(GATE) ? v * load(values + i) : v;
+      if constexpr (!first(GATE)) return v;
+      const Vec<R> u = v * load(values + i);
+      return NORM == CENTRED ? rounded(u) : u;
     };
     R mean = 0;
     if (NORM == CENTRED)
@@ -177,7 +187,7 @@ void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, 
     const auto [scale, mean, along, level] = moments[group];
     for_each_vector<R>(size, [=, scale = scale, mean = mean, along = along, level = level](int64_t i, auto count) {
       const Vec<R> v = load(x + i, count), u = first(GATE) ? v * load(values + i) : v;
-      const Vec<R> n = (NORM == CENTRED ? u - mean : u) * scale;
+      const Vec<R> n = (NORM == CENTRED ? (first(GATE) ? rounded(u) : u) - mean : u) * scale;
       const Vec<R> w = NORM == BARE ? splat(R(1)) : load(weight + i, count);
       const Vec<R> h = after(GATE) ? load(values + i) : load(dy + i, count);
       Vec<R> du = h * w - n * along;
