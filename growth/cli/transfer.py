@@ -31,8 +31,9 @@ def transfer(
         str | None, typer.Option(help="Of mixers: published | attention; default: what trains best.")
     ] = None,
     align: Annotated[
-        int, typer.Option(help="Steps of fitting each mixer to the attention, with --data.")
-    ] = 0,
+        int | None,
+        typer.Option(help="Steps of fitting each mixer to the attention. Default: 100 with --data."),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="Text, as train reads it, that mixers are fitted to and layers chosen by."),

@@ -18,6 +18,8 @@ from growth.transferring.restoration import HELD_OUT, Restored, best, table
 from growth.transferring.starting import Starting
 from lcikernels.models.fields import ATTENTION
 
+ALIGN = 100  # steps with data, where nobody says how many
+
 
 def count_of(keep_attention: str | Sequence[int]) -> int | None:
     """K of "auto:K"; None for layers by their numbers."""
@@ -40,13 +42,19 @@ class Fitted:
 
 
 def fitting_of(
-    starting: Starting, align: int | Alignment, data: Data | None, keep: int | None, field: str = "text"
+    starting: Starting,
+    align: int | Alignment | None,
+    data: Data | None,
+    keep: int | None,
+    field: str = "text",
 ) -> "Fitting | None":
     """What `transfer` is asked for, None where it is asked for nothing that takes data.
 
     Raises Refusal where data lack, do not fit the source or fill no batch, where no layer has use for them,
     or `keep` layers cannot be chosen.
     """
+    if align is None:
+        align = ALIGN if data is not None and starting.new else 0
     how = align if isinstance(align, Alignment) else Alignment(align)
     if data is None and not how.steps and keep is None:
         return None

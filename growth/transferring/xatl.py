@@ -52,7 +52,7 @@ def transfer(
     decays: str | Sequence[float] = "retnet",
     retention_heads: int | None = None,
     start: str | None = None,
-    align: int | Alignment = 0,
+    align: int | Alignment | None = None,
     data: Data | None = None,
     text_field: str = "text",
     format: str = "lci",
@@ -74,9 +74,9 @@ def transfer(
     start           how mixers start: published | attention (growth.transferring.mixers). None is the better
                     one: with data retention starts from attention, else `copy` says what it takes of it
     align           steps of fitting each new mixer to the source's attention on data, before all training; an
-                    Alignment says how. 0: with data the last projection alone is solved for. The
-                    rows of benchmarks/REUSE.md have 100; "hybrid-early", of a source trained at a constant
-                    rate, saves most
+                    Alignment says how. 0: with data the last projection alone is solved for. None: 100 with
+                    data, 0 without: the row "hybrid" of benchmarks/REUSE.md beside "hybrid, solved" and
+                    "hybrid, unaligned". "hybrid-early", of a source trained at a constant rate, saves most
     data            text, or Windows: what mixers are fitted to and layers are chosen by
     text_field      of rows, the field or column that holds the text
     format          what it is written as: lci, our own class, which holds all of these; granitemoehybrid,

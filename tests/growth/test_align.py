@@ -20,6 +20,7 @@ from growth.plan import Source
 from growth.training.data import Windows
 from growth.training.flops import CPU_ATTENTION
 from growth.transferring.align import Aligning, Alignment
+from growth.transferring.fitted import ALIGN
 from growth.transferring.layers import Layers
 from growth.transferring.planned import Weights
 from growth.transferring.sources import lci_config, pattern_of
@@ -151,7 +152,7 @@ def test_every_operation_is_counted(decoder, tmp_path):
 
 
 def test_without_steps_the_last_projection_alone_is_solved_for(decoder, tmp_path):
-    report = growth.transfer(decoder("gpt_neox"), tmp_path / "out", data=windows())
+    report = growth.transfer(decoder("gpt_neox"), tmp_path / "out", align=0, data=windows())
     origins = {row.name.split("layers.1.")[-1]: row.origin for row in report.plan.rows}
     assert origins["mixer.o_proj.weight"] == origins["mixer.o_proj.bias"] == "fitted"
     assert origins["mixer.q_proj.weight"] == origins["mixer.v_proj.bias"] == "copied"
@@ -254,6 +255,17 @@ def test_a_dry_run_tells_what_would_be_fitted_and_fits_nothing(decoder, tmp_path
     report = growth.transfer(decoder("gpt_neox"), tmp_path / "out", **how)
     assert report.plan.origins()["aligned"] == 30 and report.flops == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_data_alone_align(decoder):
+    src = decoder("gpt_neox")
+    asked = {"by itself": {}, "solved": {"align": 0}, "as said": {"align": ALIGN}}
+    plans = {
+        name: growth.transfer(src, data=windows(), dry_run=True, **how).plan for name, how in asked.items()
+    }
+    assert plans["by itself"].rows == plans["as said"].rows
+    assert plans["by itself"].origins()["aligned"] == 30 and "aligned" not in plans["solved"].origins()
+    assert "aligned" not in growth.transfer(src, dry_run=True).plan.origins()
 
 
 def test_the_command_line_aligns_and_says_so(tmp_path, monkeypatch, capsys):
