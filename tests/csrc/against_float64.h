@@ -83,8 +83,8 @@ std::unique_ptr<R, void (*)(void*)> scratch(int64_t numbers) {
   return {static_cast<R*>(memory), free};
 }
 
-// Of sums of `terms` products: float64 to 1e-12, float32 to what so many roundings add up to, bfloat16 to one of its own,
-// and float32 to that as well where what is multiplied is rounded to it.
+// Of sums of `terms` products: float64 to 1e-12, float32 to what so many roundings add up to, bfloat16 to one of its
+// own, and float32 to that as well where what is multiplied is rounded to it.
 constexpr double BF16 = 3.9e-3;
 template <typename E>
 void check(const char* what, const std::vector<E>& got, const Exact& want, double terms, bool of_bf16 = false) {
