@@ -51,9 +51,19 @@ def here(folder: Path) -> Machine:
     What is read was written just before: it comes from memory, as a source that was copied there does. Where
     the folder cannot be written, the system's one for such files is measured.
     """
-    there = next(x for x in (folder, *folder.absolute().parents) if x.is_dir())
+    there = next(x for x in (folder, *folder.absolute().parents) if os.path.isdir(x))
+    try:
+        read, written = _disk(there)
+    except OSError:
+        read, written = _disk(None)
+    x = torch.ones(MADE, dtype=torch.bfloat16)
+    return Machine(read, written, MADE / best(lambda: x.clone().aminmax()), MADE / best(lambda: _expand(x)))
+
+
+def _disk(folder: Path | None) -> tuple[float, float]:
+    """Bytes a second that are read and written there."""
     data = os.urandom(WRITTEN)
-    with tempfile.TemporaryFile(dir=there if os.access(there, os.W_OK) else None) as file:
+    with tempfile.TemporaryFile(dir=folder) as file:
 
         def write() -> None:
             file.seek(0)
@@ -66,13 +76,7 @@ def here(folder: Path) -> Machine:
             file.read()
 
         written, got = best(write, 2), best(read, 2)
-    x = torch.ones(MADE, dtype=torch.bfloat16)
-    return Machine(
-        WRITTEN / got,
-        WRITTEN / written,
-        MADE / best(lambda: x.clone().aminmax()),
-        MADE / best(lambda: _expand(x)),
-    )
+    return WRITTEN / got, WRITTEN / written
 
 
 def _expand(x: torch.Tensor) -> None:

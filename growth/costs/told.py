@@ -62,14 +62,19 @@ class Costs:
         )
         if not self.trainings:
             return
-        each = self.trainings[0]
+        each, images = self.trainings[0], self.target.family.probe == "images"
+        unit = "an image" if images else f"a token, windows of {each.tokens}"
         yield (
-            f"training it: {each.flops / each.tokens:.3g} FLOP a token, windows of {each.tokens}, each on "
-            f"a {self.gpu.name} of {gb(self.gpu.memory)} at {UTILISATION:.0%} of its peak:"
+            f"training it: {each.flops / each.tokens:.3g} FLOP {unit}, each on a {self.gpu.name} "
+            f"of {gb(self.gpu.memory)} at {UTILISATION:.0%} of its peak:"
         )
         for x in self.trainings:
             again = ", layers computed again" if x.checkpointing else ""
-            found = f"{x.tokens / x.seconds:,.0f} tokens/s{again}" if x.fits else "does not fit"
+            found = (
+                f"{x.tokens / x.seconds:,.0f} {'images' if images else 'tokens'}/s{again}"
+                if x.fits
+                else "does not fit"
+            )
             yield f"  on {x.gpus} GPU{'s' * (x.gpus > 1)}: {gb(x.memory)} on each, {found}"
 
 

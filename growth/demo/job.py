@@ -46,13 +46,13 @@ def perform(scale: Scale, out: Path, console: Console) -> dict:
     began, threads = time.perf_counter(), torch.get_num_threads()
     if not scale.parted:
         refuse_existing(out)
-    elif out.exists() and not all((out / f"{name}.json").exists() for name in [*scale.families][:1]):
+    elif out.exists() and not (out.is_dir() and begun(scale, out)):
         raise refuse(str(out), "a new folder, or one that such a run was ended in", "another", "name another")
     out.mkdir(parents=True, exist_ok=scale.parted)
     torch.set_num_threads(scale.threads)
     try:
         report = report_of(scale, out, console)
-        report["seconds"] = time.perf_counter() - began
+        report["seconds"] = sum(map(spent, report["families"])) or time.perf_counter() - began
         (out / "report.json").write_text(json.dumps(report, indent=1))
         (out / "report.html").write_text(page(report), encoding="utf-8")
     except BaseException:
@@ -68,6 +68,17 @@ def perform(scale: Scale, out: Path, console: Console) -> dict:
     ]:
         console.print(line, highlight=False, soft_wrap=True)
     return report
+
+
+def begun(scale: Scale, out: Path) -> bool:
+    """Is nothing in the folder but what a run of this scale leaves?"""
+    ours = {f"{name}.{kind}" for name in (*scale.families, "report") for kind in ("json", "new", "html")}
+    return {path.name for path in out.iterdir()} <= ours | {"work"}
+
+
+def spent(family: dict) -> float:
+    """Seconds of all its runs, and of what they began with."""
+    return sum(run["curve"][-1]["seconds"] + run["start"]["seconds"] for run in family["runs"])
 
 
 def report_of(scale: Scale, out: Path, console: Console, commit: str = "") -> dict:
@@ -89,8 +100,7 @@ def carried_out(
     told = json.loads(results.read_text())["families"][0] if results and results.exists() else None
 
     def keep(told: dict) -> None:
-        seconds = sum(run["curve"][-1]["seconds"] + run["start"]["seconds"] for run in told["runs"])
-        report = {"scale": scale.name, "machine": machine(), "commit": commit, "seconds": seconds}
+        report = {"scale": scale.name, "machine": machine(), "commit": commit, "seconds": spent(told)}
         new = results.with_suffix(".new")
         new.write_text(json.dumps(report | {"skipped": [], "families": [told]}, indent=1))
         new.replace(results)

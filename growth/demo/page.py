@@ -10,7 +10,7 @@ from growth.demo.words import duration, listed, percent, percents, seeds_of
 COUNTING = """
 Cost is read where an arm's curve first crosses the last loss of its baseline of the same seed, linear between
 measurements. It includes what growing, aligning or learning cost. Training the source is not counted: it is
-the model that one has already.
+the model that one has already; of an early arm, a checkpoint with its optimizer whose rate has not fallen.
 
 Savings are read in a run whose schedule is made to arrive early, where there is one. The final loss is that
 of a run that took as many FLOPs in all as its baseline, the start's included.

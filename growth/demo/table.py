@@ -1,11 +1,25 @@
 """The report in a terminal: the table, and what it does not say."""
 
+from statistics import fmean
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from growth.demo.goals import goals
-from growth.demo.saving import COSTS
-from growth.demo.summary import Arm, Spread, last, seeds, sources, summaries, unfair
+from growth.demo.saving import COSTS, whole
+from growth.demo.summary import (
+    GROUPS,
+    Arm,
+    Spread,
+    baselines,
+    last,
+    picked,
+    ranked,
+    seeds,
+    sources,
+    summaries,
+    unfair,
+)
 from growth.demo.words import capital, listed, percent, saved, signed, spoken
 
 COLUMNS = ("arm", "at start", "FLOPs saved", "time saved", "at the end", "seeds")
@@ -53,7 +67,14 @@ def remarks(report: dict) -> list[str]:
 def about(family: dict) -> list[str]:
     """Of one family."""
     return [
-        f"{family['name']}: {line}" for line in (*unreached(family), *fairness(family), *left_out(family))
+        f"{family['name']}: {line}"
+        for line in (
+            *unreached(family),
+            *with_source(family),
+            *fairness(family),
+            *at_the_edge(family),
+            *left_out(family),
+        )
     ]
 
 
@@ -77,6 +98,33 @@ def fairness(family: dict) -> list[str]:
     if above := unfair(family):
         return [*out, f"not a fair test, for {listed(above)} did not get below the source's {said}."]
     return [*out, f"every baseline ended below the source's {said}: none was beaten by copying it."]
+
+
+def at_the_edge(family: dict) -> list[str]:
+    """Of which models that arms are measured against, or made of, the grid may end before the best rate."""
+    found = []
+    for name in ("source", *baselines(family)):
+        losses = {one["rate"]: one["loss"] for one in family["tried"] if one["arm"] == name}
+        if len(losses) > 1 and min(losses, key=losses.get) in (min(losses), max(losses)):
+            found.append(name)
+    return [f"the best rate is the first or last of those tried for {listed(found)}."] if found else []
+
+
+def with_source(family: dict) -> list[str]:
+    """What the best arms save where their source's training is counted too."""
+    out = []
+    for group in GROUPS:
+        top = next(iter(ranked(summaries(family, group))), None)
+        if top is None or top.flops.median is None:
+            continue
+        name = next(run for run in family["runs"] if run["arm"] == top.name).get("source", "source")
+        of, against = sources(family, name), picked(family, top.baseline)
+        if shares := [
+            whole(of[seed])["flops"] / whole(against[seed])["flops"] for seed in against if seed in of
+        ]:
+            rest = percent(top.flops.median - fmean(shares))
+            out.append(f"{spoken(top.name)} saves {rest} where its source's training is counted too.")
+    return out
 
 
 def left_out(family: dict) -> list[str]:

@@ -8,7 +8,6 @@ cache       ids.bin, starts.bin, and key.json, which is written last and says wh
 
 import hashlib
 import json
-import shutil
 import tempfile
 import time
 from array import array
@@ -24,13 +23,14 @@ from transformers import PreTrainedTokenizerBase
 
 from growth.errors import Refusal, first_process, refuse
 from growth.jsonfile import read_object
-from growth.locks import alone_in
+from growth.locks import LOCK, alone_in
 from growth.training import texts
 from growth.training.texts import Paths, Piece, documents, files_below, named, pieces
 
 HELD = 1 << 24  # tokens that stay in memory: at most 64 MB
 KEY = "key.json"
 FILES = KEY, "ids.bin", "starts.bin"
+PARTS = "data", "validation"  # of what a run reads, a folder each beside its result
 PATIENCE = 60  # seconds in which the first of several processes begins to write
 
 
@@ -79,11 +79,25 @@ def kept_beside(out: Path, run: Path) -> Iterator[Path]:
         yield cache
     finally:
         if first_process() and not run.exists():
-            for part in [*cache.glob("*")]:
+            for part in filter(_ours, map(cache.joinpath, PARTS)):
                 with suppress(Refusal), alone_in(part):  # another process may be writing there
-                    shutil.rmtree(part, ignore_errors=True)
+                    _cleared(part)
             with suppress(OSError):
                 cache.rmdir()
+
+
+def _ours(cache: Path) -> bool:
+    """Is nothing there that was not written here?"""
+    return cache.is_dir() and {x.name for x in cache.iterdir()} <= {*FILES, LOCK}
+
+
+def _cleared(cache: Path) -> None:
+    """What was written here is gone, and the folder where nothing else is in it."""
+    for name in (*FILES, LOCK):
+        with suppress(OSError):
+            (cache / name).unlink()
+    with suppress(OSError):
+        cache.rmdir()
 
 
 def encoded(found: Iterable[Piece], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], bool]]:
@@ -159,7 +173,7 @@ def _anew(cache: Path) -> Iterator[None]:
                 (cache / name).unlink(missing_ok=True)
             yield
         except BaseException:
-            shutil.rmtree(cache, ignore_errors=True)
+            _cleared(cache)
             raise
 
 

@@ -228,6 +228,18 @@ def test_tokens_stay_beside_a_run_that_may_go_on_and_go_with_any_other(tmp_path)
         assert (tmp_path / "out.tokens").exists() == goes_on
 
 
+def test_what_somebody_keeps_where_tokens_go_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "HELD", 20)
+    (tmp_path / "x.txt").write_text("a" * 30)
+    for name in ("out.tokens/shard0/mine.bin", "out.tokens/data/mine.bin"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("mine")
+    with kept_beside(tmp_path / "out", tmp_path / "out.unfinished") as cache:
+        read_corpus(tmp_path / "x.txt", byte_tokenizer(), cache=cache / "validation")
+    assert {str(x.relative_to(cache)) for x in cache.rglob("*.bin")} >= {"shard0/mine.bin", "data/mine.bin"}
+    assert not (cache / "validation").exists()
+
+
 def test_tokens_that_another_run_writes_are_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "HELD", 20)
     data, out = tmp_path / "x.txt", tmp_path / "out"
