@@ -40,7 +40,7 @@ class Until(Console):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--scale", choices=LARGER, default="laptop")
-    parser.add_argument("--family", nargs="+")
+    parser.add_argument("--family", nargs="+", choices=LARGER["laptop"].families)
     parser.add_argument("--work", type=Path, default=Path("reuse"), help="where the trained sources are kept")
     parser.add_argument("--for", dest="minutes", type=float, default=float("inf"))
     options = parser.parse_args()

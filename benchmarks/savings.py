@@ -83,8 +83,8 @@ def headline(reports: list[dict]) -> str:
     columns = ["from, to", "by", "FLOPs saved", "time saved", "loss at equal compute"]
     machines = sorted({report["machine"]["processor"] for report in reports})
     said = f"Against training from scratch to the same validation loss, {seeds_of(seeds)}, on "
-    said += f"{', '.join(machines)}; loss less the baseline's. The source's own training\n"
-    said += "is not counted; early: its rate had not fallen yet.\n"
+    said += f"{', '.join(machines)}; loss less the baseline's.\n"
+    said += "The source's own training is not counted; early: its rate had not fallen yet.\n"
     said += "[All arms, and how it was counted](benchmarks/REUSE.md)."
     picture = "![FLOPs saved](benchmarks/results/reuse/savings.svg)"
     return "\n".join([*grid(columns, rows), "", said, "", picture])

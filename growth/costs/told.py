@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from growth.costs.job import Job, job_of
@@ -88,7 +89,7 @@ def costs_of(
     uncounted: str = "",
 ) -> Costs:
     """What carrying out the plan takes, as job_of has it, and training the target after it."""
-    place = source.checkpoint.path if dst is None else Path(dst)
+    place = Path(gettempdir() if dst is None else dst)
     return Costs(job_of(source, plan, shard_bytes, scored, uncounted), place, H200, target)
 
 

@@ -24,6 +24,8 @@ from growth.demo.study import Study
 from growth.demo.table import remarks, table
 from growth.errors import refuse
 from growth.folders import named_folder, refuse_existing
+from growth.jsonfile import read_object
+from growth.locks import alone_in
 
 
 def run(out: str | Path = "growth-demo", quick: bool = False, scale: str | None = None) -> dict:
@@ -35,8 +37,8 @@ def run(out: str | Path = "growth-demo", quick: bool = False, scale: str | None 
     `out` exists or is of something else, where there is no such scale, or Python comes without its sources.
     """
     if scale is not None and (quick or scale not in LARGER):
-        got = "quick as well" if quick else scale
-        raise refuse("scale", f"one of {', '.join(LARGER)}, alone", got, "leave one out")
+        got, remedy = ("quick as well", "leave one out") if quick else (scale, "choose one of these")
+        raise refuse("scale", f"one of {', '.join(LARGER)}, alone", got, remedy)
     chosen = LARGER[scale] if scale else QUICK if quick else DEMO
     return perform(chosen, named_folder(out, "output folder"), Console())
 
@@ -97,7 +99,6 @@ def carried_out(
     scale: Scale, name: str, work: Path, results: Path | None, console: Console, commit: str = ""
 ) -> dict:
     """One family, whose report is in the file `results`, if any, and is written there after every run."""
-    told = json.loads(results.read_text())["families"][0] if results and results.exists() else None
 
     def keep(told: dict) -> None:
         report = {"scale": scale.name, "machine": machine(), "commit": commit, "seconds": spent(told)}
@@ -105,7 +106,28 @@ def carried_out(
         new.write_text(json.dumps(report | {"skipped": [], "families": [told]}, indent=1))
         new.replace(results)
 
-    return Study(scale, name, work, told, keep if results else lambda told: None, console).carry_out()
+    if results is None:
+        return Study(scale, name, work, None, lambda told: None, console).carry_out()
+    (work / name).mkdir(parents=True, exist_ok=True)
+    with alone_in(work / name):
+        told = results_in(results) if results.exists() else None
+        return Study(scale, name, work, told, keep, console).carry_out()
+
+
+def results_in(file: Path) -> dict:
+    """A family's, as they were kept. Raises Refusal where they are damaged."""
+    families = read_object(file, "families")["families"]
+    fields = {"numbers", "runs", "tried", "pending", "left_out"}
+    if not (
+        isinstance(families, list)
+        and families
+        and isinstance(families[0], dict)
+        and families[0].keys() >= fields
+    ):
+        raise refuse(
+            str(file), "results that a run has kept", "others", "take it away, or name another folder"
+        )
+    return families[0]
 
 
 def machine() -> dict:

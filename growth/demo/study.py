@@ -18,6 +18,7 @@ from growth.demo.runs import EARLY, SOURCE, Run, Runs
 from growth.demo.saving import compare
 from growth.demo.scales import Budget, Numbers, Scale
 from growth.errors import refuse
+from growth.training.finite import NotFinite
 
 NAMES = {"gpt_neox": "GPT-NeoX", "llama": "Llama", "bert": "BERT", "vit": "ViT"}
 
@@ -71,6 +72,8 @@ class Study:
 
     def carry_out(self) -> dict:
         """All that is missing. Returns what the report has of the family."""
+        if self.told["runs"] and all(self.found(*run) for run in self.wanted()):
+            return self.told
         arms = self.numbers.arms
         for source in sorted({ARMS[name].source for name in arms}, reverse=True):
             self.rest(source, self.scale.seeds[0])
@@ -123,7 +126,8 @@ class Study:
     def tries(self, arm: str, seed: int, part: str) -> bool:
         """Is this the run whose rate the grid is for?"""
         free = self.runs[seed].budget(arm).rate is None
-        return free and seed == self.scale.seeds[0] and part != "equal" and arm != EARLY
+        known = any(x["arm"] == arm for x in self.told["tried"])  # of a source whose checkpoint is lost
+        return free and seed == self.scale.seeds[0] and part != "equal" and arm != EARLY and not known
 
     def tried(self, arm: str, part: str) -> dict | None:
         """The record of the best rate of the grid; None of a source, which is run again and stays."""
@@ -131,12 +135,19 @@ class Study:
         budget = self.runs[seed].budget(arm)
         for rate in self.numbers.rates:
             if not any((x["arm"], x["rate"]) == (arm, rate) for x in pending):
-                pending.append(
-                    self.runs[seed].done(Run(arm, seed, part, replace(budget, rate=rate), trial=True))
-                )
+                try:
+                    found = self.runs[seed].done(Run(arm, seed, part, replace(budget, rate=rate), trial=True))
+                    said = f"ended at {end(found)['loss']:.3f}"
+                except NotFinite as error:
+                    said = str(error)
+                    found = {"arm": arm, "rate": rate, "failed": said}
+                pending.append(found)
                 self.keep(self.told)
-                self.say(f"{arm}, seed {seed}, at {rate:g}: ended at {end(pending[-1])['loss']:.3f}")
-        trials = [x for x in pending if x["arm"] == arm]
+                self.say(f"{arm}, seed {seed}, at {rate:g}: {said}")
+        trials = [x for x in pending if x["arm"] == arm and "failed" not in x]
+        if not trials:
+            rates = ", ".join(f"{rate:g}" for rate in self.numbers.rates)
+            raise refuse(arm, "a rate at which its loss stays finite", rates, "leave the arm out")
         self.told["pending"] = [x for x in pending if x["arm"] != arm]
         self.told["tried"] += [{"arm": arm, "rate": x["rate"], "loss": end(x)["loss"]} for x in trials]
         best = self.budget(arm)

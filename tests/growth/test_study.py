@@ -6,6 +6,7 @@ from io import StringIO
 
 import pytest
 import torch
+from demo_reports import full
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
@@ -14,9 +15,12 @@ from growth.demo.corpus import corpus
 from growth.demo.digits import digits
 from growth.demo.job import carried_out, perform
 from growth.demo.job import run as demo
+from growth.demo.runs import Runs
 from growth.demo.scales import ALL, DEMO, LARGER, MOVED, QUICK, Budget, Corpus, Lesson, Numbers, Scale, Size
 from growth.errors import Refusal
+from growth.locks import alone_in
 from growth.methods import METHODS
+from growth.training.finite import NotFinite
 
 NUMBERS = Numbers(
     model="gpt_neox",
@@ -327,3 +331,42 @@ def test_a_masked_model_has_its_arms_too(tmp_path):
     end = runs["source"]["curve"][-1]["loss"]
     assert runs["lemon"]["curve"][0]["loss"] == pytest.approx(end, abs=1e-4)
     assert 0 < runs["lemon"]["noise"] < 1
+
+
+def test_a_rate_that_diverges_is_left_and_the_study_goes_on(tmp_path, monkeypatch):
+    done = Runs.done
+
+    def diverging(runs, run):
+        if run.trial and run.budget.rate == FEW.rates[0]:
+            raise NotFinite(2, "nan")
+        return done(runs, run)
+
+    monkeypatch.setattr(Runs, "done", diverging)
+    scale = replace(PARTED, families={"text": replace(FEW, arms=("lemon",))}, seeds=(0,))
+    told = carried_out(scale, "text", tmp_path / "work", tmp_path / "text.json", quiet_console())
+    assert {run["rate"] for run in told["runs"]} == {x["rate"] for x in told["tried"]} == {FEW.rates[1]}
+    monkeypatch.setattr(Runs, "done", None)  # nothing is left to do
+    assert told == carried_out(scale, "text", tmp_path / "none", tmp_path / "text.json", quiet_console())
+
+
+def test_two_processes_do_not_work_on_one_study(tmp_path):
+    (tmp_path / "work/text").mkdir(parents=True)
+    with alone_in(tmp_path / "work/text"), pytest.raises(Refusal, match="still going on"):
+        carried_out(PARTED, "text", tmp_path / "work", tmp_path / "text.json", quiet_console())
+
+
+def test_a_study_that_was_ended_before_its_first_result_goes_on(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    (out / "work").mkdir(parents=True)
+    monkeypatch.setattr("growth.demo.job.report_of", lambda *how: {"families": []} | full())
+    assert perform(PARTED, out, quiet_console())["families"]
+    (out / "mine.txt").touch()
+    with pytest.raises(Refusal, match="a new folder, or one that such a run was ended in"):
+        perform(PARTED, out, quiet_console())
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"families": []}', '{"families": [{}]}'])
+def test_damaged_results_are_refused(tmp_path, damage):
+    (tmp_path / "text.json").write_text(damage)
+    with pytest.raises(Refusal, match="text.json"):
+        carried_out(PARTED, "text", tmp_path / "work", tmp_path / "text.json", quiet_console())
