@@ -58,7 +58,8 @@ class Expansion(nn.Module):
             large = target.auto.from_config(copy.deepcopy(target.config))
         large.tie_weights()
         large.config.use_cache = False
-        in_memory = {target.named(name): name for name, _ in large.named_parameters()}
+        names = (name for name, _ in large.named_parameters(remove_duplicate=False))  # of a tied one, each
+        in_memory = {target.named(name): name for name in names}
         self.memory_name = {name: in_memory[name] for name in self.table}
         self.factored = set(self._factor(large))
         for layer in range(target.architecture.layers):

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checkpoints import ALL, FAMILIES, bert, neox
+from checkpoints import ALL, FAMILIES, WIDE, bert, neox, pico
 from memory import Memory
 from safetensors.torch import save_file
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
 import growth
 from growth.checkpoint import Checkpoint
@@ -108,6 +109,12 @@ def test_ligo_starts_where_it_says(tmp_path, family, start, tied, name):
 def test_families_of_other_frames_start_as_the_source(tmp_path, name, hidden_size):
     """Gemma multiplies embeddings by the root of the width; OLMo-2's added heads mix what others do."""
     model = Grown(ALL[name](tmp_path / "src"), hidden_size, 4)
+    assert model.away(model.ligo()) < 1e-4
+
+
+def test_a_head_that_is_made_before_the_embeddings_that_it_shares_starts_as_the_source(tmp_path):
+    src = pico(XLMRobertaForMaskedLM, XLMRobertaConfig, **WIDE)(tmp_path / "src")
+    model = Grown(src, 2 * WIDE["hidden_size"], 4)
     assert model.away(model.ligo()) < 1e-4
 
 
