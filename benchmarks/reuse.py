@@ -40,10 +40,13 @@ class Until(Console):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--scale", choices=LARGER, default="laptop")
-    parser.add_argument("--family", nargs="+", choices=LARGER["laptop"].families)
+    parser.add_argument("--family", nargs="+")
     parser.add_argument("--work", type=Path, default=Path("reuse"), help="where the trained sources are kept")
     parser.add_argument("--for", dest="minutes", type=float, default=float("inf"))
     options = parser.parse_args()
+    if odd := {*(options.family or ())} - LARGER[options.scale].families.keys():
+        known = ", ".join(LARGER[options.scale].families)
+        parser.error(f"--family: expected any of {known}, got {', '.join(sorted(odd))}")
     scale, console = LARGER[options.scale], Until(time.monotonic() + 60 * options.minutes)
     torch.set_num_threads(scale.threads)
     RESULTS.mkdir(exist_ok=True)

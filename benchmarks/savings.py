@@ -7,9 +7,9 @@ from pathlib import Path
 from benchmarks.markdown import grid
 from benchmarks.plots import bars
 from growth.demo.goals import goal, goals, kind
+from growth.demo.remarks import about
 from growth.demo.saving import whole
 from growth.demo.summary import GROUPS, Arm, Spread, baselines, last, picked, ranked, sources, summaries
-from growth.demo.table import about
 from growth.demo.words import between, capital, difference, duration, saved, scaled, seeds_of, signed, spoken
 
 REUSED = Path(__file__).parent / "results" / "reuse"
@@ -110,7 +110,7 @@ def lines(report: dict) -> str:
         out += [
             f"* {capital(one.what)}: {'met' if one.met else '**not met**'}; {one.figure}." for one in verdicts
         ]
-        out += [f"* {capital(line.partition(': ')[2])}" for line in about(family)]
+        out += [f"* {capital(line)}" for line in about(family)]
         out.append("")
     return "\n".join(out)
 

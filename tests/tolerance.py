@@ -53,19 +53,13 @@ def max_error(got: Tensor, truth: Tensor) -> float:
 
 
 def assert_agrees(
-    op: Callable,
-    reference: Callable,
-    products: torch.dtype | None = None,
-    few: int = FEW,
-    room: float = 1.0,
-    **inputs: object,
+    op: Callable, reference: Callable, products: torch.dtype | None = None, few: int = FEW, **inputs: object
 ) -> None:
     """Outputs of `op`, and the gradients of its differentiable inputs, against its reference in float64.
 
     The first output has the dtype of the first input, a state is float32, a gradient is like its input;
     float64 inputs make all of them float64. products: what is multiplied is rounded to this dtype, so float32
-    sums of it are held to its ulps. few: so many draws that pass are enough. room: times the error that is
-    allowed, where a call is one of very many.
+    sums of it are held to its ulps. few: so many draws that pass are enough.
     """
     activation = next(iter(inputs.values())).dtype
     dtypes = {"output 0": activation, "output 1": torch.promote_types(activation, torch.float32)}
@@ -81,7 +75,7 @@ def assert_agrees(
             assert x.isfinite().all(), what
             errors = Errors.of(x, truth[what], plain[what], products)
             worst[what] = errors if draw == 0 else worst[what].with_draw(errors)
-        if draw + 1 >= few and all(errors.error <= room * errors.budget for errors in worst.values()):
+        if draw + 1 >= few and all(errors.agree for errors in worst.values()):
             return
     what = max(worst, key=lambda what: worst[what].error / worst[what].budget)
     raise AssertionError(f"{what}: {worst[what]} ({got[what].dtype})")

@@ -48,19 +48,20 @@ INLINE Vec<R> lanes_of(Vec<R> v, int64_t count) {
   return v;
 }
 
-// As a number by itself: fused with the difference from a mean that was made of rounded ones, a product would leave its
-// own rounding, where a group of one channel has nothing.
-template <typename V>
-INLINE V rounded(V v) {
-  asm("" : "+m"(v));
-  return v;
-}
-
 // What a group's second pass needs of the first: 1 / rms and the means of u, h weight n and h weight, as below.
 template <typename R>
 struct Moments {
   R scale, mean, along, level;
 };
+
+// Backward, what is normed, of x and the gate's values. A LayerNorm's is rounded: fused with the difference from a mean
+// that was made of rounded ones, the product would leave its own rounding, where a group of one channel has nothing.
+template <Gate GATE, Norm NORM, typename R>
+INLINE Vec<R> normed(Vec<R> v, const R* values) {
+  if constexpr (first(GATE)) v *= load(values);
+  if constexpr (first(GATE) && NORM == CENTRED) asm("" : "+m"(v));
+  return v;
+}
 
 template <Gate GATE, Norm NORM, typename E>
 void forward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, Real<E>* gated, E* y) {
@@ -141,12 +142,7 @@ INLINE void measure(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* mom
       }
       return v;
     };
-    const auto reread = [=](int64_t i, auto count) {
-      const Vec<R> v = load(x + i, count);
-      if constexpr (!first(GATE)) return v;
-      const Vec<R> u = v * load(values + i);
-      return NORM == CENTRED ? rounded(u) : u;
-    };
+    const auto reread = [=](int64_t i, auto count) { return normed<GATE, NORM, R>(load(x + i, count), values + i); };
     R mean = 0;
     if (NORM == CENTRED)
       mean = sum_group<R, 1>(size, [=](int64_t i, auto n, Vec<R>* sums) { sums[0] += read(i, n); }).mean(0, size);
@@ -186,8 +182,8 @@ void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, 
     R *dweight = scratch.dweight + group * width, *dbias = scratch.dbias + group * width;
     const auto [scale, mean, along, level] = moments[group];
     for_each_vector<R>(size, [=, scale = scale, mean = mean, along = along, level = level](int64_t i, auto count) {
-      const Vec<R> v = load(x + i, count), u = first(GATE) ? v * load(values + i) : v;
-      const Vec<R> n = (NORM == CENTRED ? (first(GATE) ? rounded(u) : u) - mean : u) * scale;
+      const Vec<R> u = normed<GATE, NORM, R>(load(x + i, count), values + i);
+      const Vec<R> n = (NORM == CENTRED ? u - mean : u) * scale;
       const Vec<R> w = NORM == BARE ? splat(R(1)) : load(weight + i, count);
       const Vec<R> h = after(GATE) ? load(values + i) : load(dy + i, count);
       Vec<R> du = h * w - n * along;

@@ -5,6 +5,7 @@ from html import escape
 from growth.demo.charts import Line, chart, points
 from growth.demo.goals import best, goal
 from growth.demo.html import details, items, paragraph, scrolling, small, text
+from growth.demo.remarks import caveats
 from growth.demo.saving import compare, whole
 from growth.demo.style import COLOURS
 from growth.demo.summary import (
@@ -20,7 +21,6 @@ from growth.demo.summary import (
     sources,
     summaries,
 )
-from growth.demo.table import fairness, left_out
 from growth.demo.words import (
     between,
     capital,
@@ -44,7 +44,7 @@ def section(family: dict) -> str:
         if arms := ranked(summaries(family, group)):
             parts += [f"<h3>{text(heading(group, arms))}</h3>", *_group(family, arms)]
     parts += [
-        items(capital(line) for line in (*fairness(family), *left_out(family))),
+        items(map(capital, caveats(family))),
         details("What they were measured against", _against(family)),
         details("The learning rates that were tried", _tried(family)),
         details("What the models write", _samples(family)),

@@ -19,9 +19,10 @@ from rich.console import Console
 import growth
 from growth.demo import digits
 from growth.demo.page import page
+from growth.demo.remarks import remarks
 from growth.demo.scales import DEMO, LARGER, QUICK, Scale
 from growth.demo.study import Study
-from growth.demo.table import remarks, table
+from growth.demo.table import table
 from growth.errors import refuse
 from growth.folders import named_folder, refuse_existing
 from growth.jsonfile import read_object
@@ -45,7 +46,7 @@ def run(out: str | Path = "growth-demo", quick: bool = False, scale: str | None 
 
 def perform(scale: Scale, out: Path, console: Console) -> dict:
     """The job of a scale. What is not parted leaves no `out` where it does not come to its end."""
-    began, threads = time.perf_counter(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     if not scale.parted:
         refuse_existing(out)
     elif out.exists() and not (out.is_dir() and begun(scale, out)):
@@ -54,7 +55,7 @@ def perform(scale: Scale, out: Path, console: Console) -> dict:
     torch.set_num_threads(scale.threads)
     try:
         report = report_of(scale, out, console)
-        report["seconds"] = sum(map(spent, report["families"])) or time.perf_counter() - began
+        report["seconds"] = sum(map(spent, report["families"]))
         (out / "report.json").write_text(json.dumps(report, indent=1))
         (out / "report.html").write_text(page(report), encoding="utf-8")
     except BaseException:
@@ -66,7 +67,7 @@ def perform(scale: Scale, out: Path, console: Console) -> dict:
     console.print(table(report))
     for line in [
         *remarks(report),
-        f"{out / 'report.html'} shows the curves. {report['seconds']:.0f} s in all.",
+        f"{out / 'report.html'} shows the curves. {report['seconds']:.0f} s for all runs.",
     ]:
         console.print(line, highlight=False, soft_wrap=True)
     return report

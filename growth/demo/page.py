@@ -12,8 +12,9 @@ Cost is read where an arm's curve first crosses the last loss of its baseline of
 measurements. It includes what growing, aligning or learning cost. Training the source is not counted: it is
 the model that one has already; of an early arm, a checkpoint with its optimizer whose rate has not fallen.
 
-Savings are read in a run whose schedule is made to arrive early, where there is one. The final loss is that
-of a run that took as many FLOPs in all as its baseline, the start's included.
+Savings are read in a run whose schedule is made to arrive early, where there is one that does, else in the
+longer one. The final loss is that of a run that took as many FLOPs in all as its baseline, the start's
+included.
 
 FLOPs are counted on a real forward and backward pass, kernel by kernel, two for a multiply-add. Elementwise
 work, the optimizer and measuring the loss are left out. Time is by the clock, without measuring the loss.

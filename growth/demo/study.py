@@ -135,14 +135,10 @@ class Study:
         budget = self.runs[seed].budget(arm)
         for rate in self.numbers.rates:
             if not any((x["arm"], x["rate"]) == (arm, rate) for x in pending):
-                try:
-                    found = self.runs[seed].done(Run(arm, seed, part, replace(budget, rate=rate), trial=True))
-                    said = f"ended at {end(found)['loss']:.3f}"
-                except NotFinite as error:
-                    said = str(error)
-                    found = {"arm": arm, "rate": rate, "failed": said}
+                found = self.trial(Run(arm, seed, part, replace(budget, rate=rate), trial=True))
                 pending.append(found)
                 self.keep(self.told)
+                said = found.get("failed") or f"ended at {end(found)['loss']:.3f}"
                 self.say(f"{arm}, seed {seed}, at {rate:g}: {said}")
         trials = [x for x in pending if x["arm"] == arm and "failed" not in x]
         if not trials:
@@ -153,6 +149,13 @@ class Study:
         best = self.budget(arm)
         self.runs[seed].adopt(Run(arm, seed, part, best, trial=True))
         return None if arm == SOURCE else next(x for x in trials if x["rate"] == best.rate)
+
+    def trial(self, run: Run) -> dict:
+        """Its record, or what is kept of one that diverges."""
+        try:
+            return self.runs[run.seed].done(run)
+        except NotFinite as error:
+            return {"arm": run.arm, "rate": run.budget.rate, "failed": str(error)}
 
     def rest(self, source: str, seed: int) -> None:
         """A trained source, whose record may be there without its checkpoint."""

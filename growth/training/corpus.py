@@ -79,9 +79,11 @@ def kept_beside(out: Path, run: Path) -> Iterator[Path]:
         yield cache
     finally:
         if first_process() and not run.exists():
-            for part in filter(_ours, map(cache.joinpath, PARTS)):
-                with suppress(Refusal), alone_in(part):  # another process may be writing there
-                    _cleared(part)
+            for part in map(cache.joinpath, PARTS):
+                with suppress(Refusal, OSError):  # another process may be writing there
+                    if _ours(part):
+                        with alone_in(part):
+                            _cleared(part)
             with suppress(OSError):
                 cache.rmdir()
 

@@ -11,10 +11,11 @@ from rich.console import Console
 from growth.demo.charts import Line, chart, points, ticks
 from growth.demo.goals import goals
 from growth.demo.page import headline, page
+from growth.demo.remarks import remarks
 from growth.demo.saving import compare, reach
 from growth.demo.style import DARK, LIGHT
 from growth.demo.summary import Spread, picked, ranked, summaries
-from growth.demo.table import remarks, table
+from growth.demo.table import table
 from growth.demo.words import difference, duration, percent, saved, scaled, signed
 
 ENDS = (6.0, 4.0, 3.0, 2.5, 2.0)  # of a baseline: 400 FLOPs and 4 s
