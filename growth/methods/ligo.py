@@ -63,7 +63,7 @@ class Ligo(Learning):
         None, "readers and producers: published (one map) | untied; default: as the start needs"
     )
     learn: tuple[str, ...] = option(("*",), "maps that learn, such as depth.*; may be repeated")
-    noise: float = option(2.0, "how far copies differ, in units of a fresh matrix")
+    noise: float = option(1.0, "how far copies differ, in units of a fresh matrix")
 
     name: ClassVar[str] = "ligo"
 
