@@ -1,7 +1,7 @@
 """The verb `grow`: a checkpoint and a method in, a larger checkpoint out."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -219,6 +219,7 @@ class Growth:
         return (
             *held_still(plan),
             *self.method.lines(*self.models),
+            *learning(settings.get("training_losses", ())),
             *(
                 f"{name.replace('{}', '*')}: {error:.1%} of its norm is left out at this rank"
                 for name, error in errors.items()
@@ -243,6 +244,15 @@ class Growth:
             **({"closed": held} if (held := self.closed) else {}),
             **options | settings,
         )
+
+
+def learning(losses: Sequence[float]) -> tuple[str, ...]:
+    """A line on where learning led, where there was such; batches differ by some hundredths."""
+    if not losses:
+        return ()
+    rose = losses[-1] > 1.1 * losses[0]
+    remedy = "; it rose: choose a lower --learning-rate or --noise, or method lemon" if rose else ""
+    return (f"training loss of learning: {losses[0]:.3f} to {losses[-1]:.3f}{remedy}",)
 
 
 def held_still(plan: Plan) -> tuple[str, ...]:

@@ -43,8 +43,8 @@ class Learned:
         """The operations that took, and what growth.json tells of it."""
         method, examples = self.growth.method, self.examples
         how = {name: getattr(method, name) for name in ("steps", "batch_size", "learning_rate", "remake")}
-        flops, loss = fit(self.expansion, examples, name=method.name, seed=self.growth.seed, **how)
-        told = {"data": examples.fingerprint(), "sequence_length": examples.length, "training_loss": loss}
+        flops, losses = fit(self.expansion, examples, name=method.name, seed=self.growth.seed, **how)
+        told = {"data": examples.fingerprint(), "sequence_length": examples.length, "training_losses": losses}
         return flops, told
 
 
@@ -86,8 +86,9 @@ def fit(
     batch_size: int,
     learning_rate: float,
     remake: str = "auto",
-) -> tuple[int, float]:
-    """Train what the operator learns for `steps` steps of AdamW: the operations that took, and the mean loss.
+) -> tuple[int, list[float]]:
+    """Train what the operator learns for `steps` steps of AdamW: the operations that took, and the losses of
+    the first step and of every tenth of all.
 
     Warm-up over the first tenth (LiGO's published recipe warms up for 10000 steps and stops after 100), then
     a cosine to 0; no weight decay; gradients clipped at 1; bfloat16 on a GPU that has it. remake: are blocks
@@ -107,6 +108,7 @@ def fit(
             dataloader_pin_memory=torch.cuda.is_available(),
             save_strategy="no",
             logging_steps=math.ceil(steps / 10),
+            logging_first_step=True,
             logging_nan_inf_filter=False,
             disable_tqdm=True,
             report_to="none",
@@ -123,14 +125,15 @@ def fit(
         where = examples, batch_size, arguments.device
         expansion.remakes = remake == "always" or remake == "auto" and not fits(expansion, *where)
         flops = step_flops(expansion, *where) * steps
-        loss = trainer.train().training_loss
-    if not math.isfinite(loss):
+        mean = trainer.train().training_loss
+        losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    if not math.isfinite(mean):
         raise refuse(
             "learning-rate", "one at which the loss stays finite", learning_rate, "choose a lower one"
         )
     expansion.operator.forget()
     expansion.cpu().requires_grad_(False)
-    return flops, loss
+    return flops, losses
 
 
 def step_flops(expansion: Expansion, examples: Examples, batch_size: int, device: torch.device) -> int:
