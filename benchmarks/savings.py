@@ -64,13 +64,14 @@ def text(reports: list[dict]) -> str:
 
 
 def headline(reports: list[dict]) -> str:
-    """The README's: of every family the arms that papers are about, and the best of each kind of transfer."""
+    """The README's: of every family the arms that papers are about, and the best of each kind of transfer;
+    first those of checkpoints as most are, whose rate has fallen."""
     told = [
         (family["title"], arm)
         for report in reports
         for family in report["families"]
         for group in GROUPS
-        for arm in _told(ranked(summaries(family, group)))
+        for arm in sorted(_told(ranked(summaries(family, group))), key=_early)
     ]
     if not told:
         return NONE
@@ -116,13 +117,14 @@ def lines(report: dict) -> str:
 
 
 def _told(arms: list[Arm]) -> list[Arm]:
-    """Of ranked arms: the best, those that papers are about, of transfers the best of every kind."""
-    firsts = {kind(arm): arm for arm in reversed(arms)}
-    return [
-        arm
-        for arm in arms
-        if arm is arms[0] or arm.name in HEADLINE or (arm.group == "transfer" and arm is firsts[kind(arm)])
-    ]
+    """Of ranked arms: the best, those that papers are about, of transfers the best of every kind, early and
+    not."""
+    firsts = {(kind(arm), _early(arm)): arm for arm in reversed(arms) if arm.group == "transfer"}
+    return [arm for arm in arms if arm is arms[0] or arm.name in HEADLINE or arm in firsts.values()]
+
+
+def _early(arm: Arm) -> bool:
+    return arm.name.endswith("-early")
 
 
 def _shares(arm: Arm) -> list[str]:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from growth.demo.summary import Arm, ranked, summaries
-from growth.demo.words import difference, percent, saved, spoken
+from growth.demo.words import difference, listed, percent, saved, spoken
 
 GROWTH, TRANSFER = 0.45, 0.60  # of the FLOPs: the papers' 45 % of LiGO, 2.5 times less of XATL
 TRANSFERRED = ("hybrid", "retnet")  # the transfers that the goal is for, by the first word of their arms
@@ -43,8 +43,8 @@ def goals(report: dict) -> list[Goal]:
             if arms := [arm for arm in moved if kind(arm) == name]:
                 what = f"a transfer to a {spoken(name)} saves {percent(TRANSFER)}"
                 out.append(_saving(family, what, arms, TRANSFER))
-        kept = [arm for arm in grown + moved if arm.lossless and arm.ended.values]
-        if kept:
+        kept = [arm for arm in grown + moved if arm.lossless]
+        if any(arm.ended.values for arm in kept):
             out.append(_lossless(family, kept))
     return out
 
@@ -60,13 +60,16 @@ def _saving(family: dict, what: str, arms: list[Arm], least: float) -> Goal:
 
 
 def _lossless(family: dict, arms: list[Arm]) -> Goal:
-    """The arm that ended highest decides."""
-    worst = max(arms, key=lambda arm: arm.ended.mean)
-    below = sum(arm.ended.mean < 0 for arm in arms)
-    figure = f"{below} of {len(arms)} do; the highest, {spoken(worst.name)}: {difference(worst)}"
+    """Of those that have such a run the arm that ended highest decides."""
+    run = [arm for arm in arms if arm.ended.values]
+    worst = max(run, key=lambda arm: arm.ended.mean)
+    below = sum(arm.ended.mean < 0 for arm in run)
+    figure = f"{below} of {len(run)} do; the highest, {spoken(worst.name)}: {difference(worst)}"
+    if left := [spoken(arm.name) for arm in arms if arm not in run]:
+        figure += f"; not run: {listed(left)}"
     return Goal(
         family["name"],
         "every lossless arm ends below its baseline at equal compute",
         figure,
-        below == len(arms),
+        below == len(run),
     )

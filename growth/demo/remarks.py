@@ -4,7 +4,7 @@ from statistics import fmean
 
 from growth.demo.goals import best, goals
 from growth.demo.saving import whole
-from growth.demo.summary import GROUPS, baselines, last, picked, seeds, sources, summaries, unfair
+from growth.demo.summary import GROUPS, baselines, last, margins, picked, seeds, sources, summaries
 from growth.demo.words import capital, listed, percent, saved, spoken
 
 
@@ -44,9 +44,11 @@ def fairness(family: dict) -> list[str]:
         return [*out, "the source's own loss is missing."]
     losses = sorted({f"{last(run):.3f}" for run in source.values()})
     said = losses[0] if len(losses) == 1 else f"{losses[0]} to {losses[-1]}"
-    if above := unfair(family):
+    below = margins(family)
+    if above := [name for name, margin in below.items() if margin <= 0]:
         return [*out, f"not a fair test, for {listed(above)} did not get below the source's {said}."]
-    return [*out, f"every baseline ended below the source's {said}: none was beaten by copying it."]
+    margin = f"by {min(below.values()):.3f} at the least"
+    return [*out, f"every baseline ended below the source's {said}, {margin}: none was beaten by copying it."]
 
 
 def at_the_edge(family: dict) -> list[str]:

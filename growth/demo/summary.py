@@ -113,14 +113,14 @@ def last(run: dict) -> float:
     return run["curve"][-1]["loss"]
 
 
-def unfair(family: dict) -> list[str]:
-    """The baselines that ended no lower than the source of their seed: copying it would beat them."""
+def margins(family: dict) -> dict[str, float]:
+    """How far each baseline ended below the source of its seed, at the least: at 0 copying it is as good."""
     of = sources(family)
-    return [
-        name
+    return {
+        name: min(last(_beside(of, seed)) - last(run) for seed, run in picked(family, name).items())
         for name in baselines(family)
-        if any(last(run) >= last(_beside(of, seed)) for seed, run in picked(family, name).items() if of)
-    ]
+        if of
+    }
 
 
 def _summary(family: dict, name: str) -> Arm | None:
