@@ -19,6 +19,7 @@ class Arm:
     name       of the arm; group: "growth" or "transfer"
     method     of growing, with its options; else mixers: what growth.transfer is told
     fitted     to the attention, first: new mixers in "steps", or their last projection "solved" alone
+    longer     how many times the family's steps that takes
     early      the rate of its source has not fallen: it stayed where it was, for as many steps
     twin       of a transfer: the arm whose baseline is its own, too; None: it has one
     carries    training goes on with its source's optimizer, grown along
@@ -31,6 +32,7 @@ class Arm:
     options: Mapping[str, Any] = field(default_factory=dict)
     mixers: Mapping[str, Any] | None = None
     fitted: str | None = None
+    longer: int = 1
     early: bool = False
     twin: str | None = None
     carries: bool = False
@@ -73,6 +75,8 @@ def _transferred() -> list[Arm]:
     arms = []
     for name, told in TRANSFERS.items():
         arms.append(Arm(name, "transfer", mixers=told, fitted="steps"))
+        longer = f"{name}, aligned longer"
+        arms.append(Arm(longer, "transfer", mixers=told, twin=name, fitted="steps", longer=4))
         arms.append(Arm(f"{name}, solved", "transfer", mixers=told, twin=name, fitted="solved"))
         arms.append(Arm(f"{name}, unaligned", "transfer", mixers=told, twin=name))
         arms.append(Arm(f"{name}-early", "transfer", mixers=told, twin=name, fitted="steps", early=True))

@@ -244,6 +244,7 @@ GROWN_THEN = (
     *("solar", "staged", "hypercloning", "fine", "gradmax", "upcycle"),
 )
 MOVED_THEN = (
+    *("hybrid, aligned longer", "retnet, aligned longer"),
     *("hybrid, solved", "retnet, solved", "hybrid, unaligned", "retnet, unaligned"),
     *("retnet-learned", "retnet-learned-early", "retnet-learned, solved", "retnet-learned, unaligned"),
     *("mamba", "mamba-early", "mamba, solved", "mamba, unaligned"),
