@@ -88,14 +88,22 @@ def text(numbers: Numbers, folder: Path | None, masked: bool) -> Material:
 
 
 def images(numbers: Numbers) -> Material:
-    train, held_out = digits(numbers.held_out)
+    asked = numbers.corpus
+    train, held_out = digits(numbers.held_out, asked)
+    count, how, others = len(train) // 9, "moved by up to a pixel", f"{numbers.held_out} others"
+    if asked:
+        count, how = (
+            len(train) // asked.copies,
+            f"{asked.copies} times turned, sheared, scaled and moved by chance",
+        )
+        others += f", each {asked.measured} times so"
     said = (
-        f"Images: {len(train) // 9} handwritten digits of 8 x 8 pixels that come with scikit-learn, each "
-        f"moved by up to a pixel. Measured: {len(held_out)} others."
+        f"Images: {count} handwritten digits of 8 x 8 pixels that come with scikit-learn, each {how}. "
+        f"Measured: {others}."
     )
     return Material(train, held_out, None, "nats an image", said, 10)
 
 
 def material(numbers: Numbers, folder: Path | None) -> Material:
     """Of a family; texts are written to `folder`."""
-    return images(numbers) if numbers.corpus is None else text(numbers, folder, numbers.model == "bert")
+    return images(numbers) if numbers.model == "vit" else text(numbers, folder, numbers.model == "bert")

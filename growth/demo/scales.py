@@ -53,6 +53,15 @@ class Corpus:
 
 
 @dataclass(frozen=True)
+class Distorted:
+    """Images to train on are there `copies` times, those to measure on `measured` times, each time turned,
+    sheared, scaled and moved by chance."""
+
+    copies: int
+    measured: int
+
+
+@dataclass(frozen=True)
 class Numbers:
     """A source, the larger model that it is grown to, and what training gets.
 
@@ -80,7 +89,7 @@ class Numbers:
     align: Mapping[str, int] = field(default_factory=dict)
     windows: int = 64
     copied: float = 0.3
-    corpus: Corpus | None = None
+    corpus: Corpus | Distorted | None = None
     rates: tuple[float, ...] = ()
     bf16: bool = False
 
@@ -237,10 +246,13 @@ GROWN_THEN = (
 MOVED_THEN = (
     *("hybrid, aligned longer", "retnet, aligned longer"),
     *("hybrid, solved", "retnet, solved", "hybrid, unaligned", "retnet, unaligned"),
-    *("retnet-learned", "retnet-learned-early", "retnet-learned, solved", "retnet-learned, unaligned"),
-    *("mamba", "mamba-early", "mamba, solved", "mamba, unaligned"),
-    *("mamba2", "mamba2-early", "mamba2, solved", "mamba2, unaligned"),
-    *("hybrid-learned", "hybrid-learned-early", "hybrid-learned, solved", "hybrid-learned, unaligned"),
+    *("retnet-learned", "retnet-learned-early", "mamba", "mamba-early", "mamba2", "mamba2-early"),
+    *("hybrid-learned", "hybrid-learned-early"),
+    *(
+        f"{name}, {how}"
+        for name in ("retnet-learned", "mamba", "mamba2", "hybrid-learned")
+        for how in ("aligned longer", "solved", "unaligned")
+    ),
 )
 LAPTOP = Scale(
     "laptop",
@@ -292,17 +304,18 @@ LAPTOP = Scale(
             source=Size(4, 96, 3),
             target=Size(8, 160, 5),
             budgets={
-                "source": Budget(600, None, 30),
-                "scratch": Budget(900, None, 45),
-                **_grown(480),
+                "source": Budget(2000, None, 100),
+                "scratch": Budget(1200, None, 60),
+                **_grown(500),
             },
             learning=Lesson(5, 32),
             batch_size=32,
+            corpus=Distorted(32, 4),
             held_out=256,
             evaluations=12,
             arms=GROWN_FIRST + GROWN_THEN,
             first=GROWN_FIRST,
-            rates=(2.5e-4, 5e-4, 1e-3),
+            rates=(5e-4, 1e-3, 2e-3),
         ),
     },
     seeds=(0, 1, 2),
@@ -328,7 +341,7 @@ GPU = replace(
             rates=(2e-4, 4e-4, 8e-4),
         )
         for name, numbers in LAPTOP.families.items()
-        if numbers.corpus
+        if isinstance(numbers.corpus, Corpus)
     },
 )
 LARGER = {scale.name: scale for scale in (LAPTOP, GPU)}

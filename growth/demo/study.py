@@ -1,6 +1,6 @@
 """Which runs a family's report needs. Those that it has are not done again: a study goes on where it ended.
 
-rate(arm)   the one of the grid whose run, of the first seed, ends lowest
+rate(arm)   the one of the grid whose run, of the first seed, ends lowest; the grid goes on from its edge
 whole       a baseline, or, where nothing is parted, an arm: the steps of its budget
 short       an arm on fewer steps than its baseline, in which the rate falls: when does it arrive?
 equal       an arm on as many FLOPs as its baseline, its start's included: where does it end?
@@ -8,6 +8,7 @@ equal       an arm on as many FLOPs as its baseline, its start's included: where
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from growth.demo.scales import Budget, Numbers, Scale
 from growth.errors import refuse
 from growth.training.finite import NotFinite
 
+BEYOND = 3  # rates that the grid goes on by, at most
 NAMES = {"gpt_neox": "GPT-NeoX", "llama": "Llama", "bert": "BERT", "vit": "ViT"}
 
 
@@ -131,24 +133,36 @@ class Study:
 
     def tried(self, arm: str, part: str) -> dict | None:
         """The record of the best rate of the grid; None of a source, which is run again and stays."""
-        seed, pending = self.scale.seeds[0], self.told["pending"]
-        budget = self.runs[seed].budget(arm)
         for rate in self.numbers.rates:
-            if not any((x["arm"], x["rate"]) == (arm, rate) for x in pending):
-                found = self.trial(Run(arm, seed, part, replace(budget, rate=rate), trial=True))
-                pending.append(found)
-                self.keep(self.told)
-                said = found.get("failed") or f"ended at {end(found)['loss']:.3f}"
-                self.say(f"{arm}, seed {seed}, at {rate:g}: {said}")
-        trials = [x for x in pending if x["arm"] == arm and "failed" not in x]
+            self.attempt(arm, part, rate)
+        for _ in range(BEYOND):
+            for rate in beyond(self.pending(arm)):
+                self.attempt(arm, part, rate)
+        trials = [x for x in self.pending(arm) if "failed" not in x]
         if not trials:
             rates = ", ".join(f"{rate:g}" for rate in self.numbers.rates)
             raise refuse(arm, "a rate at which its loss stays finite", rates, "leave the arm out")
-        self.told["pending"] = [x for x in pending if x["arm"] != arm]
+        self.told["pending"] = [x for x in self.told["pending"] if x["arm"] != arm]
         self.told["tried"] += [{"arm": arm, "rate": x["rate"], "loss": end(x)["loss"]} for x in trials]
-        best = self.budget(arm)
+        best, seed = self.budget(arm), self.scale.seeds[0]
         self.runs[seed].adopt(Run(arm, seed, part, best, trial=True))
         return None if arm == SOURCE else next(x for x in trials if x["rate"] == best.rate)
+
+    def pending(self, arm: str) -> list[dict]:
+        """What is kept of its trials, until the best of them is known."""
+        return [x for x in self.told["pending"] if x["arm"] == arm]
+
+    def attempt(self, arm: str, part: str, rate: float) -> None:
+        """A trial, unless there was one of this rate."""
+        if any(x["rate"] == rate for x in self.pending(arm)):
+            return
+        seed = self.scale.seeds[0]
+        budget = replace(self.runs[seed].budget(arm), rate=rate)
+        found = self.trial(Run(arm, seed, part, budget, trial=True))
+        self.told["pending"].append(found)
+        self.keep(self.told)
+        said = found.get("failed") or f"ended at {end(found)['loss']:.3f}"
+        self.say(f"{arm}, seed {seed}, at {rate:g}: {said}")
 
     def trial(self, run: Run) -> dict:
         """Its record, or what is kept of one that diverges."""
@@ -196,6 +210,15 @@ class Study:
 
     def say(self, line: str) -> None:
         self.console.print(f"{self.name}: {line}", highlight=False, soft_wrap=True)
+
+
+def beyond(trials: list[dict]) -> list[float]:
+    """Half the least of the rates, or twice the highest, where that is the best; none where all diverge."""
+    losses = {x["rate"]: inf if "failed" in x else end(x)["loss"] for x in trials}
+    best = min(losses, key=losses.get)
+    if losses[best] == inf:
+        return []
+    return [best / 2] * (best == min(losses)) + [best * 2] * (best == max(losses))
 
 
 def end(record: dict) -> dict:

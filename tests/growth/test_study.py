@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from growth.demo.job import carried_out, perform
 from growth.demo.job import run as demo
 from growth.demo.runs import Runs
 from growth.demo.scales import ALL, DEMO, LARGER, MOVED, QUICK, Budget, Corpus, Lesson, Numbers, Scale, Size
+from growth.demo.study import beyond
 from growth.errors import Refusal
 from growth.locks import alone_in
 from growth.methods import METHODS
@@ -250,7 +252,13 @@ class Stopping(Console):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    out = tmp_path_factory.mktemp("study")
+    """The grid goes on by one rate at most."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("growth.demo.study.BEYOND", 1)
+        yield carried_out_in_two(tmp_path_factory.mktemp("study"))
+
+
+def carried_out_in_two(out) -> tuple[dict, dict, Path]:
     with pytest.raises(Stop):
         carried_out(PARTED, "text", out / "work", out / "text.json", Stopping(8))
     before = json.loads((out / "text.json").read_text())["families"][0]
@@ -283,7 +291,23 @@ def test_every_rate_is_the_best_of_those_that_were_tried(study):
     for run in told["runs"]:
         arm = "source" if run["arm"] == "early source" else run["arm"]
         tried = {x["rate"]: x["loss"] for x in told["tried"] if x["arm"] == arm}
-        assert tried.keys() == set(FEW.rates) and run["rate"] == min(tried, key=tried.get)
+        assert tried.keys() >= set(FEW.rates) and run["rate"] == min(tried, key=tried.get)
+        at_an_edge = run["rate"] in (min(tried), max(tried))
+        assert len(tried) == len(FEW.rates) + 1 if at_an_edge else len(tried) <= len(FEW.rates) + 1
+
+
+def test_the_grid_goes_on_from_the_edge_that_is_best():
+    def trials(**losses: float | None) -> list[dict]:
+        return [
+            {"rate": float(rate[1:])}
+            | ({"failed": "diverged"} if loss is None else {"curve": [{"loss": loss}]})
+            for rate, loss in losses.items()
+        ]
+
+    assert beyond(trials(r1=3.0, r2=2.0, r4=2.5)) == []
+    assert beyond(trials(r1=3.0, r2=2.0)) == [4.0] and beyond(trials(r2=3.0, r1=2.0)) == [0.5]
+    assert beyond(trials(r1=3.0, r2=2.0, r4=None)) == [] and beyond(trials(r1=None)) == []
+    assert beyond(trials(r2=1.0)) == [1.0, 4.0]
 
 
 def test_an_arm_of_equal_compute_costs_what_its_baseline_does(study):
@@ -342,6 +366,7 @@ def test_a_rate_that_diverges_is_left_and_the_study_goes_on(tmp_path, monkeypatc
         return done(runs, run)
 
     monkeypatch.setattr(Runs, "done", diverging)
+    monkeypatch.setattr("growth.demo.study.BEYOND", 0)
     scale = replace(PARTED, families={"text": replace(FEW, arms=("lemon",))}, seeds=(0,))
     told = carried_out(scale, "text", tmp_path / "work", tmp_path / "text.json", quiet_console())
     assert {run["rate"] for run in told["runs"]} == {x["rate"] for x in told["tried"]} == {FEW.rates[1]}
