@@ -88,22 +88,14 @@ def text(numbers: Numbers, folder: Path | None, masked: bool) -> Material:
 
 
 def images(numbers: Numbers) -> Material:
-    asked = numbers.corpus
-    train, held_out = digits(numbers.held_out, asked)
-    count, how, others = len(train) // 9, "moved by up to a pixel", f"{numbers.held_out} others"
-    if asked:
-        count, how = (
-            len(train) // asked.copies,
-            f"{asked.copies} times turned, sheared, scaled and moved by chance",
-        )
-        others += f", each {asked.measured} times so"
+    train, held_out = digits(numbers.held_out)
     said = (
-        f"Images: {count} handwritten digits of 8 x 8 pixels that come with scikit-learn, each {how}. "
-        f"Measured: {others}."
+        f"Images: {len(train) // 9} handwritten digits of 8 x 8 pixels that come with scikit-learn, each "
+        f"moved by up to a pixel. Measured: {len(held_out)} others."
     )
     return Material(train, held_out, None, "nats an image", said, 10)
 
 
 def material(numbers: Numbers, folder: Path | None) -> Material:
     """Of a family; texts are written to `folder`."""
-    return images(numbers) if numbers.model == "vit" else text(numbers, folder, numbers.model == "bert")
+    return images(numbers) if numbers.corpus is None else text(numbers, folder, numbers.model == "bert")

@@ -53,15 +53,6 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Distorted:
-    """Images to train on are there `copies` times, those to measure on `measured` times, each time turned,
-    sheared, scaled and moved by chance."""
-
-    copies: int
-    measured: int
-
-
-@dataclass(frozen=True)
 class Numbers:
     """A source, the larger model that it is grown to, and what training gets.
 
@@ -89,7 +80,7 @@ class Numbers:
     align: Mapping[str, int] = field(default_factory=dict)
     windows: int = 64
     copied: float = 0.3
-    corpus: Corpus | Distorted | None = None
+    corpus: Corpus | None = None
     rates: tuple[float, ...] = ()
     bf16: bool = False
 
@@ -304,18 +295,17 @@ LAPTOP = Scale(
             source=Size(4, 96, 3),
             target=Size(8, 160, 5),
             budgets={
-                "source": Budget(2000, None, 100),
-                "scratch": Budget(1200, None, 60),
-                **_grown(500),
+                "source": Budget(600, None, 30),
+                "scratch": Budget(900, None, 45),
+                **_grown(480),
             },
             learning=Lesson(5, 32),
             batch_size=32,
-            corpus=Distorted(32, 4),
             held_out=256,
             evaluations=12,
             arms=GROWN_FIRST + GROWN_THEN,
             first=GROWN_FIRST,
-            rates=(5e-4, 1e-3, 2e-3),
+            rates=(2.5e-4, 5e-4, 1e-3),
         ),
     },
     seeds=(0, 1, 2),
@@ -341,7 +331,7 @@ GPU = replace(
             rates=(2e-4, 4e-4, 8e-4),
         )
         for name, numbers in LAPTOP.families.items()
-        if isinstance(numbers.corpus, Corpus)
+        if numbers.corpus
     },
 )
 LARGER = {scale.name: scale for scale in (LAPTOP, GPU)}
