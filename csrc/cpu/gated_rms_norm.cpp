@@ -48,10 +48,11 @@ INLINE Vec<R> lanes_of(Vec<R> v, int64_t count) {
   return v;
 }
 
-// What a group's second pass needs of the first: 1 / rms and the means of u, h weight n and h weight, as below.
+// What a group's second pass needs of the first: 1 / rms and the means of u, h weight n and h weight, and what du is
+// multiplied by, as below.
 template <typename R>
 struct Moments {
-  R scale, mean, along, level;
+  R scale, mean, along, level, rate;
 };
 
 // Backward, what is normed, of x and the gate's values. A LayerNorm's is rounded: fused with the difference from a mean
@@ -161,13 +162,16 @@ INLINE void measure(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* mom
       if constexpr (NORM == CENTRED) sums[2] += h;
     });
     const R scale = 1 / sqrt(sums.mean(0, size) + R(p.eps));
-    moments[group] = {scale, mean, sums.mean(1, size) * scale, 0};
+    moments[group] = {scale, mean, sums.mean(1, size) * scale, 0, scale};
     if constexpr (NORM == CENTRED) moments[group].level = sums.mean(2, size);
+    if (size == (NORM == CENTRED ? 2 : 1)) moments[group].along = 0, moments[group].rate *= R(p.eps) * scale * scale;
   }
 }
 
 // With n the norm of u and h the gradient of n weight + bias:
 // du = (h weight - mean(h weight) - n mean(h weight n)) / rms, where the first mean is the LayerNorm's.
+// One channel, or two about their mean, have n^2 = 1 - eps / rms^2, and a difference would leave its roundings:
+// du = (h weight - mean(h weight)) eps / rms^3.
 template <Gate GATE, Norm NORM, typename E>
 void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, const Scratch<E>& scratch) {
   using R = Real<E>;
@@ -180,14 +184,15 @@ void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, 
     E *dx = scratch.dx + at, *dgate = scratch.dgate + at;
     const R *values = scratch.values + group * width, *slopes = scratch.slopes + group * width;
     R *dweight = scratch.dweight + group * width, *dbias = scratch.dbias + group * width;
-    const auto [scale, mean, along, level] = moments[group];
-    for_each_vector<R>(size, [=, scale = scale, mean = mean, along = along, level = level](int64_t i, auto count) {
+    const auto [scale, mean, along, level, rate] = moments[group];
+    for_each_vector<R>(size, [=, scale = scale, mean = mean, along = along, level = level, rate = rate](int64_t i,
+                                                                                                     auto count) {
       const Vec<R> u = normed<GATE, NORM, R>(load(x + i, count), values + i);
       const Vec<R> n = (NORM == CENTRED ? u - mean : u) * scale;
       const Vec<R> w = NORM == BARE ? splat(R(1)) : load(weight + i, count);
       const Vec<R> h = after(GATE) ? load(values + i) : load(dy + i, count);
       Vec<R> du = h * w - n * along;
-      du = (NORM == CENTRED ? du - level : du) * scale;
+      du = (NORM == CENTRED ? du - level : du) * rate;
       if constexpr (first(GATE)) {
         store(dgate + i, du * load(slopes + i), count);
         du *= load(values + i);

@@ -36,11 +36,11 @@ struct GatedRmsNorm {
     return least < most ? most : least;
   }
   int64_t tasks() const { return (rows + part() - 1) / part(); }
-  // Of a task's scratch, in numbers: a group is whole vectors of 16 lanes at most; forward takes one row and 4 numbers
+  // Of a task's scratch, in numbers: a group is whole vectors of 16 lanes at most; forward takes one row and 5 numbers
   // a group, backward two rows and three times the gradients of weight and bias; and rows on their way past the caches.
   int64_t width() const { return (channels + 15) / 16 * 16; }
   int64_t gradients() const { return (bias ? 2 : 1) * groups * width(); }
-  int64_t rows_at() const { return (groups * (width() + 4) + 15) / 16 * 16; }
+  int64_t rows_at() const { return (groups * (width() + 5) + 15) / 16 * 16; }
   int64_t scratch() const { return rows_at() + D; }
   int64_t backward_rows_at() const { return rows_at() + groups * width() + 3 * gradients(); }
   int64_t backward_scratch() const { return backward_rows_at() + 2 * D; }

@@ -4,7 +4,7 @@ from itertools import product
 import pytest
 import torch
 from devices import on_device, why_not
-from tolerance import assert_agrees
+from tolerance import assert_agrees, largest, max_error, outputs_and_grads
 
 from lcikernels import gated_rms_norm
 from lcikernels.backends import TABLES
@@ -83,6 +83,17 @@ def test_a_layer_norm_of_a_row_far_from_zero_loses_no_more_than_its_inputs(norm,
     arguments["gate"] = 3 + arguments["gate"] / 100
     leaves = {name: x.requires_grad_() for name, x in arguments.items()}
     assert_agrees(norm, reference, **leaves, kind="layer", norm_before_gate=after)
+
+
+@pytest.mark.parametrize("kind, channels", [("rms", 1), ("layer", 2)])
+def test_a_group_of_one_number_has_the_gradient_that_eps_leaves_it(norm, kind, channels):
+    """eps / rms³ of what comes, 1e-9 of each of the two terms whose difference it is."""
+    arguments = inputs(4, 3 * channels) | {"kind": kind, "groups": 3, "norm_before_gate": False}
+    arguments["x"] = (100 * arguments["x"].detach()).requires_grad_()
+    got = outputs_and_grads(norm, arguments, lambda x: x, 0)
+    truth = outputs_and_grads(reference, arguments, torch.Tensor.double, 0)
+    for what in ("gradient of x", "gradient of gate"):
+        assert max_error(got[what], truth[what]) <= 1e-5 * largest(truth[what]), what
 
 
 def test_eps_keeps_a_row_of_zeros_finite(norm):

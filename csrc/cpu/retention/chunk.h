@@ -129,7 +129,7 @@ struct Workspace : Memory<R> {
     const Panels<R>& read = through_state && !of_z.first ? z_of_head : z;
     for (int64_t i = 0; i < n; i += W<R>)
       multiply(ahead, head.state.by_column, d.weighed.at(0, i), read.at(0, i), K, V,
-               R(read.data == z.data && !of_z.first));
+               R(read.data == z.data && !of_z.first), IN_RUNS);
     if (through_state) c.products(read, through_state);
     if (read.data != z.data) add(read, z);
     if (!of_a.last && !of_z.last) return;
@@ -141,7 +141,8 @@ struct Workspace : Memory<R> {
   void write(const HeadMemory<R>& head, int64_t n, bool first_of_y, Reads reads) {
     for (int64_t v = 0; v < V; v += W<R>) {
       if (reads & FROM_LEFT) {
-        multiply(ahead, c.weighed, head.state.by_row.at(0, v), y.at(0, v), n, K, R(!first_of_y));
+        multiply(ahead, c.weighed, head.state.by_row.at(0, v), y.at(0, v), n, K, R(!first_of_y),
+                 reads == BOTH ? IN_RUNS : FULL);
         multiply(ahead, left.by_writer, b.by_token.at(0, v), y.at(0, v), n, n, R(1), TRIANGLE);
       }
       head.state.advance(ahead, a.by_token, b.weighed, v, n, head.decays.in_end, reads);

@@ -26,6 +26,7 @@ template <bool GATED, bool BOUNDED, int PB, int NB, typename E, typename R>
 INLINE void advance(BackwardTile<R>* tiles, int64_t steps, const Vec<R> (&RATE)[PB][NB], Vec<R> (&H)[PB][NB],
                     const R* bc, int64_t N, Forth<PB, NB, R>& forth, Soon<E>& soon) {
   constexpr int64_t L = LANES<R>;
+  Vec<R> LOST[PB][NB] = {};
   for (int64_t t = 0; t < steps; t++) {
     soon.fetch();
     for (int i = 0; i < PB; i++) {
@@ -33,7 +34,7 @@ INLINE void advance(BackwardTile<R>* tiles, int64_t steps, const Vec<R> (&RATE)[
       Vec<R> y{};
       for (int j = 0; j < NB; j++) {
         const Vec<R> left = exp2_of_product<BOUNDED>(delta, RATE[i][j]);
-        H[i][j] = left * H[i][j] + u * bc[t * 2 * N + j];
+        H[i][j] = next_state<BOUNDED>(H[i][j], LOST[i][j], left, delta, RATE[i][j], u * bc[t * 2 * N + j]);
         store(forth.e[t][i][j], left);
         store(forth.h[t + 1][i][j], H[i][j]);
         if (GATED) y += H[i][j] * bc[t * 2 * N + N + j];

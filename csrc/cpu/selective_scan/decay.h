@@ -45,5 +45,33 @@ INLINE Doubles exp2_of_product(Doubles x, Doubles y) {
   return exp2(x * y);
 }
 
+// What of 2^t its rounding to a float leaves out.
+INLINE Floats lost_of_exp2(Floats t) {
+#if defined(__AVX512F__)
+  const Floats n = nearest(t), f = t - n;
+#else
+  const Floats within = between(t, -126.0f, 127.0f), n = nearest(within), f = within - n;
+#endif
+  return times_exp2(fma(rise_of_fraction(f), f, 1.0f - exp2_of_fraction(f)), n);
+}
+
+// The state after h: left h + added, for left = 2^(x y). Where it grows, `lost` is what rounding has taken from it so
+// far: in 32 steps 2 ulp on average, in a state that outlasts all others.
+template <bool BOUNDED>
+INLINE Floats next_state(Floats h, Floats& lost, Floats left, Floats x, Floats y, Floats added) {
+  const Floats next = fma(left, h, added);
+  if (BOUNDED) return next;
+  const Floats t = x * y, high = left * h;
+  const Floats low = fma(left, lost, fma(lost_of_exp2(t), h, added)) + fma(left, h, -high);
+  const Floats sum = high + low, back = sum - high, rest = (high - (sum - back)) + (low - back);
+  const auto kept = (t > 0) & (sum - sum == 0);
+  lost = kept ? rest : Floats{};
+  return kept ? sum : next;
+}
+template <bool BOUNDED>
+INLINE Doubles next_state(Doubles h, Doubles&, Doubles left, Doubles, Doubles, Doubles added) {
+  return fma(left, h, added);
+}
+
 }  // namespace
 }  // namespace ISA

@@ -59,7 +59,7 @@ void leave(const SelectiveScan<E>& p, const Task& task, const Chunk& chunk, int6
 template <int NB, bool OUTPUT, bool BOUNDED, typename E, typename R>
 INLINE void advance(ForwardTile<R>& tile, int64_t steps, const R* a, R* h, const R* bc, int64_t n, int64_t N,
                     Soon<E>& soon) {
-  Vec<R> A[NB], H[NB];
+  Vec<R> A[NB], H[NB], LOST[NB] = {};
   for (int j = 0; j < NB; j++) A[j] = load(a + j * LANES<R>), H[j] = load(h + j * LANES<R>);
   bc += n;
   for (int64_t t = 0; t < steps; t++, bc += 2 * N) {
@@ -67,7 +67,8 @@ INLINE void advance(ForwardTile<R>& tile, int64_t steps, const R* a, R* h, const
     const Vec<R> delta = load(tile.delta + t * LANES<R>), u = load(tile.u + t * LANES<R>);
     Vec<R> y{};
     for (int j = 0; j < NB; j++) {
-      H[j] = exp2_of_product<BOUNDED>(delta, A[j]) * H[j] + u * bc[j];
+      const Vec<R> left = exp2_of_product<BOUNDED>(delta, A[j]);
+      H[j] = next_state<BOUNDED>(H[j], LOST[j], left, delta, A[j], u * bc[j]);
       if (OUTPUT) y += H[j] * bc[N + j];
     }
     if (OUTPUT) store(tile.y + t * LANES<R>, load(tile.y + t * LANES<R>) + y);

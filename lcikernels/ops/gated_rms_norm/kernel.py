@@ -149,7 +149,7 @@ def forward_kernel(given, p_y, R, D, G, eps, formula: tl.constexpr):
 
 @triton.jit
 def row_sums(given, p_dy, rows, i_g, D, eps, mean, formula: tl.constexpr):
-    """1 / rms, the mean of dn n over it, and of a LayerNorm that of dn."""
+    """1 / rms, the mean of dn n over it, of a LayerNorm that of dn, and what du is multiplied by."""
     squares = tl.zeros([formula.BR, formula.BD], tl.float32)
     product, total = squares, squares
     for d in range(0, D, formula.BD):
@@ -168,13 +168,17 @@ def row_sums(given, p_dy, rows, i_g, D, eps, mean, formula: tl.constexpr):
     # Of rows that are none, too: 0 times an infinite scale would be NaN in the weight's gradient.
     scale = tl.where(rows.m, tl.rsqrt(tl.sum(squares, 1) / D + eps)[:, None], 0.0)
     level = tl.sum(total, 1)[:, None] / D if formula.KIND == "layer" else 0.0
-    return scale, tl.sum(product, 1)[:, None] * scale / D, level
+    # One channel, or two about their mean: n² = 1 - eps scale², and a difference would leave its roundings.
+    if formula.BD == (2 if formula.KIND == "layer" else 1):
+        return scale, 0.0, level, eps * scale * scale * scale
+    else:
+        return scale, tl.sum(product, 1)[:, None] * scale / D, level, scale
 
 
 @triton.jit
 def row_gradients(given, grads, p_dy, rows, i_g, D, moments, dweight, dbias, formula: tl.constexpr):
     """dx and dgate; what the rows add to dweight and dbias."""
-    mean, scale, along, level = moments
+    mean, scale, along, level, rate = moments
     for d in range(0, D, formula.BD):
         o_d = d + tl.arange(0, formula.BD)[None, :]
         o_g, m_d = i_g * D + o_d, o_d < D
@@ -196,7 +200,7 @@ def row_gradients(given, grads, p_dy, rows, i_g, D, moments, dweight, dbias, for
             dbias += dn
         if given.weight is not None:
             dn *= read(given.weight, o_g, m_d)
-        du = (dn - level - n * along) * scale
+        du = (dn - level - n * along) * rate
         if formula.GATE == "first":
             dgate = du * x * slope(gate, formula.ACTIVATION)
             tl.store(grads.gate + rows.y + o_d, dgate.to(grads.gate.dtype.element_ty), m)
@@ -213,12 +217,12 @@ def backward_kernel(given, p_dy, grads, R, D, G, eps, formula: tl.constexpr):
     for i_r in range(i_s, tl.cdiv(R, formula.BR), stripes):
         o_r, rows = rows_of(given, i_r, i_g, R, D, G, formula.BR)
         mean = mean_of(given, rows, D, formula)
-        scale, along, level = row_sums(given, p_dy, rows, i_g, D, eps, mean, formula)
+        scale, along, level, rate = row_sums(given, p_dy, rows, i_g, D, eps, mean, formula)
         if grads.moments is not None:
             tl.store(grads.moments + o_r * G + i_g, scale, rows.m)
             if formula.KIND == "layer":
                 tl.store(grads.moments + (R + o_r) * G + i_g, mean, rows.m)
-        moments = mean, scale, along, level
+        moments = mean, scale, along, level, rate
         dweight, dbias = row_gradients(given, grads, p_dy, rows, i_g, D, moments, dweight, dbias, formula)
     o_d = tl.arange(0, formula.BD)
     o_part = (i_s * G + i_g) * D + o_d

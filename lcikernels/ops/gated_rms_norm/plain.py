@@ -66,7 +66,11 @@ def backward(
     n, du = (u.unflatten(-1, (groups, -1)) for u in (n, dn))
     along = (du * n).mean(-1, keepdim=True)
     du = du if kind == "rms" else du.sub_(du.mean(-1, keepdim=True))
-    dx = du.sub_(n * along).mul_(scale).flatten(-2)
+    if n.shape[-1] == (1 if kind == "rms" else 2):  # n² = 1 - eps scale²: a difference has only roundings
+        du.mul_(eps * scale * scale)
+    else:
+        du.sub_(n * along)
+    dx = du.mul_(scale).flatten(-2)
     if before:
         dgate = BACKWARD[activation](dx * x, g).to(gate.dtype)
         dx.mul_(value)
