@@ -24,10 +24,11 @@ LENGTH = 2048  # tokens of a window, as `growth train` takes them, or the model'
 
 @dataclass(frozen=True)
 class Costs:
-    """What is asked is worked out then. place: what is written goes to its disk. gpu: of training. target:
-    what is trained."""
+    """What is asked is worked out then. planning: seconds that the dry run took. place: what is written
+    goes to its disk. gpu: of training. target: what is trained."""
 
     job: Job
+    planning: float
     place: Path
     gpu: Gpu
     target: Model
@@ -35,6 +36,10 @@ class Costs:
     @cached_property
     def machine(self) -> Machine:
         return here(self.place)
+
+    @property
+    def seconds(self) -> float:
+        return self.planning + self.job.seconds(self.machine)
 
     @cached_property
     def trainings(self) -> "tuple[Training, ...]":
@@ -50,16 +55,20 @@ class Costs:
         return ()
 
     def json(self) -> dict[str, Any]:
-        seconds, trainings = self.job.seconds(self.machine), [asdict(x) for x in self.trainings]
-        found = asdict(self.job) | {"seconds": seconds, "machine": asdict(self.machine)}
+        trainings = [asdict(x) for x in self.trainings]
+        found = asdict(self.job) | {
+            "reads": self.job.reads,
+            "seconds": self.seconds,
+            "planning": self.planning,
+        }
+        found |= {"machine": asdict(self.machine)}
         return found | {"gpu": asdict(self.gpu), "utilisation": UTILISATION, "training": trainings}
 
     def lines(self) -> Iterator[str]:
         job = self.job
         yield (
             f"costs: reads {gb(job.reads)}, writes {gb(job.writes)}, holds {gb(job.memory)} of memory, "
-            f"about {job.seconds(self.machine):,.1f} s here"
-            + (f"; {job.uncounted} is not in it" if job.uncounted else "")
+            f"about {self.seconds:,.1f} s here" + (f"; {job.uncounted} is not in it" if job.uncounted else "")
         )
         if not self.trainings:
             return
@@ -84,13 +93,14 @@ def costs_of(
     target: Model,
     plan: Plan,
     dst: str | Path | None,
+    planning: float,
     shard_bytes: int = SHARD_BYTES,
-    scored: bool = False,
     uncounted: str = "",
 ) -> Costs:
-    """What carrying out the plan takes, as job_of has it, and training the target after it."""
+    """What carrying out the plan takes, as job_of has it, and training the target after it. planning: seconds
+    so far."""
     place = Path(gettempdir() if dst is None else dst)
-    return Costs(job_of(source, plan, shard_bytes, scored, uncounted), place, H200, target)
+    return Costs(job_of(source, plan, shard_bytes, uncounted), planning, place, H200, target)
 
 
 def gb(size: float) -> str:
