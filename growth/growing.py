@@ -131,7 +131,18 @@ def grow(
         changed(source.model, growth.target),
         settings,
         (*growth.lines(plan, settings), *(carried.lines(dst) if carried else ())),
-        costs_of(source, growth.target, plan, dst, seconds, shard_bytes, learning) if dry_run else None,
+        costs_of(
+            source,
+            growth.target,
+            plan,
+            dst,
+            seconds,
+            shard_bytes,
+            learning,
+            growth if learning else None,
+        )
+        if dry_run
+        else None,
     )
 
 

@@ -26,7 +26,11 @@ from growth.costs.tape import Tape
 from growth.costs.training import Steps, most, state, training_of
 from growth.engine import made
 from growth.families import FAMILIES, model_of
+from growth.learned.fit import step_flops
 from growth.loading import load_model, quiet
+from growth.methods.fine import Fine
+from growth.methods.ligo import Ligo
+from growth.methods.mango import Mango
 from growth.plan import Source
 from growth.training.data import Windows
 from growth.training.flops import count_flops
@@ -241,6 +245,32 @@ def test_what_learning_takes_is_not_in_it_and_is_said_so(source):
     assert "not in it" not in said[0]
     assert said[1].endswith("; learning by ligo is not in it")
     assert said[2].endswith("; what mixers learn from data is not in it")
+
+
+@pytest.mark.parametrize("remake", ["never", "always"])
+@pytest.mark.parametrize("method, family", [(Ligo, "gpt_neox"), (Mango, "bert"), (Fine, "llama")])
+def test_a_lesson_on_paper_is_the_one_that_is_learned(method, family, remake, tmp_path):
+    with quiet():
+        ALL[family](tmp_path / "src", intermediate_size=128)
+    ids = torch.randint(3, 50, (400,))
+    method = method(data=Windows(ids, T), steps=3, batch_size=B, remake=remake)
+    told = growth.grow(tmp_path / "src", num_layers=4, method=method, dry_run=True)
+    found, lesson = told.costs.learns, told.costs.lesson
+    learner = found.method.learner(found)
+    learned = learner.lesson if method.name == "fine" else learner
+    expansion = learned.expansion
+    expansion.remakes = remake == "always"
+    batch = examples(found.target, B, T)
+    held = [*expansion.parameters(), *expansion.buffers(), *expansion.large[0].buffers(), *batch.values()]
+    optimizer = torch.optim.AdamW(expansion.parameters())
+    with Tape(held) as tape:
+        for _ in range(2):
+            expansion(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert lesson.flops == 3 * tape.flops // 2 == 3 * step_flops(expansion, learned.examples, B, ids.device)
+    assert lesson.memory == pytest.approx(tape.most + sum(x.nbytes for x in held), rel=0.1)
+    assert f"{lesson.flops:.3g} FLOP in 3 steps of {B} windows of {T} tokens" in [*told.costs.lines()][1]
 
 
 def test_the_committed_scale_is_what_is_told():
