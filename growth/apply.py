@@ -211,6 +211,12 @@ def add_noise(of: Copies, x: Tensor, std: float, generator: torch.Generator) -> 
         x.narrow(-1, run.start, run.length).add_(fresh.narrow(-1, run.source, run.length))
 
 
+def parted(of: Copies) -> int:
+    """Numbers that add_noise draws for a row."""
+    free, places = _free(of)
+    return len(free.index) * of.width if places else 0
+
+
 @lru_cache(maxsize=64)
 def _free(of: Copies) -> tuple[Copies, tuple[Run, ...]]:
     """The units that have other copies, or no source, and where they stand in the wide wire."""

@@ -287,8 +287,10 @@ class Architecture:
 
     def scale(self, name: str) -> float:
         """What the model multiplies the weight of that name with."""
-        weights = self.layered.values() if "{}" in name else self.outside
-        return next(weight.scale for weight in weights if weight.name == name)
+        return self.weight(name).scale
+
+    def weight(self, name: str) -> Weight:
+        return self.layered[name] if "{}" in name else next(x for x in self.outside if x.name == name)
 
     @property
     def layers(self) -> int:

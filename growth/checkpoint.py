@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import struct
 import zlib
 from collections import Counter
@@ -49,11 +50,12 @@ class Stored(NamedTuple):
 class Checkpoint:
     """A folder in the Hugging Face format, or a model of the Hub. Tensors are read one by one, none is kept.
 
-    name: what was asked for, a folder or the Hub's owner/name. path: the folder that it is in.
+    name: what was asked for, a folder or the Hub's owner/name. path: the folder that it is in. taken: bytes
+    of tensors that were read.
     """
 
     def __init__(self, src: str | Path):
-        self.name, self.path = str(src), resolve(src)
+        self.name, self.path, self.taken = str(src), resolve(src), 0
         _refuse_adapter(self.path)
         if os.path.isdir(self.path):
             told = [name for name in WANTED if name not in TENSORS]  # large weights may lie on another disk
@@ -73,6 +75,11 @@ class Checkpoint:
 
     def dtype(self, name: str) -> torch.dtype:
         return DTYPES[self._tensors[name].kind]
+
+    def bytes(self, name: str) -> int:
+        """What a tensor takes on disk, whatever its dtype: BOOL, I64, F8_E4M3."""
+        bits = re.search(r"\d+", self._tensors[name].kind)
+        return math.prod(self.shape(name)) * int(bits[0] if bits else 8) // 8
 
     @property
     def coarsest(self) -> torch.dtype:
@@ -96,12 +103,14 @@ class Checkpoint:
         file = self._tensors[name].file
         try:
             with safe_open(file, "pt") as tensors:
-                return tensors.get_tensor(name) if rows is None else tensors.get_slice(name)[rows]
+                x = tensors.get_tensor(name) if rows is None else tensors.get_slice(name)[rows]
         except (SafetensorError, OSError) as error:
             if _stamp(file) == self._found[file]:
                 remedy = "look at the disk that it is on"
                 raise refuse(str(file), "a file that can be read", reason(error), remedy) from error
             raise self._changed(file) from error
+        self.taken += x.nbytes
+        return x
 
     def blocks(self, name: str) -> Iterator[Tensor]:
         """A tensor in consecutive blocks along axis 0, of at most BLOCK entries unless a row has more."""

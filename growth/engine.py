@@ -30,7 +30,7 @@ def drawn_row(source: Source, name: str, shape: tuple[int, ...], of: Drawn, seed
     elif of.each > 1:
         note += f", each row {of.each} times"
     recipe, block = Draw(shape, of, name, seed), math.prod(shape)
-    return Row(name, shape, dtype, "initialised", (), note, recipe=recipe, block=block)
+    return Row(name, shape, dtype, "initialised", (), note, recipe=recipe, block=block, drawn=recipe.drawn)
 
 
 def grown_row(source: Source, name: str, expands: Expand, learned: Recipes | None) -> Row:
@@ -45,6 +45,7 @@ def grown_row(source: Source, name: str, expands: Expand, learned: Recipes | Non
     elif not sources:
         value = "one" if any(maps.constants.get(entry.weights[0].name, ())) else "zero"
         note = f"{value}: added layers change nothing at first"
+    recipe = Copy(sources[0]) if copied else (learned and learned(name)) or expands
     return Row(
         name,
         shape,
@@ -53,9 +54,10 @@ def grown_row(source: Source, name: str, expands: Expand, learned: Recipes | Non
         sources,
         note,
         freeze=maps.still is not None and (layer is None or layer in maps.still),
-        recipe=Copy(sources[0]) if copied else (learned and learned(name)) or expands,
+        recipe=recipe,
         block=min(math.prod(shape), expand.BLOCK) if copied or entry.by_rows else math.prod(shape),
-        held=max((source.bytes(name) for name in sources), default=0),
+        held=max((source.checkpoint.bytes(name) for name in sources), default=0),
+        drawn=expands.drawn if recipe is expands else 0,
     )
 
 

@@ -82,7 +82,7 @@ class Expand:
             x = source.raw(made_of, row[0][0])
         else:
             some = row[0][0] if row else next(j for name, j in source.place if name == made_of)
-            zero = torch.zeros_like(source.read(made_of, some))
+            zero = torch.zeros(source.shape(made_of, some))
             x = sum((w * source.read(made_of, j) for j, w in row), zero)
         if constants := self.maps.constants.get(weight.name):
             x = apply.exact(x) + constants[self.layer]
@@ -143,10 +143,8 @@ class Expand:
         """With what starts as in a new model, where it stands for no unit or no layer."""
         if (start := self.old.starts[weight.name]) == "own":
             return x
-        maps = [self.maps.of(wire, self.layer) for wire in weight.wires]
-        whole = self.layer is not None and not self.maps.depth[weight.name][self.layer]
         generator = self.generator(weight, rows)
-        return fresh.filled(x, None if whole else maps, start, self.new.init_std, generator, rows)
+        return fresh.filled(x, self.made_of(weight), start, self.new.init_std, generator, rows)
 
     def factor(self, weight: Weight) -> float:
         """What the model multiplied the weight with, over what it does now."""
@@ -155,6 +153,28 @@ class Expand:
     def generator(self, weight: Weight, rows: slice | None, which: int = 0) -> torch.Generator:
         """Of the numbers that this weight, or a block of its rows, is drawn from."""
         return generator(weight, self.layer, self.seed + which, rows.start if rows else 0)
+
+    @property
+    def drawn(self) -> int:
+        """Random numbers that it takes, where no matrix of the source is zero."""
+        return sum(map(self.drawn_for, self.entry.weights))
+
+    def drawn_for(self, weight: Weight) -> int:
+        shape, of, count = self.new.shape(weight), self.reader(weight), 0
+        if of is not None and of.noise:
+            count += shape[0] * apply.parted(of)
+        if self.maps.apart(weight.name, self.layer):
+            one = math.prod(self.old.shape(self.old.weight(self.maps.source(weight.name))))
+            count += 2 * one if self.maps.further(weight, self.layer) else one
+        if self.maps.fresh and self.old.starts[weight.name] == "normal":
+            count += fresh.drawn(shape, self.made_of(weight))
+        return count
+
+    def made_of(self, weight: Weight) -> list[Any] | None:
+        """The map of each axis; None where it is made of no layer."""
+        if self.layer is not None and not self.maps.depth[weight.name][self.layer]:
+            return None
+        return [self.maps.of(wire, self.layer) for wire in weight.wires]
 
     def layers(self, weight: Weight) -> list[int | None]:
         """The old layers that take part."""
@@ -187,6 +207,10 @@ class Draw:
     of: Drawn
     name: str
     seed: int
+
+    @property
+    def drawn(self) -> int:
+        return math.prod(self.shape) // self.of.each if self.of.std else 0
 
     def __call__(self, source: Source) -> Iterator[Tensor]:
         if not self.of.std:

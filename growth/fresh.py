@@ -4,6 +4,7 @@ A matrix starts as a new model's does, a gain as 1, a bias as 0; what each unit 
 and taps, is that of the source's units in turn.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -48,6 +49,14 @@ def filled(
                 part = x.narrow(axis, a, b - a)
                 part.copy_(_begun(part, start, std, generator))
     return x
+
+
+def drawn(shape: Sequence[int], maps: Sequence[Copies | None] | None) -> int:
+    """Numbers that `filled` draws for a weight of that shape that starts with normal ones."""
+    if maps is None:
+        return math.prod(shape)
+    runs = [(T, run) for T, of in zip(shape, maps, strict=True) if of is not None for run in apply.runs(of)]
+    return sum(math.prod(shape) // T * run.length for T, run in runs if run.source < 0)
 
 
 def _begun(like: Tensor, start: Start, std: float, generator: torch.Generator) -> Tensor:

@@ -117,12 +117,13 @@ def grow(
             )
         flops += counter.get_total_flops() if counter else 0
     learning = f"learning by {growth.method.name}" if growth.method.learned else ""
+    seconds = time.perf_counter() - began
     return Report(
         Path(src),
         None if dry_run else Path(dst),
         str(growth.method),
         growth.lossless,
-        time.perf_counter() - began,
+        seconds,
         flops,
         (source.parameters, plan.parameters),
         plan,
@@ -130,7 +131,18 @@ def grow(
         changed(source.model, growth.target),
         settings,
         (*growth.lines(plan, settings), *(carried.lines(dst) if carried else ())),
-        costs_of(source, growth.target, plan, dst, shard_bytes, uncounted=learning) if dry_run else None,
+        costs_of(
+            source,
+            growth.target,
+            plan,
+            dst,
+            seconds,
+            shard_bytes,
+            learning,
+            growth if learning else None,
+        )
+        if dry_run
+        else None,
     )
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -85,17 +85,17 @@ class Source:
         kinds = {self.checkpoint.dtype(name) for name in tensors}
         return str(reduce(torch.promote_types, kinds)).removeprefix("torch.")
 
-    def bytes(self, tensor: str) -> int:
-        """What a tensor takes on disk."""
-        return math.prod(self.checkpoint.shape(tensor)) * self.checkpoint.dtype(tensor).itemsize
+    def shape(self, weight: str, layer: int | None) -> tuple[int, ...]:
+        """A weight's, in its own axis order."""
+        _, entry, part = self.place[weight, layer]
+        return self.model.architecture.shape(entry.weights[part])
 
     def raw(self, weight: str, layer: int | None) -> Tensor:
         """A weight in its own axis order, in the dtype it is stored in."""
         name, entry, part = self.place[weight, layer]
         if name not in self._fused:
-            # The parts of a fused projection follow each other, with those of its bias between them or not.
-            if len(entry.weights) > 1 and len(self._fused) == 2:
-                del self._fused[next(iter(self._fused))]
+            if len(entry.weights) > 1:
+                make_room(self._fused)
             parts = entry.from_disk(self.checkpoint.read(self.on_disk[name]))
             if len(parts) == 1:
                 return parts[0]
@@ -114,6 +114,13 @@ class Source:
         return key in self.place
 
 
+def make_room(fused: dict[str, Any]) -> None:
+    """The parts of two fused tensors are kept: those of a projection follow each other, with those of its
+    bias between them or not."""
+    if len(fused) == 2:
+        del fused[next(iter(fused))]
+
+
 class Recipe(Protocol):
     """What makes a row."""
 
@@ -126,7 +133,7 @@ class Row:
     """One target tensor on disk, where it comes from, and the recipe that makes it.
 
     freeze asks training to hold it still at first. block: the entries that are made at a time. held: bytes of
-    the source that are read for it at a time.
+    the source that are read for it at a time. drawn: random numbers that making it takes.
     """
 
     name: str
@@ -139,6 +146,7 @@ class Row:
     recipe: Recipe | None = field(default=None, compare=False, repr=False)
     block: int = field(default=0, compare=False)
     held: int = field(default=0, compare=False)
+    drawn: int = field(default=0, compare=False)
 
     @property
     def bytes(self) -> int:

@@ -1,28 +1,39 @@
 """What machines do a second: this one, measured in a moment, and GPUs, by their data sheets."""
 
+import math
 import os
 import tempfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+import psutil
 import torch
+
+from growth import apply
+from growth.maps import Copies
 
 WRITTEN, MADE = 2**23, 2**18  # bytes, numbers
 UTILISATION = 0.4  # of a GPU's peak that training reaches: an assumption; 0.35 to 0.5 are common
+DIRTY = 0.1  # of free memory: from there on Linux writes to the disk, by its defaults
 TOGETHER = 8  # GPUs of a machine
 
 
 @dataclass(frozen=True)
 class Machine:
-    """In units a second. read, written: bytes; copied: numbers that stay, expanded: that are widened, with
-    noise for a quarter of them."""
+    """In units a second. read, hashed, cached, written: bytes; copied: numbers that stay, expanded: that are
+    widened, drawn: at random, to part copies. room: bytes that memory takes before the disk is waited for."""
 
     read: float
+    hashed: float
+    cached: float
     written: float
+    room: float
     copied: float
     expanded: float
+    drawn: float
 
 
 @dataclass(frozen=True)
@@ -46,44 +57,54 @@ H200 = Gpu("H200", 141e9, 989.4e12, 450e9, 50e9)
 
 
 def here(folder: Path) -> Machine:
-    """This machine and the disk of `folder`, or of what is nearest above it, in a tenth of a second.
+    """This machine, as fast as it is when nothing else runs, and the disk of `folder`, or of what is nearest
+    above it, in a tenth of a second.
 
     What is read was written just before: it comes from memory, as a source that was copied there does. Where
     the folder cannot be written, the system's one for such files is measured.
     """
     there = next(x for x in (folder, *folder.absolute().parents) if os.path.isdir(x))
     try:
-        read, written = _disk(there)
+        disk = _disk(there)
     except OSError:
-        read, written = _disk(None)
-    x = torch.ones(MADE, dtype=torch.bfloat16)
-    return Machine(read, written, MADE / best(lambda: x.clone().aminmax()), MADE / best(lambda: _expand(x)))
+        disk = _disk(None)
+    room = psutil.virtual_memory().available * DIRTY
+    return Machine(*disk, room, *(MADE / best(call) for call in _numbers()))
 
 
-def _disk(folder: Path | None) -> tuple[float, float]:
-    """Bytes a second that are read and written there."""
-    data = os.urandom(WRITTEN)
-    with tempfile.TemporaryFile(dir=folder) as file:
+def _disk(folder: Path | None) -> tuple[float, float, float, float]:
+    """Bytes a second that are read, hashed, taken by memory, and written there."""
+    data = torch.randint(256, (WRITTEN,), dtype=torch.uint8)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".growth-") as file:
 
         def write() -> None:
             file.seek(0)
-            file.write(data)
+            file.write(data.numpy())
             file.flush()
+
+        def keep() -> None:
+            write()
             os.fsync(file.fileno())
 
-        def read() -> None:
-            file.seek(0)
-            file.read()
+        def read() -> torch.Tensor:
+            return torch.from_file(file.name, size=WRITTEN, dtype=torch.uint8)
 
-        written, got = best(write, 2), best(read, 2)
-    return WRITTEN / got, WRITTEN / written
+        calls = (lambda: read().clone()), (lambda: zlib.crc32(read().numpy())), write, keep
+        write()
+        return tuple(WRITTEN / best(call) for call in calls)
 
 
-def _expand(x: torch.Tensor) -> None:
-    """As much work as a block of an expanded tensor is."""
-    wide = torch.cat([x[: MADE // 2].float(), x[MADE // 2 :].float()]).mul_(0.5)
-    wide[: MADE // 4] += torch.randn(MADE // 4)
-    wide.bfloat16().aminmax()
+def _numbers() -> Iterator[Callable[[], object]]:
+    """MADE numbers that stay, that are widened, and that part copies, as a block of a tensor is made."""
+    N = math.isqrt(MADE)
+    of = Copies(2 * (*range(N // 2),), (0.5,) * N, N // 2)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.ones(N // 2, N // 2, dtype=torch.bfloat16)
+    wide = apply.read(of, apply.write(of, x))
+    kept = wide.bfloat16()
+    yield lambda: kept.clone().aminmax()
+    yield lambda: apply.read(of, apply.write(of, x)).bfloat16().aminmax()
+    yield lambda: apply.add_noise(of, wide, 1.0, generator)
 
 
 def best(call: Callable[[], object], rounds: int = 3) -> float:

@@ -16,7 +16,9 @@ from growth.plan import Plan, Source
 from growth.writing import SHARD_BYTES
 
 if TYPE_CHECKING:
+    from growth.costs.learning import Lesson
     from growth.costs.training import Training
+    from growth.growing import Growth
 
 GPUS = (1, 8, 64)
 LENGTH = 2048  # tokens of a window, as `growth train` takes them, or the model's positions
@@ -24,17 +26,29 @@ LENGTH = 2048  # tokens of a window, as `growth train` takes them, or the model'
 
 @dataclass(frozen=True)
 class Costs:
-    """What is asked is worked out then. place: what is written goes to its disk. gpu: of training. target:
-    what is trained."""
+    """What is asked is worked out then. planning: seconds that the dry run took. place: what is written
+    goes to its disk. gpu: of training. target: what is trained. learns: what a method is to learn."""
 
     job: Job
+    planning: float
     place: Path
     gpu: Gpu
     target: Model
+    learns: "Growth | None" = None
 
     @cached_property
     def machine(self) -> Machine:
         return here(self.place)
+
+    @property
+    def seconds(self) -> float:
+        return self.planning + self.job.seconds(self.machine)
+
+    @cached_property
+    def lesson(self) -> "Lesson | None":
+        from growth.costs.learning import lesson_of
+
+        return lesson_of(self.learns) if self.learns else None
 
     @cached_property
     def trainings(self) -> "tuple[Training, ...]":
@@ -50,17 +64,24 @@ class Costs:
         return ()
 
     def json(self) -> dict[str, Any]:
-        seconds, trainings = self.job.seconds(self.machine), [asdict(x) for x in self.trainings]
-        found = asdict(self.job) | {"seconds": seconds, "machine": asdict(self.machine)}
+        trainings = [asdict(x) for x in self.trainings]
+        found = asdict(self.job) | {
+            "reads": self.job.reads,
+            "seconds": self.seconds,
+            "planning": self.planning,
+        }
+        found |= {"machine": asdict(self.machine)}
+        found |= {"learning": asdict(self.lesson)} if self.lesson else {}
         return found | {"gpu": asdict(self.gpu), "utilisation": UTILISATION, "training": trainings}
 
     def lines(self) -> Iterator[str]:
         job = self.job
         yield (
             f"costs: reads {gb(job.reads)}, writes {gb(job.writes)}, holds {gb(job.memory)} of memory, "
-            f"about {job.seconds(self.machine):,.1f} s here"
-            + (f"; {job.uncounted} is not in it" if job.uncounted else "")
+            f"about {self.seconds:,.1f} s here" + (f"; {job.uncounted} is not in it" if job.uncounted else "")
         )
+        if self.lesson:
+            yield f"{job.uncounted}: {self.lesson}, which hold {gb(self.lesson.memory)} of memory"
         if not self.trainings:
             return
         each, images = self.trainings[0], self.target.family.probe == "images"
@@ -84,13 +105,15 @@ def costs_of(
     target: Model,
     plan: Plan,
     dst: str | Path | None,
+    planning: float,
     shard_bytes: int = SHARD_BYTES,
-    scored: bool = False,
     uncounted: str = "",
+    learns: "Growth | None" = None,
 ) -> Costs:
-    """What carrying out the plan takes, as job_of has it, and training the target after it."""
+    """What carrying out the plan takes, as job_of has it, and training the target after it. planning: seconds
+    so far."""
     place = Path(gettempdir() if dst is None else dst)
-    return Costs(job_of(source, plan, shard_bytes, scored, uncounted), place, H200, target)
+    return Costs(job_of(source, plan, shard_bytes, uncounted), planning, place, H200, target, learns)
 
 
 def gb(size: float) -> str:

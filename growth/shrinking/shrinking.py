@@ -120,20 +120,20 @@ def shrink(
             write_checkpoint(
                 dst, target.config, rows, plan.rows, source.checkpoint, record, shard_bytes=shard_bytes
             )
-    by_data = "running the model on data" if found else ""
+    by_data, seconds = "running the model on data" if found else "", time.perf_counter() - began
     return Report(
         Path(src),
         None if dry_run else Path(dst),
         score,
         False,
-        time.perf_counter() - began,
+        seconds,
         0,
         (source.parameters, plan.parameters),
         plan,
         tuple(smaller.lost(merges)),
         changed(source.model, target),
         {"calibration": _told(found) | {"cached": found.cached}} if found else {},
-        costs=costs_of(source, target, plan, dst, shard_bytes, True, by_data) if dry_run else None,
+        costs=costs_of(source, target, plan, dst, seconds, shard_bytes, by_data) if dry_run else None,
     )
 
 

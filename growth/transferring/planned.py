@@ -190,6 +190,7 @@ def _row(source: Source, target: Model, weights: Weights, name: str, entry: Entr
     elif any(in_modules(weight, weights.model.in_float32) for weight in names):
         dtype = "float32"
     whole = copied and _as_it_lies(source, entry, layer)
+    draws = len(shape) > 1 and not sources
     recipe: Recipe = Copy(sources[0]) if whole else Moved(entry, layer, weights)
     notes = dict.fromkeys(weights.note(weight, layer) for weight in names)
     made = [origin for weight in names if (origin := weights.origin(weight, layer)) != "initialised"]
@@ -206,6 +207,7 @@ def _row(source: Source, target: Model, weights: Weights, name: str, entry: Entr
         freeze=all(weights.settled(weight, layer) for weight in names),
         recipe=recipe,
         block=min(math.prod(shape), BLOCK) if whole else math.prod(shape),
+        drawn=math.prod(shape) if draws else 0,
     )
 
 

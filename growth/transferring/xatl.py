@@ -132,20 +132,20 @@ def transfer(
             record = new_record("transfer", "xatl", checkpoint, weights.lossless, plan, notes=notes, **how)
             with one_thread():
                 write_checkpoint(dst, target.config, made(plan, source), plan.rows, checkpoint, record)
-    by_data = "what mixers learn from data" if fitting else ""
+    by_data, seconds = "what mixers learn from data" if fitting else "", time.perf_counter() - began
     return Report(
         Path(src),
         None if dry_run else Path(dst),
         f"xatl {config.pattern}",
         weights.lossless,
-        time.perf_counter() - began,
+        seconds,
         fitted.flops,
         parameters,
         plan,
         notes,
         details=fitted.json,
         lines=fitted.lines,
-        costs=costs_of(source, target, plan, dst, uncounted=by_data) if dry_run else None,
+        costs=costs_of(source, target, plan, dst, seconds, uncounted=by_data) if dry_run else None,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from checkpoints import ALL, LCI, pico
 from command import run
 from memory import Memory
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, ViTConfig, ViTForImageClassification
 
 import growth
@@ -23,8 +24,13 @@ from growth.costs.machines import H200, Gpu, Machine
 from growth.costs.paper import examples, of_each_kind, step_of
 from growth.costs.tape import Tape
 from growth.costs.training import Steps, most, state, training_of
+from growth.engine import made
 from growth.families import FAMILIES, model_of
+from growth.learned.fit import step_flops
 from growth.loading import load_model, quiet
+from growth.methods.fine import Fine
+from growth.methods.ligo import Ligo
+from growth.methods.mango import Mango
 from growth.plan import Source
 from growth.training.data import Windows
 from growth.training.flops import count_flops
@@ -125,6 +131,55 @@ def test_growth_reads_writes_and_holds_what_is_told(tmp_path):
     assert job.reads == 4 * source.parameters  # the fingerprint, then each tensor once; two bytes a number
 
 
+COUNTED = {  # a family of each layout: fused, tied, transposed; with tensors that are read twice
+    "deeper": ("gpt_neox tied", "grow", {"num_layers": 5}),
+    "wider and deeper": ("gpt2", "grow", {"hidden_size": 96, "num_layers": 5}),
+    "masked": ("llama", "grow", {"hidden_size": 96, "num_layers": 5, "method": "msg"}),
+    "mixed": ("olmo2", "grow", {"num_layers": 6, "allow_lossy": True}),
+    "smaller": ("llama with biases, tied", "shrink", {"num_layers": 2, "ffn_size": 16}),
+    "smaller mixtures": ("qwen2_moe", "shrink", {"hidden_size": 32}),
+    "transferred": ("phi3", "transfer", {"start": "attention"}),
+    "fused, then apart": ("gpt_neox", "transfer", {"mixers": "mamba"}),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_every_byte_and_every_number_is_counted(name, tmp_path, monkeypatch):
+    family, verb, options = COUNTED[name]
+    with quiet():
+        ALL[family](tmp_path / "src")
+    read, sizes = Checkpoint.read, []
+
+    def counted(self, *given):
+        sizes.append((x := read(self, *given)).nbytes)
+        return x
+
+    monkeypatch.setattr(Checkpoint, "read", counted)
+    told = getattr(growth, verb)(tmp_path / "src", dry_run=True, **options)
+    job, planned = told.costs.job, sum(sizes)
+    sizes.clear()
+    getattr(growth, verb)(tmp_path / "src", tmp_path / "dst", **options)
+    assert job.planned == planned and job.reads == sum(sizes)
+    assert job.writes == sum(file.stat().st_size for file in (tmp_path / "dst").glob("*.safetensors"))
+    if verb == "grow":  # a transfer's fresh mixers are drawn whole, also where one part of them is fresh
+        with Draws() as draws:
+            for _, blocks in made(told.plan, Source(Checkpoint(tmp_path / "src"))):
+                assert sum(x.numel() for x in blocks)
+        assert job.drawn == draws.count
+
+
+class Draws(TorchDispatchMode):
+    """Counts the numbers that are drawn at random."""
+
+    OPS = torch.ops.aten.randn, torch.ops.aten.normal_, torch.ops.aten.uniform_
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        out = function(*arguments, **named or {})
+        self.count += out.numel() if function._overloadpacket in self.OPS else 0
+        return out
+
+
 def test_shrinking_by_magnitude_holds_no_more_than_the_plan_tells(tmp_path):
     """The largest tensor is most of the model: 16 MB, in float64 twice that."""
     with quiet():
@@ -155,9 +210,10 @@ def test_gpus_share_the_state_and_not_what_a_step_makes():
 def test_time_is_bytes_and_numbers_over_rates(source):
     plan = growth.grow(source, hidden_size=168, dry_run=True).plan
     job = job_of(Source(Checkpoint(source)), plan)
-    rates = Machine(10.0, 20.0, 30.0, 40.0)
-    numbers = job.copied / 30 + job.expanded / 40
-    assert job.seconds(rates) == pytest.approx(job.reads / 10 + job.writes / 20 + numbers)
+    rates = Machine(10.0, 20.0, 30.0, 40.0, 100.0, 50.0, 60.0, 70.0)
+    numbers = job.copied / 50 + job.expanded / 60 + job.drawn / 70
+    moved = job.used / 10 + job.hashed / 20 + 100 / 30 + (job.writes - 100) / 40
+    assert job.seconds(rates) == pytest.approx(moved + numbers)
     assert job.copied + job.expanded == plan.parameters
 
 
@@ -166,8 +222,9 @@ def test_a_dry_run_tells_costs(words, source, monkeypatch, capsys):
     verb, *rest = words
     _, out, _ = run(monkeypatch, capsys, verb, source, *rest, "--dry-run", "--json")
     told = json.loads(out)["costs"]
+    assert told["seconds"] > told["planning"] > 0
     assert [x["gpus"] for x in told["training"]] == [1, 8, 64] and told["gpu"]["name"] == H200.name
-    assert told["seconds"] > 0 and told["training"][0]["fits"]
+    assert told["training"][0]["fits"]
     _, out, _ = run(monkeypatch, capsys, verb, source, *rest, "--dry-run")
     assert "costs: reads" in out and "on 64 GPUs" in out
 
@@ -188,6 +245,32 @@ def test_what_learning_takes_is_not_in_it_and_is_said_so(source):
     assert "not in it" not in said[0]
     assert said[1].endswith("; learning by ligo is not in it")
     assert said[2].endswith("; what mixers learn from data is not in it")
+
+
+@pytest.mark.parametrize("remake", ["never", "always"])
+@pytest.mark.parametrize("method, family", [(Ligo, "gpt_neox"), (Mango, "bert"), (Fine, "llama")])
+def test_a_lesson_on_paper_is_the_one_that_is_learned(method, family, remake, tmp_path):
+    with quiet():
+        ALL[family](tmp_path / "src", intermediate_size=128)
+    ids = torch.randint(3, 50, (400,))
+    method = method(data=Windows(ids, T), steps=3, batch_size=B, remake=remake)
+    told = growth.grow(tmp_path / "src", num_layers=4, method=method, dry_run=True)
+    found, lesson = told.costs.learns, told.costs.lesson
+    learner = found.method.learner(found)
+    learned = learner.lesson if method.name == "fine" else learner
+    expansion = learned.expansion
+    expansion.remakes = remake == "always"
+    batch = examples(found.target, B, T)
+    held = [*expansion.parameters(), *expansion.buffers(), *expansion.large[0].buffers(), *batch.values()]
+    optimizer = torch.optim.AdamW(expansion.parameters())
+    with Tape(held) as tape:
+        for _ in range(2):
+            expansion(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert lesson.flops == 3 * tape.flops // 2 == 3 * step_flops(expansion, learned.examples, B, ids.device)
+    assert lesson.memory == pytest.approx(tape.most + sum(x.nbytes for x in held), rel=0.1)
+    assert f"{lesson.flops:.3g} FLOP in 3 steps of {B} windows of {T} tokens" in [*told.costs.lines()][1]
 
 
 def test_the_committed_scale_is_what_is_told():
