@@ -43,6 +43,13 @@ def pytest_collection_modifyitems(config, items):
     items[:] = items[part - 1 :: parts]
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What tests tell of themselves besides that they passed."""
+    for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
+        for name, value in report.user_properties if report.when == "call" else ():
+            terminalreporter.write_line(f"{report.nodeid.partition('::')[2]}: {name} {value}")
+
+
 @pytest.fixture(autouse=True)
 def same_start():
     torch.manual_seed(0)

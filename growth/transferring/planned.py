@@ -69,8 +69,8 @@ class Weights:
 
     @property
     def lossless(self) -> bool:
-        """Does every layer stay what it is in the source?"""
-        return all(self.kept)
+        """Does every layer stay what it is in the source, with all of its weights?"""
+        return all(self.kept) and all(self.copied(*key) for key in self._fresh.place)
 
     def copied(self, weight: str, layer: int | None) -> bool:
         """Is it the source's, as it is there?"""

@@ -52,6 +52,12 @@ def test_each_copy_mode_copies_what_it_says(source, tmp_path, copy, kept):
     assert torch.equal(old.read("gpt_neox.embed_in.weight"), new.read("model.embed_tokens.weight"))
 
 
+@pytest.mark.parametrize("copy", ["norms", "mlp"])
+def test_attention_in_every_layer_is_lossless_only_with_the_feed_forward_blocks(source, tmp_path, copy):
+    report = growth.transfer(source, tmp_path / "out", mixers="attention", copy=copy)
+    assert report.lossless == (copy == "mlp") == (growth.check(source, tmp_path / "out").float32 < 1e-5)
+
+
 def test_every_source_tensor_is_used_or_named_as_dropped(source, tmp_path):
     report = growth.transfer(source, tmp_path / "out", pattern="RMA", dry_run=True)
     used = {name for row in report.plan.rows for name in row.sources}
