@@ -98,8 +98,9 @@ def _parts(found: Mapping[str, Any], where: str = "", depth: int = 3) -> Iterato
 
 def _refuse_unknown(file: Path, kind: Any) -> None:
     if isinstance(kind, str) and kind not in CONFIG_MAPPING:
-        (nearest,) = difflib.get_close_matches(kind, CONFIG_MAPPING.keys(), 1, cutoff=0)
-        remedy = f"the nearest is {nearest}; Python code that comes with a checkpoint is not run"
+        alike = difflib.get_close_matches(kind, CONFIG_MAPPING.keys(), 1, cutoff=0.8)
+        remedy = f"if that is a slip, write {alike[0]}; " if alike else ""
+        remedy += "Python code that comes with a checkpoint is not run"
         if kind in ELSEWHERE:
             remedy = f"it is known in Python after `import {ELSEWHERE[kind]}`"
         got = reason(ValueError(repr(kind)))

@@ -28,7 +28,7 @@ from growth.optimizing.shares import shares
 from growth.plan import Plan, Recipe, Source, in_dtype
 from growth.record import named, new_record, refuse_closed
 from growth.report import Report
-from growth.sizes import Sizes, changed, chosen_sizes, recorded, sizes_of
+from growth.sizes import Sizes, changed, chosen_sizes, followed, recorded, sizes_of
 from growth.targets import refuse_lossy, scale_eps, target_of
 from growth.writing import SHARD_BYTES, refuse_odd_shards, write_checkpoint
 
@@ -155,6 +155,7 @@ class Growth:
     method: Method
     maps: Maps
     seed: int
+    followed: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -181,7 +182,8 @@ class Growth:
             itemsize = max(source.checkpoint.dtype(name).itemsize for name in source.on_disk.values())
             itemsize = getattr(torch, dtype).itemsize if dtype else itemsize
             refuse_too_large(dst, new.parameters * itemsize)
-        return cls(source, target, method, method.maps(old, new, seed), seed)
+        lines = followed(source.model, target, wanted)
+        return cls(source, target, method, method.maps(old, new, seed), seed, lines)
 
     @property
     def models(self) -> tuple[Architecture, Architecture]:
@@ -229,6 +231,7 @@ class Growth:
         """What else a report says."""
         errors = settings.get("errors", {})
         return (
+            *self.followed,
             *held_still(plan),
             *self.method.lines(*self.models),
             *learning(settings.get("training_losses", ())),

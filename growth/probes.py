@@ -10,9 +10,8 @@ from growth.checkpoint import Checkpoint
 from growth.errors import Refusal, refuse
 from growth.families import FAMILIES
 from growth.loading import load_tokenizer
-from growth.training.corpus import tokens
 from growth.training.data import positions
-from growth.training.texts import load_text
+from growth.training.sampled import first_tokens
 
 MASKED = 0.15  # of the tokens, as in training
 
@@ -95,14 +94,14 @@ def _random(config: PreTrainedConfig, kind: str, shape: tuple[int, int], draw: t
 
 def _read(text: str | Path, old: Checkpoint, batch: int, T: int) -> Tensor:
     """The first tokens of a text, at most [batch, T]."""
-    corpus = tokens(load_text(text, "text"), load_tokenizer(old.path))
+    corpus = first_tokens(text, load_tokenizer(old.path), batch * T, "text")
     if not len(corpus):
         raise refuse(f"text {text}", "a token at least", "none", "name another")
     if (most := corpus.max().item()) >= (V := old.config.vocab_size):
         raise refuse(f"text {text}", f"tokens below the model's {V}", most, "use the model's tokenizer")
     T = min(T, len(corpus))
     rows = min(batch, len(corpus) // T)
-    return corpus[: rows * T].view(rows, T).long()
+    return corpus[: rows * T].view(rows, T)
 
 
 def _masked(ids: Tensor, old: Checkpoint, draw: torch.Generator) -> dict[str, Tensor]:

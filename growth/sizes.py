@@ -80,6 +80,43 @@ def changed(old: Model, new: Model) -> dict[str, tuple[int, int]]:
     return {flag: (before, after) for flag, (before, after) in pairs.items() if before != after}
 
 
+def followed(old: Model, new: Model, wanted: Sizes) -> tuple[str, ...]:
+    """A line on each size that nobody asked for, and that is not as the others are to each other."""
+    have, is_now, lines = sizes_of(old), sizes_of(new), []
+    if wanted.heads is None and have.heads and is_now.heads * have.hidden != have.heads * is_now.hidden:
+        lines.append(
+            f"num-heads: {is_now.heads}, for {have.heads} x {is_now.hidden} / {have.hidden} is no whole "
+            "number; --num-heads chooses"
+        )
+    lines += dict.fromkeys(filter(None, (_regrouped(old, new, op, wanted) for op in _grouped(old))))
+    counts = [getattr(x.config, "num_experts_per_tok", None) for x in (old, new)]
+    if wanted.experts is not None and counts[0] != counts[1]:
+        lines.append(f"experts: {counts[1]} count for a token instead of {counts[0]}, as many as are left")
+    return tuple(lines)
+
+
+def _grouped(model: Model) -> list[Attention]:
+    return [op for op in model.architecture.all_ops if isinstance(op, Attention)]
+
+
+def _regrouped(old: Model, new: Model, op: Attention, wanted: Sizes) -> str:
+    """Where heads do not divide into groups as large as the source's: what they became, what keeps them."""
+    wires, now = old.architecture.wires, new.architecture.wires
+    Q, G, P, H = wires[op.query].units, wires[op.key].units, now[op.query].units, now[op.key].units
+    ours = _mixing(old) and op.query == _mixing(old).query
+    if H == G or P // H == Q // G or (ours and wanted.kv_heads is not None):
+        return ""
+    group = Q // G
+    whole = P // group * group if P < Q else (P // group + 1) * group
+    by_width = wanted.heads is None and Q * wires[op.query].width == sizes_of(old).hidden
+    flag, size = ("hidden-size", whole * wires[op.query].width) if by_width else ("num-heads", whole)
+    ways = ["--num-kv-heads chooses"] * bool(ours) + [f"--{flag} {size} keeps groups of {group}"] * bool(
+        whole
+    )
+    name = FLAGS["kv_heads"] if ours else op.key.removesuffix(".{}")
+    return f"{name}: {H} for {P} heads, where the source has {G} for {Q}; {', '.join(ways)}"
+
+
 def resized(model: Model, wanted: Sizes, order: Order, direction: Direction = "grow") -> PreTrainedConfig:
     """The target's configuration: larger, or in the other direction smaller, with lists of layers in the
     order in which a method puts them.

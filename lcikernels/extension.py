@@ -1,22 +1,33 @@
 """The compiled library: loaded once, on import. Where that fails, the reason is kept."""
 
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 LIBRARY = Path(__file__).with_name("_C.so")
+BUILD = "pip install --no-build-isolation -e ."
 
 
 def load(library: Path) -> str | None:
     """Enter the library's ops as `torch.ops.lcikernels_cpp`; returns why that is not possible, or None."""
     if not library.exists():
-        return "not compiled: LCIKERNELS_BUILD=cpu pip install --no-build-isolation . says what is missing"
+        return missing(library)
     try:
         torch.ops.load_library(library)
     except OSError as error:
         return f"{library} does not load: {error}"
     return None
+
+
+def missing(library: Path) -> str:
+    """What helps: a folder of sources hides what was installed from it, for Python finds it first."""
+    for folder in sys.path:
+        if (installed := Path(folder, *library.parts[-2:])).exists():
+            here = f"{library.parent} is not compiled, and hides {installed.parent}, which is"
+            return f"{here}: start Python in another folder, or compile this one: {BUILD}"
+    return f"not compiled: LCIKERNELS_BUILD=cpu {BUILD} says what is missing"
 
 
 WHY_NOT = load(LIBRARY)
@@ -38,7 +49,9 @@ def on_cuda(op: str, x: Tensor) -> str | None:
     if WHY_NOT:
         return WHY_NOT
     if not has_cuda(op):
-        return "not compiled: LCIKERNELS_BUILD=cuda pip install --no-build-isolation . says what is missing"
+        return (
+            "not compiled: LCIKERNELS_BUILD=cuda pip install --no-build-isolation -e . says what is missing"
+        )
     if x.device.type != "cuda":
         return f"it runs on a GPU, x is on {x.device}"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):

@@ -40,6 +40,20 @@ def test_cuda_kernels_say_why_they_cannot_run():
     assert why == "it runs on a GPU, x is on cpu" or why.startswith("not compiled")
 
 
+def test_sources_that_hide_a_compiled_copy_say_so(tmp_path, monkeypatch):
+    """As after a regular installation, where Python is started in the folder that it was made from."""
+    for folder in ("sources", "site"):
+        (tmp_path / folder / "lcikernels").mkdir(parents=True)
+    library = tmp_path / "sources/lcikernels/_C.so"
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "sources"), str(tmp_path / "site")])
+    assert extension.load(library).startswith("not compiled: ")
+    (tmp_path / "site/lcikernels/_C.so").touch()
+    assert extension.load(library) == (
+        f"{library.parent} is not compiled, and hides {tmp_path}/site/lcikernels, which is: start Python in "
+        "another folder, or compile this one: pip install --no-build-isolation -e ."
+    )
+
+
 def test_a_library_that_is_missing_or_broken_is_a_reason(tmp_path):
     assert "LCIKERNELS_BUILD=cpu" in extension.load(tmp_path / "_C.so")
     (tmp_path / "_C.so").write_bytes(b"no library")

@@ -21,6 +21,13 @@ def test_the_first_screen_has_two_commands_three_lines_of_patch_and_both_tables(
     assert "![" not in screen.partition("<!--")[0]
 
 
+def test_what_is_installed_as_the_readme_says_runs_in_this_folder():
+    """Python that is started here imports this folder, where `-e` alone puts compiled kernels."""
+    (lines,) = (commands(block) for block in blocks("README.md") if "pip install" in block.text)
+    assert ["python", "-m", "lcikernels"] in lines
+    assert all("-e" in words for words in lines if any(word.startswith(".") for word in words))
+
+
 def test_the_tree_in_the_readme_names_every_source_file():
     tree = README.partition("## The tree")[2].partition("\n## ")[0]
     command = ["git", "ls-files", "*.py", "*.cpp", "*.h", "*.cu", "*.cuh", "docs/*.md"]

@@ -32,7 +32,13 @@ class Learned:
     def __init__(self, growth: "Growth"):
         self.growth, method, source = growth, growth.method, growth.source
         self.examples = examples_for(
-            source, method.data, method.batch_size, method.sequence_length, method.name
+            source,
+            method.data,
+            method.batch_size,
+            method.sequence_length,
+            method.name,
+            batches=method.steps,
+            seed=growth.seed,
         )
         old, new = source.model.architecture, growth.target.architecture
         operator = method.operator(source, old, new, growth.maps, growth.seed)
@@ -55,9 +61,14 @@ def examples_for(
     sequence_length: int | None,
     method: str,
     field: str = "text",
+    *,
+    batches: int,
+    more: int = 0,
+    seed: int = 0,
 ) -> Examples:
     """Data as examples: text, of rows their `field`, in windows of `sequence_length` tokens; by default
-    LENGTH, or as many as the model has positions.
+    LENGTH, or as many as the model has positions. Of much text so many batches, and `more` windows, that
+    `seed` draws.
 
     Raises Refusal where there are none, where they do not fit the model, or fill no batch.
     """
@@ -71,7 +82,8 @@ def examples_for(
     refuse_other_kind(source.model, data)
     length = window_length(config, data, None, sequence_length, usual=LENGTH)
     if not isinstance(data, Examples):
-        data = examples_of(data, load_tokenizer(source.checkpoint.path), length, field=field)
+        tokenizer, most = load_tokenizer(source.checkpoint.path), max(1, batches) * batch_size + more
+        data = examples_of(data, tokenizer, length, field=field, most=most, seed=seed)
     data.refuse_unfit(batch_size, config)
     return data
 

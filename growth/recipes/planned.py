@@ -20,7 +20,7 @@ from growth.recipes.recipe import Recipe
 from growth.shrinking.keeping import order_of
 from growth.shrinking.shrinking import SCORES, refuse_unused
 from growth.shrinking.smaller import chosen_layers
-from growth.sizes import FLAGS, Sizes, changed, resized
+from growth.sizes import FLAGS, Sizes, changed, followed, resized
 from growth.targets import scale_eps, target_of
 from growth.training.dropping import dropping
 from growth.training.freeze import transferred
@@ -99,7 +99,7 @@ def _grow(given: dict[str, Any], here: State) -> str:
     scale_eps(new.config, maps)
     here.model, here.still = new, maps.still is not None
     here.closed = maps.fresh and bool(closed(old.architecture, new.architecture, maps))
-    return f"by {method.name}: {_sizes(old, new)}"
+    return "; ".join((f"by {method.name}: {_sizes(old, new)}", *followed(old, new, wanted)))
 
 
 def _shrink(given: dict[str, Any], here: State) -> str:
@@ -123,7 +123,7 @@ def _shrink(given: dict[str, Any], here: State) -> str:
     alike = all(len(set(stack.kinds)) == 1 for stack in old.architecture.stacks.values())
     here.model = new if alike or layers is not None or sizes.layers is None else None
     here.still = here.closed = False
-    return f"by {given['score']}: {_sizes(old, new)}"
+    return "; ".join((f"by {given['score']}: {_sizes(old, new)}", *followed(old, new, sizes)))
 
 
 def _refuse_closed(what: str, here: State) -> None:

@@ -108,7 +108,8 @@ def windows_for(
         raise refuse("data", f"{'Images' if sees else 'text'} for {what}", got, remedy)
     length = window_length(source.config, data, None, length, usual=LENGTH)
     if not isinstance(data, Examples):
-        data = examples_of(data, load_tokenizer(source.checkpoint.path), length, field=field)
+        tokenizer = load_tokenizer(source.checkpoint.path)
+        data = examples_of(data, tokenizer, length, field=field, most=count, seed=seed)
     data.refuse_foreign(source.config)
     return data.sample(count, seed)
 

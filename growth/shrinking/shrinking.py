@@ -23,7 +23,7 @@ from growth.shrinking.magnitude import Magnitude
 from growth.shrinking.merging import Merged
 from growth.shrinking.scores import Activation, Redundancy
 from growth.shrinking.smaller import Noted, Smaller, chosen_layers
-from growth.sizes import Sizes, changed, chosen_sizes, resized
+from growth.sizes import Sizes, changed, chosen_sizes, followed, resized
 from growth.training.data import Data
 from growth.writing import SHARD_BYTES, refuse_odd_shards, write_checkpoint
 
@@ -133,6 +133,7 @@ def shrink(
         tuple(smaller.lost(merges)),
         changed(source.model, target),
         {"calibration": _told(found) | {"cached": found.cached}} if found else {},
+        followed(source.model, target, wanted),
         costs=costs_of(source, target, plan, dst, seconds, shard_bytes, by_data) if dry_run else None,
     )
 

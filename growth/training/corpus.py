@@ -102,10 +102,12 @@ def _cleared(cache: Path) -> None:
         cache.rmdir()
 
 
-def encoded(found: Iterable[Piece], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], bool]]:
-    """The tokens of each piece, and whether a document ends with them."""
+def encoded(
+    found: Iterable[Piece], tokenizer: PreTrainedTokenizerBase, most: int | None = None
+) -> Iterator[tuple[list[int], bool]]:
+    """The tokens of each piece, and whether a document ends with them; most: of `batches`."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for batch in batches(found):
+    for batch in batches(found, most):
         ids = tokenizer(
             [piece for piece, _ in batch],
             add_special_tokens=False,
@@ -116,13 +118,13 @@ def encoded(found: Iterable[Piece], tokenizer: PreTrainedTokenizerBase) -> Itera
             yield part + end if last else part, last
 
 
-def batches(found: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces, about texts.PIECE characters of them at a time."""
+def batches(found: Iterable[Piece], most: int | None = None) -> Iterator[list[Piece]]:
+    """Pieces, about `most` or texts.PIECE characters of them at a time."""
     batch, size = [], 0
     for piece in found:
         batch.append(piece)
         size += len(piece[0])
-        if size >= texts.PIECE:
+        if size >= (most or texts.PIECE):
             yield batch
             batch, size = [], 0
     if batch:

@@ -12,15 +12,18 @@ import io
 import json
 import stat
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from contextlib import contextmanager
+from itertools import accumulate, chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from growth.errors import Refusal, reason, refuse
 
-PIECE = 1 << 20  # characters; the tokenizer holds about 100 bytes a token, so 100 MB
-BLOCK = 1 << 20  # bytes read at once
+PIECE = (
+    1 << 20
+)  # characters, where nobody says how many; the tokenizer holds about 100 bytes a token, so 100 MB
+BLOCK = 1 << 20  # bytes read at once, of files that are read whole
 ROWS = 64  # rows read at once: a row of web text takes some kB
 MARKS = {  # the longer first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -28,27 +31,32 @@ MARKS = {  # the longer first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+CONTINUED = bytes(range(0x80, 0xC0))  # what no character of UTF-8 begins with
 JSON_LINES = (".jsonl", ".json")
 SAVED, SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # save_to_disk's
 
 Paths = str | Path | Iterable[str | Path]
 Piece = tuple[str, bool]  # at most PIECE characters, and whether its document ends with them
+Part = tuple[float, float]  # from this share of a file up to that one
+WHOLE = (0.0, 1.0)
 
 
-def documents(paths: Paths, what: str = "data", field: str = "text") -> Iterator[Piece]:
+def documents(
+    paths: Paths, what: str = "data", field: str = "text", most: int | None = None
+) -> Iterator[Piece]:
     """The documents of files, in the order given; of a folder, every file below it, in the order of names.
 
     Hidden files are left out of a folder, and so are its empty files, and empty rows; links are followed. A
     byte-order mark is no text. Documents are cut behind a line where there is one. Raises Refusal, which
     calls the argument `what`, where a file is missing or cannot be read, is not UTF-8, where a row is no JSON
     object or has no string in `field`, where a file that was named is empty, and where a folder holds no text
-    at all.
+    at all. most: characters of a piece.
     """
     for path in named(paths, what):
         empty, count = True, 0
         for file in files_below(path, what):
             count += 1
-            for piece in _documents(file, f"{what} {file}", field):
+            for piece in documents_in(file, f"{what} {file}", field, most=most):
                 empty = False
                 yield piece
         if empty:
@@ -67,13 +75,13 @@ def load_text(paths: Paths, what: str = "data", field: str = "text") -> list[str
     return texts
 
 
-def pieces(blocks: Iterable[str]) -> Iterator[Piece]:
-    """One document, given in blocks of any size, in pieces of at most PIECE characters."""
-    rest = ""
+def pieces(blocks: Iterable[str], most: int | None = None) -> Iterator[Piece]:
+    """One document, given in blocks of any size, in pieces of at most `most` or PIECE characters."""
+    rest, most = "", most or PIECE
     for block in blocks:
         rest += block
-        while len(rest) > PIECE:
-            end = rest.rfind("\n", 0, PIECE) + 1 or PIECE
+        while len(rest) > most:
+            end = rest.rfind("\n", 0, most) + 1 or most
             yield rest[:end], False
             rest = rest[end:]
     yield rest, True
@@ -123,57 +131,83 @@ def files_below(path: Path, what: str, above: tuple[Path, ...] = ()) -> Iterator
         yield from files_below(file, what, (*above, real))
 
 
-def _documents(file: Path, name: str, field: str) -> Iterator[Piece]:
+def documents_in(
+    file: Path, name: str, field: str, part: Part = WHOLE, most: int | None = None
+) -> Iterator[Piece]:
+    """The documents of a file, in pieces of at most `most` or PIECE characters.
+
+    name: what a refusal calls it. part: of text what lies there, from a line's begin on; of rows those that
+    begin there, of Parquet those of the groups that do. So parts that make up the file have every row once,
+    and all text but the rest of a line at each seam.
+    """
     if file.is_dir():
-        rows = _saved_rows(file, name, field)
+        rows = _saved_rows(file, name, field, part)
     elif file.suffix == ".parquet":
-        rows = _parquet_rows(file, name, field)
+        rows = _parquet_rows(file, name, field, part)
     elif file.suffix in JSON_LINES:
-        rows = _json_rows(file, name, field)
+        rows = _json_rows(file, name, field, part)
     else:
-        yield from _text(file, name)
+        yield from _text(file, name, part, most)
         return
     for row in rows:
         if row.strip():
-            yield from pieces([row])
+            yield from pieces([row], most)
 
 
-def _text(file: Path, name: str) -> Iterator[Piece]:
+def _text(file: Path, name: str, part: Part, most: int | None) -> Iterator[Piece]:
     """A text file as one document, none where it is blank."""
-    blocks, head = _decoded(file, name), ""
+    blocks, head = _decoded(file, name, part, min(most or BLOCK, BLOCK)), ""
     for block in blocks:
         head += block
         if head.strip():
-            yield from pieces(chain([head], blocks))
+            yield from pieces(chain([head], blocks), most)
             return
 
 
-def _decoded(file: Path, name: str) -> Iterator[str]:
+def _decoded(file: Path, name: str, part: Part, size: int) -> Iterator[str]:
     """What a text file says, its lines ended alike."""
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
-    end = 0  # of what was read
-    for block in chain(_blocks(file, name), [b""]):
+    begin, stop = _bytes(file, name, part)
+    end = begin  # of what was read
+    for block in chain(_blocks(file, name, begin, stop, size), [b""]):
         if not end:
             _refuse_marked(block, name)
             end = len(codecs.BOM_UTF8) if block.startswith(codecs.BOM_UTF8) else 0
             block = block[end:]
+        elif end == begin:
+            cut = block.find(b"\n") + 1 or len(block) - len(block.lstrip(CONTINUED))
+            block, end = block[cut:], end + cut
         if (zero := block.find(0)) >= 0:
             remedy = "is it UTF-16, or binary? Convert it to UTF-8, or leave it out"
             raise refuse(name, "UTF-8 text", f"NUL bytes, the first at {end + zero}", remedy)
         end += len(block)
         try:
-            yield decoder.decode(block, final=not block)
+            yield decoder.decode(block, final=not block and stop is None)
         except UnicodeDecodeError as error:
             raise _not_utf8(error, name, end - len(error.object)) from error
 
 
-def _blocks(file: Path, name: str) -> Iterator[bytes]:
+def _bytes(file: Path, name: str, part: Part) -> tuple[int, int | None]:
+    """Where a part begins and ends; None for the end of the file, which may be growing."""
+    begin, end = part
+    with _reading(name):
+        size = file.stat().st_size
+    return int(begin * size), None if end == 1 else int(end * size)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
     try:
-        with file.open("rb") as stream:
-            while block := stream.read(BLOCK):
-                yield block
+        yield
     except OSError as error:
         raise refuse(name, "a file that can be read", error.strerror, "check its permissions") from error
+
+
+def _blocks(file: Path, name: str, begin: int, end: int | None, size: int) -> Iterator[bytes]:
+    with _reading(name), file.open("rb") as stream:
+        stream.seek(begin)
+        while block := stream.read(size if end is None else min(size, end - stream.tell())):
+            yield block
 
 
 def _refuse_marked(start: bytes, name: str) -> None:
@@ -187,10 +221,12 @@ def _not_utf8(error: UnicodeDecodeError, name: str, before: int) -> Refusal:
     return refuse(name, "UTF-8 text", got, "convert the file, or leave it out")
 
 
-def _json_rows(file: Path, name: str, field: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(file, name), 1):
-        where, remedy = f"{name}, line {number}", "write one object a line, or name the file .txt"
-        if number == 1:
+def _json_rows(file: Path, name: str, field: str, part: Part) -> Iterator[str]:
+    begin, end = _bytes(file, name, part)
+    since = f" behind byte {begin}" if begin else ""
+    for number, line in enumerate(_lines(file, name, begin, end), 1):
+        where, remedy = f"{name}, line {number}{since}", "write one object a line, or name the file .txt"
+        if number == 1 and not begin:
             _refuse_marked(line, name)
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():
@@ -207,32 +243,47 @@ def _json_rows(file: Path, name: str, field: str) -> Iterator[str]:
         yield _string(row[field], where, field)
 
 
-def _lines(file: Path, name: str) -> Iterator[bytes]:
-    rest = b""
-    for block in _blocks(file, name):
-        *lines, rest = (rest + block).split(b"\n")
-        yield from lines
-    yield rest
+def _lines(file: Path, name: str, begin: int, end: int | None) -> Iterator[bytes]:
+    """Those that begin between two bytes."""
+    with _reading(name), file.open("rb") as stream:
+        at = begin
+        if begin:
+            stream.seek(begin - 1)
+            at += len(stream.readline(-1 if end is None else end - begin + 1)) - 1
+        while (end is None or at < end) and (line := stream.readline()):
+            at += len(line)
+            yield line.removesuffix(b"\n")
 
 
-def _parquet_rows(file: Path, name: str, field: str) -> Iterator[str]:
+def _parquet_rows(file: Path, name: str, field: str, part: Part) -> Iterator[str]:
     pyarrow, parquet = _library("pyarrow", name), _library("pyarrow.parquet", name)
     try:
         with parquet.ParquetFile(file) as table:
             _refuse_fieldless(table.schema_arrow.names, name, field)
-            rows = table.iter_batches(batch_size=ROWS, columns=[field])
+            rows = table.iter_batches(
+                batch_size=ROWS, columns=[field], row_groups=_groups(table.metadata, part)
+            )
             yield from _strings((batch.column(0).to_pylist() for batch in rows), name, field)
     except (pyarrow.ArrowException, OSError) as error:
         raise refuse(name, "a Parquet file", reason(error), "write it again, or leave it out") from error
 
 
-def _saved_rows(folder: Path, name: str, field: str) -> Iterator[str]:
+def _groups(metadata: Any, part: Part) -> list[int]:
+    """The groups of rows that begin in a part."""
+    sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    begin, end = (int(share * metadata.num_rows) for share in part)
+    return [i for i, row in enumerate(accumulate(sizes[:-1], initial=0)) if begin <= row < end]
+
+
+def _saved_rows(folder: Path, name: str, field: str, part: Part) -> Iterator[str]:
     datasets = _library("datasets", name)
     try:
         table = datasets.load_from_disk(str(folder))
     except Exception as error:  # damaged files raise whatever the parser that meets them does
         raise refuse(name, "a data set that save_to_disk wrote", reason(error), "save it again") from error
     _refuse_fieldless(table.column_names, name, field)
+    if part != WHOLE:
+        table = table.select(range(*(int(share * len(table)) for share in part)))
     rows = table.select_columns([field]).with_format("arrow").iter(batch_size=ROWS)
     yield from _strings((batch.column(0).to_pylist() for batch in rows), name, field)
 

@@ -66,7 +66,17 @@ def fitting_of(
         expected, remedy = f"1 to {most} layers that keep their attention", "choose a number in between"
         raise refuse("keep-attention", expected, f"auto:{keep}", remedy)
     for_what = "align" if how.steps else "keep-attention auto"
-    windows = examples_for(starting.source, data, how.batch_size, how.sequence_length, for_what, field)
+    windows = examples_for(
+        starting.source,
+        data,
+        how.batch_size,
+        how.sequence_length,
+        for_what,
+        field,
+        batches=how.batches,
+        more=0 if keep is None else HELD_OUT,
+        seed=starting.seed,
+    )
     if keep is None:
         return Fitting(how, windows)
     if len(windows) < (least := how.batch_size + HELD_OUT):

@@ -427,6 +427,37 @@ def test_every_size_that_changed_is_told_with_those_that_nobody_gave(broken, mon
     assert json.loads(run(monkeypatch, capsys, *words, "--json")[1])["sizes"]["num-kv-heads"] == [2, 5]
 
 
+GROUPS = {  # of 4 or 8 heads, 2 groups; what is told of sizes that nobody gave
+    "smaller groups": (("llama", "--num-heads", 5), "5 for 5 heads, where the source has 2 for 4; "
+        "--num-kv-heads chooses, --num-heads 6 keeps groups of 2"),
+    "by the width": (("grouped", "--hidden-size", 72), "9 for 9 heads, where the source has 2 for 8; "
+        "--num-kv-heads chooses, --hidden-size 96 keeps groups of 4"),
+    "asked for": (("grouped", "--hidden-size", 72, "--num-kv-heads", 9), ""),
+    "kept": (("grouped", "--hidden-size", 96), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_groups_of_heads_that_become_others_are_told_with_what_keeps_them(broken, monkeypatch, capsys, case):
+    (name, *words), told = GROUPS[case]
+    code, out, _ = run(monkeypatch, capsys, "grow", broken / name, *words, "--dry-run")
+    assert code == 0 and [x for x in out.splitlines() if x.startswith("num-kv-heads: ")] == (
+        [f"num-kv-heads: {told}"] if told else []
+    )
+
+
+def test_heads_and_experts_that_do_not_follow_the_rest_are_told(tmp_path):
+    wide = ALL["llama"](tmp_path / "wide", num_attention_heads=4, head_dim=24)
+    assert growth.grow(wide, hidden_size=72, dry_run=True).lines[0] == (
+        "num-heads: 4, for 4 x 72 / 64 is no whole number; --num-heads chooses"
+    )
+    assert not growth.grow(wide, hidden_size=96, dry_run=True).lines
+    mixture = ALL["qwen3_moe"](tmp_path / "mixture")
+    told = "experts: 1 count for a token instead of 2, as many as are left"
+    assert told in growth.shrink(mixture, experts=1, dry_run=True).lines
+    assert not growth.shrink(mixture, experts=3, dry_run=True).lines
+
+
 def test_a_number_is_no_size_and_heads_without_groups_are_told_once(source):
     with pytest.raises(Refusal, match="sizes: expected growth.Sizes, got 168; such as Sizes"):
         growth.grow(source, sizes=168, dry_run=True)

@@ -63,7 +63,7 @@ CONFIG = {
     "compressed": ({"compression_config": {"format": "pack-quantized"}}, "not quantized, got compression"),
     "a kind of nobody": (
         {"model_type": "gpt-neoxx"},
-        "got 'gpt-neoxx'; the nearest is gpt_neox",
+        "got 'gpt-neoxx'; if that is a slip, write gpt_neox; Python code",
     ),
     "no kind": ({"model_type": None}, "expected a configuration"),
 }

@@ -11,11 +11,13 @@ import torch
 from checkpoints import ALL, bert, inputs
 from transformers import MambaConfig, MambaForCausalLM
 
+import growth
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
 from growth.loading import load_model
 from growth.locks import alone_in
-from growth.training import corpus, texts
+from growth.shrinking.redundancy import redundancy
+from growth.training import corpus, data, sampled, texts
 from growth.training.corpus import kept_beside, read_corpus
 from growth.training.data import Windows, examples_of
 from growth.training.packing import refuse_mixing
@@ -338,3 +340,81 @@ def test_windows_that_do_not_know_their_documents_cannot_be_packed():
         examples_of(Windows(torch.arange(12), 4), None, 4, pack=True)
     windows = Windows(torch.arange(12), 4, np.array([0]))
     assert examples_of(windows, None, 4, pack=True) is windows
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "saved", "text.txt"])
+def test_parts_of_a_file_make_up_the_whole(tmp_path, name):
+    """Every row is in one of them, and of a text all but the rest of a line at each seam."""
+    datasets, parquet = pytest.importorskip("datasets"), pytest.importorskip("pyarrow.parquet")
+    rows = [f"{i} ä漢" + "." * (i % 7) for i in range(40)]
+    (tmp_path / "rows.jsonl").write_bytes(lines([{"text": row} for row in rows]))
+    (tmp_path / "text.txt").write_text("\n".join(rows))
+    data = datasets.Dataset.from_dict({"text": rows})
+    parquet.write_table(data.data.table, tmp_path / "rows.parquet", row_group_size=6)
+    data.save_to_disk(tmp_path / "saved")
+    file = tmp_path / name
+    for count in (1, 3, 17, *[500] * (name in ("rows.jsonl", "text.txt"))):  # parts of less than a character
+        bounds = [i / count for i in range(count + 1)]
+        parts = [list(texts.documents_in(file, name, "text", part)) for part in zip(bounds, bounds[1:])]
+        found = [piece for part in parts for piece, _ in part]
+        if name != "text.txt":
+            assert found == rows
+        elif count < 20:
+            kept = "\n".join(found).split("\n")
+            assert [row for row in kept if row in rows] == [row for row in rows if row in kept]
+            assert len(kept) > len(rows) - count
+        assert all(part for part in parts) or count > 3
+
+
+def small_samples(monkeypatch):
+    """Whatever is read is too much to be read whole."""
+    monkeypatch.setattr(sampled, "SMALL", 0)
+    monkeypatch.setattr(sampled, "TOKEN", 1)
+    monkeypatch.setattr(sampled, "PIECE", 64)
+
+
+def test_some_windows_are_drawn_from_everywhere_and_the_rest_is_not_read(tmp_path, monkeypatch):
+    """Two files of different formats, of a byte a token: a line has 10 tokens, its number among them."""
+    (tmp_path / "a.txt").write_text("".join(f"{i:09d}\n" for i in range(800)))
+    (tmp_path / "b.jsonl").write_bytes(lines([{"text": f"{i:09d}\n"} for i in range(800, 1000)]))
+    read, counted = [], texts._blocks
+    monkeypatch.setattr(texts, "_blocks", lambda *args: (read.append(len(x)) or x for x in counted(*args)))
+    assert sampled.some_tokens(tmp_path, byte_tokenizer(), 20, 32) is None, "12 kB are read whole"
+    small_samples(monkeypatch)
+    drawn = [sampled.some_tokens(tmp_path, byte_tokenizer(), 20, 32, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    numbers = [int(bytes(window.tolist()).split()[0]) for window in drawn[0].view(32, 20)]
+    assert numbers == sorted(numbers) and numbers[-1] >= 800
+    assert max(b - a for a, b in zip([0, *numbers], [*numbers, 1000])) < 1000 / 32 * 3
+    assert sum(read) < 3 * 32 * 4 * 64, "of each part some pieces"
+    many = sampled.some_tokens(tmp_path, byte_tokenizer(), 20, 400)
+    assert len({int(bytes(x.tolist()).split()[0]) for x in many.view(400, 20)}) == 400, "none twice"
+    assert sampled.some_tokens(tmp_path, byte_tokenizer(), 20, 520) is None, "more than there is"
+
+
+def test_first_tokens_are_those_of_all_and_nothing_behind_them_is_read(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"{i}\n" for i in range(9000)))
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    found = sampled.first_tokens(tmp_path, byte_tokenizer(), 300, "text")
+    assert bytes(found.tolist()) == (tmp_path / "a.txt").read_bytes()[:300]
+    assert len(sampled.first_tokens(tmp_path / "a.txt", byte_tokenizer(), 10**6, "text")) == 43890
+
+
+@pytest.mark.parametrize("verb", ["check", "redundancy", "align", "ligo", "gradmax"])
+def test_who_takes_some_windows_reads_no_more(source, tmp_path, monkeypatch, verb):
+    file = tmp_path / "text.txt"
+    file.write_text("the quick brown fox jumps over the lazy dog.\n" * 200)
+    small_samples(monkeypatch)
+    monkeypatch.setattr(data, "read_corpus", lambda *args: pytest.fail("it read everything"))
+    few = {"batch_size": 2, "sequence_length": 8, "data": file}
+    how = growth.Alignment(steps=1, batches=1, batch_size=2, sequence_length=8)
+    if verb == "check":
+        (tmp_path / "z.txt").write_bytes(b"\xff")  # which is no text
+        growth.check(source, source, text=tmp_path, length=8)
+    elif verb == "redundancy":
+        redundancy(source, file, windows=3, sequence_length=8, cache=tmp_path / "cache")
+    elif verb == "align":
+        growth.transfer(source, tmp_path / "out", mixers="retention", align=how, data=file, dry_run=True)
+    else:
+        method = growth.Ligo(steps=2, **few) if verb == "ligo" else growth.GradMax(batches=2, **few)
+        growth.grow(source, tmp_path / "out", growth.Sizes(ffn=192), method, dry_run=True)
