@@ -1,7 +1,7 @@
 """The folder of a run: what it goes on from, and what must not be lost.
 
     lock               of the process that works in it (growth.locks)
-    settings.json      what was asked for; a run goes on under the same
+    settings.json      what was asked for; a run goes on under the same, or at a lower rate (training.lowered)
     checkpoint-N/      the Trainer's, of the newest two steps that were saved
     model/             the result, until it takes its place
 
@@ -33,11 +33,13 @@ from growth.jsonfile import read_object
 from growth.locks import alone_in, appear, refuse_busy
 from growth.training.division import Division
 from growth.training.finite import NotFinite
+from growth.training.lowered import is_lowered, lowered, note_stop
 from growth.training.pieces import METADATA, Pieces
 from growth.training.processes import agree, refuse_lost
 
 SUFFIX = ".unfinished"  # the folder of a run is that of its result and this
 MODEL = "model"
+SETTINGS = "settings.json"
 STATE = "trainer_state.json"  # the Trainer writes it last
 LOADED = r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth"  # archives whose tensors the Trainer takes
 KEPT = 2  # checkpoints; a third is written before the first is removed
@@ -156,6 +158,18 @@ def left(run: Path) -> str:
     return _trained(run) or (f"pass --resume to go on from {saved.name}" if saved else "")
 
 
+def kept_before(run: Path, error: NotFinite) -> str:
+    """What to do after a loss that is not finite. Checkpoints that lead to it at every rate are removed."""
+    for folder, step in _checkpoints(run).items():
+        if step > error.good:
+            shutil.rmtree(folder, ignore_errors=True)
+    note_stop(run / SETTINGS, error.step)
+    look = ", or look at that batch" if error.batch else ""
+    if good := newest(run):
+        return f"the last good checkpoint is {good}; --resume goes on from it at a lower learning rate{look}"
+    return f"no good checkpoint was saved before; choose a lower learning rate{look}"
+
+
 def newest(run: Path) -> Path | None:
     """The last checkpoint that was written to its end."""
     return next((folder for folder in _checkpoints(run) if (folder / STATE).exists()), None)
@@ -269,14 +283,14 @@ def _flaw(file: Path) -> str:
     return ""
 
 
-def _checkpoints(run: Path) -> list[Path]:
-    """The Trainer's folders, the newest first, whole or not."""
+def _checkpoints(run: Path) -> dict[Path, int]:
+    """The Trainer's folders and their steps, the newest first, whole or not."""
     step = {
         folder: int(found[1])
         for folder in run.glob("checkpoint-*")
         if (found := re.fullmatch(r"checkpoint-(\d+)", folder.name))
     }
-    return sorted(step, key=step.get, reverse=True)
+    return {folder: step[folder] for folder in sorted(step, key=step.get, reverse=True)}
 
 
 def _begun(
@@ -285,7 +299,7 @@ def _begun(
     """A new folder, with the settings in it."""
     refuse_other_start(run, False, None)
     told = settings | {"weights": model.fingerprint()} | VERSIONS
-    appear(run, {"settings.json": json.dumps(told, indent=1)}, held)
+    appear(run, {SETTINGS: json.dumps(told, indent=1)}, held)
     return None, Division.of(settings)
 
 
@@ -294,7 +308,7 @@ def _resumed(
 ) -> tuple[str | None, Division]:
     """The newest whole checkpoint in the folder of a run that was the same as this one, None where it was
     killed before it had one; and how steps are shared out now."""
-    record, again = run / "settings.json", f"remove {run} and start again"
+    record, again = run / SETTINGS, f"remove {run} and start again"
     refuse_other_start(run, True, None)
     held.enter_context(alone_in(run))
     try:
@@ -305,7 +319,8 @@ def _resumed(
     now = settings | {"weights": model.fingerprint()}
     division = _divided(record, before, settings)
     now |= {name: before.get(name) for name in asdict(division)}
-    if changed := [key for key in now if key not in NAMES and now[key] != before.get(key)]:
+    changed = [key for key in now if key not in NAMES and now[key] != before.get(key)]
+    if changed and not is_lowered(before, now, changed):
         expected, got = (", ".join(f"{key} {of.get(key)}" for key in changed) for of in (before, now))
         raise refuse("resume", expected, got, f"use the settings of {record}")
     for name, version in VERSIONS.items():
@@ -314,9 +329,11 @@ def _resumed(
     checkpoints = _checkpoints(run)
     for checkpoint in checkpoints:
         if not (why := damage(checkpoint)):
+            settings |= lowered(record, settings, checkpoint)
             return str(checkpoint), division
         print(f"{checkpoint}: passed over, {why}", file=sys.stderr)
     if len(checkpoints) < 2 and not newest(run) and not _trained(run):  # killed while it wrote the first
+        settings |= lowered(record, settings)
         print(f"{run}: no checkpoint was saved before, begins at step 0", file=sys.stderr)
         return None, division
     raise refuse("resume", f"a whole checkpoint in {run}", "none", _trained(run) or again)

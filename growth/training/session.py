@@ -30,7 +30,7 @@ from growth.training.moments import moments_in_memory
 from growth.training.packing import refuse_mixing
 from growth.training.progress import RunProgress
 from growth.training.result import TrainReport, save, write_companions
-from growth.training.run import MODEL, newest, refuse_full
+from growth.training.run import MODEL, kept_before, refuse_full
 from growth.training.schedule import Schedule
 from growth.training.scheduled import ScheduledTrainer, summed_loss
 from growth.training.task import Task
@@ -144,13 +144,8 @@ class Session:
             else:
                 engine.train(resume_from_checkpoint=last)
         except NotFinite as error:
-            good = newest(Path(args.output_dir))
-            where = f"the last good checkpoint is {good}" if good else "no checkpoint was saved before"
-            remedy = f"{where}; choose a lower learning rate, or look at that batch"
-            raise NotFinite(error.step, error.got, error.batch, remedy) from error
-        if not math.isfinite(curve.points[-1].loss):
-            expected = "one at which the loss stays finite"
-            raise refuse("learning rate", expected, given["learning_rate"], "choose a lower one")
+            remedy = kept_before(Path(args.output_dir), error)
+            raise NotFinite(error.step, error.got, error.batch, remedy, error.good) from error
         report = TrainReport(
             self.out,
             curve.points,

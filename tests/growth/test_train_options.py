@@ -5,18 +5,19 @@ import math
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import ALL, bert, gpt2, neox, saved
 from safetensors.torch import load_file
-from transformers import Trainer, ViTConfig, ViTForImageClassification
+from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
 
 from growth.errors import Refusal
 from growth.training.data import Windows
+from growth.training.finite import NotFinite
 from growth.training.images import Images
 from growth.training.run import newest
+from growth.training.schedule import cosine
 from growth.training.trainer import train
 
 TEXT = "".join(chr(97 + i * i % 23) + ("\n" if i % 31 == 30 else "") for i in range(4000))
@@ -207,11 +208,75 @@ def test_a_loss_that_is_no_number_ends_the_command_with_one_line_and_keeps_the_l
     settings = ["--steps", 40, "--batch-size", 2, "--gradient-accumulation", 2, "--sequence-length", 16]
     settings += ["--save-every", 1, "--eval-every", 40, "--warmup", 39, "--learning-rate", 1e38]
     code, said = command(root / "model", "--data", root / "text.txt", "--out", out, *settings)
-    good = newest(Path(f"{out}.unfinished"))
-    assert code == 2 and said[-1].startswith("growth: step ")
-    assert f"the last good checkpoint is {good}; choose a lower learning rate, or look at that" in said[-1]
+    assert code == 2 and said[-1].startswith("growth: step 2: expected a finite loss, got nan on the batch ")
+    assert said[-1].endswith(
+        "; no good checkpoint was saved before; choose a lower learning rate, or look at that batch"
+    )
     assert len([line for line in said if "step 0 of 40" not in line]) == 1
-    assert all(x.isfinite().all() for x in load_file(good / "model.safetensors").values())
+    assert [x.name for x in tmp_path.iterdir()] == []  # that of step 1 gave this loss
+
+
+class Diverge(TrainerCallback):
+    """Step 4 spoils the weights where the rate is high, or has a gradient that is no number."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def on_pre_optimizer_step(self, args, state, control, *, model, **kwargs):
+        if state.global_step == 3 and args.learning_rate > 0.1 and self.what == "gradient":
+            model.get_input_embeddings().weight.grad[:] = math.nan
+
+    def on_optimizer_step(self, args, state, control, *, model, **kwargs):
+        if state.global_step == 3 and args.learning_rate > 0.1 and self.what == "weights":
+            for parameter in model.parameters():
+                parameter.data *= 1e30
+
+
+@pytest.mark.parametrize(
+    ("what", "every", "step", "good"),
+    [("weights", 8, 5, 3), ("weights", 4, 4, 3), ("gradient", 8, 4, 2)],
+    ids=["the next loss", "the validation loss", "the gradient"],
+)
+def test_after_a_loss_that_is_no_number_the_last_good_checkpoint_goes_on_at_a_lower_rate(
+    root, tmp_path, capfd, what, every, step, good
+):
+    how = {"steps": 8, "save_every": 1, "eval_every": every, "warmup": 2, "keep_optimizer": True, "window": 1}
+    how |= {"callbacks": [Diverge(what)], "rates": {"*.mlp.*": 0.5}}
+    kept = tmp_path / f"out.unfinished/checkpoint-{good}"
+    said = (
+        f"^step {step}: expected a finite loss, got .*; the last good checkpoint is {kept}; --resume goes on"
+    )
+    with pytest.raises(NotFinite, match=said):
+        run(root, tmp_path / "out", **how, learning_rate=0.2)
+    assert newest(kept.parent) == kept
+    for odd in ({"learning_rate": 0.3}, {"learning_rate": 0.02, "weight_decay": 0.2}):
+        with pytest.raises(Refusal, match="resume: expected .*learning_rate 0.2.*, got .*; use the settings"):
+            run(root, tmp_path / "out", **how | odd, resume=True)
+    capfd.readouterr()
+    report = run(root, tmp_path / "out", **how, learning_rate=0.02, resume=True)
+    assert f"goes on after step {good} at a learning rate of 0.02, not 0.2" in capfd.readouterr().err
+    assert report.settings["lowered"] == [{"learning_rate": 0.2, "last_step": good}]
+    state = json.loads((tmp_path / "out/trainer_state.json").read_text())
+    rates = {x["step"]: x["learning_rate"] for x in state["log_history"] if "learning_rate" in x}
+    shape = cosine(8, warmup=2)
+    peaks = {n: 0.2 if n <= good else 0.02 for n in range(1, 9)}
+    assert rates == {n: pytest.approx(peak * shape(n - 1)) for n, peak in peaks.items()}
+    groups = torch.load(tmp_path / "out/optimizer.pt")["param_groups"]
+    assert {group["initial_lr"] for group in groups} == {0.02, 0.01}
+
+
+def test_what_is_not_finite_is_the_only_end_after_which_a_rate_may_be_lowered(root, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("growth.training.session.save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(root, tmp_path / "out", save_every=2)
+    with pytest.raises(
+        Refusal, match="resume: expected learning_rate 0.01, got learning_rate 0.001; use the"
+    ):
+        run(root, tmp_path / "out", save_every=2, learning_rate=1e-3, resume=True)
 
 
 def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(root, tmp_path):
