@@ -12,6 +12,7 @@ from growth.companions import tokenizer_files
 from growth.errors import refuse
 from growth.families import model_of
 from growth.loading import load_model, load_tokenizer
+from growth.tokenizing import other_tokens
 from growth.training.data import positions
 from growth.training.distil import distilled
 from growth.training.packing import refuse_mixing
@@ -34,10 +35,8 @@ def find_teacher(src: str | Path, student: Checkpoint, length: int | None) -> Ch
     if V != got:
         raise refuse(f"teacher {src}", f"the student's vocabulary of {V} tokens", got, remedy)
     if tokenizer_files(teacher.path):
-        words, others = (load_tokenizer(x.path).get_vocab() for x in (student, teacher))
-        if words != others:
-            differ = len(words.items() ^ others.items())
-            raise refuse(f"teacher {src}", "the student's tokenizer", f"{differ} other tokens", remedy)
+        if got := other_tokens(*(load_tokenizer(x.path) for x in (student, teacher))):
+            raise refuse(f"teacher {src}", "the student's tokenizer", got, remedy)
     if (most := positions(teacher.config)) and length > most:
         expected = f"at least {length} positions, a window's tokens"
         raise refuse(f"teacher {src}", expected, most, "pass a shorter --sequence-length")
