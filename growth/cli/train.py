@@ -82,6 +82,10 @@ def train(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Compute layers again, not keep them.")
     ] = False,
+    kernels: Annotated[
+        bool,
+        typer.Option("--kernels/--no-kernels", help="Mamba of transformers' models on lcikernels."),
+    ] = True,
     report_to: Annotated[
         list[str] | None, typer.Option(help="tensorboard, wandb, ...; may be given again.")
     ] = None,
@@ -131,6 +135,7 @@ def train(
         bf16=bf16,
         fp16=fp16,
         gradient_checkpointing=gradient_checkpointing,
+        kernels=kernels,
         report_to=report_to or (),
         callbacks=dropping({"drop_layers": drop_layers, "drop_tokens": drop_tokens}),
         fsdp=fsdp,

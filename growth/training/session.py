@@ -24,6 +24,7 @@ from growth.training.data import Collator, Windows
 from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.flops import Saving, step_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters
+from growth.training.kernels import on_kernels
 from growth.training.layers import layers_of
 from growth.training.masks import OpenMasks
 from growth.training.moments import moments_in_memory
@@ -92,7 +93,11 @@ class Session:
             folder = Path(args.output_dir) / MODEL
             write_companions(folder, source, self.work, self.checkpoint.record())
         weight, temperature = given["teacher_weight"], given["temperature"]
-        with taught(network, self.teacher, weight, temperature, args.device, packed):
+        kernels = partial(on_kernels, wanted=given["kernels"], say=progress.say)
+        with (
+            kernels(network),
+            taught(network, self.teacher, weight, temperature, args.device, packed, kernels),
+        ):
             engine, report = self._run(network, last, progress)
             network.config = asked
             save(engine, report, source)

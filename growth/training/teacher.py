@@ -1,7 +1,8 @@
 """The teacher of `growth train --teacher`: found before anything is written, loaded when the run begins."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -51,8 +52,10 @@ def taught(
     temperature: float,
     device: torch.device,
     packed: bool,
+    kernels: Callable[[PreTrainedModel], AbstractContextManager[None]],
 ) -> Iterator[None]:
-    """The student learns from the teacher inside (training.distil), which is loaded in the dtype it has."""
+    """The student learns from the teacher inside (training.distil), which is loaded in the dtype it has and
+    computes inside `kernels`."""
     if teacher is None:
         yield
         return
@@ -60,5 +63,5 @@ def taught(
     if packed:
         model.config.use_cache = False
         refuse_mixing(model, f"teacher {teacher.name}")
-    with distilled(student.to(device), model, weight=weight, temperature=temperature):
+    with kernels(model), distilled(student.to(device), model, weight=weight, temperature=temperature):
         yield

@@ -72,6 +72,7 @@ def train(
     bf16: bool = False,
     fp16: bool = False,
     gradient_checkpointing: bool = False,
+    kernels: bool = True,
     fsdp: bool = False,
     report_to: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
@@ -111,6 +112,8 @@ def train(
     eval_every         steps between measurements of the validation loss; default: an eighth of the steps
     save_every         steps between the checkpoints a run resumes from, 0 for none; default: eval_every
     gradient_checkpointing   layers are computed again in the backward, not kept
+    kernels            Mamba layers of transformers' models compute on lcikernels, as long as the run lasts
+                       (lcikernels.compat.transformers.patch)
     fsdp               several processes share the weights and moments out among them (FSDP2); so does
                        `accelerate launch --use_fsdp`
     report_to          who is told losses and rates, as the Trainer names them: "tensorboard", whose files are
@@ -169,6 +172,7 @@ def train(
         "bf16": bf16,
         "fp16": fp16,
         "gradient_checkpointing": gradient_checkpointing,
+        "kernels": kernels,
         "callbacks": [asked_of(callback) for callback in chosen_callbacks(callbacks)],
         "seed": seed,
     }

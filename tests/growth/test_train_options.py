@@ -8,9 +8,16 @@ import sys
 
 import pytest
 import torch
-from checkpoints import ALL, bert, gpt2, neox, saved
+from checkpoints import ALL, bert, gpt2, neox, pico, saved
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from growth.errors import Refusal
 from growth.training.data import Windows
@@ -19,10 +26,14 @@ from growth.training.images import Images
 from growth.training.run import newest
 from growth.training.schedule import cosine
 from growth.training.trainer import train
+from lcikernels.compat.transformers import is_patched
 
 TEXT = "".join(chr(97 + i * i % 23) + ("\n" if i % 31 == 30 else "") for i in range(4000))
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32, "num_attention_heads": 2}
 GIVEN = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "eval_every": 2, "save_every": 0}
+
+
+mamba = pico(MambaForCausalLM, MambaConfig, hidden_size=32, num_hidden_layers=1, state_size=4)
 
 
 def copied(name: str) -> bool:
@@ -159,6 +170,35 @@ def test_a_teacher_changes_what_is_learned_and_is_counted(root, tmp_path, plain)
     last = 3 * 2 * B * V * d  # the plain loss has logits of each window's last token too
     assert taught.step_flops - plain.step_flops == teacher + heads - last
     assert taught.settings["teacher_weight"] == 1.0 and len(taught.settings["teacher"]) == 64
+
+
+class IsPatched(TrainerCallback):
+    def __init__(self):
+        self.seen = set()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen.add(is_patched())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    "name, layers", [("granitemoehybrid", 2), ("mamba", 1), ("gpt_neox", 0)], ids=lambda x: str(x)
+)
+def test_mamba_layers_of_transformers_train_on_kernels_as_long_as_the_run_lasts(
+    root, tmp_path, capfd, name, layers, bf16
+):
+    makers = {"granitemoehybrid": ALL["granitemoehybrid"], "mamba": mamba, "gpt_neox": neox}
+    src = makers[name](tmp_path / "src", vocab_size=256)
+    how = {"model": src, "sequence_length": 16, "steps": 2, "batch_size": 2, "bf16": bf16}
+    ends = {}
+    for kernels in (True, False):
+        capfd.readouterr()
+        patched = IsPatched()
+        report = run(root, tmp_path / f"{kernels}", **how, kernels=kernels, callbacks=[patched])
+        said = f"{layers} Mamba layers of " in capfd.readouterr().err
+        assert said == (kernels and layers > 0) and patched.seen == {said} and not is_patched()
+        ends[kernels] = losses(report)
+    assert ends[True] == pytest.approx(ends[False], rel=1e-2 if bf16 else 1e-5)
 
 
 def test_packed_rows_train_apart_and_are_measured_apart(root, tmp_path):
