@@ -1,11 +1,12 @@
 """growth train."""
 
+import json
 from typing import Annotated, Any
 
 import typer
 
 import growth
-from growth.cli.arguments import Seed, TextField
+from growth.cli.arguments import Json, Seed, TextField
 from growth.cli.printing import say
 
 
@@ -20,8 +21,11 @@ def train(
             show_default=False,
         ),
     ],
-    folder: Annotated[str, typer.Option("--out", help="New folder for the result.", show_default=False)],
     steps: Annotated[int, typer.Option(help="Steps of training.", show_default=False)],
+    folder: Annotated[
+        str | None,
+        typer.Option("--out", help="New folder for the result; may be left out of a dry run."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Windows at a time, on each process.")] = 16,
     gradient_accumulation: Annotated[int, typer.Option(help="Batches a step.")] = 1,
     sequence_length: Annotated[
@@ -96,6 +100,10 @@ def train(
         bool, typer.Option("--resume", help="Go on with a run, or with the optimizer's state beside MODEL.")
     ] = False,
     seed: Seed = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be trained, and what it takes; write nothing.")
+    ] = False,
+    as_json: Json = False,
 ) -> Any:
     """Train a checkpoint on text; the folder it writes is a checkpoint again."""
     from growth.training.dropping import dropping
@@ -141,6 +149,9 @@ def train(
         fsdp=fsdp,
         resume=resume,
         seed=seed,
+        dry_run=dry_run,
     )
-    say(str(report))
+    lines = report.lines() if dry_run else ()
+    for line in [json.dumps(report.json())] if as_json else [*lines, str(report)]:
+        say(line)
     return report

@@ -28,7 +28,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from growth.checkpoint import Checkpoint
 from growth.errors import Alone, Refusal, reason, refuse
-from growth.folders import of_disk, publish
+from growth.folders import nearest, of_disk, publish
 from growth.jsonfile import read_object
 from growth.locks import alone_in, appear, refuse_busy
 from growth.training.division import Division
@@ -199,12 +199,12 @@ def refuse_full(run: Path, parameters: int, trained: int, saves: int, kept: bool
     A checkpoint has two moments beside each of the parameters that are `trained`; so has the result where
     they are `kept`.
     """
-    one = FLOAT * (parameters + 2 * trained)
+    one = checkpoint_bytes(parameters, trained)
     model = one if kept else FLOAT * parameters
     need = max(min(saves, KEPT + 1) * one, min(saves, KEPT) * one + model)
     files = (file for folder in _checkpoints(run) for file in folder.rglob("*"))
     has = sum(file.stat().st_size for file in files if file.is_file())  # new ones take their place
-    if need > (free := shutil.disk_usage(run).free + has):
+    if need > (free := shutil.disk_usage(nearest(run)).free + has):
         raise refuse(
             str(run),
             f"room for {need / 1e9:,.3g} GB, for {min(saves, KEPT + 1)} checkpoints of {one / 1e9:,.3g} GB "
@@ -212,6 +212,11 @@ def refuse_full(run: Path, parameters: int, trained: int, saves: int, kept: bool
             f"{free / 1e9:,.3g} GB",
             "make room, save less often, or name a folder on another disk",
         )
+
+
+def checkpoint_bytes(parameters: int, trained: int) -> int:
+    """Of weights and two moments, in float32."""
+    return FLOAT * (parameters + 2 * trained)
 
 
 def damage(checkpoint: Path) -> str:
@@ -311,6 +316,23 @@ def _resumed(
     record, again = run / SETTINGS, f"remove {run} and start again"
     refuse_other_start(run, True, None)
     held.enter_context(alone_in(run))
+    division = refuse_other_settings(run, settings, model)
+    checkpoints = _checkpoints(run)
+    for checkpoint in checkpoints:
+        if not (why := damage(checkpoint)):
+            settings |= lowered(record, settings, checkpoint)
+            return str(checkpoint), division
+        print(f"{checkpoint}: passed over, {why}", file=sys.stderr)
+    if len(checkpoints) < 2 and not newest(run) and not _trained(run):  # killed while it wrote the first
+        settings |= lowered(record, settings)
+        print(f"{run}: no checkpoint was saved before, begins at step 0", file=sys.stderr)
+        return None, division
+    raise refuse("resume", f"a whole checkpoint in {run}", "none", _trained(run) or again)
+
+
+def refuse_other_settings(run: Path, settings: dict, model: Checkpoint) -> Division:
+    """How steps are shared out now. Raises Refusal where a run was begun under other settings."""
+    record, again = run / SETTINGS, f"remove {run} and start again"
     try:
         before = read_object(record)
     except Refusal as refusal:
@@ -326,17 +348,7 @@ def _resumed(
     for name, version in VERSIONS.items():
         if before.get(name) != version:
             print(f"{run}: began with {name} {before.get(name)}, goes on with {version}", file=sys.stderr)
-    checkpoints = _checkpoints(run)
-    for checkpoint in checkpoints:
-        if not (why := damage(checkpoint)):
-            settings |= lowered(record, settings, checkpoint)
-            return str(checkpoint), division
-        print(f"{checkpoint}: passed over, {why}", file=sys.stderr)
-    if len(checkpoints) < 2 and not newest(run) and not _trained(run):  # killed while it wrote the first
-        settings |= lowered(record, settings)
-        print(f"{run}: no checkpoint was saved before, begins at step 0", file=sys.stderr)
-        return None, division
-    raise refuse("resume", f"a whole checkpoint in {run}", "none", _trained(run) or again)
+    return division
 
 
 def _divided(record: Path, before: dict, settings: dict) -> Division:

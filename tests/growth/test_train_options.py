@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from checkpoints import ALL, bert, gpt2, neox, pico, saved
+from faults import contents
 from safetensors.torch import load_file
 from transformers import (
     MambaConfig,
@@ -201,6 +202,24 @@ def test_mamba_layers_of_transformers_train_on_kernels_as_long_as_the_run_lasts(
     assert ends[True] == pytest.approx(ends[False], rel=1e-2 if bf16 else 1e-5)
 
 
+@pytest.mark.parametrize("name", ["gpt_neox tied", "llama", "bert", "mamba"])
+def test_a_dry_run_tells_what_the_run_does_and_writes_nothing(root, tmp_path, name):
+    src = (ALL | {"mamba": mamba})[name](tmp_path / "src", vocab_size=300)
+    if name == "bert":
+        bert(src)
+    how = {"model": src, "sequence_length": 16, "save_every": 2, "gradient_accumulation": 2}
+    before = contents(tmp_path)
+    plan = run(root, None, **how, dry_run=True)
+    assert contents(tmp_path) == before
+    report = run(root, tmp_path / "out", **how)
+    assert (plan.parameters, plan.settings) == (report.parameters, report.settings)
+    assert plan.tokens == 4 * 4 * 2 * 16 and plan.epochs == 32 / plan.examples and plan.checkpoints == 2
+    assert (plan.takes is None) == (name == "mamba")
+    if plan.takes:
+        assert plan.takes.flops == pytest.approx(report.step_flops, rel=0.01)
+    assert json.loads(json.dumps(plan.json()))["source"] == str(src)
+
+
 def test_packed_rows_train_apart_and_are_measured_apart(root, tmp_path):
     how = {"data": "rows.jsonl", "text_field": "body"}
     packed, mixed = run(root, tmp_path / "packed", **how, pack=True), run(root, tmp_path / "mixed", **how)
@@ -313,6 +332,15 @@ def test_what_is_not_finite_is_the_only_end_after_which_a_rate_may_be_lowered(ro
         patched.setattr("growth.training.session.save", stop)
         with pytest.raises(KeyboardInterrupt):
             run(root, tmp_path / "out", save_every=2)
+    before = contents(tmp_path)
+    plan = run(root, tmp_path / "out", save_every=2, resume=True, dry_run=True)
+    assert plan.goes_on == "goes on from checkpoint-4"
+    with pytest.raises(Refusal, match="expected no interrupted run, got one; pass --resume"):
+        run(root, tmp_path / "out", save_every=2, dry_run=True)
+    for dry_run in (False, True):
+        with pytest.raises(Refusal, match="resume: expected seed 0, got seed 1; use the settings of"):
+            run(root, tmp_path / "out", save_every=2, seed=1, resume=True, dry_run=dry_run)
+    assert contents(tmp_path) == before
     with pytest.raises(
         Refusal, match="resume: expected learning_rate 0.01, got learning_rate 0.001; use the"
     ):
@@ -359,10 +387,11 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(root, t
         "window: expected at least 1, got 0": {"window": 0},
         "threshold: expected a finite improvement, got nan": {"threshold": math.nan},
     }.items():
-        with pytest.raises(Refusal, match=said) as refusal:
-            run(root, tmp_path / "out", **settings)
-        assert "\n" not in str(refusal.value) and "; " in str(refusal.value)
-        assert list(tmp_path.iterdir()) == []
+        for dry_run in (False, True):
+            with pytest.raises(Refusal, match=said) as refusal:
+                run(root, tmp_path / "out", **settings, dry_run=dry_run)
+            assert "\n" not in str(refusal.value) and "; " in str(refusal.value)
+            assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="float16 trains on a GPU")
