@@ -70,7 +70,7 @@ def refuse_existing(dst: str | Path) -> None:
             "one that does",
             "name another, or remove it first",
         )
-    above = _above(dst)
+    above = nearest(dst)
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise refuse(
             str(dst), "a folder to write it in", f"{above}, where nothing can be written", "name another"
@@ -79,7 +79,7 @@ def refuse_existing(dst: str | Path) -> None:
 
 def refuse_too_large(dst: str | Path, size: int) -> None:
     """A result of `size` bytes has room where it goes; found before the work that makes it."""
-    free = shutil.disk_usage(_above(Path(dst))).free
+    free = shutil.disk_usage(nearest(Path(dst))).free
     if size > free:
         raise refuse(
             str(dst),
@@ -89,7 +89,7 @@ def refuse_too_large(dst: str | Path, size: int) -> None:
         )
 
 
-def _above(dst: Path) -> Path:
+def nearest(dst: Path) -> Path:
     """The nearest folder above that is there already."""
     # Not Path.exists, which raises where a folder may not be entered.
     return next(folder for folder in dst.absolute().parents if os.path.exists(folder))
@@ -125,7 +125,7 @@ def hidden_in(place: Path) -> Iterator[Path]:
 def beside(dst: str | Path) -> Iterator[Path]:
     """A temporary folder on the disk of `dst`, gone after the block. Raises Refusal where the disk fails."""
     try:
-        with hidden_in(_above(Path(dst))) as folder:
+        with hidden_in(nearest(Path(dst))) as folder:
             yield folder
     except Exception as error:
         if of_disk(error):

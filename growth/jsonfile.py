@@ -1,4 +1,4 @@
-"""JSON that somebody else wrote."""
+"""JSON that somebody else wrote, and what is written over JSON."""
 
 import json
 import os
@@ -27,6 +27,13 @@ def read_list(path: Path, *keys: str) -> list[dict]:
         wanted = f"a list of objects with {' and '.join(map(repr, keys))}"
         raise refuse(str(path), wanted, "something else", "copy or download it again")
     return found
+
+
+def rewrite(path: Path, found: dict) -> None:
+    """A process that is killed leaves the old file or the new."""
+    new = path.with_name(f".{path.name}")
+    new.write_text(json.dumps(found, indent=1))
+    os.replace(new, path)
 
 
 def _read(path: Path) -> Any:

@@ -1,13 +1,12 @@
 """growth.json: how a checkpoint came to be, and from what."""
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growth import __version__
 from growth.errors import Refusal, refuse
-from growth.jsonfile import read_object
+from growth.jsonfile import read_object, rewrite
 from growth.plan import Plan
 
 if TYPE_CHECKING:
@@ -76,9 +75,7 @@ def enter_recipe(folder: Path, recipe: dict) -> None:
     """Record the recipe that made the checkpoint in `folder`: in growth.json, or where training alone made it
     in training.json."""
     path = folder / (RECORD if (folder / RECORD).exists() else TRAINING)
-    new = path.with_name(f".{path.name}")  # a process that is killed leaves the old one or the new
-    new.write_text(json.dumps(read_object(path) | {"recipe": recipe}, indent=1))
-    os.replace(new, path)
+    rewrite(path, read_object(path) | {"recipe": recipe})
 
 
 def read_record(folder: Path) -> dict:

@@ -24,8 +24,10 @@ from growth.folders import staged
 from growth.jsonfile import read_object
 from growth.plan import Row
 from growth.record import RECORD
+from growth.tokenizing import keep_tokenizer
 
 CONFIG = "config.json"
+DECIDE = ("model_type", "tokenizer_class")  # fields by which transformers chooses a tokenizer's class
 SHARD_BYTES = 2 * 10**9
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}
 GB = 10**9
@@ -53,6 +55,8 @@ def write_checkpoint(
     with staged(dst) as folder:
         copy_companions(source.path, folder, widths)
         config.save_pretrained(folder)
+        if any(getattr(config, name, None) != getattr(source.config, name, None) for name in DECIDE):
+            keep_tokenizer(source.path, folder)
         say_plainly(folder, config)
         if not getattr(config, "use_cache", True) and getattr(source.config, "use_cache", True):
             generate_without_cache(folder)

@@ -1,11 +1,12 @@
 """growth train."""
 
+import json
 from typing import Annotated, Any
 
 import typer
 
 import growth
-from growth.cli.arguments import Seed, TextField
+from growth.cli.arguments import Json, Seed, TextField
 from growth.cli.printing import say
 
 
@@ -20,8 +21,11 @@ def train(
             show_default=False,
         ),
     ],
-    folder: Annotated[str, typer.Option("--out", help="New folder for the result.", show_default=False)],
     steps: Annotated[int, typer.Option(help="Steps of training.", show_default=False)],
+    folder: Annotated[
+        str | None,
+        typer.Option("--out", help="New folder for the result; may be left out of a dry run."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Windows at a time, on each process.")] = 16,
     gradient_accumulation: Annotated[int, typer.Option(help="Batches a step.")] = 1,
     sequence_length: Annotated[
@@ -82,6 +86,10 @@ def train(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Compute layers again, not keep them.")
     ] = False,
+    kernels: Annotated[
+        bool,
+        typer.Option("--kernels/--no-kernels", help="Mamba of transformers' models on lcikernels."),
+    ] = True,
     report_to: Annotated[
         list[str] | None, typer.Option(help="tensorboard, wandb, ...; may be given again.")
     ] = None,
@@ -92,6 +100,10 @@ def train(
         bool, typer.Option("--resume", help="Go on with a run, or with the optimizer's state beside MODEL.")
     ] = False,
     seed: Seed = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be trained, and what it takes; write nothing.")
+    ] = False,
+    as_json: Json = False,
 ) -> Any:
     """Train a checkpoint on text; the folder it writes is a checkpoint again."""
     from growth.training.dropping import dropping
@@ -131,11 +143,15 @@ def train(
         bf16=bf16,
         fp16=fp16,
         gradient_checkpointing=gradient_checkpointing,
+        kernels=kernels,
         report_to=report_to or (),
         callbacks=dropping({"drop_layers": drop_layers, "drop_tokens": drop_tokens}),
         fsdp=fsdp,
         resume=resume,
         seed=seed,
+        dry_run=dry_run,
     )
-    say(str(report))
+    lines = report.lines() if dry_run else ()
+    for line in [json.dumps(report.json())] if as_json else [*lines, str(report)]:
+        say(line)
     return report

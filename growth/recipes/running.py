@@ -22,15 +22,17 @@ from torch.distributed import is_torchelastic_launched
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal, refuse
 from growth.folders import Taken, named_folder, publish, refuse_odd_output
-from growth.jsonfile import read_object
+from growth.jsonfile import read_object, rewrite
 from growth.locks import alone_in, appear
 from growth.recipes.commands import MAKING, Commands, Places
 from growth.recipes.planned import refuse_odd_steps
 from growth.recipes.recipe import Recipe, Step, read_recipe
 from growth.record import BEGUN, enter_recipe
+from growth.training.finite import NotFinite
 from growth.training.run import SUFFIX as RUN
 from growth.training.run import newest
 
+RATE = "learning-rate"
 SUFFIX = ".recipe"  # of the folder where the steps are, behind the name of the output
 
 
@@ -88,7 +90,8 @@ class _Run:
             made = self._at(last)
             enter_recipe(made, self.recipe.json())
         except BaseException as error:
-            kept = "" if isinstance(error, Taken) else self._left()  # it says where its own result is
+            other = ", with a lower learning-rate in this step" * isinstance(error, NotFinite)
+            kept = "" if isinstance(error, Taken) else self._left(other)  # it says where its own result is
             if isinstance(error, Refusal):
                 error.args = (f"step {number}, {step.verb}: {error}" + (f"; {kept}" if kept else ""),)
             elif kept:
@@ -130,11 +133,12 @@ class _Run:
             appear(self.folder, {BEGUN: json.dumps(now, indent=1)}, held)
             return 0
         held.enter_context(alone_in(self.folder))
+        done = max((int(x.name) for x in self.folder.iterdir() if x.name.isdigit()), default=0)
         before = read_object(self.folder / BEGUN) if (self.folder / BEGUN).exists() else {}
-        if before != now:
+        if _without_rates(before, done) != _without_rates(now, done):
             remedy = f"go on with that one, name another output, or remove {self.folder}"
             raise refuse(str(self.dst), "the recipe and source that were begun there", "others", remedy)
-        done = max((int(x.name) for x in self.folder.iterdir() if x.name.isdigit()), default=0)
+        rewrite(self.folder / BEGUN, now)
         if done:
             print(f"{self.folder}: goes on after step {done}", file=sys.stderr)
         return done
@@ -145,8 +149,8 @@ class _Run:
         for old in made[:-2]:
             shutil.rmtree(self._at(old))
 
-    def _left(self) -> str:
-        """What of the work is kept, and how to go on; nothing else is."""
+    def _left(self, other: str) -> str:
+        """What of the work is kept, and how to go on, where in an `other` way; nothing else is."""
         done = [int(x.name) for x in self.folder.iterdir() if x.name.isdigit()]
         begun = [x for x in self.folder.iterdir() if x.name.endswith(RUN)]
         trained = any(_took(step) for step in self.recipe.steps[: max(done, default=0)])
@@ -154,7 +158,18 @@ class _Run:
             shutil.rmtree(self.folder, ignore_errors=True)
             return ""
         steps = f"what steps 1 to {max(done)} made" if done else "the training that was begun"
-        return f"{steps} is kept in {self.folder}, and the same call goes on from it"
+        return f"{steps} is kept in {self.folder}, and the same call goes on from it{other}"
+
+
+def _without_rates(begun: dict[str, Any], done: int) -> dict[str, Any]:
+    """What was begun, without the learning rates of steps that are not done: of one that has begun, `train`
+    says which it takes."""
+    steps = [
+        {verb: {name: x for name, x in options.items() if name != RATE or number <= done}}
+        for number, step in enumerate(begun.get("steps", ()), 1)
+        for verb, options in step.items()
+    ]
+    return begun | {"steps": steps}
 
 
 def _took(step: Step) -> bool:

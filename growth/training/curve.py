@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState
 
 from growth.errors import refuse
+from growth.training.finite import NotFinite, good_before
 from growth.training.flops import Saving, StepFlops
 from growth.training.freeze import UnfreezeOnPlateau
 from growth.training.progress import RunProgress
@@ -82,7 +84,7 @@ class Curve(TrainerCallback, ExportableState):
             flops = callback.spent(flops)
         self._flops += flops.total
 
-    def on_step_end(self, args, state, control, *, model, **kwargs):
+    def on_step_end(self, args, state, control, *, model, optimizer=None, **kwargs):
         step = state.global_step
         self.progress.step(step)
         due = step % self.every == 0 or step == state.max_steps
@@ -92,15 +94,24 @@ class Curve(TrainerCallback, ExportableState):
             self._seconds += time.perf_counter() - self._since
             if due:
                 self._measure(model, step, control)
+                self._refuse_not_finite(optimizer)
             self._since = time.perf_counter()
 
-    def on_train_end(self, args, state, control, *, model, **kwargs):
+    def on_train_end(self, args, state, control, *, model, optimizer=None, **kwargs):
         if self.points[-1].step < state.global_step:  # another callback stopped it
             self._seconds += time.perf_counter() - self._since
             self._measure(model, state.global_step, control)
+            self._refuse_not_finite(optimizer)
 
     def on_save(self, args, state, control, **kwargs):
         self._since = time.perf_counter()
+
+    def _refuse_not_finite(self, optimizer: Optimizer | None) -> None:
+        """Before a checkpoint is saved of weights that give no number."""
+        last = self.points[-1]
+        if not math.isfinite(last.loss):
+            got = f"a validation loss of {last.loss}"
+            raise NotFinite(last.step, got, good=good_before(last.step, optimizer))
 
     def _measure(self, model: nn.Module, step: int, control: TrainerControl) -> None:
         loss = self.measure(model)

@@ -5,42 +5,54 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import TrainerCallback
 
 from growth.errors import Refusal, refuse
 
 
 class NotFinite(Refusal):
-    """A loss that is not finite, its step (counted from 1) and batch; of weights that are not, no batch."""
+    """A loss that is not finite, its step (counted from 1) and batch; of weights that are not, no batch.
 
-    def __init__(self, step: int, got: str, batch: str = "", remedy: str = "choose a lower learning rate"):
+    good: the last step after which the weights do not lead to it at every rate.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        got: str,
+        batch: str = "",
+        remedy: str = "choose a lower learning rate",
+        good: int = 0,
+    ):
         of = f" on the batch {batch}" if batch else ""
         super().__init__(str(refuse(f"step {step}", "a finite loss", f"{got}{of}", remedy)))
-        self.step, self.got, self.batch = step, got, batch
+        self.step, self.got, self.batch, self.good = step, got, batch, good
 
 
 class StopOnNaN(TrainerCallback):
     """Raises NotFinite in the forward whose loss is not finite, so that no weight learns from it.
 
     A callback for any `transformers.Trainer`, under accumulation and mixed precision too. Where the output
-    has no loss its logits are looked at. Before a checkpoint is saved the weights must be finite, so the last
-    checkpoint is a good one. Waits for the loss of every batch, as the Trainer itself does with its
-    `logging_nan_inf_filter`, which may be off beside this.
+    has no loss its logits are looked at. Before a checkpoint is saved the weights must be finite; they may
+    still lead to the loss that stops (`NotFinite.good`). Waits for the loss of every batch, as the Trainer
+    itself does with its `logging_nan_inf_filter`, which may be off beside this.
     """
 
     def __init__(self):
-        self._step, self._hook = 0, None
+        self._step, self._hook, self._optimizer = 0, None, None
 
-    def on_train_begin(self, args, state, control, *, model, **kwargs):
-        self._step = state.global_step + 1
+    def on_train_begin(self, args, state, control, *, model, optimizer=None, **kwargs):
+        self._step, self._optimizer = state.global_step + 1, optimizer
         self._hook = model.register_forward_hook(self._look, with_kwargs=True)
 
     def on_step_end(self, args, state, control, *, model, **kwargs):
         self._step = state.global_step + 1
         if control.should_save:
             for name, x in model.named_parameters():
-                if not getattr(x, "to_local", lambda x=x: x)().isfinite().all():
-                    self._stop(NotFinite(state.global_step, f"weights that are not, in {name}"))
+                if not is_finite(x):
+                    step, got = state.global_step, f"weights that are not, in {name}"
+                    self._stop(NotFinite(step, got, good=good_before(step, self._optimizer)))
 
     def on_train_end(self, args, state, control, **kwargs):
         self._hook.remove()
@@ -52,11 +64,25 @@ class StopOnNaN(TrainerCallback):
         value = (output["logits"].sum(dtype=torch.float32) if loss is None else loss).detach()
         if not value.isfinite():
             got = f"{value.item()}" if loss is not None else "logits that are not"
-            self._stop(NotFinite(self._step, got, fingerprint(named)))
+            good = good_before(self._step - 1, self._optimizer)
+            self._stop(NotFinite(self._step, got, fingerprint(named), good=good))
 
     def _stop(self, why: NotFinite) -> None:
         self._hook.remove()
         raise why
+
+
+def good_before(step: int, optimizer: Optimizer | None) -> int:
+    """The last good step before `step`, whose weights are no good: that before it, at a lower rate; but where
+    its gradient was no number, as moments tell, the one before that."""
+    states = optimizer.state.values() if optimizer else ()
+    spoilt = any(isinstance(x, Tensor) and not is_finite(x) for state in states for x in state.values())
+    return step - 1 - spoilt
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether all numbers of a tensor are, or of what this process has of it."""
+    return bool(getattr(x, "to_local", lambda: x)().isfinite().all())
 
 
 def fingerprint(batch: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ def with_rates(
 
     Raises Refusal where a share is not above 0 and finite, and where a pattern matches nothing.
     """
-    shares = _shares(model, rates)
+    shares = shares_of(model, rates)
     names = {id(x): name for name, x in reversed([*model.named_parameters(remove_duplicate=False)])}
     groups = []
     for group in optimizer.param_groups:
@@ -50,7 +50,7 @@ def with_rates(
     return optimizer
 
 
-def _shares(model: nn.Module, rates: Mapping[str, float]) -> dict[int, float]:
+def shares_of(model: nn.Module, rates: Mapping[str, float]) -> dict[int, float]:
     """The share of each parameter that a pattern matches, by its id: one parameter may have two names."""
     found: dict[int, float] = {}
     parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -1,7 +1,7 @@
 """The folder of a run: what it goes on from, and what must not be lost.
 
     lock               of the process that works in it (growth.locks)
-    settings.json      what was asked for; a run goes on under the same
+    settings.json      what was asked for; a run goes on under the same, or at a lower rate (training.lowered)
     checkpoint-N/      the Trainer's, of the newest two steps that were saved
     model/             the result, until it takes its place
 
@@ -28,16 +28,18 @@ from transformers.trainer_pt_utils import safe_globals
 
 from growth.checkpoint import Checkpoint
 from growth.errors import Alone, Refusal, reason, refuse
-from growth.folders import of_disk, publish
+from growth.folders import nearest, of_disk, publish
 from growth.jsonfile import read_object
 from growth.locks import alone_in, appear, refuse_busy
 from growth.training.division import Division
 from growth.training.finite import NotFinite
+from growth.training.lowered import is_lowered, lowered, note_stop
 from growth.training.pieces import METADATA, Pieces
 from growth.training.processes import agree, refuse_lost
 
 SUFFIX = ".unfinished"  # the folder of a run is that of its result and this
 MODEL = "model"
+SETTINGS = "settings.json"
 STATE = "trainer_state.json"  # the Trainer writes it last
 LOADED = r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth"  # archives whose tensors the Trainer takes
 KEPT = 2  # checkpoints; a third is written before the first is removed
@@ -156,6 +158,18 @@ def left(run: Path) -> str:
     return _trained(run) or (f"pass --resume to go on from {saved.name}" if saved else "")
 
 
+def kept_before(run: Path, error: NotFinite) -> str:
+    """What to do after a loss that is not finite. Checkpoints that lead to it at every rate are removed."""
+    for folder, step in _checkpoints(run).items():
+        if step > error.good:
+            shutil.rmtree(folder, ignore_errors=True)
+    note_stop(run / SETTINGS, error.step)
+    look = ", or look at that batch" if error.batch else ""
+    if good := newest(run):
+        return f"the last good checkpoint is {good}; --resume goes on from it at a lower learning rate{look}"
+    return f"no good checkpoint was saved before; choose a lower learning rate{look}"
+
+
 def newest(run: Path) -> Path | None:
     """The last checkpoint that was written to its end."""
     return next((folder for folder in _checkpoints(run) if (folder / STATE).exists()), None)
@@ -185,12 +199,12 @@ def refuse_full(run: Path, parameters: int, trained: int, saves: int, kept: bool
     A checkpoint has two moments beside each of the parameters that are `trained`; so has the result where
     they are `kept`.
     """
-    one = FLOAT * (parameters + 2 * trained)
+    one = checkpoint_bytes(parameters, trained)
     model = one if kept else FLOAT * parameters
     need = max(min(saves, KEPT + 1) * one, min(saves, KEPT) * one + model)
     files = (file for folder in _checkpoints(run) for file in folder.rglob("*"))
     has = sum(file.stat().st_size for file in files if file.is_file())  # new ones take their place
-    if need > (free := shutil.disk_usage(run).free + has):
+    if need > (free := shutil.disk_usage(nearest(run)).free + has):
         raise refuse(
             str(run),
             f"room for {need / 1e9:,.3g} GB, for {min(saves, KEPT + 1)} checkpoints of {one / 1e9:,.3g} GB "
@@ -198,6 +212,11 @@ def refuse_full(run: Path, parameters: int, trained: int, saves: int, kept: bool
             f"{free / 1e9:,.3g} GB",
             "make room, save less often, or name a folder on another disk",
         )
+
+
+def checkpoint_bytes(parameters: int, trained: int) -> int:
+    """Of weights and two moments, in float32."""
+    return FLOAT * (parameters + 2 * trained)
 
 
 def damage(checkpoint: Path) -> str:
@@ -269,14 +288,14 @@ def _flaw(file: Path) -> str:
     return ""
 
 
-def _checkpoints(run: Path) -> list[Path]:
-    """The Trainer's folders, the newest first, whole or not."""
+def _checkpoints(run: Path) -> dict[Path, int]:
+    """The Trainer's folders and their steps, the newest first, whole or not."""
     step = {
         folder: int(found[1])
         for folder in run.glob("checkpoint-*")
         if (found := re.fullmatch(r"checkpoint-(\d+)", folder.name))
     }
-    return sorted(step, key=step.get, reverse=True)
+    return {folder: step[folder] for folder in sorted(step, key=step.get, reverse=True)}
 
 
 def _begun(
@@ -285,7 +304,7 @@ def _begun(
     """A new folder, with the settings in it."""
     refuse_other_start(run, False, None)
     told = settings | {"weights": model.fingerprint()} | VERSIONS
-    appear(run, {"settings.json": json.dumps(told, indent=1)}, held)
+    appear(run, {SETTINGS: json.dumps(told, indent=1)}, held)
     return None, Division.of(settings)
 
 
@@ -294,9 +313,26 @@ def _resumed(
 ) -> tuple[str | None, Division]:
     """The newest whole checkpoint in the folder of a run that was the same as this one, None where it was
     killed before it had one; and how steps are shared out now."""
-    record, again = run / "settings.json", f"remove {run} and start again"
+    record, again = run / SETTINGS, f"remove {run} and start again"
     refuse_other_start(run, True, None)
     held.enter_context(alone_in(run))
+    division = refuse_other_settings(run, settings, model)
+    checkpoints = _checkpoints(run)
+    for checkpoint in checkpoints:
+        if not (why := damage(checkpoint)):
+            settings |= lowered(record, settings, checkpoint)
+            return str(checkpoint), division
+        print(f"{checkpoint}: passed over, {why}", file=sys.stderr)
+    if len(checkpoints) < 2 and not newest(run) and not _trained(run):  # killed while it wrote the first
+        settings |= lowered(record, settings)
+        print(f"{run}: no checkpoint was saved before, begins at step 0", file=sys.stderr)
+        return None, division
+    raise refuse("resume", f"a whole checkpoint in {run}", "none", _trained(run) or again)
+
+
+def refuse_other_settings(run: Path, settings: dict, model: Checkpoint) -> Division:
+    """How steps are shared out now. Raises Refusal where a run was begun under other settings."""
+    record, again = run / SETTINGS, f"remove {run} and start again"
     try:
         before = read_object(record)
     except Refusal as refusal:
@@ -305,21 +341,14 @@ def _resumed(
     now = settings | {"weights": model.fingerprint()}
     division = _divided(record, before, settings)
     now |= {name: before.get(name) for name in asdict(division)}
-    if changed := [key for key in now if key not in NAMES and now[key] != before.get(key)]:
+    changed = [key for key in now if key not in NAMES and now[key] != before.get(key)]
+    if changed and not is_lowered(before, now, changed):
         expected, got = (", ".join(f"{key} {of.get(key)}" for key in changed) for of in (before, now))
         raise refuse("resume", expected, got, f"use the settings of {record}")
     for name, version in VERSIONS.items():
         if before.get(name) != version:
             print(f"{run}: began with {name} {before.get(name)}, goes on with {version}", file=sys.stderr)
-    checkpoints = _checkpoints(run)
-    for checkpoint in checkpoints:
-        if not (why := damage(checkpoint)):
-            return str(checkpoint), division
-        print(f"{checkpoint}: passed over, {why}", file=sys.stderr)
-    if len(checkpoints) < 2 and not newest(run) and not _trained(run):  # killed while it wrote the first
-        print(f"{run}: no checkpoint was saved before, begins at step 0", file=sys.stderr)
-        return None, division
-    raise refuse("resume", f"a whole checkpoint in {run}", "none", _trained(run) or again)
+    return division
 
 
 def _divided(record: Path, before: dict, settings: dict) -> Division:

@@ -24,13 +24,15 @@ from growth.training.data import Collator, Windows
 from growth.training.finite import NotFinite, StopOnNaN
 from growth.training.flops import Saving, step_flops
 from growth.training.freeze import UnfreezeOnPlateau, named_parameters
+from growth.training.kernels import on_kernels
 from growth.training.layers import layers_of
 from growth.training.masks import OpenMasks
 from growth.training.moments import moments_in_memory
 from growth.training.packing import refuse_mixing
 from growth.training.progress import RunProgress
+from growth.training.rates import shares_of
 from growth.training.result import TrainReport, save, write_companions
-from growth.training.run import MODEL, newest, refuse_full
+from growth.training.run import MODEL, kept_before, refuse_full
 from growth.training.schedule import Schedule
 from growth.training.scheduled import ScheduledTrainer, summed_loss
 from growth.training.task import Task
@@ -64,6 +66,10 @@ class Session:
     def trained(self, last: str | None, progress: RunProgress) -> TrainReport:
         """Trains, on from the checkpoint `last` if there is one; what is written lies in the run's folder."""
         network = load_model(self.checkpoint.path)
+        return self.in_memory(network)._trained(network, last, progress)
+
+    def in_memory(self, network: PreTrainedModel) -> "Session":
+        """The same, by the names of the parameters in memory."""
         names = in_memory(network, self.checkpoint)
         frozen = whole("freeze", self.frozen, names)
         for share in dict.fromkeys(self.shares.values()):
@@ -72,27 +78,49 @@ class Session:
         for name, share in self.shares.items():
             shares.setdefault(names.get(name, name), share)
         scaled = {names.get(name, name): share for name, share in self.scaled.items()}
-        return replace(self, frozen=frozen, shares=shares, scaled=scaled)._trained(network, last, progress)
+        return replace(self, frozen=frozen, shares=shares, scaled=scaled)
 
-    def _trained(self, network: PreTrainedModel, last: str | None, progress: RunProgress) -> TrainReport:
-        given, args, source = self.settings, self.args, self.checkpoint.path
-        asked = copy.deepcopy(network.config)  # the Trainer turns its cache off, and leaves it off
-        packed = isinstance(self.work.examples, Windows) and self.work.examples.packed
+    @property
+    def packed(self) -> bool:
+        return isinstance(self.work.examples, Windows) and self.work.examples.packed
+
+    def refuse_unfit(self, network: PreTrainedModel) -> None:
+        """Raises Refusal where the model cannot be trained as asked, or the disk has no room."""
         dropping = any(isinstance(callback, TokenDropping) for callback in self.callbacks)
-        if packed:
+        if self.packed:
             refuse_mixing(network)
             if dropping:
                 raise refuse_packed()
         if dropping and self.teacher:
             raise refuse_taught()
-        if given["gradient_checkpointing"]:
-            _checkpointing(network, args)
-        self._refuse_full(network)
+        for shares in (self.shares, self.scaled):
+            shares_of(network, shares)
+        if self.settings["gradient_checkpointing"]:
+            _checkpointing(network, self.args)
+        parameters, trained = self.sizes(network)
+        every, kept = self.settings["save_every"], self.settings["keep_optimizer"]
+        saves = math.ceil(self.args.max_steps / every) if every else 0
+        refuse_full(Path(self.args.output_dir), parameters, trained, saves, kept)
+
+    def sizes(self, network: PreTrainedModel) -> tuple[int, int]:
+        """The parameters, and those of them that are not held still to the end."""
+        held = () if self.settings["unfreeze"] else named_parameters(network, self.frozen)
+        parameters = network.num_parameters()
+        return parameters, parameters - sum(x.numel() for x in held)
+
+    def _trained(self, network: PreTrainedModel, last: str | None, progress: RunProgress) -> TrainReport:
+        given, args, source = self.settings, self.args, self.checkpoint.path
+        asked = copy.deepcopy(network.config)  # the Trainer turns its cache off, and leaves it off
+        self.refuse_unfit(network)
         if args.process_index == 0:
             folder = Path(args.output_dir) / MODEL
             write_companions(folder, source, self.work, self.checkpoint.record())
         weight, temperature = given["teacher_weight"], given["temperature"]
-        with taught(network, self.teacher, weight, temperature, args.device, packed):
+        kernels = partial(on_kernels, wanted=given["kernels"], say=progress.say)
+        with (
+            kernels(network),
+            taught(network, self.teacher, weight, temperature, args.device, self.packed, kernels),
+        ):
             engine, report = self._run(network, last, progress)
             network.config = asked
             save(engine, report, source)
@@ -144,13 +172,8 @@ class Session:
             else:
                 engine.train(resume_from_checkpoint=last)
         except NotFinite as error:
-            good = newest(Path(args.output_dir))
-            where = f"the last good checkpoint is {good}" if good else "no checkpoint was saved before"
-            remedy = f"{where}; choose a lower learning rate, or look at that batch"
-            raise NotFinite(error.step, error.got, error.batch, remedy) from error
-        if not math.isfinite(curve.points[-1].loss):
-            expected = "one at which the loss stays finite"
-            raise refuse("learning rate", expected, given["learning_rate"], "choose a lower one")
+            remedy = kept_before(Path(args.output_dir), error)
+            raise NotFinite(error.step, error.got, error.batch, remedy, error.good) from error
         report = TrainReport(
             self.out,
             curve.points,
@@ -171,14 +194,6 @@ class Session:
         return UnfreezeOnPlateau(
             self.frozen, least, given["patience"], given["warmup"], given["patience_counts"]
         )
-
-    def _refuse_full(self, network: PreTrainedModel) -> None:
-        held = named_parameters(network, self.frozen)
-        parameters, every = network.num_parameters(), self.settings["save_every"]
-        trained = parameters - (0 if self.settings["unfreeze"] else sum(x.numel() for x in held))
-        saves = math.ceil(self.args.max_steps / every) if every else 0
-        kept = self.settings["keep_optimizer"]
-        refuse_full(Path(self.args.output_dir), parameters, trained, saves, kept)
 
 
 def in_memory(network: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:

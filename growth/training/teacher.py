@@ -1,7 +1,8 @@
 """The teacher of `growth train --teacher`: found before anything is written, loaded when the run begins."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from growth.companions import tokenizer_files
 from growth.errors import refuse
 from growth.families import model_of
 from growth.loading import load_model, load_tokenizer
+from growth.tokenizing import other_tokens
 from growth.training.data import positions
 from growth.training.distil import distilled
 from growth.training.packing import refuse_mixing
@@ -34,10 +36,8 @@ def find_teacher(src: str | Path, student: Checkpoint, length: int | None) -> Ch
     if V != got:
         raise refuse(f"teacher {src}", f"the student's vocabulary of {V} tokens", got, remedy)
     if tokenizer_files(teacher.path):
-        words, others = (load_tokenizer(x.path).get_vocab() for x in (student, teacher))
-        if words != others:
-            differ = len(words.items() ^ others.items())
-            raise refuse(f"teacher {src}", "the student's tokenizer", f"{differ} other tokens", remedy)
+        if got := other_tokens(*(load_tokenizer(x.path) for x in (student, teacher))):
+            raise refuse(f"teacher {src}", "the student's tokenizer", got, remedy)
     if (most := positions(teacher.config)) and length > most:
         expected = f"at least {length} positions, a window's tokens"
         raise refuse(f"teacher {src}", expected, most, "pass a shorter --sequence-length")
@@ -52,8 +52,10 @@ def taught(
     temperature: float,
     device: torch.device,
     packed: bool,
+    kernels: Callable[[PreTrainedModel], AbstractContextManager[None]],
 ) -> Iterator[None]:
-    """The student learns from the teacher inside (training.distil), which is loaded in the dtype it has."""
+    """The student learns from the teacher inside (training.distil), which is loaded in the dtype it has and
+    computes inside `kernels`."""
     if teacher is None:
         yield
         return
@@ -61,5 +63,5 @@ def taught(
     if packed:
         model.config.use_cache = False
         refuse_mixing(model, f"teacher {teacher.name}")
-    with distilled(student.to(device), model, weight=weight, temperature=temperature):
+    with kernels(model), distilled(student.to(device), model, weight=weight, temperature=temperature):
         yield

@@ -3,14 +3,17 @@
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import gettempdir
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from growth.checkpoint import Checkpoint
 from growth.errors import first_process, reason, refuse
-from growth.folders import refuse_existing
+from growth.folders import refuse_odd_output
 from growth.loading import quiet
 from growth.optimizing.shares import recorded_shares
 from growth.record import named
@@ -25,7 +28,7 @@ from growth.training.processes import together
 from growth.training.progress import RunProgress
 from growth.training.rates import copied
 from growth.training.result import TrainReport
-from growth.training.run import KEPT, SUFFIX, refuse_other_start, unfinished
+from growth.training.run import KEPT, SUFFIX, refuse_other_settings, refuse_other_start, unfinished
 from growth.training.schedule import constant, cosine, lemon
 from growth.training.session import Session
 from growth.training.sharded import shards
@@ -33,12 +36,15 @@ from growth.training.task import task
 from growth.training.teacher import find_teacher
 from growth.training.warming import WarmNewUnits
 
+if TYPE_CHECKING:
+    from growth.training.planned import TrainPlan
+
 
 @together()
 def train(
     model: str | Path,
     data: Data,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     steps: int,
     batch_size: int = 16,
@@ -72,12 +78,14 @@ def train(
     bf16: bool = False,
     fp16: bool = False,
     gradient_checkpointing: bool = False,
+    kernels: bool = True,
     fsdp: bool = False,
     report_to: Sequence[str] = (),
     callbacks: Sequence[TrainerCallback] = (),
     seed: int = 0,
     resume: bool = False,
-) -> TrainReport:
+    dry_run: bool = False,
+) -> "TrainReport | TrainPlan":
     """Train the model `model`, a folder or the Hub's, for `steps` steps; save it in folder `out`.
 
     data, validation   for a language model files or folders of UTF-8 text, JSON lines, Parquet or `datasets`
@@ -111,6 +119,8 @@ def train(
     eval_every         steps between measurements of the validation loss; default: an eighth of the steps
     save_every         steps between the checkpoints a run resumes from, 0 for none; default: eval_every
     gradient_checkpointing   layers are computed again in the backward, not kept
+    kernels            Mamba layers of transformers' models compute on lcikernels, as long as the run lasts
+                       (lcikernels.compat.transformers.patch)
     fsdp               several processes share the weights and moments out among them (FSDP2); so does
                        `accelerate launch --use_fsdp`
     report_to          who is told losses and rates, as the Trainer names them: "tensorboard", whose files are
@@ -121,6 +131,7 @@ def train(
                        the same settings, data and model, from step 0 where it was killed before it had one;
                        where there is no such run, begin with the optimizer's state beside `model`, at step 0
                        of a new schedule
+    dry_run            write nothing, and return what would be done (training.planned); `out` may be left out
 
     AdamW (0.9, 0.95), gradient norm clipped at 1, float32 weights; `bf16` and `fp16` compute in 16 bits. A
     masked model's batches are masked anew (training.data.collator), a resumed run's as if it had not stopped;
@@ -130,14 +141,15 @@ def train(
     not fit. Where it stops after that, what is trained stays: beside `out`, or in `out`.unfinished, as a line
     says. A loss that is not finite stops it before it is learned from (training.finite).
     """
-    refuse_existing(out)
-    out = Path(out)
+    if out is not None or not dry_run:
+        refuse_odd_output(out, dry_run=False)
+    out, unnamed = Path(gettempdir(), "trained") if out is None else Path(out), out is None
     checkpoint = Checkpoint(model)
     closed = closed_of(checkpoint.record())
     eval_every = math.ceil(steps / 8) if eval_every is None else eval_every
     run = Path(str(out) + SUFFIX)
     moments = moments_of(run, checkpoint, resume)
-    if first_process():  # a late one could see what the first has made
+    if first_process() and not unnamed:  # a late one could see what the first has made
         refuse_other_start(run, resume, moments)
     asked = {
         "steps": steps,
@@ -169,6 +181,7 @@ def train(
         "bf16": bf16,
         "fp16": fp16,
         "gradient_checkpointing": gradient_checkpointing,
+        "kernels": kernels,
         "callbacks": [asked_of(callback) for callback in chosen_callbacks(callbacks)],
         "seed": seed,
     }
@@ -189,7 +202,7 @@ def train(
     refuse_pairs(callbacks, [OpenMasks] * bool(masking) + [WarmNewUnits] * bool(warm_new))
     check_grown(checkpoint, asked, moments, resume, args)
     asked["keep_optimizer"] |= schedule == "constant" and not args.fsdp
-    with kept_beside(out, Path(args.output_dir)) as cache:
+    with nullcontext() if dry_run else kept_beside(out, Path(args.output_dir)) as cache:
         how = {"field": text_field, "pack": pack, "cache": cache}
         work = task(checkpoint, data, validation, sequence_length, **how)
         processes, given = args.world_size, validation is not None
@@ -216,14 +229,28 @@ def train(
             "validation_name": named(validation) if given else "",
             "text_field": text_field,
         }
+        shares = dict(rates or {}) | dict.fromkeys(slow, copied_rate)
+        how = rate, frozen, shares, scaled, master, callbacks, masking
+        session = Session(out, checkpoint, work, args, settings, *how)
+        if dry_run:
+            return planned(session, resume and run.exists())
         with (
             quiet(),
             unfinished(out, args, settings, checkpoint, resume) as last,
             RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
         ):
-            shares = dict(rates or {}) | dict.fromkeys(slow, copied_rate)
-            how = rate, frozen, shares, scaled, master, callbacks, masking
-            return Session(out, checkpoint, work, args, settings, *how).trained(last, progress)
+            return session.trained(last, progress)
+
+
+def planned(session: Session, goes_on: bool) -> "TrainPlan":
+    """What a dry run gives."""
+    from growth.training.planned import plan_of  # its costs take seconds to import
+
+    run = Path(session.args.output_dir) if goes_on else None
+    if run:
+        refuse_other_settings(run, session.settings, session.checkpoint)
+    with quiet():
+        return plan_of(session, run)
 
 
 def chosen_callbacks(given: Sequence[TrainerCallback]) -> Sequence[TrainerCallback]:

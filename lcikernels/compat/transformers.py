@@ -68,6 +68,7 @@ SERVED: dict[str, Callable] = {
     "selective_state_update": mamba_ssm.selective_state_update,
     "mamba_chunk_scan_combined": mamba_ssm.mamba_chunk_scan_combined,
 }
+SCANS = {"selective_scan_fn", "mamba_chunk_scan_combined"}
 # Layers as one function. transformers' own gives None, and the model goes on to the functions above; but
 # first it refuses packed sequences, and tells to install mamba_ssm, until its wrapper takes it for a kernel.
 FUSED = "it is not told of {}, so a model calls the functions above one by one"
@@ -146,6 +147,25 @@ def why_not() -> str | None:
     return None if wrapper_code() else f"{DECORATOR} is written otherwise than in {first}"
 
 
+def scans(model: nn.Module) -> int:
+    """How many of a model's layers are Mamba or Mamba-2 of transformers, whose scans `patch()` computes."""
+    if why_not():
+        return 0
+    found = [x for x in model.modules() if hasattr(x, "A_log")]
+    served = {name for name in {type(x).__module__ for x in found} if any(map(is_scan, names_in(name)))}
+    return sum(type(x).__module__ in served for x in found)
+
+
+def names_in(module: str) -> list[object]:
+    """What a module that is imported has by name."""
+    return list(vars(sys.modules[module]).values())
+
+
+def is_scan(value: object) -> bool:
+    function = unwrapped(value)
+    return function is not None and function.__code__ is wrapper_code() and named(function) in SCANS
+
+
 def numbers(version: str) -> tuple[int, ...]:
     """(5, 24) of "5.24.1.dev0"."""
     return tuple(int(x) for x in re.findall(r"\d+", version)[:2])
@@ -190,10 +210,14 @@ def parts(function: FunctionType) -> dict[str, CellType]:
     return dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
 
 
+def named(wrapper: FunctionType) -> str:
+    """The name that it looks a kernel up by."""
+    return parts(wrapper)["func_name"].cell_contents
+
+
 def give(wrapper: FunctionType) -> None:
     """Make a wrapper call ours, where there is one, or make the model call several of ours."""
-    cells = parts(wrapper)
-    name = cells["func_name"].cell_contents
+    cells, name = parts(wrapper), named(wrapper)
     ours = cells["torch_function"].cell_contents if name in SPLIT else SERVED.get(name)
     if ours is None:
         return
@@ -293,7 +317,7 @@ class Wrapper(NamedTuple):
             def forward(self, *args, **kwargs):
                 return type(self).forward(self, *args, **kwargs)
 
-        like = next(x for x in wrappers() if parts(x)["func_name"].cell_contents == self.name)
+        like = next(x for x in wrappers() if named(x) == self.name)
         itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         Layer.forward.__signature__ = inspect.Signature(
             [itself, *inspect.signature(like).parameters.values()]

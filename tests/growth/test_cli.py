@@ -334,7 +334,7 @@ def test_a_broken_promise_is_exit_code_1(source, tmp_path, monkeypatch, capsys):
     assert code == 1 and "BROKEN" in out
 
 
-def test_a_dry_run_prints_every_tensor_and_writes_nothing(source, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_prints_every_tensor_and_writes_nothing(source, text, tmp_path, monkeypatch, capsys):
     for words in (
         ("grow", source, tmp_path / "out", "--num-layers", 4),
         ("transfer", source, tmp_path / "out"),
@@ -342,6 +342,13 @@ def test_a_dry_run_prints_every_tensor_and_writes_nothing(source, tmp_path, monk
         code, out, _ = run(monkeypatch, capsys, *words, "--dry-run")
         assert code == 0 and "dry run" in out
         assert "layers.2.mlp" in out and all(len(line.split()) > 3 for line in out.splitlines())
+    train = ("train", source, "--data", text, "--steps", 4, "--sequence-length", 16, "--dry-run")
+    for words in ((), ("--out", tmp_path / "out")):
+        code, out, _ = run(monkeypatch, capsys, *train, *words)
+        assert code == 0 and out.endswith("-> nothing (dry run): 4 steps\n")
+        assert out.startswith("model: 255,168 parameters, ") and "FLOP a step" in out
+    code, out, _ = run(monkeypatch, capsys, *train, "--json")
+    assert code == 0 and json.loads(out)["target"] is None and json.loads(out)["takes"]["flops"] > 0
     assert not list(tmp_path.iterdir())
 
 
@@ -359,7 +366,7 @@ def test_a_dry_run_needs_no_output_and_tells_bytes_and_memory(source, monkeypatc
     assert {row["name"] for row in told["tensors"]} >= {"gpt_neox.layers.3.mlp.dense_4h_to_h.bias"}
 
 
-def test_every_verb_that_reports_does_so_in_json_too(source, tmp_path, monkeypatch, capsys):
+def test_every_verb_that_reports_does_so_in_json_too(source, text, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     code, told, _ = run(
         monkeypatch, capsys, "grow", source, out, "--hidden-size", 168, "--noise", 0.5, "--json"
@@ -372,6 +379,9 @@ def test_every_verb_that_reports_does_so_in_json_too(source, tmp_path, monkeypat
     assert code == 0 and json.loads(told)["family"] == "gpt_neox"
     code, told, _ = run(monkeypatch, capsys, "transfer", source, tmp_path / "retnet", "--json")
     assert code == 0 and json.loads(told)["method"] == "xatl RRR"
+    words = ("--steps", 1, "--batch-size", 1, "--sequence-length", 16, "--out", tmp_path / "trained")
+    code, told, err = run(monkeypatch, capsys, "train", source, "--data", text, *words, "--json")
+    assert code == 0 and json.loads(told)["out"] == str(tmp_path / "trained") and "step 1 of 1" in err
 
 
 def test_check_reads_a_text(source, text, tmp_path, monkeypatch, capsys):

@@ -439,6 +439,24 @@ def test_the_same_call_goes_on_after_what_was_trained(made, text, tmp_path, monk
     assert not (tmp_path / "out.recipe").exists()
 
 
+def test_after_a_loss_that_is_no_number_the_steps_before_are_kept_for_a_lower_rate(
+    src, text, tmp_path, capsys
+):
+    def steps(*rates):
+        return [{"train": TRAIN | {"data": str(text), "learning-rate": x, "save-every": 1}} for x in rates]
+
+    said = "^step 2, train: step 1: .* no good checkpoint .*; what steps 1 to 1 made is kept in .*, and the "
+    with pytest.raises(Refusal, match=said + "same call goes on from it, with a lower learning-rate in this"):
+        growth.run_recipe({"steps": steps(1e-3, 1e30)}, tmp_path / "out", src)
+    with pytest.raises(Refusal, match="expected the recipe and source that were begun there, got others"):
+        growth.run_recipe({"steps": steps(1e-4, 1e-3)}, tmp_path / "out", src)
+    capsys.readouterr()
+    growth.run_recipe({"steps": steps(1e-3, 1e-4)}, tmp_path / "out", src)
+    assert "goes on after step 1" in capsys.readouterr().err
+    told = json.loads((tmp_path / "out/training.json").read_text())
+    assert [step["train"]["learning-rate"] for step in told["recipe"]["steps"]] == [1e-3, 1e-4]
+
+
 def test_training_that_was_interrupted_is_resumed(src, text, tmp_path, monkeypatch):
     """Stopped in the step after the first checkpoint."""
     steps = [GROW, {"train": TRAIN | {"data": str(text), "steps": 4, "save-every": 2}}]

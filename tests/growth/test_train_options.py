@@ -5,23 +5,36 @@ import math
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import ALL, bert, gpt2, neox, saved
+from checkpoints import ALL, bert, gpt2, neox, pico, saved
+from faults import contents
 from safetensors.torch import load_file
-from transformers import Trainer, ViTConfig, ViTForImageClassification
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from growth.errors import Refusal
 from growth.training.data import Windows
+from growth.training.finite import NotFinite
 from growth.training.images import Images
 from growth.training.run import newest
+from growth.training.schedule import cosine
 from growth.training.trainer import train
+from lcikernels.compat.transformers import is_patched
 
 TEXT = "".join(chr(97 + i * i % 23) + ("\n" if i % 31 == 30 else "") for i in range(4000))
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32, "num_attention_heads": 2}
 GIVEN = {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "eval_every": 2, "save_every": 0}
+
+
+mamba = pico(MambaForCausalLM, MambaConfig, hidden_size=32, num_hidden_layers=1, state_size=4)
 
 
 def copied(name: str) -> bool:
@@ -160,6 +173,53 @@ def test_a_teacher_changes_what_is_learned_and_is_counted(root, tmp_path, plain)
     assert taught.settings["teacher_weight"] == 1.0 and len(taught.settings["teacher"]) == 64
 
 
+class IsPatched(TrainerCallback):
+    def __init__(self):
+        self.seen = set()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seen.add(is_patched())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    "name, layers", [("granitemoehybrid", 2), ("mamba", 1), ("gpt_neox", 0)], ids=lambda x: str(x)
+)
+def test_mamba_layers_of_transformers_train_on_kernels_as_long_as_the_run_lasts(
+    root, tmp_path, capfd, name, layers, bf16
+):
+    makers = {"granitemoehybrid": ALL["granitemoehybrid"], "mamba": mamba, "gpt_neox": neox}
+    src = makers[name](tmp_path / "src", vocab_size=256)
+    how = {"model": src, "sequence_length": 16, "steps": 2, "batch_size": 2, "bf16": bf16}
+    ends = {}
+    for kernels in (True, False):
+        capfd.readouterr()
+        patched = IsPatched()
+        report = run(root, tmp_path / f"{kernels}", **how, kernels=kernels, callbacks=[patched])
+        said = f"{layers} Mamba layers of " in capfd.readouterr().err
+        assert said == (kernels and layers > 0) and patched.seen == {said} and not is_patched()
+        ends[kernels] = losses(report)
+    assert ends[True] == pytest.approx(ends[False], rel=1e-2 if bf16 else 1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt_neox tied", "llama", "bert", "mamba"])
+def test_a_dry_run_tells_what_the_run_does_and_writes_nothing(root, tmp_path, name):
+    src = (ALL | {"mamba": mamba})[name](tmp_path / "src", vocab_size=300)
+    if name == "bert":
+        bert(src)
+    how = {"model": src, "sequence_length": 16, "save_every": 2, "gradient_accumulation": 2}
+    before = contents(tmp_path)
+    plan = run(root, None, **how, dry_run=True)
+    assert contents(tmp_path) == before
+    report = run(root, tmp_path / "out", **how)
+    assert (plan.parameters, plan.settings) == (report.parameters, report.settings)
+    assert plan.tokens == 4 * 4 * 2 * 16 and plan.epochs == 32 / plan.examples and plan.checkpoints == 2
+    assert (plan.takes is None) == (name == "mamba")
+    if plan.takes:
+        assert plan.takes.flops == pytest.approx(report.step_flops, rel=0.01)
+    assert json.loads(json.dumps(plan.json()))["source"] == str(src)
+
+
 def test_packed_rows_train_apart_and_are_measured_apart(root, tmp_path):
     how = {"data": "rows.jsonl", "text_field": "body"}
     packed, mixed = run(root, tmp_path / "packed", **how, pack=True), run(root, tmp_path / "mixed", **how)
@@ -207,11 +267,84 @@ def test_a_loss_that_is_no_number_ends_the_command_with_one_line_and_keeps_the_l
     settings = ["--steps", 40, "--batch-size", 2, "--gradient-accumulation", 2, "--sequence-length", 16]
     settings += ["--save-every", 1, "--eval-every", 40, "--warmup", 39, "--learning-rate", 1e38]
     code, said = command(root / "model", "--data", root / "text.txt", "--out", out, *settings)
-    good = newest(Path(f"{out}.unfinished"))
-    assert code == 2 and said[-1].startswith("growth: step ")
-    assert f"the last good checkpoint is {good}; choose a lower learning rate, or look at that" in said[-1]
+    assert code == 2 and said[-1].startswith("growth: step 2: expected a finite loss, got nan on the batch ")
+    assert said[-1].endswith(
+        "; no good checkpoint was saved before; choose a lower learning rate, or look at that batch"
+    )
     assert len([line for line in said if "step 0 of 40" not in line]) == 1
-    assert all(x.isfinite().all() for x in load_file(good / "model.safetensors").values())
+    assert [x.name for x in tmp_path.iterdir()] == []  # that of step 1 gave this loss
+
+
+class Diverge(TrainerCallback):
+    """Step 4 spoils the weights where the rate is high, or has a gradient that is no number."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def on_pre_optimizer_step(self, args, state, control, *, model, **kwargs):
+        if state.global_step == 3 and args.learning_rate > 0.1 and self.what == "gradient":
+            model.get_input_embeddings().weight.grad[:] = math.nan
+
+    def on_optimizer_step(self, args, state, control, *, model, **kwargs):
+        if state.global_step == 3 and args.learning_rate > 0.1 and self.what == "weights":
+            for parameter in model.parameters():
+                parameter.data *= 1e30
+
+
+@pytest.mark.parametrize(
+    ("what", "every", "step", "good"),
+    [("weights", 8, 5, 3), ("weights", 4, 4, 3), ("gradient", 8, 4, 2)],
+    ids=["the next loss", "the validation loss", "the gradient"],
+)
+def test_after_a_loss_that_is_no_number_the_last_good_checkpoint_goes_on_at_a_lower_rate(
+    root, tmp_path, capfd, what, every, step, good
+):
+    how = {"steps": 8, "save_every": 1, "eval_every": every, "warmup": 2, "keep_optimizer": True, "window": 1}
+    how |= {"callbacks": [Diverge(what)], "rates": {"*.mlp.*": 0.5}}
+    kept = tmp_path / f"out.unfinished/checkpoint-{good}"
+    said = (
+        f"^step {step}: expected a finite loss, got .*; the last good checkpoint is {kept}; --resume goes on"
+    )
+    with pytest.raises(NotFinite, match=said):
+        run(root, tmp_path / "out", **how, learning_rate=0.2)
+    assert newest(kept.parent) == kept
+    for odd in ({"learning_rate": 0.3}, {"learning_rate": 0.02, "weight_decay": 0.2}):
+        with pytest.raises(Refusal, match="resume: expected .*learning_rate 0.2.*, got .*; use the settings"):
+            run(root, tmp_path / "out", **how | odd, resume=True)
+    capfd.readouterr()
+    report = run(root, tmp_path / "out", **how, learning_rate=0.02, resume=True)
+    assert f"goes on after step {good} at a learning rate of 0.02, not 0.2" in capfd.readouterr().err
+    assert report.settings["lowered"] == [{"learning_rate": 0.2, "last_step": good}]
+    state = json.loads((tmp_path / "out/trainer_state.json").read_text())
+    rates = {x["step"]: x["learning_rate"] for x in state["log_history"] if "learning_rate" in x}
+    shape = cosine(8, warmup=2)
+    peaks = {n: 0.2 if n <= good else 0.02 for n in range(1, 9)}
+    assert rates == {n: pytest.approx(peak * shape(n - 1)) for n, peak in peaks.items()}
+    groups = torch.load(tmp_path / "out/optimizer.pt")["param_groups"]
+    assert {group["initial_lr"] for group in groups} == {0.02, 0.01}
+
+
+def test_what_is_not_finite_is_the_only_end_after_which_a_rate_may_be_lowered(root, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("growth.training.session.save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(root, tmp_path / "out", save_every=2)
+    before = contents(tmp_path)
+    plan = run(root, tmp_path / "out", save_every=2, resume=True, dry_run=True)
+    assert plan.goes_on == "goes on from checkpoint-4"
+    with pytest.raises(Refusal, match="expected no interrupted run, got one; pass --resume"):
+        run(root, tmp_path / "out", save_every=2, dry_run=True)
+    for dry_run in (False, True):
+        with pytest.raises(Refusal, match="resume: expected seed 0, got seed 1; use the settings of"):
+            run(root, tmp_path / "out", save_every=2, seed=1, resume=True, dry_run=dry_run)
+    assert contents(tmp_path) == before
+    with pytest.raises(
+        Refusal, match="resume: expected learning_rate 0.01, got learning_rate 0.001; use the"
+    ):
+        run(root, tmp_path / "out", save_every=2, learning_rate=1e-3, resume=True)
 
 
 def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(root, tmp_path):
@@ -254,10 +387,11 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(root, t
         "window: expected at least 1, got 0": {"window": 0},
         "threshold: expected a finite improvement, got nan": {"threshold": math.nan},
     }.items():
-        with pytest.raises(Refusal, match=said) as refusal:
-            run(root, tmp_path / "out", **settings)
-        assert "\n" not in str(refusal.value) and "; " in str(refusal.value)
-        assert list(tmp_path.iterdir()) == []
+        for dry_run in (False, True):
+            with pytest.raises(Refusal, match=said) as refusal:
+                run(root, tmp_path / "out", **settings, dry_run=dry_run)
+            assert "\n" not in str(refusal.value) and "; " in str(refusal.value)
+            assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="float16 trains on a GPU")

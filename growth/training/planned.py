@@ -1,0 +1,140 @@
+"""What `growth train --dry-run` tells: what would be trained, on what, how long, and what that takes."""
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from growth.costs.machines import H200, UTILISATION
+from growth.costs.told import gb
+from growth.costs.training import Steps, most
+from growth.errors import Refusal
+from growth.families import model_of
+from growth.loading import load_model, on_meta
+from growth.plan import Source
+from growth.training.run import KEPT, checkpoint_bytes, newest
+from growth.training.session import Session
+
+
+@dataclass(frozen=True)
+class Takes:
+    """flops: of a step on all processes. memory: the most bytes that each of them holds. seconds: of the run
+    on an H200 a process, in bfloat16, at UTILISATION."""
+
+    flops: int
+    memory: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What `train` would do; target is None for a dry run, as in other reports.
+
+    trained: parameters that are not held still to the end. examples, held_out: windows or images. epochs:
+    how often each is seen. goes_on: from what, "" for a run that begins. takes: None where growth does not
+    know the model's family.
+    """
+
+    source: Path
+    target: None
+    parameters: int
+    trained: int
+    unit: str
+    examples: int
+    held_out: int
+    each_step: int
+    tokens: int
+    epochs: float
+    checkpoints: int
+    checkpoint_bytes: int
+    goes_on: str
+    takes: Takes | None
+    settings: dict
+
+    def json(self) -> dict:
+        return asdict(self) | {"source": str(self.source)}
+
+    def lines(self) -> Iterator[str]:
+        asked, length = self.settings, self.settings["sequence_length"]
+        each = f" of {length} tokens" if length else ""
+        yield f"model: {self.parameters:,} parameters, {self.trained:,} of them trained"
+        yield f"data: {self.examples:,} {self.unit}{each}, {self.held_out:,} more to measure on"
+        tokens = f", {self.tokens:,} tokens" if length else ""
+        yield (
+            f"steps: {asked['steps']:,} of {self.each_step:,} {self.unit}{tokens}, {self.epochs:.3g} epochs; "
+            f"measured every {asked['eval_every']:,}"
+        )
+        yield (
+            f"schedule: {asked['schedule']}, {asked['warmup']:,} steps of warm-up to a rate of "
+            f"{asked['learning_rate']:g}"
+        )
+        if self.checkpoints:
+            yield (
+                f"disk: {self.checkpoints} checkpoints at a time of {gb(self.checkpoint_bytes)}, "
+                f"every {asked['save_every']:,} steps"
+            )
+        if self.goes_on:
+            yield f"resume: {self.goes_on}"
+        if self.takes:
+            took, taught = self.takes, self.settings["teacher_name"]
+            yield (
+                f"costs: {took.flops:.3g} FLOP a step, {took.flops * asked['steps']:.3g} in all, "
+                f"holds {gb(took.memory)} on each process; in bfloat16 on an {H200.name} each, at "
+                f"{UTILISATION:.0%} of its peak, about {took.seconds:,.3g} s"
+                + (f"; the teacher {taught} is not in it" if taught else "")
+            )
+
+    def __str__(self) -> str:
+        return f"{self.source} -> nothing (dry run): {self.settings['steps']} steps"
+
+
+def plan_of(session: Session, run: Path | None) -> TrainPlan:
+    """What the session is to do. Raises Refusal where it would, as far as its model and data tell.
+
+    run: the folder of a run that it goes on with, if there is one.
+    """
+    checkpoint, asked, work = session.checkpoint, session.settings, session.work
+    seen = model_of(checkpoint.config, checkpoint.names)
+    network = on_meta(Source(checkpoint).model) if seen else load_model(checkpoint.path)
+    session = session.in_memory(network)
+    session.refuse_unfit(network)
+    parameters, trained = session.sizes(network)
+    each = asked["processes"] * asked["batch_size"] * asked["gradient_accumulation"]
+    length, saves = work.examples.length, asked["save_every"]
+    return TrainPlan(
+        source=checkpoint.path,
+        target=None,
+        parameters=parameters,
+        trained=trained,
+        unit=work.examples.unit,
+        examples=len(work.examples),
+        held_out=len(work.held_out),
+        each_step=each,
+        tokens=each * asked["steps"] * (length or 0),
+        epochs=each * asked["steps"] / len(work.examples),
+        checkpoints=min(KEPT + 1, math.ceil(asked["steps"] / saves)) if saves else 0,
+        checkpoint_bytes=checkpoint_bytes(parameters, trained),
+        goes_on=_goes_on(run) if run else "",
+        takes=_takes(session) if seen else None,
+        settings=asked,
+    )
+
+
+def _goes_on(run: Path) -> str:
+    return f"goes on from {saved.name}" if (saved := newest(run)) else "no checkpoint, begins at step 0"
+
+
+def _takes(session: Session) -> Takes | None:
+    """None where the model has no step on paper."""
+    checkpoint, asked = session.checkpoint, session.settings
+    seen = model_of(checkpoint.config, checkpoint.names)
+    shared = asked["processes"] if session.args.fsdp else 1
+    precision = "autocast" if asked["bf16"] or asked["fp16"] else "float32"
+    with suppress(Refusal):
+        steps = Steps(seen, asked["batch_size"], session.work.examples.length or 1)
+        step = steps.step(asked["gradient_checkpointing"], "sharded" if shared > 1 else precision)
+        flops = step.flops * asked["gradient_accumulation"]
+        seconds = asked["steps"] * flops / (H200.flops * UTILISATION)
+        return Takes(flops * asked["processes"], most(step, seen.architecture.parameters, shared), seconds)
+    return None
