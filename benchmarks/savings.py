@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.markdown import grid
 from benchmarks.plots import bars
 from growth.demo.goals import goal, goals, kind
+from growth.demo.page import made, when
 from growth.demo.remarks import about
 from growth.demo.saving import whole
 from growth.demo.summary import GROUPS, Arm, Spread, baselines, last, picked, ranked, sources, summaries
@@ -93,16 +94,15 @@ def headline(reports: list[dict]) -> str:
 
 def lines(report: dict) -> str:
     """One section a family: what was done, the goals, the arms, what they were measured against."""
-    told, out = report["machine"], []
-    commit = f", commit {report['commit'][:10]}" if report["commit"] else ""
+    out = []
+    machines = dict.fromkeys(
+        f"{x['processor']}, {x['threads']} threads, torch {x['torch']}, transformers {x['transformers']}"
+        for x in made(report)
+    )
     judged = goals(report)
     for family in report["families"]:
         out += [f"## {family['title']}", "", " ".join(family["said"].split()), ""]
-        out += [
-            f"{told['date']}{commit}, {told['processor']}, {told['threads']} threads, torch {told['torch']}, "
-        ]
-        out[-1] += f"transformers {told['transformers']}. Losses in {family['unit']}."
-        out.append("")
+        out += [f"{when(report)}, {'; '.join(machines)}. Losses in {family['unit']}.", ""]
         for group in GROUPS:
             if arms := ranked(summaries(family, group)):
                 out += [f"### {capital(group)}", "", *_arms(arms), ""]

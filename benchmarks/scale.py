@@ -74,11 +74,12 @@ CHECKED = (
     "`tests/growth/test_costs.py` compares this model with what runs on a CPU in float32: operations of a",
     "step (equal), what it holds in tensors (2 %) and in a process (10 %); of growing, the bytes read and",
     "written and the numbers drawn (equal) and the memory (10 %); of learning by LiGO, Mango and FINE, the",
-    "operations (equal) and what it holds in tensors (10 %).",
+    "operations (equal) and what it holds in tensors (10 %). `test_distributed.py` counts each process's own",
+    "weights, gradients and moments, of two that share them by FSDP2 and of two that do not (10 %).",
     "",
-    "Not checked, for nothing here measures it: the memory of these transfers, steps in bfloat16, what FSDP2",
-    "holds and sends, what a GPU reaches of its peak and what its memory loses in pieces, the rates that are",
-    "assumed. Not counted: alignment, loading data, checkpoints of the training.",
+    "Not checked, for nothing here measures it: the memory of these transfers, steps in bfloat16, what",
+    "FSDP2 gathers and sends, what a GPU reaches of its peak and what its memory loses in pieces, the rates",
+    "that are assumed. Not counted: alignment, loading data, checkpoints of the training.",
 )
 
 

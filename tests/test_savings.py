@@ -4,8 +4,9 @@ import json
 import re
 import shutil
 
+import demo_reports
 import pytest
-from demo_reports import full, plain
+from demo_reports import MACHINE, full, plain, report
 from test_report import GPU_MACHINE, GPU_ROW, ROW, RUN
 
 from benchmarks import readme, savings
@@ -68,6 +69,15 @@ def test_the_page_has_every_arm_its_goals_and_what_it_was_measured_against(tmp_p
         for line in lines
     )
     assert "* G-stack left out: it makes whole multiples of the depth and width alone." in lines
+
+
+def test_results_of_several_days_say_the_first_and_the_last():
+    runs = plain()["families"][0]["runs"]
+    days = [{"date": f"2026-12-0{i % 3 + 1} 10:00", "commit": "ab"[i % 2] * 40} for i, _ in enumerate(runs)]
+    runs = [one | {"made": MACHINE | day} for one, day in zip(runs, days)]
+    said = savings.text([report(demo_reports.family(runs))])
+    commits = f"commits {'a' * 10}, {'b' * 10}, A processor, 2 threads"
+    assert f"2026-12-01 10:00 to 2026-12-03 10:00, {commits}" in said
 
 
 def test_the_pictures_show_what_every_arm_saved(tmp_path):

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 import growth
 from growth import __main__ as cli
@@ -32,6 +34,24 @@ class Ended(NamedTuple):
     codes: list[int]
     out: list[str]
     err: list[str]
+
+
+class Held(TrainerCallback):
+    """Leaves the bytes of a process's own weights, gradients and moments, of each a line, in `folder`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def on_optimizer_step(self, args, state, control, model, optimizer, **given):
+        states = optimizer.state.values()
+        moments = [x for state in states for name, x in state.items() if name.startswith("exp_avg")]
+        gradients = [x.grad for x in model.parameters() if x.grad is not None]
+        found = [sum(map(_own, of)) for of in (model.parameters(), gradients, moments)]
+        (self.folder / f"held{args.process_index}").write_text("\n".join(map(str, found)))
+
+
+def _own(x: torch.Tensor) -> int:
+    return (x.to_local() if isinstance(x, DTensor) else x).nbytes
 
 
 def started(number: int, folder: Path, *runs: dict) -> Ended:

@@ -6,8 +6,9 @@
                         what a step makes     growth.costs.paper
     and receives        2 (3 P - p of the head) (N - 1) / N a step: weights forward and backward, gradients
 
-One GPU has all of it: weights in float32 and, while a step lasts, their copies in 16 bits. What several
-hold, and what any GPU takes besides its tensors, has been measured on none; a step in float32 on a CPU has.
+One GPU has all of it: weights in float32 and, while a step lasts, their copies in 16 bits. Checked on CPUs:
+the first line, of two processes, and a step in float32. What is gathered, and what any GPU takes besides its
+tensors, has been measured on none.
 """
 
 from dataclasses import dataclass, field

@@ -1,5 +1,6 @@
 """One family of the report: what its arms saved, curves and figures, what they were measured against."""
 
+from collections.abc import Iterable
 from html import escape
 
 from growth.demo.charts import Line, chart, points
@@ -82,7 +83,7 @@ def _overview(family: dict, arms: list[Arm], colours: dict[str, str]) -> str:
         against = dict.fromkeys(against, "c0")
     for arm in reversed(arms):
         kind = colours[arm.name] + (" thin" if colours[arm.name] == "c0" else "")
-        lines.append(Line(points(picked(family, arm.name, SAVING).values()), kind))
+        lines += _curves(read_in(family, arm).values(), kind)
     lines += [Line(points(picked(family, name).values()), f"{of} dashed") for name, of in against.items()]
     title = f"{family['title']}: validation loss against FLOPs"
     said = "; ".join(f"{arm.name}: {saved(arm)}" for arm in arms)
@@ -181,13 +182,10 @@ def _panels(family: dict, arms: list[Arm]) -> str:
     out = []
     for arm in arms:
         against = picked(family, arm.baseline)
-        read, equal = (
-            {seed: run for seed, run in picked(family, arm.name, parts).items() if seed in against}
-            for parts in (SAVING, EQUAL)
-        )
-        lines = [Line(points(against.values()), "c0 dashed"), Line(points(read.values()), "c1")]
-        if equal and equal != read:
-            lines.insert(1, Line(points(equal.values()), "c1 thin"))
+        read, equal = read_in(family, arm), picked(family, arm.name, EQUAL)
+        others = [run for seed, run in equal.items() if seed in read and run is not read[seed]]
+        lines = [*_curves(against.values(), "c0 dashed"), *_curves(others, "c1 thin")]
+        lines += _curves(read.values(), "c1")
         result = f"FLOPs saved: {saved(arm)}"
         picture = chart(
             lines,
@@ -205,6 +203,26 @@ def _panels(family: dict, arms: list[Arm]) -> str:
     )
     note += " at the baseline's last loss, the line from it what was saved. Means over seeds."
     return f"{paragraph(note, 'quiet')}<div class='grid'>{''.join(out)}</div>"
+
+
+def read_in(family: dict, arm: Arm) -> dict[int, dict]:
+    """Of each seed that has a baseline, the run in which savings are read: the first that arrives, else the
+    first."""
+    against = picked(family, arm.baseline)
+    found = {seed: run for seed, run in picked(family, arm.name, SAVING).items() if seed in against}
+    for part in reversed(SAVING):
+        for seed, run in picked(family, arm.name, (part,)).items():
+            if seed in found and compare(run, against[seed])["reached"]:
+                found[seed] = run
+    return found
+
+
+def _curves(runs: Iterable[dict], kind: str) -> list[Line]:
+    """Means over seeds, of each part by itself: parts are measured at other steps."""
+    parts: dict[str, list[dict]] = {}
+    for run in runs:
+        parts.setdefault(run["part"], []).append(run)
+    return [Line(points(of), kind) for of in parts.values()]
 
 
 def _crossing(read: dict[int, dict], against: dict[int, dict]) -> tuple | None:

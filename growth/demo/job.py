@@ -10,6 +10,8 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,7 +59,7 @@ def perform(scale: Scale, out: Path, console: Console) -> dict:
         report = report_of(scale, out, console)
         report["seconds"] = sum(map(spent, report["families"]))
         (out / "report.json").write_text(json.dumps(report, indent=1))
-        (out / "report.html").write_text(page(report), encoding="utf-8")
+        show(report, out)
     except BaseException:
         if not scale.parted:
             shutil.rmtree(out, ignore_errors=True)
@@ -92,32 +94,57 @@ def report_of(scale: Scale, out: Path, console: Console, commit: str = "") -> di
             report["skipped"].append(f"{name}: left out, for {digits.MISSING}")
             continue
         results = out / f"{name}.json" if scale.parted else None
-        report["families"].append(carried_out(scale, name, out / "work", results, console, commit))
+        done = carried_out(scale, name, out / "work", results, console, commit, partial(shown, report, out))
+        report["families"].append(done)
     return report
 
 
+def shown(report: dict, out: Path, told: dict) -> None:
+    """The page of what is done, and of a family that is not yet."""
+    families = [*report["families"], told]
+    show(report | {"families": families, "seconds": sum(map(spent, families))}, out)
+
+
+def show(report: dict, out: Path) -> None:
+    new = out / "report.new"
+    new.write_text(page(report), encoding="utf-8")
+    new.replace(out / "report.html")
+
+
 def carried_out(
-    scale: Scale, name: str, work: Path, results: Path | None, console: Console, commit: str = ""
+    scale: Scale,
+    name: str,
+    work: Path,
+    results: Path | None,
+    console: Console,
+    commit: str = "",
+    also: Callable[[dict], None] = lambda told: None,
 ) -> dict:
-    """One family, whose report is in the file `results`, if any, and is written there after every run."""
+    """One family, whose report is in the file `results`, if any, and is written there after every run. also:
+    is called with it then."""
+
+    def made() -> dict:
+        return machine() | {"commit": commit}
 
     def keep(told: dict) -> None:
         report = {"scale": scale.name, "machine": machine(), "commit": commit, "seconds": spent(told)}
         new = results.with_suffix(".new")
         new.write_text(json.dumps(report | {"skipped": [], "families": [told]}, indent=1))
         new.replace(results)
+        also(told)
 
     if results is None:
-        return Study(scale, name, work, None, lambda told: None, console).carry_out()
+        return Study(scale, name, work, None, lambda told: None, console, made).carry_out()
     (work / name).mkdir(parents=True, exist_ok=True)
     with alone_in(work / name):
         told = results_in(results) if results.exists() else None
-        return Study(scale, name, work, told, keep, console).carry_out()
+        return Study(scale, name, work, told, keep, console, made).carry_out()
 
 
 def results_in(file: Path) -> dict:
     """A family's, as they were kept. Raises Refusal where they are damaged."""
-    families = read_object(file, "families")["families"]
+    found = read_object(file, "families")
+    families = found["families"]
     fields = {"numbers", "runs", "tried", "pending", "left_out"}
     if not (
         isinstance(families, list)
@@ -128,7 +155,10 @@ def results_in(file: Path) -> dict:
         raise refuse(
             str(file), "results that a run has kept", "others", "take it away, or name another folder"
         )
-    return families[0]
+    told, known = families[0], found.get("machine")
+    for run in told["runs"] if isinstance(known, dict) else ():  # once one machine stood over all of them
+        run.setdefault("made", known | {"commit": found.get("commit", "")})
+    return told
 
 
 def machine() -> dict:

@@ -74,12 +74,26 @@ def _under(report: dict) -> str:
     """Where the figures come from, in a line."""
     runs = [run for family in report["families"] for run in family["runs"]]
     most = max((len(seeds(family)) for family in report["families"]), default=0)
-    commit = f", commit {report['commit'][:10]}" if report["commit"] else ""
     return (
         f"growth demo, scale {report['scale']}: {len(runs)} runs, up to {seeds_of(most)}, "
-        f"{report['machine']['date']}{commit}. Saved is what an arm did not need to reach the validation "
+        f"{when(report)}. Saved is what an arm did not need to reach the validation "
         "loss that training the same model from scratch ends with."
     )
+
+
+def made(report: dict) -> list[dict]:
+    """Machine, date and commit of every run, in the order of their dates; older results have one for all."""
+    found = [run["made"] for family in report["families"] for run in family["runs"] if "made" in run]
+    return sorted(found, key=lambda x: x["date"]) or [report["machine"] | {"commit": report["commit"]}]
+
+
+def when(report: dict) -> str:
+    """The date or the first and the last, the commit or all of them."""
+    found = made(report)
+    dates = dict.fromkeys((found[0]["date"], found[-1]["date"]))
+    commits = [x[:10] for x in dict.fromkeys(x["commit"] for x in found) if x]
+    said = f", commit{'s' * (len(commits) > 1)} {', '.join(commits)}" if commits else ""
+    return " to ".join(dates) + said
 
 
 def _goals(found: list[Goal]) -> str:
@@ -99,9 +113,9 @@ def _goals(found: list[Goal]) -> str:
 
 
 def _machine(report: dict) -> str:
-    told = report["machine"]
-    return (
-        f"{told['processor']}, {told['cores']} cores, {told['threads']} threads, {told['system']}; Python "
-        f"{told['python']}, torch {told['torch']}, transformers {told['transformers']}, "
-        f"growth {told['growth']}; {duration(report['seconds'])} for all runs."
+    told = dict.fromkeys(
+        f"{x['processor']}, {x['cores']} cores, {x['threads']} threads, {x['system']}; Python "
+        f"{x['python']}, torch {x['torch']}, transformers {x['transformers']}, growth {x['growth']}"
+        for x in made(report)
     )
+    return f"{'; '.join(told)}; {duration(report['seconds'])} for all runs."

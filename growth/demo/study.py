@@ -6,11 +6,13 @@ short       an arm on fewer steps than its baseline, in which the rate falls: wh
 equal       an arm on as many FLOPs as its baseline, its start's included: where does it end?
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from growth.demo.arms import ARMS, SCRATCH
@@ -26,7 +28,8 @@ NAMES = {"gpt_neox": "GPT-NeoX", "llama": "Llama", "bert": "BERT", "vit": "ViT"}
 
 
 class Study:
-    """One family of a scale. told: what its report has so far; keep: is called with that after every run."""
+    """One family of a scale. told: what its report has so far; keep: is called with that after every run;
+    made: tells where and when a run is carried out."""
 
     def __init__(
         self,
@@ -36,8 +39,10 @@ class Study:
         told: dict | None,
         keep: Callable[[dict], None],
         console: Console,
+        made: Callable[[], dict],
     ):
         self.scale, self.name, self.work, self.keep, self.console = scale, name, work, keep, console
+        self.made = made
         self.numbers: Numbers = scale.families[name]
         if told and told.get("numbers") != self.numbers.digest:
             remedy = "name another folder, or take them away"
@@ -48,6 +53,13 @@ class Study:
             for seed in scale.seeds
         }
         self.told = told or self.begun()
+        for trial, records in ((False, self.told["runs"]), (True, self.told["pending"])):
+            for record in (x for x in records if "losses" in x and x["seed"] in self.runs):
+                run = Run(record["arm"], record["seed"], record["part"], self.at(record), trial)
+                self.runs[run.seed].losses[run.folder] = torch.tensor(record["losses"])
+
+    def at(self, record: dict) -> Budget:
+        return replace(self.runs[record["seed"]].budget(record["arm"]), rate=record["rate"])
 
     def begun(self) -> dict:
         first = self.runs[self.scale.seeds[0]]
@@ -64,6 +76,7 @@ class Study:
             "said": self.material.said,
             "unit": self.material.unit,
             "numbers": self.numbers.digest,
+            "corpus": digest(self.material),
             **sizes,
             "rates": list(self.numbers.rates),
             "tried": [],
@@ -76,6 +89,9 @@ class Study:
         """All that is missing. Returns what the report has of the family."""
         if self.told["runs"] and all(self.found(*run) for run in self.wanted()):
             return self.told
+        if self.told.get("corpus", own := digest(self.material)) != own:
+            expected, remedy = "those of the same text or images", "go on with the Python that began them"
+            raise refuse(f"results of {self.name}", expected, "another's", remedy)
         arms = self.numbers.arms
         for source in sorted({ARMS[name].source for name in arms}, reverse=True):
             self.rest(source, self.scale.seeds[0])
@@ -120,7 +136,7 @@ class Study:
         if part == "equal":
             budget = replace(budget, steps=self.equal_steps(arm, seed), decay=1.0)
         if record is None:
-            record = self.runs[seed].done(Run(arm, seed, part, budget))
+            record = self.done(Run(arm, seed, part, budget))
         self.told["runs"].append(record)
         self.finish(record)
         return record
@@ -167,9 +183,16 @@ class Study:
     def trial(self, run: Run) -> dict:
         """Its record, or what is kept of one that diverges."""
         try:
-            return self.runs[run.seed].done(run)
+            return self.done(run)
         except NotFinite as error:
             return {"arm": run.arm, "rate": run.budget.rate, "failed": str(error)}
+
+    def done(self, run: Run) -> dict:
+        """Its record, with what goes on need: of a baseline, its loss on each held-out example."""
+        record = self.runs[run.seed].done(run) | {"made": self.made()}
+        if record["baseline"] is None and record["group"] != SOURCE:
+            record["losses"] = [round(x, 6) for x in self.runs[run.seed].losses[run.folder].tolist()]
+        return record
 
     def rest(self, source: str, seed: int) -> None:
         """A trained source, whose record may be there without its checkpoint."""
@@ -219,6 +242,13 @@ def beyond(trials: list[dict]) -> list[float]:
     if losses[best] == inf:
         return []
     return [best / 2] * (best == min(losses)) + [best * 2] * (best == max(losses))
+
+
+def digest(of: Material) -> str:
+    """Of what is learned from and measured on: another Python's library is another text."""
+    parts = (of.examples, of.held_out, of.far)
+    told = " ".join(x.fingerprint() for x in parts if x is not None)
+    return hashlib.sha256(told.encode()).hexdigest()[:10]
 
 
 def end(record: dict) -> dict:

@@ -9,6 +9,7 @@ from demo_reports import FREE, Strict, curve, family, full, plain, report, run
 from rich.console import Console
 
 from growth.demo.charts import Line, chart, points, ticks
+from growth.demo.family import read_in
 from growth.demo.goals import goals
 from growth.demo.page import headline, page
 from growth.demo.remarks import remarks
@@ -87,6 +88,17 @@ def test_savings_are_read_where_an_arm_arrives_early_and_its_end_at_equal_comput
     assert short.flops.median == 0.5 and not short.ended.values and difference(short) == "not run"
     above = run("arm", (2.4, 2.3, 2.2), 0, "short", "scratch")
     assert only([runs[0], above, equal]).flops.median == pytest.approx(0.05)
+
+
+def test_the_curve_that_is_drawn_is_that_in_which_savings_are_read():
+    base = run("scratch", [5, 4, 3, 2])
+    above = run("lemon", [4, 3], part="short", baseline="scratch")
+    there = run("lemon", [4, 3, 1], part="equal", baseline="scratch")
+    early = run("lemon", [4, 1], 1, part="short", baseline="scratch")
+    told = family([base, run("scratch", [5, 4, 3, 2], 1), above, there, early])
+    (arm,) = summaries(told)
+    assert read_in(told, arm) == {0: there, 1: early}
+    assert read_in(family([base, above]), arm) == {0: above}
 
 
 def test_an_arm_is_compared_with_the_baseline_of_its_own_seed_alone():

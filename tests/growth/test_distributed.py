@@ -15,11 +15,14 @@ from checkpoints import LCI, bert, pico
 from safetensors.torch import load_file, save_file
 from torch import distributed
 from torch.utils.data import BatchSampler
-from train_ranks import started
+from train_ranks import Held, started
 from transformers import AutoModelForCausalLM
 
+from growth.costs.machines import H200
+from growth.costs.training import Steps, training_of
 from growth.demo.corpus import byte_tokenizer
 from growth.errors import Refusal
+from growth.families import model_of
 from growth.training.callbacks import LayerDropping
 from growth.training.corpus import tokens
 from growth.training.curve import evaluate
@@ -224,6 +227,19 @@ def test_sixteen_bits_are_as_exact_in_pieces_as_whole(folder, tmp_path):
         run = settings(folder, tmp_path / f"{fsdp}", 2, bf16=True, fsdp=fsdp, save_every=0) | {"steps": 3}
         assert started(2, tmp_path / f"io{fsdp}", run | {"warmup": 0}).codes == [0, 0]
     assert curve(tmp_path / "True")[0] == curve(tmp_path / "False")[0]
+
+
+@pytest.mark.parametrize("fsdp", [False, True], ids=["DDP", "FSDP"])
+def test_a_process_holds_the_share_of_the_state_that_costs_tell(fsdp, folder, tmp_path):
+    run = {"model": folder / "model", "data": folder / "text.txt", "out": tmp_path / "out", "fsdp": fsdp}
+    run |= {"batch_size": 1, "steps": 1, "eval_every": 1, "save_every": 0, "callbacks": [Held(tmp_path)]}
+    ended = started(2, tmp_path / "io", run)
+    assert ended.codes == [0, 0], ended.err
+    model = model_of(LCIConfig.from_pretrained(folder / "model"), [*load_file(weights(folder / "model"))])
+    told = training_of(Steps(model, 1, 32), H200, 2 if fsdp else 1)
+    for rank in range(2):
+        got = [int(x) for x in (tmp_path / f"held{rank}").read_text().split()]
+        assert got == pytest.approx([told.weights, told.gradients, told.moments], rel=0.1)
 
 
 # ---- what is refused

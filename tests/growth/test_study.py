@@ -2,19 +2,20 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
-from demo_reports import full
+from demo_reports import full, report
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
 from growth.demo.arms import ARMS
 from growth.demo.corpus import corpus
 from growth.demo.digits import digits
-from growth.demo.job import carried_out, perform
+from growth.demo.job import carried_out, perform, shown
 from growth.demo.job import run as demo
 from growth.demo.runs import Runs
 from growth.demo.scales import ALL, DEMO, LARGER, MOVED, QUICK, Budget, Corpus, Lesson, Numbers, Scale, Size
@@ -258,11 +259,12 @@ def study(tmp_path_factory):
         yield carried_out_in_two(tmp_path_factory.mktemp("study"))
 
 
-def carried_out_in_two(out) -> tuple[dict, dict, Path]:
+def carried_out_in_two(out: Path) -> tuple[dict, dict, Path]:
+    where = PARTED, "text", out / "work", out / "text.json"
     with pytest.raises(Stop):
-        carried_out(PARTED, "text", out / "work", out / "text.json", Stopping(8))
+        carried_out(*where, Stopping(8), "first", partial(shown, report(), out))
     before = json.loads((out / "text.json").read_text())["families"][0]
-    return before, carried_out(PARTED, "text", out / "work", out / "text.json", quiet_console()), out
+    return before, carried_out(*where, quiet_console(), "second"), out
 
 
 def test_a_study_does_not_go_on_with_other_numbers(study):
@@ -284,6 +286,32 @@ def test_a_study_goes_on_where_it_ended(study):
     fresh = ("source", "early source", "scratch", "scratch of hybrid")
     assert set(keys) == parts | {(name, seed, "whole") for name in fresh for seed in (0, 1)}
     assert json.loads((out / "text.json").read_text())["families"][0] == json.loads(json.dumps(after))
+
+
+def test_what_a_run_rests_on_is_kept_where_a_study_goes_on(study):
+    """Its baseline's losses, for the standard error; when and at which commit it was carried out."""
+    before, after, out = study
+    assert "source" in (out / "report.html").read_text()  # of what had run when it ended
+    assert any(run["arm"] == "scratch" for run in before["runs"]), "a baseline of the first call"
+    assert all(0 < run["noise"] < 1 for run in after["runs"] if run["baseline"])
+    first = len(before["runs"])
+    assert {run["made"]["commit"] for run in after["runs"][:first]} == {"first"}
+    assert "second" in {run["made"]["commit"] for run in after["runs"][first:]}
+
+
+def test_a_study_goes_on_with_the_same_text_alone(study, tmp_path):
+    told, work = study[1], tmp_path / "work"
+
+    def kept(**changed):
+        (tmp_path / "text.json").write_text(json.dumps(report(told | changed, commit="old")))
+        return carried_out(PARTED, "text", work, tmp_path / "text.json", quiet_console())
+
+    assert kept(corpus="other") == told | {"corpus": "other"}  # nothing is left to do
+    with pytest.raises(Refusal, match="results of text: expected those of the same text"):
+        kept(corpus="other", runs=told["runs"][:-1])
+    older = [{key: x for key, x in run.items() if key != "made"} for run in told["runs"]]
+    found = kept(runs=older)["runs"]
+    assert {run["made"]["commit"] for run in found} == {"old"}
 
 
 def test_every_rate_is_the_best_of_those_that_were_tried(study):
