@@ -104,7 +104,8 @@ wheels: wheel
 		$$python -m venv --clear $$env; $$env/$(INSTALL) torch==$$torch; \
 		( cd $$(mktemp -d); $$env/$(INSTALL) --force-reinstall --no-deps $$here/build/pure/*.whl; $$user torch pure; \
 		$$env/$(INSTALL) --force-reinstall --no-deps $$here/dist/*.whl; $$user torch compiled; \
-		$$env/$(INSTALL) "$$(ls $$here/dist/*.whl)[growth]"; $$env/$(PIP) check; $$user growth compiled ); \
+		$$env/$(INSTALL) "$$(ls $$here/dist/*.whl)[growth]"; $$env/$(PIP) check; $$user growth compiled; \
+		$$env/$(INSTALL) --force-reinstall --no-deps $$here/build/pure/*.whl; $$user growth pure ); \
 	done; done
 
 # The newest release of every library but torch, whatever pyproject.toml allows: pip tells what is beyond that.

@@ -10,6 +10,7 @@
 Kernels are compiled for AMD's GPU too. Predicted is not measured.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -30,10 +31,10 @@ def proofs(names: list[str], whole: bool) -> Iterator[dict]:
         yield from pool.map(table.proof, *zip(*tasks))
 
 
-def predictions(names: list[str], options: set[str]) -> list[dict]:
+def predictions(names: list[str], anew: bool) -> list[dict]:
     """Ours; rivals' anew where that is asked for, else as they are written."""
     rows = list(table.predictions(names))
-    if "--rivals" in options:
+    if anew:
         from resources import rivals
 
         return rows + [*rivals.mamba_predictions(), *rivals.fla_predictions()]
@@ -41,15 +42,19 @@ def predictions(names: list[str], options: set[str]) -> list[dict]:
     return rows + [row for row in written if row["by"] != "ours"]
 
 
-def main(arguments: list[str]) -> None:
-    names, options = [x for x in arguments if x[:2] != "--"], {x for x in arguments if x[:2] == "--"}
-    rows = predictions(names, options) if "--predicted" in options else proofs(names, "--rows" not in options)
-    if "--rows" in options:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    for option in ("predicted", "json", "rivals", "rows"):
+        parser.add_argument(f"--{option}", action="store_true")
+    asked = parser.parse_args()
+    rows = predictions(asked.names, asked.rivals) if asked.predicted else proofs(asked.names, not asked.rows)
+    if asked.rows:
         for row in rows:
             print(json.dumps(row), flush=True)
-    elif "--predicted" in options:
+    elif asked.predicted:
         print("\n".join(predicted_table(rows)))
-        if "--json" in options:
+        if asked.json:
             PREDICTED.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
     else:
         print(table.HEAD)
@@ -59,4 +64,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -4,8 +4,9 @@ python   runs as it is written, or is the file that its first line names; in CON
          with the names of those before
 sh       `growth` runs on random models of the shape that the documents speak of, an eighth as wide: so sizes
          of 256 and more are divided by 8, and steps by 500. As they are written the options are parsed.
-         `growth demo`, which takes minutes, and what torchrun and accelerate start are parsed alone.
-         `python -m` runs where a module of the package answers at once. `make` needs its target, pip the
+         `growth demo`, which takes minutes, what torchrun and accelerate start, `python -m benchmarks.*` and
+         lm_eval are parsed alone, by the parsers that they have. `python -m` runs where a module of the
+         package answers at once. `make` needs its target, and variables that change what that does; pip the
          extras and the libraries of pyproject.toml; LEFT are the words of other people's tools
 yaml     a recipe, with numbers as above, written to the file that its first line names
 console  the command after "$" is refused with exactly the line below it, or what that begins with
@@ -20,7 +21,6 @@ import runpy
 import shlex
 import shutil
 import sys
-import tomllib
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -31,26 +31,31 @@ import command
 import pytest
 import torch
 import yaml
-from accelerate.commands.launch import launch_command_parser
 from checkpoints import ALL, neox
-from documents import DOCUMENTS, ROOT, blocks, commands, prose, spans
+from documents import DOCUMENTS, ROOT, blocks, commands, prose, spans, text_of
+from parsing import (
+    PARSERS,
+    VERBS,
+    WRONG,
+    check_lm_eval,
+    check_make,
+    check_pip,
+    launched,
+    parsed,
+    parsed_alone,
+)
 from tolerance import assert_agrees
-from torch.distributed.run import get_args_parser
-from typer.main import get_command
 
 import lcikernels
-from growth.cli.app import app
 from growth.families import FAMILIES
 from growth.methods import METHODS
 from lcikernels.backends import TABLES
 from lcikernels.compat.transformers import unpatch
 
 LANGUAGES = {"python", "sh", "yaml", "console", "pycon", "text", ""}
-LEFT = {"lm_eval", "source", "git"}
-VERBS = get_command(app).commands
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LEFT = {"source", "git"}
 WIDTHS, STEPS = ("hidden-size", "ffn-size"), ("steps", "align")
-PARSERS = {"torchrun": get_args_parser(), "accelerate": launch_command_parser()}
+SET = r"[A-Z]+=(?:'[^']*'|[^\s'\`,:;.]+(?:\.\d+)*)"  # a variable and its value, in text
 
 
 def fewer(name: str, value):
@@ -100,29 +105,6 @@ def damaged(folder: Path) -> None:
     (folder / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF")
 
 
-def parsed(words: list[str]) -> None:
-    """As the command line reads it; raises where there is no such verb or option."""
-    VERBS[words[0]].make_context(words[0], words[1:])
-
-
-def launched(words: list[str]) -> list[str]:
-    """What torchrun or accelerate is told to start: the words after `-m growth`."""
-    given = PARSERS[words[0]].parse_args(words[1:] if words[0] == "torchrun" else words[2:])
-    assert (given.module, given.training_script) == (True, "growth")
-    return given.training_script_args
-
-
-def check_pip(words: list[str]) -> None:
-    """Are they extras and libraries of this project?"""
-    assert words[1] == "install", words
-    needed = [*PROJECT["build-system"]["requires"], *PROJECT["project"]["dependencies"]]
-    for word in (x for x in words[2:] if not x.startswith("-")):
-        name, _, extras = word.rstrip("]").partition("[")
-        known = {re.match(r"\w+", x)[0] for x in needed} | {".", "lcikernels"}
-        assert name in known or re.match(r"dist/lcikernels-", name), word
-        assert set(filter(None, extras.split(","))) <= {*PROJECT["project"]["optional-dependencies"]}, word
-
-
 def as_told(said: str, got: str) -> bool:
     """Is that what was said? Words that end in " ..." are a beginning."""
     return got == said or (said.endswith(" ...") and got.startswith(said.removesuffix(" ...")))
@@ -130,10 +112,6 @@ def as_told(said: str, got: str) -> bool:
 
 def last_of(printed: str) -> str:
     return (printed.splitlines() or [""])[-1]
-
-
-def targets() -> set[str]:
-    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 
 class Runner:
@@ -174,13 +152,17 @@ class Runner:
         elif tool in PARSERS:
             parsed(launched(words))
         elif tool == "make":
-            assert rest[0] in targets(), f"{where}: no target {rest[0]}"
+            check_make(rest[0], rest[1:])
+        elif tool == "lm_eval":
+            check_lm_eval(words)
         elif tool == "pip":
             check_pip(words)
         elif words[:2] == ["python", "-m"]:
             assert find_spec(rest[1]), where
             if rest[1].startswith("lcikernels"):
                 self.module(rest[1])
+            else:
+                parsed_alone(rest[1], rest[2:])
         else:
             assert tool in LEFT, f"{where}: no rule for {tool}"
 
@@ -263,7 +245,30 @@ def test_commands_in_prose_have_the_verbs_options_and_targets_that_there_are():
             if verb:
                 assert set(re.findall(r"--[\w-]+", span)) <= options[verb[1]] | {"--help"}, f"{file}: {span}"
             if target := re.match(r"make ([a-z-]+)", span):
-                assert target[1] in targets(), f"{file}: {span}"
+                check_make(target[1], shlex.split(span)[2:])
+            if module := re.match(r"python -m (benchmarks\.\w+)", span):
+                parsed_alone(module[1], shlex.split(span)[3:])
+        for target, said in re.findall(rf"make ([a-z-]+)((?: {SET})+)", text_of(file)):
+            check_make(target, shlex.split(said))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "make fuzz CALL=3",
+        "make fuzzy",
+        "make demo CALLS=3",
+        "python -m benchmarks.resources --predict",
+        "python -m benchmarks.reuse --families text",
+        "python -m benchmarks.report --all",
+        "lm_eval --model hf --tasks lambada_openai --modle_args x",
+        "torchrun --nproc-per-node 2 -m growth train a --data b --out c --step 3",
+        "torchrun --processes 2 -m growth train a --data b --out c --steps 3",
+    ],
+)
+def test_a_wrong_word_of_what_is_parsed_alone_is_found(line, monkeypatch, capsys):
+    with pytest.raises(WRONG):
+        Runner(monkeypatch, capsys, shared=False).line("here", shlex.split(line))
 
 
 @pytest.mark.parametrize("file", DOCUMENTS)

@@ -121,7 +121,14 @@ def test_a_wheel_has_every_module_and_nothing_older(wheel, kernels):
     assert path.stat().st_size < LARGEST
 
 
-@pytest.mark.parametrize("extra, kernels", [("", "pure"), ("growth", "compiled")])
+@pytest.mark.parametrize(
+    "extra, kernels",
+    [
+        ("", "pure"),
+        ("growth", "compiled"),
+        pytest.param("growth", "pure", marks=pytest.mark.everything),
+    ],
+)
 def test_an_installed_wheel_works(wheel, environment, tmp_path, extra, kernels):
     python, folder = environment(extra), tmp_path / "elsewhere"
     folder.mkdir()

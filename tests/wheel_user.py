@@ -1,7 +1,7 @@
 """What somebody does who installed the wheel: run by that environment's Python, in a folder of theirs.
 
     python wheel_user.py torch pure         where torch alone is installed beside it
-    python wheel_user.py growth compiled    where what lcikernels[growth] asks for is, too
+    python wheel_user.py growth compiled    where what lcikernels[growth] asks for is, too; or growth pure
 
 pure: of a wheel without compiled kernels.
 
