@@ -44,7 +44,7 @@ def run_recipe(
 ) -> list[Any]:
     """Run a recipe, a file of YAML or what is in it (growth.recipes.recipe); its result is the folder `dst`.
 
-    src       the checkpoint to begin with, a folder or the Hub's, in the place of the recipe's, as a line says
+    src       the checkpoint to begin with, a folder or the Hub's; a line says where the recipe has another
     dry_run   validate it alone, and say what each step is to do; `dst` may be left out then
     as_json   each step prints its report as JSON, where its verb does
 
