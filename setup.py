@@ -1,5 +1,6 @@
 """Builds csrc to lcikernels/_C.so. LCIKERNELS_BUILD=auto (all this machine can) | cuda | cpu | none: what is
-left out is printed. TORCH_CUDA_ARCH_LIST picks the GPUs: "8.0;9.0;10.0+PTX" as far as nvcc knows them."""
+left out is printed. TORCH_CUDA_ARCH_LIST picks the GPUs: "8.0;9.0;10.0+PTX" as far as nvcc knows them.
+MAX_JOBS: how many compilers run at once."""
 
 import os
 import re
@@ -16,6 +17,7 @@ from setuptools.command import bdist_wheel, build_ext
 MODE = os.environ.get("LCIKERNELS_BUILD", "auto")
 CXX = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++")), "")
 NVCC = shutil.which("nvcc") or shutil.which(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc")
+JOBS = ["-j", x] if (x := os.environ.get("MAX_JOBS")) else []  # else as many as ninja sees processors
 LEAVE_OUT = print if MODE in ("auto", "none") else sys.exit  # kernels that were asked for are not left out
 CPP, CPU, CUDA, CUDA_CPP = (
     sorted(Path("csrc").glob(x)) for x in ("*.cpp", "cpu/**/*.cpp", "cuda/**/*.cu", "cuda/**/*.cpp")
@@ -107,7 +109,7 @@ class Build(build_ext.build_ext):
         Path("build/build.ninja").write_text(plan)
         target.unlink(missing_ok=True)
         start = time.monotonic()
-        if subprocess.run([ninja, "-f", "build/build.ninja"], check=False).returncode:
+        if subprocess.run([ninja, *JOBS, "-f", "build/build.ninja"], check=False).returncode:
             return LEAVE_OUT("lcikernels: no compiled kernels: the compiler failed (see above)")
         shutil.copy("build/_C.so", target)
         seconds = time.monotonic() - start
@@ -127,6 +129,8 @@ class Wheel(bdist_wheel.bdist_wheel):
         return ("py3", "none", platform)
 
 
+if JOBS and not re.fullmatch("[1-9][0-9]*", JOBS[1]):
+    sys.exit(f"lcikernels: MAX_JOBS must be a whole number of at least 1, got {JOBS[1]!r}")
 why = {  # the last that holds
     MODE == "cuda" and not NVCC: "no nvcc: install the CUDA toolkit and put it in PATH or CUDA_HOME",
     not shutil.which(CXX.partition(" ")[0]): "no C++ compiler: install g++, or name one in CXX",

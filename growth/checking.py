@@ -61,17 +61,22 @@ class Agreement:
         return self._logits() + (f"; {self.generated}" if self.generated else "")
 
     def _logits(self) -> str:
-        stored = f", {self.stored:.2e} in {self.stored_dtype}" if self.stored_dtype != "float32" else ""
         measured = (
-            f"max |{self.compared} difference|: {self.float32:.2e} in float32{stored} "
+            f"max |{self.compared} difference|: {self.float32:.2e} in float32 "
             f"(largest {self.compared} {self.largest:.2f})"
         )
         where = f"; they first differ in {self.first}" if self.first else ""
         if self.limit is None:
             why = f": {several(self.lost)}" if self.lost else ""
-            return f"{measured}{where}; no equality was promised{why}"
+            return f"{measured}{self._beside()}{where}; no equality was promised{why}"
         verdict = "kept" if self.float32 <= self.limit else "BROKEN"
-        return f"{measured}{where}; promised at most {self.limit:.1e}: {verdict}"
+        return f"{measured}, promised at most {self.limit:.1e} there: {verdict}{self._beside()}{where}"
+
+    def _beside(self) -> str:
+        """What the stored dtype gives, whose rounding no promise is about."""
+        if self.stored_dtype == "float32":
+            return ""
+        return f"; {self.stored:.2e} in {self.stored_dtype}, as it is stored, with each model's rounding"
 
 
 @torch.no_grad()

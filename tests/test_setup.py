@@ -136,6 +136,19 @@ def test_gpus_that_nvcc_does_not_know_are_an_error(package):
 
 
 @compiler
+def test_ninja_starts_as_many_compilers_as_max_jobs_says(package):
+    env = no_compiler(package) | {"CXX": CXX} | pretend(package, "__version__ = '2.10.0'")
+    (package / "bin/ninja").write_text('#!/bin/sh\necho ninja "$@"\n: >build/_C.so\n')
+    (package / "bin/ninja").chmod(0o755)
+    for jobs, words in (("3", "-j 3 -f"), (None, "-f"), ("", "-f")):
+        status, said = run(package, "build_ext", "--inplace", LCIKERNELS_BUILD="cpu", MAX_JOBS=jobs, **env)
+        assert status == 0 and f"ninja {words} build/build.ninja\n" in said, said
+    for jobs in ("0", "many", "-1"):
+        why = f"lcikernels: MAX_JOBS must be a whole number of at least 1, got {jobs!r}\n"
+        assert run(package, "build", MAX_JOBS=jobs) == (1, why)
+
+
+@compiler
 @pytest.mark.parametrize(
     "source, said",
     {

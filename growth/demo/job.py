@@ -89,10 +89,11 @@ def spent(family: dict) -> float:
 def report_of(scale: Scale, out: Path, console: Console, commit: str = "") -> dict:
     """All families, each carried out as far as its results in `out` are not there yet."""
     report = {"scale": scale.name, "machine": machine(), "commit": commit, "skipped": [], "families": []}
-    for name, numbers in scale.families.items():
-        if numbers.corpus is None and not digits.there():
-            report["skipped"].append(f"{name}: left out, for {digits.MISSING}")
-            continue
+    left = [name for name, x in scale.families.items() if x.corpus is None and not digits.there()]
+    for name in left:
+        report["skipped"].append(f"{name}: left out, for {digits.MISSING}")
+        console.print(report["skipped"][-1], highlight=False, soft_wrap=True)
+    for name in (name for name in scale.families if name not in left):
         results = out / f"{name}.json" if scale.parted else None
         done = carried_out(scale, name, out / "work", results, console, commit, partial(shown, report, out))
         report["families"].append(done)

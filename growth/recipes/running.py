@@ -46,7 +46,7 @@ def run_recipe(
 ) -> list[Any]:
     """Run a recipe, a file of YAML or what is in it (growth.recipes.recipe); its result is the folder `dst`.
 
-    src       the checkpoint to begin with, a folder or the Hub's, in the place of the recipe's
+    src       the checkpoint to begin with, a folder or the Hub's; a line says where the recipe has another
     dry_run   validate it alone, and say what each step is to do; `dst` may be left out then
     as_json   each step prints its report as JSON, where its verb does
 
@@ -62,6 +62,8 @@ def run_recipe(
     source = found.source if src is None else str(src)
     if source is None:
         raise refuse("recipe", "a source, there or in the call", "none", "name the checkpoint to begin with")
+    if found.source is not None and os.path.realpath(found.source) != os.path.realpath(source):
+        print(f"recipe: begins with {source}, in the place of its source {found.source}", file=sys.stderr)
     found, commands = replace(found, source=source), Commands()
     lines = refuse_odd_steps(found, source, commands)
     if dry_run:

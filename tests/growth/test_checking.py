@@ -117,7 +117,9 @@ def test_the_limit_follows_the_dtype_of_the_tensors_not_that_of_the_configuratio
     agreement = growth.check(src, tmp_path / "out")
     assert agreement.kept and agreement.stored_dtype == "float16"
     assert agreement.limit > 1e-3 * max(1.0, agreement.largest) > agreement.float32
-    assert " in float32, " in str(agreement) and " in float16 (" in str(agreement)
+    judged, beside = str(agreement).split("; ")
+    assert judged.endswith(f"), promised at most {agreement.limit:.1e} there: kept")
+    assert beside == f"{agreement.stored:.2e} in float16, as it is stored, with each model's rounding"
 
 
 def test_one_figure_is_told_of_one_dtype_and_one_loss_of_several(source, tmp_path):

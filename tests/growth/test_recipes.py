@@ -217,6 +217,18 @@ def test_stages_of_mslt_are_a_recipe(src, text, tmp_path):
     assert all(not torch.equal(x, last[name]) for name, x in first.items() if x.ndim == 2)
 
 
+def test_another_source_than_the_recipe_s_is_said(src, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.symlink_to(src)
+    for source, line in (
+        (src, ""),
+        (other, ""),
+        (tmp_path / "no", f"recipe: begins with {src}, in the place of its source {tmp_path / 'no'}\n"),
+    ):
+        growth.run_recipe({"source": str(source), "steps": [GROW]}, src=src, dry_run=True)
+        assert capsys.readouterr().err == line
+
+
 def test_check_is_a_step_that_stops_where_a_promise_does_not_hold(src, tmp_path, monkeypatch, capsys):
     steps = [{"grow": {"hidden-size": 120}}, "check", {"grow": {"num-layers": 5}}, {"check": {}}]
     recipe = written(tmp_path, steps)
