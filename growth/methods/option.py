@@ -27,7 +27,7 @@ def refuse_other_types(options: Any) -> None:
 
 
 def refuse_other_type(name: str, annotation: Any, got: Any) -> None:
-    """Raises Refusal where `got` is of another type, of KINDS; tuples may be lists, and whole numbers floats."""
+    """Raises Refusal where `got` is of another type of KINDS; tuples may be lists, whole numbers floats."""
     union = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
     kinds = [get_origin(kind) or kind for kind in union]
     if set(kinds) <= {*KINDS, NoneType} and not any(_is_a(kind, got) for kind in kinds):
