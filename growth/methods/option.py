@@ -1,7 +1,7 @@
 """What a method can be told: fields of its dataclass, from which the command line's flags follow."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 from growth.errors import refuse
 
 KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a word", tuple: "a list"}
+KINDS[Mapping] = "a mapping"
 
 
 def option(default: Any, help: str, kind: type | None = None, usual: str | None = None) -> Any:
@@ -18,16 +19,20 @@ def option(default: Any, help: str, kind: type | None = None, usual: str | None 
 
 
 def refuse_other_types(options: Any) -> None:
-    """Raises Refusal where a field of a dataclass holds what is not of its type; lists may be tuples, whole
-    numbers stand for any. What text stands for as well (`kind`) is refused where it is read."""
+    """Raises Refusal where a field of a dataclass holds what is not of its type; what text stands for as well
+    (`kind`) is refused where it is read."""
     for x in fields(options):
-        union = get_args(x.type) if isinstance(x.type, UnionType) else (x.type,)
-        kinds = [get_origin(kind) or kind for kind in union]
-        if x.metadata.get("kind") or not set(kinds) <= {*KINDS, NoneType}:
-            continue
-        if not any(_is_a(kind, got := getattr(options, x.name)) for kind in kinds):
-            expected = " or ".join(KINDS[kind] for kind in kinds if kind is not NoneType)
-            raise refuse(x.name.replace("_", "-"), expected, repr(got), "choose one")
+        if not x.metadata.get("kind"):
+            refuse_other_type(x.name.replace("_", "-"), x.type, getattr(options, x.name))
+
+
+def refuse_other_type(name: str, annotation: Any, got: Any) -> None:
+    """Raises Refusal where `got` is of another type of KINDS; tuples may be lists, whole numbers floats."""
+    union = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    kinds = [get_origin(kind) or kind for kind in union]
+    if set(kinds) <= {*KINDS, NoneType} and not any(_is_a(kind, got) for kind in kinds):
+        expected = " or ".join(KINDS[kind] for kind in kinds if kind is not NoneType)
+        raise refuse(name, expected, repr(got), "choose one")
 
 
 def _is_a(kind: type, got: Any) -> bool:

@@ -1,13 +1,16 @@
 """What `growth train` is asked for: options that do not fit are refused before anything is read."""
 
 import math
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import signature
+from typing import Any, get_args
 
 import torch
 from transformers.integrations import integration_utils
 
 from growth.errors import reason, refuse, refuse_odd_seed
+from growth.methods.option import refuse_other_type
 from growth.training.distil import refuse_odd_mix
 from growth.training.freeze import Counts
 
@@ -22,6 +25,19 @@ LEAST = {
     "patience": 1,
 }
 CHOICES = {"schedule": ("cosine", "lemon", "constant"), "patience_counts": get_args(Counts)}
+
+
+def typed(verb: Callable) -> Callable:
+    """The verb, with a Refusal where an argument is not of the plain type that its signature names."""
+    told = signature(verb)
+
+    @wraps(verb)
+    def checked(*given: Any, **named: Any) -> Any:
+        for name, got in told.bind(*given, **named).arguments.items():
+            refuse_other_type(_spoken(name), told.parameters[name].annotation, got)
+        return verb(*given, **named)
+
+    return checked
 
 
 def refuse_odd_options(given: dict) -> None:
@@ -72,6 +88,8 @@ def refuse_odd_options(given: dict) -> None:
 
 def refuse_unknown_reporters(names: Sequence[str]) -> None:
     """Raises Refusal where the Trainer has no integration of such a name, or its package is not installed."""
+    if not isinstance(names, Sequence):
+        raise refuse("report-to", "a list of names", repr(names), "such as ['tensorboard']")
     for name in names:
         if name not in (known := integration_utils.INTEGRATION_TO_CALLBACK):
             raise refuse("report-to", f"one of {', '.join(sorted(known))}", name, "choose one of these")

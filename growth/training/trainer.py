@@ -23,7 +23,7 @@ from growth.training.dropping import asked_of, refuse_pairs
 from growth.training.freeze import Counts, transferred
 from growth.training.masks import OpenMasks, closed_of, mask_steps, refuse_shared
 from growth.training.moments import check_grown, moments_of
-from growth.training.options import refuse_odd_options, refuse_unknown_reporters
+from growth.training.options import refuse_odd_options, refuse_unknown_reporters, typed
 from growth.training.processes import together
 from growth.training.progress import RunProgress
 from growth.training.rates import copied
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 
 @together()
+@typed
 def train(
     model: str | Path,
     data: Data,

@@ -385,6 +385,11 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(root, t
         "pack: expected data whose documents are known, got 64 windows; ": {"pack": True, "data": windows},
         "rows.jsonl, line 1: expected a field 'text', got body; ": {"data": "rows.jsonl"},
         "window: expected at least 1, got 0": {"window": 0},
+        "warm new: expected a whole number, got 'x'": {"warm_new": "x"},
+        "learning rate: expected a number, got '1e-3'": {"learning_rate": "1e-3"},
+        "bf16: expected True or False, got 'yes'": {"bf16": "yes"},
+        "rates: expected a mapping, got 0.5": {"rates": 0.5},
+        "report-to: expected a list of names, got 5": {"report_to": 5},
         "threshold: expected a finite improvement, got nan": {"threshold": math.nan},
     }.items():
         for dry_run in (False, True):
