@@ -25,7 +25,7 @@ class Taken(Refusal, FileExistsError):
 def named_folder(path: str | Path, what: str) -> Path:
     """`path` as it is, or a refusal where it is empty, no path at all, or not UTF-8."""
     try:
-        fits = str(path).encode() and "\0" not in str(path)
+        fits = isinstance(path, str | os.PathLike) and str(path).encode() and "\0" not in str(path)
     except UnicodeEncodeError:  # bytes that are no UTF-8: json and a card could not name it
         fits = False
     if not fits:

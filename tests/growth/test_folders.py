@@ -120,10 +120,10 @@ def test_a_disk_that_is_too_small_is_found_before_the_work(source, tmp_path, mon
 
 
 ODD = {"": "the name of a folder, got ''", "a\0b": "the name of a folder", "a" * 300: "File name too long"}
-ODD["bad\udcff"] = "the name of a folder"
+ODD |= dict.fromkeys(("bad\udcff", 96), "the name of a folder")
 
 
-@pytest.mark.parametrize("name", ODD, ids=["empty", "NUL", "too long", "not UTF-8"])
+@pytest.mark.parametrize("name", ODD, ids=["empty", "NUL", "too long", "not UTF-8", "a number"])
 def test_a_name_that_is_none_is_refused(source, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Refusal, match=ODD[name]):
