@@ -149,11 +149,7 @@ class Study:
 
     def tried(self, arm: str, part: str) -> dict | None:
         """The record of the best rate of the grid; None of a source, which is run again and stays."""
-        for rate in self.numbers.rates:
-            self.attempt(arm, part, rate)
-        for _ in range(BEYOND):
-            for rate in beyond(self.pending(arm)):
-                self.attempt(arm, part, rate)
+        self.attempt_all(arm, part)
         trials = [x for x in self.pending(arm) if "failed" not in x]
         if not trials:
             rates = ", ".join(f"{rate:g}" for rate in self.numbers.rates)
@@ -163,6 +159,15 @@ class Study:
         best, seed = self.budget(arm), self.scale.seeds[0]
         self.runs[seed].adopt(Run(arm, seed, part, best, trial=True))
         return None if arm == SOURCE else next(x for x in trials if x["rate"] == best.rate)
+
+    def attempt_all(self, arm: str, part: str) -> None:
+        """A trial of every rate of the grid, and of some beyond its edge, however often the study was ended."""
+        for rate in self.numbers.rates:
+            self.attempt(arm, part, rate)
+        while rates := beyond(self.pending(arm)):
+            if len(self.pending(arm)) >= len(self.numbers.rates) + BEYOND:
+                break
+            self.attempt(arm, part, rates[0])
 
     def pending(self, arm: str) -> list[dict]:
         """What is kept of its trials, until the best of them is known."""

@@ -19,7 +19,7 @@ from growth.demo.job import carried_out, perform, shown
 from growth.demo.job import run as demo
 from growth.demo.runs import Runs
 from growth.demo.scales import ALL, DEMO, LARGER, MOVED, QUICK, Budget, Corpus, Lesson, Numbers, Scale, Size
-from growth.demo.study import beyond
+from growth.demo.study import Study, beyond
 from growth.errors import Refusal
 from growth.locks import alone_in
 from growth.methods import METHODS
@@ -340,6 +340,24 @@ def test_the_grid_goes_on_from_the_edge_that_is_best():
     assert beyond(trials(r1=3.0, r2=2.0)) == [4.0] and beyond(trials(r2=3.0, r1=2.0)) == [0.5]
     assert beyond(trials(r1=3.0, r2=2.0, r4=None)) == [] and beyond(trials(r1=None)) == []
     assert beyond(trials(r2=1.0)) == [1.0, 4.0]
+
+
+def test_a_study_that_was_ended_tries_no_more_rates_than_another():
+    class Falling(Study):
+        def __init__(self, pending: list[dict]):
+            self.numbers, self.told = FEW, {"pending": pending}
+
+        def attempt(self, arm, part, rate):
+            if all(x["rate"] != rate for x in self.pending(arm)):
+                self.told["pending"].append({"arm": arm, "rate": rate, "curve": [{"loss": -rate}]})
+
+    whole = Falling([])
+    whole.attempt_all("lemon", "short")
+    assert len(whole.pending("lemon")) == len(FEW.rates) + 3
+    for done in range(len(whole.pending("lemon"))):
+        again = Falling(whole.pending("lemon")[:done])
+        again.attempt_all("lemon", "short")
+        assert again.told == whole.told
 
 
 def test_an_arm_of_equal_compute_costs_what_its_baseline_does(study):
