@@ -82,7 +82,7 @@ class Expand:
             x = source.raw(made_of, row[0][0])
         else:
             some = row[0][0] if row else next(j for name, j in source.place if name == made_of)
-            zero = torch.zeros(source.shape(made_of, some))
+            zero = source.zeros(made_of, some)
             x = sum((w * source.read(made_of, j) for j, w in row), zero)
         if constants := self.maps.constants.get(weight.name):
             x = apply.exact(x) + constants[self.layer]

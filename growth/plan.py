@@ -85,10 +85,11 @@ class Source:
         kinds = {self.checkpoint.dtype(name) for name in tensors}
         return str(reduce(torch.promote_types, kinds)).removeprefix("torch.")
 
-    def shape(self, weight: str, layer: int | None) -> tuple[int, ...]:
-        """A weight's, in its own axis order."""
-        _, entry, part = self.place[weight, layer]
-        return self.model.architecture.shape(entry.weights[part])
+    def zeros(self, weight: str, layer: int | None) -> Tensor:
+        """As many as `read` gives numbers, of the same dtype; nothing is read for them."""
+        name, entry, part = self.place[weight, layer]
+        dtype = torch.promote_types(self.checkpoint.dtype(self.on_disk[name]), torch.float32)
+        return torch.zeros(self.model.architecture.shape(entry.weights[part]), dtype=dtype)
 
     def raw(self, weight: str, layer: int | None) -> Tensor:
         """A weight in its own axis order, in the dtype it is stored in."""

@@ -83,12 +83,14 @@ def changed(old: Model, new: Model) -> dict[str, tuple[int, int]]:
 def followed(old: Model, new: Model, wanted: Sizes) -> tuple[str, ...]:
     """A line on each size that nobody asked for, and that is not as the others are to each other."""
     have, is_now, lines = sizes_of(old), sizes_of(new), []
-    if wanted.heads is None and have.heads and is_now.heads * have.hidden != have.heads * is_now.hidden:
+    both = have.heads and is_now.heads  # layers that go may have been the only ones with heads
+    if wanted.heads is None and both and is_now.heads * have.hidden != have.heads * is_now.hidden:
         lines.append(
             f"num-heads: {is_now.heads}, for {have.heads} x {is_now.hidden} / {have.hidden} is no whole "
             "number; --num-heads chooses"
         )
-    lines += dict.fromkeys(filter(None, (_regrouped(old, new, op, wanted) for op in _grouped(old))))
+    stay = [op for op in _grouped(old) if op.query in new.architecture.wires]
+    lines += dict.fromkeys(filter(None, (_regrouped(old, new, op, wanted) for op in stay)))
     counts = [getattr(x.config, "num_experts_per_tok", None) for x in (old, new)]
     if wanted.experts is not None and counts[0] != counts[1]:
         lines.append(f"experts: {counts[1]} count for a token instead of {counts[0]}, as many as are left")

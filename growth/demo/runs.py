@@ -135,9 +135,8 @@ class Runs:
             return self.grow(arm, source, start)
         numbers = self.numbers
         batch = numbers.batch_size
-        steps = arm.longer * (numbers.align.get(arm.name) or numbers.align["transfer"])
-        steps *= arm.fitted == "steps"
-        align = Alignment(steps, numbers.windows // batch, batch, step_size=1)
+        steps = (numbers.align.get(arm.name) or numbers.align["transfer"]) if arm.fitted == "steps" else 0
+        align = Alignment(arm.longer * steps, numbers.windows // batch, batch, step_size=1)
         how = {"align": align, "data": self.material.examples} if arm.fitted else {}
         return growth.transfer(source, start, seed=self.seed, **how, **arm.mixers)
 

@@ -161,7 +161,7 @@ class Study:
         return None if arm == SOURCE else next(x for x in trials if x["rate"] == best.rate)
 
     def attempt_all(self, arm: str, part: str) -> None:
-        """A trial of every rate of the grid, and of some beyond its edge, however often the study was ended."""
+        """A trial of every rate of the grid, and some beyond its edge, however often ended."""
         for rate in self.numbers.rates:
             self.attempt(arm, part, rate)
         while rates := beyond(self.pending(arm)):

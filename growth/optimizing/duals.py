@@ -177,6 +177,9 @@ class Moment:
     def read(self, weight: str, layer: int | None) -> Tensor:
         return exact(self.raw(weight, layer))
 
+    def zeros(self, weight: str, layer: int | None) -> Tensor:
+        return torch.zeros_like(self.read(weight, layer))
+
 
 @dataclass(frozen=True)
 class Carry(Expand):

@@ -1,6 +1,7 @@
 """Images beside text: what is taken, what is refused, and whole runs of a tiny ViT."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -214,7 +215,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder, tmp_path, monkey
 # ---- learned growth
 
 
-@pytest.mark.parametrize("method", [Ligo, Mango])
+@pytest.mark.parametrize("method", [partial(Ligo, noise=2.0), Mango], ids=["ligo", "mango"])
 def test_methods_that_learn_learn_from_images(folder, tmp_path, method):
     """From the source's loss, where they start, to a lower one."""
     data = images()

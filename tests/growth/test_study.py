@@ -266,7 +266,7 @@ def study(tmp_path_factory):
 def carried_out_in_two(out: Path) -> tuple[dict, dict, Path]:
     where = PARTED, "text", out / "work", out / "text.json"
     with pytest.raises(Stop):
-        carried_out(*where, Stopping(8), "first", partial(shown, report(), out))
+        carried_out(*where, Stopping(11), "first", partial(shown, report(), out))
     before = json.loads((out / "text.json").read_text())["families"][0]
     return before, carried_out(*where, quiet_console(), "second"), out
 
@@ -279,7 +279,7 @@ def test_a_study_does_not_go_on_with_other_numbers(study):
 
 def test_a_study_goes_on_where_it_ended(study):
     before, after, out = study
-    assert len(before["runs"]) + len(before["tried"]) + len(before["pending"]) == 8
+    assert len(before["runs"]) + len(before["tried"]) + len(before["pending"]) == 11
     assert before["pending"] and not after["pending"]
     assert after["runs"][: len(before["runs"])] == before["runs"]
     assert after["tried"][: len(before["tried"])] == before["tried"]
@@ -342,7 +342,9 @@ def test_the_grid_goes_on_from_the_edge_that_is_best():
     assert beyond(trials(r2=1.0)) == [1.0, 4.0]
 
 
-def test_a_study_that_was_ended_tries_no_more_rates_than_another():
+def test_a_study_that_was_ended_tries_no_more_rates_than_another(monkeypatch):
+    monkeypatch.setattr("growth.demo.study.BEYOND", 3)
+
     class Falling(Study):
         def __init__(self, pending: list[dict]):
             self.numbers, self.told = FEW, {"pending": pending}
