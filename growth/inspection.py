@@ -186,8 +186,8 @@ def _ways(model: Model) -> Iterator[Way]:
     yield _way(model, "hidden size", D, to, {str(T): Sizes(T) for T in (D + step, 2 * D)})
     if H:
         n = H // G
-        alone = not model.family.fields.head_dim or _fits(model, Sizes(D, heads=H + n))
-        width = D if alone else None  # some of transformers' classes want a width that the heads divide
+        alone = model.family.fields.head_dim and _fits(model, Sizes(D, heads=H + n))
+        width = D if alone else None  # where the heads divide it, in transformers or in its class
         to = "to any number above" + ("" if alone else ", the width with them")
         yield _way(model, "heads", H, to, {str(H + n): Sizes(width, heads=H + n)})
     if H and model.family.fields.kv_heads:

@@ -1,12 +1,14 @@
 """What verbs print: lines, and what a report has."""
 
 import json
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
 
 from growth.errors import first_process
 
+FEW = 4  # names of what is dropped; a dry run has all
 out = Console()
 
 
@@ -26,8 +28,10 @@ def print_report(report: Any, dry_run: bool, as_json: bool) -> None:
         for row in report.plan.rows:
             sources = ", ".join(row.sources) or row.note
             say(f"{row.name:{wide}}  {'x'.join(map(str, row.shape)):12} {row.origin:11} {sources}")
-        for name, why in report.plan.dropped.items():
-            say(f"dropped {name}: {why}")
+    for why, of in groupby(report.plan.dropped, report.plan.dropped.get):
+        names = list(of)
+        more = f" and {len(names) - FEW} more" * (len(names) > FEW and not dry_run)
+        say(f"dropped {', '.join(names if dry_run else names[:FEW])}{more}: {why}")
     for line in report.lines:
         say(line)
     for note in report.notes:

@@ -38,9 +38,8 @@ def family_of(config: PreTrainedConfig, where: str) -> Family:
     """The family of a checkpoint, or a refusal that names all."""
     if config.model_type in FAMILIES:
         return FAMILIES[config.model_type]
-    remedy = (
-        "growth train and growth check take it as it is, other verbs once CONTRIBUTING.md's table is written"
-    )
+    remedy = "growth train and growth check take causal language models as they are, other verbs once "
+    remedy += "CONTRIBUTING.md's table is written"
     raise refuse(where, f"a checkpoint of one of: {', '.join(FAMILIES)}", config.model_type, remedy)
 
 
