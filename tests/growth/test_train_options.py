@@ -335,6 +335,8 @@ def test_what_is_not_finite_is_the_only_end_after_which_a_rate_may_be_lowered(ro
     before = contents(tmp_path)
     plan = run(root, tmp_path / "out", save_every=2, resume=True, dry_run=True)
     assert plan.goes_on == "goes on from checkpoint-4"
+    with pytest.raises(Refusal, match="resume: expected an interrupted run in .*, got none; leave --resume"):
+        run(root, None, save_every=2, resume=True, dry_run=True)
     with pytest.raises(Refusal, match="expected no interrupted run, got one; pass --resume"):
         run(root, tmp_path / "out", save_every=2, dry_run=True)
     for dry_run in (False, True):
