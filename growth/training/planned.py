@@ -13,7 +13,7 @@ from growth.errors import Refusal
 from growth.families import model_of
 from growth.loading import load_model, on_meta
 from growth.plan import Source
-from growth.training.run import KEPT, checkpoint_bytes, newest, refuse_other_settings
+from growth.training.run import KEPT, checkpoint_bytes, divided, newest
 from growth.training.session import Session
 
 
@@ -96,7 +96,7 @@ def plan_of(session: Session, resume: bool) -> TrainPlan:
     run = Path(session.args.output_dir)
     goes_on = resume and run.exists()
     if goes_on:
-        refuse_other_settings(run, session.settings, session.checkpoint)
+        divided(run, session.settings, session.checkpoint).enter(session.args, session.settings)
     checkpoint, asked, work = session.checkpoint, session.settings, session.work
     seen = model_of(checkpoint.config, checkpoint.names)
     network = on_meta(Source(checkpoint).model) if seen else load_model(checkpoint.path)
