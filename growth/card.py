@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from growth.errors import several
 from growth.families import auto_of
+from growth.jsonfile import rewrite_text
 from growth.record import begun
 
 CARD = "README.md"
@@ -120,9 +121,7 @@ def write_figures(folder: Path, figures: str) -> None:
         head, begin, rest = card.partition(BEGIN)
         _, end, tail = rest.partition(END)
         if begin and end:
-            new = folder / f".{CARD}.new"
-            new.write_text(f"{head}{BEGIN}\n{figures}.\n{END}{tail}", encoding="utf-8")
-            os.replace(new, folder / CARD)
+            rewrite_text(folder / CARD, f"{head}{BEGIN}\n{figures}.\n{END}{tail}")
 
 
 def title(dst: Path) -> str:

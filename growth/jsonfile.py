@@ -1,7 +1,9 @@
 """JSON that somebody else wrote, and what is written over JSON."""
 
+import contextlib
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,19 @@ def read_list(path: Path, *keys: str) -> list[dict]:
 
 
 def rewrite(path: Path, found: dict) -> None:
-    """A process that is killed leaves the old file or the new."""
-    new = path.with_name(f".{path.name}")
-    new.write_text(json.dumps(found, indent=1))
-    os.replace(new, path)
+    rewrite_text(path, json.dumps(found, indent=1))
+
+
+def rewrite_text(path: Path, text: str) -> None:
+    """A process that is killed leaves the old file or the new; several may write it at once."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # two machines have the same process ids
+    try:
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
 
 
 def _read(path: Path) -> Any:

@@ -151,7 +151,10 @@ def train(
         seed=seed,
         dry_run=dry_run,
     )
-    lines = report.lines() if dry_run else ()
-    for line in [json.dumps(report.json())] if as_json else [*lines, str(report)]:
+    if as_json:
+        say(json.dumps(report.json()))
+        return report
+    for line in report.lines() if dry_run else ():
         say(line)
+    say(str(report))
     return report

@@ -5,7 +5,6 @@ text -> source -> grown by every method     -> trained on      against the large
 digits -> ViT  -> grown by every method     -> trained on      against the large ViT from scratch
 """
 
-import json
 import os
 import platform
 import shutil
@@ -27,7 +26,7 @@ from growth.demo.study import Study
 from growth.demo.table import table
 from growth.errors import refuse
 from growth.folders import named_folder, refuse_existing
-from growth.jsonfile import read_object
+from growth.jsonfile import read_object, rewrite, rewrite_text
 from growth.locks import alone_in
 
 
@@ -58,7 +57,7 @@ def perform(scale: Scale, out: Path, console: Console) -> dict:
     try:
         report = report_of(scale, out, console)
         report["seconds"] = sum(map(spent, report["families"]))
-        (out / "report.json").write_text(json.dumps(report, indent=1))
+        rewrite(out / "report.json", report)
         show(report, out)
     except BaseException:
         if not scale.parted:
@@ -77,8 +76,9 @@ def perform(scale: Scale, out: Path, console: Console) -> dict:
 
 def begun(scale: Scale, out: Path) -> bool:
     """Is nothing in the folder but what a run of this scale leaves?"""
-    ours = {f"{name}.{kind}" for name in (*scale.families, "report") for kind in ("json", "new", "html")}
-    return {path.name for path in out.iterdir()} <= ours | {"work"}
+    ours = {f"{name}.{kind}" for name in (*scale.families, "report") for kind in ("json", "html")}
+    half = tuple(f".{name}." for name in ours)  # of a process that was killed while it wrote one
+    return all(path.name in ours | {"work"} or path.name.startswith(half) for path in out.iterdir())
 
 
 def spent(family: dict) -> float:
@@ -107,9 +107,7 @@ def shown(report: dict, out: Path, told: dict) -> None:
 
 
 def show(report: dict, out: Path) -> None:
-    new = out / "report.new"
-    new.write_text(page(report), encoding="utf-8")
-    new.replace(out / "report.html")
+    rewrite_text(out / "report.html", page(report))
 
 
 def carried_out(
@@ -129,9 +127,7 @@ def carried_out(
 
     def keep(told: dict) -> None:
         report = {"scale": scale.name, "machine": machine(), "commit": commit, "seconds": spent(told)}
-        new = results.with_suffix(".new")
-        new.write_text(json.dumps(report | {"skipped": [], "families": [told]}, indent=1))
-        new.replace(results)
+        rewrite(results, report | {"skipped": [], "families": [told]})
         also(told)
 
     if results is None:

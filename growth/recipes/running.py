@@ -92,7 +92,7 @@ class _Run:
             made = self._at(last)
             enter_recipe(made, self.recipe.json())
         except BaseException as error:
-            other = ", with a lower learning-rate in this step" * isinstance(error, NotFinite)
+            other = ", with a lower learning-rate in this step" if isinstance(error, NotFinite) else ""
             kept = "" if isinstance(error, Taken) else self._left(other)  # it says where its own result is
             if isinstance(error, Refusal):
                 error.args = (f"step {number}, {step.verb}: {error}" + (f"; {kept}" if kept else ""),)
@@ -152,7 +152,8 @@ class _Run:
             shutil.rmtree(self._at(old))
 
     def _left(self, other: str) -> str:
-        """What of the work is kept, and how to go on, where in an `other` way; nothing else is."""
+        """What is kept, and how to go on, to which the words `other` are added. What is not worth keeping is
+        removed."""
         done = [int(x.name) for x in self.folder.iterdir() if x.name.isdigit()]
         begun = [x for x in self.folder.iterdir() if x.name.endswith(RUN)]
         trained = any(_took(step) for step in self.recipe.steps[: max(done, default=0)])

@@ -29,6 +29,9 @@ class NotFinite(Refusal):
         super().__init__(str(refuse(f"step {step}", "a finite loss", f"{got}{of}", remedy)))
         self.step, self.got, self.batch, self.good = step, got, batch, good
 
+    def with_remedy(self, remedy: str) -> "NotFinite":
+        return NotFinite(self.step, self.got, self.batch, remedy, self.good)
+
 
 class StopOnNaN(TrainerCallback):
     """Raises NotFinite in the forward whose loss is not finite, so that no weight learns from it.
@@ -72,12 +75,13 @@ class StopOnNaN(TrainerCallback):
         raise why
 
 
-def good_before(step: int, optimizer: Optimizer | None) -> int:
-    """The last good step before `step`, whose weights are no good: that before it, at a lower rate; but where
-    its gradient was no number, as moments tell, the one before that."""
+def good_before(bad: int, optimizer: Optimizer | None) -> int:
+    """The last step from which a lower rate may lead elsewhere, where the weights after step `bad` give no
+    number: the one before `bad`, or the one before that where the gradient of step `bad` was no number at any
+    rate, which Adam's moments then hold."""
     states = optimizer.state.values() if optimizer else ()
     spoilt = any(isinstance(x, Tensor) and not is_finite(x) for state in states for x in state.values())
-    return step - 1 - spoilt
+    return bad - 1 - spoilt
 
 
 def is_finite(x: Tensor) -> bool:

@@ -23,15 +23,14 @@ def is_lowered(before: dict, now: dict, changed: list[str]) -> bool:
     return STOPPED in before and changed == [RATE] and now[RATE] < before[RATE]
 
 
-def lowered(record: Path, settings: dict, checkpoint: Path | None = None) -> dict:
-    """What the record has of rates before that of `settings`, with which the run goes on from that
-    checkpoint; a lower one is entered, and said."""
-    before, now = read_object(record), settings[RATE]
-    if now != before[RATE]:
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        told = f"goes on after step {step} at a learning rate of {now:g}, not {before[RATE]:g}"
+def enter_rate(record: Path, now: float, step: int) -> list[dict]:
+    """The rates before this one, each with its last step. A new one is entered in the record, and said."""
+    before = read_object(record)
+    earlier, was = before.get(LOWERED, []), before[RATE]
+    if now != was:
+        told = f"goes on after step {step} at a learning rate of {now:g}, not {was:g}"
         print(f"{record.parent}: {told}", file=sys.stderr)
-        rates = [*before.get(LOWERED, ()), {RATE: before[RATE], "last_step": step}]
-        before = {key: x for key, x in before.items() if key != STOPPED} | {RATE: now, LOWERED: rates}
-        rewrite(record, before)
-    return {LOWERED: before[LOWERED]} if LOWERED in before else {}
+        earlier = [*earlier, {RATE: was, "last_step": step}]
+        kept = {key: x for key, x in before.items() if key != STOPPED}
+        rewrite(record, kept | {RATE: now, LOWERED: earlier})
+    return earlier

@@ -13,7 +13,7 @@ from growth.errors import Refusal
 from growth.families import model_of
 from growth.loading import load_model, on_meta
 from growth.plan import Source
-from growth.training.run import KEPT, checkpoint_bytes, newest
+from growth.training.run import KEPT, checkpoint_bytes, divided, newest
 from growth.training.session import Session
 
 
@@ -29,7 +29,7 @@ class Takes:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What `train` would do; target is None for a dry run, as in other reports.
+    """What `train` would do.
 
     trained: parameters that are not held still to the end. examples, held_out: windows or images. epochs:
     how often each is seen. goes_on: from what, "" for a run that begins. takes: None where growth does not
@@ -37,7 +37,6 @@ class TrainPlan:
     """
 
     source: Path
-    target: None
     parameters: int
     trained: int
     unit: str
@@ -53,7 +52,7 @@ class TrainPlan:
     settings: dict
 
     def json(self) -> dict:
-        return asdict(self) | {"source": str(self.source)}
+        return asdict(self) | {"source": str(self.source), "out": None}  # which the report of a run names
 
     def lines(self) -> Iterator[str]:
         asked, length = self.settings, self.settings["sequence_length"]
@@ -89,11 +88,15 @@ class TrainPlan:
         return f"{self.source} -> nothing (dry run): {self.settings['steps']} steps"
 
 
-def plan_of(session: Session, run: Path | None) -> TrainPlan:
+def plan_of(session: Session, resume: bool) -> TrainPlan:
     """What the session is to do. Raises Refusal where it would, as far as its model and data tell.
 
-    run: the folder of a run that it goes on with, if there is one.
+    resume: it goes on with the run in its folder, if there is one.
     """
+    run = Path(session.args.output_dir)
+    goes_on = resume and run.exists()
+    if goes_on:
+        divided(run, session.settings, session.checkpoint).enter(session.args, session.settings)
     checkpoint, asked, work = session.checkpoint, session.settings, session.work
     seen = model_of(checkpoint.config, checkpoint.names)
     network = on_meta(Source(checkpoint).model) if seen else load_model(checkpoint.path)
@@ -104,7 +107,6 @@ def plan_of(session: Session, run: Path | None) -> TrainPlan:
     length, saves = work.examples.length, asked["save_every"]
     return TrainPlan(
         source=checkpoint.path,
-        target=None,
         parameters=parameters,
         trained=trained,
         unit=work.examples.unit,
@@ -115,7 +117,7 @@ def plan_of(session: Session, run: Path | None) -> TrainPlan:
         epochs=each * asked["steps"] / len(work.examples),
         checkpoints=min(KEPT + 1, math.ceil(asked["steps"] / saves)) if saves else 0,
         checkpoint_bytes=checkpoint_bytes(parameters, trained),
-        goes_on=_goes_on(run) if run else "",
+        goes_on=_goes_on(run) if goes_on else "",
         takes=_takes(session) if seen else None,
         settings=asked,
     )

@@ -33,7 +33,7 @@ from growth.jsonfile import read_object
 from growth.locks import alone_in, appear, refuse_busy
 from growth.training.division import Division
 from growth.training.finite import NotFinite
-from growth.training.lowered import is_lowered, lowered, note_stop
+from growth.training.lowered import LOWERED, RATE, enter_rate, is_lowered, note_stop
 from growth.training.pieces import METADATA, Pieces
 from growth.training.processes import agree, refuse_lost
 
@@ -63,7 +63,8 @@ def unfinished(
     What the block leaves in the folder's `model` takes the place `out`. Where the block fails, a run that can
     go on, or is done, stays, and a line says so; of any other nothing stays. The first of several processes
     does all of it, the others wait. Where their number is not what it was, `args` and `settings` get the
-    division of a step (`Division`) under which it stays the same step.
+    division of a step (`Division`) under which it stays the same step; `settings` get the rates before, if
+    any, as "lowered" (training.lowered).
     """
     run, first = Path(args.output_dir), args.process_index == 0
     above = [folder for folder in run.absolute().parents if not os.path.lexists(folder)]
@@ -107,18 +108,20 @@ def _entered(
 ) -> str | None:
     """The checkpoint to go on from, in a folder that is this run's alone until `held` is closed."""
     agree()
-    found: tuple[str | None, Division] | Refusal | None = None
+    found: tuple[str | None, Division, list[dict]] | Refusal | None = None
     if args.process_index == 0:
         try:
             goes_on = resume and (os.path.lexists(run) or not settings["moments"])
-            found = (_resumed if goes_on else _begun)(run, args, settings, model, held)
+            found = (_resumed if goes_on else _begun)(run, settings, model, held)
         except Refusal as refusal:
             found = refusal
     found = broadcast_object_list([found])[0]  # the others wait for it
     if isinstance(found, Refusal):
         raise found
-    last, division = found
+    last, division, rates = found
     division.enter(args, settings)
+    if rates:
+        settings[LOWERED] = rates
     return last
 
 
@@ -299,39 +302,47 @@ def _checkpoints(run: Path) -> dict[Path, int]:
 
 
 def _begun(
-    run: Path, args: TrainingArguments, settings: dict, model: Checkpoint, held: contextlib.ExitStack
-) -> tuple[None, Division]:
+    run: Path, settings: dict, model: Checkpoint, held: contextlib.ExitStack
+) -> tuple[None, Division, list[dict]]:
     """A new folder, with the settings in it."""
     refuse_other_start(run, False, None)
     told = settings | {"weights": model.fingerprint()} | VERSIONS
     appear(run, {SETTINGS: json.dumps(told, indent=1)}, held)
-    return None, Division.of(settings)
+    return None, Division.of(settings), []
 
 
 def _resumed(
-    run: Path, args: TrainingArguments, settings: dict, model: Checkpoint, held: contextlib.ExitStack
-) -> tuple[str | None, Division]:
-    """The newest whole checkpoint in the folder of a run that was the same as this one, None where it was
-    killed before it had one; and how steps are shared out now."""
-    record, again = run / SETTINGS, f"remove {run} and start again"
+    run: Path, settings: dict, model: Checkpoint, held: contextlib.ExitStack
+) -> tuple[str | None, Division, list[dict]]:
+    """What a run that was the same as this one goes on from, how steps are shared out now, and the rates
+    before."""
     refuse_other_start(run, True, None)
     held.enter_context(alone_in(run))
-    division = refuse_other_settings(run, settings, model)
-    checkpoints = _checkpoints(run)
+    division = divided(run, settings, model)
+    last = _whole(run)
+    rates = enter_rate(run / SETTINGS, settings[RATE], _checkpoints(run).get(last, 0))
+    return last and str(last), division, rates
+
+
+def _whole(run: Path) -> Path | None:
+    """The newest whole checkpoint, None where the run was killed before it had one; those passed over are
+    said."""
+    checkpoints, again = _checkpoints(run), f"remove {run} and start again"
     for checkpoint in checkpoints:
         if not (why := damage(checkpoint)):
-            settings |= lowered(record, settings, checkpoint)
-            return str(checkpoint), division
+            return checkpoint
         print(f"{checkpoint}: passed over, {why}", file=sys.stderr)
     if len(checkpoints) < 2 and not newest(run) and not _trained(run):  # killed while it wrote the first
-        settings |= lowered(record, settings)
         print(f"{run}: no checkpoint was saved before, begins at step 0", file=sys.stderr)
-        return None, division
+        return None
     raise refuse("resume", f"a whole checkpoint in {run}", "none", _trained(run) or again)
 
 
-def refuse_other_settings(run: Path, settings: dict, model: Checkpoint) -> Division:
-    """How steps are shared out now. Raises Refusal where a run was begun under other settings."""
+def divided(run: Path, settings: dict, model: Checkpoint) -> Division:
+    """How the steps of a run are shared out now; other versions than it was begun with are said.
+
+    Raises Refusal where it was begun under other settings.
+    """
     record, again = run / SETTINGS, f"remove {run} and start again"
     try:
         before = read_object(record)
@@ -339,7 +350,7 @@ def refuse_other_settings(run: Path, settings: dict, model: Checkpoint) -> Divis
         said = str(refusal).rpartition("; ")[0]
         raise refuse("resume", "the settings of the run", said, f"put the file back, or {again}") from refusal
     now = settings | {"weights": model.fingerprint()}
-    division = _divided(record, before, settings)
+    division = _same_steps(record, before, settings)
     now |= {name: before.get(name) for name in asdict(division)}
     changed = [key for key in now if key not in NAMES and now[key] != before.get(key)]
     if changed and not is_lowered(before, now, changed):
@@ -351,7 +362,7 @@ def refuse_other_settings(run: Path, settings: dict, model: Checkpoint) -> Divis
     return division
 
 
-def _divided(record: Path, before: dict, settings: dict) -> Division:
+def _same_steps(record: Path, before: dict, settings: dict) -> Division:
     """How the run's steps are shared out now: as asked, where they stay the same steps; else as they were,
     among the processes that there are."""
     now = Division.of(settings)

@@ -172,8 +172,7 @@ class Session:
             else:
                 engine.train(resume_from_checkpoint=last)
         except NotFinite as error:
-            remedy = kept_before(Path(args.output_dir), error)
-            raise NotFinite(error.step, error.got, error.batch, remedy, error.good) from error
+            raise error.with_remedy(kept_before(Path(args.output_dir), error)) from error
         report = TrainReport(
             self.out,
             curve.points,

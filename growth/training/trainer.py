@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from secrets import token_hex
 from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from growth.training.processes import together
 from growth.training.progress import RunProgress
 from growth.training.rates import copied
 from growth.training.result import TrainReport
-from growth.training.run import KEPT, SUFFIX, refuse_other_settings, refuse_other_start, unfinished
+from growth.training.run import KEPT, SUFFIX, refuse_other_start, unfinished
 from growth.training.schedule import constant, cosine, lemon
 from growth.training.session import Session
 from growth.training.sharded import shards
@@ -142,15 +143,14 @@ def train(
     not fit. Where it stops after that, what is trained stays: beside `out`, or in `out`.unfinished, as a line
     says. A loss that is not finite stops it before it is learned from (training.finite).
     """
-    if out is not None or not dry_run:
-        refuse_odd_output(out, dry_run=False)
-    out, unnamed = Path(gettempdir(), "trained") if out is None else Path(out), out is None
+    refuse_odd_output(out, dry_run and out is None)
+    out = Path(gettempdir(), f"growth-{token_hex(8)}") if out is None else Path(out)  # where nothing lies
     checkpoint = Checkpoint(model)
     closed = closed_of(checkpoint.record())
     eval_every = math.ceil(steps / 8) if eval_every is None else eval_every
     run = Path(str(out) + SUFFIX)
     moments = moments_of(run, checkpoint, resume)
-    if first_process() and not unnamed:  # a late one could see what the first has made
+    if first_process():  # a late one could see what the first has made
         refuse_other_start(run, resume, moments)
     asked = {
         "steps": steps,
@@ -234,24 +234,16 @@ def train(
         how = rate, frozen, shares, scaled, master, callbacks, masking
         session = Session(out, checkpoint, work, args, settings, *how)
         if dry_run:
-            return planned(session, resume and run.exists())
+            from growth.training.planned import plan_of  # its costs take seconds to import
+
+            with quiet():
+                return plan_of(session, resume)
         with (
             quiet(),
             unfinished(out, args, settings, checkpoint, resume) as last,
             RunProgress(str(out), steps, silent=args.process_index > 0) as progress,
         ):
             return session.trained(last, progress)
-
-
-def planned(session: Session, goes_on: bool) -> "TrainPlan":
-    """What a dry run gives."""
-    from growth.training.planned import plan_of  # its costs take seconds to import
-
-    run = Path(session.args.output_dir) if goes_on else None
-    if run:
-        refuse_other_settings(run, session.settings, session.checkpoint)
-    with quiet():
-        return plan_of(session, run)
 
 
 def chosen_callbacks(given: Sequence[TrainerCallback]) -> Sequence[TrainerCallback]:

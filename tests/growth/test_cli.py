@@ -348,7 +348,7 @@ def test_a_dry_run_prints_every_tensor_and_writes_nothing(source, text, tmp_path
         assert code == 0 and out.endswith("-> nothing (dry run): 4 steps\n")
         assert out.startswith("model: 255,168 parameters, ") and "FLOP a step" in out
     code, out, _ = run(monkeypatch, capsys, *train, "--json")
-    assert code == 0 and json.loads(out)["target"] is None and json.loads(out)["takes"]["flops"] > 0
+    assert code == 0 and json.loads(out)["out"] is None and json.loads(out)["takes"]["flops"] > 0
     assert not list(tmp_path.iterdir())
 
 

@@ -21,6 +21,7 @@ from growth import folders, writing
 from growth.checkpoint import Checkpoint
 from growth.errors import Refusal
 from growth.folders import staged
+from growth.jsonfile import read_object, rewrite
 from growth.methods import Ligo
 from growth.plan import Row
 from growth.sizes import Sizes
@@ -165,6 +166,28 @@ def test_where_the_system_knows_no_locks_nobody_is_kept_out(tmp_path, monkeypatc
             except Refusal as refusal:
                 found[known] = str(refusal)
     assert "one that is still going on" in found[True] and found[False] == "let in"
+
+
+def test_a_file_that_two_processes_write_at_once_is_whole_and_none_of_a_failed_one_stays(
+    tmp_path, monkeypatch
+):
+    path, replace = tmp_path / "a.json", os.replace
+
+    def late(new, place):
+        monkeypatch.setattr(os, "replace", replace)
+        rewrite(path, {"by": "the other"})
+        replace(new, place)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", late)
+    rewrite(path, {"by": "one"})
+    assert read_object(path) == {"by": "one"}
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        rewrite(path, {"by": "none"})
+    assert read_object(path) == {"by": "one"} and list(tmp_path.iterdir()) == [path]
 
 
 def test_permissions_follow_the_umask(tmp_path):

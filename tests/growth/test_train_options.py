@@ -335,12 +335,18 @@ def test_what_is_not_finite_is_the_only_end_after_which_a_rate_may_be_lowered(ro
     before = contents(tmp_path)
     plan = run(root, tmp_path / "out", save_every=2, resume=True, dry_run=True)
     assert plan.goes_on == "goes on from checkpoint-4"
+    with pytest.raises(Refusal, match="resume: expected an interrupted run in .*, got none; leave --resume"):
+        run(root, None, save_every=2, resume=True, dry_run=True)
     with pytest.raises(Refusal, match="expected no interrupted run, got one; pass --resume"):
         run(root, tmp_path / "out", save_every=2, dry_run=True)
     for dry_run in (False, True):
         with pytest.raises(Refusal, match="resume: expected seed 0, got seed 1; use the settings of"):
             run(root, tmp_path / "out", save_every=2, seed=1, resume=True, dry_run=dry_run)
     assert contents(tmp_path) == before
+    record = tmp_path / "out.unfinished/settings.json"
+    two = json.loads(record.read_text()) | {"processes": 2}  # of whose steps one process takes each half
+    record.write_text(json.dumps(two))
+    assert run(root, tmp_path / "out", save_every=2, resume=True, dry_run=True).each_step == 8
     with pytest.raises(
         Refusal, match="resume: expected learning_rate 0.01, got learning_rate 0.001; use the"
     ):
@@ -392,7 +398,7 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(root, t
         "report-to: expected a list of names, got 5": {"report_to": 5},
         "threshold: expected a finite improvement, got nan": {"threshold": math.nan},
     }.items():
-        for dry_run in (False, True):
+        for dry_run in (False, True) if "rates" in settings else (False,):  # the plan makes its own model
             with pytest.raises(Refusal, match=said) as refusal:
                 run(root, tmp_path / "out", **settings, dry_run=dry_run)
             assert "\n" not in str(refusal.value) and "; " in str(refusal.value)
