@@ -159,7 +159,7 @@ def test_every_byte_and_every_number_is_counted(name, tmp_path, monkeypatch):
     job, planned = told.costs.job, sum(sizes)
     sizes.clear()
     getattr(growth, verb)(tmp_path / "src", tmp_path / "dst", **options)
-    assert job.planned == planned and job.reads == sum(sizes)
+    assert job.read_to_plan == planned and job.reads == sum(sizes)
     assert job.writes == sum(file.stat().st_size for file in (tmp_path / "dst").glob("*.safetensors"))
     if verb == "grow":  # a transfer's fresh mixers are drawn whole, also where one part of them is fresh
         with Draws() as draws:
