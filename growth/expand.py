@@ -144,7 +144,7 @@ class Expand:
         if (start := self.old.starts[weight.name]) == "own":
             return x
         generator = self.generator(weight, rows)
-        return fresh.filled(x, self.made_of(weight), start, self.new.init_std, generator, rows)
+        return fresh.filled(x, self.maps_of(weight), start, self.new.init_std, generator, rows)
 
     def factor(self, weight: Weight) -> float:
         """What the model multiplied the weight with, over what it does now."""
@@ -167,10 +167,10 @@ class Expand:
             one = math.prod(self.old.shape(self.old.weight(self.maps.source(weight.name))))
             count += 2 * one if self.maps.further(weight, self.layer) else one
         if self.maps.fresh and self.old.starts[weight.name] == "normal":
-            count += fresh.drawn(shape, self.made_of(weight))
+            count += fresh.count_drawn(shape, self.maps_of(weight))
         return count
 
-    def made_of(self, weight: Weight) -> list[Any] | None:
+    def maps_of(self, weight: Weight) -> list[Any] | None:
         """The map of each axis; None where it is made of no layer."""
         if self.layer is not None and not self.maps.depth[weight.name][self.layer]:
             return None

@@ -51,7 +51,7 @@ def filled(
     return x
 
 
-def drawn(shape: Sequence[int], maps: Sequence[Copies | None] | None) -> int:
+def count_drawn(shape: Sequence[int], maps: Sequence[Copies | None] | None) -> int:
     """Numbers that `filled` draws for a weight of that shape that starts with normal ones."""
     if maps is None:
         return math.prod(shape)

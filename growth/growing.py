@@ -116,8 +116,9 @@ def grow(
                 also=carried.write if carried else None,
             )
         flops += counter.get_total_flops() if counter else 0
-    learning = f"learning by {growth.method.name}" if growth.method.learned else ""
-    seconds = time.perf_counter() - began
+    seconds, costs = time.perf_counter() - began, None
+    if dry_run:
+        costs = costs_of(source, growth.target, plan, dst, seconds, shard_bytes, growth=growth)
     return Report(
         Path(src),
         None if dry_run else Path(dst),
@@ -131,18 +132,7 @@ def grow(
         changed(source.model, growth.target),
         settings,
         (*growth.lines(plan, settings), *(carried.lines(dst) if carried else ())),
-        costs_of(
-            source,
-            growth.target,
-            plan,
-            dst,
-            seconds,
-            shard_bytes,
-            learning,
-            growth if learning else None,
-        )
-        if dry_run
-        else None,
+        costs,
     )
 
 
@@ -234,7 +224,7 @@ class Growth:
             *self.followed,
             *held_still(plan),
             *self.method.lines(*self.models),
-            *learning(settings.get("training_losses", ())),
+            *where_learning_led(settings.get("training_losses", ())),
             *(
                 f"{name.replace('{}', '*')}: {error:.1%} of its norm is left out at this rank"
                 for name, error in errors.items()
@@ -261,8 +251,8 @@ class Growth:
         )
 
 
-def learning(losses: Sequence[float]) -> tuple[str, ...]:
-    """A line on where learning led, where there was such; batches differ by some hundredths."""
+def where_learning_led(losses: Sequence[float]) -> tuple[str, ...]:
+    """A line on it, where there was such; batches differ by some hundredths."""
     if not losses:
         return ()
     rose = losses[-1] > 1.1 * losses[0]

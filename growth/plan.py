@@ -134,7 +134,8 @@ class Row:
     """One target tensor on disk, where it comes from, and the recipe that makes it.
 
     freeze asks training to hold it still at first. block: the entries that are made at a time. held: bytes of
-    the source that are read for it at a time. drawn: random numbers that making it takes.
+    the source that are read for it at a time. drawn: random numbers that making it takes;
+    of a transfer so many at most.
     """
 
     name: str

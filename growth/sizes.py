@@ -103,20 +103,34 @@ def _grouped(model: Model) -> list[Attention]:
 
 def _regrouped(old: Model, new: Model, op: Attention, wanted: Sizes) -> str:
     """Where heads do not divide into groups as large as the source's: what they became, what keeps them."""
-    wires, now = old.architecture.wires, new.architecture.wires
-    Q, G, P, H = wires[op.query].units, wires[op.key].units, now[op.query].units, now[op.key].units
+    (Q, G), (P, H) = _heads_of(old, op), _heads_of(new, op)
     ours = _mixing(old) and op.query == _mixing(old).query
     if H == G or P // H == Q // G or (ours and wanted.kv_heads is not None):
         return ""
-    group = Q // G
-    whole = P // group * group if P < Q else (P // group + 1) * group
-    by_width = wanted.heads is None and Q * wires[op.query].width == sizes_of(old).hidden
-    flag, size = ("hidden-size", whole * wires[op.query].width) if by_width else ("num-heads", whole)
-    ways = ["--num-kv-heads chooses"] * bool(ours) + [f"--{flag} {size} keeps groups of {group}"] * bool(
-        whole
-    )
+    ways = []
+    if ours:
+        ways.append("--num-kv-heads chooses")
+    if whole := _whole_groups(old, op, P, wanted):
+        ways.append(f"{whole} keeps groups of {Q // G}")
     name = FLAGS["kv_heads"] if ours else op.key.removesuffix(".{}")
     return f"{name}: {H} for {P} heads, where the source has {G} for {Q}; {', '.join(ways)}"
+
+
+def _heads_of(model: Model, op: Attention) -> tuple[int, int]:
+    """Of queries, and of keys and values."""
+    wires = model.architecture.wires
+    return wires[op.query].units, wires[op.key].units
+
+
+def _whole_groups(old: Model, op: Attention, heads: int, wanted: Sizes) -> str | None:
+    """The flag and the size beyond so many heads at which groups are as large as the source's, if any."""
+    (Q, G), width = _heads_of(old, op), old.architecture.wires[op.query].width
+    group = Q // G
+    whole = heads // group * group if heads < Q else (heads // group + 1) * group
+    if not whole:
+        return None
+    by_width = wanted.heads is None and Q * width == sizes_of(old).hidden
+    return f"--hidden-size {whole * width}" if by_width else f"--num-heads {whole}"
 
 
 def resized(model: Model, wanted: Sizes, order: Order, direction: Direction = "grow") -> PreTrainedConfig:

@@ -12,12 +12,12 @@ from growth.writing import SHARD_BYTES, layout, planned
 
 @dataclass(frozen=True)
 class Job:
-    """planned, hashed, used: bytes of tensors that are read to plan, for the fingerprint, to make the rows.
+    """read_to_plan, hashed, used: bytes of tensors that are read to plan, for the fingerprint, for the rows.
     writes: bytes of the weights' files. memory: the most bytes that a row holds. copied, expanded: numbers
     that are written; drawn: at random, of fresh mixers what is kept of them. uncounted: what it takes
     besides, such as learning, which none of these has in it."""
 
-    planned: int
+    read_to_plan: int
     hashed: int
     used: int
     writes: int
@@ -29,7 +29,7 @@ class Job:
 
     @property
     def reads(self) -> int:
-        return self.planned + self.hashed + self.used
+        return self.read_to_plan + self.hashed + self.used
 
     def seconds(self, machine: Machine) -> float:
         """Of what comes after planning: one after the other, in one thread."""

@@ -4,7 +4,7 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -69,10 +69,10 @@ def here(folder: Path) -> Machine:
     except OSError:
         disk = _disk(None)
     room = psutil.virtual_memory().available * DIRTY
-    return Machine(*disk, room, *(MADE / best(call) for call in _numbers()))
+    return Machine(**disk, room=room, **_numbers())
 
 
-def _disk(folder: Path | None) -> tuple[float, float, float, float]:
+def _disk(folder: Path | None) -> dict[str, float]:
     """Bytes a second that are read, hashed, taken by memory, and written there."""
     data = torch.randint(256, (WRITTEN,), dtype=torch.uint8)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".growth-") as file:
@@ -89,22 +89,28 @@ def _disk(folder: Path | None) -> tuple[float, float, float, float]:
         def read() -> torch.Tensor:
             return torch.from_file(file.name, size=WRITTEN, dtype=torch.uint8)
 
-        calls = (lambda: read().clone()), (lambda: zlib.crc32(read().numpy())), write, keep
         write()
-        return tuple(WRITTEN / best(call) for call in calls)
+        return {
+            "read": WRITTEN / best(lambda: read().clone()),
+            "hashed": WRITTEN / best(lambda: zlib.crc32(read().numpy())),
+            "cached": WRITTEN / best(write),
+            "written": WRITTEN / best(keep),
+        }
 
 
-def _numbers() -> Iterator[Callable[[], object]]:
-    """MADE numbers that stay, that are widened, and that part copies, as a block of a tensor is made."""
+def _numbers() -> dict[str, float]:
+    """Numbers a second that stay, that are widened, and that part copies, as a block of a tensor is made."""
     N = math.isqrt(MADE)
     of = Copies(2 * (*range(N // 2),), (0.5,) * N, N // 2)
     generator = torch.Generator().manual_seed(0)
     x = torch.ones(N // 2, N // 2, dtype=torch.bfloat16)
     wide = apply.read(of, apply.write(of, x))
     kept = wide.bfloat16()
-    yield lambda: kept.clone().aminmax()
-    yield lambda: apply.read(of, apply.write(of, x)).bfloat16().aminmax()
-    yield lambda: apply.add_noise(of, wide, 1.0, generator)
+    return {
+        "copied": MADE / best(lambda: kept.clone().aminmax()),
+        "expanded": MADE / best(lambda: apply.read(of, apply.write(of, x)).bfloat16().aminmax()),
+        "drawn": MADE / best(lambda: apply.add_noise(of, wide, 1.0, generator)),
+    }
 
 
 def best(call: Callable[[], object], rounds: int = 3) -> float:

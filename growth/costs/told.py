@@ -64,15 +64,19 @@ class Costs:
         return ()
 
     def json(self) -> dict[str, Any]:
-        trainings = [asdict(x) for x in self.trainings]
-        found = asdict(self.job) | {
+        told = {
+            **asdict(self.job),
             "reads": self.job.reads,
             "seconds": self.seconds,
             "planning": self.planning,
+            "machine": asdict(self.machine),
+            "gpu": asdict(self.gpu),
+            "utilisation": UTILISATION,
+            "training": [asdict(x) for x in self.trainings],
         }
-        found |= {"machine": asdict(self.machine)}
-        found |= {"learning": asdict(self.lesson)} if self.lesson else {}
-        return found | {"gpu": asdict(self.gpu), "utilisation": UTILISATION, "training": trainings}
+        if self.lesson:
+            told["learning"] = asdict(self.lesson)
+        return told
 
     def lines(self) -> Iterator[str]:
         job = self.job
@@ -107,11 +111,15 @@ def costs_of(
     dst: str | Path | None,
     planning: float,
     shard_bytes: int = SHARD_BYTES,
+    *,
     uncounted: str = "",
-    learns: "Growth | None" = None,
+    growth: "Growth | None" = None,
 ) -> Costs:
     """What carrying out the plan takes, as job_of has it, and training the target after it. planning: seconds
-    so far."""
+    so far. growth: what its method learns is not counted."""
+    learns = growth if growth and growth.method.learned else None
+    if learns:
+        uncounted = f"learning by {learns.method.name}"
     place = Path(gettempdir() if dst is None else dst)
     return Costs(job_of(source, plan, shard_bytes, uncounted), planning, place, H200, target, learns)
 

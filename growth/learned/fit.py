@@ -37,7 +37,7 @@ class Learned:
             method.batch_size,
             method.sequence_length,
             method.name,
-            batches=method.steps,
+            windows=method.steps * method.batch_size,
             seed=growth.seed,
         )
         old, new = source.model.architecture, growth.target.architecture
@@ -62,13 +62,12 @@ def examples_for(
     method: str,
     field: str = "text",
     *,
-    batches: int,
-    more: int = 0,
-    seed: int = 0,
+    windows: int,
+    seed: int,
 ) -> Examples:
     """Data as examples: text, of rows their `field`, in windows of `sequence_length` tokens; by default
-    LENGTH, or as many as the model has positions. Of much text so many batches, and `more` windows, that
-    `seed` draws.
+    LENGTH, or as many as the model has positions. Of much text so many `windows`, or a batch, that `seed`
+    draws.
 
     Raises Refusal where there are none, where they do not fit the model, or fill no batch.
     """
@@ -82,8 +81,8 @@ def examples_for(
     refuse_other_kind(source.model, data)
     length = window_length(config, data, None, sequence_length, usual=LENGTH)
     if not isinstance(data, Examples):
-        tokenizer, most = load_tokenizer(source.checkpoint.path), max(1, batches) * batch_size + more
-        data = examples_of(data, tokenizer, length, field=field, most=most, seed=seed)
+        tokenizer, windows = load_tokenizer(source.checkpoint.path), max(windows, batch_size)
+        data = examples_of(data, tokenizer, length, field=field, windows=windows, seed=seed)
     data.refuse_unfit(batch_size, config)
     return data
 

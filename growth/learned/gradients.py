@@ -37,7 +37,7 @@ class Outgoing:
         method, source = growth.method, growth.source
         self.growth, self.method, self.source = growth, method, source
         length, size = method.sequence_length, method.batch_size
-        how = {"batches": method.batches, "seed": growth.seed}
+        how = {"windows": method.batches * size, "seed": growth.seed}
         self.examples = examples_for(source, method.data, size, length, method.name, **how)
         self.collate = collator(source.model.auto, source.checkpoint.path)
         self.blocks = tuple(blocks_of(growth.target.architecture, set(growing(growth))))

@@ -109,7 +109,7 @@ def windows_for(
     length = window_length(source.config, data, None, length, usual=LENGTH)
     if not isinstance(data, Examples):
         tokenizer = load_tokenizer(source.checkpoint.path)
-        data = examples_of(data, tokenizer, length, field=field, most=count, seed=seed)
+        data = examples_of(data, tokenizer, length, field=field, windows=count, seed=seed)
     data.refuse_foreign(source.config)
     return data.sample(count, seed)
 

@@ -120,7 +120,10 @@ def shrink(
             write_checkpoint(
                 dst, target.config, rows, plan.rows, source.checkpoint, record, shard_bytes=shard_bytes
             )
-    by_data, seconds = "running the model on data" if found else "", time.perf_counter() - began
+    seconds, costs = time.perf_counter() - began, None
+    if dry_run:
+        by_data = "running the model on data" if found else ""
+        costs = costs_of(source, target, plan, dst, seconds, shard_bytes, uncounted=by_data)
     return Report(
         Path(src),
         None if dry_run else Path(dst),
@@ -134,7 +137,7 @@ def shrink(
         changed(source.model, target),
         {"calibration": _told(found) | {"cached": found.cached}} if found else {},
         followed(source.model, target, wanted),
-        costs=costs_of(source, target, plan, dst, seconds, shard_bytes, by_data) if dry_run else None,
+        costs=costs,
     )
 
 

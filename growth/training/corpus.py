@@ -43,7 +43,8 @@ class Corpus(NamedTuple):
 
 def tokens(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """The corpus of texts in memory, int64 [N]."""
-    found = encoded((piece for text in documents for piece in pieces([text])), tokenizer)
+    cut = (piece for text in documents for piece in pieces([text], texts.PIECE))
+    found = encoded(cut, tokenizer, texts.PIECE)
     return torch.from_numpy(np.concatenate([np.array(ids, np.int64) for ids, _ in found]))
 
 
@@ -64,8 +65,9 @@ def read_corpus(
     if cache is not None and (found := _kept(cache, key)):
         return found
     kind = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
+    found = documents(paths, what, field)
     try:
-        return _written(encoded(documents(paths, what, field), tokenizer), kind, cache, key)
+        return _written(encoded(found, tokenizer, texts.PIECE), kind, cache, key)
     except OSError as error:
         where = "the folder for temporary files" if cache is None else str(cache)
         raise refuse(where, "room for the tokens", error.strerror, "make room") from error
@@ -103,11 +105,11 @@ def _cleared(cache: Path) -> None:
 
 
 def encoded(
-    found: Iterable[Piece], tokenizer: PreTrainedTokenizerBase, most: int | None = None
+    found: Iterable[Piece], tokenizer: PreTrainedTokenizerBase, characters: int
 ) -> Iterator[tuple[list[int], bool]]:
-    """The tokens of each piece, and whether a document ends with them; most: of `batches`."""
+    """The tokens of each piece, and whether a document ends with them; characters: of `batches`."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for batch in batches(found, most):
+    for batch in batches(found, characters):
         ids = tokenizer(
             [piece for piece, _ in batch],
             add_special_tokens=False,
@@ -118,13 +120,13 @@ def encoded(
             yield part + end if last else part, last
 
 
-def batches(found: Iterable[Piece], most: int | None = None) -> Iterator[list[Piece]]:
-    """Pieces, about `most` or texts.PIECE characters of them at a time."""
+def batches(found: Iterable[Piece], characters: int) -> Iterator[list[Piece]]:
+    """Pieces, about so many characters of them at a time."""
     batch, size = [], 0
     for piece in found:
         batch.append(piece)
         size += len(piece[0])
-        if size >= (most or texts.PIECE):
+        if size >= characters:
             yield batch
             batch, size = [], 0
     if batch:

@@ -124,22 +124,22 @@ def examples_of(
     field: str = "text",
     pack: bool = False,
     cache: Path | None = None,
-    most: int | None = None,
+    windows: int | None = None,
     seed: int = 0,
 ) -> Examples:
     """Examples as they are, files and folders cut into windows; a refusal calls them `what`.
 
     field: of rows, which holds the text. pack: tell documents apart. cache: where many tokens are kept
-    (training.corpus). most: windows that will be used; of much more text they come from places drawn by
-    `seed` (training.sampled), and the rest is not read.
+    (training.corpus). windows: how many will be used; of much more text they come from places drawn by `seed`
+    (training.sampled), and the rest is not read.
     """
     if isinstance(data, Examples):
         if pack and not (isinstance(data, Windows) and data.packed):
             remedy = "pass files, or Windows that know where documents start"
             raise refuse("pack", f"{what} whose documents are known", str(data), remedy)
         return data
-    if most is not None:
-        some = some_tokens(data, tokenizer, length, most, what, field, seed)
+    if windows is not None:
+        some = some_tokens(data, tokenizer, length, windows, what, field, seed)
         if some is not None:
             return Windows(some, length)
     corpus = read_corpus(data, tokenizer, what, field, cache)

@@ -44,13 +44,8 @@ STATE = "trainer_state.json"  # the Trainer writes it last
 LOADED = r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth"  # archives whose tensors the Trainer takes
 KEPT = 2  # checkpoints; a third is written before the first is removed
 FLOAT = 4  # bytes
-NAMES = (
-    "model",
-    "teacher_name",
-    "data_name",
-    "validation_name",
-    "text_field",
-)  # of what is told by its contents, and may lie elsewhere now
+# Of what is told by its contents, and may lie elsewhere now.
+NAMES = "model", "teacher_name", "data_name", "validation_name", "text_field"
 VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
 
 

@@ -19,7 +19,7 @@ from growth.training.texts import Paths, Piece, documents, documents_in, files_b
 SMALL = 1 << 22  # bytes: seconds of a tokenizer; less is read whole
 TOKEN = 16  # bytes of one at most, on average
 PARTS = 64
-PIECE = 1 << 14  # characters tokenized at once
+LITTLE = 1 << 14  # characters tokenized at once
 
 
 class File(NamedTuple):
@@ -33,7 +33,7 @@ class File(NamedTuple):
 
 def first_tokens(paths: Paths, tokenizer: PreTrainedTokenizerBase, count: int, what: str) -> Tensor:
     """The first `count` tokens of files (training.texts), or all where there are fewer, int64 [N]."""
-    ids = _tokens(documents(paths, what, most=PIECE), tokenizer)
+    ids = _tokens(documents(paths, what, characters=LITTLE), tokenizer)
     return torch.tensor(list(islice(ids, count)), dtype=torch.int64)
 
 
@@ -86,9 +86,9 @@ def _between(files: list[File], field: str, begin: int, place: int, end: int) ->
         beyond = bisect_left(files, last, key=lambda file: file.before)
         for file in files[inside:beyond]:
             part = tuple(min(1.0, max(0.0, (x - file.before) / file.size)) for x in (first, last))
-            yield from documents_in(file.path, file.name, field, part, PIECE)
+            yield from documents_in(file.path, file.name, field, part, LITTLE)
 
 
 def _tokens(found: Iterator[Piece], tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
-    for ids, _ in encoded(found, tokenizer, PIECE):
+    for ids, _ in encoded(found, tokenizer, LITTLE):
         yield from ids

@@ -20,9 +20,8 @@ from typing import Any
 
 from growth.errors import Refusal, reason, refuse
 
-PIECE = (
-    1 << 20
-)  # characters, where nobody says how many; the tokenizer holds about 100 bytes a token, so 100 MB
+# Characters, where nobody says how many: the tokenizer holds about 100 bytes a token, so 100 MB.
+PIECE = 1 << 20
 BLOCK = 1 << 20  # bytes read at once, of files that are read whole
 ROWS = 64  # rows read at once: a row of web text takes some kB
 MARKS = {  # the longer first: UTF-32's begins with UTF-16's
@@ -36,13 +35,13 @@ JSON_LINES = (".jsonl", ".json")
 SAVED, SPLITS = ("state.json", "dataset_info.json"), "dataset_dict.json"  # save_to_disk's
 
 Paths = str | Path | Iterable[str | Path]
-Piece = tuple[str, bool]  # at most PIECE characters, and whether its document ends with them
+Piece = tuple[str, bool]  # as many characters as asked for at most, and whether its document ends with them
 Part = tuple[float, float]  # from this share of a file up to that one
 WHOLE = (0.0, 1.0)
 
 
 def documents(
-    paths: Paths, what: str = "data", field: str = "text", most: int | None = None
+    paths: Paths, what: str = "data", field: str = "text", characters: int | None = None
 ) -> Iterator[Piece]:
     """The documents of files, in the order given; of a folder, every file below it, in the order of names.
 
@@ -50,13 +49,13 @@ def documents(
     byte-order mark is no text. Documents are cut behind a line where there is one. Raises Refusal, which
     calls the argument `what`, where a file is missing or cannot be read, is not UTF-8, where a row is no JSON
     object or has no string in `field`, where a file that was named is empty, and where a folder holds no text
-    at all. most: characters of a piece.
+    at all. characters: of a piece, at most; default: PIECE.
     """
     for path in named(paths, what):
         empty, count = True, 0
         for file in files_below(path, what):
             count += 1
-            for piece in documents_in(file, f"{what} {file}", field, most=most):
+            for piece in documents_in(file, f"{what} {file}", field, characters=characters):
                 empty = False
                 yield piece
         if empty:
@@ -75,13 +74,13 @@ def load_text(paths: Paths, what: str = "data", field: str = "text") -> list[str
     return texts
 
 
-def pieces(blocks: Iterable[str], most: int | None = None) -> Iterator[Piece]:
-    """One document, given in blocks of any size, in pieces of at most `most` or PIECE characters."""
-    rest, most = "", most or PIECE
+def pieces(blocks: Iterable[str], characters: int) -> Iterator[Piece]:
+    """One document, given in blocks of any size, in pieces of at most so many characters."""
+    rest = ""
     for block in blocks:
         rest += block
-        while len(rest) > most:
-            end = rest.rfind("\n", 0, most) + 1 or most
+        while len(rest) > characters:
+            end = rest.rfind("\n", 0, characters) + 1 or characters
             yield rest[:end], False
             rest = rest[end:]
     yield rest, True
@@ -132,14 +131,15 @@ def files_below(path: Path, what: str, above: tuple[Path, ...] = ()) -> Iterator
 
 
 def documents_in(
-    file: Path, name: str, field: str, part: Part = WHOLE, most: int | None = None
+    file: Path, name: str, field: str, part: Part = WHOLE, characters: int | None = None
 ) -> Iterator[Piece]:
-    """The documents of a file, in pieces of at most `most` or PIECE characters.
+    """The documents of a file, in pieces of at most so many `characters`; default: PIECE.
 
     name: what a refusal calls it. part: of text what lies there, from a line's begin on; of rows those that
     begin there, of Parquet those of the groups that do. So parts that make up the file have every row once,
     and all text but the rest of a line at each seam.
     """
+    characters = characters or PIECE
     if file.is_dir():
         rows = _saved_rows(file, name, field, part)
     elif file.suffix == ".parquet":
@@ -147,20 +147,20 @@ def documents_in(
     elif file.suffix in JSON_LINES:
         rows = _json_rows(file, name, field, part)
     else:
-        yield from _text(file, name, part, most)
+        yield from _text(file, name, part, characters)
         return
     for row in rows:
         if row.strip():
-            yield from pieces([row], most)
+            yield from pieces([row], characters)
 
 
-def _text(file: Path, name: str, part: Part, most: int | None) -> Iterator[Piece]:
+def _text(file: Path, name: str, part: Part, characters: int) -> Iterator[Piece]:
     """A text file as one document, none where it is blank."""
-    blocks, head = _decoded(file, name, part, min(most or BLOCK, BLOCK)), ""
+    blocks, head = _decoded(file, name, part, min(characters, BLOCK)), ""
     for block in blocks:
         head += block
         if head.strip():
-            yield from pieces(chain([head], blocks), most)
+            yield from pieces(chain([head], blocks), characters)
             return
 
 

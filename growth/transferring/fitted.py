@@ -73,8 +73,7 @@ def fitting_of(
         how.sequence_length,
         for_what,
         field,
-        batches=how.batches,
-        more=0 if keep is None else HELD_OUT,
+        windows=how.batches * how.batch_size + (0 if keep is None else HELD_OUT),
         seed=starting.seed,
     )
     if keep is None:

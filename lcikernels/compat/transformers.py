@@ -151,19 +151,8 @@ def scans(model: nn.Module) -> int:
     """How many of a model's layers are Mamba or Mamba-2 of transformers, whose scans `patch()` computes."""
     if why_not():
         return 0
-    found = [x for x in model.modules() if hasattr(x, "A_log")]
-    served = {name for name in {type(x).__module__ for x in found} if any(map(is_scan, names_in(name)))}
-    return sum(type(x).__module__ in served for x in found)
-
-
-def names_in(module: str) -> list[object]:
-    """What a module that is imported has by name."""
-    return list(vars(sys.modules[module]).values())
-
-
-def is_scan(value: object) -> bool:
-    function = unwrapped(value)
-    return function is not None and function.__code__ is wrapper_code() and named(function) in SCANS
+    served = {wrapper.__module__ for wrapper in wrappers() if named(wrapper) in SCANS}
+    return sum(hasattr(x, "A_log") and type(x).__module__ in served for x in model.modules())
 
 
 def numbers(version: str) -> tuple[int, ...]:

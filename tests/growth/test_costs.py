@@ -159,7 +159,7 @@ def test_every_byte_and_every_number_is_counted(name, tmp_path, monkeypatch):
     job, planned = told.costs.job, sum(sizes)
     sizes.clear()
     getattr(growth, verb)(tmp_path / "src", tmp_path / "dst", **options)
-    assert job.planned == planned and job.reads == sum(sizes)
+    assert job.read_to_plan == planned and job.reads == sum(sizes)
     assert job.writes == sum(file.stat().st_size for file in (tmp_path / "dst").glob("*.safetensors"))
     if verb == "grow":  # a transfer's fresh mixers are drawn whole, also where one part of them is fresh
         with Draws() as draws:
@@ -210,10 +210,11 @@ def test_gpus_share_the_state_and_not_what_a_step_makes():
 def test_time_is_bytes_and_numbers_over_rates(source):
     plan = growth.grow(source, hidden_size=168, dry_run=True).plan
     job = job_of(Source(Checkpoint(source)), plan)
-    rates = Machine(10.0, 20.0, 30.0, 40.0, 100.0, 50.0, 60.0, 70.0)
+    rates = {"read": 10.0, "hashed": 20.0, "cached": 30.0, "written": 40.0, "room": 100.0}
+    machine = Machine(**rates, copied=50.0, expanded=60.0, drawn=70.0)
     numbers = job.copied / 50 + job.expanded / 60 + job.drawn / 70
     moved = job.used / 10 + job.hashed / 20 + 100 / 30 + (job.writes - 100) / 40
-    assert job.seconds(rates) == pytest.approx(moved + numbers)
+    assert job.seconds(machine) == pytest.approx(moved + numbers)
     assert job.copied + job.expanded == plan.parameters
 
 

@@ -236,11 +236,11 @@ def test_too_little_text_is_refused_with_what_there_is_and_a_length_that_works(t
         Windows(torch.full((4,), -1), 4).refuse_unfit(1, GPT2Config(vocab_size=256))
 
 
-def test_a_long_text_is_cut_at_line_ends_and_nothing_is_lost(monkeypatch):
-    monkeypatch.setattr(texts, "PIECE", 10)
+def test_a_long_text_is_cut_at_line_ends_and_nothing_is_lost():
     given = ["one\ntwo\nthree four five six\n\n" * 3, "x", "y" * 35]
-    found = (piece for text in given for piece in texts.pieces(text[i : i + 7] for i in range(0, 99, 7)))
-    pieces = [piece for batch in corpus.batches(found) for piece in batch]
+    blocks = ((text[i : i + 7] for i in range(0, 99, 7)) for text in given)
+    found = (piece for document in blocks for piece in texts.pieces(document, 10))
+    pieces = [piece for batch in corpus.batches(found, 10) for piece in batch]
     assert all(len(piece) <= 10 for piece, _ in pieces)
     assert "".join(piece + "|" * last for piece, last in pieces) == "|".join(given) + "|"
     assert [piece for piece, _ in pieces][:2] == ["one\ntwo\n", "three four"]

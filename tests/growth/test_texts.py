@@ -370,7 +370,7 @@ def small_samples(monkeypatch):
     """Whatever is read is too much to be read whole."""
     monkeypatch.setattr(sampled, "SMALL", 0)
     monkeypatch.setattr(sampled, "TOKEN", 1)
-    monkeypatch.setattr(sampled, "PIECE", 64)
+    monkeypatch.setattr(sampled, "LITTLE", 64)
 
 
 def test_some_windows_are_drawn_from_everywhere_and_the_rest_is_not_read(tmp_path, monkeypatch):
