@@ -25,7 +25,7 @@ from growth.errors import Refusal, first_process, refuse
 from growth.jsonfile import read_object
 from growth.locks import LOCK, alone_in
 from growth.training import texts
-from growth.training.texts import Paths, Piece, documents, files_below, named, pieces
+from growth.training.texts import Paths, Piece, documents, files_below, named, pieces, statuses
 
 HELD = 1 << 24  # tokens that stay in memory: at most 64 MB
 KEY = "key.json"
@@ -61,6 +61,7 @@ def read_corpus(
     same; without, a file that is gone with the process. Raises Refusal as `documents` does, where another
     process writes there, and where the disk has no room.
     """
+    paths = named(paths, what)
     key = "" if cache is None else _key(paths, tokenizer, what, field)
     if cache is not None and (found := _kept(cache, key)):
         return found
@@ -211,15 +212,14 @@ def _awaited(cache: Path, key: str) -> Corpus | None:
     return None
 
 
-def _key(paths: Paths, tokenizer: PreTrainedTokenizerBase, what: str, field: str) -> str:
+def _key(paths: list[Path], tokenizer: PreTrainedTokenizerBase, what: str, field: str) -> str:
     """Of the files, by name, size and time, the field and the tokenizer."""
     told = [field, str(tokenizer.eos_token_id), type(tokenizer).__name__]
     told.append(
         tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else str(sorted(tokenizer.get_vocab()))
     )
-    for path in named(paths, what):
+    for path in paths:
         for entry in files_below(path, what):
-            for file in sorted(entry.iterdir()) if entry.is_dir() else [entry]:
-                status = file.stat()
+            for file, status in statuses(entry, what):
                 told.append(f"{file.absolute()} {status.st_size} {status.st_mtime_ns}")
     return hashlib.sha256("\n".join(told).encode()).hexdigest()

@@ -25,6 +25,7 @@ from growth.training.corpus import read_corpus
 from growth.training.curve import window_losses
 from growth.training.examples import Examples
 from growth.training.sampled import some_tokens
+from growth.training.texts import Paths, named
 
 SOME = 1 << 20  # tokens that are looked at in one go
 
@@ -112,7 +113,7 @@ class Windows(Examples):
             yield self.rows[rows.numpy()], None if places is None else torch.stack(places).numpy()
 
 
-Data = str | Path | Sequence[str | Path] | Examples
+Data = Paths | Examples
 
 
 def examples_of(
@@ -138,6 +139,7 @@ def examples_of(
             remedy = "pass files, or Windows that know where documents start"
             raise refuse("pack", f"{what} whose documents are known", str(data), remedy)
         return data
+    data = named(data, what)
     if windows is not None:
         some = some_tokens(data, tokenizer, length, windows, what, field, seed)
         if some is not None:

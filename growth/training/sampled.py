@@ -14,7 +14,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from growth.training.corpus import encoded
-from growth.training.texts import Paths, Piece, documents, documents_in, files_below, named
+from growth.training.texts import (
+    Paths,
+    Piece,
+    documents,
+    documents_in,
+    files_below,
+    named,
+    statuses,
+    textless,
+)
 
 SMALL = 1 << 22  # bytes: seconds of a tokenizer; less is read whole
 TOKEN = 16  # bytes of one at most, on average
@@ -48,7 +57,8 @@ def some_tokens(
 ) -> Tensor | None:
     """`count` windows of `length` tokens, int64 [count * length]: the same for the same files and seed.
 
-    None where there is so little text that it is better read whole.
+    None where there is so little text that it is better read whole. A row is read from its begin on, by the
+    part that this lies in: of rows longer than a part the ends are rarer than they should be.
     """
     files = _files(paths, what)
     if (size := sum(file.size for file in files)) <= max(SMALL, TOKEN * count * length):
@@ -69,13 +79,16 @@ def some_tokens(
 
 
 def _files(paths: Paths, what: str) -> list[File]:
-    """All of them, a folder of `datasets` as one."""
+    """All of them, a folder of `datasets` as one. Raises Refusal where a path has no bytes."""
     found, before = [], 0
-    for file in (file for path in named(paths, what) for file in files_below(path, what)):
-        inside = file.iterdir() if file.is_dir() else [file]
-        if size := sum(x.stat().st_size for x in inside):
-            found.append(File(file, f"{what} {file}", before, size))
-            before += size
+    for path in named(paths, what):
+        begun, below = before, list(files_below(path, what))
+        for file in below:
+            if size := sum(status.st_size for _, status in statuses(file, what)):
+                found.append(File(file, f"{what} {file}", before, size))
+                before += size
+        if before == begun:
+            raise textless(path, what, len(below))
     return found
 
 

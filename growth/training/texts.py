@@ -10,10 +10,11 @@ import codecs
 import importlib
 import io
 import json
+import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,8 +60,13 @@ def documents(
                 empty = False
                 yield piece
         if empty:
-            got = f"a folder without any ({count} files)" if path.is_dir() else "an empty file"
-            raise refuse(f"{what} {path}", "text", got, "name a file that holds text")
+            raise textless(path, what, count)
+
+
+def textless(path: Path, what: str, count: int) -> Refusal:
+    """That of a path, with `count` files, that was named and holds no text."""
+    got = f"a folder without any ({count} files)" if path.is_dir() else "an empty file"
+    return refuse(f"{what} {path}", "text", got, "name a file that holds text")
 
 
 def load_text(paths: Paths, what: str = "data", field: str = "text") -> list[str]:
@@ -130,14 +136,24 @@ def files_below(path: Path, what: str, above: tuple[Path, ...] = ()) -> Iterator
         yield from files_below(file, what, (*above, real))
 
 
+def statuses(file: Path, what: str) -> Iterator[tuple[Path, os.stat_result]]:
+    """Of a file, or of all in a folder that save_to_disk wrote, what the disk says."""
+    with _reading(f"{what} {file}"):
+        inside = sorted(file.iterdir()) if file.is_dir() else [file]
+    for path in inside:
+        with _reading(f"{what} {path}"):
+            status = path.stat()
+        yield path, status
+
+
 def documents_in(
     file: Path, name: str, field: str, part: Part = WHOLE, characters: int | None = None
 ) -> Iterator[Piece]:
     """The documents of a file, in pieces of at most so many `characters`; default: PIECE.
 
     name: what a refusal calls it. part: of text what lies there, from a line's begin on; of rows those that
-    begin there, of Parquet those of the groups that do. So parts that make up the file have every row once,
-    and all text but the rest of a line at each seam.
+    begin there, whole. So parts that make up the file have every row once, and all text but the rest of a
+    line at each seam. Of a group of Parquet's rows those before the part are decompressed too.
     """
     characters = characters or PIECE
     if file.is_dir():
@@ -200,7 +216,8 @@ def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise refuse(name, "a file that can be read", error.strerror, "check its permissions") from error
+        remedy = "check its links and permissions"
+        raise refuse(name, "a file that can be read", error.strerror, remedy) from error
 
 
 def _blocks(file: Path, name: str, begin: int, end: int | None, size: int) -> Iterator[bytes]:
@@ -258,21 +275,37 @@ def _lines(file: Path, name: str, begin: int, end: int | None) -> Iterator[bytes
 def _parquet_rows(file: Path, name: str, field: str, part: Part) -> Iterator[str]:
     pyarrow, parquet = _library("pyarrow", name), _library("pyarrow.parquet", name)
     try:
-        with parquet.ParquetFile(file) as table:
+        with parquet.ParquetFile(file, buffer_size=BLOCK, pre_buffer=False) as table:  # else a group is held
             _refuse_fieldless(table.schema_arrow.names, name, field)
-            rows = table.iter_batches(
-                batch_size=ROWS, columns=[field], row_groups=_groups(table.metadata, part)
-            )
-            yield from _strings((batch.column(0).to_pylist() for batch in rows), name, field)
+            rows = _rows(table.metadata.num_rows, part)
+            first, groups = _groups(table.metadata, rows)
+            batches = table.iter_batches(batch_size=ROWS, columns=[field], row_groups=groups)
+            inside = _inside((batch.column(0) for batch in batches), first, rows)
+            yield from _strings(inside, name, field, rows.start)
     except (pyarrow.ArrowException, OSError) as error:
         raise refuse(name, "a Parquet file", reason(error), "write it again, or leave it out") from error
 
 
-def _groups(metadata: Any, part: Part) -> list[int]:
-    """The groups of rows that begin in a part."""
+def _rows(count: int, part: Part) -> range:
+    return range(*(int(share * count) for share in part))
+
+
+def _groups(metadata: Any, rows: range) -> tuple[int, list[int]]:
+    """The groups that have some of the rows, and the number of their first row."""
     sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-    begin, end = (int(share * metadata.num_rows) for share in part)
-    return [i for i, row in enumerate(accumulate(sizes[:-1], initial=0)) if begin <= row < end]
+    bounds = pairwise(accumulate(sizes, initial=0))
+    found = {i: a for i, (a, b) in enumerate(bounds) if max(a, rows.start) < min(b, rows.stop)}
+    return min(found.values(), default=0), list(found)
+
+
+def _inside(columns: Iterable[Any], first: int, rows: range) -> Iterator[list]:
+    """Of columns, which follow each other from row `first` on, the values of `rows`."""
+    for column in columns:
+        if wanted := column[max(0, rows.start - first) : max(0, rows.stop - first)]:
+            yield wanted.to_pylist()
+        first += len(column)
+        if first >= rows.stop:
+            return
 
 
 def _saved_rows(folder: Path, name: str, field: str, part: Part) -> Iterator[str]:
@@ -282,10 +315,11 @@ def _saved_rows(folder: Path, name: str, field: str, part: Part) -> Iterator[str
     except Exception as error:  # damaged files raise whatever the parser that meets them does
         raise refuse(name, "a data set that save_to_disk wrote", reason(error), "save it again") from error
     _refuse_fieldless(table.column_names, name, field)
+    rows = _rows(len(table), part)
     if part != WHOLE:
-        table = table.select(range(*(int(share * len(table)) for share in part)))
-    rows = table.select_columns([field]).with_format("arrow").iter(batch_size=ROWS)
-    yield from _strings((batch.column(0).to_pylist() for batch in rows), name, field)
+        table = table.select(rows)
+    batches = table.select_columns([field]).with_format("arrow").iter(batch_size=ROWS)
+    yield from _strings((batch.column(0).to_pylist() for batch in batches), name, field, rows.start)
 
 
 def _library(module: str, name: str) -> ModuleType:
@@ -298,8 +332,8 @@ def _library(module: str, name: str) -> ModuleType:
         ) from error
 
 
-def _strings(batches: Iterable[list], name: str, field: str) -> Iterator[str]:
-    for number, value in enumerate(chain.from_iterable(batches), 1):
+def _strings(batches: Iterable[list], name: str, field: str, before: int) -> Iterator[str]:
+    for number, value in enumerate(chain.from_iterable(batches), before + 1):
         yield _string(value, f"{name}, row {number}", field)
 
 

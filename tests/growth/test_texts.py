@@ -392,6 +392,57 @@ def test_some_windows_are_drawn_from_everywhere_and_the_rest_is_not_read(tmp_pat
     assert sampled.some_tokens(tmp_path, byte_tokenizer(), 20, 520) is None, "more than there is"
 
 
+@pytest.mark.parametrize("name", ["rows.parquet", "saved"])
+def test_windows_of_rows_are_drawn_from_all_of_a_file(tmp_path, monkeypatch, name):
+    """Also where the file is a single group."""
+    datasets, parquet = pytest.importorskip("datasets"), pytest.importorskip("pyarrow.parquet")
+    rows = datasets.Dataset.from_dict({"text": [f"{i:09d}\n" for i in range(1000)]})
+    parquet.write_table(rows.data.table, tmp_path / "rows.parquet")
+    rows.save_to_disk(tmp_path / "saved")
+    small_samples(monkeypatch)
+    drawn = [sampled.some_tokens(tmp_path / name, byte_tokenizer(), 20, 32, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    numbers = [0, *(int(bytes(window.tolist()).split()[0]) for window in drawn[0].view(32, 20)), 1000]
+    assert max(b - a for a, b in zip(numbers, numbers[1:])) < 1000 / 32 * 3
+
+
+def test_a_row_is_refused_by_its_number_in_the_file(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    datasets = pytest.importorskip("datasets")
+    table = pyarrow.table({"text": ["a"] * 900 + [None] + ["a"] * 99})
+    parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=400)
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    for name in ("rows.parquet", "saved"):
+        with pytest.raises(Refusal, match=f"{name}, row 901: expected a string"):
+            list(texts.documents_in(tmp_path / name, name, "text", (0.7, 1.0)))
+
+
+def test_paths_are_any_iterable_and_a_sample_refuses_what_the_whole_would(tmp_path, monkeypatch):
+    tokenizer = byte_tokenizer()
+    (tmp_path / "a.txt").write_text("a" * 90)
+    for most in (None, 3):
+        found = examples_of(tmp_path.glob("*"), tokenizer, 4, cache=tmp_path / "cache", most=most)
+        assert len(found) == 22
+    assert len(read_corpus(tmp_path.glob("*.txt"), tokenizer, cache=tmp_path / "cache").ids) == 90
+    small_samples(monkeypatch)
+    empty, folder = tmp_path / "empty.txt", tmp_path / "folder"
+    folder.mkdir()
+    for path in (empty, folder / "empty.txt"):
+        path.write_text("")
+    for path, said in ((empty, "an empty file"), (folder, r"a folder without any \(1 files\)")):
+        for most in (None, 3):
+            with pytest.raises(Refusal, match=f"data {path}: expected text, got {said}; name a file"):
+                examples_of([tmp_path / "a.txt", path], tokenizer, 4, most=most)
+    (folder / "empty.txt").unlink()
+    for name in texts.SAVED:
+        (folder / name).write_text("{}")
+    (folder / "gone.arrow").symlink_to(tmp_path / "nothing")
+    said = "data .*gone.arrow: expected a file that can be read, got No such file .*; check its links"
+    for how in ({"most": 3}, {"cache": tmp_path / "cache"}):
+        with pytest.raises(Refusal, match=said):
+            examples_of(folder, tokenizer, 4, **how)
+
+
 def test_first_tokens_are_those_of_all_and_nothing_behind_them_is_read(tmp_path):
     (tmp_path / "a.txt").write_text("".join(f"{i}\n" for i in range(9000)))
     (tmp_path / "b.txt").write_bytes(b"\xff")
