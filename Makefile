@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/growth demo
 
 test: lint
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Of what `make test` takes a sample of: every case.
 test-all: lint

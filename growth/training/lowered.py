@@ -31,6 +31,7 @@ def enter_rate(record: Path, now: float, step: int) -> list[dict]:
         told = f"goes on after step {step} at a learning rate of {now:g}, not {was:g}"
         print(f"{record.parent}: {told}", file=sys.stderr)
         earlier = [*earlier, {RATE: was, "last_step": step}]
+    if STOPPED in before:  # it may be stopped otherwise now
         kept = {key: x for key, x in before.items() if key != STOPPED}
         rewrite(record, kept | {RATE: now, LOWERED: earlier})
     return earlier

@@ -33,7 +33,7 @@ from growth.jsonfile import read_object
 from growth.locks import alone_in, appear, refuse_busy
 from growth.training.division import Division
 from growth.training.finite import NotFinite
-from growth.training.lowered import LOWERED, RATE, enter_rate, is_lowered, note_stop
+from growth.training.lowered import LOWERED, RATE, STOPPED, enter_rate, is_lowered, note_stop
 from growth.training.pieces import METADATA, Pieces
 from growth.training.processes import agree, refuse_lost
 
@@ -164,8 +164,18 @@ def kept_before(run: Path, error: NotFinite) -> str:
     note_stop(run / SETTINGS, error.step)
     look = ", or look at that batch" if error.batch else ""
     if good := newest(run):
-        return f"the last good checkpoint is {good}; --resume goes on from it at a lower learning rate{look}"
+        goes_on = f"--resume goes on from it at a lower learning rate{look}"
+        return f"the last good checkpoint is {good}{_risen(good)}; {goes_on}"
     return f"no good checkpoint was saved before; choose a lower learning rate{look}"
+
+
+def _risen(checkpoint: Path) -> str:
+    """That the training loss had risen to more than twice the first one before: weights may be spoilt."""
+    logs = read_object(checkpoint / STATE).get("log_history", [])
+    losses = [log["loss"] for log in logs if "loss" in log]
+    if not losses or max(losses) <= 2 * losses[0]:
+        return ""
+    return f", whose loss had risen from {losses[0]:.3g} to {max(losses):.3g}: rather begin anew"
 
 
 def newest(run: Path) -> Path | None:
@@ -202,7 +212,7 @@ def refuse_full(run: Path, parameters: int, trained: int, saves: int, kept: bool
     need = max(min(saves, KEPT + 1) * one, min(saves, KEPT) * one + model)
     files = (file for folder in _checkpoints(run) for file in folder.rglob("*"))
     has = sum(file.stat().st_size for file in files if file.is_file())  # new ones take their place
-    if need > (free := shutil.disk_usage(nearest(run)).free + has):
+    if need > (free := shutil.disk_usage(run if run.is_dir() else nearest(run)).free + has):
         raise refuse(
             str(run),
             f"room for {need / 1e9:,.3g} GB, for {min(saves, KEPT + 1)} checkpoints of {one / 1e9:,.3g} GB "
@@ -350,7 +360,8 @@ def divided(run: Path, settings: dict, model: Checkpoint) -> Division:
     changed = [key for key in now if key not in NAMES and now[key] != before.get(key)]
     if changed and not is_lowered(before, now, changed):
         expected, got = (", ".join(f"{key} {of.get(key)}" for key in changed) for of in (before, now))
-        raise refuse("resume", expected, got, f"use the settings of {record}")
+        lower = ", or a lower learning rate and nothing else that is new" * (STOPPED in before)
+        raise refuse("resume", expected, got, f"use the settings of {record}{lower}")
     for name, version in VERSIONS.items():
         if before.get(name) != version:
             print(f"{run}: began with {name} {before.get(name)}, goes on with {version}", file=sys.stderr)

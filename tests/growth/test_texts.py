@@ -420,8 +420,8 @@ def test_a_row_is_refused_by_its_number_in_the_file(tmp_path):
 def test_paths_are_any_iterable_and_a_sample_refuses_what_the_whole_would(tmp_path, monkeypatch):
     tokenizer = byte_tokenizer()
     (tmp_path / "a.txt").write_text("a" * 90)
-    for most in (None, 3):
-        found = examples_of(tmp_path.glob("*"), tokenizer, 4, cache=tmp_path / "cache", most=most)
+    for windows in (None, 3):
+        found = examples_of(tmp_path.glob("*"), tokenizer, 4, cache=tmp_path / "cache", windows=windows)
         assert len(found) == 22
     assert len(read_corpus(tmp_path.glob("*.txt"), tokenizer, cache=tmp_path / "cache").ids) == 90
     small_samples(monkeypatch)
@@ -430,15 +430,15 @@ def test_paths_are_any_iterable_and_a_sample_refuses_what_the_whole_would(tmp_pa
     for path in (empty, folder / "empty.txt"):
         path.write_text("")
     for path, said in ((empty, "an empty file"), (folder, r"a folder without any \(1 files\)")):
-        for most in (None, 3):
+        for windows in (None, 3):
             with pytest.raises(Refusal, match=f"data {path}: expected text, got {said}; name a file"):
-                examples_of([tmp_path / "a.txt", path], tokenizer, 4, most=most)
+                examples_of([tmp_path / "a.txt", path], tokenizer, 4, windows=windows)
     (folder / "empty.txt").unlink()
     for name in texts.SAVED:
         (folder / name).write_text("{}")
     (folder / "gone.arrow").symlink_to(tmp_path / "nothing")
     said = "data .*gone.arrow: expected a file that can be read, got No such file .*; check its links"
-    for how in ({"most": 3}, {"cache": tmp_path / "cache"}):
+    for how in ({"windows": 3}, {"cache": tmp_path / "cache"}):
         with pytest.raises(Refusal, match=said):
             examples_of(folder, tokenizer, 4, **how)
 

@@ -302,9 +302,7 @@ def test_after_a_loss_that_is_no_number_the_last_good_checkpoint_goes_on_at_a_lo
     how = {"steps": 8, "save_every": 1, "eval_every": every, "warmup": 2, "keep_optimizer": True, "window": 1}
     how |= {"callbacks": [Diverge(what)], "rates": {"*.mlp.*": 0.5}}
     kept = tmp_path / f"out.unfinished/checkpoint-{good}"
-    said = (
-        f"^step {step}: expected a finite loss, got .*; the last good checkpoint is {kept}; --resume goes on"
-    )
+    said = f"^step {step}: expected a finite loss, got .*; the last good checkpoint is {kept}.*; --resume"
     with pytest.raises(NotFinite, match=said):
         run(root, tmp_path / "out", **how, learning_rate=0.2)
     assert newest(kept.parent) == kept
