@@ -1,6 +1,5 @@
 """What `growth train --dry-run` tells: what would be trained, on what, how long, and what that takes."""
 
-import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from growth.errors import Refusal
 from growth.families import model_of
 from growth.loading import load_model, on_meta
 from growth.plan import Source
-from growth.training.run import KEPT, checkpoint_bytes, divided, newest
+from growth.training.run import at_a_time, checkpoint_bytes, divided, newest
 from growth.training.session import Session
 
 
@@ -100,11 +99,11 @@ def plan_of(session: Session, resume: bool) -> TrainPlan:
     checkpoint, asked, work = session.checkpoint, session.settings, session.work
     seen = model_of(checkpoint.config, checkpoint.names)
     network = on_meta(Source(checkpoint).model) if seen else load_model(checkpoint.path)
-    session = session.in_memory(network)
+    session = session.by_parameters(network)
     session.refuse_unfit(network)
     parameters, trained = session.sizes(network)
     each = asked["processes"] * asked["batch_size"] * asked["gradient_accumulation"]
-    length, saves = work.examples.length, asked["save_every"]
+    length = work.examples.length
     return TrainPlan(
         source=checkpoint.path,
         parameters=parameters,
@@ -115,7 +114,7 @@ def plan_of(session: Session, resume: bool) -> TrainPlan:
         each_step=each,
         tokens=each * asked["steps"] * (length or 0),
         epochs=each * asked["steps"] / len(work.examples),
-        checkpoints=min(KEPT + 1, math.ceil(asked["steps"] / saves)) if saves else 0,
+        checkpoints=at_a_time(session.saves),
         checkpoint_bytes=checkpoint_bytes(parameters, trained),
         goes_on=_goes_on(run) if goes_on else "",
         takes=_takes(session) if seen else None,

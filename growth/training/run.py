@@ -209,17 +209,22 @@ def refuse_full(run: Path, parameters: int, trained: int, saves: int, kept: bool
     """
     one = checkpoint_bytes(parameters, trained)
     model = one if kept else FLOAT * parameters
-    need = max(min(saves, KEPT + 1) * one, min(saves, KEPT) * one + model)
+    most = at_a_time(saves)
+    need = max(most * one, min(saves, KEPT) * one + model)
     files = (file for folder in _checkpoints(run) for file in folder.rglob("*"))
     has = sum(file.stat().st_size for file in files if file.is_file())  # new ones take their place
     if need > (free := shutil.disk_usage(run if run.is_dir() else nearest(run)).free + has):
         raise refuse(
             str(run),
-            f"room for {need / 1e9:,.3g} GB, for {min(saves, KEPT + 1)} checkpoints of {one / 1e9:,.3g} GB "
-            "and a model",
+            f"room for {need / 1e9:,.3g} GB, for {most} checkpoints of {one / 1e9:,.3g} GB and a model",
             f"{free / 1e9:,.3g} GB",
             "make room, save less often, or name a folder on another disk",
         )
+
+
+def at_a_time(saves: int) -> int:
+    """The most checkpoints that lie there at once, of so many that are written."""
+    return min(saves, KEPT + 1)
 
 
 def checkpoint_bytes(parameters: int, trained: int) -> int:

@@ -66,9 +66,9 @@ class Session:
     def trained(self, last: str | None, progress: RunProgress) -> TrainReport:
         """Trains, on from the checkpoint `last` if there is one; what is written lies in the run's folder."""
         network = load_model(self.checkpoint.path)
-        return self.in_memory(network)._trained(network, last, progress)
+        return self.by_parameters(network)._trained(network, last, progress)
 
-    def in_memory(self, network: PreTrainedModel) -> "Session":
+    def by_parameters(self, network: PreTrainedModel) -> "Session":
         """The same, by the names of the parameters in memory."""
         names = in_memory(network, self.checkpoint)
         frozen = whole("freeze", self.frozen, names)
@@ -84,6 +84,12 @@ class Session:
     def packed(self) -> bool:
         return isinstance(self.work.examples, Windows) and self.work.examples.packed
 
+    @property
+    def saves(self) -> int:
+        """How many checkpoints are written from the first step to the last."""
+        every = self.settings["save_every"]
+        return math.ceil(self.args.max_steps / every) if every else 0
+
     def refuse_unfit(self, network: PreTrainedModel) -> None:
         """Raises Refusal where the model cannot be trained as asked, or the disk has no room."""
         dropping = any(isinstance(callback, TokenDropping) for callback in self.callbacks)
@@ -95,12 +101,11 @@ class Session:
             raise refuse_taught()
         for shares in (self.shares, self.scaled):
             shares_of(network, shares)
-        if self.settings["gradient_checkpointing"]:
-            _checkpointing(network, self.args)
-        parameters, trained = self.sizes(network)
-        every, kept = self.settings["save_every"], self.settings["keep_optimizer"]
-        saves = math.ceil(self.args.max_steps / every) if every else 0
-        refuse_full(Path(self.args.output_dir), parameters, trained, saves, kept)
+        if self.settings["gradient_checkpointing"] and not network.supports_gradient_checkpointing:
+            expected = "a model that can compute its layers again"
+            raise refuse("gradient-checkpointing", expected, type(network).__name__, "leave it out")
+        kept = self.settings["keep_optimizer"]
+        refuse_full(Path(self.args.output_dir), *self.sizes(network), self.saves, kept)
 
     def sizes(self, network: PreTrainedModel) -> tuple[int, int]:
         """The parameters, and those of them that are not held still to the end."""
@@ -112,6 +117,8 @@ class Session:
         given, args, source = self.settings, self.args, self.checkpoint.path
         asked = copy.deepcopy(network.config)  # the Trainer turns its cache off, and leaves it off
         self.refuse_unfit(network)
+        if given["gradient_checkpointing"]:
+            network.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
         if args.process_index == 0:
             folder = Path(args.output_dir) / MODEL
             write_companions(folder, source, self.work, self.checkpoint.record())
@@ -230,13 +237,6 @@ def _summed(outputs, labels, num_items_in_batch=None, *, dropping: Sequence[Toke
     for callback in dropping:
         callback.learn(outputs["logits"], labels)
     return summed_loss(outputs, labels, num_items_in_batch)
-
-
-def _checkpointing(network: PreTrainedModel, args: TrainingArguments) -> None:
-    if not network.supports_gradient_checkpointing:
-        expected = "a model that can compute its layers again"
-        raise refuse("gradient-checkpointing", expected, type(network).__name__, "leave it out")
-    network.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
 
 
 def _numbered(masked: Collator, args: TrainingArguments, last: str | None) -> Collator:
