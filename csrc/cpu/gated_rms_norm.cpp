@@ -164,7 +164,10 @@ INLINE void measure(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* mom
     const R scale = 1 / sqrt(sums.mean(0, size) + R(p.eps));
     moments[group] = {scale, mean, sums.mean(1, size) * scale, 0, scale};
     if constexpr (NORM == CENTRED) moments[group].level = sums.mean(2, size);
-    if (size == (NORM == CENTRED ? 2 : 1)) moments[group].along = 0, moments[group].rate *= R(p.eps) * scale * scale;
+    if (size == (NORM == CENTRED ? 2 : 1)) {
+      moments[group].along = 0;
+      moments[group].rate *= R(p.eps) * scale * scale;
+    }
   }
 }
 
@@ -184,15 +187,14 @@ void backward(const GatedRmsNorm<E>& p, int64_t row, Moments<Real<E>>* moments, 
     E *dx = scratch.dx + at, *dgate = scratch.dgate + at;
     const R *values = scratch.values + group * width, *slopes = scratch.slopes + group * width;
     R *dweight = scratch.dweight + group * width, *dbias = scratch.dbias + group * width;
-    const auto [scale, mean, along, level, rate] = moments[group];
-    for_each_vector<R>(size, [=, scale = scale, mean = mean, along = along, level = level, rate = rate](int64_t i,
-                                                                                                     auto count) {
+    const Moments<R> m = moments[group];
+    for_each_vector<R>(size, [=](int64_t i, auto count) {
       const Vec<R> u = normed<GATE, NORM, R>(load(x + i, count), values + i);
-      const Vec<R> n = (NORM == CENTRED ? u - mean : u) * scale;
+      const Vec<R> n = (NORM == CENTRED ? u - m.mean : u) * m.scale;
       const Vec<R> w = NORM == BARE ? splat(R(1)) : load(weight + i, count);
       const Vec<R> h = after(GATE) ? load(values + i) : load(dy + i, count);
-      Vec<R> du = h * w - n * along;
-      du = (NORM == CENTRED ? du - level : du) * rate;
+      Vec<R> du = h * w - n * m.along;
+      du = (NORM == CENTRED ? du - m.level : du) * m.rate;
       if constexpr (first(GATE)) {
         store(dgate + i, du * load(slopes + i), count);
         du *= load(values + i);
