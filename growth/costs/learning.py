@@ -48,7 +48,7 @@ class Hollow(Source):
         self.__dict__ |= source.__dict__
 
     def raw(self, weight: str, layer: int | None) -> Tensor:
-        return torch.empty(self.shape(weight, layer))
+        return self.zeros(weight, layer)
 
 
 def lesson_of(growth: "Growth") -> Lesson | None:
