@@ -15,7 +15,7 @@ from growth.learned.memory import free
 from growth.loading import quiet
 from growth.methods.learning import Learning
 from growth.plan import Source
-from growth.training.examples import Examples
+from growth.training.data import window_length
 
 if TYPE_CHECKING:
     from growth.growing import Growth
@@ -65,10 +65,8 @@ def lesson_of(growth: "Growth") -> Lesson | None:
 
 def _step(growth: "Growth", remakes: bool) -> tuple[int, int, int, int]:
     """Operations, bytes between forward and backward, the most bytes, tokens of a window."""
-    method, config, family = growth.method, growth.source.config, growth.source.family
-    T = method.sequence_length or min(LENGTH, family.positions(config) or LENGTH)
-    if isinstance(method.data, Examples):
-        T = method.data.length or 1
+    method, config = growth.method, growth.source.config
+    T = window_length(config, method.data, None, method.sequence_length, usual=LENGTH) or 1
     with FakeTensorMode(allow_non_fake_inputs=True), quiet(), unpacked():
         operator = method.operator(Hollow(growth.source), *growth.models, growth.maps, growth.seed)
         expansion = Expansion(operator, growth.source, growth.target).train()

@@ -246,6 +246,9 @@ def test_what_learning_takes_is_not_in_it_and_is_said_so(source):
     assert "not in it" not in said[0]
     assert said[1].endswith("; learning by ligo is not in it")
     assert said[2].endswith("; what mixers learn from data is not in it")
+    long = growth.grow(source, num_layers=4, method=Ligo(sequence_length=9999), dry_run=True).costs
+    with pytest.raises(growth.Refusal, match="sequence length: expected at most .* the model's positions"):
+        assert long.lesson
 
 
 @pytest.mark.parametrize("remake", ["never", "always"])
