@@ -119,24 +119,23 @@ class ScheduledTrainer(Trainer):
             copy_weights(load_model(resume_from_checkpoint).state_dict(), self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
+        if checkpoint is None:
+            return super()._load_optimizer_and_scheduler(None)
         asked = self.lr_scheduler.base_lrs
-        if checkpoint is None or not (self.is_fsdp_enabled or is_sharded(checkpoint)):
-            super()._load_optimizer_and_scheduler(checkpoint)
-        else:
+        if self.is_fsdp_enabled or is_sharded(checkpoint):
             load_moments(Path(checkpoint), self.model, self.optimizer)
-            rates = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
-            self.lr_scheduler.load_state_dict(rates)
-        if checkpoint is not None:
-            self._set_rates(asked)
+            saved = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
+            self.lr_scheduler.load_state_dict(saved)
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        self._set_rates(asked)
 
     def _set_rates(self, peaks: Sequence[float]) -> None:
         """The peak of each group as it is asked for now, perhaps lower than it was (training.lowered)."""
         scheduler = self.lr_scheduler
-        scheduler.base_lrs = list(peaks)
-        scheduler._last_lr = [
-            peak * shape(scheduler.last_epoch) for peak, shape in zip(peaks, scheduler.lr_lambdas)
-        ]
-        for group, peak, rate in zip(self.optimizer.param_groups, peaks, scheduler.get_last_lr()):
+        rates = [peak * shape(scheduler.last_epoch) for peak, shape in zip(peaks, scheduler.lr_lambdas)]
+        scheduler.base_lrs, scheduler._last_lr = list(peaks), rates
+        for group, peak, rate in zip(self.optimizer.param_groups, peaks, rates):
             group["initial_lr"], group["lr"] = peak, rate
 
     def save_model(self, output_dir=None, _internal_call=False):

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from secrets import token_hex
-from tempfile import gettempdir
 from typing import TYPE_CHECKING
 
 import torch
@@ -144,7 +143,7 @@ def train(
     says. A loss that is not finite stops it before it is learned from (training.finite).
     """
     refuse_odd_output(out, dry_run and out is None)
-    out = Path(gettempdir(), f"growth-{token_hex(8)}") if out is None else Path(out)  # where nothing lies
+    out = Path(f"growth-{token_hex(8)}" if out is None else out)  # where nothing lies, for a dry run
     checkpoint = Checkpoint(model)
     closed = closed_of(checkpoint.record())
     eval_every = math.ceil(steps / 8) if eval_every is None else eval_every
