@@ -30,8 +30,9 @@ def print_report(report: Any, dry_run: bool, as_json: bool) -> None:
             say(f"{row.name:{wide}}  {'x'.join(map(str, row.shape)):12} {row.origin:11} {sources}")
     for why, of in groupby(report.plan.dropped, report.plan.dropped.get):
         names = list(of)
-        more = f" and {len(names) - FEW} more" * (len(names) > FEW and not dry_run)
-        say(f"dropped {', '.join(names if dry_run else names[:FEW])}{more}: {why}")
+        shown = names if dry_run else names[:FEW]
+        more = f" and {len(names) - len(shown)} more" * (len(shown) < len(names))
+        say(f"dropped {', '.join(shown)}{more}: {why}")
     for line in report.lines:
         say(line)
     for note in report.notes:

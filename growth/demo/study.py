@@ -164,10 +164,9 @@ class Study:
         """A trial of every rate of the grid, and some beyond its edge, however often ended."""
         for rate in self.numbers.rates:
             self.attempt(arm, part, rate)
-        while rates := beyond(self.pending(arm)):
-            if len(self.pending(arm)) >= len(self.numbers.rates) + BEYOND:
-                break
-            self.attempt(arm, part, rates[0])
+        most = len(self.numbers.rates) + BEYOND
+        while len(self.pending(arm)) < most and (rate := beyond(self.pending(arm))):
+            self.attempt(arm, part, rate)
 
     def pending(self, arm: str) -> list[dict]:
         """What is kept of its trials, until the best of them is known."""
@@ -240,13 +239,13 @@ class Study:
         self.console.print(f"{self.name}: {line}", highlight=False, soft_wrap=True)
 
 
-def beyond(trials: list[dict]) -> list[float]:
+def beyond(trials: list[dict]) -> float | None:
     """Half the least of the rates, or twice the highest, where that is the best; none where all diverge."""
     losses = {x["rate"]: inf if "failed" in x else end(x)["loss"] for x in trials}
     best = min(losses, key=losses.get)
     if losses[best] == inf:
-        return []
-    return [best / 2] * (best == min(losses)) + [best * 2] * (best == max(losses))
+        return None
+    return best / 2 if best == min(losses) else best * 2 if best == max(losses) else None
 
 
 def digest(of: Material) -> str:

@@ -6,6 +6,7 @@ from random import Random
 import pytest
 import torch
 from checkpoints import ALL
+from fitting import ADDED, CHOICES, some
 from outputs import error, run
 
 import growth
@@ -19,17 +20,6 @@ from growth.sizes import sizes_of
 SEEDS, DRAWS = range(4), 6
 # Those that learn take data, msg's model is its source behind masks, mixtures have tests of their own.
 NAMES = [name for name in METHODS if name not in ("ligo", "mango", "gradmax", "msg", "upcycle")]
-CHOICES = {
-    "symmetry": ("projection", "comp"),
-    "noise": (0.0, 0.1, 1.0),
-    "initialisation": ("aki", "fpi"),
-    "snr": (None, 10.0),
-    "place": ("append", "alternate"),
-    "skip_first": (0, 1),
-    "copy_noise": (0.0, 0.1),
-    "zero_outputs": (True, True, False),
-}
-ADDED = {"staged": ("identity", "copy"), "fine": ("idle", "nearest", "linear")}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +41,7 @@ def drawn(random, folder):
     """A method and sizes, often such that whole factors of all of them are asked for."""
     have, name = sizes_of(Source(Checkpoint(folder)).model), random.choice(NAMES)
     known = {field.name for field in fields(METHODS[name])}
-    options = {x: random.choice(of) for x, of in CHOICES.items() if x in known and random.random() < 0.7}
+    options = some(random, {x: CHOICES[x] for x in CHOICES if x in known}, 0.7)
     if name in ADDED:
         options["added"] = random.choice(ADDED[name])
     if random.random() < 0.4:

@@ -334,10 +334,10 @@ def test_the_grid_goes_on_from_the_edge_that_is_best():
             for rate, loss in losses.items()
         ]
 
-    assert beyond(trials(r1=3.0, r2=2.0, r4=2.5)) == []
-    assert beyond(trials(r1=3.0, r2=2.0)) == [4.0] and beyond(trials(r2=3.0, r1=2.0)) == [0.5]
-    assert beyond(trials(r1=3.0, r2=2.0, r4=None)) == [] and beyond(trials(r1=None)) == []
-    assert beyond(trials(r2=1.0)) == [1.0, 4.0]
+    assert beyond(trials(r1=3.0, r2=2.0, r4=2.5)) is None
+    assert beyond(trials(r1=3.0, r2=2.0)) == 4.0 and beyond(trials(r2=3.0, r1=2.0)) == 0.5
+    assert beyond(trials(r1=3.0, r2=2.0, r4=None)) is None and beyond(trials(r1=None)) is None
+    assert beyond(trials(r2=1.0)) == 1.0 and beyond(trials(r2=1.0, r1=2.0)) == 4.0
 
 
 def test_a_study_that_was_ended_tries_no_more_rates_than_another(monkeypatch):
