@@ -17,7 +17,7 @@ from growth.companions import refuse_odd_generation, tokenizer_files
 from growth.configuration import quiet
 from growth.errors import Refusal, reason, refuse
 from growth.families import model_of
-from growth.families.table import Model
+from growth.families.table import Model, classes
 from growth.hub import resolve
 
 SLACK = 2**26  # entries of buffers, such as masks of all positions
@@ -35,6 +35,9 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     )
     refuse_odd_generation(checkpoint.path)
     auto = seen.auto if seen else AutoModelForCausalLM
+    if not classes(auto, checkpoint.config):
+        expected = "a causal language model, or a model of one of growth's families"
+        raise refuse(str(folder), expected, checkpoint.config.model_type, "name another checkpoint")
     _refuse_larger(checkpoint, seen)
     try:
         with quiet():
@@ -55,9 +58,8 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             names = f"{kind} {sorted(map(str, info[kind]))}"
-            raise refuse(
-                str(folder), "a tensor for every weight, and no others", names, "save it with save_pretrained"
-            )
+            remedy = seen.remedy() if seen else "save it with save_pretrained"
+            raise refuse(str(folder), "a tensor for every weight, and no others", names, remedy)
     if seen and seen.family.fused and not _grouped(seen, dtype):
         model.set_experts_implementation("eager")
     return model

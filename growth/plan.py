@@ -202,8 +202,9 @@ def in_dtype(plan: Plan, target: Model, dtype: str | None) -> Plan:
 def dropped(source: Source, rows: Iterable[Row]) -> dict[str, str]:
     """The tensors of the source that no row uses, and why."""
     used, of_the_model = {name for row in rows for name in row.sources}, set(source.on_disk.values())
+    unknown = f"a {source.model.written_as} has none"
     return {
-        name: "no layer of the target takes it" if name in of_the_model else "the model does not use it"
+        name: "no layer of the target takes it" if name in of_the_model else unknown
         for name in source.checkpoint.names
         if name not in used
     }

@@ -219,23 +219,26 @@ class Model:
                 where,
                 f"the {len(table)} tensors of a {self.family.model_type} checkpoint",
                 f"unknown: {listed(unknown)}, missing: {listed(missing)}",
-                _remedy(unknown),
+                self.remedy(unknown),
             )
         return found
+
+    def remedy(self, unknown: Iterable[str] = ()) -> str:
+        """What to do where tensors are missing, or these are unknown."""
+        parts = {part for name in unknown for part in name.split(".")}
+        if parts & set(PACKED):
+            return "these weights are quantized: restore them to floats first"
+        if parts & set(ADAPTED):
+            return "merge the adapter into its base model first, with peft's merge_and_unload, and save that"
+        named, taken = getattr(self.config, "architectures", None) or [], classes(self.auto, self.config)
+        if named and taken and not {x.__name__ for x in taken} & set(named):
+            return f"name a {taken[0].__name__}: this is a {named[0]}, whose head is not taken"
+        return "check that config.json belongs to these weights"
 
 
 # What the tensors of quantized weights, and of adapters, are called behind their module's name.
 PACKED = ("qweight", "qzeros", "scales", "absmax", "quant_map", "weight_packed", "weight_scale", "SCB")
 ADAPTED = ("lora_A", "lora_B", "lora_embedding_A", "base_layer")
-
-
-def _remedy(unknown: Iterable[str]) -> str:
-    parts = {part for name in unknown for part in name.split(".")}
-    if parts & set(PACKED):
-        return "these weights are quantized: restore them to floats first"
-    if parts & set(ADAPTED):
-        return "merge the adapter into its base model first, with peft's merge_and_unload, and save that"
-    return "check that config.json belongs to these weights"
 
 
 def classes(auto: type, config: PreTrainedConfig) -> tuple[type, ...]:

@@ -45,7 +45,11 @@ class Head:
 
 
 class _Given(nn.Module):
-    """A body whose last hidden states are its inputs_embeds."""
+    """A body whose last hidden states are its inputs_embeds; some models ask their body's decoder."""
+
+    @property
+    def decoder(self) -> "_Given":
+        return self
 
     def forward(self, *arguments: Any, inputs_embeds: Tensor, **others: Any) -> "_Hidden":
         return _Hidden(inputs_embeds)

@@ -76,10 +76,11 @@ class TrainPlan:
             yield f"resume: {self.goes_on}"
         if self.takes:
             took, taught = self.takes, self.settings["teacher_name"]
+            seconds = "under a second" if took.seconds < 1 else f"about {took.seconds:,.0f} s"
             yield (
                 f"costs: {took.flops:.3g} FLOP a step, {took.flops * asked['steps']:.3g} in all, "
                 f"holds {gb(took.memory)} on each process; in bfloat16 on an {H200.name} each, at "
-                f"{UTILISATION:.0%} of its peak, about {took.seconds:,.3g} s"
+                f"{UTILISATION:.0%} of its peak, {seconds}"
                 + (f"; the teacher {taught} is not in it" if taught else "")
             )
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import ALL, bert, gpt2, inputs, neox
+from checkpoints import ALL, bert, gpt2, inputs, neox, saved
 from memory import Memory
-from transformers import Trainer, TrainingArguments
+from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainingArguments
 
 from growth.errors import Refusal
 from growth.loading import load_model
@@ -13,6 +13,13 @@ from growth.training import distil
 from growth.training.callbacks import distilled
 
 LANGUAGE = [name for name in ALL if not any(x in name for x in ("headless", "class", "answers", "t5"))]
+
+
+def opt(folder, dtype=torch.float32):
+    """A random OPT, whose head asks its body's decoder."""
+    sizes = {"hidden_size": 48, "word_embed_proj_dim": 48, "num_attention_heads": 4, "ffn_dim": 80}
+    config = OPTConfig(num_hidden_layers=2, vocab_size=256, max_position_embeddings=32, **sizes)
+    return saved(OPTForCausalLM, config, folder, dtype)
 
 
 def pair(folder, maker, dtype=torch.float64, **sizes):
@@ -42,11 +49,11 @@ def plain(student, teacher, batch, labels, weight, temperature, count=None):
     return ((1 - weight) * entropy + weight * far) / (known.sum() if count is None else count)
 
 
-@pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.parametrize("name", [*LANGUAGE, "opt"])
 def test_loss_and_gradients_are_those_of_the_equation_whatever_a_family_does_to_its_logits(
     tmp_path, monkeypatch, name
 ):
-    student, teacher = pair(tmp_path, ALL[name])
+    student, teacher = pair(tmp_path, (ALL | {"opt": opt})[name])
     batch = inputs(student.config)
     labels = batch["input_ids"].clone()
     labels[0, 3:9] = -100

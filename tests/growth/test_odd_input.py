@@ -9,7 +9,15 @@ import pytest
 import torch
 from checkpoints import gpt2, neox
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 import growth
 from growth.checkpoint import INDEX, Checkpoint
@@ -93,6 +101,22 @@ def test_an_adapter_is_to_be_merged_first(src, refused, whole):
 def test_weights_in_another_format_are_named(src, refused, name):
     (src / "model.safetensors").rename(src / name)
     refused(f"expected a safetensors file, got {name} alone; .* save it with save_pretrained")
+
+
+def test_a_model_with_another_head_or_of_no_known_kind_is_told_what_it_is(tmp_path):
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 256}
+    LlamaForSequenceClassification(LlamaConfig(num_hidden_layers=1, **sizes)).save_pretrained(
+        tmp_path / "head"
+    )
+    head = "name a LlamaForCausalLM: this is a LlamaForSequenceClassification, whose head is not taken"
+    small = DistilBertConfig(dim=32, n_heads=2, hidden_dim=64, n_layers=1, vocab_size=256)
+    DistilBertForMaskedLM(small).save_pretrained(tmp_path / "unknown")
+    with pytest.raises(Refusal, match=head):
+        growth.grow(tmp_path / "head", tmp_path / "out", method="lemon", num_layers=2)
+    with pytest.raises(Refusal, match=head):
+        growth.check(tmp_path / "head", tmp_path / "head")
+    with pytest.raises(Refusal, match="expected a causal language model, .* got distilbert; name another"):
+        growth.check(tmp_path / "unknown", tmp_path / "unknown")
 
 
 @pytest.mark.parametrize(

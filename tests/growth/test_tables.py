@@ -130,8 +130,10 @@ def google_s_bert(tensors):
     tensors["bert.embeddings.position_ids"] = torch.arange(32)[None]
 
 
-@pytest.mark.parametrize("write, change", [(gpt2, hub_s_gpt2), (bert, google_s_bert)])
-def test_files_as_they_were_published_grow_and_what_is_left_behind_is_named(tmp_path, write, change):
+@pytest.mark.parametrize(
+    "write, change, kind", [(gpt2, hub_s_gpt2, "GPT2LMHeadModel"), (bert, google_s_bert, "BertForMaskedLM")]
+)
+def test_files_as_they_were_published_grow_and_what_is_left_behind_is_named(tmp_path, write, change, kind):
     src = rewrite(write(tmp_path / "src"), change)
     assert any("residual" in line for line in inspect(src).lines())
     report = growth.grow(src, tmp_path / "out", method="lemon", hidden_size=192, num_layers=4)
@@ -139,7 +141,7 @@ def test_files_as_they_were_published_grow_and_what_is_left_behind_is_named(tmp_
     assert agreement.limit and agreement.kept
     used = {name for row in report.plan.rows for name in row.sources}
     assert used | set(report.plan.dropped) == set(Checkpoint(src).names)
-    assert set(report.plan.dropped.values()) == {"the model does not use it"}
+    assert set(report.plan.dropped.values()) == {f"a {kind} has none"}
     assert not any("h.0.ln" in name or "LayerNorm" in name for name in report.plan.dropped)
 
 
