@@ -1,6 +1,7 @@
 """The configurations of the demo's models, and what makes a fresh one of each."""
 
 from collections.abc import Callable
+from functools import partial
 
 from transformers import (
     AutoModelForCausalLM,
@@ -13,6 +14,7 @@ from transformers import (
     ViTConfig,
 )
 
+from growth.demo import letters
 from growth.demo.scales import Numbers, Size
 
 # Weights of about 1 / sqrt(width): at these widths the usual 0.02 ends a fifth of a nat a byte higher.
@@ -67,12 +69,12 @@ def bert(numbers: Numbers, size: Size, vocabulary: int) -> BertConfig:
     )
 
 
-def vit(numbers: Numbers, size: Size, classes: int) -> ViTConfig:
-    """Of digits: 16 patches of 2 x 2 pixels."""
+def vit(numbers: Numbers, size: Size, classes: int, pixels: int) -> ViTConfig:
+    """Of images of `pixels` x `pixels`, in 16 patches."""
     return ViTConfig(
         **sizes(size),
-        image_size=8,
-        patch_size=2,
+        image_size=pixels,
+        patch_size=pixels // 4,
         num_channels=1,
         num_labels=classes,
         initializer_range=DEVIATION,
@@ -84,5 +86,6 @@ MODELS: dict[str, tuple[Configured, type]] = {
     "gpt_neox": (gpt_neox, AutoModelForCausalLM),
     "llama": (llama, AutoModelForCausalLM),
     "bert": (bert, AutoModelForMaskedLM),
-    "vit": (vit, AutoModelForImageClassification),
+    "vit": (partial(vit, pixels=8), AutoModelForImageClassification),
+    "vit of letters": (partial(vit, pixels=letters.PIXELS), AutoModelForImageClassification),
 }

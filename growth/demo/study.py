@@ -24,7 +24,13 @@ from growth.errors import refuse
 from growth.training.finite import NotFinite
 
 BEYOND = 3  # rates that the grid goes on by, at most
-NAMES = {"gpt_neox": "GPT-NeoX", "llama": "Llama", "bert": "BERT", "vit": "ViT"}
+NAMES = {
+    "gpt_neox": "GPT-NeoX",
+    "llama": "Llama",
+    "bert": "BERT",
+    "vit": "ViT",
+    "vit of letters": "ViT on letters",
+}
 
 
 class Study:
