@@ -45,8 +45,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    """What is there stays to the end: no collection of garbage walks it again. Every transformers.Trainer asks
-    for one, which took half of the time of tests that train."""
+    """What is there stays to the end: no collection of garbage walks it again. Every transformers.Trainer
+    asks for one, which took half of the time of tests that train."""
     gc.collect()
     gc.freeze()
 

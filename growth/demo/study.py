@@ -28,7 +28,7 @@ NAMES = {
     "gpt_neox": "GPT-NeoX",
     "llama": "Llama",
     "bert": "BERT",
-    "vit": "ViT",
+    "vit": "ViT on digits",
     "vit of letters": "ViT on letters",
 }
 
