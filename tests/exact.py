@@ -1,7 +1,12 @@
-"""Models that compute in their own dtype throughout: RMSNorms and scans of transformers do so in float32."""
+"""Models that compute in their own dtype throughout: RMSNorms, scans and some softmax of transformers do so in
+float32."""
 
+from contextlib import contextmanager
 from types import MethodType
+from unittest.mock import patch
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lcikernels.layers import Mamba2
@@ -22,6 +27,18 @@ def exact(model: nn.Module) -> nn.Module:
         elif "RMSNorm" in kind.__name__ or kind.__name__ == "T5LayerNorm":
             module.forward = MethodType(rms_norm, module)
     return model.eval()
+
+
+@contextmanager
+def exact_softmax():
+    """Attention whose softmax asks for float32 gets that of float64 numbers in float64."""
+    own = F.softmax
+
+    def softmax(x: Tensor, dim: int | None = None, dtype: torch.dtype | None = None, **named) -> Tensor:
+        return own(x, dim=dim, dtype=None if x.dtype == torch.float64 else dtype, **named)
+
+    with patch.object(F, "softmax", softmax):
+        yield
 
 
 def rms_norm(self: nn.Module, x: Tensor) -> Tensor:

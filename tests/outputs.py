@@ -4,7 +4,7 @@ import json
 
 import torch
 from checkpoints import inputs
-from exact import exact
+from exact import exact, exact_softmax
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -40,7 +40,7 @@ def run(folder, dtype):
         model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     assert type(model).__name__ == named
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-    with torch.no_grad():
+    with torch.no_grad(), exact_softmax():
         out = exact(model)(**inputs(model.config))
     return model.config, [out[name] for name in GIVEN if out.get(name) is not None]
 
