@@ -1,5 +1,5 @@
-"""Models that compute in their own dtype throughout: RMSNorms, scans and some softmax of transformers do so in
-float32."""
+"""Models that compute in their own dtype throughout: RMSNorms, scans and some softmax of transformers do so
+in float32."""
 
 from contextlib import contextmanager
 from types import MethodType
