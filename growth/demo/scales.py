@@ -295,9 +295,9 @@ LAPTOP = Scale(
             source=Size(4, 96, 3),
             target=Size(8, 160, 5),
             budgets={
-                "source": Budget(600, None, 30),
-                "scratch": Budget(900, None, 45),
-                **_grown(480),
+                "source": Budget(2400, None, 120),
+                "scratch": Budget(1500, None, 75),
+                **_grown(750),
             },
             learning=Lesson(5, 32),
             batch_size=32,
