@@ -18,7 +18,7 @@ from growth.training.data import Windows, collator
 from growth.training.examples import Examples
 
 PROMPT = "def "
-DRAWN = 76_800  # letters: what the longest run takes
+DRAWN = 65_536  # letters
 NEEDED = {  # what is imported, is installed, and has the images
     "vit": ("sklearn", "scikit-learn", "the digits"),
     "vit of letters": ("matplotlib", "matplotlib", "the fonts"),

@@ -295,7 +295,7 @@ LAPTOP = Scale(
             source=Size(4, 96, 3),
             target=Size(8, 160, 5),
             budgets={
-                "source": Budget(2400, None, 120),
+                "source": Budget(1200, None, 60),
                 "scratch": Budget(1500, None, 75),
                 **_grown(750),
             },
