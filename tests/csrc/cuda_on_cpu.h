@@ -180,7 +180,7 @@ void arrived() {
       continue;
     }
     memset(x.to, 0, 16);
-    memcpy(x.to, x.from, x.bytes);
+    if (x.bytes) memcpy(x.to, x.from, x.bytes);  // else from may be null
     current->arrivals.push_back(x.to);
   }
   current->copies.resize(later);
