@@ -24,6 +24,7 @@ from growth.folders import staged
 from growth.jsonfile import read_object, rewrite
 from growth.methods import Ligo
 from growth.plan import Row
+from growth.record import enter_recipe
 from growth.sizes import Sizes
 from growth.writing import Writer, write_checkpoint
 
@@ -188,6 +189,16 @@ def test_a_file_that_two_processes_write_at_once_is_whole_and_none_of_a_failed_o
     with pytest.raises(OSError, match="No space"):
         rewrite(path, {"by": "none"})
     assert read_object(path) == {"by": "one"} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_recipe_is_entered_with_no_part_of_a_file_in_what_is_published(tmp_path, monkeypatch):
+    """Where a process is killed before the name is taken, that part stays."""
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/growth.json").write_text("{}")
+    monkeypatch.setattr(os, "replace", lambda new, place: None)  # as a process that ends here
+    enter_recipe(tmp_path / "1", {"steps": []})
+    assert [x.name for x in (tmp_path / "1").iterdir()] == ["growth.json"]
+    assert [x.name.startswith(".growth.json.") for x in tmp_path.iterdir() if x.is_file()] == [True]
 
 
 def test_permissions_follow_the_umask(tmp_path):
