@@ -16,7 +16,7 @@ from growth.demo.words import between, capital, difference, duration, saved, sca
 REUSED = Path(__file__).parent / "results" / "reuse"
 PAGE = Path(__file__).with_name("REUSE.md")
 PICTURES = "savings.svg", "savings.png"
-FAMILIES = ("text", "masked", "letters", "images")  # their order; others come after them
+FAMILIES = ("text", "masked", "images")  # their order; others come after them
 HEADLINE = ("lemon", "ligo", "mango", "bert2bert")  # the growth that the README tells of, beside the best
 ARMS = (
     "arm",

@@ -3,10 +3,18 @@
 E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1998.
 """
 
+import importlib.util
+
 import torch
 import torch.nn.functional as F
 
 from growth.training.images import Images
+
+MISSING = "scikit-learn, which has the digits, is not installed: pip install scikit-learn"
+
+
+def there() -> bool:
+    return importlib.util.find_spec("sklearn") is not None
 
 
 def digits(held_out: int, seed: int = 0) -> tuple[Images, Images]:

@@ -18,7 +18,7 @@ import transformers
 from rich.console import Console
 
 import growth
-from growth.demo.material import missing
+from growth.demo import digits
 from growth.demo.page import page
 from growth.demo.remarks import remarks
 from growth.demo.scales import DEMO, LARGER, QUICK, Scale
@@ -89,9 +89,9 @@ def spent(family: dict) -> float:
 def report_of(scale: Scale, out: Path, console: Console, commit: str = "") -> dict:
     """All families, each carried out as far as its results in `out` are not there yet."""
     report = {"scale": scale.name, "machine": machine(), "commit": commit, "skipped": [], "families": []}
-    left = {name: why for name, numbers in scale.families.items() if (why := missing(numbers))}
-    for name, why in left.items():
-        report["skipped"].append(f"{name}: left out, for {why}")
+    left = [name for name, x in scale.families.items() if x.corpus is None and not digits.there()]
+    for name in left:
+        report["skipped"].append(f"{name}: left out, for {digits.MISSING}")
         console.print(report["skipped"][-1], highlight=False, soft_wrap=True)
     for name in (name for name in scale.families if name not in left):
         results = out / f"{name}.json" if scale.parted else None

@@ -1,6 +1,5 @@
 """What the models of a family learn from, and what they are measured on."""
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from growth.demo.corpus import bpe_tokenizer, byte_tokenizer, corpus, prose
 from growth.demo.digits import digits
-from growth.demo.letters import CHARACTERS, PIXELS, letters
 from growth.demo.scales import Numbers
 from growth.training.corpus import tokens
 from growth.training.curve import evaluate
@@ -18,11 +16,6 @@ from growth.training.data import Windows, collator
 from growth.training.examples import Examples
 
 PROMPT = "def "
-DRAWN = 65_536  # letters
-NEEDED = {  # what is imported, is installed, and has the images
-    "vit": ("sklearn", "scikit-learn", "the digits"),
-    "vit of letters": ("matplotlib", "matplotlib", "the fonts"),
-}
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,7 @@ def text(numbers: Numbers, folder: Path | None, masked: bool) -> Material:
     )
 
 
-def of_digits(numbers: Numbers) -> Material:
+def images(numbers: Numbers) -> Material:
     train, held_out = digits(numbers.held_out)
     said = (
         f"Images: {len(train) // 9} handwritten digits of 8 x 8 pixels that come with scikit-learn, each "
@@ -103,26 +96,6 @@ def of_digits(numbers: Numbers) -> Material:
     return Material(train, held_out, None, "nats an image", said, 10)
 
 
-def of_letters(numbers: Numbers) -> Material:
-    train, held_out = letters(DRAWN, seed=0), letters(numbers.held_out, seed=1)
-    said = (
-        f"Images: {DRAWN:,} letters and digits of {PIXELS} x {PIXELS} pixels in fonts that come with "
-        "matplotlib, each turned, sheared, scaled and moved by chance, under noise; none is seen twice. "
-        f"Measured: {len(held_out):,} others."
-    )
-    return Material(train, held_out, None, "nats an image", said, len(CHARACTERS))
-
-
-def missing(numbers: Numbers) -> str:
-    """What is not installed that a family's images come with; "" where all is there."""
-    module, package, has = NEEDED.get(numbers.model, ("torch", "", ""))
-    if importlib.util.find_spec(module):
-        return ""
-    return f"{package}, which has {has}, is not installed: pip install {package}"
-
-
 def material(numbers: Numbers, folder: Path | None) -> Material:
     """Of a family; texts are written to `folder`."""
-    if numbers.corpus is None:
-        return (of_letters if numbers.model == "vit of letters" else of_digits)(numbers)
-    return text(numbers, folder, numbers.model == "bert")
+    return images(numbers) if numbers.corpus is None else text(numbers, folder, numbers.model == "bert")

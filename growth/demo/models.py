@@ -1,7 +1,6 @@
 """The configurations of the demo's models, and what makes a fresh one of each."""
 
 from collections.abc import Callable
-from functools import partial
 
 from transformers import (
     AutoModelForCausalLM,
@@ -14,7 +13,6 @@ from transformers import (
     ViTConfig,
 )
 
-from growth.demo import letters
 from growth.demo.scales import Numbers, Size
 
 # Weights of about 1 / sqrt(width): at these widths the usual 0.02 ends a fifth of a nat a byte higher.
@@ -69,12 +67,12 @@ def bert(numbers: Numbers, size: Size, vocabulary: int) -> BertConfig:
     )
 
 
-def vit(numbers: Numbers, size: Size, classes: int, pixels: int) -> ViTConfig:
-    """Of images of `pixels` x `pixels`, in 16 patches."""
+def vit(numbers: Numbers, size: Size, classes: int) -> ViTConfig:
+    """Of digits: 16 patches of 2 x 2 pixels."""
     return ViTConfig(
         **sizes(size),
-        image_size=pixels,
-        patch_size=pixels // 4,
+        image_size=8,
+        patch_size=2,
         num_channels=1,
         num_labels=classes,
         initializer_range=DEVIATION,
@@ -86,6 +84,5 @@ MODELS: dict[str, tuple[Configured, type]] = {
     "gpt_neox": (gpt_neox, AutoModelForCausalLM),
     "llama": (llama, AutoModelForCausalLM),
     "bert": (bert, AutoModelForMaskedLM),
-    "vit": (partial(vit, pixels=8), AutoModelForImageClassification),
-    "vit of letters": (partial(vit, pixels=letters.PIXELS), AutoModelForImageClassification),
+    "vit": (vit, AutoModelForImageClassification),
 }

@@ -290,23 +290,6 @@ LAPTOP = Scale(
             rates=(2.5e-4, 5e-4, 1e-3),
             bf16=True,
         ),
-        "letters": Numbers(
-            model="vit of letters",
-            source=Size(4, 96, 3),
-            target=Size(8, 160, 5),
-            budgets={
-                "source": Budget(1200, None, 60),
-                "scratch": Budget(1500, None, 75),
-                **_grown(750),
-            },
-            learning=Lesson(5, 32),
-            batch_size=32,
-            held_out=1024,
-            evaluations=12,
-            arms=GROWN_FIRST + GROWN_THEN,
-            first=GROWN_FIRST,
-            rates=(5e-4, 1e-3, 2e-3),
-        ),
         "images": Numbers(
             model="vit",
             source=Size(4, 96, 3),

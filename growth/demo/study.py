@@ -24,13 +24,7 @@ from growth.errors import refuse
 from growth.training.finite import NotFinite
 
 BEYOND = 3  # rates that the grid goes on by, at most
-NAMES = {
-    "gpt_neox": "GPT-NeoX",
-    "llama": "Llama",
-    "bert": "BERT",
-    "vit": "ViT on digits",
-    "vit of letters": "ViT on letters",
-}
+NAMES = {"gpt_neox": "GPT-NeoX", "llama": "Llama", "bert": "BERT", "vit": "ViT"}
 
 
 class Study:

@@ -17,8 +17,6 @@ from growth.demo.corpus import corpus
 from growth.demo.digits import digits
 from growth.demo.job import carried_out, perform, shown
 from growth.demo.job import run as demo
-from growth.demo.letters import CHARACTERS, letters, sheets
-from growth.demo.material import NEEDED
 from growth.demo.runs import Runs
 from growth.demo.scales import ALL, DEMO, LARGER, MOVED, QUICK, Budget, Corpus, Lesson, Numbers, Scale, Size
 from growth.demo.study import Study, beyond
@@ -96,20 +94,6 @@ def test_no_digit_is_both_trained_and_measured_on():
     own = {x.numpy().tobytes() for x in places[4]}
     assert not own & {x.numpy().tobytes() for x in held_out.pixel_values}
     assert held_out.pixel_values.min() == -1 and held_out.pixel_values.max() == 1
-
-
-def test_letters_are_what_their_labels_say_and_none_is_seen_twice():
-    pytest.importorskip("matplotlib")
-    drawn = sheets()
-    assert len(drawn) == 21 and (drawn.amax((-1, -2)) == 1).all(), "every font has every character"
-    assert len({x.numpy().tobytes() for x in drawn.flatten(0, 1)}) == 21 * len(CHARACTERS)
-    train, held_out = letters(5000, seed=0), letters(500, seed=1)
-    seen = {x.numpy().tobytes() for of in (train, held_out) for x in of.pixel_values}
-    assert len(seen) == 5500 and train.labels.unique().tolist() == list(range(len(CHARACTERS)))
-    assert torch.equal(letters(500, seed=1).pixel_values, held_out.pixel_values)
-    means = torch.stack([train.pixel_values[train.labels == i].mean(0) for i in range(len(CHARACTERS))])
-    nearest = torch.cdist(held_out.pixel_values.flatten(1), means.flatten(1)).argmin(1)
-    assert (nearest == held_out.labels).float().mean() > 0.4, "by chance 0.02"
 
 
 # ---- scales
@@ -224,7 +208,7 @@ def test_every_checkpoint_works_and_the_report_is_on_disk(done):
 
 
 def test_without_scikit_learn_the_images_are_left_out_with_a_line_that_says_so(tmp_path, monkeypatch):
-    monkeypatch.setitem(NEEDED, "vit", ("no_such_module", "scikit-learn", "the digits"))
+    monkeypatch.setattr("growth.demo.digits.there", lambda: False)
     spoken = StringIO()
     text = replace(NUMBERS, arms=("lemon",))
     scale = Scale("toy", {"text": text, "images": IMAGES})
