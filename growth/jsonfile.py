@@ -31,15 +31,15 @@ def read_list(path: Path, *keys: str) -> list[dict]:
     return found
 
 
-def rewrite(path: Path, found: dict, by: Path | None = None) -> None:
-    rewrite_text(path, json.dumps(found, indent=1), by)
+def rewrite(path: Path, found: dict, beside: Path | None = None) -> None:
+    rewrite_text(path, json.dumps(found, indent=1), beside)
 
 
-def rewrite_text(path: Path, text: str, by: Path | None = None) -> None:
-    """A process that is killed leaves the old file or the new; several may write it at once. by: the folder,
-    on the same disk, where a part of the new one may be left; else the file's own."""
+def rewrite_text(path: Path, text: str, beside: Path | None = None) -> None:
+    """A process that is killed leaves the old file or the new; several may write it at once. beside: the
+    folder, on the same disk, where a part of the new one may be left; else the file's own."""
     # Two machines have the same process ids.
-    new = (by or path.parent) / f".{path.name}.{secrets.token_hex(4)}"
+    new = (beside or path.parent) / f".{path.name}.{secrets.token_hex(4)}"
     try:
         new.write_text(text, encoding="utf-8")
         os.replace(new, path)

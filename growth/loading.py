@@ -53,12 +53,12 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
             )
     except Exception as error:  # of odd settings, whatever the layer that meets them raises
         raise _no_model(folder, error) from error
+    remedy = seen.remedy(info["unexpected_keys"]) if seen else "save it with save_pretrained"
     if seen:
         info["unexpected_keys"] = {name for name in info["unexpected_keys"] if seen.named(name)}
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             names = f"{kind} {sorted(map(str, info[kind]))}"
-            remedy = seen.remedy() if seen else "save it with save_pretrained"
             raise refuse(str(folder), "a tensor for every weight, and no others", names, remedy)
     if seen and seen.family.fused and not _grouped(seen, dtype):
         model.set_experts_implementation("eager")

@@ -202,9 +202,13 @@ def in_dtype(plan: Plan, target: Model, dtype: str | None) -> Plan:
 def dropped(source: Source, rows: Iterable[Row]) -> dict[str, str]:
     """The tensors of the source that no row uses, and why."""
     used, of_the_model = {name for row in rows for name in row.sources}, set(source.on_disk.values())
-    unknown = f"a {source.model.written_as} has none"
-    return {
-        name: "no layer of the target takes it" if name in of_the_model else unknown
-        for name in source.checkpoint.names
-        if name not in used
-    }
+    model = source.model
+
+    def why(name: str) -> str:
+        if name in of_the_model:
+            return "no layer of the target takes it"
+        if (twin := model.tied.get(model.named(name))) is not None:
+            return f"it repeats {source.on_disk[twin]}"
+        return f"a {model.written_as} has none"
+
+    return {name: why(name) for name in source.checkpoint.names if name not in used}

@@ -75,7 +75,7 @@ def enter_recipe(folder: Path, recipe: dict) -> None:
     """Record the recipe that made the checkpoint in `folder`: in growth.json, or where training alone made it
     in training.json. A process that is killed leaves nothing else in it, for it is published as it is."""
     path = folder / (RECORD if (folder / RECORD).exists() else TRAINING)
-    rewrite(path, read_object(path) | {"recipe": recipe}, by=folder.parent)
+    rewrite(path, read_object(path) | {"recipe": recipe}, beside=folder.parent)
 
 
 def read_record(folder: Path) -> dict:

@@ -4,7 +4,7 @@ from statistics import fmean
 
 from growth.demo.goals import best, goals
 from growth.demo.saving import whole
-from growth.demo.summary import GROUPS, baselines, last, margins, picked, seeds, sources, summaries
+from growth.demo.summary import GROUPS, last, margins, picked, seeds, sources, summaries
 from growth.demo.words import capital, listed, percent, saved, spoken
 
 
@@ -52,12 +52,12 @@ def fairness(family: dict) -> list[str]:
 
 
 def at_the_edge(family: dict) -> list[str]:
-    """Of which models that arms are measured against, or made of, the grid may end before the best rate."""
+    """Of which models the grid may end before the best rate."""
     found = []
-    for name in ("source", *baselines(family)):
+    for name in dict.fromkeys(one["arm"] for one in family["tried"]):
         losses = {one["rate"]: one["loss"] for one in family["tried"] if one["arm"] == name}
         if len(losses) > 1 and min(losses, key=losses.get) in (min(losses), max(losses)):
-            found.append(name)
+            found.append(spoken(name))
     return [f"the best rate is the first or last of those tried for {listed(found)}."] if found else []
 
 

@@ -5,7 +5,13 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+)
 
 from growth.architecture import Architecture, Weight
 from growth.errors import refuse
@@ -223,18 +229,25 @@ class Model:
             )
         return found
 
-    def remedy(self, unknown: Iterable[str] = ()) -> str:
-        """What to do where tensors are missing, or these are unknown."""
+    def remedy(self, unknown: Iterable[str]) -> str:
+        """What to do where these tensors are unknown, or others missing."""
         parts = {part for name in unknown for part in name.split(".")}
         if parts & set(PACKED):
             return "these weights are quantized: restore them to floats first"
         if parts & set(ADAPTED):
             return "merge the adapter into its base model first, with peft's merge_and_unload, and save that"
         named, taken = getattr(self.config, "architectures", None) or [], classes(self.auto, self.config)
-        if named and taken and not {x.__name__ for x in taken} & set(named):
+        heads = {x.__name__ for auto in CLASSIFIERS for x in classes(auto, self.config)}
+        if unknown and (heads - {x.__name__ for x in taken}) & {*named}:
             return f"name a {taken[0].__name__}: this is a {named[0]}, whose head is not taken"
         return "check that config.json belongs to these weights"
 
+
+CLASSIFIERS = (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoModelForQuestionAnswering,
+)
 
 # What the tensors of quantized weights, and of adapters, are called behind their module's name.
 PACKED = ("qweight", "qzeros", "scales", "absmax", "quant_map", "weight_packed", "weight_scale", "SCB")
