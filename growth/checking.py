@@ -98,7 +98,7 @@ def check(
     after 8 prompts of at most 32 tokens, random or the text's first, and whether the cache gives what the
     whole text does. The figures go into dst's README.md where growth made it of src and it is a folder.
     Raises Refusal where one cannot be read, they do not take or give the same, the text does not fit, src is
-    not what the promise was made for, or, with `generate`, one does not continue a text.
+    not what the promise was made for, one gives no numbers, or, with `generate`, does not continue a text.
     """
     old, new = Checkpoint(src), Checkpoint(dst)
     if generate:
@@ -115,6 +115,10 @@ def check(
         truth, inside = _run(old, left, dtype, inputs, set(pairs.values()))
         got, outside = _run(new, right, dtype, inputs, pairs.keys())
         difference[dtype] = _difference(truth, got, new, kept)
+    for model, given in ((old, truth), *([] if record.get("lossless") else [(new, got)])):  # in float32
+        if not all(x.isfinite().all() for x in given.values()):
+            remedy = "look for NaN in its weights; nothing can be compared with it"
+            raise refuse(str(model.path), "finite numbers out of the model", "others", remedy)
     largest = torch.stack([x.abs().max() for x in truth.values()]).max().item()
     verb, promised = record.get("verb", "grow"), bool(record.get("lossless"))
     relative = max(LIMIT[verb], ROUNDING[verb] * torch.finfo(stored).eps)

@@ -8,6 +8,7 @@ both means over the predicted tokens.  Hinton et al., 2015 (arXiv 1503.02531).
 import copy
 import functools
 import inspect
+import math
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,6 +181,8 @@ def _refuse_other_heads(what: str, model: PreTrainedModel, masked: bool) -> None
         rounding = max(torch.finfo(kind).eps for kind in (model.dtype, torch.float32))  # losses are in that
         near = far <= rounding**0.5 * whole.logits.abs().max().item()
         why = "" if near else f"whose logits or loss are others by {far:.1e}"
+        if math.isnan(far):
+            why = "which gives numbers that are not finite"
     except Exception as error:  # a model that is made otherwise fails as it may
         why = f"which fails so: {reason(error)}"
     finally:

@@ -181,6 +181,14 @@ def test_a_number_that_is_none_is_a_difference(tmp_path):
     assert not agreement.kept and agreement.first == "gpt_neox.layers.1.mlp.dense_4h_to_h"
 
 
+def test_a_model_that_gives_no_numbers_is_compared_with_nothing(source, tmp_path):
+    broken = neox(tmp_path / "broken")
+    changed(broken, "gpt_neox.final_layer_norm.bias", lambda x: x * float("nan"))
+    for pair in (broken, broken), (broken, source), (source, broken):
+        with pytest.raises(Refusal, match="broken: expected finite numbers out of the model, got others"):
+            growth.check(*pair)
+
+
 def test_figures_of_another_source_stay_out_of_the_card(source, tmp_path):
     growth.grow(source, tmp_path / "out", method="stack", num_layers=6)
     other = neox(tmp_path / "other")

@@ -168,6 +168,16 @@ def test_in_a_trainer_of_ones_own_parts_of_a_step_weigh_as_in_one_batch_and_laye
     assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == pytest.approx(losses[0], rel=1e-5)
 
 
+def test_a_teacher_of_no_numbers_is_told_so(tmp_path):
+    student, teacher = pair(tmp_path, neox)
+    teacher.gpt_neox.final_layer_norm.bias.fill_(float("nan"))
+    with pytest.raises(
+        Refusal, match="teacher: .* GPTNeoXForCausalLM, which gives numbers that are not finite"
+    ):
+        with distilled(student, teacher):
+            pass
+
+
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
     student, teacher = pair(tmp_path / "llama", ALL["llama"], torch.float32)
     other = load_model(gpt2(tmp_path / "gpt2"))
