@@ -115,12 +115,12 @@ def check(
         truth, inside = _run(old, left, dtype, inputs, set(pairs.values()))
         got, outside = _run(new, right, dtype, inputs, pairs.keys())
         difference[dtype] = _difference(truth, got, new, kept)
-    for model, given in ((old, truth), *([] if record.get("lossless") else [(new, got)])):  # in float32
+    verb, promised = record.get("verb", "grow"), bool(record.get("lossless"))
+    for model, given in [(old, truth), (new, got)][: 1 if promised else 2]:  # in float32
         if not all(x.isfinite().all() for x in given.values()):
             remedy = "look for NaN in its weights; nothing can be compared with it"
             raise refuse(str(model.path), "finite numbers out of the model", "others", remedy)
     largest = torch.stack([x.abs().max() for x in truth.values()]).max().item()
-    verb, promised = record.get("verb", "grow"), bool(record.get("lossless"))
     relative = max(LIMIT[verb], ROUNDING[verb] * torch.finfo(stored).eps)
     most = max(1.0, largest) * relative
     both = ((name, inside[pairs[name]], y) for name, y in outside.items() if pairs[name] in inside)
