@@ -9,21 +9,36 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from transformers import LlamaConfig, PreTrainedConfig
 
 import growth
 from benchmarks.markdown import grid
+from growth.costs.aligning import Alignment
 from growth.costs.machines import H100, H200, TOGETHER, UTILISATION, Machine
 from growth.costs.told import GPUS, Costs, gb
 from growth.costs.training import Steps, Training, training_of
 from growth.families import family_of
 from growth.plan import Row
+from growth.training.data import Windows
+from growth.transferring.fitted import ALIGN
+from growth.transferring.restoration import HELD_OUT
 from growth.writing import WEIGHTS, layout
 
 T, TOKENS = 4096, 1e9  # of a window; trained on
 DAY = 86400
 # Assumed, in bytes and numbers a second; one core makes the numbers.
-SERVER = Machine(read=2e9, hashed=2e9, cached=1e9, written=1e9, room=0, copied=5e9, expanded=2e9, drawn=3e8)
+SERVER = Machine(
+    read=2e9,
+    hashed=2e9,
+    cached=1e9,
+    written=1e9,
+    room=0,
+    copied=5e9,
+    expanded=2e9,
+    drawn=3e8,
+    products=1e12,
+)
 LLAMA_7B = LlamaConfig(
     vocab_size=32000,
     hidden_size=4096,
@@ -46,9 +61,11 @@ LLAMA_8B = LlamaConfig(
 )
 WIDER = dict(hidden_size=5120, num_layers=40, num_heads=40, num_kv_heads=40, ffn_size=13824)
 KEPT = (7, 15, 23, 31)  # layers of a hybrid that stay attention
-
+USED, SCORED, LENGTH = 64, HELD_OUT, 512  # windows that alignment reads by default, and their tokens
+TEXT = Windows(torch.zeros((USED + SCORED) * LENGTH, dtype=torch.long), LENGTH)
 
 MAKING = "job", "read", "written", "peak memory", "time"
+ALIGNING = "job", "layers fitted", "FLOP", "peak memory", "disk", f"time on one {H200.name}"
 TRAINING = "model", "GPUs", "fits", "GB a GPU", "seconds a step", f"GPU-days, {TOKENS / 1e9:.0f} B tokens"
 ASSUMED_OF_MAKING = (
     f"* Assumed: a disk that reads {gb(SERVER.read)} a second and writes {gb(SERVER.written)}; one core that",
@@ -56,7 +73,13 @@ ASSUMED_OF_MAKING = (
     f"  {SERVER.drawn:.0e} at random; one after the other, once the plan is made.",
     "* Read: each tensor once for the source's fingerprint, once for each tensor made of it.",
     "* Peak memory is besides what the process has after its imports.",
-    "* Transfers are without data: nothing is aligned, fitted or learned.",
+    "* Transfers are without data here: nothing is aligned, fitted or learned.",
+)
+ASSUMED_OF_ALIGNING = (
+    f"* The defaults: {ALIGN} steps a layer on {USED} windows of {LENGTH} tokens, a layer at a time, in one",
+    f"  process and float32. Where data choose layers, all are fitted, and scored on {SCORED} windows more.",
+    "* Disk: the fitted mixers in float32, which lie beside the result until it is whole.",
+    f"* Assumed: products at {UTILISATION:.0%} of {H200.single / 1e12:.0f} TFLOP/s, and nothing besides.",
 )
 ASSUMED_OF_TRAINING = (
     f"* Assumed: a window of {T} tokens on each GPU, forward and backward in bfloat16; weights,",
@@ -71,15 +94,16 @@ ASSUMED_OF_TRAINING = (
 CHECKED = (
     "## What is checked",
     "",
-    "`tests/growth/test_costs.py` compares this model with what runs on a CPU in float32: operations of a",
-    "step (equal), what it holds in tensors (2 %) and in a process (10 %); of growing, the bytes read and",
-    "written and the numbers drawn (equal) and the memory (10 %); of learning by LiGO, Mango and FINE, the",
-    "operations (equal) and what it holds in tensors (10 %). `test_distributed.py` counts each process's own",
-    "weights, gradients and moments, of two that share them by FSDP2 and of two that do not (10 %).",
+    "`tests/growth/test_costs.py` compares this model with what runs on a CPU: operations of a step (equal)",
+    "and what it holds in tensors (2 %), in float32 and with copies in 16 bits, and in a process, in float32",
+    "(10 %); of growing, the bytes read and written and the numbers drawn (equal) and the memory (10 %); of",
+    "learning by LiGO, Mango and FINE and of aligning, the operations (equal) and what they hold in tensors",
+    "(10 %). `test_distributed.py` counts each process's own weights, gradients and moments, of two that",
+    "share them by FSDP2 and of two that do not, and the bytes that one receives in a step of FSDP2 (10 %).",
     "",
-    "Not checked, for nothing here measures it: the memory of these transfers, steps in bfloat16, what",
-    "FSDP2 gathers and sends, what a GPU reaches of its peak and what its memory loses in pieces, the rates",
-    "that are assumed. Not counted: alignment, loading data, checkpoints of the training.",
+    "Not checked, for nothing here measures it: the memory of transfers without data, what a GPU reaches of",
+    "its peak and what its memory loses in pieces, the rates that are assumed. Not counted: loading data,",
+    "checkpoints of the training.",
 )
 
 
@@ -110,9 +134,28 @@ def jobs() -> Iterator[tuple[str, Costs]]:
             yield name.format(f"{report.parameters[1] / 1e9:.1f}B"), report.costs
 
 
+def alignments() -> Iterator[tuple[str, Alignment]]:
+    K = len(KEPT)
+    kept = {
+        "a RetNet": (),
+        f"a hybrid, {K} layers attention": KEPT,
+        f"a hybrid, {K} layers that data choose": f"auto:{K}",
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        large = hollow(Path(scratch), LLAMA_8B)
+        for name, keep in kept.items():
+            told = growth.transfer(large, keep_attention=keep, data=TEXT, dry_run=True)
+            yield f"8B to {name}", told.costs.lesson
+
+
 def job_cells(name: str, costs: Costs) -> list[str]:
     job = costs.job
     return [name, gb(job.reads), gb(job.writes), gb(job.memory), f"{job.seconds(SERVER):.0f} s"]
+
+
+def aligning_cells(name: str, of: Alignment) -> list[str]:
+    seconds = of.flops / (H200.single * UTILISATION)
+    return [name, str(of.layers), f"{of.flops:.3g}", gb(of.memory), gb(of.disk), f"{seconds:.0f} s"]
 
 
 def training_cells(name: str, x: Training, gpu: str) -> list[str]:
@@ -139,7 +182,9 @@ def lines() -> Iterator[str]:
     )
     yield from ("", "## Making them", "")
     yield from grid(MAKING, [job_cells(*of) for of in made.items()])
-    yield from ("", *ASSUMED_OF_MAKING, "", "## Training them", "")
+    yield from ("", *ASSUMED_OF_MAKING, "", "## Aligning them", "")
+    yield from grid(ALIGNING, [aligning_cells(*of) for of in alignments()])
+    yield from ("", *ASSUMED_OF_ALIGNING, "", "## Training them", "")
     yield from grid(TRAINING, rows)
     yield from ("", *ASSUMED_OF_TRAINING, "", *CHECKED)
 

@@ -33,6 +33,7 @@ from growth.targets import refuse_lossy, scale_eps, target_of
 from growth.writing import SHARD_BYTES, refuse_odd_shards, write_checkpoint
 
 if TYPE_CHECKING:
+    from growth.costs.learning import Lesson
     from growth.optimizing.carried import Carried
 
 
@@ -118,7 +119,17 @@ def grow(
         flops += counter.get_total_flops() if counter else 0
     seconds, costs = time.perf_counter() - began, None
     if dry_run:
-        costs = costs_of(source, growth.target, plan, dst, seconds, shard_bytes, growth=growth)
+        by_learning = f"learning by {growth.method.name}" if growth.method.learned else ""
+        costs = costs_of(
+            source,
+            growth.target,
+            plan,
+            dst,
+            seconds,
+            shard_bytes,
+            uncounted=by_learning,
+            learns=growth.lesson,
+        )
     return Report(
         Path(src),
         None if dry_run else Path(dst),
@@ -209,6 +220,12 @@ class Growth:
         from growth.optimizing.carried import Carried  # and the Trainer
 
         return Carried.of(optimizer, self.source, self.target, self.maps, policy, self.method.learned)
+
+    def lesson(self) -> "Lesson | None":
+        """What its method learns, on paper; None where it learns otherwise than by steps, or not at all."""
+        from growth.costs.learning import lesson_of  # torch without numbers: seconds to import
+
+        return lesson_of(self)
 
     def told(self) -> dict[str, Any]:
         """What growth.json tells training: what is new, and the rates of what is not."""

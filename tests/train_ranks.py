@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 import growth
@@ -48,6 +49,36 @@ class Held(TrainerCallback):
         gradients = [x.grad for x in model.parameters() if x.grad is not None]
         found = [sum(map(_own, of)) for of in (model.parameters(), gradients, moments)]
         (self.folder / f"held{args.process_index}").write_text("\n".join(map(str, found)))
+
+
+class Received(TrainerCallback):
+    """Leaves the bytes of weights and of gradients' sums that a process gets of others in its last step."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def on_step_begin(self, args, state, control, **given):
+        self.counted = Collectives(args.world_size)
+        self.counted.__enter__()
+
+    def on_pre_optimizer_step(self, args, state, control, **given):
+        self.counted.__exit__(None, None, None)
+        (self.folder / f"received{args.process_index}").write_text(str(self.counted.bytes))
+
+
+class Collectives(TorchDispatchMode):
+    """Counts what all_gather and reduce_scatter hand over."""
+
+    WHOLE = {torch.ops.c10d._allgather_base_: 0, torch.ops.c10d._reduce_scatter_base_: 1}
+
+    def __init__(self, processes: int):
+        super().__init__()
+        self.processes, self.bytes = processes, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        if (whole := self.WHOLE.get(function._overloadpacket)) is not None:
+            self.bytes += arguments[whole].nbytes * (self.processes - 1) // self.processes
+        return function(*arguments, **named or {})
 
 
 def _own(x: torch.Tensor) -> int:

@@ -24,7 +24,8 @@ TOGETHER = 8  # GPUs of a machine
 @dataclass(frozen=True)
 class Machine:
     """In units a second. read, hashed, cached, written: bytes; copied: numbers that stay, expanded: that are
-    widened, drawn: at random, to part copies. room: bytes that memory takes before the disk is waited for."""
+    widened, drawn: at random, to part copies; products: operations of float32 matrix products, on all
+    threads. room: bytes that memory takes before the disk is waited for."""
 
     read: float
     hashed: float
@@ -34,16 +35,18 @@ class Machine:
     copied: float
     expanded: float
     drawn: float
+    products: float
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """memory in bytes; flops: of dense bfloat16 products a second; link, network: bytes a second that each
-    GPU receives, of those in its machine and of others."""
+    """memory in bytes; flops, single: products of bfloat16 (dense) and of float32 a second; link, network:
+    bytes a second that each GPU receives, of those in its machine and of others."""
 
     name: str
     memory: float
     flops: float
+    single: float
     link: float
     network: float
 
@@ -52,13 +55,13 @@ class Gpu:
 
 
 # NVIDIA's data sheets: SXM, NVLink 4 at 900 GB/s both ways; one port of 400 Gb/s a GPU.
-H100 = Gpu("H100", 80e9, 989.4e12, 450e9, 50e9)
-H200 = Gpu("H200", 141e9, 989.4e12, 450e9, 50e9)
+H100 = Gpu("H100", 80e9, 989.4e12, 67e12, 450e9, 50e9)
+H200 = Gpu("H200", 141e9, 989.4e12, 67e12, 450e9, 50e9)
 
 
 def here(folder: Path) -> Machine:
     """This machine, as fast as it is when nothing else runs, and the disk of `folder`, or of what is nearest
-    above it, in a tenth of a second.
+    above it, in a fifth of a second.
 
     What is read was written just before: it comes from memory, as a source that was copied there does. Where
     the folder cannot be written, the system's one for such files is measured.
@@ -99,25 +102,27 @@ def _disk(folder: Path | None) -> dict[str, float]:
 
 
 def _numbers() -> dict[str, float]:
-    """Numbers a second that stay, that are widened, and that part copies, as a block of a tensor is made."""
+    """Numbers a second that stay, that are widened, and that part copies, as a block of a tensor is made; and
+    operations of products."""
     N = math.isqrt(MADE)
     of = Copies(2 * (*range(N // 2),), (0.5,) * N, N // 2)
     generator = torch.Generator().manual_seed(0)
     x = torch.ones(N // 2, N // 2, dtype=torch.bfloat16)
     wide = apply.read(of, apply.write(of, x))
-    kept = wide.bfloat16()
+    kept, square = wide.bfloat16(), torch.ones(N, N)
     return {
         "copied": MADE / best(lambda: kept.clone().aminmax()),
         "expanded": MADE / best(lambda: apply.read(of, apply.write(of, x)).bfloat16().aminmax()),
         "drawn": MADE / best(lambda: apply.add_noise(of, wide, 1.0, generator)),
+        "products": 2 * N**3 / best(lambda: torch.mm(square, square)),
     }
 
 
-def best(call: Callable[[], object], rounds: int = 3) -> float:
-    """Seconds of the fastest call."""
-    seconds = []
-    for _ in range(rounds):
+def best(call: Callable[[], object], rounds: int = 3, least: float = 0.02) -> float:
+    """Seconds of the fastest call, of so many rounds and `least` seconds: others may hold the cores."""
+    seconds: list[float] = []
+    while len(seconds) < rounds or sum(seconds) < least:
         began = perf_counter()
         call()
-        seconds.append(perf_counter() - began)
-    return max(min(seconds), 1e-9)
+        seconds.append(max(perf_counter() - began, 1e-9))
+    return min(seconds)

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, masking_utils
 
 from growth.costs.tape import Cuts, Segment, Tape
@@ -27,9 +26,8 @@ from growth.sizes import Sizes, resized
 from growth.training.layers import layers_of
 from growth.training.task import refuse_headless
 
-# float32: as here. autocast: float32 weights, of which 16-bit copies are made. sharded: 16-bit weights, which
-# FSDP2 gathers from shards in float32.
-Precision = Literal["float32", "autocast", "sharded"]
+# float32: as here. autocast: as on a GPU, where float32 weights have copies in 16 bits.
+Precision = Literal["float32", "autocast"]
 
 
 @dataclass(frozen=True)
@@ -96,12 +94,11 @@ def step_of(
     small, alike = of_each_kind(model)
     network = on_meta(small)
     with FakeTensorMode():
-        off_meta(network, torch.bfloat16 if precision == "sharded" else torch.float32)
+        off_meta(network)
         if checkpointing:
             network.activation_checkpointing_enable({"use_reentrant": False})
         batch = examples(small, B, T)
-        gpu = precision != "float32"
-        segments = segments_of(network.train(), batch, autocast=gpu, flash=gpu)
+        segments = segments_of(network.train(), batch, gpu=precision == "autocast")
     layers = tuple(segments[1 + i] for i in alike)
     inputs, buffers = (sum(x.nbytes for x in held) for held in (batch.values(), network.buffers()))
     return Step(B, T if "labels" in batch else 1, segments[0], layers, segments[-1], inputs, buffers)
@@ -129,15 +126,13 @@ def of_each_kind(model: Model) -> tuple[Model, list[int]]:
     return itself
 
 
-def off_meta(network: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Under a FakeTensorMode: parameters and buffers on the CPU, without numbers; those in `dtype`."""
+def off_meta(network: PreTrainedModel) -> None:
+    """Under a FakeTensorMode: parameters, in float32, and buffers on the CPU, without numbers."""
     made: dict[int, nn.Parameter] = {}
     for module in network.modules():
         for name, x in module._parameters.items():
             if x is not None:
-                module._parameters[name] = made.setdefault(
-                    id(x), nn.Parameter(torch.empty(x.shape, dtype=dtype))
-                )
+                module._parameters[name] = made.setdefault(id(x), nn.Parameter(torch.empty(x.shape)))
         for name, x in module._buffers.items():
             if x is not None:
                 module._buffers[name] = torch.empty(x.shape, dtype=x.dtype)
@@ -154,29 +149,33 @@ def examples(model: Model, B: int, T: int) -> dict[str, Tensor]:
     return {name: torch.zeros(B, T, dtype=torch.long) for name in ("input_ids", "labels")}
 
 
-def segments_of(
-    network: PreTrainedModel, batch: dict[str, Tensor], autocast: bool, flash: bool
-) -> list[Segment]:
-    """Stem, layers and head of a forward and a backward, under a FakeTensorMode."""
+def segments_of(network: PreTrainedModel, batch: dict[str, Tensor], gpu: bool) -> list[Segment]:
+    """Stem, layers and head of a forward and a backward, under a FakeTensorMode. gpu: as on one."""
     held = [*network.parameters(), *network.buffers(), *batch.values()]
     layers = [x for stack in layers_of(network, "costs").values() for x in stack.values()]
-    with Tape(held) as tape, quiet(), unpacked(), Flash() if flash else nullcontext():
+    with Tape(held) as tape, quiet(), unpacked(), undropped() if gpu else nullcontext():
         cuts = Cuts(tape, network, layers)
-        with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+        with torch.autocast("cpu", torch.bfloat16) if gpu else nullcontext():
             loss = network(**batch).loss
         cuts.backward()
         loss.backward()
         return cuts.done()
 
 
-class Flash(TorchFunctionMode):
-    """Attention drops nothing out: with dropout a CPU has no flash attention, and a GPU has."""
+@contextmanager
+def undropped() -> Iterator[None]:
+    """Attention drops nothing out: with dropout a CPU has no flash attention, and a GPU has. Also where it is
+    computed again, in the backward, which modes of torch do not see."""
+    attention = F.scaled_dot_product_attention
 
-    def __torch_function__(self, function, types, arguments=(), named=None):
-        named = dict(named or {})
-        if function is F.scaled_dot_product_attention:
-            named["dropout_p"] = 0.0
-        return function(*arguments, **named)
+    def without(*given, dropout_p: float = 0.0, **named):
+        return attention(*given, **named)
+
+    F.scaled_dot_product_attention = without
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = attention
 
 
 @contextmanager

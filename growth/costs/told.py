@@ -1,6 +1,6 @@
 """What a dry run tells of costs: of the job on this machine, and of training what it makes on GPUs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,9 +16,9 @@ from growth.plan import Plan, Source
 from growth.writing import SHARD_BYTES
 
 if TYPE_CHECKING:
+    from growth.costs.aligning import Alignment
     from growth.costs.learning import Lesson
     from growth.costs.training import Training
-    from growth.growing import Growth
 
 GPUS = (1, 8, 64)
 LENGTH = 2048  # tokens of a window, as `growth train` takes them, or the model's positions
@@ -27,14 +27,14 @@ LENGTH = 2048  # tokens of a window, as `growth train` takes them, or the model'
 @dataclass(frozen=True)
 class Costs:
     """What is asked is worked out then. planning: seconds that the dry run took. place: what is written
-    goes to its disk. gpu: of training. target: what is trained. learns: what a method is to learn."""
+    goes to its disk. gpu: of training. target: what is trained. learns: what is learned before."""
 
     job: Job
     planning: float
     place: Path
     gpu: Gpu
     target: Model
-    learns: "Growth | None" = None
+    learns: "Callable[[], Lesson | Alignment | None] | None" = None
 
     @cached_property
     def machine(self) -> Machine:
@@ -45,10 +45,8 @@ class Costs:
         return self.planning + self.job.seconds(self.machine)
 
     @cached_property
-    def lesson(self) -> "Lesson | None":
-        from growth.costs.learning import lesson_of
-
-        return lesson_of(self.learns) if self.learns else None
+    def lesson(self) -> "Lesson | Alignment | None":
+        return self.learns() if self.learns else None
 
     @cached_property
     def trainings(self) -> "tuple[Training, ...]":
@@ -85,7 +83,11 @@ class Costs:
             f"about {self.seconds:,.1f} s here" + (f"; {job.uncounted} is not in it" if job.uncounted else "")
         )
         if self.lesson:
-            yield f"{job.uncounted}: {self.lesson}, which hold {gb(self.lesson.memory)} of memory"
+            least = self.lesson.flops / self.machine.products
+            yield (
+                f"{job.uncounted}: {self.lesson}; holds {gb(self.lesson.memory)} of memory, "
+                f"at least {least:,.1f} s here"
+            )
         if not self.trainings:
             return
         each, images = self.trainings[0], self.target.family.probe == "images"
@@ -113,13 +115,10 @@ def costs_of(
     shard_bytes: int = SHARD_BYTES,
     *,
     uncounted: str = "",
-    growth: "Growth | None" = None,
+    learns: "Callable[[], Lesson | Alignment | None] | None" = None,
 ) -> Costs:
     """What carrying out the plan takes, as job_of has it, and training the target after it. planning: seconds
-    so far. growth: what its method learns is not counted."""
-    learns = growth if growth and growth.method.learned else None
-    if learns:
-        uncounted = f"learning by {learns.method.name}"
+    so far. uncounted: what it takes besides; learns: works out that, where it is learning."""
     place = Path(gettempdir() if dst is None else dst)
     return Costs(job_of(source, plan, shard_bytes, uncounted), planning, place, H200, target, learns)
 

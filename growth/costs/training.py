@@ -1,14 +1,13 @@
 """What training a model takes on one GPU, or on several that share it out (FSDP2), as `growth train` does it.
 
     each GPU holds      (4 + 4 + 8) P / N     weights and gradients in float32, Adam's two moments
-                        2 (p + q)             a layer's weights gathered in 16 bits, and the next one's
-                        2 p                   the gradients of the layer before, on their way
-                        what a step makes     growth.costs.paper
-    and receives        2 (3 P - p of the head) (N - 1) / N a step: weights forward and backward, gradients
+                        4 (p + q)             a layer's weights gathered, and the next one's
+                        4 p                   the gradients of the layer before, on their way
+                        what a step makes     growth.costs.paper; copies of weights in 16 bits are among it
+    and receives        4 (3 P - p of the head) (N - 1) / N a step: weights forward and backward, gradients
 
-One GPU has all of it: weights in float32 and, while a step lasts, their copies in 16 bits. Checked on CPUs:
-the first line, of two processes, and a step in float32. What is gathered, and what any GPU takes besides its
-tensors, has been measured on none.
+One GPU has all of it at once. Checked on CPUs: the first line and what is received, of two processes; a step
+in float32 and under autocast. What any GPU takes besides its tensors has been measured on none.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from growth.costs.machines import UTILISATION, Gpu
 from growth.costs.paper import Precision, Step, step_of
 from growth.families.table import Model
 
-WEIGHT, MOMENTS, GRADIENT, GATHERED = 4, 8, 4, 2  # bytes a parameter
+WEIGHT, MOMENTS, GRADIENT, GATHERED = 4, 8, 4, 4  # bytes a parameter
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ def state(parameters: int, gpus: int) -> float:
 
 
 def most(step: Step, parameters: int, gpus: int) -> float:
-    """The most bytes that each GPU holds. The step: in float32 or under autocast on one, of sharded weights
-    on several."""
+    """The most bytes that each GPU holds."""
     if gpus == 1:
         return state(parameters, 1) + step.most(GRADIENT)
     sizes = [x.parameters for x in step.layers]
@@ -79,9 +77,9 @@ class Steps:
 
 def training_of(steps: Steps, gpu: Gpu, gpus: int) -> Training:
     """With layers computed again in the backward (--gradient-checkpointing) where it would not fit else."""
-    P, precision = steps.model.architecture.parameters, "autocast" if gpus == 1 else "sharded"
+    P = steps.model.architecture.parameters
     for checkpointing in (False, True):
-        step = steps.step(checkpointing, precision)
+        step = steps.step(checkpointing, "autocast")
         if fits := (memory := most(step, P, gpus)) <= gpu.memory:
             break
     held = state(P, gpus) + GRADIENT * P / gpus

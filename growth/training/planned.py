@@ -135,7 +135,7 @@ def _takes(session: Session) -> Takes | None:
     precision = "autocast" if asked["bf16"] or asked["fp16"] else "float32"
     with suppress(Refusal):
         steps = Steps(seen, asked["batch_size"], session.work.examples.length or 1)
-        step = steps.step(asked["gradient_checkpointing"], "sharded" if shared > 1 else precision)
+        step = steps.step(asked["gradient_checkpointing"], precision)
         flops = step.flops * asked["gradient_accumulation"]
         seconds = asked["steps"] * flops / (H200.flops * UTILISATION)
         return Takes(flops * asked["processes"], most(step, seen.architecture.parameters, shared), seconds)

@@ -69,6 +69,10 @@ class Alignment:
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise refuse("learning-rate", "more than 0, and finite", self.learning_rate, "leave it out")
 
+    def windows(self, available: int) -> int:
+        """How many distinct ones are used, of so many."""
+        return min(self.batches, available // self.batch_size) * self.batch_size
+
     def solves(self, letter: str) -> bool:
         return self.ridge > 0 and (letter != "R" or not self.steps)
 
@@ -79,15 +83,23 @@ class Alignment:
 class Aligning:
     """One pass over the source, a layer at a time; what new mixers become lies in `folder`, for `kept_in`.
 
-    layers: of each new one its mixer, errors, seconds. stages: what each took. source: the source's layers.
+    source, target: the layers of `ends`, or the source's and the model's as they start. layers: of each new
+    one its mixer, errors, seconds. stages: what each took.
     """
 
-    def __init__(self, starting: Starting, how: Alignment, folder: Path):
+    def __init__(
+        self, starting: Starting, how: Alignment, folder: Path, ends: tuple[Layers, Layers] | None = None
+    ):
         self.starting, self.how, self.folder = starting, how, folder
         device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        self.source, self.target = starting.layers(device)
+        self.source, self.target = ends or starting.layers(device)
         self.layers: list[dict[str, Any]] = []
         self.stages = {name: Cost() for name in ("source", "start", "steps")}
+
+    @property
+    def flops(self) -> int:
+        """Of all stages."""
+        return sum(cost.flops for cost in self.stages.values())
 
     def run(self, windows: Examples, restored: Restored | None = None) -> str:
         """Fit every new mixer to windows of text, of which it returns the fingerprint.
@@ -95,18 +107,17 @@ class Aligning:
         restored: is told of every layer, and keeps its own streams. Raises Refusal where a number is not
         finite.
         """
-        size, new = self.how.batch_size, self.starting.new
-        count = min(self.how.batches, len(windows) // size) * size
+        new, count = self.starting.new, self.how.windows(len(windows))
         windows = windows.sample(count, self.starting.seed)
         ids = windows.batch(range(count))["input_ids"]
-        stream = self.source.embed(ids.split(size))
+        stream = self.source.embed(ids.split(self.how.batch_size))
         last = len(self.starting.config.pattern) - 1 if restored else max(new)
         with RunProgress("align", len(new) * self.how.steps) as progress:
             for layer in range(last + 1):
-                self._pass(layer, stream, ids, progress, restored)
+                self.take(layer, stream, ids, progress, restored)
         return windows.fingerprint()
 
-    def _pass(
+    def take(
         self,
         layer: int,
         stream: list[Tensor],
@@ -122,9 +133,19 @@ class Aligning:
             self.layers.append(
                 self.fit(layer, own, block.mixer, Pairs(x, y, ids, f"layer {layer}"), progress)
             )
-            _keep(self.target.values(layer, own.mixer), self.folder, layer)
+            self.keep(layer, own.mixer)
         if restored:
             restored.advance(layer, self.source, block, self.target, own)
+
+    def keep(self, layer: int, mixer: nn.Module) -> None:
+        """What has become of a layer's mixer."""
+        values, folder = self.target.values(layer, mixer), self.folder
+        try:
+            save_file({name: x.contiguous() for name, x in values.items()}, folder / f"{layer}.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise refuse(
+                str(folder), "room for fitted mixers", reason(error), "make room, or name another"
+            ) from error
 
     def fit(
         self, layer: int, block: nn.Module, old: nn.Module, pairs: Pairs, progress: RunProgress
@@ -175,15 +196,6 @@ def kept_in(folder: Path, starting: Starting, how: Alignment) -> dict[int, Start
                 made[name] = Made("fitted", (), SOLVED)
         starts[layer] = Start(made, partial(_read, folder))
     return starts
-
-
-def _keep(values: dict[str, Tensor], folder: Path, layer: int) -> None:
-    try:
-        save_file({name: x.contiguous() for name, x in values.items()}, folder / f"{layer}.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise refuse(
-            str(folder), "room for fitted mixers", reason(error), "make room, or name another"
-        ) from error
 
 
 def _read(folder: Path, layer: int) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from growth.errors import refuse
 from growth.learned.fit import examples_for
@@ -17,6 +17,9 @@ from growth.transferring.planned import Start, of_mixer
 from growth.transferring.restoration import HELD_OUT, Restored, best, table
 from growth.transferring.starting import Starting
 from lcikernels.models.fields import ATTENTION
+
+if TYPE_CHECKING:
+    from growth.costs import aligning
 
 ALIGN = 100  # steps with data, where nobody says how many
 
@@ -102,6 +105,12 @@ class Fitting:
         model = starting.base.model.architecture
         weights = (x for layer in starting.new for x in model.at("", layer) if of_mixer(x.name))
         return sum(4 * math.prod(model.shape(x)) for x in weights)
+
+    def on_paper(self, starting: Starting) -> "aligning.Alignment":
+        """What `run` takes."""
+        from growth.costs.aligning import alignment_of  # torch without numbers: seconds to import
+
+        return alignment_of(self, starting)
 
     def run(self, starting: Starting, folder: Path) -> Fitted:
         """Fit every new mixer of `starting`; what they become lies in `folder`. Choose, where asked to."""

@@ -73,7 +73,7 @@ class Layers:
     def embed(self, batches: Iterable[Tensor]) -> list[Tensor]:
         """The streams in front of the first layer, [B, T, hidden_size] each, of ids [B, T]."""
         inner, seen = self.model.model, []
-        words, inner.embed_tokens = inner.embed_tokens, nn.Embedding.from_pretrained(self._tensor(WORDS))
+        words, inner.embed_tokens = inner.embed_tokens, nn.Embedding.from_pretrained(self.tensor(WORDS))
         with working(self.places[0], lambda x, *given, **named: seen.append(x) or x):
             for ids in batches:
                 self._forward(input_ids=ids.to(self.device))
@@ -92,7 +92,7 @@ class Layers:
     @contextmanager
     def headed(self) -> Iterator["Layers"]:
         """Inside, `logits` can be had."""
-        weight = self._tensor(HEAD if HEAD in self.table else WORDS)
+        weight = self.tensor(HEAD if HEAD in self.table else WORDS)
         empty, self.model.lm_head.weight = (
             self.model.lm_head.weight,
             nn.Parameter(weight, requires_grad=False),
@@ -117,12 +117,13 @@ class Layers:
 
     def _load(self, module: nn.Module, prefix: str, layer: int | None, without: tuple[str, ...] = ()) -> None:
         names = [name for name, (_, at) in self.table.items() if at == layer and name.startswith(prefix)]
-        values = {name.removeprefix(prefix): self._tensor(name) for name in names if name not in without}
+        values = {name.removeprefix(prefix): self.tensor(name) for name in names if name not in without}
         missing = module.load_state_dict(values, strict=False, assign=True)
         assert not missing.unexpected_keys, missing
         module.requires_grad_(False)
 
-    def _tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
+        """One as it is stored, by its name, in the dtype of the layers."""
         entry, layer = self.table[name]
         values = (self.weights.tensor(weight.name, layer) for weight in entry.weights)
         return entry.to_disk(values).to(self.device, self.dtype)

@@ -108,10 +108,10 @@ class Starting:
     def weights(self, starts: Mapping[int, Start] | None = None) -> Weights:
         return Weights(self.source, self.config, self.copy, self.seed, starts)
 
-    def layers(self, device: torch.device) -> tuple[Layers, Layers]:
+    def layers(self, device: torch.device, kind: type[Layers] = Layers) -> tuple[Layers, Layers]:
         """The source's, and the model's, whose mixers are as they are drawn or copied."""
         whole = Weights(self.source, self.old, "all", self.seed)
-        return Layers(whole, device), Layers(self.base, device)
+        return kind(whole, device), kind(self.base, device)
 
     def begin(self, layer: int, mixer: nn.Module, old: nn.Module) -> None:
         """Start the mixer of a layer in place, from the source's mixer there."""

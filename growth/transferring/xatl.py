@@ -14,6 +14,7 @@ there, and the plan says so. A model whose layers all stay computes the source's
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from torch.distributed import is_torchelastic_launched
@@ -108,6 +109,7 @@ def transfer(
     starting = Starting(source, letters, fields, start, copy, seed, data is not None)
     fitting = fitting_of(starting, align, data, count, text_field)
     written(form, (fitting.such(starting) if fitting else starting).config)  # refuses before any work
+    learns = partial(fitting.on_paper, starting) if fitting else None
     fitted, notes = Fitted(), left_behind(checkpoint.config) + starting.lost()
     if count and dry_run:
         notes += (f"data choose {count} layers that keep their attention: this plan has the first as such",)
@@ -132,7 +134,10 @@ def transfer(
             record = new_record("transfer", "xatl", checkpoint, weights.lossless, plan, notes=notes, **how)
             with one_thread():
                 write_checkpoint(dst, target.config, made(plan, source), plan.rows, checkpoint, record)
-    by_data, seconds = "what mixers learn from data" if fitting else "", time.perf_counter() - began
+    seconds, costs = time.perf_counter() - began, None
+    if dry_run:
+        by_data = "what mixers learn from data" if fitting else ""
+        costs = costs_of(source, target, plan, dst, seconds, uncounted=by_data, learns=learns)
     return Report(
         Path(src),
         None if dry_run else Path(dst),
@@ -145,7 +150,7 @@ def transfer(
         notes,
         details=fitted.json,
         lines=fitted.lines,
-        costs=costs_of(source, target, plan, dst, seconds, uncounted=by_data) if dry_run else None,
+        costs=costs,
     )
 
 

@@ -15,7 +15,7 @@ from checkpoints import LCI, bert, pico
 from safetensors.torch import load_file, save_file
 from torch import distributed
 from torch.utils.data import BatchSampler
-from train_ranks import Held, started
+from train_ranks import Held, Received, started
 from transformers import AutoModelForCausalLM
 
 from growth.costs.machines import H200
@@ -240,6 +240,18 @@ def test_a_process_holds_the_share_of_the_state_that_costs_tell(fsdp, folder, tm
     for rank in range(2):
         got = [int(x) for x in (tmp_path / f"held{rank}").read_text().split()]
         assert got == pytest.approx([told.weights, told.gradients, told.moments], rel=0.1)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_process_receives_what_costs_tell(bf16, folder, tmp_path):
+    run = {"model": folder / "model", "data": folder / "text.txt", "out": tmp_path / "out", "fsdp": True}
+    run |= {"batch_size": 1, "steps": 2, "eval_every": 2, "save_every": 0, "callbacks": [Received(tmp_path)]}
+    ended = started(2, tmp_path / "io", run | {"bf16": bf16})
+    assert ended.codes == [0, 0], ended.err
+    model = model_of(LCIConfig.from_pretrained(folder / "model"), [*load_file(weights(folder / "model"))])
+    told = training_of(Steps(model, 1, 32), H200, 2).communicated
+    for rank in range(2):
+        assert int((tmp_path / f"received{rank}").read_text()) == pytest.approx(told, rel=0.1)
 
 
 # ---- what is refused
