@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from growth.architecture import Architecture
 from growth.errors import reason, refuse
 from growth.folders import refuse_outside
-from growth.jsonfile import read_list, read_object
+from growth.jsonfile import read_any, read_list, read_object
 
 TOKENIZER = (
     "tokenizer.json",
@@ -49,6 +49,15 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return found
 
 
+def refuse_broken_companions(src: Path) -> None:
+    """Raises Refusal where one of the files that `copy_companions` copies cannot be read, or is JSON by its
+    name alone; found before any work."""
+    for file in _files(src):
+        _refuse_unreadable(file, "the model")
+        if file.suffix == ".json":
+            read_any(file)
+
+
 def refuse_other_companions(src: Path, old: Architecture, new: Architecture) -> None:
     """Raises Refusal where what lies beside the source would not fit the target; found before any work."""
     sentence_modules(src, tuple(model.wires["residual"].size for model in (old, new)))
@@ -60,12 +69,7 @@ def copy_companions(src: Path, dst: Path, widths: tuple[int, int] = (0, 0)) -> N
     widths: the hidden sizes of the model in `src` and of that in `dst`. A pooling module learns of the new
     one. Raises Refusal where a module's own weights do not fit it.
     """
-    files = tokenizer_files(src) + [file for name in BESIDE if (file := src / name).exists()]
-    if (generation := src / GENERATION).exists():
-        refuse_odd_generation(src)
-        files.append(generation)
-    files += [file for name in (MODULES, *SENTENCE) if (file := src / name).exists()]
-    modules = sentence_modules(src, widths)
+    files, modules = _files(src), sentence_modules(src, widths)
     for folder in modules:
         (dst / folder.name).mkdir()  # of some it is all there is
         files += [file for file in sorted(folder.rglob("*")) if not file.is_dir()]
@@ -78,6 +82,13 @@ def copy_companions(src: Path, dst: Path, widths: tuple[int, int] = (0, 0)) -> N
     for folder, kind in modules.items():
         if kind == "Pooling":
             _widen(dst / folder.name / "config.json", widths)
+
+
+def _files(src: Path) -> list[Path]:
+    """The files beside the weights that are copied as they are, but for those in modules' folders."""
+    refuse_odd_generation(src)
+    named = (GENERATION, *BESIDE, MODULES, *SENTENCE)
+    return tokenizer_files(src) + [file for name in named if (file := src / name).exists()]
 
 
 def sentence_modules(folder: Path, widths: tuple[int, int]) -> dict[Path, str]:

@@ -69,7 +69,8 @@ def read_config(path: Path) -> PreTrainedConfig:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # a value of a wrong type or size raises whatever the code that it meets does
         expected = "a configuration that transformers knows by itself"
-        raise refuse(str(file), expected, reason(error), MEND) from error
+        got = "a size of 0" if isinstance(error, ZeroDivisionError) else reason(error)
+        raise refuse(str(file), expected, got, MEND) from error
     _refuse_odd(file, config)
     _as_it_is_run(config)
     return config

@@ -81,12 +81,19 @@ def refuse_too_large(dst: str | Path, size: int) -> None:
     """A result of `size` bytes has room where it goes; found before the work that makes it."""
     free = shutil.disk_usage(nearest(Path(dst))).free
     if size > free:
+        refuse_no_place(dst)
         raise refuse(
             str(dst),
             f"room for {size / 1e9:,.3g} GB",
             f"{free / 1e9:,.3g} GB that are free",
             "choose smaller sizes, or another disk",
         )
+
+
+def refuse_no_place(dst: str | Path) -> None:
+    """No folder can be made there, whoever asks: on /proc, which tells of no room."""
+    with beside(dst):
+        pass
 
 
 def nearest(dst: Path) -> Path:

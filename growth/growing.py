@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from growth.architecture import Architecture
 from growth.checkpoint import Checkpoint, chosen_dtype
-from growth.companions import refuse_other_companions
+from growth.companions import refuse_broken_companions, refuse_other_companions
 from growth.costs.told import costs_of
 from growth.engine import made, one_thread, plan_growth
 from growth.errors import refuse, refuse_odd_seed
@@ -89,6 +89,7 @@ def grow(
     began = time.perf_counter()
     source = Source(Checkpoint(src))
     refuse_closed(source.checkpoint)
+    refuse_broken_companions(source.checkpoint.path)
     wanted = chosen_sizes(sizes, Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size))
     growth = Growth.of(source, wanted, method, seed, None if dry_run else dst, kept)
     if growth.method.lossless and growth.lost and not allow_lossy:

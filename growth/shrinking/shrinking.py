@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from growth.checkpoint import Checkpoint, chosen_dtype
-from growth.companions import refuse_other_companions
+from growth.companions import refuse_broken_companions, refuse_other_companions
 from growth.costs.told import costs_of
 from growth.engine import made, one_thread
 from growth.errors import refuse, refuse_odd_seed
@@ -88,6 +88,7 @@ def shrink(
     began = time.perf_counter()
     source = Source(Checkpoint(src))
     refuse_closed(source.checkpoint)
+    refuse_broken_companions(source.checkpoint.path)
     wanted = chosen_sizes(sizes, Sizes(hidden_size, num_layers, num_heads, num_kv_heads, ffn_size, experts))
     refuse_unfit(source, wanted, layers)  # before a run of the model
     refuse_unused(score, data, wanted)

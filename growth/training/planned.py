@@ -74,7 +74,9 @@ class TrainPlan:
             )
         if self.goes_on:
             yield f"resume: {self.goes_on}"
-        if self.takes:
+        if not self.takes:
+            yield "costs: none on paper, for growth has no table of this kind of model's tensors"
+        else:
             took, taught = self.takes, self.settings["teacher_name"]
             seconds = "under a second" if took.seconds < 1 else f"about {took.seconds:,.0f} s"
             yield (

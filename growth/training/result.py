@@ -38,7 +38,7 @@ class TrainReport:
 
     def __str__(self) -> str:
         first, last = self.curve[0], self.curve[-1]
-        held = "".join(f"; {told}" for told in (self.held(), self.masked()) if told)
+        held = "".join(f"; {told}" for told in (self.held(), self.masked(), self.risen()) if told)
         return (
             f"{self.out}: {last.step} steps, validation loss {first.loss:.3f} -> {last.loss:.3f}, "
             f"{last.flops:.2e} FLOPs, {last.seconds:.1f} s{held}"
@@ -55,6 +55,14 @@ class TrainReport:
         """How masks opened, "" where there were none."""
         steps = self.settings["masks"]
         return f"the masks of what was new opened in {steps} steps" if steps else ""
+
+    def risen(self) -> str:
+        """What to do about a loss that ended above where it began, "" where it did not."""
+        if self.curve[-1].loss <= self.curve[0].loss:
+            return ""
+        return (
+            f"it rose: a learning rate below {self.settings['learning_rate']:g}, or more steps, may lower it"
+        )
 
 
 def write_companions(folder: Path, source: Path, work: Task, record: dict) -> None:

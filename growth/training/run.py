@@ -28,7 +28,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from growth.checkpoint import Checkpoint
 from growth.errors import Alone, Refusal, reason, refuse
-from growth.folders import nearest, of_disk, publish
+from growth.folders import nearest, of_disk, publish, refuse_no_place
 from growth.jsonfile import read_object
 from growth.locks import alone_in, appear, refuse_busy
 from growth.training.division import Division
@@ -214,6 +214,7 @@ def refuse_full(run: Path, parameters: int, trained: int, saves: int, kept: bool
     files = (file for folder in _checkpoints(run) for file in folder.rglob("*"))
     has = sum(file.stat().st_size for file in files if file.is_file())  # new ones take their place
     if need > (free := shutil.disk_usage(run if run.is_dir() else nearest(run)).free + has):
+        refuse_no_place(run)
         raise refuse(
             str(run),
             f"room for {need / 1e9:,.3g} GB, for {most} checkpoints of {one / 1e9:,.3g} GB and a model",

@@ -21,6 +21,7 @@ from torch.distributed import is_torchelastic_launched
 from transformers import PreTrainedConfig
 
 from growth.checkpoint import Checkpoint
+from growth.companions import refuse_broken_companions
 from growth.costs.told import costs_of
 from growth.engine import made, one_thread
 from growth.errors import refuse, refuse_odd_seed
@@ -100,6 +101,7 @@ def transfer(
     began, count = time.perf_counter(), count_of(keep_attention)
     checkpoint = Checkpoint(src)
     refuse_closed(checkpoint)
+    refuse_broken_companions(checkpoint.path)
     said_by(checkpoint.config, str(src))
     source = Source(checkpoint)
     letters = chosen_pattern(

@@ -110,7 +110,10 @@ REFUSALS = {
         ("transfer", "{src}", "{}/out", "--keep-attention", "1,3"),
         "expected layers from 0 to 2, got 3",
     ),
-    "no attention heads": (("transfer", "{}/no_heads", "{}/out"), "no_heads/config.json: expected"),
+    "no attention heads": (
+        ("transfer", "{}/no_heads", "{}/out"),
+        "a configuration that transformers knows by itself, got a size of 0; ",
+    ),
     "a width that is a word": (
         ("grow", "{}/odd", "{}/out", "--num-layers", 4),
         "config.json: expected a configuration",

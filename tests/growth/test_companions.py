@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import bert
+from checkpoints import ALL, bert
 from safetensors.torch import save_file
 
 import growth
 from growth.companions import copy_companions
 from growth.errors import Refusal
+from growth.loading import quiet
 
 TYPES = "sentence_transformers.models"
 POOLING = {"word_embedding_dimension": 96, "pooling_mode_mean_tokens": True, "include_prompt": True}
@@ -108,6 +109,19 @@ def test_modules_of_another_shape_are_refused(src, tmp_path, found):
     write(src / "modules.json", found)
     with pytest.raises(Refusal, match="modules.json: expected a list of objects with 'path' and 'type'"):
         growth.grow(src, tmp_path / "out", method="stack", num_layers=4)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["grow", "transfer", "shrink"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json"])
+def test_a_file_that_ends_early_is_refused_before_any_work(verb, name, tmp_path):
+    with quiet():
+        ALL["llama"](tmp_path / "src")
+    (tmp_path / "src" / name).write_text('{"version": ')
+    options = {} if verb == "transfer" else {"num_layers": 2 if verb == "shrink" else 4}
+    for dst in (None, tmp_path / "out"):
+        with pytest.raises(Refusal, match=f"{name}: expected JSON, got Expecting value.*; copy or download"):
+            getattr(growth, verb)(tmp_path / "src", dst, dry_run=not dst, **options)
     assert not (tmp_path / "out").exists()
 
 

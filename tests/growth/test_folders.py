@@ -121,6 +121,13 @@ def test_a_disk_that_is_too_small_is_found_before_the_work(source, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="has no /proc")
+def test_a_place_that_takes_no_files_is_said_to_be_one(source):
+    for verb, options in ((growth.grow, {"num_layers": 4}), (growth.transfer, {})):
+        with pytest.raises(Refusal, match="/proc/out: expected a folder to write.*name another"):
+            verb(source, "/proc/out", **options)
+
+
 ODD = {"": "the name of a folder, got ''", "a\0b": "the name of a folder", "a" * 300: "File name too long"}
 ODD |= dict.fromkeys(("bad\udcff", 96), "the name of a folder")
 

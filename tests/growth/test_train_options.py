@@ -215,6 +215,7 @@ def test_a_dry_run_tells_what_the_run_does_and_writes_nothing(root, tmp_path, na
     assert (plan.parameters, plan.settings) == (report.parameters, report.settings)
     assert plan.tokens == 4 * 4 * 2 * 16 and plan.epochs == 32 / plan.examples and plan.checkpoints == 2
     assert (plan.takes is None) == (name == "mamba")
+    assert any("none on paper" in line for line in plan.lines()) == (name == "mamba")
     if plan.takes:
         assert plan.takes.flops == pytest.approx(report.step_flops, rel=0.01)
     assert json.loads(json.dumps(plan.json()))["source"] == str(src)

@@ -461,6 +461,12 @@ def test_a_source_that_vanishes_while_training_takes_nothing_along(folder, tmp_p
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("ab")["input_ids"] == [97, 98]
 
 
+def test_a_loss_that_has_risen_is_said_so(folder, tmp_path):
+    risen, fallen = (run(folder, tmp_path / f"{rate}", steps=2, learning_rate=rate) for rate in (3.0, 1e-3))
+    assert str(risen).endswith("; it rose: a learning rate below 3, or more steps, may lower it")
+    assert "it rose" not in str(fallen)
+
+
 def test_what_cannot_be_written_is_found_before_the_first_step(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "training_step", None)
     size = sum(x.numel() for x in weights(folder / "model").values())
