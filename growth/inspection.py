@@ -189,7 +189,7 @@ def _ways(model: Model) -> Iterator[Way]:
         alone = model.family.fields.head_dim and _fits(model, Sizes(D, heads=H + n))
         width = D if alone else None  # where the heads divide it, in transformers or in its class
         to = "to any number above" + ("" if alone else ", the width with them")
-        yield _way(model, "heads", H, to, {str(H + n): Sizes(width, heads=H + n)})
+        yield _way(model, "heads", H, to, {str(T): Sizes(width, heads=T) for T in (H + 1, H + n)})
     if H and model.family.fields.kv_heads:
         groups = {
             f"{G + 1} groups of {n}": Sizes(width, heads=H + n, kv_heads=G + 1),
