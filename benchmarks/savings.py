@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.markdown import grid
 from benchmarks.plots import bars
-from growth.demo.goals import goal, goals, kind
+from growth.demo.goals import best, goal, goals, kind
 from growth.demo.page import made, when
 from growth.demo.remarks import about
 from growth.demo.saving import whole
@@ -119,8 +119,10 @@ def lines(report: dict) -> str:
 def _told(arms: list[Arm]) -> list[Arm]:
     """Of ranked arms: the best, those that papers are about, of transfers the best of every kind, early and
     not."""
-    firsts = {(kind(arm), _early(arm)): arm for arm in reversed(arms) if arm.group == "transfer"}
-    return [arm for arm in arms if arm is arms[0] or arm.name in HEADLINE or arm in firsts.values()]
+    moved = [arm for arm in arms if arm.group == "transfer"]
+    kinds = {(kind(arm), _early(arm)) for arm in moved}
+    firsts = [best([arm for arm in moved if (kind(arm), _early(arm)) == of]) for of in kinds]
+    return [arm for arm in arms if arm in (best(arms), *firsts) or arm.name in HEADLINE]
 
 
 def _early(arm: Arm) -> bool:

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 import growth
 from benchmarks.markdown import grid
-from growth.costs.aligning import Alignment
+from growth.costs.aligning import Aligned
 from growth.costs.machines import H100, H200, TOGETHER, UTILISATION, Machine
 from growth.costs.told import GPUS, Costs, gb
 from growth.costs.training import Steps, Training, training_of
@@ -134,7 +134,7 @@ def jobs() -> Iterator[tuple[str, Costs]]:
             yield name.format(f"{report.parameters[1] / 1e9:.1f}B"), report.costs
 
 
-def alignments() -> Iterator[tuple[str, Alignment]]:
+def alignments() -> Iterator[tuple[str, Aligned]]:
     K = len(KEPT)
     kept = {
         "a RetNet": (),
@@ -153,7 +153,7 @@ def job_cells(name: str, costs: Costs) -> list[str]:
     return [name, gb(job.reads), gb(job.writes), gb(job.memory), f"{job.seconds(SERVER):.0f} s"]
 
 
-def aligning_cells(name: str, of: Alignment) -> list[str]:
+def aligning_cells(name: str, of: Aligned) -> list[str]:
     seconds = of.flops / (H200.single * UTILISATION)
     return [name, str(of.layers), f"{of.flops:.3g}", gb(of.memory), gb(of.disk), f"{seconds:.0f} s"]
 

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from growth.architecture import Architecture
 from growth.errors import reason, refuse
 from growth.folders import refuse_outside
-from growth.jsonfile import read_any, read_list, read_object
+from growth.jsonfile import read_list, read_object
 
 TOKENIZER = (
     "tokenizer.json",
@@ -31,10 +31,13 @@ TOKENIZER = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
 )
+# Read wherever they are, as objects.
+OBJECTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 GENERATION = "generation_config.json"
 BESIDE = ("preprocessor_config.json", "processor_config.json")  # how images become numbers
 MODULES = "modules.json"  # of sentence-transformers: what follows the model, a folder each
 SENTENCE = ("sentence_bert_config.json", "config_sentence_transformers.json")
+POOLING = "config.json"  # of a pooling module
 POOLED = ("word_embedding_dimension", "embedding_dimension")  # the model's width, by its older and newer name
 WEIGHTS = ("safetensors", "bin")
 
@@ -50,12 +53,15 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def refuse_broken_companions(src: Path) -> None:
-    """Raises Refusal where one of the files that `copy_companions` copies cannot be read, or is JSON by its
-    name alone; found before any work."""
+    """Raises Refusal where `copy_companions` would, or a file that any tokenizer is read from is no JSON;
+    found before any work."""
+    refuse_odd_generation(src)
     for file in _files(src):
-        _refuse_unreadable(file, "the model")
-        if file.suffix == ".json":
-            read_any(file)
+        if file.name in OBJECTS:
+            read_object(file)
+    for folder, kind in sentence_modules(src, (0, 0)).items():
+        if kind == "Pooling":
+            read_object(folder / POOLING)
 
 
 def refuse_other_companions(src: Path, old: Architecture, new: Architecture) -> None:
@@ -69,26 +75,30 @@ def copy_companions(src: Path, dst: Path, widths: tuple[int, int] = (0, 0)) -> N
     widths: the hidden sizes of the model in `src` and of that in `dst`. A pooling module learns of the new
     one. Raises Refusal where a module's own weights do not fit it.
     """
-    files, modules = _files(src), sentence_modules(src, widths)
+    refuse_odd_generation(src)
+    modules = sentence_modules(src, widths)
     for folder in modules:
         (dst / folder.name).mkdir()  # of some it is all there is
-        files += [file for file in sorted(folder.rglob("*")) if not file.is_dir()]
-    refuse_outside(src, *files)
-    for file in files:
-        _refuse_unreadable(file, "the model")
+    for file in _files(src):
         target = dst / file.relative_to(src)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)  # not its mode: permissions follow the umask
     for folder, kind in modules.items():
         if kind == "Pooling":
-            _widen(dst / folder.name / "config.json", widths)
+            _widen(dst / folder.name / POOLING, widths)
 
 
 def _files(src: Path) -> list[Path]:
-    """The files beside the weights that are copied as they are, but for those in modules' folders."""
-    refuse_odd_generation(src)
+    """What lies beside the weights and is copied. Raises Refusal where one cannot be read, or leads out."""
     named = (GENERATION, *BESIDE, MODULES, *SENTENCE)
-    return tokenizer_files(src) + [file for name in named if (file := src / name).exists()]
+    files = [file for name in named if (file := src / name).exists()]
+    for folder in sentence_modules(src, (0, 0)):
+        files += [file for file in sorted(folder.rglob("*")) if not file.is_dir()]
+    for file in files:
+        _refuse_unreadable(file, "the model")
+    files = tokenizer_files(src) + files
+    refuse_outside(src, *files)
+    return files
 
 
 def sentence_modules(folder: Path, widths: tuple[int, int]) -> dict[Path, str]:

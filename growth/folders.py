@@ -91,7 +91,7 @@ def refuse_too_large(dst: str | Path, size: int) -> None:
 
 
 def refuse_no_place(dst: str | Path) -> None:
-    """No folder can be made there, whoever asks: on /proc, which tells of no room."""
+    """Raises Refusal where no folder can be made for `dst`: /proc tells of no room, and has none to make."""
     with beside(dst):
         pass
 

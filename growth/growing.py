@@ -120,7 +120,8 @@ def grow(
         flops += counter.get_total_flops() if counter else 0
     seconds, costs = time.perf_counter() - began, None
     if dry_run:
-        by_learning = f"learning by {growth.method.name}" if growth.method.learned else ""
+        learns = growth.lesson if growth.method.learned else None
+        by_learning = f"learning by {growth.method.name}" if learns else ""
         costs = costs_of(
             source,
             growth.target,
@@ -129,7 +130,7 @@ def grow(
             seconds,
             shard_bytes,
             uncounted=by_learning,
-            learns=growth.lesson,
+            learns=learns,
         )
     return Report(
         Path(src),
@@ -223,7 +224,7 @@ class Growth:
         return Carried.of(optimizer, self.source, self.target, self.maps, policy, self.method.learned)
 
     def lesson(self) -> "Lesson | None":
-        """What its method learns, on paper; None where it learns otherwise than by steps, or not at all."""
+        """What its method learns, on paper; None where it learns otherwise than by steps."""
         from growth.costs.learning import lesson_of  # torch without numbers: seconds to import
 
         return lesson_of(self)

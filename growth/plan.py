@@ -103,6 +103,10 @@ class Source:
             self._fused[name] = parts
         return self._fused[name][part]
 
+    def forget(self) -> None:
+        """Let go of what was read for several weights at once."""
+        self._fused.clear()
+
     def read(self, weight: str, layer: int | None) -> Tensor:
         """The same in float32 at least."""
         return exact(self.raw(weight, layer))

@@ -62,8 +62,11 @@ def wrong(text: str) -> list[str]:
     for best, others in BESIDE.findall(text):
         found += less("text", best[1:-1], names(others))
     for best in (best[1:-1] for best in MOST.findall(text)):
+        seeds, group = arms("text")[best].seeds, ARMS[best].group
         others = [
-            name for name, arm in arms("text").items() if arm.group == ARMS[best].group and name != best
+            name
+            for name, arm in arms("text").items()
+            if arm.group == group and arm.seeds >= seeds and name != best
         ]
         found += less("text", best, others)
     return found

@@ -1,9 +1,11 @@
 """Fitting mixers on paper: what growth.transferring.align does, on tensors that have no numbers.
 
-Of layers that compute alike one is fitted, for two steps; each further step takes what the second did.
+Of layers that compute alike one is fitted, in two steps, after which no further one holds more.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,13 +19,13 @@ from growth.training.progress import RunProgress
 from growth.transferring.align import Aligning
 from growth.transferring.fitted import Fitting, restorable
 from growth.transferring.layers import Layers
-from growth.transferring.one_mixer import Cost
+from growth.transferring.one_mixer import Cost, Steps
 from growth.transferring.restoration import Restored
 from growth.transferring.starting import Starting
 
 
 @dataclass(frozen=True)
-class Alignment:
+class Aligned:
     """flops: of all layers, and of scoring them where the data choose some. memory: the most bytes that they
     hold. disk: bytes of the fitted mixers, which lie beside the result until it is whole."""
 
@@ -36,21 +38,19 @@ class Alignment:
     disk: int
 
     def __str__(self) -> str:
-        how = f"in {self.steps} steps" if self.steps else "solved for"
-        return f"{self.flops:.3g} FLOP, {how} a layer, {self.windows} windows of {self.T} tokens"
+        how = f"{self.steps} step{'s' * (self.steps > 1)} a layer" if self.steps else "no steps"
+        return f"{self.flops:.3g} FLOP, {how}, {self.windows} windows of {self.T} tokens"
 
 
-def alignment_of(fitting: Fitting, starting: Starting) -> Alignment:
+def alignment_of(fitting: Fitting, starting: Starting) -> Aligned:
     """What `fitting.run` takes."""
-    how, few = fitting.how, min(fitting.how.steps, 2)
-    flops, memory = _run(fitting, starting, few)
-    if how.steps > few:
-        flops += (how.steps - few) * (flops - _run(fitting, starting, few - 1)[0])
-    windows, T = how.windows(len(fitting.windows)), fitting.windows.length
-    return Alignment(len(starting.new), how.steps, windows, T, flops, memory, fitting.bytes(starting))
+    how, T = fitting.how, fitting.windows.length
+    windows = how.windows(len(fitting.windows))
+    flops, memory = _run(fitting, starting, windows)
+    return Aligned(len(starting.new), how.steps, windows, T, flops, memory, fitting.bytes(starting))
 
 
-class Hollow(Layers):
+class HollowLayers(Layers):
     """Layers whose weights have shapes and no numbers, under a FakeTensorMode."""
 
     def tensor(self, name: str) -> Tensor:
@@ -59,9 +59,18 @@ class Hollow(Layers):
         return stored.to(self.device, self.dtype)
 
 
+class FewSteps(Steps):
+    def windows(self, N: int) -> Iterator[list[int]]:
+        """Of the first two: the first one's operations count for all."""
+        return islice(super().windows(N), 2)
+
+
 class OnPaper(Aligning):
     def keep(self, layer: int, mixer: nn.Module) -> None:
         """Nowhere: it has no numbers."""
+
+    def steps(self, size: int, rate: float) -> Steps:
+        return FewSteps(**vars(super().steps(size, rate)))
 
 
 class Scored(Restored):
@@ -94,15 +103,14 @@ class Scored(Restored):
         return 2 * old + (sum(i < layer for i in self.layers) + new) * own
 
 
-def _run(fitting: Fitting, starting: Starting, steps: int) -> tuple[int, int]:
-    """Operations and the most bytes, with so many steps."""
-    how, T = replace(fitting.how, steps=steps), fitting.windows.length
-    ends = source, _ = starting.layers(torch.device("cpu"), Hollow)
-    progress = RunProgress("align", 0, silent=True)
+def _run(fitting: Fitting, starting: Starting, windows: int) -> tuple[int, int]:
+    """Operations, and the most bytes."""
+    ends = source, _ = starting.layers(torch.device("cpu"), HollowLayers)
+    progress, T = RunProgress("align", 0, silent=True), fitting.windows.length
     with FakeTensorMode(allow_non_fake_inputs=True), quiet(), Tape() as tape:
-        aligning = OnPaper(starting, how, Path(), ends)
-        ids = torch.zeros(how.windows(len(fitting.windows)), T, dtype=torch.long)
-        stream = source.embed(ids.split(how.batch_size))
+        aligning = OnPaper(starting, fitting.how, Path(), ends)
+        ids = torch.zeros(windows, T, dtype=torch.long)
+        stream = source.embed(ids.split(fitting.how.batch_size))
         scored, last = None, max(starting.new)
         if fitting.held_out is not None:
             ids_scored = torch.zeros(len(fitting.held_out), T, dtype=torch.long)

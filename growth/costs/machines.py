@@ -15,7 +15,7 @@ import torch
 from growth import apply
 from growth.maps import Copies
 
-WRITTEN, MADE = 2**23, 2**18  # bytes, numbers
+WRITTEN, MADE, SQUARE = 2**23, 2**18, 1024  # bytes, numbers, of a product
 UTILISATION = 0.4  # of a GPU's peak that training reaches: an assumption; 0.35 to 0.5 are common
 DIRTY = 0.1  # of free memory: from there on Linux writes to the disk, by its defaults
 TOGETHER = 8  # GPUs of a machine
@@ -109,12 +109,12 @@ def _numbers() -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     x = torch.ones(N // 2, N // 2, dtype=torch.bfloat16)
     wide = apply.read(of, apply.write(of, x))
-    kept, square = wide.bfloat16(), torch.ones(N, N)
+    kept, square = wide.bfloat16(), torch.ones(SQUARE, SQUARE)
     return {
         "copied": MADE / best(lambda: kept.clone().aminmax()),
         "expanded": MADE / best(lambda: apply.read(of, apply.write(of, x)).bfloat16().aminmax()),
         "drawn": MADE / best(lambda: apply.add_noise(of, wide, 1.0, generator)),
-        "products": 2 * N**3 / best(lambda: torch.mm(square, square)),
+        "products": 2 * SQUARE**3 / best(lambda: torch.mm(square, square)),
     }
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from growth.costs.job import Job, job_of
 from growth.costs.machines import H200, UTILISATION, Gpu, Machine, here
 from growth.errors import Refusal
@@ -16,7 +18,7 @@ from growth.plan import Plan, Source
 from growth.writing import SHARD_BYTES
 
 if TYPE_CHECKING:
-    from growth.costs.aligning import Alignment
+    from growth.costs.aligning import Aligned
     from growth.costs.learning import Lesson
     from growth.costs.training import Training
 
@@ -34,7 +36,7 @@ class Costs:
     place: Path
     gpu: Gpu
     target: Model
-    learns: "Callable[[], Lesson | Alignment | None] | None" = None
+    learns: "Callable[[], Lesson | Aligned | None] | None" = None
 
     @cached_property
     def machine(self) -> Machine:
@@ -45,7 +47,7 @@ class Costs:
         return self.planning + self.job.seconds(self.machine)
 
     @cached_property
-    def lesson(self) -> "Lesson | Alignment | None":
+    def lesson(self) -> "Lesson | Aligned | None":
         return self.learns() if self.learns else None
 
     @cached_property
@@ -83,11 +85,9 @@ class Costs:
             f"about {self.seconds:,.1f} s here" + (f"; {job.uncounted} is not in it" if job.uncounted else "")
         )
         if self.lesson:
+            held = f"{job.uncounted}: {self.lesson}; holds {gb(self.lesson.memory)} of memory"
             least = self.lesson.flops / self.machine.products
-            yield (
-                f"{job.uncounted}: {self.lesson}; holds {gb(self.lesson.memory)} of memory, "
-                f"at least {least:,.1f} s here"
-            )
+            yield held if torch.accelerator.is_available() else f"{held}, at least {least:,.1f} s here"
         if not self.trainings:
             return
         each, images = self.trainings[0], self.target.family.probe == "images"
@@ -115,7 +115,7 @@ def costs_of(
     shard_bytes: int = SHARD_BYTES,
     *,
     uncounted: str = "",
-    learns: "Callable[[], Lesson | Alignment | None] | None" = None,
+    learns: "Callable[[], Lesson | Aligned | None] | None" = None,
 ) -> Costs:
     """What carrying out the plan takes, as job_of has it, and training the target after it. planning: seconds
     so far. uncounted: what it takes besides; learns: works out that, where it is learning."""

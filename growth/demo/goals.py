@@ -1,6 +1,7 @@
 """What the methods were to save, and whether they did."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from growth.demo.summary import Arm, ranked, summaries
@@ -49,8 +50,10 @@ def goals(report: dict) -> list[Goal]:
     return out
 
 
-def best(arms: list[Arm]) -> Arm | None:
-    return next(iter(ranked(arms)), None)
+def best(arms: Collection[Arm]) -> Arm | None:
+    """The one that saved most, of those with the most seeds: of fewer it may be luck."""
+    most = max((arm.seeds for arm in arms), default=0)
+    return next(iter(ranked(arm for arm in arms if arm.seeds == most)), None)
 
 
 def _saving(family: dict, what: str, arms: list[Arm], least: float) -> Goal:

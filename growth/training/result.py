@@ -57,8 +57,8 @@ class TrainReport:
         return f"the masks of what was new opened in {steps} steps" if steps else ""
 
     def risen(self) -> str:
-        """What to do about a loss that ended above where it began, "" where it did not."""
-        if self.curve[-1].loss <= self.curve[0].loss:
+        """What to do about a loss that ended more than 1 % above where it began, "" where it did not."""
+        if self.curve[-1].loss <= 1.01 * self.curve[0].loss:
             return ""
         return (
             f"it rose: a learning rate below {self.settings['learning_rate']:g}, or more steps, may lower it"

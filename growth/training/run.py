@@ -214,7 +214,8 @@ def refuse_full(run: Path, parameters: int, trained: int, saves: int, kept: bool
     files = (file for folder in _checkpoints(run) for file in folder.rglob("*"))
     has = sum(file.stat().st_size for file in files if file.is_file())  # new ones take their place
     if need > (free := shutil.disk_usage(run if run.is_dir() else nearest(run)).free + has):
-        refuse_no_place(run)
+        if not run.is_dir():
+            refuse_no_place(run)
         raise refuse(
             str(run),
             f"room for {need / 1e9:,.3g} GB, for {most} checkpoints of {one / 1e9:,.3g} GB and a model",

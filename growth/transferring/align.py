@@ -126,10 +126,12 @@ class Aligning:
         restored: Restored | None,
     ) -> None:
         """One layer, of which nothing is left afterwards. stream: in front of it, then behind it."""
-        block, own = self.source.block(layer), None
+        block = self.source.block(layer)
+        own = self.target.with_mixer(layer, block) if layer in self.starting.new else None
+        for end in (self.source, self.target):
+            end.weights.forget()
         x, y = watched(self.source, layer, block, stream, self.stages["source"])
-        if layer in self.starting.new:
-            own = self.target.with_mixer(layer, block)
+        if own:
             self.layers.append(
                 self.fit(layer, own, block.mixer, Pairs(x, y, ids, f"layer {layer}"), progress)
             )
@@ -147,6 +149,10 @@ class Aligning:
                 str(folder), "room for fitted mixers", reason(error), "make room, or name another"
             ) from error
 
+    def steps(self, size: int, rate: float) -> Steps:
+        """Of so many windows each, at that rate."""
+        return Steps(self.how.steps, size, rate, self.starting.seed)
+
     def fit(
         self, layer: int, block: nn.Module, old: nn.Module, pairs: Pairs, progress: RunProgress
     ) -> dict[str, Any]:
@@ -161,8 +167,7 @@ class Aligning:
                 solve(mixer, call, pairs, how.batch_size, how.ridge, stages["start"])
                 errors["solved"] = pairs.error(call, how.batch_size, stages["start"])
         if how.steps:
-            size = min(how.step_size, len(pairs.x))
-            steps = Steps(how.steps, size, how.rate(letter), self.starting.seed)
+            steps = self.steps(min(how.step_size, len(pairs.x)), how.rate(letter))
             with stages["steps"].timed():
                 descend(mixer, call, pairs, steps, stages["steps"], progress)
                 errors["aligned"] = pairs.error(call, how.batch_size, stages["steps"])

@@ -19,7 +19,7 @@ from growth.transferring.starting import Starting
 from lcikernels.models.fields import ATTENTION
 
 if TYPE_CHECKING:
-    from growth.costs import aligning
+    from growth.costs.aligning import Aligned
 
 ALIGN = 100  # steps with data, where nobody says how many
 
@@ -106,7 +106,7 @@ class Fitting:
         weights = (x for layer in starting.new for x in model.at("", layer) if of_mixer(x.name))
         return sum(4 * math.prod(model.shape(x)) for x in weights)
 
-    def on_paper(self, starting: Starting) -> "aligning.Alignment":
+    def on_paper(self, starting: Starting) -> "Aligned":
         """What `run` takes."""
         from growth.costs.aligning import alignment_of  # torch without numbers: seconds to import
 
@@ -135,7 +135,7 @@ class Fitting:
             rows = table(scores, kept)
             found |= {"scores": rows, "scored": self.held_out.fingerprint()}
             lines += [score_line(row) for row in rows]
-        flops = sum(cost.flops for cost in stages.values())
+        flops = aligning.flops + (restored.cost.flops if restored else 0)
         found |= {"flops": flops, "stages": {name: asdict(cost) for name, cost in stages.items()}}
         found["peak_memory"] = peak_memory()
         return Fitted(flops, found, tuple(lines), kept)

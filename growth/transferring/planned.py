@@ -105,6 +105,11 @@ class Weights:
             self._started = layer, self.starts[layer].make(layer)
         return self._started[1][weight]
 
+    def forget(self) -> None:
+        """Let go of what was read or drawn for several weights at once."""
+        self.source.forget()
+        self._fresh.forget()
+
     def mixer(self, layer: int) -> list[str]:
         """The names of the weights of a layer's mixer."""
         return [weight.name for weight in self.model.architecture.at("", layer) if of_mixer(weight.name)]
@@ -259,6 +264,9 @@ class Fresh:
         if name not in self._made:
             self._made = dict(initialised(self.empty, ".".join(name.split(".")[:4]), self.seed))
         return entry.from_disk(self._made[name])[part]
+
+    def forget(self) -> None:
+        self._made = {}
 
 
 def initialised(empty: PreTrainedModel, path: str, seed: int) -> Iterator[tuple[str, Tensor]]:

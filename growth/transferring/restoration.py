@@ -43,11 +43,12 @@ class Restored:
         with self.cost.counted(), self.cost.timed():
             restored = source.run(layer, block, self.plain)
             self.source = source.run(layer, block, self.source)
+            end, at = (source, block) if own is None else (target, own)
+            for i, x in self.with_layer.items():  # one after the other, so that no two of all lie there
+                self.with_layer[i] = end.run(layer, at, x)
             if own is None:
                 self.plain = restored
-                self.with_layer = {i: source.run(layer, block, x) for i, x in self.with_layer.items()}
             else:
-                self.with_layer = {i: target.run(layer, own, x) for i, x in self.with_layer.items()}
                 self.plain = target.run(layer, own, self.plain)
                 if layer in self.layers:
                     self.with_layer[layer] = restored

@@ -79,6 +79,7 @@ def transfer(
                     Alignment says how. 0: with data the last projection alone is solved for. None: 100 with
                     data, 0 without: the row "hybrid" of benchmarks/REUSE.md beside "hybrid, solved" and
                     "hybrid, unaligned". "hybrid-early", of a source trained at a constant rate, saves most
+                    of those with several seeds
     data            text, or Windows: what mixers are fitted to and layers are chosen by
     text_field      of rows, the field or column that holds the text
     format          what it is written as: lci, our own class, which holds all of these; granitemoehybrid,

@@ -113,16 +113,35 @@ def test_modules_of_another_shape_are_refused(src, tmp_path, found):
 
 
 @pytest.mark.parametrize("verb", ["grow", "transfer", "shrink"])
-@pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json"])
-def test_a_file_that_ends_early_is_refused_before_any_work(verb, name, tmp_path):
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("tokenizer.json", '{"version": ', "JSON, got Expecting value"),
+        ("tokenizer_config.json", "\ufeff{}", "JSON, got Unexpected UTF-8 BOM"),
+        ("added_tokens.json", "[]", "an object, got list"),
+        ("modules.json", "{}", "a list of objects"),
+        ("1_Pooling/config.json", "[", "JSON, got Expecting value"),
+    ],
+)
+def test_a_broken_file_beside_the_weights_is_refused_before_any_work(verb, name, text, said, tmp_path):
     with quiet():
         ALL["llama"](tmp_path / "src")
-    (tmp_path / "src" / name).write_text('{"version": ')
+    if "Pooling" in name:
+        modules(tmp_path / "src", Pooling={})
+    (tmp_path / "src" / name).write_text(text)
     options = {} if verb == "transfer" else {"num_layers": 2 if verb == "shrink" else 4}
     for dst in (None, tmp_path / "out"):
-        with pytest.raises(Refusal, match=f"{name}: expected JSON, got Expecting value.*; copy or download"):
+        with pytest.raises(Refusal, match=f"src/{name}: expected {said}.*; copy or download it again"):
             getattr(growth, verb)(tmp_path / "src", dst, dry_run=not dst, **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_not_read_where_the_tokenizer_is_may_be_anything(tmp_path):
+    with quiet():
+        ALL["llama"](tmp_path / "src")
+    (tmp_path / "src/vocab.json").write_text("")
+    growth.grow(tmp_path / "src", tmp_path / "out", num_layers=4)
+    assert (tmp_path / "out/vocab.json").read_text() == ""
 
 
 def test_how_images_are_read_travels_and_the_longest_text_stays(src, tmp_path):

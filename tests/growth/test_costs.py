@@ -305,6 +305,12 @@ ALIGNED = {
     "several kinds": ("llama with biases, tied", {"pattern": "RMA", "align": 4}),
     "data choose": ("llama", {"keep_attention": "auto:1", "align": 3}),
     "data choose, windows": ("gemma2", {"mixers": "mamba", "keep_attention": "auto:1", "align": 3}),
+    "data choose among many": (
+        "llama",
+        {"keep_attention": "auto:2", "align": Alignment(1, batches=2, batch_size=4)},
+    ),
+    "a mixer of its own": ("lci, every mixer twice", {"align": 1}),
+    "fused, few windows": ("phi3", {"align": Alignment(2, batches=1, batch_size=2)}),
 }
 
 
@@ -312,7 +318,8 @@ ALIGNED = {
 def test_an_alignment_on_paper_is_the_one_that_is_done(name, tmp_path, monkeypatch):
     family, options = ALIGNED[name]
     with quiet():
-        ALL[family](tmp_path / "src", intermediate_size=128)
+        deep = {"num_hidden_layers": 14} if "many" in name else {}
+        (DEEP | ALL)[family](tmp_path / "src", **{} if family in DEEP else {"intermediate_size": 128} | deep)
     options |= {"data": Windows(torch.randint(3, 50, (40 * T,)), T)}
     told = growth.transfer(tmp_path / "src", dry_run=True, **options).costs
     run, tapes = Fitting.run, []
