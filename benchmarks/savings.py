@@ -65,8 +65,8 @@ def text(reports: list[dict]) -> str:
 
 
 def headline(reports: list[dict]) -> str:
-    """The README's: of every family the arms that papers are about, and the best of each kind of transfer;
-    first those of checkpoints as most are, whose rate has fallen."""
+    """The README's: of every family the arms that papers are about, the best growth and the best transfer of
+    each kind; first those of checkpoints as most are, whose rate has fallen."""
     told = [
         (family["title"], arm)
         for report in reports
@@ -117,12 +117,14 @@ def lines(report: dict) -> str:
 
 
 def _told(arms: list[Arm]) -> list[Arm]:
-    """Of ranked arms: the best, those that papers are about, of transfers the best of every kind, early and
+    """Of ranked arms: those that papers are about, and the best growth, and transfer of every kind, early and
     not."""
-    moved = [arm for arm in arms if arm.group == "transfer"]
-    kinds = {(kind(arm), _early(arm)) for arm in moved}
-    firsts = [best([arm for arm in moved if (kind(arm), _early(arm)) == of]) for of in kinds]
-    return [arm for arm in arms if arm in (best(arms), *firsts) or arm.name in HEADLINE]
+    alike: dict[tuple[str, bool], list[Arm]] = {}
+    for arm in arms:
+        of = kind(arm) if arm.group == "transfer" else arm.group
+        alike.setdefault((of, _early(arm)), []).append(arm)
+    tops = [best(of) for of in alike.values()]
+    return [arm for arm in arms if arm in tops or arm.name in HEADLINE]
 
 
 def _early(arm: Arm) -> bool:

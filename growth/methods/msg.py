@@ -9,6 +9,9 @@ At m = 0 the model is its source, exactly, however the new weights start, norms 
 included; at m = 1 it is the plain model. The checkpoint holds the plain model: loaded without masks it is
 not the source. growth.json says what is new (`closed`), and `growth train` closes and opens that.
 
+Of a BERT whose rate has fallen the rows "msg" and "lemon" of benchmarks/REUSE.md save 53 % and 28 %. On text
+and images "msg" does not arrive.
+
 The paper masks what is written, here what is read is masked: the same product for every matrix that reads,
 and a norm weighs values that nothing has scaled. Groups among which the heads of an old one are shared out
 have copies of its keys and values.
