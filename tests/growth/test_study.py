@@ -23,6 +23,7 @@ from growth.demo.study import Study, beyond
 from growth.errors import Refusal
 from growth.locks import alone_in
 from growth.methods import METHODS
+from growth.training.callbacks import LayerDropping, TokenDropping
 from growth.training.finite import NotFinite
 
 NUMBERS = Numbers(
@@ -205,6 +206,12 @@ def test_every_checkpoint_works_and_the_report_is_on_disk(done):
         prompt = tokenizer("import ", return_tensors="pt", return_token_type_ids=False)
         text = model.generate(**prompt, max_new_tokens=3, do_sample=False)
         assert tokenizer.decode(text[0]).startswith("import ") and len(text[0]) == 10
+
+
+def test_every_arm_of_images_trains_by_what_a_vit_takes():
+    (images,) = (scale.families["images"] for scale in LARGER.values() if "images" in scale.families)
+    used = {type(x) for arm in images.arms for x in ARMS[arm].callbacks(10)}
+    assert LayerDropping in used and TokenDropping not in used
 
 
 def test_without_scikit_learn_the_images_are_left_out_with_a_line_that_says_so(tmp_path, monkeypatch):
