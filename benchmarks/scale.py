@@ -19,8 +19,10 @@ from growth.costs.machines import H100, H200, TOGETHER, UTILISATION, Machine
 from growth.costs.told import GPUS, Costs, gb
 from growth.costs.training import Steps, Training, training_of
 from growth.families import family_of
+from growth.learned.fit import LENGTH
 from growth.plan import Row
 from growth.training.data import Windows
+from growth.transferring.align import Alignment
 from growth.transferring.fitted import ALIGN
 from growth.transferring.restoration import HELD_OUT
 from growth.writing import WEIGHTS, layout
@@ -61,8 +63,8 @@ LLAMA_8B = LlamaConfig(
 )
 WIDER = dict(hidden_size=5120, num_layers=40, num_heads=40, num_kv_heads=40, ffn_size=13824)
 KEPT = (7, 15, 23, 31)  # layers of a hybrid that stay attention
-USED, SCORED, LENGTH = 64, HELD_OUT, 512  # windows that alignment reads by default, and their tokens
-TEXT = Windows(torch.zeros((USED + SCORED) * LENGTH, dtype=torch.long), LENGTH)
+USED = Alignment().batches * Alignment().batch_size  # windows that it reads by default
+TEXT = Windows(torch.zeros((USED + HELD_OUT) * LENGTH, dtype=torch.long), LENGTH)
 
 MAKING = "job", "read", "written", "peak memory", "time"
 ALIGNING = "job", "layers fitted", "FLOP", "peak memory", "disk", f"time on one {H200.name}"
@@ -77,7 +79,8 @@ ASSUMED_OF_MAKING = (
 )
 ASSUMED_OF_ALIGNING = (
     f"* The defaults: {ALIGN} steps a layer on {USED} windows of {LENGTH} tokens, a layer at a time, in one",
-    f"  process and float32. Where data choose layers, all are fitted, and scored on {SCORED} windows more.",
+    "  process and float32. Where data choose layers, all are fitted, and scored on"
+    f" {HELD_OUT} windows more.",
     "* Disk: the fitted mixers in float32, which lie beside the result until it is whole.",
     f"* Assumed: products at {UTILISATION:.0%} of {H200.single / 1e12:.0f} TFLOP/s, and nothing besides.",
 )

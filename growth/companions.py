@@ -3,6 +3,7 @@
 import json
 import shutil
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import GenerationConfig
@@ -56,10 +57,11 @@ def refuse_broken_companions(src: Path) -> None:
     """Raises Refusal where `copy_companions` would, or a file that any tokenizer is read from is no JSON;
     found before any work."""
     refuse_odd_generation(src)
-    for file in _files(src):
+    modules = sentence_modules(src, (0, 0))
+    for file in _files(src, modules):
         if file.name in OBJECTS:
             read_object(file)
-    for folder, kind in sentence_modules(src, (0, 0)).items():
+    for folder, kind in modules.items():
         if kind == "Pooling":
             read_object(folder / POOLING)
 
@@ -79,7 +81,7 @@ def copy_companions(src: Path, dst: Path, widths: tuple[int, int] = (0, 0)) -> N
     modules = sentence_modules(src, widths)
     for folder in modules:
         (dst / folder.name).mkdir()  # of some it is all there is
-    for file in _files(src):
+    for file in _files(src, modules):
         target = dst / file.relative_to(src)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)  # not its mode: permissions follow the umask
@@ -88,11 +90,12 @@ def copy_companions(src: Path, dst: Path, widths: tuple[int, int] = (0, 0)) -> N
             _widen(dst / folder.name / POOLING, widths)
 
 
-def _files(src: Path) -> list[Path]:
-    """What lies beside the weights and is copied. Raises Refusal where one cannot be read, or leads out."""
+def _files(src: Path, modules: Iterable[Path]) -> list[Path]:
+    """What lies beside the weights, and in the folders of modules, and is copied. Raises Refusal where one
+    cannot be read, or leads out."""
     named = (GENERATION, *BESIDE, MODULES, *SENTENCE)
     files = [file for name in named if (file := src / name).exists()]
-    for folder in sentence_modules(src, (0, 0)):
+    for folder in modules:
         files += [file for file in sorted(folder.rglob("*")) if not file.is_dir()]
     for file in files:
         _refuse_unreadable(file, "the model")

@@ -22,7 +22,9 @@ LIST = rf"{NAME}(?:(?:, | and ){NAME})*"
 ROWS = re.compile(rf"\brows? ({LIST})")
 MORE = re.compile(rf"({NAME}) of \S+, which on (\w+) saves more than ({LIST})")
 BESIDE = re.compile(rf"({NAME}) of \S+ beside ({LIST})")
-MOST = re.compile(rf"({NAME}), (?:which|of a source trained at a constant rate,) saves most")
+MOST = re.compile(
+    rf"({NAME}), (?:which|of a source trained at a constant rate,) saves most( of those with several seeds)?"
+)
 CITING = [path for path in sorted((ROOT / "growth").rglob("*.py")) if "REUSE.md" in path.read_text()]
 CITING += [ROOT / file for file in DOCUMENTS]
 
@@ -61,14 +63,12 @@ def wrong(text: str) -> list[str]:
         found += less(family, best[1:-1], names(others))
     for best, others in BESIDE.findall(text):
         found += less("text", best[1:-1], names(others))
-    for best in (best[1:-1] for best in MOST.findall(text)):
-        seeds, group = arms("text")[best].seeds, ARMS[best].group
-        others = [
-            name
-            for name, arm in arms("text").items()
-            if arm.group == group and arm.seeds >= seeds and name != best
-        ]
-        found += less("text", best, others)
+    for quoted, several in MOST.findall(text):
+        best = quoted[1:-1]
+        others = {name: arm for name, arm in arms("text").items() if arm.group == ARMS[best].group}
+        found += less(
+            "text", best, [x for x, arm in others.items() if x != best and (arm.seeds > 1 or not several)]
+        )
     return found
 
 

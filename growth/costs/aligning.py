@@ -96,10 +96,11 @@ class Scored(Restored):
                 end.run(layer, at, self.plain)
         self.passes = costs[0].flops, costs[1].flops
 
-    def passed(self, layer: int, new: bool) -> int:
-        """Operations of all streams there: the source's, one whose attention is restored, and students that
-        have the layer's own mixer, with the attention of a layer before it or with none."""
-        old, own = self.passes
+    def passed(self, passes: tuple[int, int], layer: int, new: bool) -> int:
+        """Operations of all streams there, each of which takes one of `passes`: the source's, one whose
+        attention is restored, and students with the layer's own mixer, which have the attention of a layer
+        before it or none."""
+        old, own = passes
         return 2 * old + (sum(i < layer for i in self.layers) + new) * own
 
 
@@ -125,8 +126,7 @@ def _run(fitting: Fitting, starting: Starting, windows: int) -> tuple[int, int]:
             own, passes = known[kind]
             flops += own
             if scored:
-                scored.passes = passes
-                flops += scored.passed(layer, layer in starting.new)
+                flops += scored.passed(passes, layer, layer in starting.new)
         if scored:
             scored.scores(source)
             flops += scored.cost.flops

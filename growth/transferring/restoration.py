@@ -44,7 +44,7 @@ class Restored:
             restored = source.run(layer, block, self.plain)
             self.source = source.run(layer, block, self.source)
             end, at = (source, block) if own is None else (target, own)
-            for i, x in self.with_layer.items():  # one after the other, so that no two of all lie there
+            for i, x in self.with_layer.items():  # in place, or each would be there twice
                 self.with_layer[i] = end.run(layer, at, x)
             if own is None:
                 self.plain = restored
